@@ -1,0 +1,58 @@
+# make quickstart   a real teacher, a student, and a report, from nothing
+# make test         every test, after its own set-up
+# make check        lint and types
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RECIPE ?= flows/recipes/quickstart.yaml
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+export DO_NOT_TRACK = 1
+
+.PHONY: quickstart install install-dev test test-fast check lint types format clean
+
+quickstart: install
+	$(BIN)/stillhouse teacher fetch-demo
+	$(BIN)/stillhouse run --flow $(RECIPE)
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Stillhouse needs Python 3.11 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV): some minutes the first time"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV): some minutes the first time"
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+test: install-dev
+	$(BIN)/stillhouse teacher fetch-demo
+	$(BIN)/python -m pytest
+
+test-fast: install-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+check: lint types
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-dev
+	$(BIN)/mypy
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,39 @@
+"""The distillation flow: dataset -> student (and its black-box baseline), one task a student."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+
+from flows.common import FLOW, TASK, logged_progress
+from pipeline.config import Recipe, load_recipe
+from pipeline.dataset.store import Dataset
+from pipeline.stages import StudentResult, distill_stage, recipe_dataset, students_to_train
+
+
+@task(name="train student", task_run_name="train {name}", retries=1, retry_delay_seconds=10, **TASK)
+def train_student(recipe: Recipe, place: int, dataset: Dataset, name: str) -> StudentResult:
+    """Train one of the recipe's students; a retry goes on from its last checkpoint."""
+    return distill_stage(recipe, students_to_train(recipe)[place], dataset, logged_progress())
+
+
+@flow(name="distill", flow_run_name="distill {recipe}", **FLOW)
+def distill_flow(recipe: str, overrides: list[str] | None = None) -> list[StudentResult]:
+    """Train a recipe's students; `overrides` are as `--set` takes them."""
+    loaded = load_recipe(recipe, overrides or [])
+    dataset = recipe_dataset(loaded)
+    results = [
+        train_student(loaded, place, dataset, f"{student.mode} student")
+        for place, student in enumerate(students_to_train(loaded))
+    ]
+    for result in results:
+        get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "was there already")
+    create_table_artifact(
+        key="students",
+        description=f"Students of {loaded.name}, from dataset {dataset.manifest.label}",
+        table=[
+            {"student": r.card.variant, "parameters": r.card.parameters, "steps": r.card.steps, "seconds": r.card.seconds}
+            for r in results
+        ],
+    )
+    return results

@@ -1,0 +1,29 @@
+"""The evaluation flow: teacher, baselines and student side by side -> report."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+
+from flows.common import FLOW, TASK, logged_progress
+from pipeline.config import Recipe, load_recipe
+from pipeline.dataset.store import Dataset
+from pipeline.evaluation.evaluate import EvaluationResult
+from pipeline.evaluation.report import markdown
+from pipeline.stages import evaluate_stage, recipe_dataset
+
+
+@task(name="evaluate", retries=1, retry_delay_seconds=10, **TASK)
+def measure_models(recipe: Recipe, dataset: Dataset) -> EvaluationResult:
+    """Measure every model of the recipe, where the report is not there yet."""
+    return evaluate_stage(recipe, dataset, logged_progress())
+
+
+@flow(name="evaluate", flow_run_name="evaluate {recipe}", **FLOW)
+def evaluate_flow(recipe: str, overrides: list[str] | None = None) -> EvaluationResult:
+    """Evaluate a recipe's student; `overrides` are as `--set` takes them."""
+    loaded = load_recipe(recipe, overrides or [])
+    result = measure_models(loaded, recipe_dataset(loaded))
+    get_run_logger().info("report: %s", result.files.html)
+    create_markdown_artifact(key="report", description=f"Report of {loaded.name}", markdown=markdown(result.report))
+    return result

@@ -1,0 +1,24 @@
+"""The whole way as one flow: label, distil, evaluate, report."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prefect import flow
+
+from flows.common import FLOW
+from flows.distill import distill_flow
+from flows.evaluate import evaluate_flow
+from flows.label import label_flow
+from pipeline.stages import RunResult
+
+
+@flow(name="run", flow_run_name="run {recipe}", **FLOW)
+def run_flow(recipe: str, overrides: list[str] | None = None) -> RunResult:
+    """Run a recipe to its report; `overrides` are as `--set` takes them.
+
+    A synchronous flow on purpose: training runs in the main thread, where an interrupt reaches it at once.
+    """
+    labelled = asyncio.run(label_flow(recipe, overrides))
+    students = distill_flow(recipe, overrides)
+    return RunResult(labelled, students, evaluate_flow(recipe, overrides))

@@ -1,0 +1,234 @@
+"""The one place that runs causal language models with torch: loading, aligned logits, generation.
+
+Teacher, student and evaluation all read the logits of a completion through `completion_logits`, so a label and the
+student's answer to it stand at the same position by construction:
+
+    tokens   p0 p1 p2 c0 c1 c2        the logits at p2 are the distribution of c0
+    kept           ^  ^  ^
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.records import Message
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+IGNORED = -100  # the label of a token that is not learnt
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Prompts with their completions, right-padded. `labels` repeats the completion tokens and is -100 elsewhere."""
+
+    input_ids: Tensor  # (batch, time) int64
+    attention_mask: Tensor  # (batch, time) int64
+    labels: Tensor  # (batch, time) int64
+
+    @property
+    def completion_mask(self) -> Tensor:
+        """True at the positions whose logits foretell a completion token, one step before it: (batch, time - 1) bool."""
+        return self.labels[:, 1:] != IGNORED
+
+    @property
+    def targets(self) -> Tensor:
+        """The completion tokens in the order of `completion_logits`: (completion tokens,) int64."""
+        return self.labels[self.labels != IGNORED]
+
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+
+
+def token_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> TokenBatch:
+    """Lay token ids out for one forward pass; every prompt and every completion has at least one token."""
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    shape = (len(prompts), max(lengths))
+    input_ids, labels = torch.full(shape, pad_id), torch.full(shape, IGNORED)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        input_ids[row, : lengths[row]] = torch.tensor([*prompt, *completion])
+        labels[row, len(prompt) : lengths[row]] = torch.tensor([*completion])
+        attention_mask[row, : lengths[row]] = 1
+    return TokenBatch(input_ids, attention_mask, labels)
+
+
+def completion_logits(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
+    """The logits that foretell each completion token, rows after one another: (completion tokens, vocabulary) float32.
+
+    The output layer runs only from the first completion position of the batch on, where the model can do so: over a
+    vocabulary of 50,000 it costs as much as many transformer layers.
+    """
+    mask = batch.completion_mask
+    first = int(mask.any(dim=0).int().argmax())
+    kept = torch.arange(first, mask.shape[1], device=mask.device)
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if _takes_logits_to_keep(model):
+        logits = model(**arguments, logits_to_keep=kept).logits  # (batch, kept, vocabulary)
+    else:
+        logits = model(**arguments).logits[:, kept]
+    selected: Tensor = logits[mask[:, kept]]
+    return selected.float()
+
+
+def _takes_logits_to_keep(model: torch.nn.Module) -> bool:
+    inner = getattr(model, "module", model)  # under DistributedDataParallel
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+# --------------------------------------------------------------------------------------------------------------- loading
+
+
+@dataclass(frozen=True)
+class CausalModel:
+    """A loaded model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def window(self) -> int:
+        """Tokens of prompt and completion that the model takes."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills up a batch; never attended to, so any token does where the tokenizer has none for it."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.end_ids[0])
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer; the first is the one that training texts end with."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        listed = configured if isinstance(configured, list) else [configured]
+        own = self.tokenizer.eos_token_id
+        ends = dict.fromkeys(token for token in [own, *listed] if token is not None)
+        return [int(token) for token in ends]
+
+
+def load_causal_model(folder: Path, *, dtype: str = "float32", device: str = "auto") -> CausalModel:
+    """Load a model and its tokenizer for inference, on the accelerator if there is one."""
+    quiet_transformers()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+    model.eval()
+    own = model.generation_config  # transformers fills every unset setting of `generate` from here
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    return CausalModel(model.to(choose_device(device)), AutoTokenizer.from_pretrained(folder))
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the accelerator if there is one, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def quiet_transformers() -> None:
+    """No progress bars of the library's own: they would break ours, and fill logs."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+# -------------------------------------------------------------------------------------------------------- text and tokens
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The token ids up to where the answer begins.
+
+    A tokenizer without a chat template belongs to a model that was never taught to chat: the messages' text is then
+    taken as it is.
+    """
+    if tokenizer.chat_template is None:
+        text = "\n".join(message.content for message in messages)
+        return _ids(tokenizer(text)["input_ids"])
+    turns = [message.as_dict() for message in messages]
+    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return _ids(encoded["input_ids"])
+
+
+def encode_completion(causal: CausalModel, text: str) -> list[int]:
+    """The token ids of an answer, with the token that ends it."""
+    return [*_ids(causal.tokenizer(text, add_special_tokens=False)["input_ids"]), *causal.end_ids[:1]]
+
+
+def decode_completion(causal: CausalModel, token_ids: Sequence[int]) -> str:
+    """The text of an answer, without its end token."""
+    return str(causal.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+
+def _ids(encoded: Any) -> list[int]:
+    return [int(token) for token in encoded]
+
+
+@dataclass(frozen=True)
+class GenerationHooks:
+    """What looks on while a model generates; see `teachers/transformers.py` for the one that records soft labels."""
+
+    processors: Sequence[transformers.LogitsProcessor] = ()
+    criteria: Sequence[transformers.StoppingCriteria] = ()
+
+
+def generate(
+    causal: CausalModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    hooks: GenerationHooks = GenerationHooks(),
+) -> list[list[int]]:
+    """Continue each prompt; every answer ends with its end token unless it ran into `max_tokens`.
+
+    Only the settings given here shape the answers; what the model's own generation_config would add (a repetition
+    penalty, top-k) was dropped when it was loaded.
+    """
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), width), causal.pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):  # left-padded, so that all answers begin in the same column
+        input_ids[row, width - len(prompt) :] = torch.tensor([*prompt])
+        attention_mask[row, width - len(prompt) :] = 1
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    settings = transformers.GenerationConfig(
+        max_new_tokens=max_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=causal.end_ids,
+        pad_token_id=causal.pad_id,
+        **sampling,
+    )
+    with torch.inference_mode():
+        output = causal.model.generate(
+            input_ids=input_ids.to(causal.device),
+            attention_mask=attention_mask.to(causal.device),
+            generation_config=settings,
+            logits_processor=transformers.LogitsProcessorList(hooks.processors),
+            stopping_criteria=transformers.StoppingCriteriaList(hooks.criteria),
+        )
+    return [_until_end(row[width:].tolist(), causal.end_ids) for row in output]
+
+
+def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Cut what was padded on after the first end token."""
+    stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: stop + 1]

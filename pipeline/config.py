@@ -1,0 +1,322 @@
+"""The recipe: one YAML file that describes a whole run, as frozen pydantic models.
+
+    recipe = load_recipe("flows/recipes/quickstart.yaml", overrides=["label.sampling.temperature=0"])
+
+An unknown key is refused with its path and the nearest right one, a contradiction at construction: nothing is sent and
+nothing is written before the whole recipe has been understood. Nothing in a recipe runs code, and no secret is in it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import RecipeError
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes a folder's name
+
+
+class Settings(BaseModel):
+    """Base of every part of a recipe: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Options = TypeVar("Options", bound=Settings)
+
+
+class PromptSettings(Settings):
+    """Where the prompts come from and which of them are held out."""
+
+    source: str  # a .jsonl or .parquet file, or a hub data set's id
+    split: str = "train"  # of a hub data set
+    template: str | None = None  # a .j2 file; None where the rows carry `prompt` or `messages`
+    system: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)  # the template's name -> the row's name
+    reference: str | None = None  # the column with the gold answer; None: `reference`, if the rows have one
+    limit: int | None = Field(default=None, ge=1)
+    holdout: float = Field(default=0.1, ge=0, lt=1)  # share of prompts, chosen by their content, for validation
+
+
+class TeacherSettings(Settings):
+    """The model that labels. `options` belong to the kind, and are checked by it."""
+
+    kind: str
+    model: str = ""
+    revision: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class SamplingSettings(Settings):
+    """How the teacher draws its tokens; part of every request's key."""
+
+    temperature: float = Field(default=0.7, ge=0)  # 0: always the most likely token
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=256, ge=1)
+
+
+class SoftSettings(Settings):
+    """Which part of the teacher's distribution is kept at every completion position."""
+
+    encoding: Literal["top-k"] = "top-k"
+    k: int = Field(default=32, ge=1)
+
+
+class LimitSettings(Settings):
+    """What the teacher's server allows."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
+class LabelSettings(Settings):
+    """How prompts become completions."""
+
+    mode: Literal["generate", "score"] = "generate"  # score: the teacher is forced along the reference
+    samples: int = Field(default=1, ge=1)
+    sampling: SamplingSettings = SamplingSettings()
+    soft: SoftSettings | None = None
+    shard_size: int = Field(default=1000, ge=1)  # prompts a shard
+    concurrency: int = Field(default=64, ge=1)  # requests in flight
+    limits: LimitSettings = LimitSettings()
+    budget_usd: float | None = Field(default=None, gt=0)
+    max_rejected: float = Field(default=0.05, ge=0, le=1)  # share of requests; above it the exit status is 3
+
+    @model_validator(mode="after")
+    def _one_reference_one_score(self) -> LabelSettings:
+        if self.mode == "score" and self.samples != 1:
+            raise ValueError(f"mode is 'score' and samples is {self.samples}: scoring draws nothing, set samples to 1")
+        return self
+
+
+class FilterSettings(Settings):
+    """One quality filter; every key but `kind` is an option that the filter itself checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DatasetSettings(Settings):
+    """Which dataset is written, or read."""
+
+    root: str = "data/labels"
+    name: str = Field(pattern=_NAME)
+    version: int | None = Field(default=None, ge=1)  # to learn from; None: the newest
+
+
+class InitSettings(Settings):
+    """What the student starts from: layers of the teacher, a model of its own, or a config with fresh weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    from_: Literal["teacher"] | None = Field(default=None, alias="from")
+    layers: int | None = Field(default=None, ge=1)  # evenly spaced, first and last included
+    model: str | None = None
+    config: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one_origin(self) -> InitSettings:
+        origins = [self.from_ is not None, self.model is not None, self.config is not None]
+        if sum(origins) != 1:
+            raise ValueError("give exactly one of `from: teacher` (with `layers`), `model`, or `config`")
+        if (self.from_ is not None) != (self.layers is not None):
+            raise ValueError("`layers` goes with `from: teacher`: give both, for instance {from: teacher, layers: 10}")
+        return self
+
+
+class LossSettings(Settings):
+    """weight * T^2 * divergence(teacher / T, student / T) + cross_entropy_weight * CE(completion, student)."""
+
+    kind: str = "forward-kl"
+    temperature: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, ge=0)
+    cross_entropy_weight: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossSettings:
+        if self.weight == 0 and self.cross_entropy_weight == 0:
+            raise ValueError("weight and cross_entropy_weight are both 0: nothing would be learnt, raise one of them")
+        return self
+
+
+class StudentSettings(Settings):
+    """The model that learns, and how."""
+
+    init: InitSettings
+    mode: Literal["white-box", "black-box"] = "white-box"
+    loss: LossSettings = LossSettings()
+    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are counted and left out
+    train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
+
+
+class EvaluateSettings(Settings):
+    """What the report measures."""
+
+    baselines: tuple[Literal["untrained", "black-box"], ...] = ("untrained", "black-box")
+    limit: int = Field(default=200, ge=1)  # held-out rows that quality is measured on
+    answers: int = Field(default=20, ge=1)  # held-out prompts answered by every model, side by side in the report
+    latency_prompts: int = Field(default=10, ge=2)  # answered one at a time, for latency and tokens a second
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)  # Jaccard similarity from which a prompt is a near duplicate
+    reports: str = "data/reports"
+
+
+class Recipe(Settings):
+    """One whole run."""
+
+    name: str = Field(pattern=_NAME)
+    seed: int = Field(default=0, ge=0)
+    prompts: PromptSettings
+    teacher: TeacherSettings
+    label: LabelSettings = LabelSettings()
+    quality: tuple[FilterSettings, ...] = ()
+    dataset: DatasetSettings
+    student: StudentSettings | None = None
+    students: str = "data/students"
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _white_box_needs_soft_labels(self) -> Recipe:
+        if self.student is not None and self.student.mode == "white-box" and self.label.soft is None:
+            raise ValueError(
+                "student.mode is 'white-box' and label.soft is null: set label.soft to {encoding: top-k, k: 32}, "
+                "or student.mode to 'black-box'"
+            )
+        return self
+
+    def as_yaml(self) -> str:
+        """The resolved recipe, defaults written out; it loads back to the same recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `a.b=value` overrides (the value is YAML).
+
+    The path is looked up in the working folder, then among the recipes that ship with Stillhouse.
+
+    Raises:
+        RecipeError: the file cannot be read, a key or value is wrong, or two settings contradict each other.
+    """
+    file = find_input(str(path))
+    if file is None:
+        raise RecipeError(f"the recipe {path} is not there. Check the path; `stillhouse --help` shows an example.")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"the recipe {path} is not a mapping of settings: it must begin with lines such as `name: my-run`")
+    for override in overrides:
+        _apply_override(raw, override)
+    return recipe_from(raw, origin=str(path))
+
+
+def recipe_from(raw: Mapping[str, Any], origin: str) -> Recipe:
+    """Check a mapping and make it a recipe; `origin` is named in the errors.
+
+    Raises:
+        RecipeError: with one line for every wrong setting.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(Recipe, detail) for detail in error.errors()]
+        raise RecipeError(f"the recipe {origin} is wrong:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def parse_options(where: str, given: Mapping[str, Any], options: type[Options]) -> Options:
+    """The options of one kind of teacher or filter, as that kind's own settings; `where` is their place in the recipe.
+
+    Raises:
+        RecipeError: with one line for every wrong option.
+    """
+    try:
+        return options.model_validate(given)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{where}.{_explain(options, detail)}" for detail in error.errors())) from None
+
+
+def find_input(path: str) -> Path | None:
+    """A file that a recipe names: in the working folder, or else among what ships with Stillhouse."""
+    for candidate in (Path(path), shipped_folder() / path):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def shipped_folder() -> Path:
+    """Where recipes and prompt files lie: inside the installed package, or at the top of a clone."""
+    inside = Path(__file__).parent / "shipped"
+    return inside if inside.is_dir() else Path(__file__).parent.parent
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """A hint such as " Did you mean 'temperature'?", or the choices where none is near."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Choose from: {', '.join(choices)}." if choices else ""
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise RecipeError(f"--set {override} is not of the form a.b=value, for instance --set student.loss.temperature=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
+    *parents, last = path.split(".")
+    place = raw
+    for parent in parents:
+        step = place.setdefault(parent, {})
+        if step is None:
+            step = place[parent] = {}
+        if not isinstance(step, dict):
+            raise RecipeError(f"--set {override}: {parent!r} is {step!r}, which has no settings inside")
+        place = step
+    place[last] = value
+
+
+def _explain(model: type[BaseModel], detail: Any) -> str:
+    """One pydantic complaint in words: the path, the value, the mend."""
+    path = ".".join(str(part) for part in detail["loc"])
+    value = detail["input"]
+    if detail["type"] == "extra_forbidden":
+        parent = _model_at(model, detail["loc"][:-1])
+        names = [field.alias or name for name, field in parent.model_fields.items()] if parent else []
+        return f"{path}: there is no such setting.{nearest(str(detail['loc'][-1]), names)}"
+    if detail["type"] == "missing":
+        return f"{path}: is missing; give it a value"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{path or 'recipe'}: {message}" + ("" if isinstance(value, (dict, BaseModel)) else f" (it is {value!r})")
+
+
+def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:
+    """The settings model at a path inside `model`, through optional fields and tuples."""
+    current: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int) or current is None:
+            continue
+        field = next((f for name, f in current.model_fields.items() if part in (name, f.alias)), None)
+        current = _settings_in(field.annotation) if field else None
+    return current
+
+
+def _settings_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list):
+        return next((found for arg in get_args(annotation) if (found := _settings_in(arg))), None)
+    return None

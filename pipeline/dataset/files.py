@@ -1,0 +1,108 @@
+"""Write the Parquet files of one shard, and describe them for the manifest.
+
+A shard's rejections are written first and its completions last, each whole or not at all: a shard is done when its
+data file is there and carries the shard's key.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.dataset.manifest import FileEntry, Totals
+from pipeline.durable import atomic_file, sha256_of_file
+from pipeline.records import Split
+
+_SHARD_KEY = b"stillhouse.shard"
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """Where one shard lies inside a version's folder."""
+
+    folder: Path
+    split: Split
+    index: int
+    of: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.index:05d}-of-{self.of:05d}.parquet"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data" / self.name
+
+    @property
+    def rejected(self) -> Path:
+        return self.folder / "rejected" / self.name
+
+    def is_done(self, shard_key: str) -> bool:
+        """Whether the shard of exactly this key has been written."""
+        if not self.data.is_file():
+            return False
+        metadata = pq.read_schema(self.data).metadata or {}
+        return bool(metadata.get(_SHARD_KEY) == shard_key.encode())
+
+    def write(self, completions: pa.Table, rejections: pa.Table, shard_key: str) -> None:
+        """Write both files, the rejections' only where there are any."""
+        self.rejected.unlink(missing_ok=True)
+        if rejections.num_rows:
+            _write(self.rejected, rejections, shard_key)
+        _write(self.data, completions, shard_key)
+
+    def entries(self) -> list[FileEntry]:
+        """The manifest's lines for this shard."""
+        listed = [(self.data, self.split), (self.rejected, "rejected")]
+        return [_entry(self.folder, path, kind) for path, kind in listed if path.is_file()]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the files of a version add up to."""
+
+    rows: dict[str, int]
+    rejected: dict[str, int]
+    totals: Totals
+
+
+def tally(folder: Path, entries: Sequence[FileEntry]) -> Tally:
+    """Count rows, reasons, tokens and dollars in the files themselves."""
+    rows: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    prompt_tokens = completion_tokens = 0
+    costs: list[float] = []
+    for entry in entries:
+        columns = ["prompt_tokens", "completion_tokens", "cost_usd"] + (["reason"] if entry.kind == "rejected" else [])
+        table = pq.read_table(folder / entry.path, columns=columns)
+        prompt_tokens += pc.sum(table["prompt_tokens"]).as_py() or 0
+        completion_tokens += pc.sum(table["completion_tokens"]).as_py() or 0
+        costs += [cost for cost in table["cost_usd"].to_pylist() if cost is not None]
+        if entry.kind == "rejected":
+            reasons.update(table["reason"].to_pylist())
+        else:
+            rows[entry.kind] += entry.rows
+    cost = sum(costs) if costs else None
+    return Tally(dict(rows), dict(sorted(reasons.items())), Totals(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost_usd=cost))
+
+
+def _write(path: Path, table: pa.Table, shard_key: str) -> None:
+    keyed = table.replace_schema_metadata({_SHARD_KEY: shard_key.encode()})
+    with atomic_file(path) as stream:
+        pq.write_table(keyed, stream, compression="zstd")
+
+
+def _entry(folder: Path, path: Path, kind: str) -> FileEntry:
+    return FileEntry(
+        path=str(path.relative_to(folder)),
+        kind=kind,  # type: ignore[arg-type]
+        rows=pq.read_metadata(path).num_rows,
+        bytes=path.stat().st_size,
+        sha256=sha256_of_file(path),
+    )

@@ -1,0 +1,79 @@
+"""Every error that Stillhouse raises on purpose.
+
+    StillhouseError
+     ├─ UsageError                the recipe or the arguments are wrong; nothing was sent       (exit status 2)
+     │   ├─ RecipeError           a key, a value, or two settings that contradict each other
+     │   └─ PromptError           a prompt file, a row of it, or a template
+     ├─ TeacherUnavailable        the teacher is not there, or not the one the recipe names
+     ├─ DatasetError
+     │   ├─ DatasetMissing        no such dataset or version
+     │   ├─ DatasetRefused        it is there, but does not fit: checksum, format version, tokenizer
+     │   └─ DatasetBusy           another run is writing this dataset
+     ├─ StudentError
+     │   ├─ StudentMissing        no finished student of this recipe
+     │   └─ TrainingError         the student cannot be built or trained as asked
+     └─ Interrupted               stopped by the user; carries the line that resumes               (exit status 130)
+
+A message names the setting, its value and the mend. What is not in this tree is a defect of ours and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+
+class StillhouseError(Exception):
+    """Base of the tree; `exit_status` is what the command line ends with."""
+
+    exit_status = 1
+
+
+class UsageError(StillhouseError):
+    """The recipe or the arguments are wrong; nothing was sent and nothing written."""
+
+    exit_status = 2
+
+
+class RecipeError(UsageError):
+    """A key, a value, or two settings that contradict each other."""
+
+
+class PromptError(UsageError):
+    """A prompt file, a row of it, or a template cannot be used."""
+
+
+class TeacherUnavailable(StillhouseError):
+    """The teacher is not there, or is not the one that the recipe names."""
+
+
+class DatasetError(StillhouseError):
+    """Base of what can be wrong with a dataset on disk."""
+
+
+class DatasetMissing(DatasetError):
+    """There is no such dataset or version."""
+
+
+class DatasetRefused(DatasetError):
+    """The dataset is there but does not fit: a checksum, its format version, its tokenizer."""
+
+
+class DatasetBusy(DatasetError):
+    """Another run holds this dataset for writing."""
+
+
+class StudentError(StillhouseError):
+    """Base of what can be wrong with a student."""
+
+
+class StudentMissing(StudentError):
+    """There is no finished student of this recipe."""
+
+
+class TrainingError(StudentError):
+    """The student cannot be built or trained as asked."""
+
+
+class Interrupted(StillhouseError):
+    """The user stopped the run; the message is the line that resumes it."""
+
+    exit_status = 130

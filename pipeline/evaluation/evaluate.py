@@ -1,0 +1,212 @@
+"""Measure teacher, baselines and student on the held-out prompts, and make the report.
+
+    evaluate(recipe, student, dataset)     ->  data/reports/<recipe>/report.{md,html,json}
+
+Each model is measured in a process of its own (measure.py). A report that stands already for this dataset, these students
+and these settings is not made again.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config import Recipe, StudentSettings
+from pipeline.dataset.store import Dataset
+from pipeline.errors import RecipeError, StudentMissing
+from pipeline.evaluation.overlap import find_overlap
+from pipeline.evaluation.report import ReportFiles, write_report
+from pipeline.evaluation.results import Answers, Curve, LabelSummary, Overlap, Report
+from pipeline.model_files import runs_here, teacher_files
+from pipeline.progress import Progress, silent
+from pipeline.records import Completion, Split, completion_at, content_hash, prompt_at
+from pipeline.student.folder import StudentCard, StudentFolder, Variant, student_folder
+
+_STORED = TypeAdapter(Report)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The report, where it lies, and whether it was measured now or stood there already."""
+
+    report: Report
+    files: ReportFiles
+    fresh: bool
+
+
+def evaluate(
+    recipe: Recipe, student: StudentSettings, dataset: Dataset, progress: Progress = silent
+) -> EvaluationResult:
+    """See the module's docstring.
+
+    Raises:
+        RecipeError: nothing was held out.
+        StudentMissing: a student or baseline of this recipe has not been trained.
+        DatasetRefused: the dataset is damaged.
+    """
+    students = _students(recipe, student, dataset)
+    key = content_hash(
+        [[place.key for place in students], dataset.manifest.plan_sha256, recipe.evaluate.model_dump(exclude={"reports"})]
+    )
+    folder = Path(recipe.evaluate.reports) / recipe.name
+    stored = _stored(folder, key)
+    if stored is not None:
+        return EvaluationResult(stored, ReportFiles.in_folder(folder), fresh=False)
+    report = _measured(recipe, student, dataset, students, key, progress)
+    return EvaluationResult(report, write_report(report, folder), fresh=True)
+
+
+def _measured(
+    recipe: Recipe,
+    student: StudentSettings,
+    dataset: Dataset,
+    students: list[StudentFolder],
+    key: str,
+    progress: Progress,
+) -> Report:
+    from pipeline.evaluation.measure import Subject, Task, fresh_processes
+
+    dataset.check()
+    rows = tuple(_held_out(dataset, recipe.evaluate.limit))
+    if not rows:
+        raise RecipeError(
+            f"prompts.holdout is {recipe.prompts.holdout}, and dataset {dataset.manifest.label} has no validation rows: "
+            "set prompts.holdout to a share such as 0.2"
+        )
+    local = teacher_files(recipe) if runs_here(recipe.teacher) else None
+    task = Task(
+        rows=rows,
+        settings=recipe.evaluate,
+        max_tokens=recipe.label.sampling.max_tokens,
+        teacher=local.folder if local else None,
+        soft=dataset.manifest.soft is not None,
+    )
+    subjects = [Subject("teacher", local.name, local.folder, is_teacher=True)] if local else []
+    subjects += [Subject(f"{place.variant} student", str(place.path), place.path) for place in students]
+    measured = []
+    with fresh_processes() as measure:
+        for done, subject in enumerate(subjects):
+            progress(f"Measuring the {subject.role}", done, len(subjects))
+            measured.append(measure(subject, task))
+    progress("Measuring", len(subjects), len(subjects))
+    cards = [card for place in students if (card := place.finished())]
+    return Report(
+        recipe=recipe.name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=cards[-1].versions | {"machine": _machine()},
+        labels=_label_summary(dataset),
+        overlap=_overlap(dataset, recipe.evaluate.near_duplicate),
+        models=tuple(one.row for one in measured),
+        answers=tuple(
+            Answers(row.prompt.text, row.prompt.reference, tuple(one.answers[place] for one in measured))
+            for place, row in enumerate(rows[: recipe.evaluate.answers])
+        ),
+        curves=tuple(_curve(card) for card in cards if card.log),
+        recipe_yaml=recipe.as_yaml(),
+        notes=tuple(_notes(recipe, dataset, len(rows))),
+        key=key,
+    )
+
+
+def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> list[StudentFolder]:
+    """The baselines that the recipe asks for, and the student last.
+
+    Raises:
+        StudentMissing: one of them has not been trained on this dataset with these settings.
+    """
+    baselines: list[Variant] = [name for name in recipe.evaluate.baselines if name != student.mode]
+    places = [student_folder(recipe, student, variant, dataset) for variant in [*baselines, student.mode]]
+    for place in places:
+        if place.finished() is None:
+            raise StudentMissing(
+                f"there is no finished {place.variant} student of this recipe and dataset in {place.path}: "
+                "run `stillhouse distill` with the same recipe first"
+            )
+    return places
+
+
+def _stored(folder: Path, key: str) -> Report | None:
+    """The report that lies there, if it stands for `key` and is whole."""
+    files = ReportFiles.in_folder(folder)
+    if not all(file.is_file() for file in (files.markdown, files.html, files.json)):
+        return None
+    try:
+        report = _STORED.validate_json(files.json.read_bytes())
+    except ValidationError:
+        return None
+    return report if report.key == key else None
+
+
+def _held_out(dataset: Dataset, limit: int) -> Iterator[Completion]:
+    rows = ((batch, index) for batch in dataset.batches("validation") for index in range(batch.num_rows))
+    for _, (batch, index) in zip(range(limit), rows, strict=False):
+        yield completion_at(batch, index)
+
+
+def _overlap(dataset: Dataset, threshold: float) -> Overlap:
+    return find_overlap(_prompt_texts(dataset, "validation"), _prompt_texts(dataset, "train"), threshold)
+
+
+def _prompt_texts(dataset: Dataset, split: Split) -> list[str]:
+    """What the user asks in each prompt of a split, once a prompt however many samples it has."""
+    texts = (prompt_at(batch, index).text for batch in dataset.batches(split) for index in range(batch.num_rows))
+    return list(dict.fromkeys(texts))
+
+
+def _label_summary(dataset: Dataset) -> LabelSummary:
+    manifest = dataset.manifest
+    return LabelSummary(
+        dataset=manifest.label,
+        train_rows=manifest.rows.get("train", 0),
+        validation_rows=manifest.rows.get("validation", 0),
+        rejected=manifest.rejected,
+        prompt_tokens=manifest.totals.prompt_tokens,
+        completion_tokens=manifest.totals.completion_tokens,
+        cost_usd=manifest.totals.cost_usd,
+        soft=f"{manifest.soft.encoding}, k={manifest.soft.k}" if manifest.soft else None,
+    )
+
+
+def _curve(card: StudentCard) -> Curve:
+    losses = [(step.step, step.loss) for step in card.log if step.loss is not None]
+    evaluations = [(step.step, step.eval_loss) for step in card.log if step.eval_loss is not None]
+    return Curve(
+        role=f"{card.variant} student",
+        steps=tuple(step for step, _ in losses),
+        loss=tuple(loss for _, loss in losses),
+        evaluation_steps=tuple(step for step, _ in evaluations),
+        evaluation_loss=tuple(loss for _, loss in evaluations),
+    )
+
+
+def _notes(recipe: Recipe, dataset: Dataset, rows: int) -> Iterator[str]:
+    settings = recipe.evaluate
+    yield (
+        f"Quality is measured on {rows} held-out completions of the teacher, in {settings.dtype}. Intervals are 95 % "
+        "percentile bootstraps over prompts (2,000 resamples)."
+    )
+    if runs_here(recipe.teacher):
+        yield "KL and agreement compare full distributions: teacher and student both read the teacher's text."
+    elif dataset.manifest.soft:
+        yield f"KL is over the {dataset.manifest.soft.k} stored tokens and one outcome for all others: a lower bound."
+    else:
+        yield "The teacher gave text alone: there is no KL and no agreement."
+    yield (
+        f"Tokens a second and latency are of {settings.latency_prompts} whole answers, one at a time; peak memory is that "
+        "of a process which does nothing else, libraries included."
+    )
+    yield (
+        f"Students answer greedily; the teacher's answers are its labels. The reference score is the token F1 of the first "
+        f"{settings.answers} answers."
+    )
+    yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} processors"

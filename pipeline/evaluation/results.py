@@ -1,0 +1,101 @@
+"""The nouns of a report: what was measured, with its uncertainty, and nothing about how it is drawn.
+
+`measure.py` fills them, `report.py` draws them as Markdown, HTML and JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % confidence interval (percentile bootstrap over prompts)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One line of the comparison: one model on the held-out prompts.
+
+    Quality is `None` where it has no meaning (the teacher's divergence from itself is 0, not None) or where the
+    teacher gave no log-probabilities.
+    """
+
+    role: str  # "teacher", "untrained student", "black-box student", "white-box student"
+    model: str  # a folder or a hub id
+    parameters: int
+    megabytes: float  # of the weights on disk, 10^6 bytes
+    peak_memory_megabytes: float  # of the process that ran it (CPU) or of the device allocator (GPU)
+    tokens_per_second: float  # generated tokens, one prompt at a time
+    latency_p50_ms: float  # a whole answer, one prompt at a time
+    latency_p95_ms: float
+    kl_per_token: Interval | None  # KL(teacher || this model), nats a completion token
+    agreement: Interval | None  # share of positions with the teacher's most likely token, 0..1
+    perplexity: Interval | None  # on the teacher's text
+    reference_score: Interval | None  # token F1 against the references, 0..1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One held-out prompt, with what each model wrote, in the order of `Report.models`."""
+
+    prompt: str
+    reference: str | None
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One student's training curve."""
+
+    role: str
+    steps: tuple[int, ...]
+    loss: tuple[float, ...]
+    evaluation_steps: tuple[int, ...]
+    evaluation_loss: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How far the held-out prompts stand apart from the training prompts."""
+
+    held_out: int
+    training: int
+    exact: tuple[str, ...]  # held-out prompts whose text is also a training prompt
+    near: tuple[tuple[str, str, float], ...]  # (held-out, training, Jaccard similarity of word sets)
+    threshold: float  # pairs at or above this similarity count as near
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What labelling left behind, from the dataset's manifest."""
+
+    dataset: str  # name/version
+    train_rows: int
+    validation_rows: int
+    rejected: dict[str, int]  # reason -> rows
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    soft: str | None  # "top-k, k=32", or None for text only
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the report shows."""
+
+    recipe: str
+    created_at: str  # ISO 8601, UTC
+    versions: dict[str, str]  # stillhouse, torch, transformers, python, and the machine
+    labels: LabelSummary
+    overlap: Overlap
+    models: tuple[ModelRow, ...]
+    answers: tuple[Answers, ...]
+    curves: tuple[Curve, ...]
+    recipe_yaml: str  # the resolved recipe
+    notes: tuple[str, ...]  # what a reader must know to believe the figures
+    key: str = ""  # names the dataset, the students and the settings that the figures stand for

@@ -1,0 +1,1 @@
+"""The labelling engine: prompts go in, a dataset version comes out, and no answer is asked for twice."""

@@ -1,0 +1,143 @@
+"""What can be said of a model from its files, without loading it and without torch.
+
+A model is named by a local folder or a hub id; both end as a folder. Its identity is taken from content, so that a moved
+or renamed folder is the same teacher and a retrained one is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Recipe, TeacherSettings
+from pipeline.errors import RecipeError, TeacherUnavailable
+from pipeline.records import content_hash
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_NEEDED = [*_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt"]
+_SAMPLE = 1 << 16  # bytes of one sample of a weight file
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder, and the commit it came from where it came from a hub."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        text = (self.folder / "config.json").read_text(encoding="utf-8")
+        config: dict[str, Any] = json.loads(text)
+        return config
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding, padding included."""
+        return int(self.config["vocab_size"])
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(self.config.get("is_encoder_decoder", False))
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """Names the weights, the config, the tokenizer and the chat template by content.
+
+        Of a weight file its size and 64 evenly spaced samples of 64 KiB count: training changes all of a file, and a
+        14 GB model should not take a minute to be recognised.
+        """
+        digest = hashlib.sha256()
+        weights = sorted(file for pattern in _WEIGHTS for file in self.folder.glob(pattern))
+        for file in weights:
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            digest.update(_sampled(file))
+        shape = {key: value for key, value in self.config.items() if key != "transformers_version"}
+        digest.update(content_hash([shape, self.tokenizer_sha256, self.chat_template_sha256]).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Names the mapping from text to token ids; the same for two files that differ only in how they are written."""
+        file = self.folder / "tokenizer.json"
+        if file.is_file():
+            return _tokenizer_content(json.loads(file.read_text(encoding="utf-8")))
+        plain = [path for name in ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt") if (path := self.folder / name).is_file()]
+        if not plain:
+            raise TeacherUnavailable(f"the model {self.name} has no tokenizer: {self.folder} lacks tokenizer.json")
+        return hashlib.sha256(b"\0".join(path.read_bytes() for path in plain)).hexdigest()
+
+    @cached_property
+    def chat_template_sha256(self) -> str | None:
+        """None where the tokenizer has no chat template."""
+        file = self.folder / "chat_template.jinja"
+        template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
+        if template is None and (settings := self.folder / "tokenizer_config.json").is_file():
+            template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+        return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
+
+
+def find_model(name: str, revision: str | None = None, setting: str = "teacher.model") -> ModelFiles:
+    """The folder of a model: a local one, or a hub model's, downloaded where it is not in the cache yet.
+
+    Raises:
+        RecipeError: no model is named.
+        TeacherUnavailable: there is neither such a folder nor such a hub model, or it is no model's folder.
+    """
+    if not name:
+        raise RecipeError(f"{setting} is empty: give a model's folder or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct")
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise TeacherUnavailable(f"{setting} is {name}, a folder without config.json: name a folder that save_pretrained wrote")
+        return ModelFiles(name, folder, revision)
+    return _from_hub(name, revision, setting)
+
+
+def teacher_files(recipe: Recipe) -> ModelFiles:
+    """The files of a recipe's teacher, where it is a model in this process."""
+    return find_model(recipe.teacher.model, recipe.teacher.revision)
+
+
+def runs_here(teacher: TeacherSettings) -> bool:
+    """Whether this kind of teacher is a local model whose files can be read."""
+    return teacher.kind == "transformers"
+
+
+def _from_hub(name: str, revision: str | None, setting: str) -> ModelFiles:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    demo = " `stillhouse teacher fetch-demo` puts the quickstart's teacher there." if "smollm2" in name.lower() else ""
+    missing = f"{setting} is {name!r}: there is no such folder, and the hub has no such model or cannot be reached"
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_NEEDED))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TeacherUnavailable(f"{missing} ({reason}). Check the path or the id.{demo}") from error
+    return ModelFiles(name, folder, folder.name)
+
+
+def _sampled(file: Path) -> bytes:
+    size = file.stat().st_size
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for index in range(_SAMPLES):
+            stream.seek(index * max(size - _SAMPLE, 0) // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE))
+    return digest.digest()
+
+
+def _tokenizer_content(tokenizer: dict[str, Any]) -> str:
+    """Hash what shapes the ids; merges are written as "a b" or ["a", "b"], by the library's version."""
+    model = dict(tokenizer["model"])
+    model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
+    added = sorted((token["id"], token["content"]) for token in tokenizer.get("added_tokens") or [])
+    shaping = [model["vocab"], model["merges"], added, tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")]
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,44 @@
+"""Find a teacher, a filter or a loss by its `kind`.
+
+A kind is one file in its folder (`forward-kl` is student/losses/forward_kl.py), or an entry point of another package
+(group `stillhouse.teachers`, `stillhouse.filters` or `stillhouse.losses`). There is no table to edit, and a heavy
+library is imported only when its kind is chosen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from pipeline.config import nearest
+from pipeline.errors import RecipeError
+
+
+def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, group: str) -> Any:
+    """The object `attribute` of the module that `kind` names, or what an entry point of `group` names `kind`.
+
+    Raises:
+        RecipeError: there is no such kind (the message names `setting`), or a library that it needs is not installed.
+    """
+    built_in = built_in_kinds(package)
+    outside = {point.name: point for point in entry_points(group=group)}
+    try:
+        if kind in outside:
+            return outside[kind].load()
+        if kind in built_in:
+            return getattr(importlib.import_module(f"{package.__name__}.{built_in[kind]}"), attribute)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        raise RecipeError(
+            f"{setting} is {kind!r}, which needs the library {library!r}: run `pip install {library}`"
+        ) from error
+    raise RecipeError(f"{setting} is {kind!r}: there is no such kind.{nearest(kind, sorted({*built_in, *outside}))}")
+
+
+def built_in_kinds(package: ModuleType) -> dict[str, str]:
+    """Kind -> module name, for every module of a package but its `base`."""
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return {name.replace("_", "-"): name for name in names if name != "base"}

@@ -1,0 +1,18 @@
+"""Reject completions without a single letter or digit.
+
+    - {kind: empty}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Settings, parse_options
+from pipeline.quality.base import Filter
+from pipeline.records import Completion
+
+
+def open_filter(options: dict[str, Any]) -> Filter:
+    """See the module's docstring."""
+    parse_options("quality.empty", options, Settings)
+    return lambda completion: None if any(map(str.isalnum, completion.text)) else "the text is empty"

@@ -1,0 +1,31 @@
+"""Reject completions that did not end by themselves: cut off at max_tokens, or stopped by a content filter.
+
+    - {kind: finish-reason}
+    - {kind: finish-reason, allowed: [stop, length]}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Settings, parse_options
+from pipeline.quality.base import Filter
+from pipeline.records import Completion, FinishReason
+
+
+class FinishReasonOptions(Settings):
+    """Options of this filter."""
+
+    allowed: tuple[FinishReason, ...] = ("stop",)
+
+
+def open_filter(options: dict[str, Any]) -> Filter:
+    """See the module's docstring."""
+    allowed = parse_options("quality.finish-reason", options, FinishReasonOptions).allowed
+
+    def judge(completion: Completion) -> str | None:
+        if completion.finish_reason in allowed:
+            return None
+        return f"ended by {completion.finish_reason} after {completion.completion_tokens} tokens"
+
+    return judge

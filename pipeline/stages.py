@@ -1,0 +1,106 @@
+"""The stages of a run, each a function of a recipe: what the command line and the flows both call.
+
+    label_stage -> distill_stage -> evaluate_stage
+
+Each looks first at what is there, and does only what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Recipe, StudentSettings
+from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
+from pipeline.errors import RecipeError
+from pipeline.evaluation.evaluate import EvaluationResult, evaluate
+from pipeline.labelling.engine import LabelResult, label
+from pipeline.progress import Progress, silent
+from pipeline.student.folder import StudentCard, student_folder
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """One student, and whether it was trained now or stood there already."""
+
+    card: StudentCard
+    folder: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What the three stages gave."""
+
+    labelled: LabelResult
+    students: list[StudentResult]
+    evaluation: EvaluationResult
+
+
+def check_student(recipe: Recipe) -> None:
+    """Refuse a student that could not be trained before anything is sent for it.
+
+    Raises:
+        RecipeError: the recipe has no student, or its loss or training arguments are wrong.
+    """
+    from pipeline.student.objective import open_objective
+    from pipeline.student.train import training_arguments
+
+    student = student_of(recipe)
+    open_objective(student)
+    training_arguments(recipe, student, Path(recipe.students))
+
+
+def recipe_dataset(recipe: Recipe) -> Dataset:
+    """The dataset that a recipe's student learns from.
+
+    Raises:
+        DatasetMissing: it has not been labelled yet.
+    """
+    return open_dataset(dataset_folder(recipe.dataset), recipe.dataset.version)
+
+
+def student_of(recipe: Recipe) -> StudentSettings:
+    """The recipe's student.
+
+    Raises:
+        RecipeError: it has none.
+    """
+    if recipe.student is None:
+        raise RecipeError("the recipe has no `student`: add one, for instance {init: {from: teacher, layers: 10}}")
+    return recipe.student
+
+
+def students_to_train(recipe: Recipe) -> list[StudentSettings]:
+    """The black-box baseline, where the report asks for it, and the student."""
+    student = student_of(recipe)
+    wants_baseline = "black-box" in recipe.evaluate.baselines and student.mode != "black-box"
+    baseline = [student.model_copy(update={"mode": "black-box"})] if wants_baseline else []
+    return [*baseline, student]
+
+
+def distill_stage(
+    recipe: Recipe, student: StudentSettings, dataset: Dataset, progress: Progress = silent
+) -> StudentResult:
+    """Train one student, where it is not there yet (torch is imported only if it is not)."""
+    place = student_folder(recipe, student, student.mode, dataset)
+    card = place.finished()
+    if card is not None:
+        return StudentResult(card, str(place.path), trained=False)
+    from pipeline.student.train import distill
+
+    return StudentResult(distill(recipe, student, dataset, progress), str(place.path), trained=True)
+
+
+def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> EvaluationResult:
+    """Measure every model of the recipe, where the report is not there yet."""
+    return evaluate(recipe, student_of(recipe), dataset, progress)
+
+
+def run_stages(recipe: Recipe, progress: Progress = silent) -> RunResult:
+    """The whole way, without Prefect."""
+    labelled = asyncio.run(label(recipe, progress))
+    dataset = recipe_dataset(recipe)
+    students = [distill_stage(recipe, student, dataset, progress) for student in students_to_train(recipe)]
+    return RunResult(labelled, students, evaluate_stage(recipe, dataset, progress))

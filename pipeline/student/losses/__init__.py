@@ -1,0 +1,1 @@
+"""Divergences between teacher and student: one file each, found by name."""

@@ -1,0 +1,1 @@
+"""The models that label: one file a kind, found by name."""

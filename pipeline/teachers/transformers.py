@@ -1,0 +1,208 @@
+"""A causal language model in this process, by the transformers library: text and its full distribution.
+
+    teacher: {kind: transformers, model: data/models/smollm2-135m-instruct, options: {batch_size: 32}}
+
+Soft labels are taken from the logits that the model gave, before temperature or top-p; they are recorded while the text
+is being generated, so that they cost no second pass. The model is loaded with the first request, not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.config import LabelSettings, Settings, TeacherSettings, parse_options
+from pipeline.errors import RecipeError
+from pipeline.model_files import ModelFiles, find_model
+from pipeline.records import SoftLabels, TeacherIdentity, TokenTrace, content_hash
+from pipeline.teachers.base import Answer, Outcome, Refusal, Request
+
+if TYPE_CHECKING:
+    from pipeline.causal import CausalModel
+
+log = logging.getLogger(__name__)
+
+_SCORING_BYTES = 1 << 29  # logits of one scoring pass
+
+
+class TransformersOptions(Settings):
+    """`teacher.options` of this kind."""
+
+    batch_size: int = Field(default=32, ge=1)  # prompts that are answered together
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+
+
+def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> TransformersTeacher:
+    """Find the model's files and check the options; nothing is loaded yet."""
+    options = parse_options("teacher.options", settings.options, TransformersOptions)
+    files = find_model(settings.model, settings.revision)
+    if files.is_encoder_decoder:
+        raise RecipeError(f"teacher.model is {settings.model}, an encoder-decoder: name a causal language model")
+    return TransformersTeacher(files, options, label, seed)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A request that fits the window, as token ids."""
+
+    place: int  # among the requests of the call
+    request: Request
+    prompt: list[int]
+    forced: list[int]  # in score mode
+
+
+class TransformersTeacher:
+    """See the module's docstring; `Teacher` in base.py is the protocol."""
+
+    parallel = 1  # one model, one batch at a time
+
+    def __init__(self, files: ModelFiles, options: TransformersOptions, label: LabelSettings, seed: int) -> None:
+        self._files = files
+        self._options = options
+        self._label = label
+        self._seed = seed
+
+    @property
+    def batch_size(self) -> int:
+        return self._options.batch_size
+
+    @cached_property
+    def identity(self) -> TeacherIdentity:
+        return TeacherIdentity(
+            kind="transformers",
+            model=self._files.name,
+            revision=self._files.revision,
+            content_sha256=self._files.content_sha256,
+            tokenizer_sha256=self._files.tokenizer_sha256,
+            chat_template_sha256=self._files.chat_template_sha256,
+            vocabulary_size=self._files.vocabulary_size,
+        )
+
+    async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        return await asyncio.to_thread(self._answer, requests)
+
+    async def close(self) -> None:
+        """Give the model's memory back."""
+        self.__dict__.pop("_causal", None)
+
+    @cached_property
+    def _causal(self) -> CausalModel:
+        from pipeline.causal import load_causal_model
+
+        causal = load_causal_model(self._files.folder, dtype=self._options.dtype, device=self._options.device)
+        if causal.tokenizer.chat_template is None:
+            log.warning(
+                "the tokenizer of %s has no chat template: prompts are given to it as plain text", self._files.name
+            )
+        return causal
+
+    def _answer(self, requests: Sequence[Request]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        fitting: list[_Tokens] = []
+        for place, request in enumerate(requests):
+            tokens = self._encode(place, request)
+            refusal = self._too_long(tokens)
+            if refusal is not None:
+                outcomes[place] = refusal
+            else:
+                fitting.append(tokens)
+        if fitting:
+            answers = self._generate(fitting) if self._label.mode == "generate" else self._score(fitting)
+            outcomes |= {tokens.place: answer for tokens, answer in zip(fitting, answers, strict=True)}
+        return [outcomes[place] for place in range(len(requests))]
+
+    def _encode(self, place: int, request: Request) -> _Tokens:
+        from pipeline.causal import encode_completion, encode_prompt
+
+        prompt = encode_prompt(self._causal.tokenizer, request.prompt.messages)
+        forced = [] if request.forced is None else encode_completion(self._causal, request.forced)
+        return _Tokens(place, request, prompt, forced)
+
+    def _too_long(self, tokens: _Tokens) -> Refusal | None:
+        answer = len(tokens.forced) or self._label.sampling.max_tokens
+        if len(tokens.prompt) + answer <= self._causal.window:
+            return None
+        return Refusal(
+            "too-long",
+            f"the prompt has {len(tokens.prompt)} tokens, with {answer} for the answer more than the "
+            f"{self._causal.window} of the model's window",
+        )
+
+    def _generate(self, batch: Sequence[_Tokens]) -> list[Answer]:
+        import torch
+
+        from pipeline.causal import generate
+        from pipeline.labels_from_logits import SoftLabelRecorder
+
+        sampling = self._label.sampling
+        keys = [tokens.request.key for tokens in batch]
+        torch.manual_seed(int(content_hash([self._seed, keys])[:15], 16))  # the same batch draws the same text again
+        recorder = SoftLabelRecorder(self._label.soft.k) if self._label.soft else None
+        written = generate(
+            self._causal,
+            [tokens.prompt for tokens in batch],
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            **({"hooks": recorder.hooks} if recorder else {}),
+        )
+        answers = []
+        for row, (tokens, completion) in enumerate(zip(batch, written, strict=True)):
+            labels = recorder.labels(row, len(completion)) if recorder else None
+            answers.append(self._as_answer(tokens, completion, labels))
+        return answers
+
+    def _score(self, batch: Sequence[_Tokens]) -> list[Answer]:
+        """Force the model along the references, in passes whose logits fit the memory."""
+        import torch
+
+        from pipeline.causal import completion_logits, token_batch
+        from pipeline.labels_from_logits import chosen_logprobs, top_k
+
+        longest = max(len(tokens.prompt) + len(tokens.forced) for tokens in batch)
+        rows = max(1, _SCORING_BYTES // (4 * longest * self._files.vocabulary_size))
+        answers = []
+        for start in range(0, len(batch), rows):
+            part = batch[start : start + rows]
+            laid_out = token_batch(
+                [tokens.prompt for tokens in part], [tokens.forced for tokens in part], self._causal.pad_id
+            ).to(self._causal.device)
+            with torch.inference_mode():
+                logits = completion_logits(self._causal.model, laid_out)  # (completion tokens, vocabulary)
+            chosen = chosen_logprobs(logits, laid_out.targets).cpu().numpy().astype(np.float32)
+            ends = np.cumsum([len(tokens.forced) for tokens in part])
+            for tokens, end in zip(part, ends, strict=True):
+                own = slice(int(end) - len(tokens.forced), int(end))
+                soft = top_k(logits[own], self._label.soft.k).soft_labels() if self._label.soft else None
+                answers.append(self._as_answer(tokens, tokens.forced, (soft, chosen[own])))
+        return answers
+
+    def _as_answer(
+        self, tokens: _Tokens, completion: list[int], labels: tuple[SoftLabels | None, np.ndarray] | None
+    ) -> Answer:
+        from pipeline.causal import decode_completion
+
+        trace = None
+        if labels is not None:
+            trace = TokenTrace(
+                prompt_token_ids=np.asarray(tokens.prompt, dtype=np.int32),
+                completion_token_ids=np.asarray(completion, dtype=np.int32),
+                completion_logprobs=labels[1],
+                soft=labels[0],
+            )
+        forced = tokens.request.forced
+        return Answer(
+            text=decode_completion(self._causal, completion) if forced is None else forced,
+            finish_reason="stop" if completion[-1] in self._causal.end_ids else "length",
+            prompt_tokens=len(tokens.prompt),
+            completion_tokens=len(completion),
+            trace=trace,
+        )

@@ -1,0 +1,147 @@
+"""Shared fixtures: a tiny real language model made on the spot, and recipes around it.
+
+The tiny model is a Llama of some thousand parameters with random weights and a byte-level tokenizer: everything but its
+wisdom is that of a large one. Tests marked `slow` use the real demo teacher.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from hypothesis import settings
+
+from pipeline.config import Recipe, recipe_from
+
+settings.register_profile("stillhouse", deadline=None)  # machines are noisy; slowness is no failure
+settings.load_profile("stillhouse")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+DEMO = Path(__file__).parent.parent / "data/models/smollm2-135m-instruct"
+WORDS = ["kettle", "hammer", "otter", "scarf", "nurse", "library", "thunder", "carrot", "violin", "tram", "sofa", "elbow"]
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def make_tiny_model(folder: Path, *, layers: int = 4, seed: int = 0, template: bool = True, merges: int = 0) -> Path:
+    """Write a small random Llama with a byte-level tokenizer; `merges` makes it another tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", *alphabet])}
+    pairs = [("t", "h"), ("e", "r"), ("i", "n")][:merges]
+    vocabulary |= {left + right: len(vocabulary) + place for place, (left, right) in enumerate(pairs)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]})
+    if template:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=0,
+        pad_token_id=None,
+        bos_token_id=None,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A four-layer random model with a chat template."""
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def demo_teacher() -> Path:
+    """The real demo teacher; `make test` fetches it."""
+    assert DEMO.is_dir(), f"{DEMO} is not there: run `stillhouse teacher fetch-demo`"
+    return DEMO
+
+
+@pytest.fixture
+def word_prompts(tmp_path: Path) -> Path:
+    """A prompt file of twelve words with references, and its template beside it."""
+    rows = [{"word": word, "reference": f"A {word} is a thing."} for word in WORDS]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "words.j2").write_text("Explain {{ word }}.\n")
+    return tmp_path / "words.jsonl"
+
+
+@pytest.fixture
+def scripted_recipe(tmp_path: Path, word_prompts: Path) -> MakeRecipe:
+    """Makes recipes with the scripted teacher; keyword arguments replace top-level parts."""
+
+    def make(**parts: Any) -> Recipe:
+        return recipe_from(
+            {
+                "name": "test",
+                "prompts": {"source": str(word_prompts), "template": str(tmp_path / "words.j2"), "holdout": 0.3},
+                "teacher": {"kind": "scripted", "options": {"vocabulary": 64}},
+                "label": {"shard_size": 4, "soft": {"k": 8}},
+                "dataset": {"root": str(tmp_path / "labels"), "name": "words"},
+                "students": str(tmp_path / "students"),
+                **parts,
+            },
+            "test",
+        )
+
+    return make
+
+
+@pytest.fixture
+def tiny_recipe(scripted_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path) -> MakeRecipe:
+    """Makes white-box recipes with the tiny model as teacher; keyword arguments replace top-level parts."""
+
+    def make(**parts: Any) -> Recipe:
+        defaults: dict[str, Any] = {
+            "teacher": {"kind": "transformers", "model": str(tiny_model), "options": {"batch_size": 4}},
+            "label": {"sampling": {"temperature": 0.8, "max_tokens": 12}, "soft": {"k": 16}, "shard_size": 5},
+            "student": {
+                "init": {"from": "teacher", "layers": 2},
+                "loss": {"temperature": 2.0},
+                "train": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1},
+            },
+            "evaluate": {"answers": 2, "latency_prompts": 2, "reports": str(tmp_path / "reports")},
+        }
+        return scripted_recipe(**{**defaults, **parts})
+
+    return make
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Callable[[Recipe], Path]:
+    """Writes a recipe where a command can read it."""
+
+    def write(recipe: Recipe) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
+        return path
+
+    return write

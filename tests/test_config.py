@@ -1,0 +1,99 @@
+"""Recipes: what is refused, in which words."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import Recipe, load_recipe, recipe_from
+from pipeline.errors import RecipeError
+
+MINIMAL: dict[str, Any] = {
+    "name": "r",
+    "prompts": {"source": "p.jsonl"},
+    "teacher": {"kind": "scripted"},
+    "dataset": {"name": "d"},
+}
+
+
+def refusal(**parts: Any) -> str:
+    with pytest.raises(RecipeError) as caught:
+        recipe_from({**MINIMAL, **parts}, "r.yaml")
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"labell": {}}, "labell: there is no such setting. Did you mean 'label'?"),
+        ({"label": {"sampling": {"temprature": 1}}}, "label.sampling.temprature: there is no such setting. Did you mean 'temperature'?"),
+        ({"student": {"init": {"fro": "teacher"}}}, "student.init.fro: there is no such setting. Did you mean 'from'?"),
+        ({"label": {"sampling": {"temperature": -1}}}, "label.sampling.temperature: Input should be greater than or equal to 0 (it is -1)"),
+        ({"label": {"mode": "scor"}}, "label.mode: Input should be 'generate' or 'score' (it is 'scor')"),
+        ({"label": {"mode": "score", "samples": 3}}, "set samples to 1"),
+        ({"student": {"init": {"model": "m"}}}, "set label.soft to {encoding: top-k, k: 32}"),
+        ({"student": {"init": {}}}, "give exactly one of"),
+        ({"student": {"init": {"from": "teacher"}}}, "`layers` goes with `from: teacher`"),
+        ({"name": "../x"}, "name: String should match pattern"),
+        ({"dataset": {}}, "dataset.name: is missing"),
+        ({"label": {"soft": {"k": 4}}, "student": {"init": {"model": "m"}, "loss": {"weight": 0, "cross_entropy_weight": 0}}}, "nothing would be learnt"),
+    ],
+)
+def test_a_wrong_recipe_names_the_setting_and_the_mend(parts: dict[str, Any], words: str) -> None:
+    assert words in refusal(**parts)
+
+
+def test_every_wrong_setting_is_told_at_once() -> None:
+    message = refusal(label={"samples": 0, "shard_size": 0})
+    assert "label.samples" in message
+    assert "label.shard_size" in message
+
+
+def test_overrides_reach_any_depth(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    recipe = load_recipe(file, ["label.sampling.temperature=0", "label.soft.k=4", "prompts.system=Be brief.", "seed=3"])
+    assert recipe.label.sampling.temperature == 0
+    assert recipe.label.soft is not None
+    assert (recipe.label.soft.k, recipe.prompts.system, recipe.seed) == (4, "Be brief.", 3)
+
+
+@pytest.mark.parametrize("override", ["label", "=3", "name.x=3", "label=[", "label.x.y=1"])
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(RecipeError):
+        load_recipe(file, [override])
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [", "\x00"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match="recipe"):
+        load_recipe(file)
+
+
+def test_a_missing_recipe_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml is not there"):
+        load_recipe("nowhere.yaml")
+
+
+def test_the_resolved_recipe_loads_back(tiny_recipe: Callable[..., Recipe]) -> None:
+    recipe = tiny_recipe()
+    assert recipe_from(yaml.safe_load(recipe.as_yaml()), "saved") == recipe
+
+
+def test_yaml_runs_no_code(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(RecipeError, match="cannot be read as YAML"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("path", sorted(Path("flows/recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_ship_are_right(path: Path) -> None:
+    assert load_recipe(path).name
