@@ -32,7 +32,12 @@ def distill_flow(recipe: str, overrides: list[str] | None = None) -> list[Studen
         key="students",
         description=f"Students of {loaded.name}, from dataset {dataset.manifest.label}",
         table=[
-            {"student": r.card.variant, "parameters": r.card.parameters, "steps": r.card.steps, "seconds": r.card.seconds}
+            {
+                "student": r.card.variant,
+                "parameters": r.card.parameters,
+                "steps": r.card.steps,
+                "seconds": r.card.seconds,
+            }
             for r in results
         ],
     )

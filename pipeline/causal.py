@@ -75,7 +75,11 @@ def completion_logits(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
     mask = batch.completion_mask
     first = int(mask.any(dim=0).int().argmax())
     kept = torch.arange(first, mask.shape[1], device=mask.device)
-    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    arguments: dict[str, Any] = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "use_cache": False,
+    }
     if _takes_logits_to_keep(model):
         logits = model(**arguments, logits_to_keep=kept).logits  # (batch, kept, vocabulary)
     else:

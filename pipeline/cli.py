@@ -39,8 +39,12 @@ teacher_app = typer.Typer(no_args_is_help=True, help="What concerns the teacher 
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(teacher_app, name="teacher")
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, such as flows/recipes/quickstart.yaml.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; repeatable.")]
+RecipePath = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, such as flows/recipes/quickstart.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; repeatable.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
 AsFlow = Annotated[
     bool | None,
@@ -54,14 +58,14 @@ Root = Annotated[Path, typer.Option("--root", help="The folder that holds the da
 
 
 @app.command()
-def run(recipe: RecipePath, set_: Overrides = [], flow: AsFlow = None, as_json: AsJson = False) -> None:  # noqa: B006
+def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Label, distil, evaluate, report: the whole way."""
     with _errors_told():
         from pipeline.config import load_recipe
         from pipeline.stages import check_student, run_stages
         from pipeline.terminal import shown_progress
 
-        loaded = load_recipe(recipe, set_)
+        loaded = load_recipe(recipe, set_ or [])
         check_student(loaded)
         if _as_flow(flow):
             from flows.run import run_flow
@@ -85,17 +89,16 @@ def run(recipe: RecipePath, set_: Overrides = [], flow: AsFlow = None, as_json: 
 
 
 @app.command()
-def label(recipe: RecipePath, set_: Overrides = [], flow: AsFlow = None, as_json: AsJson = False) -> None:  # noqa: B006
+def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Teacher -> dataset. Run again after any stop, it goes on where it was."""
     with _errors_told():
         import asyncio
 
-        from pipeline import labelling
         from pipeline.config import load_recipe
         from pipeline.labelling import engine
         from pipeline.terminal import shown_progress
 
-        loaded = load_recipe(recipe, set_)
+        loaded = load_recipe(recipe, set_ or [])
         if _as_flow(flow):
             from flows.label import label_flow
 
@@ -108,14 +111,14 @@ def label(recipe: RecipePath, set_: Overrides = [], flow: AsFlow = None, as_json
 
 
 @app.command()
-def distill(recipe: RecipePath, set_: Overrides = [], flow: AsFlow = None, as_json: AsJson = False) -> None:  # noqa: B006
+def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Dataset -> student. It goes on from its last checkpoint."""
     with _errors_told():
         from pipeline.config import load_recipe
         from pipeline.stages import check_student, distill_stage, recipe_dataset, students_to_train
         from pipeline.terminal import shown_progress
 
-        loaded = load_recipe(recipe, set_)
+        loaded = load_recipe(recipe, set_ or [])
         check_student(loaded)
         if _as_flow(flow):
             from flows.distill import distill_flow
@@ -133,14 +136,14 @@ def distill(recipe: RecipePath, set_: Overrides = [], flow: AsFlow = None, as_js
 
 
 @app.command()
-def evaluate(recipe: RecipePath, set_: Overrides = [], flow: AsFlow = None, as_json: AsJson = False) -> None:  # noqa: B006
+def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Teacher, untrained student, black-box baseline, student -> report (Markdown, HTML, JSON)."""
     with _errors_told():
         from pipeline.config import load_recipe
         from pipeline.stages import evaluate_stage, recipe_dataset
         from pipeline.terminal import shown_progress
 
-        loaded = load_recipe(recipe, set_)
+        loaded = load_recipe(recipe, set_ or [])
         if _as_flow(flow):
             from flows.evaluate import evaluate_flow
 
@@ -165,7 +168,14 @@ def datasets_list(root: Root = Path("data/labels"), as_json: AsJson = False) -> 
             output.print(f"no finished dataset in {root}")
         else:
             rows = [
-                [m.label, m.teacher.model, _rows(m.rows), str(sum(m.rejected.values())), m.soft.encoding if m.soft else "text", m.created_at]
+                [
+                    m.label,
+                    m.teacher.model,
+                    _rows(m.rows),
+                    str(sum(m.rejected.values())),
+                    m.soft.encoding if m.soft else "text",
+                    m.created_at,
+                ]
                 for m in manifests
             ]
             show_table(["dataset", "teacher", "rows", "rejected", "labels", "made"], rows)
@@ -226,7 +236,7 @@ def main() -> None:
 @contextmanager
 def _errors_told() -> Iterator[None]:
     """End with one clear line and the right exit status; SIGTERM is an interruption like Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     except StillhouseError as error:
@@ -354,9 +364,9 @@ def _report_json(result: EvaluationResult) -> dict[str, Any]:
 
 def _print_report(result: EvaluationResult) -> None:
     from pipeline.evaluation.report import comparison_table
-    from pipeline.terminal import output, show_table
+    from pipeline.terminal import output, show_comparison
 
     headers, *rows = comparison_table(result.report)
     output.print()
-    show_table(headers, rows)
+    show_comparison(headers, rows)
     output.print(f"\nreport   {result.files.html}", markup=False)

@@ -216,7 +216,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"the recipe {path} cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise RecipeError(f"the recipe {path} is not a mapping of settings: it must begin with lines such as `name: my-run`")
+        raise RecipeError(
+            f"the recipe {path} is not a mapping of settings: it must begin with lines such as `name: my-run`"
+        )
     for override in overrides:
         _apply_override(raw, override)
     return recipe_from(raw, origin=str(path))
@@ -272,7 +274,9 @@ def nearest(word: str, choices: Sequence[str]) -> str:
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
-        raise RecipeError(f"--set {override} is not of the form a.b=value, for instance --set student.loss.temperature=2")
+        raise RecipeError(
+            f"--set {override} is not of the form a.b=value, for instance --set student.loss.temperature=2"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -9,10 +9,9 @@
      │   ├─ DatasetMissing        no such dataset or version
      │   ├─ DatasetRefused        it is there, but does not fit: checksum, format version, tokenizer
      │   └─ DatasetBusy           another run is writing this dataset
-     ├─ StudentError
-     │   ├─ StudentMissing        no finished student of this recipe
-     │   └─ TrainingError         the student cannot be built or trained as asked
-     └─ Interrupted               stopped by the user; carries the line that resumes               (exit status 130)
+     └─ StudentError
+         ├─ StudentMissing        no finished student of this recipe
+         └─ TrainingError         the student cannot be built or trained as asked
 
 A message names the setting, its value and the mend. What is not in this tree is a defect of ours and keeps its
 traceback.
@@ -71,9 +70,3 @@ class StudentMissing(StudentError):
 
 class TrainingError(StudentError):
     """The student cannot be built or trained as asked."""
-
-
-class Interrupted(StillhouseError):
-    """The user stopped the run; the message is the line that resumes it."""
-
-    exit_status = 130

@@ -68,7 +68,11 @@ class ModelFiles:
         file = self.folder / "tokenizer.json"
         if file.is_file():
             return _tokenizer_content(json.loads(file.read_text(encoding="utf-8")))
-        plain = [path for name in ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt") if (path := self.folder / name).is_file()]
+        plain = [
+            path
+            for name in ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+            if (path := self.folder / name).is_file()
+        ]
         if not plain:
             raise TeacherUnavailable(f"the model {self.name} has no tokenizer: {self.folder} lacks tokenizer.json")
         return hashlib.sha256(b"\0".join(path.read_bytes() for path in plain)).hexdigest()
@@ -91,11 +95,15 @@ def find_model(name: str, revision: str | None = None, setting: str = "teacher.m
         TeacherUnavailable: there is neither such a folder nor such a hub model, or it is no model's folder.
     """
     if not name:
-        raise RecipeError(f"{setting} is empty: give a model's folder or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct")
+        raise RecipeError(
+            f"{setting} is empty: give a model's folder or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+        )
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise TeacherUnavailable(f"{setting} is {name}, a folder without config.json: name a folder that save_pretrained wrote")
+            raise TeacherUnavailable(
+                f"{setting} is {name}, a folder without config.json: name a folder that save_pretrained wrote"
+            )
         return ModelFiles(name, folder, revision)
     return _from_hub(name, revision, setting)
 
@@ -112,7 +120,7 @@ def runs_here(teacher: TeacherSettings) -> bool:
 
 def _from_hub(name: str, revision: str | None, setting: str) -> ModelFiles:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     demo = " `stillhouse teacher fetch-demo` puts the quickstart's teacher there." if "smollm2" in name.lower() else ""
     missing = f"{setting} is {name!r}: there is no such folder, and the hub has no such model or cannot be reached"

@@ -55,11 +55,15 @@ def _rows(settings: PromptSettings) -> Iterator[Row]:
     suffix = Path(source).suffix
     if suffix not in {".jsonl", ".parquet"}:
         if suffix or source.startswith((".", "/")) or source.count("/") > 1:
-            raise PromptError(f"prompts.source is {source!r}: give a .jsonl file, a .parquet file, or a hub data set's id")
+            raise PromptError(
+                f"prompts.source is {source!r}: give a .jsonl file, a .parquet file, or a hub data set's id"
+            )
         return _hub_rows(source, settings.split)
     file = find_input(source)
     if file is None:
-        raise PromptError(f"prompts.source is {source}, and there is no such file. Paths start from the working folder.")
+        raise PromptError(
+            f"prompts.source is {source}, and there is no such file. Paths start from the working folder."
+        )
     return _jsonl_rows(file, source) if suffix == ".jsonl" else _parquet_rows(file, source)
 
 
@@ -71,9 +75,13 @@ def _jsonl_rows(file: Path, source: str) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise PromptError(f"line {number} of {source} is not JSON: {error}. Put one JSON object on each line.") from None
+                raise PromptError(
+                    f"line {number} of {source} is not JSON: {error}. Put one JSON object on each line."
+                ) from None
             if not isinstance(row, dict):
-                raise PromptError(f"line {number} of {source} is a {type(row).__name__}: put one JSON object on each line")
+                raise PromptError(
+                    f"line {number} of {source} is a {type(row).__name__}: put one JSON object on each line"
+                )
             yield row
 
 
@@ -111,14 +119,18 @@ class _Template:
         name = settings.template or ""
         file = find_input(name)
         if file is None:
-            raise PromptError(f"prompts.template is {name}, and there is no such file. Paths start from the working folder.")
+            raise PromptError(
+                f"prompts.template is {name}, and there is no such file. Paths start from the working folder."
+            )
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
         text = file.read_text(encoding="utf-8")
         try:
             self._variables = sorted(jinja2.meta.find_undeclared_variables(environment.parse(text)))
             self._template = environment.from_string(text)
         except jinja2.TemplateSyntaxError as error:
-            raise PromptError(f"prompts.template is {name}, and its line {error.lineno} is wrong: {error.message}") from None
+            raise PromptError(
+                f"prompts.template is {name}, and its line {error.lineno} is wrong: {error.message}"
+            ) from None
         self._name = name
         self._columns = settings.columns
 
@@ -132,13 +144,16 @@ class _Template:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise PromptError(f"the template {self._name} cannot be rendered for {where}: {error}") from None
         if not text:
-            raise PromptError(f"the template {self._name} gives an empty message for {where}: fill the row or the template")
+            raise PromptError(
+                f"the template {self._name} gives an empty message for {where}: fill the row or the template"
+            )
         return [Message("user", text)]
 
     def _missing(self, variable: str, row: Row, where: str) -> str:
         column = self._columns.get(variable)
         if column is not None:
-            return f"prompts.columns maps {variable!r} to the column {column!r}, which {where} lacks.{nearest(column, list(row))}"
+            hint = nearest(column, list(row))
+            return f"prompts.columns maps {variable!r} to the column {column!r}, which {where} lacks.{hint}"
         return (
             f"the template {self._name} uses {variable!r}, a column that {where} lacks.{nearest(variable, list(row))} "
             f"Mend the row or the template, or map the name in prompts.columns."
@@ -153,8 +168,14 @@ def _plain_messages(row: Row, where: str) -> list[Message]:
     roles = get_args(Role)
     if isinstance(given, list) and given:
         for turn in given:
-            if not isinstance(turn, Mapping) or turn.get("role") not in roles or not isinstance(turn.get("content"), str):
-                raise PromptError(f"{where} has a message that is not {{role, content}} with a role out of {roles}: {turn!r}")
+            if (
+                not isinstance(turn, Mapping)
+                or turn.get("role") not in roles
+                or not isinstance(turn.get("content"), str)
+            ):
+                raise PromptError(
+                    f"{where} has a message that is not {{role, content}} with a role out of {roles}: {turn!r}"
+                )
         return [Message(turn["role"], turn["content"]) for turn in given]
     raise PromptError(f"{where} has neither a `prompt` nor `messages`: add one, or set prompts.template")
 

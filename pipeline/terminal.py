@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -19,7 +20,7 @@ from pipeline.progress import Progress
 _PLAIN_SECONDS = 5.0  # between two plain lines of one activity
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False, soft_wrap=True)
+output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 @contextmanager
@@ -63,12 +64,23 @@ class PlainProgress:
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table that keeps its columns whole; the first column is left-aligned, figures to the right."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     for place, header in enumerate(headers):
         table.add_column(header, justify="left" if place == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     output.print(table)
+
+
+def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Models as columns, each interval below its value: whole on a terminal of 80 columns."""
+    lines: list[list[str]] = []
+    for place, header in enumerate(headers[1:], start=1):
+        values, ranges = zip(*(row[place].partition(" [")[::2] for row in rows), strict=True)
+        lines.append([header, *values])
+        if any(ranges):
+            lines.append(["", *(f"[{limits}" if limits else "" for limits in ranges)])
+    show_table(["", *(row[0] for row in rows)], [[escape(cell) for cell in line] for line in lines])
 
 
 def show_json(result: dict[str, Any]) -> None:

@@ -30,7 +30,20 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 DEMO = Path(__file__).parent.parent / "data/models/smollm2-135m-instruct"
-WORDS = ["kettle", "hammer", "otter", "scarf", "nurse", "library", "thunder", "carrot", "violin", "tram", "sofa", "elbow"]
+WORDS = [
+    "kettle",
+    "hammer",
+    "otter",
+    "scarf",
+    "nurse",
+    "library",
+    "thunder",
+    "carrot",
+    "violin",
+    "tram",
+    "sofa",
+    "elbow",
+]
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -42,7 +55,9 @@ def make_tiny_model(folder: Path, *, layers: int = 4, seed: int = 0, template: b
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", *alphabet])}
+    vocabulary = {
+        token: number for number, token in enumerate(["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", *alphabet])
+    }
     pairs = [("t", "h"), ("e", "r"), ("i", "n")][:merges]
     vocabulary |= {left + right: len(vocabulary) + place for place, (left, right) in enumerate(pairs)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
@@ -126,7 +141,12 @@ def tiny_recipe(scripted_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path) -
             "student": {
                 "init": {"from": "teacher", "layers": 2},
                 "loss": {"temperature": 2.0},
-                "train": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1},
+                "train": {
+                    "num_train_epochs": 2,
+                    "per_device_train_batch_size": 4,
+                    "learning_rate": 0.01,
+                    "logging_steps": 1,
+                },
             },
             "evaluate": {"answers": 2, "latency_prompts": 2, "reports": str(tmp_path / "reports")},
         }

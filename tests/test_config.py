@@ -29,9 +29,15 @@ def refusal(**parts: Any) -> str:
     ("parts", "words"),
     [
         ({"labell": {}}, "labell: there is no such setting. Did you mean 'label'?"),
-        ({"label": {"sampling": {"temprature": 1}}}, "label.sampling.temprature: there is no such setting. Did you mean 'temperature'?"),
+        (
+            {"label": {"sampling": {"temprature": 1}}},
+            "label.sampling.temprature: there is no such setting. Did you mean 'temperature'?",
+        ),
         ({"student": {"init": {"fro": "teacher"}}}, "student.init.fro: there is no such setting. Did you mean 'from'?"),
-        ({"label": {"sampling": {"temperature": -1}}}, "label.sampling.temperature: Input should be greater than or equal to 0 (it is -1)"),
+        (
+            {"label": {"sampling": {"temperature": -1}}},
+            "label.sampling.temperature: Input should be greater than or equal to 0 (it is -1)",
+        ),
         ({"label": {"mode": "scor"}}, "label.mode: Input should be 'generate' or 'score' (it is 'scor')"),
         ({"label": {"mode": "score", "samples": 3}}, "set samples to 1"),
         ({"student": {"init": {"model": "m"}}}, "set label.soft to {encoding: top-k, k: 32}"),
@@ -39,7 +45,13 @@ def refusal(**parts: Any) -> str:
         ({"student": {"init": {"from": "teacher"}}}, "`layers` goes with `from: teacher`"),
         ({"name": "../x"}, "name: String should match pattern"),
         ({"dataset": {}}, "dataset.name: is missing"),
-        ({"label": {"soft": {"k": 4}}, "student": {"init": {"model": "m"}, "loss": {"weight": 0, "cross_entropy_weight": 0}}}, "nothing would be learnt"),
+        (
+            {
+                "label": {"soft": {"k": 4}},
+                "student": {"init": {"model": "m"}, "loss": {"weight": 0, "cross_entropy_weight": 0}},
+            },
+            "nothing would be learnt",
+        ),
     ],
 )
 def test_a_wrong_recipe_names_the_setting_and_the_mend(parts: dict[str, Any], words: str) -> None:

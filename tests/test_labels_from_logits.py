@@ -22,7 +22,9 @@ def test_top_k_and_tail_are_those_of_the_softmax(seed: int, vocabulary: int, k: 
     for row in range(4):
         expected = sorted(range(vocabulary), key=lambda token: -float(probabilities[row, token]))[:width]
         assert labels.token_ids[row].tolist() == expected
-        assert labels.logprobs[row].tolist() == pytest.approx([math.log(probabilities[row, token]) for token in expected], abs=1e-4)
+        assert labels.logprobs[row].tolist() == pytest.approx(
+            [math.log(probabilities[row, token]) for token in expected], abs=1e-4
+        )
         rest = sum(float(probabilities[row, token]) for token in range(vocabulary) if token not in expected)
         assert math.exp(labels.tail_logprob[row]) == pytest.approx(rest, abs=1e-6)
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"student"},
     {"evaluation"},
     {"stages", "demo", "terminal"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
@@ -48,7 +48,9 @@ def test_a_module_imports_only_from_its_left(path: Path) -> None:
     assert not right, f"{path.relative_to(ROOT)} imports from its right: {sorted(right)}"
 
 
-@pytest.mark.parametrize("module", ["pipeline.cli", "pipeline.stages", "pipeline.labelling.engine", "pipeline.student.folder"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.cli", "pipeline.stages", "pipeline.labelling.engine", "pipeline.student.folder"]
+)
 def test_heavy_libraries_are_not_imported_before_they_are_used(module: str) -> None:
     probe = f"import sys, {module}; print(*{{'torch', 'transformers', 'prefect', 'datasets'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

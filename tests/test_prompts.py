@@ -43,7 +43,14 @@ def test_columns_map_names_of_the_template_to_names_of_the_rows(tmp_path: Path) 
     assert (prompt.text, prompt.reference) == ("tram", "x")
 
 
-@pytest.mark.parametrize("row", [{"prompt": "Hi"}, {"messages": [{"role": "user", "content": "Hi"}]}, {"prompt": [{"role": "user", "content": "Hi"}]}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi"},
+        {"messages": [{"role": "user", "content": "Hi"}]},
+        {"prompt": [{"role": "user", "content": "Hi"}]},
+    ],
+)
 def test_rows_without_a_template(tmp_path: Path, row: dict[str, Any]) -> None:
     (prompt,) = read_prompts(write(tmp_path, [row]))
     assert prompt.messages == (Message("user", "Hi"),)
@@ -86,7 +93,9 @@ def test_a_template_with_an_unknown_variable_inside_a_branch(tmp_path: Path) -> 
 
 
 def test_a_mapped_column_that_is_not_there(tmp_path: Path) -> None:
-    assert "maps 'word' to the column 'w'" in refusal(write(tmp_path, [{"x": "a"}], "{{ word }}", columns={"word": "w"}))
+    assert "maps 'word' to the column 'w'" in refusal(
+        write(tmp_path, [{"x": "a"}], "{{ word }}", columns={"word": "w"})
+    )
 
 
 def test_a_broken_template_is_named_by_its_line(tmp_path: Path) -> None:
@@ -99,7 +108,9 @@ def test_a_missing_template(tmp_path: Path) -> None:
 
 
 def test_a_template_runs_in_the_sandbox(tmp_path: Path) -> None:
-    assert "cannot be rendered" in refusal(write(tmp_path, [{"word": "a"}], "{{ word.__class__.__mro__[1].__subclasses__() }}"))
+    assert "cannot be rendered" in refusal(
+        write(tmp_path, [{"word": "a"}], "{{ word.__class__.__mro__[1].__subclasses__() }}")
+    )
 
 
 def test_a_template_that_renders_to_nothing(tmp_path: Path) -> None:

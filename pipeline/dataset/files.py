@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset.manifest import FileEntry, Totals
+from pipeline.dataset.manifest import FileEntry, FileKind, Totals
 from pipeline.durable import atomic_file, sha256_of_file
 from pipeline.records import Split
 
@@ -59,7 +59,7 @@ class ShardFiles:
 
     def entries(self) -> list[FileEntry]:
         """The manifest's lines for this shard."""
-        listed = [(self.data, self.split), (self.rejected, "rejected")]
+        listed: list[tuple[Path, FileKind]] = [(self.data, self.split), (self.rejected, "rejected")]
         return [_entry(self.folder, path, kind) for path, kind in listed if path.is_file()]
 
 
@@ -89,7 +89,11 @@ def tally(folder: Path, entries: Sequence[FileEntry]) -> Tally:
         else:
             rows[entry.kind] += entry.rows
     cost = sum(costs) if costs else None
-    return Tally(dict(rows), dict(sorted(reasons.items())), Totals(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost_usd=cost))
+    return Tally(
+        dict(rows),
+        dict(sorted(reasons.items())),
+        Totals(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost_usd=cost),
+    )
 
 
 def _write(path: Path, table: pa.Table, shard_key: str) -> None:
@@ -98,10 +102,10 @@ def _write(path: Path, table: pa.Table, shard_key: str) -> None:
         pq.write_table(keyed, stream, compression="zstd")
 
 
-def _entry(folder: Path, path: Path, kind: str) -> FileEntry:
+def _entry(folder: Path, path: Path, kind: FileKind) -> FileEntry:
     return FileEntry(
         path=str(path.relative_to(folder)),
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         rows=pq.read_metadata(path).num_rows,
         bytes=path.stat().st_size,
         sha256=sha256_of_file(path),

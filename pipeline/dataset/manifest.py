@@ -18,6 +18,9 @@ from pipeline.records import FORMAT_VERSION, TeacherIdentity
 FILE_NAME = "manifest.json"
 
 
+FileKind = Literal["train", "validation", "rejected"]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -26,7 +29,7 @@ class FileEntry(_Part):
     """One Parquet file of the version; `path` is relative to its folder."""
 
     path: str
-    kind: Literal["train", "validation", "rejected"]
+    kind: FileKind
     rows: int
     bytes: int
     sha256: str
@@ -82,7 +85,9 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / FILE_NAME
     if not file.is_file():
-        raise DatasetMissing(f"{folder} holds no finished dataset: it has no {FILE_NAME}. Run `stillhouse label` to the end.")
+        raise DatasetMissing(
+            f"{folder} holds no finished dataset: it has no {FILE_NAME}. Run `stillhouse label` to the end."
+        )
     try:
         manifest = Manifest.model_validate_json(file.read_bytes())
     except ValidationError as error:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import DatasetSettings
-from pipeline.dataset.manifest import FILE_NAME, FileEntry, Manifest, read_manifest, version_label
+from pipeline.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest, read_manifest, version_label
 from pipeline.durable import sha256_of_file
 from pipeline.errors import DatasetMissing, DatasetRefused
 from pipeline.records import Split
@@ -32,7 +32,7 @@ class Dataset:
     folder: Path
     manifest: Manifest
 
-    def files(self, *kinds: str) -> list[FileEntry]:
+    def files(self, *kinds: FileKind) -> list[FileEntry]:
         """The files of the given kinds (splits, or `rejected`), in order."""
         return [entry for entry in self.manifest.files if entry.kind in kinds]
 

@@ -52,7 +52,11 @@ def evaluate(
     """
     students = _students(recipe, student, dataset)
     key = content_hash(
-        [[place.key for place in students], dataset.manifest.plan_sha256, recipe.evaluate.model_dump(exclude={"reports"})]
+        [
+            [place.key for place in students],
+            dataset.manifest.plan_sha256,
+            recipe.evaluate.model_dump(exclude={"reports"}),
+        ]
     )
     folder = Path(recipe.evaluate.reports) / recipe.name
     stored = _stored(folder, key)

@@ -118,7 +118,9 @@ class _Speed:
 
 def _speed(causal: CausalModel, task: Task) -> _Speed:
     """Answer prompts one at a time, after one that warms up."""
-    prompts = [encode_prompt(causal.tokenizer, row.prompt.messages) for row in task.rows[: task.settings.latency_prompts]]
+    prompts = [
+        encode_prompt(causal.tokenizer, row.prompt.messages) for row in task.rows[: task.settings.latency_prompts]
+    ]
     generate(causal, prompts[:1], max_tokens=2)
     seconds, tokens = [], 0
     for prompt in prompts:
@@ -168,7 +170,9 @@ class _Against:
 
 def _quality(causal: CausalModel, subject: Subject, task: Task) -> _Quality:
     """Each row's sums over its completion tokens, then means over rows."""
-    teacher = load_causal_model(task.teacher, dtype=task.settings.dtype) if task.teacher and not subject.is_teacher else None
+    teacher = (
+        load_causal_model(task.teacher, dtype=task.settings.dtype) if task.teacher and not subject.is_teacher else None
+    )
     comparable = not subject.is_teacher and (teacher is not None or task.soft)
     examples = [example_of(row, causal, soft=task.soft) for row in task.rows]
     nll: list[float] = []
@@ -216,5 +220,9 @@ def _row_sums(values: Tensor, examples: Sequence[Example]) -> list[float]:
 
 
 def _reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Interval | None:
-    scored = [token_f1(answer, row.prompt.reference) for row, answer in zip(rows, answers, strict=True) if row.prompt.reference]
+    scored = [
+        token_f1(answer, row.prompt.reference)
+        for row, answer in zip(rows, answers, strict=True)
+        if row.prompt.reference
+    ]
     return mean_per_prompt(scored) if scored else None

@@ -16,7 +16,9 @@ _WORD = re.compile(r"\w+")
 Floats = npt.NDArray[np.float64]
 
 
-def mean_per_token(sums: Sequence[float], tokens: Sequence[int], transform: Callable[[Floats], Floats] = np.asarray) -> Interval:
+def mean_per_token(
+    sums: Sequence[float], tokens: Sequence[int], transform: Callable[[Floats], Floats] = np.asarray
+) -> Interval:
     """sum(sums) / sum(tokens) over prompts, through `transform`, with its 95 % interval.
 
     Prompts are resampled, not tokens: the tokens of one answer depend on each other (percentile bootstrap, fixed seed).

@@ -1,6 +1,6 @@
 """Do the held-out prompts stand apart from the training prompts?
 
-Two prompts are compared by the Jaccard similarity of their word sets. Words that stand in half of all prompts or more are
+Two prompts are compared by the Jaccard similarity of their word sets. Words that stand in four of five prompts or more are
 the template's, not the prompt's, and are left out first; otherwise every pair of prompts of one template would look alike.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pipeline.evaluation.results import Overlap
 
 _WORD = re.compile(r"\w+")
-_TEMPLATE_SHARE = 0.5
+_TEMPLATE_SHARE = 0.8
 _NEAR_SHOWN = 50
 
 
@@ -44,7 +44,7 @@ def _own_words(texts: Sequence[str]) -> dict[str, frozenset[str]]:
     """The words of each text, less the template's; a text that has no others keeps them."""
     words = {text: frozenset(_WORD.findall(text.lower())) for text in texts}
     counts = Counter(word for own in words.values() for word in own)
-    template = {word for word, count in counts.items() if count >= max(2, _TEMPLATE_SHARE * len(texts))}
+    template = {word for word, count in counts.items() if count >= max(3, _TEMPLATE_SHARE * len(texts))}
     return {text: own - template or own for text, own in words.items()}
 
 

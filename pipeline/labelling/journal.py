@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -30,7 +30,9 @@ from pipeline.records import (
 )
 
 FILE_NAME = "journal.sqlite"
-_CREATE = "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID"
+_CREATE = (
+    "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID"
+)
 _SELECT_AT_ONCE = 500  # SQLite's bound on variables in one statement is far above
 
 Kind = Literal["completion", "rejection"]
@@ -61,7 +63,9 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -105,7 +109,7 @@ class Journal:
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.execute("VACUUM")
 
-    def _rows(self, columns: str, ids: Sequence[str]) -> Iterable[tuple[str, ...]]:
+    def _rows(self, columns: str, ids: Sequence[str]) -> Iterable[tuple[Any, ...]]:
         for start in range(0, len(ids), _SELECT_AT_ONCE):
             part = ids[start : start + _SELECT_AT_ONCE]
             marks = ",".join("?" * len(part))

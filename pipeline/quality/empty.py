@@ -1,6 +1,6 @@
 """Reject completions without a single letter or digit.
 
-    - {kind: empty}
+- {kind: empty}
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from typing import Any
 
 from pipeline.config import Settings, parse_options
 from pipeline.quality.base import Filter
-from pipeline.records import Completion
 
 
 def open_filter(options: dict[str, Any]) -> Filter:

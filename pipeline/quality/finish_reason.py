@@ -1,7 +1,7 @@
 """Reject completions that did not end by themselves: cut off at max_tokens, or stopped by a content filter.
 
-    - {kind: finish-reason}
-    - {kind: finish-reason, allowed: [stop, length]}
+- {kind: finish-reason}
+- {kind: finish-reason, allowed: [stop, length]}
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reject completions with too few or too many tokens.
 
-    - {kind: length, min_tokens: 2, max_tokens: 512}
+- {kind: length, min_tokens: 2, max_tokens: 512}
 """
 
 from __future__ import annotations

@@ -49,9 +49,7 @@ class Examples(torch.utils.data.Dataset[Example]):
         return self.items[index]
 
 
-def read_examples(
-    batches: Iterable[pa.RecordBatch], causal: CausalModel, *, soft: bool, max_length: int
-) -> Examples:
+def read_examples(batches: Iterable[pa.RecordBatch], causal: CausalModel, *, soft: bool, max_length: int) -> Examples:
     """The examples of a split.
 
     Raises:
@@ -77,7 +75,9 @@ def example_of(row: Completion, causal: CausalModel, *, soft: bool) -> Example:
         prompt, completion = trace.prompt_token_ids, trace.completion_token_ids
     labels = trace.soft if trace is not None and soft else None
     if soft and labels is None:
-        raise TrainingError(f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'")
+        raise TrainingError(
+            f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
+        )
     listed = [prompt, completion] + ([labels.token_ids] if labels else [])
     highest = max(int(ids.max(initial=0)) for ids in listed)
     if highest >= causal.model.config.vocab_size:

@@ -92,14 +92,19 @@ class StudentFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def student_folder(recipe: Recipe, student: StudentSettings, variant: Variant, dataset: Dataset | None) -> StudentFolder:
+def student_folder(
+    recipe: Recipe, student: StudentSettings, variant: Variant, dataset: Dataset | None
+) -> StudentFolder:
     """The place of one student; its key covers the dataset's content, the start, the loss and the training settings."""
     shaping: dict[str, Any] = {"init": student.init.model_dump(), "seed": recipe.seed}
     if student.init.model is None and runs_here(recipe.teacher):
         shaping["teacher"] = teacher_files(recipe).content_sha256
     if variant != "untrained":
         settings = student.model_dump(exclude={"loss"} if variant == "black-box" else set())
-        shaping |= {"student": settings | {"mode": variant}, "rows": [f.sha256 for f in dataset.manifest.files] if dataset else []}
+        shaping |= {
+            "student": settings | {"mode": variant},
+            "rows": [f.sha256 for f in dataset.manifest.files] if dataset else [],
+        }
     return StudentFolder(Path(recipe.students) / recipe.name, variant, content_hash(shaping))
 
 

@@ -31,7 +31,7 @@ from pipeline.errors import DatasetRefused, RecipeError, TrainingError
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
 from pipeline.student.batches import Batch, Examples, collator, read_examples, soft_labels_of, tokens_of
-from pipeline.student.folder import Step, StudentCard, StudentFolder, Variant, student_folder
+from pipeline.student.folder import Step, StudentCard, StudentFolder, student_folder
 from pipeline.student.initialise import initialise
 from pipeline.student.objective import Objective, open_objective
 
@@ -119,7 +119,12 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
         if name not in known:
             hint = " Stillhouse sets it itself." if name in _OURS else nearest(name, sorted(known))
             raise RecipeError(f"student.train.{name}: there is no such training argument to set.{hint}")
-    settings = {"dataloader_pin_memory": torch.accelerator.is_available(), **_DEFAULTS, "seed": recipe.seed, **student.train}
+    settings = {
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        **_DEFAULTS,
+        "seed": recipe.seed,
+        **student.train,
+    }
     try:
         return TrainingArguments(
             output_dir=str(folder), remove_unused_columns=False, label_names=["labels"], disable_tqdm=True, **settings
@@ -138,7 +143,12 @@ class StudentTrainer(Trainer):
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole step
 
     def __init__(
-        self, causal: CausalModel, objective: Objective, arguments: TrainingArguments, train: Examples, validation: Examples
+        self,
+        causal: CausalModel,
+        objective: Objective,
+        arguments: TrainingArguments,
+        train: Examples,
+        validation: Examples,
     ) -> None:
         super().__init__(
             model=causal.model,
@@ -152,7 +162,11 @@ class StudentTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The objective's mean over the completion tokens of the optimiser step: scalar."""
         tokens = tokens_of(inputs)
@@ -247,7 +261,9 @@ def _card(
         seconds=round(seconds, 1),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=software_versions(),
-        log=tuple(Step.model_validate({key: entry[key] for key in Step.model_fields if key in entry}) for entry in measured),
+        log=tuple(
+            Step.model_validate({key: entry[key] for key in Step.model_fields if key in entry}) for entry in measured
+        ),
     )
 
 
@@ -269,6 +285,7 @@ def _refuse_other_tokenizer(dataset: Dataset, student: ModelFiles) -> None:
     if teacher.tokenizer_sha256 != student.tokenizer_sha256:
         raise DatasetRefused(
             f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} "
-            f"(sha256 {teacher.tokenizer_sha256[:12]}…), and the student has another (sha256 {student.tokenizer_sha256[:12]}…): "
+            f"(sha256 {teacher.tokenizer_sha256[:12]}…), and the student has another "
+            f"(sha256 {student.tokenizer_sha256[:12]}…): "
             "choose a student.init with the teacher's tokenizer, or student.mode 'black-box' on a text-only dataset"
         )

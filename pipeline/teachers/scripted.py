@@ -32,7 +32,9 @@ class ScriptedOptions(Settings):
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> ScriptedTeacher:
     """See the module's docstring."""
-    return ScriptedTeacher(settings.model or "scripted", parse_options("teacher.options", settings.options, ScriptedOptions))
+    return ScriptedTeacher(
+        settings.model or "scripted", parse_options("teacher.options", settings.options, ScriptedOptions)
+    )
 
 
 class ScriptedTeacher:

@@ -19,7 +19,7 @@ from pipeline.dataset.store import dataset_folder, open_dataset, versions
 from pipeline.errors import DatasetBusy, PromptError, TeacherUnavailable
 from pipeline.labelling import engine
 from pipeline.labelling.engine import LabelResult, label, open_job
-from pipeline.labelling.journal import FILE_NAME, Journal
+from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import make_plan
 from pipeline.records import completion_at
 from pipeline.teachers.base import Outcome, Request, Teacher, open_teacher
@@ -84,9 +84,15 @@ def test_running_again_sends_nothing_and_writes_nothing(scripted_recipe: MakeRec
     assert len(asked) == 12
 
 
-def test_shard_size_concurrency_and_limits_are_no_part_of_a_request(scripted_recipe: MakeRecipe, asked: list[Request]) -> None:
+def test_shard_size_concurrency_and_limits_are_no_part_of_a_request(
+    scripted_recipe: MakeRecipe, asked: list[Request]
+) -> None:
     run(scripted_recipe())
-    again = run(scripted_recipe(label={"shard_size": 3, "concurrency": 1, "soft": {"k": 8}, "limits": {"requests_per_minute": 5}}))
+    again = run(
+        scripted_recipe(
+            label={"shard_size": 3, "concurrency": 1, "soft": {"k": 8}, "limits": {"requests_per_minute": 5}}
+        )
+    )
     assert again.sent == 0
     assert len(versions(dataset_folder(scripted_recipe().dataset))) == 1
 
@@ -148,7 +154,9 @@ def test_a_repeated_prompt_is_asked_once_and_counted(scripted_recipe: MakeRecipe
 
 
 def test_refused_prompts_are_rejections_with_their_reason(scripted_recipe: MakeRecipe) -> None:
-    result = run(scripted_recipe(teacher={"kind": "scripted", "options": {"vocabulary": 64, "refuse": ["Explain tram."]}}))
+    result = run(
+        scripted_recipe(teacher={"kind": "scripted", "options": {"vocabulary": 64, "refuse": ["Explain tram."]}})
+    )
     assert result.dataset.manifest.rejected == {"refused": 1}
     assert result.rejected_share == pytest.approx(1 / 12)
     (entry,) = result.dataset.files("rejected")
@@ -249,7 +257,11 @@ def test_the_secret_free_recipe_lies_beside_the_rows(scripted_recipe: MakeRecipe
 @pytest.mark.slow
 @pytest.mark.parametrize("instant", [0.0, 0.15, 0.3, 0.5, 0.8])
 def test_killed_at_any_instant_no_answer_is_lost_or_asked_twice(
-    scripted_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], word_prompts: Path, tmp_path: Path, instant: float
+    scripted_recipe: MakeRecipe,
+    recipe_file: Callable[[Recipe], Path],
+    word_prompts: Path,
+    tmp_path: Path,
+    instant: float,
 ) -> None:
     """A real process, a real SIGKILL; a slow teacher logs each request that it was asked."""
     add_words(word_prompts, *(f"word{n}" for n in range(60)))

@@ -24,7 +24,9 @@ def divergence_of(kind: str) -> Divergence:
 
 
 def logits(seed: int, scale: float = 3.0) -> Tensor:
-    return torch.randn(POSITIONS, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    return (
+        torch.randn(POSITIONS, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    )
 
 
 def labels_of(teacher: Tensor, k: int) -> SparseLabels:
@@ -38,7 +40,9 @@ def coarse(probabilities: Tensor, ids: Tensor) -> Tensor:
     """Probabilities over the listed tokens and all others, by a loop."""
     rows = []
     for row, listed in zip(probabilities, ids.tolist(), strict=True):
-        rest = sum((row[token] for token in range(len(row)) if token not in listed), start=torch.zeros((), dtype=row.dtype))
+        rest = sum(
+            (row[token] for token in range(len(row)) if token not in listed), start=torch.zeros((), dtype=row.dtype)
+        )
         rows.append(torch.stack([*(row[token] for token in listed), rest]))
     return torch.stack(rows)
 
@@ -106,7 +110,9 @@ def test_positions_do_not_touch_each_other(kind: str) -> None:
 def test_gradient_is_that_of_the_dense_formula(k: int) -> None:
     teacher, student = logits(7), logits(8).requires_grad_()
     labels = labels_of(teacher, k)
-    loss = divergence_of("forward-kl")(teacher_outcomes(labels, 2.0), student_outcomes(student, labels.token_ids, 2.0)).sum()
+    loss = divergence_of("forward-kl")(
+        teacher_outcomes(labels, 2.0), student_outcomes(student, labels.token_ids, 2.0)
+    ).sum()
     (sparse,) = torch.autograd.grad(loss, student)
     again = student.detach().clone().requires_grad_()
     p = tempered(coarse(teacher.softmax(-1), labels.token_ids), 2.0)
@@ -120,7 +126,9 @@ def test_gradient_is_that_of_the_dense_formula(k: int) -> None:
 def test_a_tail_of_no_mass_is_finite_and_has_a_finite_gradient() -> None:
     labels = SparseLabels(torch.tensor([[2]]), torch.tensor([[0.0]]), torch.tensor([-torch.inf]))
     student = torch.zeros(1, 5, requires_grad=True)
-    loss = divergence_of("forward-kl")(teacher_outcomes(labels, 1.0), student_outcomes(student, labels.token_ids, 1.0)).sum()
+    loss = divergence_of("forward-kl")(
+        teacher_outcomes(labels, 1.0), student_outcomes(student, labels.token_ids, 1.0)
+    ).sum()
     (gradient,) = torch.autograd.grad(loss, student)
     assert float(loss.detach()) == pytest.approx(math.log(5))
     assert gradient.isfinite().all()

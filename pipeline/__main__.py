@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `stillhouse`."""
+
+from pipeline.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""Figures and their intervals."""
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.metrics import mean_per_prompt, mean_per_token, token_f1
+
+
+def test_the_mean_is_over_tokens_not_over_prompts() -> None:
+    interval = mean_per_token([10.0, 1.0], [10, 4])
+    assert interval.mean == pytest.approx(11 / 14)
+    assert interval.low == pytest.approx(0.25)
+    assert interval.high == pytest.approx(1.0)
+
+
+def test_perplexity_is_the_exponential_of_the_mean() -> None:
+    interval = mean_per_token([2.0, 4.0], [2, 2], np.exp)
+    assert interval.mean == pytest.approx(np.exp(1.5))
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        interval = mean_per_prompt(list(generator.normal(3.0, 1.0, size=60)))
+        covered += interval.low <= 3.0 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_the_interval_is_the_same_each_time() -> None:
+    assert mean_per_token([1.0, 2.0, 5.0], [1, 1, 2]) == mean_per_token([1.0, 2.0, 5.0], [1, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("A kettle boils water.", "a kettle boils water", 1.0),
+        ("x", "y", 0.0),
+        ("a b c d", "a b", 2 / 3),
+        ("", "", 1.0),
+        ("a a", "a", 2 / 3),
+    ],
+)
+def test_token_f1(answer: str, reference: str, score: float) -> None:
+    assert token_f1(answer, reference) == pytest.approx(score)

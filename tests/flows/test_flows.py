@@ -1,0 +1,109 @@
+"""The flows on a real Prefect API: the same results as without, one task a shard or a stage, tables as artifacts."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import Recipe
+from pipeline.dataset.store import dataset_folder, open_dataset
+from pipeline.errors import RecipeError
+from pipeline.labelling.engine import label
+from pipeline.records import completion_at
+from tests.conftest import MakeRecipe
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("prefect_api"),
+    pytest.mark.filterwarnings("default"),  # Prefect's own
+]
+
+
+async def task_names(flow_name: str) -> list[str]:
+    """Names of the task runs of the newest run of a flow."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    async with get_client() as client:
+        runs = await client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow_name])), sort=FlowRunSort.START_TIME_DESC, limit=1
+        )
+        for _ in range(60):  # task runs reach the server through a queue
+            tasks = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[runs[0].id])))
+            if tasks and all(task.state and task.state.is_final() for task in tasks):
+                return sorted(task.name for task in tasks)
+            await asyncio.sleep(0.5)
+    raise AssertionError(f"the tasks of {flow_name} never ended")
+
+
+async def artifact(key: str) -> Any:
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        found = await client.read_latest_artifacts()
+    return next(one.data for one in found if one.key == key)
+
+
+def rows_of(recipe: Recipe) -> list[Any]:
+    """The rows of a recipe's dataset, less the time when each was made."""
+    dataset = open_dataset(dataset_folder(recipe.dataset))
+    rows = [
+        completion_at(batch, index)
+        for split in ("train", "validation")
+        for batch in dataset.batches(split)  # type: ignore[arg-type]
+        for index in range(batch.num_rows)
+    ]
+    return [
+        (row.id, row.text, row.prompt, row.trace.soft.logprobs.tolist() if row.trace and row.trace.soft else None)
+        for row in rows
+    ]
+
+
+def test_the_label_flow_has_one_task_a_shard_and_the_same_rows(
+    scripted_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    from flows.label import label_flow
+
+    recipe = scripted_recipe()
+    result = asyncio.run(label_flow(str(recipe_file(recipe))))
+    assert result.sent == 12
+    shards = [entry.path for entry in result.dataset.files("train", "validation")]
+    names = asyncio.run(task_names("label"))
+    assert len(names) == len(shards)
+    assert all(name.startswith("label ") for name in names)
+    table = asyncio.run(artifact("labels"))
+    assert "train" in str(table)
+
+    direct = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"root": str(tmp_path / "direct")})})
+    asyncio.run(label(direct))
+    assert rows_of(direct) == rows_of(recipe)
+
+
+def test_the_run_flow_goes_the_whole_way_and_again_does_nothing(
+    tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
+) -> None:
+    from flows.run import run_flow
+
+    recipe = str(recipe_file(tiny_recipe()))
+    first = run_flow(recipe)
+    assert first.labelled.sent == 12
+    assert [student.trained for student in first.students] == [True, True]
+    assert first.evaluation.fresh
+    assert asyncio.run(task_names("distill")) == ["train black-box student", "train white-box student"]
+    assert "white-box student" in str(asyncio.run(artifact("report")))
+    again = run_flow(recipe)
+    assert again.labelled.sent == 0
+    assert [student.trained for student in again.students] == [False, False]
+    assert not again.evaluation.fresh
+
+
+def test_a_wrong_recipe_fails_the_flow_with_its_own_error(
+    tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
+) -> None:
+    from flows.run import run_flow
+
+    with pytest.raises(RecipeError, match="Did you mean 'temperature'"):
+        run_flow(str(recipe_file(tiny_recipe())), ["label.sampling.temprature=1"])

@@ -1,0 +1,222 @@
+"""Training: resume equals an unbroken run, gradients are means over tokens, and what does not fit is refused."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipeline.causal import load_causal_model
+from pipeline.config import Recipe, StudentSettings
+from pipeline.dataset.store import Dataset
+from pipeline.errors import DatasetRefused, RecipeError, TrainingError
+from pipeline.labelling.engine import label
+from pipeline.progress import silent
+from pipeline.student import train as training
+from pipeline.student.batches import read_examples
+from pipeline.student.folder import read_card, student_folder
+from pipeline.student.objective import open_objective
+from pipeline.student.train import StudentTrainer, distill, prepare_untrained, training_arguments
+from tests.conftest import MakeRecipe, make_tiny_model
+
+
+@pytest.fixture
+def labelled(tiny_recipe: MakeRecipe) -> tuple[Recipe, StudentSettings, Dataset]:
+    recipe = tiny_recipe()
+    assert recipe.student is not None
+    return recipe, recipe.student, asyncio.run(label(recipe)).dataset
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return state
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("mode", ["white-box", "black-box"])
+def test_a_student_learns(labelled: tuple[Recipe, StudentSettings, Dataset], mode: str) -> None:
+    recipe, student, dataset = labelled
+    longer = {**student.train, "num_train_epochs": 15}
+    card = distill(recipe, student.model_copy(update={"mode": mode, "train": longer}), dataset)
+    losses = [step.loss for step in card.log if step.loss is not None]
+    assert losses[-1] < 0.7 * losses[0]
+    assert sum(step.eval_loss is not None for step in card.log) == 15
+    assert (card.variant, card.rows) == (mode, dataset.manifest.rows["train"])
+    assert read_card(Path(recipe.students) / recipe.name / mode) == card
+    assert not list((Path(recipe.students) / recipe.name).glob(".work-*-*"))
+
+
+def test_a_finished_student_is_not_trained_again(
+    labelled: tuple[Recipe, StudentSettings, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, student, dataset = labelled
+    card = distill(recipe, student, dataset)
+    monkeypatch.setattr(training, "StudentTrainer", None)  # calling it would raise
+    assert distill(recipe, student, dataset) == card
+
+
+class StopAt(TrainerCallback):
+    """Ends the process's training as a crash would: by an exception in the middle of an epoch."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step == self._step:
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 5])
+def test_resuming_gives_the_student_of_an_unbroken_run(
+    tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    parts["student"]["train"] |= {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 3}
+    recipe = tiny_recipe(student=parts["student"])
+    assert recipe.student is not None
+    dataset = asyncio.run(label(recipe)).dataset
+    unbroken = recipe.model_copy(update={"students": str(tmp_path / "unbroken")})
+    whole = distill(unbroken, recipe.student, dataset)
+
+    class Breaking(StudentTrainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.add_callback(StopAt(stop_at))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "StudentTrainer", Breaking)
+        with pytest.raises(RuntimeError, match="power cut"):
+            distill(recipe, recipe.student, dataset)
+    half_written = student_folder(recipe, recipe.student, "white-box", dataset).work / f"checkpoint-{stop_at + 1}"
+    half_written.mkdir()
+    (half_written / "model.safetensors").write_bytes(b"cut short")
+    resumed = distill(recipe, recipe.student, dataset)
+    assert resumed.steps == whole.steps
+    assert same(weights(tmp_path / "students/test/white-box"), weights(tmp_path / "unbroken/test/white-box"))
+
+
+def test_the_gradient_is_a_mean_over_tokens_however_the_step_is_cut(
+    labelled: tuple[Recipe, StudentSettings, Dataset], tmp_path: Path
+) -> None:
+    """One step on 8 rows, in micro-batches of 8, 4 and 1: rows of unlike lengths, one gradient, one loss."""
+    recipe, student, dataset = labelled
+    start = prepare_untrained(recipe, student)
+    results = []
+    for size in (8, 4, 1):
+        cut = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": 8 // size,
+            "max_steps": 1,
+            "eval_strategy": "no",
+        }
+        one = student.model_copy(
+            update={"train": {**student.train, **cut, "save_strategy": "no", "optim": "sgd", "learning_rate": 0.1}}
+        )
+        causal = load_causal_model(start.path)
+        rows = read_examples(dataset.batches("train"), causal, soft=True, max_length=100)
+        assert len({len(row) for row in rows.items}) > 1
+        eight = type(rows)(rows.items[:8], 0)
+        trainer = StudentTrainer(
+            causal, open_objective(one), training_arguments(recipe, one, tmp_path / str(size)), eight, eight
+        )
+        trainer.train()
+        results.append((trainer.state.log_history[0]["loss"], causal.model.state_dict()))
+    for loss, state in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-4)
+        for key, tensor in state.items():
+            assert torch.allclose(tensor, results[0][1][key], atol=1e-5), key
+
+
+def test_a_flipped_byte_is_refused_before_training(labelled: tuple[Recipe, StudentSettings, Dataset]) -> None:
+    recipe, student, dataset = labelled
+    file = dataset.folder / dataset.manifest.files[0].path
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DatasetRefused, match=f"{file.name} has sha256") as caught:
+        distill(recipe, student, dataset)
+    assert caught.value.exit_status == 1
+    assert not Path(recipe.students).exists()
+
+
+def test_a_dataset_of_another_tokenizer_is_refused(
+    labelled: tuple[Recipe, StudentSettings, Dataset], tmp_path: Path
+) -> None:
+    recipe, student, dataset = labelled
+    other = make_tiny_model(tmp_path / "other", merges=2)
+    foreign = student.model_copy(update={"init": student.init.model_validate({"model": str(other)})})
+    with pytest.raises(DatasetRefused, match="was labelled with the tokenizer of"):
+        distill(recipe, foreign, dataset)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (
+            {"learning_rat": 1},
+            "student.train.learning_rat: there is no such training argument to set. Did you mean 'learning_rate'",
+        ),
+        ({"output_dir": "x"}, "Stillhouse sets it itself"),
+        ({"save_strategy": "sometimes"}, "student.train is wrong"),
+    ],
+)
+def test_wrong_training_arguments(
+    labelled: tuple[Recipe, StudentSettings, Dataset], train: dict[str, Any], words: str
+) -> None:
+    recipe, student, dataset = labelled
+    with pytest.raises(RecipeError) as caught:
+        distill(recipe, student.model_copy(update={"train": train}), dataset)
+    assert words in str(caught.value)
+
+
+def test_rows_past_max_length_are_counted_and_none_left_is_an_error(
+    labelled: tuple[Recipe, StudentSettings, Dataset],
+) -> None:
+    recipe, student, dataset = labelled
+    with pytest.raises(TrainingError, match=r"longer than student\.max_length=3"):
+        distill(recipe, student.model_copy(update={"max_length": 3}), dataset)
+
+
+def test_more_layers_than_the_teacher_has(labelled: tuple[Recipe, StudentSettings, Dataset]) -> None:
+    recipe, student, dataset = labelled
+    deep = student.model_copy(update={"init": student.init.model_validate({"from": "teacher", "layers": 9})})
+    with pytest.raises(RecipeError, match="the teacher has only 4"):
+        distill(recipe, deep, dataset)
+
+
+def test_the_progress_counts_steps(labelled: tuple[Recipe, StudentSettings, Dataset]) -> None:
+    recipe, student, dataset = labelled
+    seen: list[tuple[str, int, int]] = []
+    card = distill(recipe, student, dataset, lambda *step: seen.append(step))
+    assert seen[-1] == ("Training the white-box student", card.steps, card.steps)
+
+
+def test_a_changed_recipe_replaces_the_student_whole(labelled: tuple[Recipe, StudentSettings, Dataset]) -> None:
+    recipe, student, dataset = labelled
+    first = distill(recipe, student, dataset)
+    second = distill(
+        recipe, student.model_copy(update={"train": {**student.train, "learning_rate": 0.001}}), dataset, silent
+    )
+    assert first.key != second.key
+    assert read_card(Path(recipe.students) / recipe.name / "white-box") == second
+    shutil.rmtree(Path(recipe.students))
+
+
+def test_text_only_rows_are_tokenised_by_the_student(tiny_recipe: MakeRecipe) -> None:
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    text_only = {**parts["label"], "soft": None}
+    recipe = tiny_recipe(label=text_only, student={**parts["student"], "mode": "black-box"})
+    assert recipe.student is not None
+    dataset = asyncio.run(label(recipe)).dataset
+    causal = load_causal_model(Path(recipe.teacher.model))
+    rows = read_examples(dataset.batches("train"), causal, soft=False, max_length=200)
+    assert all(row.completion[-1] == 0 and row.soft is None for row in rows.items)
+    with pytest.raises(TrainingError, match="has no soft labels"):
+        read_examples(dataset.batches("train"), causal, soft=True, max_length=200)
+    assert distill(recipe, recipe.student, dataset).steps > 0

@@ -1,0 +1,201 @@
+"""The in-process teacher, held against a plain forward pass of the same model."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from pipeline.causal import encode_prompt, load_causal_model
+from pipeline.config import LabelSettings, TeacherSettings
+from pipeline.errors import RecipeError, TeacherUnavailable
+from pipeline.records import Message, Prompt
+from pipeline.teachers.base import Answer, Refusal, Request, Teacher, open_teacher
+from tests.conftest import make_tiny_model
+
+TEXTS = ["Hi", "Explain tram.", "What is a kettle, and who would use one in the morning?", "x" * 40]
+
+
+def opened(model: Path, label: dict[str, Any], **options: Any) -> tuple[Teacher, LabelSettings]:
+    settings = LabelSettings.model_validate(label)
+    return open_teacher(
+        TeacherSettings(kind="transformers", model=str(model), options=options), settings, seed=0
+    ), settings
+
+
+def ask(
+    model: Path, label: dict[str, Any], texts: list[str] = TEXTS, forced: str | None = None, **options: Any
+) -> list[Any]:
+    teacher, settings = opened(model, label, **options)
+    requests = [
+        Request(Prompt((Message("user", text),)), 0, teacher.identity, settings.sampling, settings.soft, forced)
+        for text in texts
+    ]
+    return list(asyncio.run(teacher.answer(requests)))
+
+
+def full_logprobs(model: Path, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    """The model's log-probabilities at each completion position, one row at a time, no padding: (time, vocabulary)."""
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = plain(torch.tensor([prompt + completion])).logits[0]
+    return logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def check_labels(model: Path, text: str, answer: Answer) -> None:
+    trace = answer.trace
+    assert trace is not None and trace.soft is not None
+    tokenizer = load_causal_model(model).tokenizer
+    prompt, completion = trace.prompt_token_ids.tolist(), trace.completion_token_ids.tolist()
+    assert prompt == encode_prompt(tokenizer, [Message("user", text)])
+    expected = full_logprobs(model, prompt, completion)
+    values, _ = expected.topk(trace.soft.k, dim=-1)
+    np.testing.assert_allclose(trace.soft.logprobs, values, atol=5e-3)  # float16
+    listed = expected.gather(-1, torch.from_numpy(trace.soft.token_ids).long())
+    np.testing.assert_allclose(trace.soft.logprobs, listed, atol=5e-3)
+    np.testing.assert_allclose(np.exp(trace.soft.tail_logprob), 1 - values.exp().sum(-1), atol=1e-4)
+    chosen = expected[torch.arange(len(completion)), torch.tensor(completion)]
+    np.testing.assert_allclose(trace.completion_logprobs, chosen, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_generated_labels_are_the_models_own_distribution(tiny_model: Path, temperature: float) -> None:
+    """Batched with others of other lengths, drawn with temperature and top-p: the labels know nothing of it."""
+    label = {"sampling": {"temperature": temperature, "top_p": 0.9, "max_tokens": 9}, "soft": {"k": 5}}
+    for text, answer in zip(TEXTS, ask(tiny_model, label), strict=True):
+        check_labels(tiny_model, text, answer)
+
+
+def test_scored_labels_are_the_models_own_distribution(tiny_model: Path) -> None:
+    label = {"mode": "score", "soft": {"k": 5}}
+    for text, answer in zip(TEXTS, ask(tiny_model, label, forced="A thing."), strict=True):
+        assert (answer.text, answer.finish_reason) == ("A thing.", "stop")
+        assert answer.trace.completion_token_ids[-1] == 0  # the end of turn is learnt too
+        check_labels(tiny_model, text, answer)
+
+
+def test_greedy_text_is_the_most_likely_token_at_every_position(tiny_model: Path) -> None:
+    label = {"sampling": {"temperature": 0, "max_tokens": 9}, "soft": {"k": 3}}
+    for answer in ask(tiny_model, label):
+        assert answer.trace.completion_token_ids.tolist() == answer.trace.soft.token_ids[:, 0].tolist()
+
+
+def test_an_answer_ends_with_its_end_token_or_at_the_limit(tiny_model: Path) -> None:
+    label = {"sampling": {"temperature": 2.0, "max_tokens": 60}, "soft": {"k": 3}}
+    answers = ask(tiny_model, label, texts=[f"word {n}" for n in range(40)], batch_size=40)
+    assert {answer.finish_reason for answer in answers} == {"stop", "length"}
+    for answer in answers:
+        ids = answer.trace.completion_token_ids.tolist()
+        assert (ids[-1] == 0) == (answer.finish_reason == "stop")
+        assert 0 not in ids[:-1]
+        assert answer.completion_tokens == len(ids) == len(answer.trace.soft)
+
+
+def test_the_models_own_generation_settings_do_not_reach_the_labels(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "opinionated")
+    own = {"repetition_penalty": 1.8, "min_new_tokens": 5, "no_repeat_ngram_size": 2, "eos_token_id": 0}
+    GenerationConfig(**own).save_pretrained(folder)
+    label = {"sampling": {"temperature": 0, "max_tokens": 9}, "soft": {"k": 5}}
+    for text, answer in zip(TEXTS, ask(folder, label), strict=True):
+        check_labels(folder, text, answer)
+
+
+def test_the_same_batch_draws_the_same_text_again(tiny_model: Path) -> None:
+    label = {"sampling": {"temperature": 1.0, "max_tokens": 9}}
+    assert [a.text for a in ask(tiny_model, label)] == [a.text for a in ask(tiny_model, label)]
+
+
+def test_text_alone_carries_no_trace(tiny_model: Path) -> None:
+    assert all(answer.trace is None for answer in ask(tiny_model, {"sampling": {"max_tokens": 4}}))
+
+
+def test_a_prompt_past_the_window_is_refused_and_the_others_go_on(tiny_model: Path) -> None:
+    label = {"sampling": {"temperature": 0, "max_tokens": 8}, "soft": {"k": 3}}
+    first, long, last = ask(tiny_model, label, texts=["Hi", "y" * 400, "Explain tram."])
+    assert isinstance(long, Refusal)
+    assert long.reason == "too-long"
+    assert "256 of the model's window" in long.detail
+    check_labels(tiny_model, "Hi", first)
+    check_labels(tiny_model, "Explain tram.", last)
+
+
+def test_a_tokenizer_without_a_chat_template_takes_plain_text_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_tiny_model(tmp_path / "base", template=False)
+    with caplog.at_level(logging.WARNING):
+        (answer,) = ask(folder, {"sampling": {"temperature": 0, "max_tokens": 4}, "soft": {"k": 3}}, texts=["Hi"])
+    assert "no chat template" in caplog.text
+    check_labels(folder, "Hi", answer)
+
+
+def test_the_identity_is_taken_from_content(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    retrained = make_tiny_model(tmp_path / "retrained", seed=1)
+    retokenized = make_tiny_model(tmp_path / "retokenized", merges=2)
+    identity, same, other, odd = (
+        opened(folder, {})[0].identity for folder in (tiny_model, moved, retrained, retokenized)
+    )
+    assert identity.shaping() == same.shaping()
+    assert identity.shaping() != other.shaping()
+    assert identity.tokenizer_sha256 == other.tokenizer_sha256 != odd.tokenizer_sha256
+    assert identity.vocabulary_size == 260
+
+
+def test_opening_loads_no_model(tiny_model: Path) -> None:
+    teacher, _ = opened(tiny_model, {})
+    assert teacher.identity.kind == "transformers"
+    assert "_causal" not in vars(teacher)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (
+            "no/such/model",
+            {},
+            "teacher.model is 'no/such/model': there is no such folder, and the hub has no such model",
+        ),
+        ("", {}, "teacher.model is empty"),
+    ],
+)
+def test_a_model_that_is_not_there(model: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises((TeacherUnavailable, RecipeError), match="teacher.model") as caught:
+        open_teacher(TeacherSettings(kind="transformers", model=model, options=options), LabelSettings(), 0)
+    assert words in str(caught.value)
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(TeacherUnavailable, match=r"without config\.json"):
+        opened(tmp_path, {})
+
+
+def test_an_encoder_decoder_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"is_encoder_decoder": true, "vocab_size": 5}')
+    with pytest.raises(RecipeError, match="name a causal language model"):
+        opened(tmp_path, {})
+
+
+def test_an_unknown_option_names_the_right_one(tiny_model: Path) -> None:
+    with pytest.raises(RecipeError, match=r"teacher\.options\.batchsize.*Did you mean 'batch_size'"):
+        opened(tiny_model, {}, batchsize=3)
+
+
+def test_an_unknown_kind_names_the_right_one() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'transformers'"):
+        open_teacher(TeacherSettings(kind="transformer", model="x"), LabelSettings(), 0)
+
+
+@pytest.mark.slow
+def test_the_demo_teacher_knows_the_capital_of_france(demo_teacher: Path) -> None:
+    label = {"sampling": {"temperature": 0, "max_tokens": 12}, "soft": {"k": 8}}
+    (answer,) = ask(demo_teacher, label, texts=["What is the capital of France?"])
+    assert answer.text.startswith("The capital of France is Paris")
+    assert answer.finish_reason == "stop"
+    check_labels(demo_teacher, "What is the capital of France?", answer)
