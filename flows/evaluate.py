@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.evaluation.report import markdown
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
@@ -10,6 +9,7 @@ from flows.common import FLOW, TASK, logged_progress
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
 from pipeline.evaluation.evaluate import EvaluationResult
+from pipeline.evaluation.report import markdown
 from pipeline.stages import evaluate_stage, recipe_dataset
 
 

@@ -113,7 +113,8 @@ def curve(one: Curve) -> str:
     parts.append(f'<polyline class="curve m3" points="{" ".join(points)}"/>')
     for step, loss in zip(one.evaluation_steps, one.evaluation_loss, strict=True):
         parts.append(_mark(_scale(step, last, left, width - 30), _scale(loss, highest, bottom, 20), 1))
-    described = f"Loss of the {one.role}, from {values[0]:.2f} to {one.loss[-1] if one.loss else values[-1]:.2f} in {last} steps"
+    reached = one.loss[-1] if one.loss else values[-1]
+    described = f"Loss of the {one.role}, from {values[0]:.2f} to {reached:.2f} in {last} steps"
     return _svg(width, height, described, parts)
 
 

@@ -18,11 +18,9 @@ def row(role: str, parameters: int, kl: Interval | None, speed: float = 20.0) ->
     )  # fmt: skip
 
 
-def report(
-    student: Interval | None, black_box: Interval | None, teacher: Interval | None = Interval(0, 0, 0)
-) -> Report:
+def report(student: Interval | None, black_box: Interval | None) -> Report:
     models = (
-        row("teacher", 134_500_000, teacher),
+        row("teacher", 134_500_000, None if student is None else Interval(0, 0, 0)),
         row("untrained student", 63_700_000, None if student is None else Interval(12.4, 12.0, 12.8), 50.0),
         row("black-box student", 63_700_000, black_box, 50.0),
         row("white-box student", 63_700_000, student, 52.0),
@@ -43,7 +41,7 @@ def report(
 
 SEPARATE = report(Interval(1.9, 1.8, 2.0), Interval(2.8, 2.6, 3.0))
 OVERLAPPING = report(Interval(1.9, 1.6, 2.2), Interval(2.1, 1.9, 2.3))
-TEXT_ONLY = report(None, None, None)
+TEXT_ONLY = report(None, None)
 
 
 def test_the_verdict_says_what_the_intervals_allow() -> None:
