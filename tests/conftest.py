@@ -6,6 +6,7 @@ wisdom is that of a large one. Tests marked `slow` use the real demo teacher.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -20,7 +21,9 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from hypothesis import settings
 
-from pipeline.config import Recipe, recipe_from
+from pipeline.config import Recipe, StudentSettings, recipe_from
+from pipeline.dataset.store import Dataset
+from pipeline.labelling.engine import label
 
 settings.register_profile("stillhouse", deadline=None)  # machines are noisy; slowness is no failure
 settings.load_profile("stillhouse")
@@ -153,6 +156,14 @@ def tiny_recipe(scripted_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path) -
         return scripted_recipe(**{**defaults, **parts})
 
     return make
+
+
+@pytest.fixture
+def labelled(tiny_recipe: MakeRecipe) -> tuple[Recipe, StudentSettings, Dataset]:
+    """A white-box recipe, its student, and its labelled dataset."""
+    recipe = tiny_recipe()
+    assert recipe.student is not None
+    return recipe, recipe.student, asyncio.run(label(recipe)).dataset
 
 
 @pytest.fixture

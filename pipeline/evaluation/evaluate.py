@@ -2,15 +2,18 @@
 
     evaluate(recipe, student, dataset)     ->  data/reports/<recipe>/report.{md,html,json}
 
-Each model is measured in a process of its own (measure.py). A report that stands already for this dataset, these students
-and these settings is not made again.
+Each model is run in a process of its own (measure.py), then all of them are held against the teacher in one more
+(distance.py). A report that stands already for this dataset, these students and these settings is not made again.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +23,12 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.config import Recipe, StudentSettings
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError, StudentMissing
+from pipeline.evaluation.metrics import mean_per_prompt, token_f1
 from pipeline.evaluation.overlap import find_overlap
 from pipeline.evaluation.report import ReportFiles, write_report
-from pipeline.evaluation.results import Answers, Curve, LabelSummary, Overlap, Report
-from pipeline.model_files import runs_here, teacher_files
+from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, ModelRow, Overlap, Report
+from pipeline.evaluation.subject import Subject, Task
+from pipeline.model_files import ModelFiles, runs_here, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Split, completion_at, content_hash, prompt_at
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, student_folder
@@ -74,8 +79,6 @@ def _measured(
     key: str,
     progress: Progress,
 ) -> Report:
-    from pipeline.evaluation.measure import Subject, Task, fresh_processes
-
     dataset.check()
     rows = tuple(_held_out(dataset, recipe.evaluate.limit))
     if not rows:
@@ -83,22 +86,15 @@ def _measured(
             f"prompts.holdout is {recipe.prompts.holdout}, and dataset {dataset.manifest.label} has no validation rows: "
             "set prompts.holdout to a share such as 0.2"
         )
-    local = teacher_files(recipe) if runs_here(recipe.teacher) else None
     task = Task(
         rows=rows,
         settings=recipe.evaluate,
         max_tokens=recipe.label.sampling.max_tokens,
-        teacher=local.folder if local else None,
+        vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
         soft=dataset.manifest.soft is not None,
     )
-    subjects = [Subject("teacher", local.name, local.folder, is_teacher=True)] if local else []
-    subjects += [Subject(f"{place.variant} student", str(place.path), place.path) for place in students]
-    measured = []
-    with fresh_processes() as measure:
-        for done, subject in enumerate(subjects):
-            progress(f"Measuring the {subject.role}", done, len(subjects))
-            measured.append(measure(subject, task))
-    progress("Measuring", len(subjects), len(subjects))
+    subjects = _subjects(recipe, dataset, students)
+    models, answers = _measure_all(subjects, task, progress)
     cards = [card for place in students if (card := place.finished())]
     return Report(
         recipe=recipe.name,
@@ -106,9 +102,9 @@ def _measured(
         versions=cards[-1].versions | {"machine": _machine()},
         labels=_label_summary(dataset),
         overlap=_overlap(dataset, recipe.evaluate.near_duplicate),
-        models=tuple(one.row for one in measured),
+        models=models,
         answers=tuple(
-            Answers(row.prompt.text, row.prompt.reference, tuple(one.answers[place] for one in measured))
+            Answers(row.prompt.text, row.prompt.reference, tuple(written[place] for written in answers))
             for place, row in enumerate(rows[: recipe.evaluate.answers])
         ),
         curves=tuple(_curve(card) for card in cards if card.log),
@@ -116,6 +112,74 @@ def _measured(
         notes=tuple(_notes(recipe, dataset, len(rows))),
         key=key,
     )
+
+
+def _subjects(recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> list[Subject]:
+    """The teacher, where it is a model that can be run here, and the students."""
+    tokenizer = dataset.manifest.teacher.tokenizer_sha256
+    subjects = []
+    if runs_here(recipe.teacher):
+        files = teacher_files(recipe)
+        subjects.append(Subject("teacher", files.name, files.folder, is_teacher=True))
+    for place in students:
+        files = ModelFiles(str(place.path), place.path)
+        shares = tokenizer is None or files.tokenizer_sha256 == tokenizer
+        subjects.append(Subject(f"{place.variant} student", files.name, files.folder, shares_tokenizer=shares))
+    return subjects
+
+
+def _measure_all(
+    subjects: Sequence[Subject], task: Task, progress: Progress
+) -> tuple[tuple[ModelRow, ...], list[tuple[str, ...]]]:
+    """Every model's line of the report, and its answers."""
+    from pipeline.evaluation.distance import distances
+    from pipeline.evaluation.measure import measure
+
+    with _fresh_processes() as pool:
+        measured = []
+        for done, subject in enumerate(subjects):
+            progress(f"Measuring the {subject.role}", done, len(subjects) + 1)
+            measured.append(pool.submit(measure, subject, task).result())
+        progress("Comparing with the teacher", len(subjects), len(subjects) + 1)
+        compared = pool.submit(distances, subjects, task).result()
+        progress("Comparing with the teacher", len(subjects) + 1, len(subjects) + 1)
+    models = tuple(
+        ModelRow(
+            role=subject.role,
+            model=subject.name,
+            parameters=one.parameters,
+            megabytes=one.megabytes,
+            peak_memory_megabytes=one.peak_memory_megabytes,
+            tokens_per_second=one.tokens_per_second,
+            latency_p50_ms=one.latency_p50_ms,
+            latency_p95_ms=one.latency_p95_ms,
+            kl_per_token=distance.kl,
+            agreement=distance.agreement,
+            perplexity=distance.perplexity,
+            reference_score=_reference_score(task.rows, one.answers),
+        )
+        for subject, one, distance in zip(subjects, measured, compared, strict=True)
+    )
+    return models, [one.answers for one in measured]
+
+
+@contextmanager
+def _fresh_processes() -> Iterator[ProcessPoolExecutor]:
+    """Every call in a new process; the libraries are imported once, in the process that they fork from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.evaluation.measure", "pipeline.evaluation.distance"])
+    with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
+        yield pool
+
+
+def _reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Interval | None:
+    """Token F1 of the answers to prompts that have a reference."""
+    scored = [
+        token_f1(answer, row.prompt.reference)
+        for row, answer in zip(rows, answers, strict=False)  # the first prompts alone are answered
+        if row.prompt.reference
+    ]
+    return mean_per_prompt(scored) if scored else None
 
 
 def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> list[StudentFolder]:

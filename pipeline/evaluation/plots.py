@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
-from pipeline.evaluation.results import Curve, ModelRow
+from pipeline.evaluation.results import Curve, Interval, ModelRow
 
 _SHAPES = ("square", "circle", "triangle", "diamond")
 _CORNERS: dict[str, list[tuple[float, float]]] = {
@@ -17,6 +18,31 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
     "triangle": [(0, -7), (6.5, 5), (-6.5, 5)],
     "diamond": [(0, -7.5), (7.5, 0), (0, 7.5), (-7.5, 0)],
 }
+_FAR = 2.5  # a model this many times as far as the next one is named at the edge, not drawn to scale
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """From 0 at pixel `start` to `top` at pixel `end`; what is more stands at the end."""
+
+    top: float
+    start: float
+    end: float
+    step: float
+
+    @classmethod
+    def over(cls, highest: float, start: float, end: float) -> _Axis:
+        """An axis whose ticks are round numbers, five at most above 0."""
+        power = 10.0 ** math.floor(math.log10(highest / 5)) if highest > 0 else 0.2
+        step = next((part * power for part in (1, 2, 2.5, 5) if part * power * 5 >= highest), 10 * power)
+        return cls(step * max(1, math.ceil(highest / step - 1e-9)), start, end, step)
+
+    @property
+    def ticks(self) -> list[float]:
+        return [self.step * number for number in range(round(self.top / self.step) + 1)]
+
+    def place(self, value: float) -> float:
+        return self.start + (self.end - self.start) * min(value / self.top, 1.0)
 
 
 def role_class(place: int) -> str:
@@ -26,107 +52,127 @@ def role_class(place: int) -> str:
 
 def intervals(models: Sequence[ModelRow]) -> str:
     """KL a token of each model as a dot with its 95 % interval; empty where none was measured."""
-    shown = [
-        (place, row, row.kl_per_token) for place, row in enumerate(models) if row.kl_per_token and row.role != "teacher"
-    ]
+    shown = [(place, row, kl) for place, row, kl in _with_kl(models) if row.role != "teacher"]
     if not shown:
         return ""
-    width, left, line = 640, 150, 44
-    height = line * len(shown) + 48
-    top = _ceiling(max(interval.high for _, _, interval in shown))
+    width, left, line = 640, 196, 52
+    bottom = 8 + line * len(shown)
+    axis = _Axis.over(_drawn_to_scale([kl for _, _, kl in shown]), left, width - 70)
     parts = []
-    for tick in _ticks(top):
-        x = _scale(tick, top, left, width - 60)
-        parts.append(f'<line class="grid" x1="{x:.1f}" y1="8" x2="{x:.1f}" y2="{height - 40}"/>')
-        parts.append(_text(x, height - 22, _short(tick), "middle"))
+    for tick in axis.ticks:
+        x = axis.place(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" y1="8" x2="{x:.1f}" y2="{bottom}"/>')
+        parts.append(_text(x, bottom + 18, _short(tick), "middle"))
     parts.append(
-        _text((left + width - 60) / 2, height - 5, "KL to the teacher, nats a token (nearer is better)", "middle")
+        _text((left + axis.end) / 2, bottom + 38, "KL to the teacher, nats a token (nearer is better)", "middle")
     )
-    for number, (place, row, interval) in enumerate(shown):
+    for number, (place, row, kl) in enumerate(shown):
         y = 8 + line * (number + 0.5)
-        low, mean, high = (
-            _scale(value, top, left, width - 60) for value in (interval.low, interval.mean, interval.high)
-        )
         parts.append(_text(left - 12, y + 4, row.role, "end"))
-        parts.append(f'<line class="whisker {role_class(place)}" x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}"/>')
-        parts += [
-            f'<line class="whisker {role_class(place)}" x1="{x:.1f}" y1="{y - 6}" x2="{x:.1f}" y2="{y + 6}"/>'
-            for x in (low, high)
-        ]
+        if kl.mean > axis.top:
+            parts.append(_text(axis.end, y + 4, f"{_short(kl.mean)}, off the scale →", "end", "value"))
+            continue
+        low, mean, high = (axis.place(value) for value in (kl.low, kl.mean, kl.high))
+        parts.append(_whisker(low, y, high, y, place))
+        parts += [_whisker(x, y - 6, x, y + 6, place) for x in (low, high)]
         parts.append(_mark(mean, y, place))
-        parts.append(_text(high + 10, y + 4, f"{interval.mean:.2f}", "start", "value"))
-    described = "; ".join(
-        f"{row.role} {interval.mean:.2f}, from {interval.low:.2f} to {interval.high:.2f}" for _, row, interval in shown
-    )
-    return _svg(width, height, f"KL to the teacher: {described}", parts)
+        parts.append(_text(high + 12, y + 4, f"{kl.mean:.2f}", "start", "value"))
+    described = "; ".join(f"{row.role} {kl.mean:.2f}, from {kl.low:.2f} to {kl.high:.2f}" for _, row, kl in shown)
+    return _svg(width, bottom + 46, f"KL to the teacher: {described}", parts)
 
 
 def size_and_distance(models: Sequence[ModelRow]) -> str:
     """Parameters against KL a token; empty where no KL was measured."""
-    shown = [(place, row, row.kl_per_token) for place, row in enumerate(models) if row.kl_per_token]
+    shown = _with_kl(models)
     if not shown:
         return ""
     width, height, left, bottom = 640, 300, 60, 250
-    widest = _ceiling(max(row.parameters for _, row, _ in shown) / 1e6)
-    highest = _ceiling(max(interval.high for _, _, interval in shown))
-    parts = []
-    for tick in _ticks(highest):
-        y = _scale(tick, highest, bottom, 20)
-        parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{width - 20}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y + 4, _short(tick), "end"))
-    for tick in _ticks(widest):
-        parts.append(_text(_scale(tick, widest, left, width - 40), bottom + 20, _short(tick), "middle"))
+    across = _Axis.over(max(row.parameters for _, row, _ in shown) / 1e6, left, width - 40)
+    up = _Axis.over(_drawn_to_scale([kl for _, _, kl in shown]), bottom, 34)
+    parts = _rules(up, left, width - 20)
+    parts += [_text(across.place(tick), bottom + 20, _short(tick), "middle") for tick in across.ticks]
     parts.append(_text((left + width) / 2, height - 8, "million parameters", "middle"))
-    parts.append(_text(left, 12, "KL, nats a token", "start"))
-    for place, row, interval in shown:
-        x = _scale(row.parameters / 1e6, widest, left, width - 40)
-        y = _scale(interval.mean, highest, bottom, 20)
+    parts.append(_text(left, 14, "KL, nats a token", "start"))
+    taken: list[float] = []
+    for place, row, kl in shown:
+        x, y = across.place(row.parameters / 1e6), up.place(kl.mean)
         parts.append(_mark(x, y, place))
+        beyond = f" {_short(kl.mean)} ↑" if kl.mean > up.top else ""
+        label = _apart(y + 4, taken)
         right = x < width * 0.66
-        parts.append(_text(x + (12 if right else -12), y + 4, row.role, "start" if right else "end"))
-    described = "; ".join(
-        f"{row.role} {row.parameters / 1e6:.1f} million, {interval.mean:.2f}" for _, row, interval in shown
-    )
+        parts.append(_text(x + (14 if right else -14), label, row.role + beyond, "start" if right else "end"))
+    described = "; ".join(f"{row.role} {row.parameters / 1e6:.1f} million, {kl.mean:.2f}" for _, row, kl in shown)
     return _svg(width, height, f"Parameters against KL: {described}", parts)
 
 
-def curve(one: Curve) -> str:
-    """A student's loss by step: a line for training, marks for the held-out rows."""
+def curve(one: Curve, place: int) -> str:
+    """A student's loss by step: a line for training, marks for the held-out rows; `place` is its row in the table."""
     values = [*one.loss, *one.evaluation_loss]
     steps = [*one.steps, *one.evaluation_steps]
     if not values:
         return ""
     width, height, left, bottom = 640, 260, 60, 210
-    highest, last = _ceiling(max(values)), max(steps)
-    parts = []
-    for tick in _ticks(highest):
-        y = _scale(tick, highest, bottom, 20)
-        parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{width - 20}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y + 4, _short(tick), "end"))
-    for tick in (0, last // 2, last):
-        parts.append(_text(_scale(tick, last, left, width - 30), bottom + 20, str(tick), "middle"))
-    parts.append(_text((left + width) / 2, height - 6, "step", "middle"))
-    points = [
-        f"{_scale(step, last, left, width - 30):.1f},{_scale(loss, highest, bottom, 20):.1f}"
-        for step, loss in zip(one.steps, one.loss, strict=True)
+    up = _Axis.over(max(values), bottom, 20)
+    across = _Axis(max(steps), left, width - 30, max(steps) / 2)
+    parts = _rules(up, left, width - 20)
+    parts += [
+        _text(across.place(tick), bottom + 20, str(tick), "middle") for tick in sorted({0, max(steps) // 2, max(steps)})
     ]
-    parts.append(f'<polyline class="curve m3" points="{" ".join(points)}"/>')
+    parts.append(_text((left + width) / 2, height - 6, "step", "middle"))
+    points = [f"{across.place(step):.1f},{up.place(loss):.1f}" for step, loss in zip(one.steps, one.loss, strict=True)]
+    parts.append(f'<polyline class="curve {role_class(place)}" points="{" ".join(points)}"/>')
     for step, loss in zip(one.evaluation_steps, one.evaluation_loss, strict=True):
-        parts.append(_mark(_scale(step, last, left, width - 30), _scale(loss, highest, bottom, 20), 1))
+        parts.append(_mark(across.place(step), up.place(loss), place))
     reached = one.loss[-1] if one.loss else values[-1]
-    described = f"Loss of the {one.role}, from {values[0]:.2f} to {reached:.2f} in {last} steps"
+    described = f"Loss of the {one.role}, from {values[0]:.2f} to {reached:.2f} in {max(steps)} steps"
     return _svg(width, height, described, parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------- pieces
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+def _with_kl(models: Sequence[ModelRow]) -> list[tuple[int, ModelRow, Interval]]:
+    return [(place, row, row.kl_per_token) for place, row in enumerate(models) if row.kl_per_token]
+
+
+def _drawn_to_scale(distances: Sequence[Interval]) -> float:
+    """The highest value that the axis must reach: an untrained model far out would press all others together."""
+    highest = sorted(interval.high for interval in distances)
+    if len(highest) > 2 and highest[-1] > _FAR * highest[-2] > 0:
+        return highest[-2]
+    return highest[-1]
+
+
+def _rules(up: _Axis, left: float, right: float) -> list[str]:
+    """Lines across the plot, with their values on the left."""
+    lines = [
+        f'<line class="grid" x1="{left}" y1="{up.place(tick):.1f}" x2="{right}" y2="{up.place(tick):.1f}"/>'
+        for tick in up.ticks
+    ]
+    return lines + [_text(left - 8, up.place(tick) + 4, _short(tick), "end") for tick in up.ticks]
+
+
+def _apart(y: float, taken: list[float]) -> float:
+    """The nearest height for a label that overlaps none of those drawn before."""
+    free = next(
+        y + shift
+        for shift in (0, 20, -20, 40, -40, 60, -60, 80)
+        if all(abs(y + shift - other) >= 18 for other in taken)
+    )
+    taken.append(free)
+    return free
+
+
+def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img"><title>{escape(title)}</title>{"".join(parts)}</svg>'
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _whisker(x1: float, y1: float, x2: float, y2: float, place: int) -> str:
+    return f'<line class="whisker {role_class(place)}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _mark(x: float, y: float, place: int) -> str:
@@ -137,21 +183,5 @@ def _mark(x: float, y: float, place: int) -> str:
     return f'<polygon class="{style}" points="{points}"/>'
 
 
-def _scale(value: float, top: float, start: float, end: float) -> float:
-    return start + (end - start) * (value / top if top else 0)
-
-
-def _ceiling(value: float) -> float:
-    """The next round number from 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10 times a power of ten."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(float(step * power) for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if step * power >= value)
-
-
-def _ticks(top: float) -> list[float]:
-    return [top * part / 4 for part in range(5)]
-
-
 def _short(value: float) -> str:
-    return f"{value:g}" if value == round(value, 2) else f"{value:.3g}"
+    return f"{value:.3g}" if abs(value) < 1e5 else f"{value:.1e}"

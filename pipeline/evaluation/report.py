@@ -99,7 +99,7 @@ def _interval(interval: Interval | None, digits: int, *, percent: bool = False) 
 
 
 def _number(value: float, digits: int) -> str:
-    return f"{value:.1e}" if abs(value) >= 1e5 else f"{value:,.{digits}f}"
+    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e") if abs(value) >= 1e5 else f"{value:,.{digits}f}"
 
 
 # ----------------------------------------------------------------------------------------------------------- the verdict
@@ -212,6 +212,11 @@ def html(report: Report) -> str:
         facts=label_facts(report),
         kl_plot=Markup(plots.intervals(report.models)),
         size_plot=Markup(plots.size_and_distance(report.models)),
-        curves=[(curve.role, Markup(plots.curve(curve))) for curve in report.curves],
+        curves=[(curve.role, Markup(plots.curve(curve, _place(report, curve.role)))) for curve in report.curves],
         role_class=plots.role_class,
     )
+
+
+def _place(report: Report, role: str) -> int:
+    """A model's row in the table, which gives it its colour and mark."""
+    return next((place for place, row in enumerate(report.models) if row.role == role), 0)

@@ -49,25 +49,33 @@ class Examples(torch.utils.data.Dataset[Example]):
         return self.items[index]
 
 
-def read_examples(batches: Iterable[pa.RecordBatch], causal: CausalModel, *, soft: bool, max_length: int) -> Examples:
-    """The examples of a split.
+def read_examples(
+    batches: Iterable[pa.RecordBatch], causal: CausalModel, *, soft: bool, by_text: bool, max_length: int
+) -> Examples:
+    """The examples of a split; see `example_of`.
 
     Raises:
         TrainingError: a row has no soft labels where they are needed, or a token that the student does not know.
     """
     rows = (completion_at(batch, index) for batch in batches for index in range(batch.num_rows))
-    made = [example_of(row, causal, soft=soft) for row in rows]
+    made = [example_of(row, causal, soft=soft, by_text=by_text) for row in rows]
     fitting = tuple(example for example in made if len(example) <= max_length)
     return Examples(fitting, too_long=len(made) - len(fitting))
 
 
-def example_of(row: Completion, causal: CausalModel, *, soft: bool) -> Example:
-    """One row as token ids of this model; `soft` asks for its soft labels too.
+def example_of(row: Completion, causal: CausalModel, *, soft: bool, by_text: bool) -> Example:
+    """One row as token ids of this model.
+
+    Args:
+        row: from a dataset, with or without token ids.
+        causal: the model that is to read it.
+        soft: ask for its soft labels too.
+        by_text: take the text alone, since the row's token ids are those of another tokenizer.
 
     Raises:
         TrainingError: as `read_examples` does.
     """
-    trace = row.trace
+    trace = None if by_text else row.trace
     if trace is None:
         prompt = np.asarray(encode_prompt(causal.tokenizer, row.prompt.messages), dtype=np.int32)
         completion = np.asarray(encode_completion(causal, row.text), dtype=np.int32)

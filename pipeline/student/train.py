@@ -82,10 +82,13 @@ def distill(recipe: Recipe, student: StudentSettings, dataset: Dataset, progress
     objective = open_objective(student)
     dataset.check()
     start = prepare_untrained(recipe, student)
-    _refuse_other_tokenizer(dataset, ModelFiles("the student", start.path))
+    white_box = student.mode == "white-box"
+    other_tokens = _other_tokenizer(dataset, ModelFiles("the student", start.path), refused=white_box)
     causal = load_causal_model(start.path)
     train_rows, validation_rows = (
-        read_examples(dataset.batches(split), causal, soft=student.mode == "white-box", max_length=student.max_length)
+        read_examples(
+            dataset.batches(split), causal, soft=white_box, by_text=other_tokens, max_length=student.max_length
+        )
         for split in ("train", "validation")
     )
     if len(train_rows) == 0:
@@ -277,15 +280,20 @@ def software_versions() -> dict[str, str]:
     }
 
 
-def _refuse_other_tokenizer(dataset: Dataset, student: ModelFiles) -> None:
-    """Labels by token id mean nothing to a student that numbers its tokens otherwise."""
+def _other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
+    """Whether the student numbers its tokens otherwise than the dataset's teacher does.
+
+    Raises:
+        DatasetRefused: it does, and that is `refused`: soft labels by token id would mean nothing to it.
+    """
     teacher = dataset.manifest.teacher
-    if dataset.manifest.soft is None or teacher.tokenizer_sha256 is None:
-        return
-    if teacher.tokenizer_sha256 != student.tokenizer_sha256:
+    if teacher.tokenizer_sha256 is None or teacher.tokenizer_sha256 == student.tokenizer_sha256:
+        return False
+    if refused:
         raise DatasetRefused(
             f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} "
             f"(sha256 {teacher.tokenizer_sha256[:12]}…), and the student has another "
-            f"(sha256 {student.tokenizer_sha256[:12]}…): "
-            "choose a student.init with the teacher's tokenizer, or student.mode 'black-box' on a text-only dataset"
+            f"(sha256 {student.tokenizer_sha256[:12]}…): choose a student.init with the teacher's tokenizer, or set "
+            "student.mode to 'black-box', which learns from the text"
         )
+    return True

@@ -23,13 +23,6 @@ from pipeline.student.train import StudentTrainer, distill, prepare_untrained, t
 from tests.conftest import MakeRecipe, make_tiny_model
 
 
-@pytest.fixture
-def labelled(tiny_recipe: MakeRecipe) -> tuple[Recipe, StudentSettings, Dataset]:
-    recipe = tiny_recipe()
-    assert recipe.student is not None
-    return recipe, recipe.student, asyncio.run(label(recipe)).dataset
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     return state
@@ -119,7 +112,7 @@ def test_the_gradient_is_a_mean_over_tokens_however_the_step_is_cut(
             update={"train": {**student.train, **cut, "save_strategy": "no", "optim": "sgd", "learning_rate": 0.1}}
         )
         causal = load_causal_model(start.path)
-        rows = read_examples(dataset.batches("train"), causal, soft=True, max_length=100)
+        rows = read_examples(dataset.batches("train"), causal, soft=True, by_text=False, max_length=100)
         assert len({len(row) for row in rows.items}) > 1
         eight = type(rows)(rows.items[:8], 0)
         trainer = StudentTrainer(
@@ -153,6 +146,23 @@ def test_a_dataset_of_another_tokenizer_is_refused(
     foreign = student.model_copy(update={"init": student.init.model_validate({"model": str(other)})})
     with pytest.raises(DatasetRefused, match="was labelled with the tokenizer of"):
         distill(recipe, foreign, dataset)
+    by_text = distill(recipe, foreign.model_copy(update={"mode": "black-box"}), dataset)
+    assert by_text.steps > 0
+
+
+def test_text_is_split_anew_for_a_student_of_another_tokenizer(
+    labelled: tuple[Recipe, StudentSettings, Dataset], tmp_path: Path
+) -> None:
+    _, _, dataset = labelled
+    causal = load_causal_model(make_tiny_model(tmp_path / "other", merges=3))
+    taken, anew = (
+        read_examples(dataset.batches("train"), causal, soft=False, by_text=by_text, max_length=200).items
+        for by_text in (False, True)
+    )
+    assert [causal.tokenizer.decode(one.prompt) for one in taken] == [
+        causal.tokenizer.decode(one.prompt) for one in anew
+    ]
+    assert any(len(one.prompt) > len(other.prompt) for one, other in zip(taken, anew, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -215,8 +225,8 @@ def test_text_only_rows_are_tokenised_by_the_student(tiny_recipe: MakeRecipe) ->
     assert recipe.student is not None
     dataset = asyncio.run(label(recipe)).dataset
     causal = load_causal_model(Path(recipe.teacher.model))
-    rows = read_examples(dataset.batches("train"), causal, soft=False, max_length=200)
+    rows = read_examples(dataset.batches("train"), causal, soft=False, by_text=False, max_length=200)
     assert all(row.completion[-1] == 0 and row.soft is None for row in rows.items)
     with pytest.raises(TrainingError, match="has no soft labels"):
-        read_examples(dataset.batches("train"), causal, soft=True, max_length=200)
+        read_examples(dataset.batches("train"), causal, soft=True, by_text=False, max_length=200)
     assert distill(recipe, recipe.student, dataset).steps > 0

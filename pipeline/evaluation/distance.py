@@ -1,0 +1,136 @@
+"""How far each model stands from the teacher, token by token, on the teacher's own text.
+
+A teacher that runs here reads its text once: its full distributions over a block of rows are held while each student in
+turn is loaded and compared with them. Where the teacher is far away, the soft labels that it left in the dataset take its
+place. Memory is that of one model and one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.causal import CausalModel, completion_logits, load_causal_model
+from pipeline.evaluation.metrics import mean_per_token
+from pipeline.evaluation.results import Interval
+from pipeline.evaluation.subject import Subject, Task
+from pipeline.records import Completion
+from pipeline.student.batches import Batch, Example, collator, example_of, soft_labels_of, tokens_of
+from pipeline.student.losses.base import student_outcomes, teacher_outcomes
+from pipeline.student.losses.forward_kl import divergence
+
+_BATCH = 16  # rows
+_BLOCK_BYTES = 1 << 30  # of the teacher's distributions that are held at once
+
+
+@dataclass(frozen=True)
+class Distance:
+    """One model against the teacher; `None` where there is no telling."""
+
+    kl: Interval | None  # KL(teacher || model), nats a completion token
+    agreement: Interval | None  # share of positions with the same most likely token, 0..1
+    perplexity: Interval | None  # on the teacher's text
+
+
+@dataclass
+class _Sums:
+    """Each row's sums over its completion tokens."""
+
+    tokens: list[int] = field(default_factory=list)
+    surprise: list[float] = field(default_factory=list)  # of the teacher's tokens, nats
+    kl: list[float] = field(default_factory=list)
+    agreed: list[float] = field(default_factory=list)
+
+
+def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
+    """The distance of every model, in their order; a teacher among them stands first."""
+    sums = [_Sums() for _ in subjects]
+    for rows in _blocks(task):
+        known: list[Tensor | None] = [None] * len(rows)  # the teacher's log-probabilities, (tokens, vocabulary) a row
+        for subject, total in zip(subjects, sums, strict=True):
+            causal = load_causal_model(subject.folder, dtype=task.settings.dtype)
+            soft = task.soft and subject.shares_tokenizer
+            examples = [example_of(row, causal, soft=soft, by_text=not subject.shares_tokenizer) for row in rows]
+            for place, (example, logits) in enumerate(zip(examples, _logits(causal, examples), strict=True)):
+                logprobs = logits.log_softmax(dim=-1)
+                if subject.is_teacher:
+                    known[place] = logprobs.cpu()
+                _add(total, subject, example, logprobs, known[place])
+    return [_distance(total, subject) for total, subject in zip(sums, subjects, strict=True)]
+
+
+def _blocks(task: Task) -> Iterator[list[Completion]]:
+    """The rows, in parts whose full distributions fit into a block."""
+    block: list[Completion] = []
+    held = 0
+    for row in task.rows:
+        needed = row.completion_tokens * task.vocabulary * 4
+        if block and held + needed > _BLOCK_BYTES:
+            yield block
+            block, held = [], 0
+        block.append(row)
+        held += needed
+    yield block
+
+
+def _logits(causal: CausalModel, examples: Sequence[Example]) -> Iterator[Tensor]:
+    """What the model foretells at each completion token: a tensor (completion tokens, vocabulary) a row."""
+    collate = collator(causal.pad_id)
+    for start in range(0, len(examples), _BATCH):
+        part = examples[start : start + _BATCH]
+        batch: Batch = {key: tensor.to(causal.device) for key, tensor in collate(part).items()}
+        with torch.inference_mode():
+            logits = completion_logits(causal.model, tokens_of(batch))
+        yield from logits.split([len(example.completion) for example in part])
+
+
+def _add(sums: _Sums, subject: Subject, example: Example, logprobs: Tensor, known: Tensor | None) -> None:
+    """Count one row; `logprobs` are the model's own, (completion tokens, vocabulary)."""
+    targets = torch.tensor(example.completion, dtype=torch.int64, device=logprobs.device)
+    sums.tokens.append(len(example.completion))
+    sums.surprise.append(-float(logprobs.gather(-1, targets[:, None]).double().sum()))
+    if subject.is_teacher or not subject.shares_tokenizer:
+        return
+    if known is not None:
+        kl, agrees = against_teacher(logprobs, known.to(logprobs.device))
+    elif example.soft is not None:
+        kl, agrees = against_labels(logprobs, example)
+    else:
+        return
+    sums.kl.append(float(kl.double().sum()))
+    sums.agreed.append(float(agrees.sum()))
+
+
+def against_teacher(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """KL over the full vocabulary, nats, and whether the most likely token is the same: two of (positions,).
+
+    Both: (positions, vocabulary) log-probabilities. Rows past the tokenizer's last token are padding; one of the two may
+    have more of them.
+    """
+    shared = min(known.shape[-1], logprobs.shape[-1])
+    teacher, student = (each[:, :shared].log_softmax(dim=-1) for each in (known, logprobs))
+    return divergence(teacher, student), teacher.argmax(dim=-1) == student.argmax(dim=-1)
+
+
+def against_labels(logprobs: Tensor, example: Example) -> tuple[Tensor, Tensor]:
+    """The same from stored soft labels: KL over their tokens and one outcome for all others, a lower bound."""
+    labels = soft_labels_of(collator(0)([example]))
+    assert labels is not None
+    token_ids = labels.token_ids.to(logprobs.device)
+    teacher = teacher_outcomes(labels, 1.0).to(logprobs.device)
+    return divergence(teacher, student_outcomes(logprobs, token_ids, 1.0)), token_ids[:, 0] == logprobs.argmax(dim=-1)
+
+
+def _distance(sums: _Sums, subject: Subject) -> Distance:
+    perplexity = mean_per_token(sums.surprise, sums.tokens, np.exp)
+    if subject.is_teacher:
+        return Distance(Interval(0.0, 0.0, 0.0), Interval(1.0, 1.0, 1.0), perplexity)
+    if not subject.shares_tokenizer:  # a perplexity over other tokens is another quantity
+        return Distance(None, None, None)
+    if not sums.kl:
+        return Distance(None, None, perplexity)
+    return Distance(mean_per_token(sums.kl, sums.tokens), mean_per_token(sums.agreed, sums.tokens), perplexity)

@@ -1,0 +1,31 @@
+"""Which models are measured, and on what. Nothing here needs torch, so that it can be handed to another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import EvaluateSettings
+from pipeline.records import Completion
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to be measured."""
+
+    role: str
+    name: str  # for the report
+    folder: Path
+    is_teacher: bool = False
+    shares_tokenizer: bool = True  # with the teacher: else nothing can be compared token by token
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every model is measured on."""
+
+    rows: tuple[Completion, ...]  # held out
+    settings: EvaluateSettings
+    max_tokens: int  # of an answer
+    vocabulary: int  # the teacher's, 0 where it is not known
+    soft: bool  # whether the rows have soft labels

@@ -1,0 +1,164 @@
+"""What the report's figures are, held against plain arithmetic on the models' own outputs."""
+
+import asyncio
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.causal import load_causal_model
+from pipeline.config import Recipe, StudentSettings
+from pipeline.dataset.store import Dataset
+from pipeline.errors import RecipeError, StudentMissing
+from pipeline.evaluation import distance
+from pipeline.evaluation.distance import against_labels, against_teacher, distances
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.subject import Subject, Task
+from pipeline.labelling.engine import label
+from pipeline.records import Completion, SoftLabels, TokenTrace, completion_at
+from pipeline.stages import students_to_train
+from pipeline.student.batches import Example
+from pipeline.student.train import distill
+from tests.conftest import MakeRecipe, make_tiny_model
+
+Labelled = tuple[Recipe, StudentSettings, Dataset]
+
+
+@pytest.fixture
+def task(labelled: Labelled) -> Task:
+    recipe, _, dataset = labelled
+    batches = list(dataset.batches("validation"))
+    rows = tuple(completion_at(batch, index) for batch in batches for index in range(batch.num_rows))
+    assert len(rows) > 1
+    return Task(
+        rows, recipe.evaluate, max_tokens=12, vocabulary=dataset.manifest.teacher.vocabulary_size or 0, soft=True
+    )
+
+
+@pytest.fixture
+def teacher(tiny_model: Path) -> Subject:
+    return Subject("teacher", "tiny", tiny_model, is_teacher=True)
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Subject:
+    return Subject("student", "other", make_tiny_model(tmp_path / "student", layers=2, seed=5))
+
+
+def trace_of(row: Completion) -> TokenTrace:
+    assert row.trace is not None
+    return row.trace
+
+
+def probabilities(subject: Subject, row: Completion) -> torch.Tensor:
+    """At each completion token, with no batch and no padding: (completion tokens, vocabulary) float64."""
+    trace = trace_of(row)
+    tokens = [*trace.prompt_token_ids.tolist(), *trace.completion_token_ids.tolist()]
+    with torch.no_grad():
+        logits = load_causal_model(subject.folder).model(input_ids=torch.tensor([tokens])).logits[0]
+    return logits[len(trace.prompt_token_ids) - 1 : -1].double().softmax(-1)
+
+
+def test_distances_are_the_plain_sums(task: Task, teacher: Subject, student: Subject) -> None:
+    kl = surprise = own_surprise = 0.0
+    agreed = tokens = 0
+    for row in task.rows:
+        for p, q, token in zip(
+            probabilities(teacher, row), probabilities(student, row), trace_of(row).completion_token_ids, strict=True
+        ):
+            kl += sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True) if a > 0)
+            surprise -= math.log(float(q[token]))
+            own_surprise -= math.log(float(p[token]))
+            agreed += int(p.argmax() == q.argmax())
+            tokens += 1
+    first, second = distances([teacher, student], task)
+    assert second.kl is not None
+    assert second.agreement is not None
+    assert second.perplexity is not None
+    assert first.perplexity is not None
+    assert second.kl.mean == pytest.approx(kl / tokens, rel=1e-4)
+    assert second.agreement.mean == pytest.approx(agreed / tokens)
+    assert second.perplexity.mean == pytest.approx(math.exp(surprise / tokens), rel=1e-4)
+    assert first.perplexity.mean == pytest.approx(math.exp(own_surprise / tokens), rel=1e-4)
+    assert (first.kl.mean, first.agreement.mean) == (0, 1) if first.kl and first.agreement else False
+    assert second.kl.low < second.kl.mean < second.kl.high
+
+
+def test_blocks_change_nothing(task: Task, teacher: Subject, student: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = distances([teacher, student], task)
+    monkeypatch.setattr(distance, "_BLOCK_BYTES", 1)
+    for one, other in zip(whole, distances([teacher, student], task), strict=True):
+        assert one.kl is not None
+        assert other.kl is not None
+        assert one.kl.mean == pytest.approx(other.kl.mean, rel=1e-4)
+
+
+def test_a_teacher_far_away_is_known_by_its_labels(task: Task, teacher: Subject, student: Subject) -> None:
+    full, coarse = distances([teacher, student], task)[1], distances([student], task)[0]
+    assert full.kl is not None
+    assert coarse.kl is not None
+    assert full.agreement is not None
+    assert 0 < coarse.kl.mean <= full.kl.mean  # fewer outcomes tell less
+    assert coarse.agreement == full.agreement
+    text_alone = distances([student], dataclasses.replace(task, soft=False))[0]
+    assert (text_alone.kl, text_alone.agreement) == (None, None)
+    assert text_alone.perplexity == coarse.perplexity
+
+
+def test_stored_labels_of_the_whole_vocabulary_are_the_full_distribution() -> None:
+    torch.manual_seed(0)
+    known, logprobs = (torch.randn(4, 9).log_softmax(-1) for _ in range(2))
+    ordered, ids = known.sort(dim=-1, descending=True)
+    soft = SoftLabels(ids.int().numpy(), ordered.numpy(), torch.full((4,), -math.inf).numpy())
+    example = Example(ids[0].int().numpy(), ids[:, 0].int().numpy(), soft)
+    for full, stored in zip(against_teacher(logprobs, known), against_labels(logprobs, example), strict=True):
+        assert torch.allclose(full.float(), stored.float(), atol=1e-5)
+
+
+def test_padded_rows_of_one_vocabulary_count_for_nothing() -> None:
+    torch.manual_seed(0)
+    known, logprobs = torch.randn(3, 12), torch.randn(3, 9)
+    kl, agrees = against_teacher(logprobs.log_softmax(-1), known.log_softmax(-1))
+    expected, same = against_teacher(logprobs.log_softmax(-1), known[:, :9].log_softmax(-1))
+    assert torch.allclose(kl, expected, atol=1e-6)
+    assert torch.equal(agrees, same)
+
+
+def test_another_tokenizer_is_not_compared_token_by_token(task: Task, teacher: Subject, tmp_path: Path) -> None:
+    foreign = Subject("foreign", "x", make_tiny_model(tmp_path / "foreign", merges=3), shares_tokenizer=False)
+    assert distances([teacher, foreign], task)[1] == distance.Distance(None, None, None)
+
+
+def test_a_report_is_made_once_for_the_same_things(labelled: Labelled) -> None:
+    recipe, student, dataset = labelled
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"baselines": ("untrained",)})})
+    with pytest.raises(StudentMissing, match="run `stillhouse distill`"):
+        evaluate(recipe, student, dataset)
+    distill(recipe, student, dataset)
+    first = evaluate(recipe, student, dataset)
+    assert first.fresh
+    roles = ["teacher", "untrained student", "white-box student"]
+    assert [model.role for model in first.report.models] == roles
+    assert len(first.report.answers) == 2
+    assert all(len(answers.answers) == 3 for answers in first.report.answers)
+    assert first.report.models[0].parameters > first.report.models[1].parameters == first.report.models[2].parameters
+    again = evaluate(recipe, student, dataset)
+    assert not again.fresh
+    assert again.report == first.report
+    stored = json.loads(first.files.json.read_text())
+    first.files.json.write_text(json.dumps(stored | {"models": "damaged"}))
+    assert evaluate(recipe, student, dataset).fresh
+
+
+def test_nothing_held_out_is_told(tiny_recipe: MakeRecipe) -> None:
+    prompts = tiny_recipe().prompts.model_dump() | {"holdout": 0}
+    recipe = tiny_recipe(prompts=prompts)
+    assert recipe.student is not None
+    dataset = asyncio.run(label(recipe)).dataset
+    for variant in students_to_train(recipe):
+        distill(recipe, variant, dataset)
+    with pytest.raises(RecipeError, match="set prompts.holdout to a share such as 0.2"):
+        evaluate(recipe, recipe.student, dataset)
