@@ -165,9 +165,12 @@ def _measure_all(
 
 @contextmanager
 def _fresh_processes() -> Iterator[ProcessPoolExecutor]:
-    """Every call in a new process; the libraries are imported once, in the process that they fork from."""
+    """Every call in a new process; the libraries are imported once, in the process that they fork from.
+
+    The libraries alone: that process looks for modules in the working folder first, where another `pipeline` may lie.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.evaluation.measure", "pipeline.evaluation.distance"])
+    context.set_forkserver_preload(["torch", "transformers.generation", "transformers.models.auto.modeling_auto"])
     with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
         yield pool
 

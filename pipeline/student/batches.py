@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.causal import IGNORED, CausalModel, TokenBatch, encode_completion, encode_prompt, token_batch
 from pipeline.errors import TrainingError
@@ -94,6 +95,22 @@ def example_of(row: Completion, causal: CausalModel, *, soft: bool, by_text: boo
             "take a student with the teacher's tokenizer"
         )
     return Example(prompt, completion, labels)
+
+
+class LengthGroups(LengthGroupedSampler):
+    """Rows of like lengths side by side, so that little is padded: `train_sampling_strategy: group_by_length`.
+
+    The order is drawn from the seed and the number of the epoch alone, so a resumed training meets the same batches.
+    """
+
+    def __init__(self, rows: Examples, batch_size: int, seed: int) -> None:
+        super().__init__(batch_size, lengths=[len(row) for row in rows.items], generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.generator.manual_seed(self._seed + epoch)
 
 
 def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:

@@ -30,7 +30,7 @@ from pipeline.durable import fsync_folder, write_atomically
 from pipeline.errors import DatasetRefused, RecipeError, TrainingError
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
-from pipeline.student.batches import Batch, Examples, collator, read_examples, soft_labels_of, tokens_of
+from pipeline.student.batches import Batch, Examples, LengthGroups, collator, read_examples, soft_labels_of, tokens_of
 from pipeline.student.folder import Step, StudentCard, StudentFolder, student_folder
 from pipeline.student.initialise import initialise
 from pipeline.student.objective import Objective, open_objective
@@ -162,7 +162,21 @@ class StudentTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)  # it prints dictionaries to standard output
         self._objective = objective
+        self._train_rows = train
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
+
+    def _get_train_sampler(self, train_dataset: Examples | None = None) -> Any:
+        """The library's own sampler asks every row for a dictionary, and does not know the epoch after a resume."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(train_dataset or self._train_rows, together, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Examples) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        return LengthGroups(eval_dataset, self.args.eval_batch_size, seed=0)
 
     def compute_loss(
         self,

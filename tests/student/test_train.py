@@ -65,12 +65,15 @@ class StopAt(TrainerCallback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize("stop_at", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("stop_at", "order"), [(2, "random"), (3, "random"), (5, "random"), (1, "group_by_length"), (4, "group_by_length")]
+)
 def test_resuming_gives_the_student_of_an_unbroken_run(
-    tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, order: str
 ) -> None:
     parts = tiny_recipe().model_dump(mode="json", by_alias=True)
     parts["student"]["train"] |= {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 3}
+    parts["student"]["train"] |= {"train_sampling_strategy": order}
     recipe = tiny_recipe(student=parts["student"])
     assert recipe.student is not None
     dataset = asyncio.run(label(recipe)).dataset
