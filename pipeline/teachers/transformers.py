@@ -137,21 +137,17 @@ class TransformersTeacher:
         )
 
     def _generate(self, batch: Sequence[_Tokens]) -> list[Answer]:
-        import torch
-
-        from pipeline.causal import generate
+        from pipeline.causal import Sampling, generate
         from pipeline.labels_from_logits import SoftLabelRecorder
 
-        sampling = self._label.sampling
-        keys = [tokens.request.key for tokens in batch]
-        torch.manual_seed(int(content_hash([self._seed, keys])[:15], 16))  # the same batch draws the same text again
+        wanted = self._label.sampling
+        seeds = [int(content_hash([self._seed, tokens.request.key])[:15], 16) for tokens in batch]
         recorder = SoftLabelRecorder(self._label.soft.k) if self._label.soft else None
         written = generate(
             self._causal,
             [tokens.prompt for tokens in batch],
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            max_tokens=wanted.max_tokens,
+            sampling=Sampling(wanted.temperature, wanted.top_p, seeds) if wanted.temperature > 0 else None,
             **({"hooks": recorder.hooks} if recorder else {}),
         )
         answers = []

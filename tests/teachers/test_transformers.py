@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipeline.causal import encode_prompt, load_causal_model
+from pipeline.causal import Sampling, encode_prompt, generate, load_causal_model
 from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.records import Message, Prompt
@@ -104,9 +104,29 @@ def test_the_models_own_generation_settings_do_not_reach_the_labels(tmp_path: Pa
         check_labels(folder, text, answer)
 
 
-def test_the_same_batch_draws_the_same_text_again(tiny_model: Path) -> None:
-    label = {"sampling": {"temperature": 1.0, "max_tokens": 9}}
-    assert [a.text for a in ask(tiny_model, label)] == [a.text for a in ask(tiny_model, label)]
+def test_a_request_draws_the_same_text_whatever_batch_it_is_in(tiny_model: Path) -> None:
+    label = {"sampling": {"temperature": 1.0, "top_p": 0.9, "max_tokens": 9}}
+    together = [answer.text for answer in ask(tiny_model, label)]
+    assert together == [ask(tiny_model, label, texts=[text])[0].text for text in TEXTS]
+    assert together[::-1] == [answer.text for answer in ask(tiny_model, label, texts=TEXTS[::-1])]
+    assert len(set(together)) == len(together)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(tiny_model: Path) -> None:
+    """4,000 first tokens after one prompt, with temperature and top-p, against the probabilities themselves."""
+    causal = load_causal_model(tiny_model)
+    prompt = encode_prompt(causal.tokenizer, [Message("user", "Hi")])
+    drawn = 4000
+    tokens = generate(causal, [prompt] * drawn, max_tokens=1, sampling=Sampling(0.7, 0.8, range(drawn)))
+    seen = np.bincount([token for (token,) in tokens], minlength=causal.model.config.vocab_size) / drawn
+    with torch.inference_mode():
+        likely = (causal.model(torch.tensor([prompt])).logits[0, -1].double() / 0.7).softmax(-1)
+    ordered, ids = likely.sort(descending=True)
+    kept = ordered.cumsum(-1) - ordered < 0.8  # up to the token that passes top_p
+    expected = torch.zeros_like(likely).scatter(0, ids[kept], ordered[kept] / ordered[kept].sum()).numpy()
+    assert set(np.flatnonzero(seen)) <= set(np.flatnonzero(expected))
+    spread = np.sqrt(expected * (1 - expected) / drawn)
+    assert np.all(np.abs(seen - expected) <= 5 * spread + 1e-9)
 
 
 def test_text_alone_carries_no_trace(tiny_model: Path) -> None:
