@@ -1,7 +1,5 @@
 """The labelling flow: teacher -> dataset, one task a shard.
 
-    prefect deployment run label/local --param recipe=flows/recipes/quickstart.yaml
-
 A shard that fails is retried by Prefect; what is already answered is in the journal and is not asked for again.
 """
 
