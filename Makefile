@@ -1,6 +1,7 @@
 # make quickstart   a real teacher, a student, and a report, from nothing
 # make test         every test, after its own set-up
 # make check        lint and types
+# make bench-label  throughput, memory and kills of labelling, into docs/benchmarks.md
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +11,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart install install-dev test test-fast check lint types format clean
+.PHONY: quickstart install install-dev test test-fast check lint types format bench-label clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -54,5 +55,15 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The other projects live in virtual environments of their own, with the versions they were measured with.
+bench-label: install .venv-curator/.installed .venv-distilabel/.installed
+	$(BIN)/python -m tests.benchmarks.label
+
+.venv-%/.installed: tests/benchmarks/%.txt
+	@echo "Installing into .venv-$*: a minute the first time"
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-curator .venv-distilabel build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

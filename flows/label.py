@@ -26,8 +26,7 @@ async def label_flow(recipe: str, overrides: list[str] | None = None) -> LabelRe
     loaded = load_recipe(recipe, overrides or [])
     with open_job(loaded, logged_progress()) as job:
         try:
-            for number in range(job.shards):
-                await label_shard(job, number, job.describe(number))
+            await job.run(lambda number: label_shard(job, number, job.describe(number)))
         finally:
             await job.close()
         result = job.commit()

@@ -89,6 +89,20 @@ def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json
 
 
 @app.command()
+def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Before a cent is spent: prompts, requests to send and already answered, tokens, dollars, bytes, time."""
+    with _errors_told():
+        import dataclasses
+
+        from pipeline.config import load_recipe
+        from pipeline.labelling.estimate import estimate_labelling
+        from pipeline.terminal import show_estimate
+
+        estimate = estimate_labelling(load_recipe(recipe, set_ or []))
+        _print_json(dataclasses.asdict(estimate)) if as_json else show_estimate(estimate)
+
+
+@app.command()
 def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Teacher -> dataset. Run again after any stop, it goes on where it was."""
     with _errors_told():

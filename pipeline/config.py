@@ -50,6 +50,7 @@ class TeacherSettings(Settings):
     kind: str
     model: str = ""
     revision: str | None = None
+    price: PriceSettings | None = None  # None: looked up by model and provider
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -68,6 +69,13 @@ class SoftSettings(Settings):
     k: int = Field(default=32, ge=1)
 
 
+class PriceSettings(Settings):
+    """What the teacher charges, where `genai-prices` does not know it or knows it wrongly."""
+
+    input_usd_per_million: float = Field(ge=0)  # prompt tokens
+    output_usd_per_million: float = Field(ge=0)  # completion tokens, reasoning included
+
+
 class LimitSettings(Settings):
     """What the teacher's server allows."""
 
@@ -82,10 +90,13 @@ class LabelSettings(Settings):
     samples: int = Field(default=1, ge=1)
     sampling: SamplingSettings = SamplingSettings()
     soft: SoftSettings | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)  # of an API: tokens by text, kept as it gives them
+    response_format: dict[str, Any] | None = None  # as OpenAI's API has it, for instance a JSON schema
     shard_size: int = Field(default=1000, ge=1)  # prompts a shard
     concurrency: int = Field(default=64, ge=1)  # requests in flight
     limits: LimitSettings = LimitSettings()
-    budget_usd: float | None = Field(default=None, gt=0)
+    patience: float = Field(default=300, gt=0)  # seconds that a server may be away or refuse everybody
+    budget_usd: float | None = Field(default=None, gt=0)  # for this dataset, all its runs and versions together
     max_rejected: float = Field(default=0.05, ge=0, le=1)  # share of requests; above it the exit status is 3
 
     @model_validator(mode="after")

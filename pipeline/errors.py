@@ -5,6 +5,8 @@
      │   ├─ RecipeError           a key, a value, or two settings that contradict each other
      │   └─ PromptError           a prompt file, a row of it, or a template
      ├─ TeacherUnavailable        the teacher is not there, or not the one the recipe names
+     ├─ BudgetSpent               the next request could pass label.budget_usd; what was answered is kept
+     ├─ StorageFailed             the disk is full or cannot be written; what was durable is kept
      ├─ DatasetError
      │   ├─ DatasetMissing        no such dataset or version
      │   ├─ DatasetRefused        it is there, but does not fit: checksum, format version, tokenizer
@@ -42,6 +44,14 @@ class PromptError(UsageError):
 
 class TeacherUnavailable(StillhouseError):
     """The teacher is not there, or is not the one that the recipe names."""
+
+
+class BudgetSpent(StillhouseError):
+    """The next request could cost more than is left of `label.budget_usd`."""
+
+
+class StorageFailed(StillhouseError):
+    """The disk is full, or a file cannot be written; what was durable before is kept."""
 
 
 class DatasetError(StillhouseError):

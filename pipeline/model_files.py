@@ -109,7 +109,16 @@ def find_model(name: str, revision: str | None = None, setting: str = "teacher.m
 
 
 def teacher_files(recipe: Recipe) -> ModelFiles:
-    """The files of a recipe's teacher, where it is a model in this process."""
+    """The files of a recipe's teacher, where it is a model in this process.
+
+    Raises:
+        RecipeError: it is not, so a student can take neither its layers nor its tokenizer.
+    """
+    if not runs_here(recipe.teacher):
+        raise RecipeError(
+            f"student.init takes from the teacher, and a teacher of kind {recipe.teacher.kind!r} has no weights and no "
+            "tokenizer here: set student.init to {model: a folder or a hub id}"
+        )
     return find_model(recipe.teacher.model, recipe.teacher.revision)
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 FORMAT_VERSION = 1
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "content_filter"]
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
 Split = Literal["train", "validation"]
 Row = dict[str, Any]  # one row, in the form that pyarrow takes; the schemas below are its type
 
@@ -88,6 +88,7 @@ class TeacherIdentity:
     endpoint: str | None = None
     fingerprint: str | None = None  # what a server said of itself; kept, but no part of a key
     content_sha256: str | None = None
+    options_sha256: str | None = None  # of the kind's own options that shape an answer
     tokenizer_sha256: str | None = None
     chat_template_sha256: str | None = None
     vocabulary_size: int | None = None
@@ -95,8 +96,14 @@ class TeacherIdentity:
     def shaping(self) -> Mapping[str, object]:
         """What of the identity shapes an answer, and so belongs into a request's key."""
         if self.content_sha256:
-            return {"kind": self.kind, "content": self.content_sha256}
-        return {"kind": self.kind, "model": self.model, "revision": self.revision, "endpoint": self.endpoint}
+            return {"kind": self.kind, "content": self.content_sha256, "options": self.options_sha256}
+        return {
+            "kind": self.kind,
+            "model": self.model,
+            "revision": self.revision,
+            "endpoint": self.endpoint,
+            "options": self.options_sha256,
+        }
 
 
 @dataclass(frozen=True)
@@ -141,20 +148,31 @@ class TokenTrace:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """One token of an answer as an API names it: by its text, without an id."""
+
+    token: str
+    logprob: float  # natural logarithm
+    top: tuple[tuple[str, float], ...] = ()  # the most likely tokens at this place, with theirs
+
+
+@dataclass(frozen=True)
 class Completion:
-    """One teacher answer to one prompt."""
+    """One teacher answer to one prompt. Token counts are None where a server did not tell them."""
 
     id: str  # the request's key
     prompt: Prompt
     sample: int
     text: str
     finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
     teacher: str
     created_at: str  # ISO 8601, UTC
     cost_usd: float | None = None
     trace: TokenTrace | None = None
+    reasoning: str | None = None  # what a reasoning model thought before it answered, where the server shows it
+    token_logprobs: tuple[TokenLogprob, ...] | None = None  # of an API that names tokens by text
 
 
 @dataclass(frozen=True)
@@ -169,11 +187,14 @@ class Rejection:
     detail: str
     attempts: int = 1
     completion: Completion | None = None
+    cost_usd: float | None = None  # of attempts that were billed and gave no completion
 
 
 # --------------------------------------------------------------------------------------------------------------- schemas
 
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+_TOKEN = [pa.field("token", pa.string()), pa.field("logprob", pa.float32())]
+_TOKEN_LOGPROBS = pa.list_(pa.struct([*_TOKEN, pa.field("top", pa.list_(pa.struct(_TOKEN)))]))
 
 _TEXT_FIELDS = [
     pa.field("id", pa.string()),
@@ -181,6 +202,7 @@ _TEXT_FIELDS = [
     pa.field("sample", pa.int32()),
     pa.field("prompt", _MESSAGES),
     pa.field("completion", _MESSAGES),
+    pa.field("reasoning", pa.string()),
     pa.field("reference", pa.string()),
     pa.field("finish_reason", pa.string()),
     pa.field("prompt_tokens", pa.int32()),
@@ -188,6 +210,7 @@ _TEXT_FIELDS = [
     pa.field("cost_usd", pa.float64()),
     pa.field("teacher", pa.string()),
     pa.field("created_at", pa.string()),
+    pa.field("token_logprobs", _TOKEN_LOGPROBS),
 ]
 _TRACE_FIELDS = [
     pa.field("prompt_token_ids", pa.list_(pa.int32())),
@@ -222,12 +245,14 @@ def completion_row(completion: Completion, *, soft: bool) -> Row:
     row: Row = {
         **_prompt_columns(completion.id, completion.prompt, completion.sample),
         "completion": [{"role": "assistant", "content": completion.text}],
+        "reasoning": completion.reasoning,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
         "completion_tokens": completion.completion_tokens,
         "cost_usd": completion.cost_usd,
         "teacher": completion.teacher,
         "created_at": completion.created_at,
+        "token_logprobs": _token_logprobs(completion),
     }
     trace = completion.trace
     if soft and trace is not None:
@@ -247,7 +272,7 @@ def rejection_row(rejection: Rejection, *, soft: bool) -> Row:
     columns = (
         completion_row(kept, soft=soft)
         if kept is not None
-        else _prompt_columns(rejection.id, rejection.prompt, rejection.sample)
+        else _prompt_columns(rejection.id, rejection.prompt, rejection.sample) | {"cost_usd": rejection.cost_usd}
     )
     return {
         **columns,
@@ -256,6 +281,19 @@ def rejection_row(rejection: Rejection, *, soft: bool) -> Row:
         "detail": rejection.detail,
         "attempts": rejection.attempts,
     }
+
+
+def _token_logprobs(completion: Completion) -> list[Row] | None:
+    if completion.token_logprobs is None:
+        return None
+    return [
+        {
+            "token": one.token,
+            "logprob": one.logprob,
+            "top": [{"token": token, "logprob": logprob} for token, logprob in one.top],
+        }
+        for one in completion.token_logprobs
+    ]
 
 
 def _prompt_columns(id_: str, prompt: Prompt, sample: int) -> Row:
@@ -300,6 +338,8 @@ def completion_at(rows: pa.RecordBatch | pa.Table, index: int) -> Completion:
         created_at=value("created_at"),
         cost_usd=value("cost_usd"),
         trace=trace,
+        reasoning=value("reasoning"),
+        token_logprobs=_token_logprobs_at(value),
     )
 
 
@@ -307,6 +347,16 @@ def prompt_at(rows: pa.RecordBatch | pa.Table, index: int) -> Prompt:
     """The prompt in row `index` of a completion's or rejection's rows."""
     value = _Cell(rows, index)
     return Prompt(tuple(Message(turn["role"], turn["content"]) for turn in value("prompt")), value("reference"))
+
+
+def _token_logprobs_at(value: _Cell) -> tuple[TokenLogprob, ...] | None:
+    listed = value("token_logprobs")
+    if listed is None:
+        return None
+    return tuple(
+        TokenLogprob(one["token"], one["logprob"], tuple((top["token"], top["logprob"]) for top in one["top"]))
+        for one in listed
+    )
 
 
 def _soft_labels_at(value: _Cell) -> SoftLabels | None:

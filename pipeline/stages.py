@@ -16,6 +16,7 @@ from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import RecipeError
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
 from pipeline.labelling.engine import LabelResult, label
+from pipeline.model_files import find_model, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.student.folder import StudentCard, student_folder
 
@@ -42,7 +43,8 @@ def check_student(recipe: Recipe) -> None:
     """Refuse a student that could not be trained before anything is sent for it.
 
     Raises:
-        RecipeError: the recipe has no student, or its loss or training arguments are wrong.
+        RecipeError: the recipe has no student, or its start, its loss or its training arguments are wrong.
+        TeacherUnavailable: the model that it starts from is not there.
     """
     from pipeline.student.objective import open_objective
     from pipeline.student.train import training_arguments
@@ -50,6 +52,10 @@ def check_student(recipe: Recipe) -> None:
     student = student_of(recipe)
     open_objective(student)
     training_arguments(recipe, student, Path(recipe.students))
+    if student.init.model is not None:
+        find_model(student.init.model, setting="student.init.model")
+    else:
+        teacher_files(recipe)
 
 
 def recipe_dataset(recipe: Recipe) -> Dataset:

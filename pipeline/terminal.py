@@ -7,15 +7,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.labelling.estimate import Estimate
 
 _PLAIN_SECONDS = 5.0  # between two plain lines of one activity
 
@@ -81,6 +86,52 @@ def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> No
         if any(ranges):
             lines.append(["", *(f"[{limits}" if limits else "" for limits in ranges)])
     show_table(["", *(row[0] for row in rows)], [[escape(cell) for cell in line] for line in lines])
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """What labelling would send, cost and take."""
+    sending = "nothing to send" if not estimate.to_send else f"{estimate.to_send:,} to send"
+    twice = f" ({estimate.duplicate_prompts:,} more are repeats)" if estimate.duplicate_prompts else ""
+    seconds = estimate.seconds_at_limits
+    how_long = (
+        "not known: label.limits sets none, the server decides"
+        if seconds is None
+        else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds) at label.limits"
+    )
+    budget = f", of a budget of ${estimate.budget_usd:,.2f}" if estimate.budget_usd else ""
+    lines = [
+        ["prompts", f"{estimate.prompts:,}{twice}"],
+        ["requests", f"{estimate.requests:,}: {estimate.answered:,} answered already, {sending}"],
+        ["prompt tokens", f"about {estimate.expected_prompt_tokens:,}, at most {estimate.worst_prompt_tokens:,}"],
+        [
+            "completion tokens",
+            f"about {estimate.expected_completion_tokens:,}, at most {estimate.worst_completion_tokens:,}",
+        ],
+        [
+            "cost",
+            f"{_dollars(estimate.expected_usd, estimate.worst_usd)}; ${estimate.spent_usd:,.4f} spent before{budget}",
+        ],
+        ["dataset", f"about {decimal(estimate.expected_bytes)} on disk"],
+        ["time", how_long],
+        ["expecting", estimate.basis],
+    ]
+    show_pairs(lines)
+
+
+def show_pairs(lines: Sequence[Sequence[str]]) -> None:
+    """Names and values, one a line."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for line in lines:
+        table.add_row(*(escape(cell) for cell in line))
+    output.print(table)
+
+
+def _dollars(expected: float | None, worst: float | None) -> str:
+    if expected is None or worst is None:
+        return "not known (set teacher.price)"
+    return f"about ${expected:,.4f}, at most ${worst:,.4f}"
 
 
 def show_json(result: dict[str, Any]) -> None:

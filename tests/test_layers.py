@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "durable", "records", "progress"},
-    {"config", "plugins"},
+    {"errors", "durable", "records", "progress", "text"},
+    {"config", "plugins", "pricing"},
     {"model_files", "causal", "labels_from_logits"},
     {"dataset", "prompts"},
-    {"teachers"},
+    {"teachers", "openai_api"},
     {"labelling", "quality"},
     {"student"},
     {"evaluation"},

@@ -40,7 +40,8 @@ class Totals(_Part):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost_usd: float | None = None
+    cost_usd: float | None = None  # of the rows' own answers
+    spent_usd: float | None = None  # for this dataset so far, attempts that gave nothing and earlier versions included
 
 
 class Manifest(_Part):

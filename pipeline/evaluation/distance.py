@@ -68,7 +68,7 @@ def _blocks(task: Task) -> Iterator[list[Completion]]:
     block: list[Completion] = []
     held = 0
     for row in task.rows:
-        needed = row.completion_tokens * task.vocabulary * 4
+        needed = (row.completion_tokens or task.max_tokens) * task.vocabulary * 4
         if block and held + needed > _BLOCK_BYTES:
             yield block
             block, held = [], 0

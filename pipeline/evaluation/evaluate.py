@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.config import Recipe, StudentSettings
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError, StudentMissing
-from pipeline.evaluation.metrics import mean_per_prompt, token_f1
+from pipeline.evaluation.metrics import mean_per_prompt
 from pipeline.evaluation.overlap import find_overlap
 from pipeline.evaluation.report import ReportFiles, write_report
 from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, ModelRow, Overlap, Report
@@ -32,6 +32,7 @@ from pipeline.model_files import ModelFiles, runs_here, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Split, completion_at, content_hash, prompt_at
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, student_folder
+from pipeline.text import token_f1
 
 _STORED = TypeAdapter(Report)
 

@@ -1,9 +1,7 @@
-"""Figures with their uncertainty: the bootstrap over prompts, token F1, percentiles."""
+"""Figures with their uncertainty: the bootstrap over prompts."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +10,6 @@ import numpy.typing as npt
 from pipeline.evaluation.results import Interval
 
 _RESAMPLES = 2000
-_WORD = re.compile(r"\w+")
 Floats = npt.NDArray[np.float64]
 
 
@@ -34,11 +31,3 @@ def mean_per_token(
 def mean_per_prompt(values: Sequence[float]) -> Interval:
     """The mean over prompts with its 95 % interval."""
     return mean_per_token(values, [1] * len(values))
-
-
-def token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of word precision and recall, case and punctuation aside (as in SQuAD, arXiv 1606.05250): 0..1."""
-    written, expected = Counter(_WORD.findall(answer.lower())), Counter(_WORD.findall(reference.lower()))
-    shared = sum((written & expected).values())
-    total = sum(written.values()) + sum(expected.values())
-    return 2 * shared / total if total else 1.0

@@ -1,53 +1,48 @@
 """Ask the teacher, keep every answer, and commit shard by shard.
 
     with open_job(recipe) as job:
-        for number in range(job.shards):
-            await job.label_shard(number)
+        await job.run(job.label_shard)
         dataset = job.commit()
 
 What is done is decided by the store alone: a shard that is on disk is not looked at again, an answer in the journal is not
 asked for again, and a version whose manifest is there is finished. Call it again after any stop and it goes on.
+
+Some shards are open at a time, so that no request waits for the last answer of a shard before it; they are written in
+their order. Memory is that of the open shards, however many there are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import pipeline
-from pipeline.config import Recipe
+from pipeline.config import FilterSettings, Recipe
 from pipeline.dataset.card import write_card
 from pipeline.dataset.files import ShardFiles, tally
 from pipeline.dataset.manifest import Manifest, version_label, write_manifest
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
 from pipeline.durable import sole_writer, write_atomically
-from pipeline.labelling.journal import Entry, Journal
-from pipeline.labelling.plan import LabelPlan, Shard, make_plan
+from pipeline.labelling.budget import Budget, check_budget
+from pipeline.labelling.journal import Journal
+from pipeline.labelling.plan import LabelPlan, Shard, ShardName, make_plan
+from pipeline.labelling.sender import Sender, now
+from pipeline.labelling.sorting import Sorter
 from pipeline.progress import Progress, silent
-from pipeline.quality.base import NamedFilter, judge, open_filters
-from pipeline.records import (
-    FORMAT_VERSION,
-    Completion,
-    Rejection,
-    completion_at,
-    completion_schema,
-    record_batch,
-    rejection_row,
-    rejection_schema,
-)
-from pipeline.teachers.base import Answer, Outcome, Request, Teacher, open_teacher
+from pipeline.quality.base import NamedFilter, open_filters
+from pipeline.records import FORMAT_VERSION
+from pipeline.teachers.base import Teacher, open_teacher
 
-log = logging.getLogger(__name__)
+_ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
+_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -66,11 +61,10 @@ class LabelResult:
 
 
 async def label(recipe: Recipe, progress: Progress = silent) -> LabelResult:
-    """The whole of labelling: every shard in turn, then the manifest."""
+    """The whole of labelling: every shard, then the manifest."""
     with open_job(recipe, progress) as job:
         try:
-            for number in range(job.shards):
-                await job.label_shard(number)
+            await job.run(job.label_shard)
         finally:
             await job.close()
         return job.commit()
@@ -85,11 +79,12 @@ def open_job(recipe: Recipe, progress: Progress = silent) -> Iterator[LabelJob]:
         DatasetBusy: another run is writing this dataset.
     """
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
-    filters = open_filters(recipe.quality)
-    plan = make_plan(recipe, teacher.identity)
-    folder = dataset_folder(recipe.dataset)
-    with sole_writer(folder), Journal(folder, soft=recipe.label.soft is not None) as journal:
-        yield LabelJob(recipe, plan, teacher, filters, journal, progress)
+    check_budget(recipe, teacher.price)
+    filters = open_filters(_filters(recipe))
+    with make_plan(recipe, teacher.identity) as plan:
+        folder = dataset_folder(recipe.dataset)
+        with sole_writer(folder), Journal(folder, soft=recipe.label.soft is not None) as journal:
+            yield LabelJob(recipe, plan, teacher, filters, journal, progress)
 
 
 class LabelJob:
@@ -107,12 +102,16 @@ class LabelJob:
         self._recipe = recipe
         self._plan = plan
         self._teacher = teacher
-        self._filters = filters
         self._journal = journal
         self._progress = progress
         self._base = dataset_folder(recipe.dataset)
         self._soft = recipe.label.soft is not None
-        self._sent = 0
+        self._sorter = Sorter(filters, soft=self._soft)
+        self._budget = Budget(recipe.label.budget_usd, teacher.price, journal)
+        self._sender = Sender(teacher, recipe.label, journal, self._budget)
+        self._answered = 0
+        self._written = 0  # shards, from the first on
+        self._turn = asyncio.Condition()
         self._parents: list[str] = []
         self._finished = self._same_version()
         if self._finished is None:
@@ -121,39 +120,66 @@ class LabelJob:
     @property
     def shards(self) -> int:
         """Shards to label; 0 where the newest version is this very plan."""
-        return 0 if self._finished else len(self._plan.shards)
+        return 0 if self._finished else self._plan.shards
 
     def describe(self, number: int) -> str:
         """A shard's name for people: train 3/12."""
-        shard = self._plan.shards[number]
+        shard = self._plan.names[number]
         return f"{shard.split} {shard.index + 1}/{shard.of}"
 
+    async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
+        """Call `label_one` with every shard's number, some at a time; the first failure stops all.
+
+        `label_one` is `label_shard`, or what is wrapped around it (a Prefect task).
+        """
+        requests = self._recipe.label.shard_size * self._recipe.label.samples
+        places = asyncio.Semaphore(1 + math.ceil(2 * self._recipe.label.concurrency / requests))
+
+        async def one(number: int) -> None:
+            try:
+                await label_one(number)
+            finally:
+                places.release()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(self.shards):
+                    await places.acquire()
+                    group.create_task(one(number))
+        except BaseExceptionGroup as failed:  # the first failure stopped the others; it is the one to tell of
+            raise failed.exceptions[0] from None
+
     async def label_shard(self, number: int) -> None:
-        """Ask for what is missing in one shard and write its Parquet files.
+        """Ask for what is missing in one shard and, when it is its turn, write its Parquet files.
 
         Raises:
-            TeacherUnavailable: nobody can be answered; what was answered is kept.
+            TeacherUnavailable, BudgetSpent, StorageFailed: it cannot be finished; what was answered is kept.
         """
-        shard = self._plan.shards[number]
-        files = self._files(shard)
-        key = self._shard_key(shard)
-        if not files.is_done(key):
-            await self._ask(shard)
-            completions, rejections = self._sorted_out(shard)
-            files.write(completions, rejections, key)
-        self._progress("Labelling", self._count_up_to(number), self._plan.requests)
+        files = self._files(self._plan.names[number])
+        key = self._shard_key(number)
+        if files.is_done(key):
+            self._count(self._plan.requests_in(number))
+            async with self._its_turn(number):
+                await asyncio.to_thread(self._sorter.remember, files.data)
+            return
+        shard = await asyncio.to_thread(self._plan.shard, number)
+        known = await asyncio.to_thread(self._journal.answered, shard.ids)
+        self._count(len(known))
+        await self._sender.ask([request for request in shard.requests if request.key not in known], self._count)
+        async with self._its_turn(number):
+            await asyncio.to_thread(self._write, shard, files, key)
 
     def commit(self) -> LabelResult:
         """Write the card and, last, the manifest; then the journal may forget."""
         if self._finished:
             return LabelResult(self._finished, sent=0, reused=self._plan.requests)
-        entries = [entry for shard in self._plan.shards for entry in self._files(shard).entries()]
+        entries = [entry for name in self._plan.names for entry in self._files(name).entries()]
         counted = tally(self._folder, entries)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=self._recipe.dataset.name,
             version=int(self._folder.name[1:]),
-            created_at=_now(),
+            created_at=now(),
             stillhouse=pipeline.__version__,
             teacher=self._teacher.identity,
             mode=self._recipe.label.mode,
@@ -165,19 +191,46 @@ class LabelJob:
             duplicate_prompts=self._plan.duplicate_prompts,
             rows=counted.rows,
             rejected=counted.rejected,
-            totals=counted.totals,
+            totals=counted.totals.model_copy(update={"spent_usd": self._budget.spent_usd or None}),
             parents=tuple(self._parents),
             recipe=self._recipe.model_dump(mode="json", by_alias=True),
             files=tuple(entries),
         )
         write_card(self._folder, manifest)
         write_manifest(self._folder, manifest)
-        self._journal.forget(list(self._plan.ids()))
-        return LabelResult(Dataset(self._folder, manifest), self._sent, self._plan.requests - self._sent)
+        self._journal.forget(self._plan.ids(), self._plan.requests)
+        return LabelResult(Dataset(self._folder, manifest), self._sender.sent, self._plan.requests - self._sender.sent)
 
     async def close(self) -> None:
         """Let the teacher go; what it holds (a model's memory, a connection) is free afterwards."""
         await self._teacher.close()
+
+    # --------------------------------------------------------------------------------------------------------- shards
+
+    def _write(self, shard: Shard, files: ShardFiles, key: str) -> None:
+        sorted_out = self._sorter.sort(shard, self._journal.read(shard.ids))
+        files.write(sorted_out.kept, sorted_out.rejected, key)
+
+    @asynccontextmanager
+    async def _its_turn(self, number: int) -> AsyncIterator[None]:
+        """Wait until every shard before this one is written: filters see the rows in one order, however work is cut."""
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._written == number)
+        yield
+        async with self._turn:
+            self._written += 1
+            self._turn.notify_all()
+
+    def _files(self, shard: ShardName, folder: Path | None = None) -> ShardFiles:
+        return ShardFiles(folder or self._folder, shard.split, shard.index, shard.of)
+
+    def _shard_key(self, number: int) -> str:
+        name = self._plan.names[number]
+        return f"{self._plan.sha256}:{name.split}:{name.index}:{self._plan.requests_in(number)}"
+
+    def _count(self, requests: int) -> None:
+        self._answered += requests
+        self._progress("Labelling", self._answered, self._plan.requests)
 
     # ------------------------------------------------------------------------------------------------------- versions
 
@@ -195,144 +248,49 @@ class LabelJob:
         number = begun[-1] if begun else max(finished, default=0) + 1
         folder = self._base / version_label(number)
         self._drop_stale(folder)
-        for parent in finished:
-            if self._take_over(open_dataset(self._base, parent)):
-                self._parents.append(version_label(parent))
+        self._adopt([open_dataset(self._base, parent) for parent in finished])
         write_atomically(folder / "recipe.yaml", self._recipe.as_yaml().encode())
         return folder
 
     def _drop_stale(self, folder: Path) -> None:
         """Remove shards that were cut from another plan; their answers are all in the journal."""
-        wanted = {self._files(shard, folder).name for shard in self._plan.shards}
+        wanted = {self._files(name, folder).name for name in self._plan.names}
         for part in ("data", "rejected"):
             stale = [file for file in (folder / part).glob("*") if file.name not in wanted]
             if stale:
                 shutil.rmtree(folder / part)
 
-    def _take_over(self, parent: Dataset) -> int:
-        """Copy answers to this plan's requests out of an earlier version into the journal."""
-        if (parent.manifest.soft is not None) != self._soft:
-            return 0
-        wanted = pa.array(list(self._plan.ids()))
+    def _adopt(self, earlier: Sequence[Dataset]) -> None:
+        """Take answers to this plan's requests out of earlier versions into the journal, once a plan."""
+        noted = self._journal.noted(_ADOPTED) or ""
+        plan, _, parents = noted.partition(" ")
+        if plan == self._plan.sha256:
+            self._parents = parents.split()
+            return
+        for version in earlier:
+            if (version.manifest.soft is not None) == self._soft and self._adopt_version(version):
+                self._parents.append(version_label(version.manifest.version))
+        self._journal.note(_ADOPTED, " ".join([self._plan.sha256, *self._parents]))
+
+    def _adopt_version(self, version: Dataset) -> int:
         taken = 0
-        for entry in parent.manifest.files:
-            table = pq.read_table(parent.folder / entry.path)
-            paid = pc.and_(pc.is_in(table["id"], value_set=wanted), pc.is_valid(table["completion"]))
-            taken += self._journal.adopt(table.filter(paid))
+        for entry in version.manifest.files:
+            with pq.ParquetFile(version.folder / entry.path) as parquet:
+                for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
+                    taken += self._journal.adopt(batch.filter(pa.array(self._wanted(batch), pa.bool_())))
         return taken
 
-    def _files(self, shard: Shard, folder: Path | None = None) -> ShardFiles:
-        return ShardFiles(folder or self._folder, shard.split, shard.index, shard.of)
-
-    def _shard_key(self, shard: Shard) -> str:
-        return f"{self._plan.sha256}:{shard.split}:{shard.index}:{len(shard.requests)}"
-
-    # -------------------------------------------------------------------------------------------------------- answers
-
-    async def _ask(self, shard: Shard) -> None:
-        """Send every request of a shard that has no answer yet; longest first, alike lengths together."""
-        answered = self._journal.answered(shard.ids)
-        missing = [request for request in shard.requests if request.key not in answered]
-        missing.sort(key=_length, reverse=True)
-        size = self._teacher.batch_size
-        batches = [missing[start : start + size] for start in range(0, len(missing), size)]
-        at_once = max(1, self._recipe.label.concurrency // size)
-        slots = asyncio.Semaphore(min(at_once, self._teacher.parallel or at_once))
-        before = self._count_up_to(self._plan.shards.index(shard) - 1)
-        done = len(answered)
-
-        async def ask(batch: Sequence[Request]) -> None:
-            nonlocal done
-            async with slots:
-                outcomes = await self._teacher.answer(batch)
-            self._journal.record(
-                _record(request, outcome, self._teacher) for request, outcome in zip(batch, outcomes, strict=True)
-            )
-            self._sent += len(batch)
-            done += len(batch)
-            self._progress("Labelling", before + done, self._plan.requests)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for batch in batches:
-                    group.create_task(ask(batch))
-        except BaseExceptionGroup as failed:  # the first failure stopped the others; it is the one to tell of
-            raise failed.exceptions[0] from None
-
-    def _sorted_out(self, shard: Shard) -> tuple[pa.Table, pa.Table]:
-        """The shard's rows in the order of its requests: what the filters keep, and what was rejected."""
-        entries = self._journal.read(shard.ids)
-        kept: list[pa.RecordBatch] = []
-        rejected: list[pa.RecordBatch] = []
-        for id_, request in zip(shard.ids, shard.requests, strict=True):
-            entry = _with_reference(entries[id_], request)
-            refused = entry.batch if entry.kind == "rejection" else self._refused_by_filters(entry, request)
-            if refused is None:
-                kept.append(entry.batch)
-            else:
-                rejected.append(refused)
-        return (
-            pa.Table.from_batches(kept, completion_schema(soft=self._soft)).combine_chunks(),
-            pa.Table.from_batches(rejected, rejection_schema(soft=self._soft)).combine_chunks(),
-        )
-
-    def _refused_by_filters(self, entry: Entry, request: Request) -> pa.RecordBatch | None:
-        completion = completion_at(entry.batch, 0)
-        verdict = judge(completion, self._filters)
-        if verdict is None:
-            return None
-        rejection = Rejection(
-            id=entry.id,
-            prompt=request.prompt,
-            sample=request.sample,
-            stage="quality",
-            reason=verdict.reason,
-            detail=verdict.detail,
-            completion=completion,
-        )
-        return record_batch([rejection_row(rejection, soft=self._soft)], rejection_schema(soft=self._soft))
-
-    def _count_up_to(self, number: int) -> int:
-        return sum(len(shard.requests) for shard in self._plan.shards[: number + 1])
+    def _wanted(self, batch: pa.RecordBatch) -> list[bool]:
+        """Which rows are answers to requests of this plan; a rejection without an answer is asked again."""
+        completions = batch.column("completion").to_pylist()
+        texts = ["".join(turn["content"] for turn in turns or ()) for turns in completions]
+        ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))
+        wanted = self._plan.wanted(list(zip(ids, prompts, samples, texts, strict=True)))
+        return [one and turns is not None for one, turns in zip(wanted, completions, strict=True)]
 
 
-def _record(request: Request, outcome: Outcome, teacher: Teacher) -> Completion | Rejection:
-    if not isinstance(outcome, Answer):
-        return Rejection(
-            id=request.key,
-            prompt=request.prompt,
-            sample=request.sample,
-            stage="teacher",
-            reason=outcome.reason,
-            detail=outcome.detail,
-            attempts=outcome.attempts,
-        )
-    return Completion(
-        id=request.key,
-        prompt=request.prompt,
-        sample=request.sample,
-        text=outcome.text,
-        finish_reason=outcome.finish_reason,
-        prompt_tokens=outcome.prompt_tokens,
-        completion_tokens=outcome.completion_tokens,
-        teacher=teacher.identity.model,
-        created_at=_now(),
-        cost_usd=outcome.cost_usd,
-        trace=outcome.trace,
-    )
-
-
-def _with_reference(entry: Entry, request: Request) -> Entry:
-    """The answer with the reference of today: a mended reference asks for no new answer."""
-    place = entry.batch.schema.get_field_index("reference")
-    field = entry.batch.schema.field(place)
-    return replace(entry, batch=entry.batch.set_column(place, field, pa.array([request.prompt.reference], field.type)))
-
-
-def _length(request: Request) -> int:
-    """A cheap stand-in for the token count: characters."""
-    return sum(len(message.content) for message in request.prompt.messages) + len(request.forced or "")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _filters(recipe: Recipe) -> list[FilterSettings]:
+    """The recipe's filters; an answer that was to fit a JSON schema is held against it first."""
+    wanted = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
+    asked = [FilterSettings.model_validate({"kind": "json-schema", "schema": wanted})] if wanted else []
+    return [*asked, *recipe.quality]

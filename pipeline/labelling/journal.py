@@ -1,8 +1,14 @@
-"""The journal: where an answer is durable before it counts.
+"""The journal: where an answer is durable before it counts, and where money is counted.
 
 One SQLite file a dataset, beside its versions, keyed by request: whatever happens to shards, prompt files or the process,
-an answer in here is never asked for again. A body is one Arrow record batch, in the columns that the shard's Parquet file
-will have, so that nothing is converted twice. Rows leave the journal when the manifest that contains them is on disk.
+an answer in here is never asked for again. Answers that are committed together lie in one Arrow record batch, in the
+columns that the shard's Parquet file will have, so that nothing is converted twice. Rows leave the journal when the
+manifest that contains them is on disk.
+
+    await journal.commit(Change(outcomes=[completion], settle=7, spent_usd=0.002))      # durable when it returns
+
+A thread of its own commits. All changes that arrive while one commit waits for the disk go into the next together, so that
+durability costs no throughput and a single answer waits for nobody.
 
 The journal belongs to the dataset rather than to one shard (see docs/labelling.md): an edited prompt file moves prompts
 from shard to shard, and their answers must be found wherever they were.
@@ -10,15 +16,20 @@ from shard to shard, and their answers must be found wherever they were.
 
 from __future__ import annotations
 
+import asyncio
+import queue
 import sqlite3
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from pipeline.errors import StorageFailed
 from pipeline.records import (
     Completion,
     Rejection,
@@ -30,21 +41,36 @@ from pipeline.records import (
 )
 
 FILE_NAME = "journal.sqlite"
-_CREATE = (
-    "CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID"
-)
+_CREATE = """
+CREATE TABLE IF NOT EXISTS batches (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, batch INTEGER NOT NULL, row INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reserved (number INTEGER PRIMARY KEY, usd REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+"""
 _SELECT_AT_ONCE = 500  # SQLite's bound on variables in one statement is far above
 
 Kind = Literal["completion", "rejection"]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One answered request."""
+class Answers:
+    """The answers to some requests: a table of each kind, and where in them each request's row is."""
 
-    id: str
-    kind: Kind
-    batch: pa.RecordBatch  # one row
+    tables: Mapping[Kind, pa.Table]
+    places: Mapping[str, tuple[Kind, int]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes durable together."""
+
+    outcomes: Sequence[Completion | Rejection] = ()
+    reserve: tuple[int, float] | None = None  # number, dollars
+    settle: int | None = None  # the number of a reservation that ends
+    spent_usd: float = 0.0
+
+    def with_outcomes(self, outcomes: Sequence[Completion | Rejection]) -> Change:
+        return replace(self, outcomes=outcomes)
 
 
 class Journal:
@@ -54,11 +80,15 @@ class Journal:
         self._file = folder / FILE_NAME
         self._soft = soft
         self._schemas = {"completion": completion_schema(soft=soft), "rejection": rejection_schema(soft=soft)}
-        self._connection = sqlite3.connect(self._file, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")  # a committed answer survives a power failure
-        self._connection.execute(_CREATE)
-        self._connection.commit()
+        self._lock = threading.Lock()  # of the reading connection
+        with self._storage():
+            self._writer = self._connect()
+            self._writer.executescript(_CREATE)
+            self._settle_what_was_left()
+            self._reader = self._connect()
+        self._changes: queue.SimpleQueue[tuple[Change, asyncio.Future[None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._commit_groups, name="journal", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Journal:
         return self
@@ -69,57 +99,213 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Fold the write-ahead log back in, and let the file go."""
-        self._connection.close()
+        """Commit what is waiting, fold the write-ahead log back in, and let the file go."""
+        self._changes.put(None)
+        self._thread.join()
+        self._reader.close()
+        self._writer.close()
 
-    def record(self, outcomes: Iterable[Completion | Rejection]) -> None:
-        """Make outcomes durable: when this returns, they count."""
-        rows = [self._body(outcome) for outcome in outcomes]
-        with self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+    # -------------------------------------------------------------------------------------------------------- writing
 
-    def adopt(self, rows: pa.Table) -> int:
-        """Take over completions that an earlier version holds; return how many."""
+    async def commit(self, change: Change) -> None:
+        """Make a change durable: when this returns, it counts.
+
+        Raises:
+            StorageFailed: the disk is full or cannot be written; the change does not count.
+        """
+        await self.later(change)
+
+    def later(self, change: Change) -> asyncio.Future[None]:
+        """Commit a change without waiting for it; what comes back is done when the change is durable."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changes.put((change, done))
+        return done
+
+    def adopt(self, rows: pa.RecordBatch) -> int:
+        """Take over completions that an earlier version holds, those that are not here yet; return how many."""
         schema = self._schemas["completion"]
-        table = rows.select(schema.names).cast(schema)
-        bodies = [
-            (batch.column("id")[0].as_py(), "completion", batch.serialize().to_pybytes())
-            for batch in table.to_batches(max_chunksize=1)
-            if batch.num_rows
-        ]
-        with self._connection:
-            self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", bodies)
-        return len(bodies)
+        known = self.answered(rows.column("id").to_pylist())
+        new = rows.filter(pa.array([id_ not in known for id_ in rows.column("id").to_pylist()], pa.bool_()))
+        if new.num_rows:
+            with self._storage(), self._writer:
+                self._insert("completion", new.select(schema.names).cast(schema))
+        return int(new.num_rows)
+
+    def forget(self, ids: Iterable[str], count: int) -> None:
+        """Drop answers that a finished version now holds, `count` of them; all of them are here."""
+        with self._storage():
+            with self._writer:
+                (here,) = self._writer.execute("SELECT count(*) FROM answers").fetchone()
+                if here == count:  # nothing else is here: SQLite empties a table at once
+                    self._writer.execute("DELETE FROM answers")
+                    self._writer.execute("DELETE FROM batches")
+                else:
+                    self._writer.executemany("DELETE FROM answers WHERE id = ?", ((id_,) for id_ in ids))
+                    self._writer.execute("DELETE FROM batches WHERE number NOT IN (SELECT batch FROM answers)")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._writer.execute("VACUUM")
+
+    def note(self, name: str, value: str) -> None:
+        """Remember a word of the engine's own, such as which plan's answers were taken over."""
+        with self._storage(), self._writer:
+            self._writer.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    # -------------------------------------------------------------------------------------------------------- reading
 
     def answered(self, ids: Sequence[str]) -> set[str]:
         """Which of these requests have an answer."""
         return {row[0] for row in self._rows("id", ids)}
 
-    def read(self, ids: Sequence[str]) -> dict[str, Entry]:
+    def read(self, ids: Sequence[str]) -> Answers:
         """The answers to these requests, those that there are."""
-        found = {}
-        for id_, kind, body in self._rows("id, kind, body", ids):
-            found[id_] = Entry(id_, kind, pa.ipc.read_record_batch(pa.py_buffer(body), self._schemas[kind]))
-        return found
+        found = list(self._rows("id, batch, row", ids))
+        numbers = sorted({number for _, number, _ in found})
+        batches: dict[Kind, list[pa.RecordBatch]] = {"completion": [], "rejection": []}
+        first: dict[int, tuple[Kind, int]] = {}  # a batch's place in its kind's table
+        lengths = dict.fromkeys(batches, 0)
+        for number, kind, body in self._select("SELECT number, kind, body FROM batches WHERE number IN ({})", numbers):
+            batch = pa.ipc.read_record_batch(pa.py_buffer(body), self._schemas[kind])
+            first[number] = (kind, lengths[kind])
+            lengths[kind] += batch.num_rows
+            batches[kind].append(batch)
+        tables = {
+            kind: pa.Table.from_batches(listed, self._schemas[kind]).combine_chunks()
+            for kind, listed in batches.items()
+        }
+        places = {id_: (first[number][0], first[number][1] + row) for id_, number, row in found}
+        return Answers(tables, places)
 
-    def forget(self, ids: Sequence[str]) -> None:
-        """Drop answers that a finished version now holds."""
-        with self._connection:
-            self._connection.executemany("DELETE FROM answers WHERE id = ?", [(id_,) for id_ in ids])
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.execute("VACUUM")
+    def noted(self, name: str) -> str | None:
+        """What `note` remembered."""
+        with self._storage(), self._lock:
+            row = self._reader.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def spent(self) -> float:
+        """Dollars that were paid for this dataset, by all its runs."""
+        return float(self.noted("spent_usd") or 0.0)
+
+    # -------------------------------------------------------------------------------------------------------- within
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._file, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a committed answer survives a power failure
+        return connection
+
+    def _settle_what_was_left(self) -> None:
+        """Reservations of a run that was killed count as spent: their answers may have been billed."""
+        with self._writer:
+            (left,) = self._writer.execute("SELECT coalesce(sum(usd), 0) FROM reserved").fetchone()
+            self._writer.execute("DELETE FROM reserved")
+            self._spend(left)
+
+    def _spend(self, usd: float) -> None:
+        if usd:
+            self._writer.execute(
+                "INSERT INTO notes VALUES ('spent_usd', ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                (usd,),
+            )
+
+    def _commit_groups(self) -> None:
+        """The thread: take all that waits, commit it once, tell those who wait."""
+        going = True
+        while going:
+            group = [self._changes.get()]
+            while not self._changes.empty():
+                group.append(self._changes.get())
+            going = None not in group
+            waiting = [one for one in group if one is not None]
+            error: BaseException | None = None
+            try:
+                with self._storage():
+                    self._write([change for change, _ in waiting])
+            except BaseException as caught:  # handed to every one who waits
+                error = caught
+            if waiting:
+                loop = waiting[0][1].get_loop()
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(_tell, [done for _, done in waiting], error)
+
+    def _write(self, changes: Sequence[Change]) -> None:
+        outcomes = [outcome for change in changes for outcome in change.outcomes]
+        kept = [completion_row(one, soft=self._soft) for one in outcomes if isinstance(one, Completion)]
+        lost = [rejection_row(one, soft=self._soft) for one in outcomes if isinstance(one, Rejection)]
+        with self._writer:
+            if kept:
+                self._insert("completion", record_batch(kept, self._schemas["completion"]))
+            if lost:
+                self._insert("rejection", record_batch(lost, self._schemas["rejection"]))
+            reserved = [change.reserve for change in changes if change.reserve]
+            if reserved:
+                self._writer.executemany("INSERT INTO reserved VALUES (?, ?)", reserved)
+            settled = [(change.settle,) for change in changes if change.settle is not None]
+            if settled:
+                self._writer.executemany("DELETE FROM reserved WHERE number = ?", settled)
+            self._spend(sum(change.spent_usd for change in changes))
+
+    def _insert(self, kind: Kind, batch: pa.RecordBatch) -> None:
+        """One batch and the places of its rows; within a transaction."""
+        body = batch.serialize().to_pybytes()
+        number = self._writer.execute("INSERT INTO batches (kind, body) VALUES (?, ?)", (kind, body)).lastrowid
+        places = [(id_, number, row) for row, id_ in enumerate(batch.column("id").to_pylist())]
+        self._writer.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", places)
 
     def _rows(self, columns: str, ids: Sequence[str]) -> Iterable[tuple[Any, ...]]:
-        for start in range(0, len(ids), _SELECT_AT_ONCE):
-            part = ids[start : start + _SELECT_AT_ONCE]
-            marks = ",".join("?" * len(part))
-            yield from self._connection.execute(f"SELECT {columns} FROM answers WHERE id IN ({marks})", part)
+        return self._select(f"SELECT {columns} FROM answers WHERE id IN ({{}})", ids)
 
-    def _body(self, outcome: Completion | Rejection) -> tuple[str, Kind, bytes]:
-        if isinstance(outcome, Rejection):
-            return outcome.id, "rejection", self._serialise(rejection_row(outcome, soft=self._soft), "rejection")
-        return outcome.id, "completion", self._serialise(completion_row(outcome, soft=self._soft), "completion")
+    def _select(self, query: str, values: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
+        """The rows of a query whose `{}` is a list of values, some hundred values at a time."""
+        for start in range(0, len(values), _SELECT_AT_ONCE):
+            part = values[start : start + _SELECT_AT_ONCE]
+            with self._storage(), self._lock:
+                found = self._reader.execute(query.format(",".join("?" * len(part))), part).fetchall()
+            yield from found
 
-    def _serialise(self, row: dict[str, object], kind: Kind) -> bytes:
-        body: bytes = record_batch([row], self._schemas[kind]).serialize().to_pybytes()
-        return body
+    @contextmanager
+    def _storage(self) -> Iterator[None]:
+        """SQLite's complaints about the disk, in words."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise StorageFailed(
+                f"{self._file} cannot be used: {error}. What was durable before is kept: mend the disk (free space, or the "
+                "right to write there) and run again."
+            ) from None
+
+
+def _tell(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+    for done in waiting:
+        if done.done():  # cancelled
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+
+class JournalView:
+    """A journal as it is, without becoming its writer: another run may be at work on it."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / FILE_NAME
+        self._connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True) if file.is_file() else None
+
+    def spent(self) -> float:
+        """Dollars that were paid for this dataset, reservations of a run at work included."""
+        noted = self._one("SELECT value FROM notes WHERE name = 'spent_usd'")
+        return float(noted or 0.0) + float(self._one("SELECT sum(usd) FROM reserved") or 0.0)
+
+    def ids(self) -> Iterator[str]:
+        """Every request that has an answer."""
+        if self._connection is not None:
+            yield from (id_ for (id_,) in self._connection.execute("SELECT id FROM answers"))
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _one(self, query: str) -> Any:
+        row = self._connection.execute(query).fetchone() if self._connection is not None else None
+        return row[0] if row else None

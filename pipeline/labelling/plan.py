@@ -1,25 +1,44 @@
 """What a recipe asks for: every prompt, its requests, the shards they fall into, and the name of the whole.
 
-Planning reads prompts and hashes them; it sends nothing and writes nothing.
+    with make_plan(recipe, teacher.identity) as plan:
+        for number in range(plan.shards):
+            shard = plan.shard(number)
+
+Planning reads prompts and hashes them; it sends nothing, and writes nothing that stays: the prompts lie in a private
+temporary database (SQLite removes it, however the process ends), so memory does not grow with their number and a source
+that changes under a run changes nothing of it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import TracebackType
+from typing import Any, get_args
+
+import orjson
 
 from pipeline.config import Recipe
 from pipeline.errors import PromptError
+from pipeline.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from pipeline.prompts import read_prompts, split_of
-from pipeline.records import Prompt, Split, TeacherIdentity, content_hash
-from pipeline.teachers.base import Request
+from pipeline.records import Message, Prompt, Split, TeacherIdentity, content_hash
+from pipeline.teachers.base import Request, Terms
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+_CACHE_KIB = 1 << 16  # of the temporary database
+_ASK_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Shard:
     """The unit of work and of commit: some prompts of one split, and one Parquet file."""
 
+    number: int  # among all shards
     split: Split
     index: int  # among the shards of its split
     of: int
@@ -31,78 +50,160 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class ShardName:
+    """A shard without its requests."""
+
+    number: int
+    split: Split
+    index: int
+    of: int
+
+
 class LabelPlan:
     """Every request of a recipe. `sha256` names the dataset version that it makes."""
 
-    shards: tuple[Shard, ...]
-    prompts: int
-    duplicate_prompts: int
-    prompts_sha256: str
-    sha256: str
+    def __init__(self, recipe: Recipe, terms: Terms) -> None:
+        self.terms = terms
+        self.prompts = 0
+        self.duplicate_prompts = 0
+        self.worst_prompt_tokens = 0  # of all requests together
+        self.likely_prompt_tokens = 0
+        self._label = recipe.label
+        self._filters = [one.model_dump() for one in recipe.quality]
+        self._counts = dict.fromkeys(SPLITS, 0)
+        self._digests = {split: hashlib.sha256() for split in SPLITS}
+        self._store = sqlite3.connect("", check_same_thread=False)
+        self._store.execute("PRAGMA journal_mode=OFF")
+        self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        self._store.execute("CREATE TABLE ids (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        for split in SPLITS:
+            self._store.execute(f"CREATE TABLE {split} (position INTEGER PRIMARY KEY, body BLOB NOT NULL)")
+
+    def __enter__(self) -> LabelPlan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._store.close()
+
+    def add(self, prompt: Prompt, split: Split) -> None:
+        """Take one prompt in, unless it is there already.
+
+        Raises:
+            PromptError: it has no reference, and the mode needs one.
+        """
+        if self._label.mode == "score" and prompt.reference is None:
+            raise PromptError(
+                f"label.mode is 'score', and the prompt {prompt.text[:60]!r} has no reference to score: "
+                "add one to its row, name its column in prompts.reference, or set label.mode to 'generate'"
+            )
+        id_ = bytes.fromhex(prompt.id)
+        if not self._store.execute("INSERT OR IGNORE INTO ids VALUES (?)", (id_,)).rowcount:
+            self.duplicate_prompts += 1
+            return
+        try:
+            body = orjson.dumps([[[turn.role, turn.content] for turn in prompt.messages], prompt.reference])
+        except TypeError as error:
+            raise PromptError(f"the prompt {prompt.text[:60]!r} cannot be stored: {error}. Mend its row.") from None
+        self._store.execute(f"INSERT INTO {split} VALUES (?, ?)", (self._counts[split], body))
+        self._digests[split].update(id_ + (prompt.reference or "").encode("utf-8", "surrogatepass") + b"\0")
+        self._counts[split] += 1
+        self.prompts += 1
+        first = next(self._requests(prompt))
+        self.worst_prompt_tokens += most_prompt_tokens(first) * self._label.samples
+        self.likely_prompt_tokens += likely_prompt_tokens(first) * self._label.samples
 
     @property
     def requests(self) -> int:
-        return sum(len(shard.requests) for shard in self.shards)
+        return self.prompts * self._label.samples
+
+    @property
+    def prompts_sha256(self) -> str:
+        """Names the prompts as they were read: content, order, split, reference."""
+        return content_hash([self._digests[split].hexdigest() for split in SPLITS])
+
+    @property
+    def sha256(self) -> str:
+        """Names requests, order, splits, references and filters. How the work is cut and paced is no part of it."""
+        return content_hash([self.terms.id, self._label.mode, self._label.samples, self.prompts_sha256, self._filters])
+
+    # ---------------------------------------------------------------------------------------------------------- shards
+
+    @cached_property
+    def names(self) -> list[ShardName]:
+        """Every shard, in the order in which they are written: those to learn from first."""
+        listed: list[ShardName] = []
+        for split in SPLITS:
+            of = math.ceil(self._counts[split] / self._label.shard_size)
+            listed += [ShardName(len(listed) + index, split, index, of) for index in range(of)]
+        return listed
+
+    @property
+    def shards(self) -> int:
+        return len(self.names)
+
+    def requests_in(self, number: int) -> int:
+        """How many requests a shard has, without reading it."""
+        name = self.names[number]
+        prompts = min(self._label.shard_size, self._counts[name.split] - name.index * self._label.shard_size)
+        return prompts * self._label.samples
+
+    def shard(self, number: int) -> Shard:
+        """One shard with its requests."""
+        name = self.names[number]
+        first = name.index * self._label.shard_size
+        rows = self._store.execute(
+            f"SELECT body FROM {name.split} WHERE position >= ? AND position < ? ORDER BY position",
+            (first, first + self._label.shard_size),
+        )
+        requests = tuple(request for (body,) in rows.fetchall() for request in self._requests(_prompt(body)))
+        return Shard(name.number, name.split, name.index, name.of, requests)
 
     def ids(self) -> Iterator[str]:
         """Every request's key, in order."""
-        for shard in self.shards:
-            yield from shard.ids
+        for number in range(self.shards):
+            yield from self.shard(number).ids
+
+    def wanted(self, rows: Sequence[tuple[str, str, int, str]]) -> list[bool]:
+        """Which answers, each as (key, prompt id, sample, text), are answers to requests of this plan."""
+        known: set[bytes] = set()
+        prompts = list({bytes.fromhex(prompt) for _, prompt, _, _ in rows})
+        for start in range(0, len(prompts), _ASK_AT_ONCE):
+            part = prompts[start : start + _ASK_AT_ONCE]
+            marks = ",".join("?" * len(part))
+            known |= {id_ for (id_,) in self._store.execute(f"SELECT id FROM ids WHERE id IN ({marks})", part)}
+        forced = self._label.mode == "score"
+        return [
+            sample < self._label.samples
+            and bytes.fromhex(prompt) in known
+            and key == self.terms.key(prompt, sample, text if forced else None)
+            for key, prompt, sample, text in rows
+        ]
+
+    def _requests(self, prompt: Prompt) -> Iterator[Request]:
+        forced = prompt.reference if self._label.mode == "score" else None
+        for sample in range(self._label.samples):
+            yield Request(prompt, sample, self.terms, forced)
 
 
 def make_plan(recipe: Recipe, teacher: TeacherIdentity) -> LabelPlan:
     """Read the prompts, leave out repeated ones, and cut the rest into shards.
 
-    The plan's name covers requests, order, splits, references and filters. How the work is cut and paced (shard size,
-    concurrency, limits) is no part of it.
-
     Raises:
         PromptError: a prompt cannot be read, or has no reference where the mode needs one.
     """
-    by_split: dict[Split, list[Prompt]] = {"train": [], "validation": []}
-    seen: set[str] = set()
-    duplicates = 0
-    for prompt in read_prompts(recipe.prompts):
-        if prompt.id in seen:
-            duplicates += 1
-            continue
-        seen.add(prompt.id)
-        by_split[split_of(prompt, recipe.prompts.holdout)].append(prompt)
-    shards = [shard for split, prompts in by_split.items() for shard in _shards(recipe, teacher, split, prompts)]
-    read = [[prompt.id, prompt.reference] for prompts in by_split.values() for prompt in prompts]
-    asked = [[split, [key for shard in shards if shard.split == split for key in shard.ids]] for split in by_split]
-    filters = [one.model_dump() for one in recipe.quality]
-    return LabelPlan(
-        shards=tuple(shards),
-        prompts=len(seen),
-        duplicate_prompts=duplicates,
-        prompts_sha256=content_hash(read),
-        sha256=content_hash([asked, read, filters]),
-    )
+    plan = LabelPlan(recipe, Terms.of(teacher, recipe.label))
+    try:
+        for prompt in read_prompts(recipe.prompts):
+            plan.add(prompt, split_of(prompt, recipe.prompts.holdout))
+    except BaseException:
+        plan.__exit__(None, None, None)
+        raise
+    return plan
 
 
-def _shards(recipe: Recipe, teacher: TeacherIdentity, split: Split, prompts: Sequence[Prompt]) -> list[Shard]:
-    size = recipe.label.shard_size
-    parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    return [
-        Shard(split, index, len(parts), tuple(_requests(recipe, teacher, part))) for index, part in enumerate(parts)
-    ]
-
-
-def _requests(recipe: Recipe, teacher: TeacherIdentity, prompts: Sequence[Prompt]) -> Iterator[Request]:
-    label = recipe.label
-    for prompt in prompts:
-        if label.mode == "score" and prompt.reference is None:
-            raise PromptError(
-                f"label.mode is 'score', and the prompt {prompt.text[:60]!r} has no reference to score: "
-                "add one to its row, name its column in prompts.reference, or set label.mode to 'generate'"
-            )
-        for sample in range(label.samples):
-            yield Request(
-                prompt=prompt,
-                sample=sample,
-                teacher=teacher,
-                sampling=label.sampling,
-                soft=label.soft,
-                forced=prompt.reference if label.mode == "score" else None,
-            )
+def _prompt(body: bytes) -> Prompt:
+    turns: list[list[Any]]
+    turns, reference = orjson.loads(body)
+    return Prompt(tuple(Message(role, content) for role, content in turns), reference)

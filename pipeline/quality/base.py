@@ -1,15 +1,20 @@
-"""The seam of quality filters: a function that gives the reason to reject a completion, or None.
+"""The seam of quality filters: what gives the reason to reject a completion, or None.
 
 A filter is a module in this folder (or an entry point `stillhouse.filters`) with one function
 
     def open_filter(options: dict[str, Any]) -> Filter
+
+A filter sees the completions of a dataset one after another in a fixed order: shard by shard, the samples of one prompt
+side by side. Most are functions of one completion. One that compares a completion with those before it (duplicates,
+best-of) is an object that also has `remember`: it is told of every completion that was kept in the end, by this run or by
+an earlier one that was stopped, and so decides the same wherever a run was cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pipeline.quality
 from pipeline.config import FilterSettings
@@ -17,6 +22,14 @@ from pipeline.plugins import load_kind
 from pipeline.records import Completion
 
 Filter = Callable[[Completion], str | None]  # the detail of a rejection, None to keep
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A filter whose verdict depends on what was kept before."""
+
+    def remember(self, completion: Completion) -> None:
+        """Called once for each completion that every filter kept, in the dataset's order."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,8 @@ class Verdict:
     detail: str
 
 
-def open_filters(settings: Sequence[FilterSettings]) -> list[NamedFilter]:
-    """The filters of a recipe, in its order.
+def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> list[NamedFilter]:
+    """The filters of a recipe, in its order; `where` is their place in it.
 
     Raises:
         RecipeError: there is no such kind, or an option is wrong.
@@ -44,16 +57,31 @@ def open_filters(settings: Sequence[FilterSettings]) -> list[NamedFilter]:
     opened = []
     for place, one in enumerate(settings):
         build: Callable[[dict[str, Any]], Filter] = load_kind(
-            f"quality.{place}.kind", one.kind, pipeline.quality, "open_filter", group="stillhouse.filters"
+            f"{where}.{place}.kind", one.kind, pipeline.quality, "open_filter", group="stillhouse.filters"
         )
         opened.append(NamedFilter(one.kind, build(one.options)))
     return opened
 
 
 def judge(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
-    """The first filter's reason to reject, or None: the completion is kept."""
+    """The first filter's reason to reject, or None: the completion is kept, and remembered."""
+    verdict = first_rejection(completion, filters)
+    if verdict is None:
+        remember(completion, filters)
+    return verdict
+
+
+def first_rejection(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
+    """The first filter's reason to reject, or None; nothing is remembered."""
     for one in filters:
         detail = one.judge(completion)
         if detail is not None:
             return Verdict(one.kind, detail)
     return None
+
+
+def remember(completion: Completion, filters: Sequence[NamedFilter]) -> None:
+    """Tell the filters that look back of a completion that was kept."""
+    for one in filters:
+        if isinstance(one.judge, Remembers):
+            one.judge.remember(completion)

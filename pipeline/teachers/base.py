@@ -6,55 +6,87 @@ A kind of teacher is a module in this folder (or an entry point `stillhouse.teac
 
 Opening is cheap: it finds out who the teacher is and checks its options, and loads nothing heavy; `answer` does. So a
 run that has nothing left to ask never loads a model.
+
+A teacher makes one attempt a call and says what came of it: an `Answer`, a `Refusal` of one prompt, or, by raising,
+`TryAgain` or `TeacherUnavailable`. Trying again, pacing, limits and the budget are the engine's.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import pipeline.teachers
 from pipeline.config import LabelSettings, SamplingSettings, SoftSettings, TeacherSettings
 from pipeline.plugins import load_kind
-from pipeline.records import FinishReason, Prompt, TeacherIdentity, TokenTrace, content_hash
+from pipeline.pricing import Price
+from pipeline.records import FinishReason, Prompt, TeacherIdentity, TokenLogprob, TokenTrace, content_hash
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What shapes every answer of a run alike."""
+
+    teacher: TeacherIdentity
+    sampling: SamplingSettings | None  # None in score mode, where nothing is drawn
+    soft: SoftSettings | None = None
+    top_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, teacher: TeacherIdentity, label: LabelSettings) -> Terms:
+        """The terms of a recipe's labelling."""
+        drawn = label.sampling if label.mode == "generate" else None
+        return cls(teacher, drawn, label.soft, label.top_logprobs, label.response_format)
+
+    @cached_property
+    def id(self) -> str:
+        """A hash of all of it: part of every request's key."""
+        shaping = {
+            "teacher": self.teacher.shaping(),
+            "sampling": self.sampling.model_dump() if self.sampling else None,
+            "soft": self.soft.model_dump() if self.soft else None,
+            "top_logprobs": self.top_logprobs,
+            "response_format": self.response_format,
+        }
+        return content_hash(shaping)
+
+    def key(self, prompt_id: str, sample: int, forced: str | None) -> str:
+        """The key of one request: 32 hex digits over everything that shapes its answer, and nothing else."""
+        told = f"{self.id}:{prompt_id}:{sample}:{'' if forced is None else 'forced:' + forced}"
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a teacher. `key` hashes everything that shapes the answer, and nothing else."""
+    """One question to a teacher."""
 
     prompt: Prompt
     sample: int
-    teacher: TeacherIdentity
-    sampling: SamplingSettings
-    soft: SoftSettings | None
+    terms: Terms
     forced: str | None = None  # in score mode: the text that the teacher is forced along
 
     @cached_property
     def key(self) -> str:
-        shaping = {
-            "messages": [message.as_dict() for message in self.prompt.messages],
-            "teacher": self.teacher.shaping(),
-            "soft": self.soft.model_dump() if self.soft else None,
-            "sample": self.sample,
-            "forced": self.forced,
-            "sampling": self.sampling.model_dump() if self.forced is None else None,
-        }
-        return content_hash(shaping)
+        return self.terms.key(self.prompt.id, self.sample, self.forced)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a teacher wrote, or was forced along."""
+    """What a teacher wrote, or was forced along. Token counts and the cost are None where nobody told them."""
 
     text: str
     finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
     cost_usd: float | None = None
     trace: TokenTrace | None = None
+    reasoning: str | None = None
+    token_logprobs: tuple[TokenLogprob, ...] | None = None
+    pause: float = 0.0  # seconds in which the server wants no further request, by its rate-limit headers
 
 
 @dataclass(frozen=True)
@@ -64,9 +96,39 @@ class Refusal:
     reason: str  # one word or two, to be counted by: "too-long"
     detail: str
     attempts: int = 1
+    answer: Answer | None = None  # what came back and was billed, useless as it is: an empty text
 
 
 Outcome = Answer | Refusal
+
+
+class TryAgain(Exception):
+    """One attempt failed in a way that the next may not. The engine tries again; no user meets this."""
+
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        of_server: bool = False,
+        overloaded: bool = False,
+        wait: float = 0.0,
+        cost_usd: float | None = 0.0,
+    ) -> None:
+        """
+        Args:
+            reason: one word or two, to be counted by if it never gets better: "timeout".
+            detail: what a person should know of it.
+            of_server: it says nothing of this prompt (a refused connection, 429): it is tried for as long as the server is
+                given, and not so many times.
+            overloaded: fewer requests at once may help.
+            wait: seconds that the server asked to wait.
+            cost_usd: what this attempt cost; None where it may have been billed and nobody knows.
+        """
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+        self.of_server, self.overloaded = of_server, overloaded
+        self.wait, self.cost_usd = wait, cost_usd
 
 
 class Teacher(Protocol):
@@ -83,10 +145,15 @@ class Teacher(Protocol):
     def parallel(self) -> int | None:
         """Calls it bears at once; None: as many as `label.concurrency` says."""
 
+    @property
+    def price(self) -> Price | None:
+        """What it charges; None where that is not known."""
+
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
-        """One outcome a request, in the order of the requests.
+        """One outcome a request, in the order of the requests; one attempt.
 
         Raises:
+            TryAgain: this attempt gave nothing, another may.
             TeacherUnavailable: nobody can be answered at all.
         """
 

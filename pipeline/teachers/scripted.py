@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pipeline.config import LabelSettings, Settings, SoftSettings, TeacherSettings, parse_options
+from pipeline.pricing import FREE
 from pipeline.records import SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request
 
@@ -41,6 +42,7 @@ class ScriptedTeacher:
     """`asked` lists every request that reached it, for tests that count."""
 
     parallel = None
+    price = FREE
 
     def __init__(self, model: str, options: ScriptedOptions) -> None:
         self._model = model
@@ -71,7 +73,7 @@ class ScriptedTeacher:
         if request.sample and request.forced is None:
             text = f"{text} ({request.sample})"
         tokens = scripted_tokens(text, self._options.vocabulary)
-        limit = request.sampling.max_tokens if request.forced is None else len(tokens)
+        limit = request.terms.sampling.max_tokens if request.terms.sampling else len(tokens)
         prompt_tokens = scripted_tokens(said, self._options.vocabulary)
         return Answer(
             text=text,
@@ -79,7 +81,7 @@ class ScriptedTeacher:
             prompt_tokens=len(prompt_tokens),
             completion_tokens=min(len(tokens), limit),
             cost_usd=0.0,
-            trace=self._trace(prompt_tokens, tokens[:limit], request.soft) if request.soft else None,
+            trace=self._trace(prompt_tokens, tokens[:limit], request.terms.soft) if request.terms.soft else None,
         )
 
     def _trace(self, prompt: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32], soft: SoftSettings) -> TokenTrace:

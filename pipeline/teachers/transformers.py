@@ -21,6 +21,7 @@ from pydantic import Field
 from pipeline.config import LabelSettings, Settings, TeacherSettings, parse_options
 from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, find_model
+from pipeline.pricing import FREE
 from pipeline.records import SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request
 
@@ -63,6 +64,7 @@ class TransformersTeacher:
     """See the module's docstring; `Teacher` in base.py is the protocol."""
 
     parallel = 1  # one model, one batch at a time
+    price = FREE
 
     def __init__(self, files: ModelFiles, options: TransformersOptions, label: LabelSettings, seed: int) -> None:
         self._files = files
@@ -81,6 +83,7 @@ class TransformersTeacher:
             model=self._files.name,
             revision=self._files.revision,
             content_sha256=self._files.content_sha256,
+            options_sha256=content_hash({"dtype": self._options.dtype}),
             tokenizer_sha256=self._files.tokenizer_sha256,
             chat_template_sha256=self._files.chat_template_sha256,
             vocabulary_size=self._files.vocabulary_size,

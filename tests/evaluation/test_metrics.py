@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.metrics import mean_per_prompt, mean_per_token, token_f1
+from pipeline.evaluation.metrics import mean_per_prompt, mean_per_token
 
 
 def test_the_mean_is_over_tokens_not_over_prompts() -> None:
@@ -29,17 +29,3 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 def test_the_interval_is_the_same_each_time() -> None:
     assert mean_per_token([1.0, 2.0, 5.0], [1, 1, 2]) == mean_per_token([1.0, 2.0, 5.0], [1, 1, 2])
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "score"),
-    [
-        ("A kettle boils water.", "a kettle boils water", 1.0),
-        ("x", "y", 0.0),
-        ("a b c d", "a b", 2 / 3),
-        ("", "", 1.0),
-        ("a a", "a", 2 / 3),
-    ],
-)
-def test_token_f1(answer: str, reference: str, score: float) -> None:
-    assert token_f1(answer, reference) == pytest.approx(score)

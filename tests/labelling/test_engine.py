@@ -181,7 +181,7 @@ class Failing:
 
     def __init__(self, inner: Teacher, calls: int) -> None:
         self._inner, self._calls = inner, calls
-        self.identity, self.batch_size, self.parallel = inner.identity, 2, 1
+        self.identity, self.batch_size, self.parallel, self.price = inner.identity, 2, 1, inner.price
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         self._calls -= 1

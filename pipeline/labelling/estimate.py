@@ -1,0 +1,172 @@
+"""Before a cent is spent: what labelling a recipe would send, cost and take.
+
+    estimate = estimate_labelling(recipe)
+
+Nothing is sent and nothing is written. What was answered before is counted in the journal and in finished versions. How
+long answers will be is taken from the newest version, where there is one; else half of `max_tokens` is expected.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.config import LabelSettings, Recipe
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, versions
+from pipeline.labelling.budget import check_budget
+from pipeline.labelling.journal import JournalView
+from pipeline.labelling.plan import LabelPlan, make_plan
+from pipeline.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
+from pipeline.pricing import Price
+from pipeline.teachers.base import open_teacher
+
+_TEXT_BYTES = 2  # of a token of text, compressed, as a rule of thumb
+_ROW_BYTES = 120  # ids, names, counts, compressed
+_TRACE_BYTES = 8  # a token id and a log-probability
+_TOP_K_BYTES = 6  # one entry of a soft label
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Token counts and dollars are of what is still to send; bytes are of the whole version."""
+
+    prompts: int
+    duplicate_prompts: int
+    requests: int
+    answered: int
+    to_send: int
+    expected_prompt_tokens: int
+    worst_prompt_tokens: int
+    expected_completion_tokens: int
+    worst_completion_tokens: int
+    expected_usd: float | None  # None where the price is not known
+    worst_usd: float | None
+    spent_usd: float  # so far, all versions
+    budget_usd: float | None
+    expected_bytes: int
+    seconds_at_limits: float | None  # None where no limit is set
+    basis: str  # what the expectation rests on
+
+
+@dataclass(frozen=True)
+class _ToSend:
+    requests: int
+    likely_prompt_tokens: int
+    worst_prompt_tokens: int
+
+
+def estimate_labelling(recipe: Recipe) -> Estimate:
+    """See the module's docstring.
+
+    Raises:
+        UsageError: the recipe or the prompts are wrong.
+        TeacherUnavailable: a local model is not there.
+    """
+    teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
+    check_budget(recipe, teacher.price)
+    folder = dataset_folder(recipe.dataset)
+    finished = [open_dataset(folder, number) for number in versions(folder)]
+    newest = finished[-1].manifest if finished else None
+    with make_plan(recipe, teacher.identity) as plan, closing(JournalView(folder)) as journal:
+        to_send = (
+            _ToSend(0, 0, 0) if newest and newest.plan_sha256 == plan.sha256 else _to_send(plan, journal, finished)
+        )
+        return _estimate(recipe, plan, to_send, newest, teacher.price, journal.spent())
+
+
+def _estimate(
+    recipe: Recipe, plan: LabelPlan, to_send: _ToSend, newest: Manifest | None, price: Price | None, spent: float
+) -> Estimate:
+    label = recipe.label
+    most = label.sampling.max_tokens if label.mode == "generate" else 0
+    seen = _mean_completion(newest)
+    each = min(most, seen) if seen else most / 2
+    count, expected_prompt, worst_prompt = to_send.requests, to_send.likely_prompt_tokens, to_send.worst_prompt_tokens
+    return Estimate(
+        prompts=plan.prompts,
+        duplicate_prompts=plan.duplicate_prompts,
+        requests=plan.requests,
+        answered=plan.requests - count,
+        to_send=count,
+        expected_prompt_tokens=expected_prompt,
+        worst_prompt_tokens=worst_prompt,
+        expected_completion_tokens=round(count * each),
+        worst_completion_tokens=count * most,
+        expected_usd=_dollars(price, count, expected_prompt, each),
+        worst_usd=_dollars(price, count, worst_prompt, most),
+        spent_usd=spent,
+        budget_usd=label.budget_usd,
+        expected_bytes=_bytes(label, plan, newest, each),
+        seconds_at_limits=_seconds(label, count, expected_prompt + count * each),
+        basis=f"answers as long as those of {newest.label}"
+        if newest and seen
+        else "answers half as long as max_tokens",
+    )
+
+
+def _to_send(plan: LabelPlan, journal: JournalView, finished: list[Dataset]) -> _ToSend:
+    """What has no answer yet, in the journal or a finished version. What is known lies on disk, not in memory."""
+    with closing(sqlite3.connect("")) as known:
+        known.execute("PRAGMA journal_mode=OFF")
+        known.execute("CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        for ids in (journal.ids(), _paid_ids(finished)):
+            known.executemany("INSERT OR IGNORE INTO ids VALUES (?)", ((id_,) for id_ in ids))
+        if not known.execute("SELECT 1 FROM ids LIMIT 1").fetchone():
+            return _ToSend(plan.requests, plan.likely_prompt_tokens, plan.worst_prompt_tokens)
+        requests = likely = worst = 0
+        for number in range(plan.shards):
+            for request in plan.shard(number).requests:
+                if known.execute("SELECT 1 FROM ids WHERE id = ?", (request.key,)).fetchone() is None:
+                    requests += 1
+                    likely += likely_prompt_tokens(request)
+                    worst += most_prompt_tokens(request)
+        return _ToSend(requests, likely, worst)
+
+
+def _paid_ids(finished: list[Dataset]) -> Iterator[str]:
+    """Every row of a finished version that has an answer, rejected ones included."""
+    for version in finished:
+        for entry in version.manifest.files:
+            with pq.ParquetFile(Path(version.folder) / entry.path) as parquet:
+                for batch in parquet.iter_batches(columns=["id", "completion"]):
+                    yield from batch.filter(pc.is_valid(batch.column("completion"))).column("id").to_pylist()
+
+
+def _mean_completion(newest: Manifest | None) -> float | None:
+    if newest is None or not newest.totals.completion_tokens:
+        return None
+    return newest.totals.completion_tokens / max(1, sum(newest.rows.values()) + sum(newest.rejected.values()))
+
+
+def _dollars(price: Price | None, requests: int, prompt_tokens: float, completion_each: float) -> float | None:
+    """By the mean request: a million calls of a price list would take longer than all the rest."""
+    if price is None:
+        return None
+    return requests * price.cost(round(prompt_tokens / max(1, requests)), round(completion_each))
+
+
+def _bytes(label: LabelSettings, plan: LabelPlan, newest: Manifest | None, each: float) -> int:
+    rows = sum(newest.rows.values()) if newest else 0
+    if newest is not None and rows:
+        return round(plan.requests * sum(file.bytes for file in newest.files) / rows)
+    k = label.soft.k if label.soft else 0
+    traced = (_TRACE_BYTES + _TOP_K_BYTES * k) * each if label.soft else 0
+    text = (plan.likely_prompt_tokens + plan.requests * each) * _TEXT_BYTES
+    return round(plan.requests * (_ROW_BYTES + traced) + text)
+
+
+def _seconds(label: LabelSettings, requests: int, tokens: float) -> float | None:
+    limits = label.limits
+    times = [
+        60.0 * amount / limit
+        for amount, limit in ((requests, limits.requests_per_minute), (tokens, limits.tokens_per_minute))
+        if limit is not None
+    ]
+    return max(times, default=None)

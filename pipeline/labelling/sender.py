@@ -1,0 +1,254 @@
+"""Send requests until each has an outcome: trying again, pace, budget, and an orderly end when a run is stopped.
+
+    sender = Sender(teacher, recipe.label, journal, budget)
+    await sender.ask(requests, answered=progress)
+
+An attempt that failed is made again by tenacity, with jittered exponential backoff or after the wait that the server asked
+for. What says something of the prompt (an error that comes back each time, a hang) is tried `ATTEMPTS` times and then is a
+rejection; what says something of the server alone (a refused connection, 429) is tried until nothing has been answered for
+`label.patience` seconds.
+
+When a run is stopped, or one request finds that nobody can be answered, nothing new is sent, and attempts under way get
+some seconds to end: their answers are paid for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_exponential_jitter
+
+from pipeline.config import LabelSettings
+from pipeline.errors import TeacherUnavailable
+from pipeline.labelling.budget import Budget, Reservation
+from pipeline.labelling.journal import Change, Journal
+from pipeline.labelling.pace import Pace
+from pipeline.labelling.tokens import likely_tokens
+from pipeline.records import Completion, Rejection
+from pipeline.teachers.base import Answer, Outcome, Refusal, Request, Teacher, TryAgain
+
+ATTEMPTS = 6  # at one prompt, before it is rejected
+SERVER_ATTEMPTS = 40  # at one prompt that finds the server unwell while others are answered
+GRACE_SECONDS = 10.0  # for attempts under way when a run is stopped
+
+_BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30.0, jitter=1.0)
+
+
+@dataclass
+class _Tries:
+    """What has become of one batch so far."""
+
+    requests: Sequence[Request]
+    made: int = 0
+    own_failures: int = 0  # that say something of these prompts
+    lost_usd: float = 0.0  # billed for attempts that gave nothing
+
+
+class Sender:
+    """Shared by every shard of a run; used from one event loop."""
+
+    def __init__(self, teacher: Teacher, label: LabelSettings, journal: Journal, budget: Budget) -> None:
+        self._teacher = teacher
+        self._label = label
+        self._journal = journal
+        self._budget = budget
+        calls = max(1, label.concurrency // teacher.batch_size)
+        self._pace = Pace(min(calls, teacher.parallel or calls), label.limits)
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._failing_since: float | None = None  # nobody has been answered since
+        self.sent = 0  # requests that ended with an outcome, in this run
+
+    async def ask(self, requests: Sequence[Request], answered: Callable[[int], None]) -> None:
+        """Ask each request until it has an outcome; longest first, alike lengths together.
+
+        Raises:
+            TeacherUnavailable: nobody can be answered.
+            BudgetSpent, StorageFailed: nothing more can be paid for, or kept.
+        """
+        ordered = sorted(requests, key=_length, reverse=True)
+        size = self._teacher.batch_size
+        batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        tasks = {asyncio.create_task(self._until_answered(_Tries(batch), answered)) for batch in batches}
+        if not tasks:
+            return
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            await self._wind_down(tasks)
+
+    async def _until_answered(self, tries: _Tries, answered: Callable[[int], None]) -> None:
+        try:
+            try:
+                await self._attempt(
+                    tries
+                )  # most need no second, and tenacity's machinery costs as much as all the rest
+            except TryAgain as first:
+                await self._again(tries, first)
+        except TryAgain as trouble:
+            if trouble.of_server and self._out_of_patience():
+                raise TeacherUnavailable(
+                    f"{trouble.detail}; nobody has been answered for {self._label.patience:g} s (label.patience). What was "
+                    "answered before is kept: run again when the server is well."
+                ) from None
+            refusal = Refusal(trouble.reason, f"{trouble.detail} (at the last of {tries.made} attempts)", tries.made)
+            outcomes = [self._record(request, refusal, tries) for request in tries.requests]
+            await self._journal.commit(Change(outcomes=outcomes))
+        self.sent += len(tries.requests)
+        answered(len(tries.requests))
+
+    async def _again(self, tries: _Tries, first: TryAgain) -> None:
+        """Further attempts, after a first one that failed."""
+        failed = [first]
+
+        async def attempt() -> None:
+            if failed:
+                raise failed.pop()
+            await self._attempt(tries)
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(TryAgain),
+            wait=_seconds_to_wait,
+            stop=lambda state: self._enough(tries, state),
+            reraise=True,
+        )
+        await retrying(attempt)
+
+    async def _attempt(self, tries: _Tries) -> None:
+        """Ask once, and make what comes back durable."""
+        tokens = sum(likely_tokens(request, self._label) for request in tries.requests)
+        await self._pace.enter(len(tries.requests), tokens)
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
+        try:
+            try:
+                reservation = await self._budget.reserve(tries.requests, self._label.sampling.max_tokens)
+                outcomes = await self._answers(tries, reservation)
+            finally:
+                self._pace.leave()
+            records = [
+                self._record(request, outcome, tries) for request, outcome in zip(tries.requests, outcomes, strict=True)
+            ]
+            change = self._budget.settle(reservation, _total_cost(outcomes))
+            await self._journal.commit(replace(change, outcomes=records))
+        finally:
+            self._under_way.discard(task)
+
+    async def _answers(self, tries: _Tries, reservation: Reservation) -> Sequence[Outcome]:
+        tries.made += 1
+        try:
+            outcomes = await self._teacher.answer(tries.requests)
+        except TryAgain as trouble:
+            self._note_trouble(trouble, tries, reservation)
+            raise
+        except TeacherUnavailable:
+            self._journal.later(self._budget.settle(reservation, 0.0))
+            raise
+        self._failing_since = None
+        self._pace.succeeded()
+        pause = max((outcome.pause for outcome in outcomes if isinstance(outcome, Answer)), default=0.0)
+        if pause:
+            self._pace.pause(pause)
+        return outcomes
+
+    def _note_trouble(self, trouble: TryAgain, tries: _Tries, reservation: Reservation) -> None:
+        self._failing_since = self._failing_since or time.monotonic()
+        tries.own_failures += not trouble.of_server
+        tries.lost_usd += reservation.worst_usd if trouble.cost_usd is None else trouble.cost_usd
+        self._journal.later(self._budget.settle(reservation, trouble.cost_usd))
+        if trouble.overloaded:
+            self._pace.overloaded()
+        if trouble.wait:
+            self._pace.pause(trouble.wait)
+
+    def _enough(self, tries: _Tries, state: RetryCallState) -> bool:
+        """Whether to give up: this prompt, or, where the trouble is the server's, the run."""
+        if not _trouble(state).of_server:
+            return tries.own_failures >= ATTEMPTS
+        return tries.made >= SERVER_ATTEMPTS or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        since = self._failing_since
+        return since is not None and time.monotonic() - since >= self._label.patience
+
+    async def _wind_down(self, tasks: set[asyncio.Task[None]]) -> None:
+        """Send nothing new; let attempts under way end, since they are paid for; then stop."""
+        for task in tasks - self._under_way:
+            task.cancel()
+        ending = tasks & self._under_way
+        if ending:
+            await asyncio.wait(ending, timeout=GRACE_SECONDS)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _record(self, request: Request, outcome: Outcome, tries: _Tries) -> Completion | Rejection:
+        answer = outcome if isinstance(outcome, Answer) else outcome.answer
+        completion = None
+        if answer is not None:
+            completion = Completion(
+                id=request.key,
+                prompt=request.prompt,
+                sample=request.sample,
+                text=answer.text,
+                finish_reason=answer.finish_reason,
+                prompt_tokens=answer.prompt_tokens,
+                completion_tokens=answer.completion_tokens,
+                teacher=request.terms.teacher.model,
+                created_at=now(),
+                cost_usd=answer.cost_usd,
+                trace=answer.trace,
+                reasoning=answer.reasoning,
+                token_logprobs=answer.token_logprobs,
+            )
+        if completion is not None and isinstance(outcome, Answer):
+            return completion
+        assert isinstance(outcome, Refusal)
+        return Rejection(
+            id=request.key,
+            prompt=request.prompt,
+            sample=request.sample,
+            stage="teacher",
+            reason=outcome.reason,
+            detail=outcome.detail,
+            attempts=max(outcome.attempts, tries.made),
+            completion=completion,
+            cost_usd=tries.lost_usd or None,
+        )
+
+
+def now() -> str:
+    """This second, ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _seconds_to_wait(state: RetryCallState) -> float:
+    """Exponential with jitter; where the server named a time, that time and a little, so that not all return at once."""
+    wait = _trouble(state).wait
+    return wait + random.uniform(0.0, 0.5) if wait else _BACKOFF(state)
+
+
+def _trouble(state: RetryCallState) -> TryAgain:
+    trouble = state.outcome.exception() if state.outcome else None
+    assert isinstance(trouble, TryAgain)
+    return trouble
+
+
+def _total_cost(outcomes: Sequence[Outcome]) -> float | None:
+    """Dollars, or None where one of them is not known: then the worst case is taken for all."""
+    answers = [outcome if isinstance(outcome, Answer) else outcome.answer for outcome in outcomes]
+    costs = [answer.cost_usd for answer in answers if answer is not None]
+    return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+
+def _length(request: Request) -> int:
+    """A cheap stand-in for the token count: characters."""
+    return sum(len(message.content) for message in request.prompt.messages) + len(request.forced or "")

@@ -1,0 +1,229 @@
+"""One attempt at an OpenAI-compatible server, and what its failures mean.
+
+    api = OpenAiApi(endpoint)
+    reply = await api.post("/chat/completions", {"model": ..., "messages": [...]})
+    reply.data["choices"]
+
+The `openai` package says what a request looks like (URL, authorization, organisation) and carries it on its aiohttp
+transport. Bodies go out and come in as bytes through orjson, past the client's typed parameters, answers and retries: those
+cost three times as much as the request itself (docs/benchmarks.md). Whatever goes wrong is raised as `TryAgain` or
+`TeacherUnavailable`, or comes back as a `Refusal`; the API key is cut out of every message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import orjson
+from pydantic import Field, SecretStr
+
+from pipeline.config import Settings
+from pipeline.errors import TeacherUnavailable
+from pipeline.teachers.base import Refusal, TryAgain
+
+if TYPE_CHECKING:
+    import httpx2
+
+_SHOWN = 300  # characters of a server's words in a message
+_CONNECTIONS = 4096  # more than any concurrency: waiting is the engine's to decide
+_DURATION = re.compile(r"([\d.]+)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_TOO_LONG = re.compile(
+    r"context.?length|maximum context|too long|too many tokens|max_model_len|reduce the length", re.I
+)
+_POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
+_STOP = {
+    401: "the key is not accepted",
+    402: "the account cannot pay",
+    403: "the key may not do this",
+    404: "not found",
+}
+_BUSY = {429, 502, 503, 529}  # of the server, whatever the prompt
+
+
+class Timeouts(Settings):
+    """Seconds after which an attempt is given up."""
+
+    connect: float = Field(default=10, gt=0)
+    read: float = Field(default=300, gt=0)  # between two pieces of an answer
+    total: float = Field(default=600, gt=0)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server is, and how long it may take. The key is a secret and shows in no repr."""
+
+    base_url: str
+    key: SecretStr
+    timeouts: Timeouts
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A JSON object that came with status 200."""
+
+    data: Mapping[str, Any]
+    pause: float  # seconds in which the server wants no further request, by its rate-limit headers
+
+
+class OpenAiApi:
+    """Used from one event loop; the connection is opened by the first request."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Reply | Refusal:
+        """One attempt.
+
+        Raises:
+            TryAgain: it gave nothing, another may.
+            TeacherUnavailable: the server answers nobody with this key and model.
+        """
+        import httpx2
+
+        try:
+            async with asyncio.timeout(self._endpoint.timeouts.total):
+                response = await self._http.post(
+                    self._endpoint.base_url + path, content=orjson.dumps(body), headers=self._headers
+                )
+        except httpx2.TransportError as error:
+            self._lost(error)
+        except TimeoutError:
+            total = self._endpoint.timeouts.total
+            raise TryAgain("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
+        if response.status_code != 200:
+            return self._refused(response)
+        data = _json_object(response.content)
+        if data is None:
+            said = self._shown(response.text)
+            raise TryAgain("malformed", f"status 200 with what is no JSON object: {said}", cost_usd=None)
+        return Reply(data, _pause(response.headers))
+
+    async def close(self) -> None:
+        """Close the connections, if there are any."""
+        http = self.__dict__.pop("_http", None)
+        if http is not None:
+            await http.aclose()
+
+    @cached_property
+    def _http(self) -> httpx2.AsyncClient:
+        import httpx2
+        import openai
+
+        timeouts = self._endpoint.timeouts
+        return openai.DefaultAioHttpClient(
+            limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+            timeout=httpx2.Timeout(timeouts.read, connect=timeouts.connect),
+        )
+
+    @cached_property
+    def _headers(self) -> dict[str, str]:
+        import openai
+
+        key = self._endpoint.key.get_secret_value()
+        client = openai.AsyncOpenAI(
+            api_key=key, base_url=self._endpoint.base_url, max_retries=0, http_client=self._http
+        )
+        given = {**client.default_headers, **client.auth_headers, "content-type": "application/json"}
+        return {name: value for name, value in given.items() if isinstance(value, str)}
+
+    def _lost(self, error: httpx2.TransportError) -> NoReturn:
+        """No status came: the server was not reached, or the connection broke, perhaps in mid-answer."""
+        import httpx2
+
+        said = self._shown(str(error)) or type(error).__name__
+        if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
+            detail = f"{self._endpoint.base_url} cannot be reached ({said})"
+            raise TryAgain("unreachable", detail, of_server=True, overloaded=True) from None
+        if isinstance(error, httpx2.TimeoutException):
+            read = self._endpoint.timeouts.read
+            raise TryAgain("timeout", f"no answer in {read:g} s", overloaded=True, cost_usd=None) from None
+        raise TryAgain("cut-off", f"the connection broke before the answer was whole ({said})", cost_usd=None) from None
+
+    def _refused(self, response: httpx2.Response) -> Refusal:
+        """An error status: of this prompt, of the server just now, or of everybody."""
+        status = response.status_code
+        said = self._shown(_message(response))
+        told = f"{self._endpoint.base_url} said {status}: {said}"
+        if status in _STOP:
+            raise TeacherUnavailable(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
+        if status == 429 and re.search("insufficient_quota|billing", said):
+            raise TeacherUnavailable(f"{told}. What was answered is kept: pay in, and run again.")
+        if status in _BUSY:
+            wait = _retry_after(response.headers)
+            raise TryAgain("overloaded", told, of_server=True, overloaded=status != 502, wait=wait)
+        if status < 400:
+            raise TeacherUnavailable(f"{told}, which is no answer. Check teacher.options.base_url.")
+        if status == 504:  # a gateway gave up; the model behind it may have gone on
+            raise TryAgain("timeout", told, overloaded=True, wait=_retry_after(response.headers), cost_usd=None)
+        if status >= 500 or status in {408, 409, 425}:
+            raise TryAgain("server-error", told, wait=_retry_after(response.headers))
+        reason = "too-long" if _TOO_LONG.search(said) else "policy" if _POLICY.search(said) else "bad-request"
+        return Refusal(reason, told)
+
+    def _shown(self, text: str) -> str:
+        """What may be told of a server's words: short, on one line, without the key."""
+        key = self._endpoint.key.get_secret_value()
+        hidden = text.replace(key, "***") if len(key) > 3 else text
+        return re.sub(r"\bsk-[\w*-]{6,}", "***", " ".join(hidden.split()))[:_SHOWN]
+
+
+def _json_object(content: bytes) -> Mapping[str, Any] | None:
+    try:
+        data = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _message(response: httpx2.Response) -> str:
+    """The words of an error body: {"error": {"message", "code"}}, or whatever else is there."""
+    data = _json_object(response.content) or {}
+    error = data.get("error", data)
+    if isinstance(error, dict) and error.get("message"):
+        return " ".join(str(error[name]) for name in ("message", "code", "type") if error.get(name))
+    return response.text
+
+
+def _retry_after(headers: httpx2.Headers) -> float:
+    """Seconds, from `retry-after-ms`, `retry-after` as seconds or a date; 0 where the server names none."""
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            return max(0.0, float(milliseconds) / 1000)
+        if after := headers.get("retry-after"):
+            return max(0.0, float(after) if after[0].isdigit() else _until(after))
+    except (ValueError, TypeError):
+        return 0.0
+    return _pause(headers)
+
+
+def _until(date: str) -> float:
+    return email.utils.parsedate_to_datetime(date).timestamp() - time.time()
+
+
+def _pause(headers: httpx2.Headers) -> float:
+    """Seconds until `x-ratelimit-*` allows another request; 0 where something remains."""
+    wait = 0.0
+    for what in ("requests", "tokens"):
+        remaining = headers.get(f"x-ratelimit-remaining-{what}")
+        if remaining is not None and remaining.strip() in {"0", "0.0"}:
+            wait = max(wait, _duration(headers.get(f"x-ratelimit-reset-{what}", "")))
+    return wait
+
+
+def _duration(text: str) -> float:
+    """Seconds of "1s", "6m0s", "120ms" or "2.5"."""
+    parts = _DURATION.findall(text)
+    if parts:
+        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,46 @@
+"""The words of a text, and how much two texts share.
+
+    words("It’s 3.5 km, said Ada.")  ->  ["its", "3.5", "km", "said", "ada"]
+
+Case, the form of quotes and dashes, white space and sentence marks are folded away. What changes a meaning stays: `5 * 3`
+is not `5 / 3`, and `-1` is not `1`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+
+_DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−"), "-")
+_QUOTES = re.compile("[\"'`´‘’‚‛“”„«»‹›]")  # noqa: RUF001
+_MARKS = re.compile(r"[.,:](?!\d)|[;!?…¿¡。、]")
+_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs: written without spaces
+_WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:]\d+)*|[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
+_PLAIN_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in their order, folded (Unicode NFKC and case); a number, a sign, an ideograph is a word."""
+    folded = unicodedata.normalize("NFKC", text).casefold().translate(_DASHES)
+    return _WORD.findall(_MARKS.sub(" ", _QUOTES.sub("", folded)))
+
+
+def shingles(text: str, size: int = 3) -> set[str]:
+    """Every run of `size` words of a text; a shorter text is one run."""
+    own = words(text)
+    return {" ".join(own[start : start + size]) for start in range(max(1, len(own) - size + 1))}
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """Harmonic mean of word precision and recall, case and punctuation aside (as in SQuAD, arXiv 1606.05250): 0..1."""
+    written, expected = Counter(_PLAIN_WORD.findall(answer.lower())), Counter(_PLAIN_WORD.findall(reference.lower()))
+    shared = sum((written & expected).values())
+    total = sum(written.values()) + sum(expected.values())
+    return 2 * shared / total if total else 1.0
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """A text in quotes on one line, cut to `limit` characters: for messages."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= limit else line[: limit - 1] + "…")
