@@ -257,7 +257,7 @@ def parse_options(where: str, given: Mapping[str, Any], options: type[Options]) 
     try:
         return options.model_validate(given)
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{where}.{_explain(options, detail)}" for detail in error.errors())) from None
+        raise RecipeError("\n".join(_explain(options, detail, where) for detail in error.errors())) from None
 
 
 def find_input(path: str) -> Path | None:
@@ -304,9 +304,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _explain(model: type[BaseModel], detail: Any) -> str:
-    """One pydantic complaint in words: the path, the value, the mend."""
-    path = ".".join(str(part) for part in detail["loc"])
+def _explain(model: type[BaseModel], detail: Any, where: str | None = None) -> str:
+    """One pydantic complaint in words: the path (below `where`, if that is given), the value, the mend."""
+    path = ".".join(str(part) for part in [where, *detail["loc"]] if part is not None) or "recipe"
     value = detail["input"]
     if detail["type"] == "extra_forbidden":
         parent = _model_at(model, detail["loc"][:-1])
@@ -315,7 +315,7 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{path}: is missing; give it a value"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{path or 'recipe'}: {message}" + ("" if isinstance(value, (dict, BaseModel)) else f" (it is {value!r})")
+    return f"{path}: {message}" + ("" if isinstance(value, (dict, BaseModel)) else f" (it is {value!r})")
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:

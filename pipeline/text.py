@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−"), "-")
-_QUOTES = re.compile("[\"'`´‘’‚‛“”„«»‹›]")  # noqa: RUF001
+_QUOTES = re.compile("[\"'`´‘’‚‛“”„«»‹›]")
 _MARKS = re.compile(r"[.,:](?!\d)|[;!?…¿¡。、]")
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs: written without spaces
 _WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:]\d+)*|[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")

@@ -83,5 +83,6 @@ def first_rejection(completion: Completion, filters: Sequence[NamedFilter]) -> V
 def remember(completion: Completion, filters: Sequence[NamedFilter]) -> None:
     """Tell the filters that look back of a completion that was kept."""
     for one in filters:
-        if isinstance(one.judge, Remembers):
-            one.judge.remember(completion)
+        asked: object = one.judge
+        if isinstance(asked, Remembers):
+            asked.remember(completion)

@@ -26,6 +26,7 @@ def open_filter(options: dict[str, Any]) -> Filter:
     def judge(completion: Completion) -> str | None:
         if completion.finish_reason in allowed:
             return None
-        return f"ended by {completion.finish_reason} after {completion.completion_tokens} tokens"
+        tokens = completion.completion_tokens
+        return f"ended by {completion.finish_reason}" + (f" after {tokens} tokens" if tokens is not None else "")
 
     return judge

@@ -21,7 +21,7 @@ from jsonschema.validators import validator_for
 from jsonschema_specifications import REGISTRY
 from pydantic import Field, model_validator
 from referencing import Resource
-from referencing.exceptions import CannotDetermineSpecification, Unresolvable
+from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from pipeline.config import Settings, find_input, parse_options
@@ -58,7 +58,7 @@ def open_filter(options: dict[str, Any]) -> Filter:
 
 
 def make_validator(schema: Any, setting: str) -> Validator:
-    """A validator of the draft that a schema names, 2020-12 if none.
+    """A validator of the draft that a schema names; of 2020-12 where it names none, or one that is not known.
 
     Raises:
         RecipeError: the schema is itself wrong; the message begins with `setting`.
@@ -72,8 +72,6 @@ def make_validator(schema: Any, setting: str) -> Validator:
         raise RecipeError(f"{setting} is no JSON schema: at {error.json_path}, {error.message}") from error
     except Unresolvable as error:
         raise RecipeError(f"{setting} has a $ref that leads nowhere: {error.ref}") from error
-    except CannotDetermineSpecification as error:
-        raise RecipeError(f"{setting} names a $schema that is not known; leave it out for 2020-12") from error
     validator: Validator = kind(schema, registry=REGISTRY)
     return validator
 

@@ -1,20 +1,23 @@
 """What the filters keep and what they reject."""
 
+import sys
+
 import pytest
 
-from pipeline.config import FilterSettings
 from pipeline.errors import RecipeError
-from pipeline.quality.base import Verdict, judge, open_filters
-from pipeline.records import Completion, FinishReason, Message, Prompt
+from pipeline.quality.base import judge
+from pipeline.records import Completion
+from tests.quality.completions import completion, filters
 
 
-def completion(text: str = "Fine.", tokens: int = 5, finish_reason: FinishReason = "stop") -> Completion:
-    return Completion("k", Prompt((Message("user", "q"),)), 0, text, finish_reason, 3, tokens, "t", "now")
-
-
-def reason(one: Completion, *filters: dict[str, object]) -> str | None:
-    verdict: Verdict | None = judge(one, open_filters([FilterSettings.model_validate(each) for each in filters]))
+def reason(one: Completion, *settings: dict[str, object]) -> str | None:
+    verdict = judge(one, filters(*settings))
     return verdict.reason if verdict else None
+
+
+def detail(one: Completion, *settings: dict[str, object]) -> str | None:
+    verdict = judge(one, filters(*settings))
+    return verdict.detail if verdict else None
 
 
 def test_no_filter_keeps_everything() -> None:
@@ -27,9 +30,46 @@ def test_finish_reason() -> None:
     assert reason(completion(), {"kind": "finish-reason"}) is None
 
 
+def test_finish_reason_tells_the_tokens_where_they_were_counted() -> None:
+    assert detail(completion(finish_reason="length"), {"kind": "finish-reason"}) == "ended by length after 5 tokens"
+    uncounted = completion(finish_reason="length", tokens=None)
+    assert detail(uncounted, {"kind": "finish-reason"}) == "ended by length"
+
+
 @pytest.mark.parametrize(("tokens", "expected"), [(1, "length"), (2, None), (9, None), (10, "length")])
 def test_length(tokens: int, expected: str | None) -> None:
     assert reason(completion(tokens=tokens), {"kind": "length", "min_tokens": 2, "max_tokens": 9}) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [("a", "length"), ("ab", None), ("abcd", None), ("abcde", "length")])
+def test_length_in_characters(text: str, expected: str | None) -> None:
+    assert reason(completion(text, tokens=None), {"kind": "length", "min_chars": 2, "max_chars": 4}) == expected
+
+
+def test_length_says_which_bound_was_passed() -> None:
+    assert detail(completion(tokens=1), {"kind": "length", "min_tokens": 2}) == "1 tokens, fewer than min_tokens=2"
+    assert detail(completion("abc"), {"kind": "length", "max_chars": 2}) == "3 chars, more than max_chars=2"
+
+
+def test_a_bound_in_tokens_cannot_be_held_where_none_were_counted() -> None:
+    said = detail(completion(tokens=None), {"kind": "length", "max_tokens": 9, "max_chars": 9})
+    assert said == "the teacher did not count its tokens; bound the text with min_chars and max_chars instead"
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        ("positive", {"mode": "fullmatch", "pattern": "positive|negative"}, None),
+        ("positive!", {"mode": "fullmatch", "pattern": "positive|negative"}, "the text does not match 'positive|neg"),
+        ("see https://x.org", {"pattern": "https?://", "reject": True}, "'https://' matches 'https?://'"),
+        ("see there", {"pattern": "https?://", "reject": True}, None),
+        ("two\nlines", {"pattern": "^lines$"}, "the text does not match '^lines$'"),
+        ("two\nlines", {"pattern": "(?m)^lines$"}, None),
+    ],
+)
+def test_regex(text: str, settings: dict[str, object], expected: str | None) -> None:
+    said = detail(completion(text), {"kind": "regex", **settings})
+    assert said is expected is None or (said is not None and expected is not None and said.startswith(expected))
 
 
 @pytest.mark.parametrize(
@@ -51,10 +91,22 @@ def test_the_first_filter_that_rejects_gives_the_reason() -> None:
         ({"kind": "lenght"}, "quality.0.kind is 'lenght': there is no such kind. Did you mean 'length'?"),
         ({"kind": "length", "max": 3}, "quality.length.max: there is no such setting"),
         ({"kind": "length", "max_tokens": 0}, "quality.length.max_tokens"),
+        ({"kind": "length"}, "give at least one of min_tokens, max_tokens, min_chars and max_chars"),
+        ({"kind": "length", "min_chars": 3, "max_chars": 2}, "min_chars is 3 and max_chars is 2: nothing"),
         ({"kind": "empty", "x": 1}, "quality.empty.x"),
+        ({"kind": "regex"}, "quality.regex.pattern: is missing"),
+        ({"kind": "regex", "pattern": "("}, "quality.regex.pattern: Input should be a valid regular expression"),
+        ({"kind": "regex", "pattern": "a", "mode": "match"}, "quality.regex.mode"),
     ],
 )
 def test_a_wrong_filter_is_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        open_filters([FilterSettings.model_validate(settings)])
+        filters(settings)
     assert words in str(caught.value)
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    monkeypatch.delitem(sys.modules, "pipeline.quality.duplicates", raising=False)
+    with pytest.raises(RecipeError, match="'duplicates', which needs the library 'datasketch': run `pip install data"):
+        filters({"kind": "duplicates"})

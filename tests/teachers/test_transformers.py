@@ -14,7 +14,7 @@ from pipeline.causal import Sampling, encode_prompt, generate, load_causal_model
 from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.records import Message, Prompt
-from pipeline.teachers.base import Answer, Refusal, Request, Teacher, open_teacher
+from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
 from tests.conftest import make_tiny_model
 
 TEXTS = ["Hi", "Explain tram.", "What is a kettle, and who would use one in the morning?", "x" * 40]
@@ -32,7 +32,7 @@ def ask(
 ) -> list[Any]:
     teacher, settings = opened(model, label, **options)
     requests = [
-        Request(Prompt((Message("user", text),)), 0, teacher.identity, settings.sampling, settings.soft, forced)
+        Request(Prompt((Message("user", text),)), 0, Terms.of(teacher.identity, settings), forced)
         for text in texts
     ]
     return list(asyncio.run(teacher.answer(requests)))
