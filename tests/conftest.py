@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,34 @@ def scripted_recipe(tmp_path: Path, word_prompts: Path) -> MakeRecipe:
                 **parts,
             },
             "test",
+        )
+
+    return make
+
+
+@pytest.fixture
+def api_recipe(tmp_path: Path) -> MakeRecipe:
+    """Makes recipes of prompts as they are and an `openai` teacher; further keyword arguments are settings of `label`."""
+
+    def make(
+        base_url: str, prompts: Sequence[str], *, options: dict[str, Any] | None = None, price: Any = None, **label: Any
+    ) -> Recipe:
+        source = tmp_path / "prompts.jsonl"
+        source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        return recipe_from(
+            {
+                "name": "api",
+                "prompts": {"source": str(source)},
+                "teacher": {
+                    "kind": "openai",
+                    "model": "stand-in",
+                    "price": price,
+                    "options": {"base_url": base_url, **(options or {})},
+                },
+                "label": {"shard_size": 50, "max_rejected": 1, **label},
+                "dataset": {"root": str(tmp_path / "labels"), "name": "api"},
+            },
+            "api",
         )
 
     return make

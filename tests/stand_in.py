@@ -15,13 +15,18 @@ answered. `!hang*` does the same on every attempt. So a test is deterministic wh
 | `quota` | 429 with code insufficient_quota | no |
 | `500` `502` `503` `529` | that status | no |
 | `401` `403` `404` | that status | no |
+| `moved` | 308, to another host | no |
+| `key400` `key401` `key500` `key200` | that status with an error that repeats the API key | no |
 | `400long` `400policy` `400` | context_length_exceeded, content_policy_violation, another | no |
 | `reset` `truncated` | the connection is torn in mid-answer; the body ends before its content-length | yes |
+| `gone` `garbage` | the connection is closed before any byte; what comes is no HTTP | yes |
 | `html` `halfjson` `nochoices` | status 200 with a page, half an answer, an answer without choices | yes |
 | `null` `empty` | `content: null`, `content: ""` | yes |
 | `length` `filter` | an answer with finish_reason length, content_filter | yes |
 | `nousage` `reasoning` `logprobs` | an answer without usage, with reasoning, with token log-probabilities | yes |
+| `remaining:S` | an answer whose headers say that no request remains for S seconds | yes |
 | `hang` `slow` | no answer for 60 s; an answer 20 times slower than the others | yes |
+| `drip` | an answer that comes in small pieces and never ends | yes |
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ import asyncio
 import json
 import re
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -52,7 +57,7 @@ class Stats:
     seen: Counter[str] = field(default_factory=Counter)  # last user message -> attempts
     at_once: int = 0
     most_at_once: int = 0
-    bodies: list[dict[str, Any]] = field(default_factory=list)  # the last 1,000 requests' bodies
+    bodies: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=1000))  # of the last requests
     keys: set[str] = field(default_factory=set)  # authorization headers
 
     @property
@@ -100,7 +105,7 @@ class StandIn:
         stats.at_once += 1
         stats.most_at_once = max(stats.most_at_once, stats.at_once)
         stats.keys.add(request.headers.get("authorization", ""))
-        stats.bodies = [*stats.bodies[-999:], body] if len(stats.bodies) < 1000 else stats.bodies
+        stats.bodies.append(body)
         try:
             if self.capacity is not None and stats.at_once > self.capacity:
                 return _error(429, "rate_limit_exceeded", "too many at once")
@@ -115,7 +120,7 @@ class StandIn:
         word = "ok"
         if words and (words[-1][1] or attempt < len(words)):
             word = words[min(attempt, len(words) - 1)][0]
-        refused = _refusal(word)
+        refused = _refusal(word, request.headers.get("authorization", ""))
         if refused is not None:
             return refused
         await asyncio.sleep(60 if word == "hang" else self.latency * 20 if word == "slow" else self.latency)
@@ -127,7 +132,14 @@ class StandIn:
             return web.Response(body=whole[: len(whole) // 2], content_type="application/json")
         if word in {"reset", "truncated"}:
             return await _torn(request, whole, abruptly=word == "reset")
-        return web.Response(body=whole, content_type="application/json")
+        if word in {"gone", "garbage"}:
+            return _no_http(request, b"" if word == "gone" else b"220 mail.example.org ready\r\n\r\n")
+        if word == "drip":
+            return await _dripping(request)
+        name, _, seconds = word.partition(":")
+        limits = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": f"{seconds}s"}
+        headers = limits if name == "remaining" else None
+        return web.Response(body=whole, content_type="application/json", headers=headers)
 
     def _answer(self, word: str, body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
         text: str | None = {"null": None, "empty": ""}.get(word, self.text)
@@ -168,7 +180,7 @@ def _error(status: int, code: str, message: str, headers: dict[str, str] | None 
     return web.json_response({"error": {"message": message, "code": code}}, status=status, headers=headers)
 
 
-def _refusal(word: str) -> web.Response | None:
+def _refusal(word: str, authorization: str) -> web.Response | None:
     """The answer to a word that refuses, or None where there is something to bill."""
     name, _, amount = word.partition(":")
     if name in {"429", "429ms"}:
@@ -180,6 +192,10 @@ def _refusal(word: str) -> web.Response | None:
         return _error(400, "context_length_exceeded", "maximum context length is 4096 tokens")
     if name == "400policy":
         return _error(400, "content_policy_violation", "rejected by our safety system")
+    if name == "moved":
+        return web.Response(status=308, headers={"location": "http://127.0.0.2:9/v1"})
+    if name in {"key200", "key400", "key401", "key500"}:
+        return _error(int(name[3:]), f"http_{name[3:]}", f"you came with {authorization}")
     if name in {"400", "401", "403", "404", "500", "502", "503", "529"}:
         return _error(int(name), f"http_{name}", f"status {name}")
     return None
@@ -196,6 +212,24 @@ async def _torn(request: web.Request, whole: bytes, *, abruptly: bool) -> web.St
         transport.abort()
     else:
         transport.close()
+    return response
+
+
+def _no_http(request: web.Request, said: bytes) -> web.Response:
+    """Say something that is no HTTP, or nothing, and hang up."""
+    assert request.transport is not None
+    request.transport.write(said)
+    request.transport.close()
+    return web.Response()
+
+
+async def _dripping(request: web.Request) -> web.StreamResponse:
+    """White space, which JSON may begin with, a byte at a time."""
+    response = web.StreamResponse(headers={"content-type": "application/json"})
+    await response.prepare(request)
+    for _ in range(1200):
+        await response.write(b" ")
+        await asyncio.sleep(0.05)
     return response
 
 

@@ -33,7 +33,7 @@ def stillhouse(tmp_path: Path) -> Stillhouse:
 def test_help_lists_the_commands(stillhouse: Stillhouse) -> None:
     done = stillhouse("--help")
     assert done.returncode == 0
-    for command in ("run", "label", "distill", "evaluate", "datasets", "teacher"):
+    for command in ("run", "plan", "label", "distill", "evaluate", "datasets", "teacher"):
         assert command in done.stdout
 
 
@@ -122,6 +122,18 @@ def test_too_many_rejections_end_with_status_3(
     assert done.returncode == 3
     assert "label.max_rejected is 5.0%" in done.stderr
     assert stillhouse("label", recipe, "--set", "label.max_rejected=1").returncode == 0
+
+
+def test_plan_says_what_would_be_sent_and_sends_nothing(
+    stillhouse: Stillhouse, scripted_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    recipe = recipe_file(scripted_recipe())
+    planned = stillhouse("plan", recipe, "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert (json.loads(planned.stdout)["to_send"], (tmp_path / "labels").exists()) == (12, False)
+    assert stillhouse("label", recipe).returncode == 0
+    table = stillhouse("plan", recipe)
+    assert "12 answered already, nothing to send" in table.stdout
 
 
 def test_datasets_list_show_verify(

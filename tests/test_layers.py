@@ -13,7 +13,7 @@ LAYERS = [
     {"config", "plugins", "pricing"},
     {"model_files", "causal", "labels_from_logits"},
     {"dataset", "prompts"},
-    {"teachers", "openai_api"},
+    {"teachers", "serving"},
     {"labelling", "quality"},
     {"student"},
     {"evaluation"},

@@ -77,23 +77,27 @@ def tally(folder: Path, entries: Sequence[FileEntry]) -> Tally:
     rows: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     prompt_tokens = completion_tokens = 0
-    costs: list[float] = []
+    cost: float | None = None
     for entry in entries:
         columns = ["prompt_tokens", "completion_tokens", "cost_usd"] + (["reason"] if entry.kind == "rejected" else [])
         table = pq.read_table(folder / entry.path, columns=columns)
         prompt_tokens += pc.sum(table["prompt_tokens"]).as_py() or 0
         completion_tokens += pc.sum(table["completion_tokens"]).as_py() or 0
-        costs += [cost for cost in table["cost_usd"].to_pylist() if cost is not None]
+        cost = _added(cost, pc.sum(table["cost_usd"]).as_py())
         if entry.kind == "rejected":
             reasons.update(table["reason"].to_pylist())
         else:
             rows[entry.kind] += entry.rows
-    cost = sum(costs) if costs else None
     return Tally(
         dict(rows),
         dict(sorted(reasons.items())),
         Totals(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost_usd=cost),
     )
+
+
+def _added(total: float | None, more: float | None) -> float | None:
+    """A sum in which None stands for nothing known."""
+    return total if more is None else more if total is None else total + more
 
 
 def _write(path: Path, table: pa.Table, shard_key: str) -> None:

@@ -42,6 +42,7 @@ class Budget:
         self._journal = journal
         self._spent = journal.spent()
         self._reserved = 0.0
+        self._open = 0  # reservations that are not settled
         self._numbers = 0
         self._changed = asyncio.Event()
 
@@ -60,21 +61,23 @@ class Budget:
         if self._limit is None:
             return Reservation(worst_usd)
         while self._spent + self._reserved + worst_usd > self._limit + _CENT_OF_A_CENT:
-            if self._reserved <= _CENT_OF_A_CENT:
+            if not self._open:
                 raise BudgetSpent(
-                    f"label.budget_usd is {self._limit:g}: ${self._spent:.4f} are spent, and the next request could cost "
-                    f"${worst_usd:.4f}. What was answered is kept; raise the budget (--set label.budget_usd=...) to go on."
+                    f"label.budget_usd is {self._limit:g}: ${self._spent:.4g} are spent, and the next request could cost "
+                    f"${worst_usd:.4g}. What was answered is kept; raise the budget (--set label.budget_usd=...) to go on."
                 )
             self._changed.clear()
             await self._changed.wait()
         self._reserved += worst_usd
+        self._open += 1
         self._numbers += 1
-        reservation = Reservation(worst_usd, self._numbers)
+        number = self._numbers
+        reservation = Reservation(worst_usd, number)
         try:
-            await self._journal.commit(Change(reserve=(self._numbers, worst_usd)))
+            await self._journal.commit(Change(reserve=(number, worst_usd)))
         except BaseException:
             self._release(reservation)
-            self._journal.later(Change(settle=self._numbers))
+            self._journal.later(Change(settle=number))
             raise
         return reservation
 
@@ -89,12 +92,13 @@ class Budget:
         if self._price is None:
             return 0.0
         return sum(
-            self._price.cost(most_prompt_tokens(request), 0 if request.forced else max_tokens) for request in requests
+            self._price.worst(most_prompt_tokens(request), 0 if request.forced else max_tokens) for request in requests
         )
 
     def _release(self, reservation: Reservation) -> None:
         if reservation.number is not None:
-            self._reserved -= reservation.worst_usd
+            self._open -= 1
+            self._reserved = self._reserved - reservation.worst_usd if self._open else 0.0  # no dust of rounding stays
             self._changed.set()
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from pipeline.labelling.budget import Budget, check_budget
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import LabelPlan, Shard, ShardName, make_plan
 from pipeline.labelling.sender import Sender, now
-from pipeline.labelling.sorting import Sorter
+from pipeline.labelling.sorting import SortedOut, Sorter
 from pipeline.progress import Progress, silent
 from pipeline.quality.base import NamedFilter, open_filters
 from pipeline.records import FORMAT_VERSION
@@ -110,7 +109,9 @@ class LabelJob:
         self._budget = Budget(recipe.label.budget_usd, teacher.price, journal)
         self._sender = Sender(teacher, recipe.label, journal, self._budget)
         self._answered = 0
+        self._begun: set[int] = set()  # shards whose earlier answers are counted
         self._written = 0  # shards, from the first on
+        self._sorted_out: SortedOut | None = None  # of the shard whose turn it is, until it is written
         self._turn = asyncio.Condition()
         self._parents: list[str] = []
         self._finished = self._same_version()
@@ -152,19 +153,21 @@ class LabelJob:
     async def label_shard(self, number: int) -> None:
         """Ask for what is missing in one shard and, when it is its turn, write its Parquet files.
 
+        It may be called again after it failed, while the other shards go on.
+
         Raises:
             TeacherUnavailable, BudgetSpent, StorageFailed: it cannot be finished; what was answered is kept.
         """
         files = self._files(self._plan.names[number])
         key = self._shard_key(number)
         if files.is_done(key):
-            self._count(self._plan.requests_in(number))
+            self._count_earlier(number, self._plan.requests_in(number))
             async with self._its_turn(number):
                 await asyncio.to_thread(self._sorter.remember, files.data)
             return
         shard = await asyncio.to_thread(self._plan.shard, number)
         known = await asyncio.to_thread(self._journal.answered, shard.ids)
-        self._count(len(known))
+        self._count_earlier(number, len(known))
         await self._sender.ask([request for request in shard.requests if request.key not in known], self._count)
         async with self._its_turn(number):
             await asyncio.to_thread(self._write, shard, files, key)
@@ -198,6 +201,7 @@ class LabelJob:
         )
         write_card(self._folder, manifest)
         write_manifest(self._folder, manifest)
+        self._journal.note(_ADOPTED, "")  # what it forgets now must be taken over again, should this version be deleted
         self._journal.forget(self._plan.ids(), self._plan.requests)
         return LabelResult(Dataset(self._folder, manifest), self._sender.sent, self._plan.requests - self._sender.sent)
 
@@ -208,8 +212,10 @@ class LabelJob:
     # --------------------------------------------------------------------------------------------------------- shards
 
     def _write(self, shard: Shard, files: ShardFiles, key: str) -> None:
-        sorted_out = self._sorter.sort(shard, self._journal.read(shard.ids))
-        files.write(sorted_out.kept, sorted_out.rejected, key)
+        if self._sorted_out is None:  # filters that look back see no row twice, however often writing fails
+            self._sorted_out = self._sorter.sort(shard, self._journal.read(shard.ids))
+        files.write(self._sorted_out.kept, self._sorted_out.rejected, key)
+        self._sorted_out = None
 
     @asynccontextmanager
     async def _its_turn(self, number: int) -> AsyncIterator[None]:
@@ -227,6 +233,11 @@ class LabelJob:
     def _shard_key(self, number: int) -> str:
         name = self._plan.names[number]
         return f"{self._plan.sha256}:{name.split}:{name.index}:{self._plan.requests_in(number)}"
+
+    def _count_earlier(self, number: int, requests: int) -> None:
+        if number not in self._begun:
+            self._begun.add(number)
+            self._count(requests)
 
     def _count(self, requests: int) -> None:
         self._answered += requests
@@ -253,12 +264,12 @@ class LabelJob:
         return folder
 
     def _drop_stale(self, folder: Path) -> None:
-        """Remove shards that were cut from another plan; their answers are all in the journal."""
+        """Remove half-written files of a killed run, and shards cut from another plan: their answers are in the journal."""
         wanted = {self._files(name, folder).name for name in self._plan.names}
         for part in ("data", "rejected"):
-            stale = [file for file in (folder / part).glob("*") if file.name not in wanted]
-            if stale:
-                shutil.rmtree(folder / part)
+            for file in (folder / part).glob("*"):
+                if file.name not in wanted:
+                    file.unlink()
 
     def _adopt(self, earlier: Sequence[Dataset]) -> None:
         """Take answers to this plan's requests out of earlier versions into the journal, once a plan."""
@@ -292,5 +303,9 @@ class LabelJob:
 def _filters(recipe: Recipe) -> list[FilterSettings]:
     """The recipe's filters; an answer that was to fit a JSON schema is held against it first."""
     wanted = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
-    asked = [FilterSettings.model_validate({"kind": "json-schema", "schema": wanted})] if wanted else []
-    return [*asked, *recipe.quality]
+    if wanted is None:
+        return list(recipe.quality)
+    from pipeline.quality.json_schema import make_validator
+
+    make_validator(wanted, "label.response_format.json_schema.schema")  # so a mistake is told of under its own name
+    return [FilterSettings.model_validate({"kind": "json-schema", "schema": wanted}), *recipe.quality]

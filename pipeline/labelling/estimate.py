@@ -8,8 +8,9 @@ long answers will be is taken from the newest version, where there is one; else 
 
 from __future__ import annotations
 
+import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,8 @@ def _estimate(
         worst_prompt_tokens=worst_prompt,
         expected_completion_tokens=round(count * each),
         worst_completion_tokens=count * most,
-        expected_usd=_dollars(price, count, expected_prompt, each),
-        worst_usd=_dollars(price, count, worst_prompt, most),
+        expected_usd=_dollars(price.cost if price else None, count, expected_prompt, each),
+        worst_usd=_dollars(price.worst if price else None, count, worst_prompt, most),
         spent_usd=spent,
         budget_usd=label.budget_usd,
         expected_bytes=_bytes(label, plan, newest, each),
@@ -145,11 +146,13 @@ def _mean_completion(newest: Manifest | None) -> float | None:
     return newest.totals.completion_tokens / max(1, sum(newest.rows.values()) + sum(newest.rejected.values()))
 
 
-def _dollars(price: Price | None, requests: int, prompt_tokens: float, completion_each: float) -> float | None:
+def _dollars(
+    price: Callable[[int, int], float] | None, requests: int, prompt_tokens: float, completion_each: float
+) -> float | None:
     """By the mean request: a million calls of a price list would take longer than all the rest."""
     if price is None:
         return None
-    return requests * price.cost(round(prompt_tokens / max(1, requests)), round(completion_each))
+    return requests * price(math.ceil(prompt_tokens / max(1, requests)), math.ceil(completion_each))
 
 
 def _bytes(label: LabelSettings, plan: LabelPlan, newest: Manifest | None, each: float) -> int:

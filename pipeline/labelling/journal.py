@@ -21,13 +21,15 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import StorageFailed
 from pipeline.records import (
@@ -35,6 +37,7 @@ from pipeline.records import (
     Rejection,
     completion_row,
     completion_schema,
+    content_hash,
     record_batch,
     rejection_row,
     rejection_schema,
@@ -48,6 +51,8 @@ CREATE TABLE IF NOT EXISTS reserved (number INTEGER PRIMARY KEY, usd REAL NOT NU
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 _SELECT_AT_ONCE = 500  # SQLite's bound on variables in one statement is far above
+_BATCHES_AT_ONCE = 8  # held in memory while their rows are picked
+_ADOPT_TOGETHER = 100  # rows a batch: prompts in another order than before find theirs in many batches
 
 Kind = Literal["completion", "rejection"]
 
@@ -81,11 +86,13 @@ class Journal:
         self._soft = soft
         self._schemas = {"completion": completion_schema(soft=soft), "rejection": rejection_schema(soft=soft)}
         self._lock = threading.Lock()  # of the reading connection
-        with self._storage():
-            self._writer = self._connect()
-            self._writer.executescript(_CREATE)
+        self._writing = threading.Lock()  # of the writing one, which the thread and the engine share
+        with self._storage(), ExitStack() as opened:
+            self._writer = opened.enter_context(closing(self._connect()))
+            self._prepare()
             self._settle_what_was_left()
-            self._reader = self._connect()
+            self._reader = opened.enter_context(closing(self._connect()))
+            opened.pop_all()
         self._changes: queue.SimpleQueue[tuple[Change, asyncio.Future[None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._commit_groups, name="journal", daemon=True)
         self._thread.start()
@@ -102,7 +109,8 @@ class Journal:
         """Commit what is waiting, fold the write-ahead log back in, and let the file go."""
         self._changes.put(None)
         self._thread.join()
-        self._reader.close()
+        with self._lock:  # whoever still reads, in a thread that nobody waits for, ends first
+            self._reader.close()
         self._writer.close()
 
     # -------------------------------------------------------------------------------------------------------- writing
@@ -122,18 +130,27 @@ class Journal:
         return done
 
     def adopt(self, rows: pa.RecordBatch) -> int:
-        """Take over completions that an earlier version holds, those that are not here yet; return how many."""
-        schema = self._schemas["completion"]
-        known = self.answered(rows.column("id").to_pylist())
-        new = rows.filter(pa.array([id_ not in known for id_ in rows.column("id").to_pylist()], pa.bool_()))
-        if new.num_rows:
-            with self._storage(), self._writer:
-                self._insert("completion", new.select(schema.names).cast(schema))
-        return int(new.num_rows)
+        """Take over answers that an earlier version holds, those that are not here yet; return how many it holds.
+
+        What a filter rejected there is an answer like any other; what the teacher rejected stays rejected.
+        """
+        ids = rows.column("id").to_pylist()
+        known = self.answered(ids)
+        new = rows.filter(pa.array([id_ not in known for id_ in ids], pa.bool_()))
+        by_kind: dict[Kind, pa.RecordBatch] = {"completion": new}
+        if "stage" in rows.schema.names:
+            lost = pc.equal(new.column("stage"), "teacher")
+            by_kind = {"completion": new.filter(pc.invert(lost)), "rejection": new.filter(lost)}
+        with self._storage(), self._writing, self._writer:
+            for kind, part in by_kind.items():
+                schema = self._schemas[kind]
+                for start in range(0, part.num_rows, _ADOPT_TOGETHER):
+                    self._insert(kind, part.slice(start, _ADOPT_TOGETHER).select(schema.names).cast(schema))
+        return len(ids)
 
     def forget(self, ids: Iterable[str], count: int) -> None:
         """Drop answers that a finished version now holds, `count` of them; all of them are here."""
-        with self._storage():
+        with self._storage(), self._writing:
             with self._writer:
                 (here,) = self._writer.execute("SELECT count(*) FROM answers").fetchone()
                 if here == count:  # nothing else is here: SQLite empties a table at once
@@ -147,7 +164,7 @@ class Journal:
 
     def note(self, name: str, value: str) -> None:
         """Remember a word of the engine's own, such as which plan's answers were taken over."""
-        with self._storage(), self._writer:
+        with self._storage(), self._writing, self._writer:
             self._writer.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     # -------------------------------------------------------------------------------------------------------- reading
@@ -158,21 +175,22 @@ class Journal:
 
     def read(self, ids: Sequence[str]) -> Answers:
         """The answers to these requests, those that there are."""
-        found = list(self._rows("id, batch, row", ids))
-        numbers = sorted({number for _, number, _ in found})
-        batches: dict[Kind, list[pa.RecordBatch]] = {"completion": [], "rejection": []}
-        first: dict[int, tuple[Kind, int]] = {}  # a batch's place in its kind's table
-        lengths = dict.fromkeys(batches, 0)
-        for number, kind, body in self._select("SELECT number, kind, body FROM batches WHERE number IN ({})", numbers):
+        found: dict[int, dict[str, int]] = {}  # a batch's number -> what is wanted of it: id -> row
+        for id_, number, row in self._rows("id, batch, row", ids):
+            found.setdefault(number, {})[id_] = row
+        picked: dict[Kind, list[pa.RecordBatch]] = {"completion": [], "rejection": []}
+        places: dict[str, tuple[Kind, int]] = {}
+        lengths = dict.fromkeys(picked, 0)
+        query = "SELECT number, kind, body FROM batches WHERE number IN ({})"
+        for number, kind, body in self._select(query, sorted(found), _BATCHES_AT_ONCE):
             batch = pa.ipc.read_record_batch(pa.py_buffer(body), self._schemas[kind])
-            first[number] = (kind, lengths[kind])
-            lengths[kind] += batch.num_rows
-            batches[kind].append(batch)
+            rows = found[number]
+            places |= {id_: (kind, lengths[kind] + place) for place, id_ in enumerate(rows)}
+            lengths[kind] += len(rows)
+            picked[kind].append(batch.take(pa.array(rows.values(), pa.int32())))
         tables = {
-            kind: pa.Table.from_batches(listed, self._schemas[kind]).combine_chunks()
-            for kind, listed in batches.items()
+            kind: pa.Table.from_batches(listed, self._schemas[kind]).combine_chunks() for kind, listed in picked.items()
         }
-        places = {id_: (first[number][0], first[number][1] + row) for id_, number, row in found}
         return Answers(tables, places)
 
     def noted(self, name: str) -> str | None:
@@ -188,10 +206,27 @@ class Journal:
     # -------------------------------------------------------------------------------------------------------- within
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._file, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a committed answer survives a power failure
+        with ExitStack() as opened:
+            connection = sqlite3.connect(self._file, check_same_thread=False)
+            opened.enter_context(closing(connection))
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")  # a committed answer survives a power failure
+            opened.pop_all()
         return connection
+
+    def _prepare(self) -> None:
+        """The tables. Batches are read by the columns of today: those of a release with others are not touched."""
+        self._writer.executescript(_CREATE)
+        name, columns = f"columns, soft={self._soft}", content_hash([str(schema) for schema in self._schemas.values()])
+        noted = self._writer.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        if noted is None:
+            with self._writer:
+                self._writer.execute("INSERT INTO notes VALUES (?, ?)", (name, columns))
+        elif noted[0] != columns:
+            raise StorageFailed(
+                f"{self._file} was begun by a release of Stillhouse whose rows have other columns: finish the dataset with "
+                "that release, or delete the file (its answers would then be asked for again)."
+            )
 
     def _settle_what_was_left(self) -> None:
         """Reservations of a run that was killed count as spent: their answers may have been billed."""
@@ -209,6 +244,7 @@ class Journal:
 
     def _commit_groups(self) -> None:
         """The thread: take all that waits, commit it once, tell those who wait."""
+        pa.array([0])  # imports pandas, which takes a while: now, and not while the first answers wait
         going = True
         while going:
             group = [self._changes.get()]
@@ -218,14 +254,13 @@ class Journal:
             waiting = [one for one in group if one is not None]
             error: BaseException | None = None
             try:
-                with self._storage():
+                with self._storage(), self._writing:
                     self._write([change for change, _ in waiting])
             except BaseException as caught:  # handed to every one who waits
                 error = caught
-            if waiting:
-                loop = waiting[0][1].get_loop()
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_tell, [done for _, done in waiting], error)
+            for loop in {done.get_loop() for _, done in waiting}:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
+                    loop.call_soon_threadsafe(_tell, [done for _, done in waiting if done.get_loop() is loop], error)
 
     def _write(self, changes: Sequence[Change]) -> None:
         outcomes = [outcome for change in changes for outcome in change.outcomes]
@@ -254,10 +289,10 @@ class Journal:
     def _rows(self, columns: str, ids: Sequence[str]) -> Iterable[tuple[Any, ...]]:
         return self._select(f"SELECT {columns} FROM answers WHERE id IN ({{}})", ids)
 
-    def _select(self, query: str, values: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
-        """The rows of a query whose `{}` is a list of values, some hundred values at a time."""
-        for start in range(0, len(values), _SELECT_AT_ONCE):
-            part = values[start : start + _SELECT_AT_ONCE]
+    def _select(self, query: str, values: Sequence[Any], at_once: int = _SELECT_AT_ONCE) -> Iterable[tuple[Any, ...]]:
+        """The rows of a query whose `{}` is a list of values, some values at a time."""
+        for start in range(0, len(values), at_once):
+            part = values[start : start + at_once]
             with self._storage(), self._lock:
                 found = self._reader.execute(query.format(",".join("?" * len(part))), part).fetchall()
             yield from found
@@ -282,6 +317,7 @@ def _tell(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) 
             done.set_result(None)
         else:
             done.set_exception(error)
+            done.exception()  # where nobody waits (`later`), it is not told of twice
 
 
 class JournalView:
@@ -289,7 +325,10 @@ class JournalView:
 
     def __init__(self, folder: Path) -> None:
         file = folder / FILE_NAME
-        self._connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True) if file.is_file() else None
+        self._connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True) if file.is_file() else None
+        if self._one("SELECT count(*) FROM sqlite_master WHERE name IN ('answers', 'reserved', 'notes')") != 3:
+            self.close()  # its run has just begun, or it is of a pre-release
+            self._connection = None
 
     def spent(self) -> float:
         """Dollars that were paid for this dataset, reservations of a run at work included."""

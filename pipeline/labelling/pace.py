@@ -1,12 +1,13 @@
 """How fast a teacher is asked: requests at once, requests and tokens a minute, and pauses that a server asks for.
 
-    await pace.enter(requests=1, tokens=300)
+    sent = await pace.enter(requests=1, tokens=300)
     ... one attempt ...
-    pace.leave(); pace.succeeded(), or pace.overloaded()
+    pace.leave(); pace.succeeded(), or pace.overloaded(sent)
 
 How many requests a server bears at once is found by additive increase and multiplicative decrease, as TCP finds a path's
 width (Chiu and Jain, 1989): from a handful it doubles every round trip until the first sign of overload, is then halved at
-each sign, and grows by one a round trip between. `label.concurrency` is the most that is tried.
+each sign, and grows by one a round trip between. What was sent before a cut is no further sign: it was sent at the old
+width. `label.concurrency` is the most that is tried.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from aiolimiter import AsyncLimiter
 from pipeline.config import LimitSettings
 
 _FIRST = 4  # requests at once before the first answer: what a wrong key or a wrong model costs
-_CUT_SECONDS = 1.0  # signs of overload this close together are one sign
 
 
 class Pace:
@@ -33,7 +33,7 @@ class Pace:
         self._inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._resume = 0.0  # time.monotonic() before which nothing is sent
-        self._last_cut = -_CUT_SECONDS
+        self._last_cut = 0.0  # time.monotonic()
         self._requests = _per_minute(limits.requests_per_minute)
         self._tokens = _per_minute(limits.tokens_per_minute)
 
@@ -42,14 +42,15 @@ class Pace:
         """How many requests are tried at once just now."""
         return int(self._width)
 
-    async def enter(self, requests: int, tokens: int) -> None:
-        """Wait until so much may be sent; `leave` must follow."""
+    async def enter(self, requests: int, tokens: int) -> float:
+        """Wait until so much may be sent; `leave` must follow. Returns the moment, for `overloaded`."""
         await self._slot()
         try:
-            while (wait := self._resume - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
+            await self._pause_over()
             await _acquire(self._requests, requests)
             await _acquire(self._tokens, tokens)
+            await self._pause_over()  # of one that began meanwhile
+            return time.monotonic()
         except BaseException:
             self.leave()
             raise
@@ -65,13 +66,12 @@ class Pace:
             self._width = min(float(self._most), self._width + (1.0 if self._growing else 1.0 / self._width))
             self._wake()
 
-    def overloaded(self) -> None:
-        """The server has too much to do: half as much at once."""
+    def overloaded(self, sent: float) -> None:
+        """The server had too much to do for what was sent at that moment: half as much at once."""
         self._growing = False
-        now = time.monotonic()
-        if now - self._last_cut >= _CUT_SECONDS:
+        if sent > self._last_cut:
             self._width = max(1.0, self._width / 2)
-            self._last_cut = now
+            self._last_cut = time.monotonic()
 
     def pause(self, seconds: float) -> None:
         """Send nothing for so long."""
@@ -88,9 +88,13 @@ class Pace:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # it was this one's turn already
                 self.leave()
-            else:
+            elif turn in self._waiting:  # `_wake` may have passed over it already
                 self._waiting.remove(turn)
             raise
+
+    async def _pause_over(self) -> None:
+        while (wait := self._resume - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
 
     def _wake(self) -> None:
         while self._waiting and self._inside < int(self._width):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +73,7 @@ class LabelPlan:
         self._filters = [one.model_dump() for one in recipe.quality]
         self._counts = dict.fromkeys(SPLITS, 0)
         self._digests = {split: hashlib.sha256() for split in SPLITS}
+        self._lock = threading.Lock()  # of the store: shards are read by several threads
         self._store = sqlite3.connect("", check_same_thread=False)
         self._store.execute("PRAGMA journal_mode=OFF")
         self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
@@ -85,7 +87,8 @@ class LabelPlan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._store.close()
+        with self._lock:
+            self._store.close()
 
     def add(self, prompt: Prompt, split: Split) -> None:
         """Take one prompt in, unless it is there already.
@@ -107,7 +110,9 @@ class LabelPlan:
         except TypeError as error:
             raise PromptError(f"the prompt {prompt.text[:60]!r} cannot be stored: {error}. Mend its row.") from None
         self._store.execute(f"INSERT INTO {split} VALUES (?, ?)", (self._counts[split], body))
-        self._digests[split].update(id_ + (prompt.reference or "").encode("utf-8", "surrogatepass") + b"\0")
+        self._digests[split].update(
+            id_ + (b"" if prompt.reference is None else b"=" + prompt.reference.encode()) + b"\0"
+        )
         self._counts[split] += 1
         self.prompts += 1
         first = next(self._requests(prompt))
@@ -153,11 +158,10 @@ class LabelPlan:
         """One shard with its requests."""
         name = self.names[number]
         first = name.index * self._label.shard_size
-        rows = self._store.execute(
-            f"SELECT body FROM {name.split} WHERE position >= ? AND position < ? ORDER BY position",
-            (first, first + self._label.shard_size),
-        )
-        requests = tuple(request for (body,) in rows.fetchall() for request in self._requests(_prompt(body)))
+        query = f"SELECT body FROM {name.split} WHERE position >= ? AND position < ? ORDER BY position"
+        with self._lock:
+            rows = self._store.execute(query, (first, first + self._label.shard_size)).fetchall()
+        requests = tuple(request for (body,) in rows for request in self._requests(_prompt(body)))
         return Shard(name.number, name.split, name.index, name.of, requests)
 
     def ids(self) -> Iterator[str]:

@@ -15,6 +15,7 @@ some seconds to end: their answers are paid for.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 
 from pipeline.config import LabelSettings
-from pipeline.errors import TeacherUnavailable
+from pipeline.errors import StillhouseError, TeacherUnavailable
 from pipeline.labelling.budget import Budget, Reservation
 from pipeline.labelling.journal import Change, Journal
 from pipeline.labelling.pace import Pace
@@ -33,10 +34,13 @@ from pipeline.labelling.tokens import likely_tokens
 from pipeline.records import Completion, Rejection
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request, Teacher, TryAgain
 
-ATTEMPTS = 6  # at one prompt, before it is rejected
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 8  # at one prompt, before it is rejected: about a minute
 SERVER_ATTEMPTS = 40  # at one prompt that finds the server unwell while others are answered
 GRACE_SECONDS = 10.0  # for attempts under way when a run is stopped
 
+_END_SECONDS = 1.0  # in which every request learns that the run ends
 _BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30.0, jitter=1.0)
 
 
@@ -46,6 +50,7 @@ class _Tries:
 
     requests: Sequence[Request]
     made: int = 0
+    sent: float = 0.0  # time.monotonic() of the last attempt
     own_failures: int = 0  # that say something of these prompts
     lost_usd: float = 0.0  # billed for attempts that gave nothing
 
@@ -60,7 +65,8 @@ class Sender:
         self._budget = budget
         calls = max(1, label.concurrency // teacher.batch_size)
         self._pace = Pace(min(calls, teacher.parallel or calls), label.limits)
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()  # sent, and not yet durable
+        self._ending: set[asyncio.Task[None]] = set()  # of a run that is stopped: what is under way is their last
         self._failing_since: float | None = None  # nobody has been answered since
         self.sent = 0  # requests that ended with an outcome, in this run
 
@@ -86,10 +92,8 @@ class Sender:
 
     async def _until_answered(self, tries: _Tries, answered: Callable[[int], None]) -> None:
         try:
-            try:
-                await self._attempt(
-                    tries
-                )  # most need no second, and tenacity's machinery costs as much as all the rest
+            try:  # most need no second attempt, and tenacity's machinery costs as much as all the rest
+                await self._attempt(tries)
             except TryAgain as first:
                 await self._again(tries, first)
         except TryAgain as trouble:
@@ -124,23 +128,26 @@ class Sender:
     async def _attempt(self, tries: _Tries) -> None:
         """Ask once, and make what comes back durable."""
         tokens = sum(likely_tokens(request, self._label) for request in tries.requests)
-        await self._pace.enter(len(tries.requests), tokens)
+        tries.sent = await self._pace.enter(len(tries.requests), tokens)
         task = asyncio.current_task()
         assert task is not None
-        self._under_way.add(task)
         try:
-            try:
-                reservation = await self._budget.reserve(tries.requests, self._label.sampling.max_tokens)
-                outcomes = await self._answers(tries, reservation)
-            finally:
-                self._pace.leave()
+            reservation = await self._budget.reserve(tries.requests, self._label.sampling.max_tokens)
+            self._under_way.add(task)
+            outcomes = await self._answers(tries, reservation)
             records = [
                 self._record(request, outcome, tries) for request, outcome in zip(tries.requests, outcomes, strict=True)
             ]
             change = self._budget.settle(reservation, _total_cost(outcomes))
             await self._journal.commit(replace(change, outcomes=records))
+        except StillhouseError:  # the run ends: whose turn is next waits until it is told so
+            self._pace.pause(_END_SECONDS)
+            raise
         finally:
+            self._pace.leave()  # not before it is durable: no more than `concurrency` is ever at stake
             self._under_way.discard(task)
+            if task in self._ending:
+                task.cancel()
 
     async def _answers(self, tries: _Tries, reservation: Reservation) -> Sequence[Outcome]:
         tries.made += 1
@@ -152,20 +159,31 @@ class Sender:
         except TeacherUnavailable:
             self._journal.later(self._budget.settle(reservation, 0.0))
             raise
+        except BaseException:  # stopped, or a defect: it may have been billed
+            self._journal.later(self._budget.settle(reservation, None))
+            raise
         self._failing_since = None
         self._pace.succeeded()
         pause = max((outcome.pause for outcome in outcomes if isinstance(outcome, Answer)), default=0.0)
         if pause:
-            self._pace.pause(pause)
+            self._pace.pause(min(pause, self._label.patience))
         return outcomes
 
     def _note_trouble(self, trouble: TryAgain, tries: _Tries, reservation: Reservation) -> None:
-        self._failing_since = self._failing_since or time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            if trouble.reason == "unreachable":
+                log.warning("%s: trying again for %g s (label.patience)", trouble.detail, self._label.patience)
         tries.own_failures += not trouble.of_server
         tries.lost_usd += reservation.worst_usd if trouble.cost_usd is None else trouble.cost_usd
         self._journal.later(self._budget.settle(reservation, trouble.cost_usd))
         if trouble.overloaded:
-            self._pace.overloaded()
+            self._pace.overloaded(tries.sent)
+        if trouble.wait > self._label.patience:
+            raise TeacherUnavailable(
+                f"{trouble.detail}; it asks to wait {trouble.wait:,.0f} s, and label.patience is {self._label.patience:g}. "
+                "What was answered is kept: run again then."
+            )
         if trouble.wait:
             self._pace.pause(trouble.wait)
 
@@ -184,11 +202,13 @@ class Sender:
         for task in tasks - self._under_way:
             task.cancel()
         ending = tasks & self._under_way
+        self._ending |= ending
         if ending:
             await asyncio.wait(ending, timeout=GRACE_SECONDS)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._ending -= ending
 
     def _record(self, request: Request, outcome: Outcome, tries: _Tries) -> Completion | Rejection:
         answer = outcome if isinstance(outcome, Answer) else outcome.answer

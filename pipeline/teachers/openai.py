@@ -11,18 +11,18 @@ recipe. A server on this machine needs none. Token ids, and so soft labels, are 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, JsonValue, SecretStr
 
 from pipeline.config import LabelSettings, Settings, TeacherSettings, parse_options
 from pipeline.errors import RecipeError
-from pipeline.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
 from pipeline.pricing import Price, find_price
 from pipeline.records import FinishReason, TeacherIdentity, TokenLogprob, content_hash
+from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
 
 _DEFAULT_URL = "https://api.openai.com/v1"
@@ -41,6 +41,20 @@ _FINISH: dict[str, FinishReason] = {
 }
 
 
+_ELSEWHERE = {  # what may not be in extra_body, and where it is set: it would make prices, budgets or answers wrong
+    "model": "teacher.model",
+    "messages": "prompts",
+    "prompt": "prompts",
+    "max_tokens": "label.sampling.max_tokens and options.max_tokens_field",
+    "max_completion_tokens": "label.sampling.max_tokens and options.max_tokens_field",
+    "n": "label.samples",
+    "best_of": "label.samples",
+    "stream": "nothing: answers come whole",
+}
+_DEARER = {"service_tier", "tools", "functions", "web_search_options"}  # what it costs is in no price and no bound
+_MOST = 2**31 - 1  # the largest token count that a row holds
+
+
 class OpenAiOptions(Settings):
     """`teacher.options` of this kind."""
 
@@ -48,7 +62,7 @@ class OpenAiOptions(Settings):
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
     api: Literal["chat", "completions"] = "chat"
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # reasoning models want the second
-    extra_body: dict[str, Any] = Field(default_factory=dict)  # further fields of the body; null takes one of ours out
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # more fields; null takes one of ours out
     timeouts: Timeouts = Timeouts()
 
 
@@ -64,6 +78,14 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
         )
     if label.mode == "score":
         raise RecipeError("label.mode is 'score', and teacher.kind 'openai' can only generate: take 'transformers'")
+    for name in options.extra_body.keys() & _ELSEWHERE:
+        raise RecipeError(f"teacher.options.extra_body.{name} cannot be set there: use {_ELSEWHERE[name]}")
+    if label.budget_usd is not None:
+        for name in options.extra_body.keys() & _DEARER:
+            raise RecipeError(
+                f"teacher.options.extra_body.{name} changes what a request costs in ways that no price tells, and "
+                f"label.budget_usd is {label.budget_usd:g}: leave out one of the two"
+            )
     base_url = _base_url(options)
     return OpenAiTeacher(settings, options, label, Endpoint(base_url, _key(options, base_url), options.timeouts))
 
@@ -134,58 +156,86 @@ class OpenAiTeacher:
     def _read(self, reply: Reply) -> Outcome:
         """An answer that arrived whole; it is never asked for again, whatever it says."""
         data = reply.data
-        self._fingerprint = data.get("system_fingerprint") or self._fingerprint
-        usage = data.get("usage") or {}
-        cost = self._cost(usage)
+        usage = _mapping(data.get("usage"))
+        prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        cost = self._cost(prompt_tokens, completion_tokens, usage)
         try:
             choice = data["choices"][0]
-            message = choice["message"] if self._options.api == "chat" else {"content": choice["text"]}
-            text, finish = message.get("content"), str(choice.get("finish_reason") or "other").lower()
-            answer = Answer(
-                text=text or "",
-                finish_reason=_FINISH.get(finish, "other"),
-                prompt_tokens=usage.get("prompt_tokens"),
-                completion_tokens=usage.get("completion_tokens"),
-                cost_usd=cost,
-                reasoning=message.get("reasoning_content") or message.get("reasoning") or None,
-                token_logprobs=_token_logprobs(choice.get("logprobs")),
-                pause=reply.pause,
-            )
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            said = str(data.get("error") or "no choices")[:200]
+            message = _mapping(choice["message"]) if self._options.api == "chat" else {"content": choice["text"]}
+            finish = str(choice.get("finish_reason") or "other").lower()
+        except (KeyError, IndexError, TypeError, AttributeError):
+            said = self._api.shown(str(data.get("error") or "no choices"))
             raise TryAgain("malformed", f"status 200 without a choice to read ({said})", cost_usd=cost) from None
-        if message.get("refusal"):
-            return Refusal("refused", str(message["refusal"]), answer=answer)
+        self._fingerprint = _text(data.get("system_fingerprint")) or self._fingerprint
+        answer = Answer(
+            text=_text(message.get("content")),
+            finish_reason=_FINISH.get(finish, "other"),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost_usd=cost,
+            reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None,
+            token_logprobs=_token_logprobs(_mapping(choice.get("logprobs"))),
+            pause=reply.pause,
+        )
+        if refusal := _text(message.get("refusal")):
+            return Refusal("refused", refusal, answer=answer)
         if not answer.text.strip():
             return Refusal("empty", f"the answer has no text (finish_reason {finish})", answer=answer)
         return answer
 
-    def _cost(self, usage: Mapping[str, Any]) -> float | None:
-        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    def _cost(self, prompt: int | None, completion: int | None, usage: Mapping[str, Any]) -> float | None:
         if self.price is None or prompt is None or completion is None:
             return None
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        return self.price.cost(prompt, completion, cached)
+        details = _mapping(usage.get("prompt_tokens_details"))
+        cached, written = (_count(details, name) or 0 for name in ("cached_tokens", "cache_write_tokens"))
+        return self.price.cost(prompt, completion, cached, written)
 
 
-def _token_logprobs(given: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...] | None:
-    """The chat form (a list of tokens under `content`), or the older one of completions (parallel lists)."""
-    if not given:
+def _mapping(given: Any) -> Mapping[str, Any]:
+    return given if isinstance(given, dict) else {}
+
+
+def _count(given: Mapping[str, Any], name: str) -> int | None:
+    """A token count, or None for what is none."""
+    count = given.get(name)
+    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= _MOST:
         return None
-    if given.get("content") is not None:
-        return tuple(
-            TokenLogprob(
-                one["token"],
-                one["logprob"],
-                tuple((top["token"], top["logprob"]) for top in one.get("top_logprobs") or ()),
+    return int(count)
+
+
+def _text(given: Any) -> str:
+    """A text, or the texts of a list of parts ([{"type": "text", "text": ...}]); "" for anything else."""
+    if isinstance(given, list):
+        return "".join(_text(part.get("text")) for part in given if isinstance(part, dict))
+    return given if isinstance(given, str) else ""
+
+
+def _token_logprobs(given: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
+    """The chat form (a list of tokens under `content`), or the older one of completions (parallel lists).
+
+    None where neither can be read: the text was paid for and counts without them.
+    """
+    try:
+        if given.get("content") is not None:
+            return tuple(
+                _token(
+                    one["token"],
+                    one["logprob"],
+                    [(top["token"], top["logprob"]) for top in one.get("top_logprobs") or ()],
+                )
+                for one in given["content"]
             )
-            for one in given["content"]
-        )
-    if given.get("tokens") is not None:
-        tops = given.get("top_logprobs") or [{}] * len(given["tokens"])
-        listed = zip(given["tokens"], given["token_logprobs"], tops, strict=True)
-        return tuple(TokenLogprob(token, logprob, tuple((top or {}).items())) for token, logprob, top in listed)
+        if given.get("tokens") is not None:
+            tops = given.get("top_logprobs") or [None] * len(given["tokens"])
+            listed = zip(given["tokens"], given["token_logprobs"], tops, strict=True)
+            return tuple(_token(token, logprob, (top or {}).items()) for token, logprob, top in listed)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
     return None
+
+
+def _token(token: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> TokenLogprob:
+    return TokenLogprob(str(token), float(logprob), tuple((str(name), float(value)) for name, value in top))
 
 
 def _base_url(options: OpenAiOptions) -> str:
@@ -202,11 +252,16 @@ def _base_url(options: OpenAiOptions) -> str:
 
 
 def _key(options: OpenAiOptions, base_url: str) -> SecretStr:
-    key = os.environ.get(options.api_key_env, "")
-    if key:
+    key = os.environ.get(options.api_key_env, "").strip()
+    if key.isascii() and key.isprintable() and key:
         return SecretStr(key)
+    if key:
+        raise RecipeError(
+            f"the environment variable {options.api_key_env} holds characters that no API key has (a line break, a "
+            "typographic dash?): copy the key anew"
+        )
     if urlsplit(base_url).hostname in _LOCAL:
-        return SecretStr("none")
+        return SecretStr(NO_KEY)
     raise RecipeError(
         f"teacher.kind is 'openai' at {base_url}, and the environment variable {options.api_key_env} is not set: "
         f"export {options.api_key_env}=..., or name another variable in teacher.options.api_key_env"

@@ -32,8 +32,7 @@ def ask(
 ) -> list[Any]:
     teacher, settings = opened(model, label, **options)
     requests = [
-        Request(Prompt((Message("user", text),)), 0, Terms.of(teacher.identity, settings), forced)
-        for text in texts
+        Request(Prompt((Message("user", text),)), 0, Terms.of(teacher.identity, settings), forced) for text in texts
     ]
     return list(asyncio.run(teacher.answer(requests)))
 

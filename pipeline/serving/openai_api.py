@@ -7,13 +7,14 @@
 The `openai` package says what a request looks like (URL, authorization, organisation) and carries it on its aiohttp
 transport. Bodies go out and come in as bytes through orjson, past the client's typed parameters, answers and retries: those
 cost three times as much as the request itself (docs/benchmarks.md). Whatever goes wrong is raised as `TryAgain` or
-`TeacherUnavailable`, or comes back as a `Refusal`; the API key is cut out of every message.
+`TeacherRefused`, or comes back as a `Refusal`; the API key is cut out of every message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -25,20 +26,26 @@ import orjson
 from pydantic import Field, SecretStr
 
 from pipeline.config import Settings
-from pipeline.errors import TeacherUnavailable
+from pipeline.errors import TeacherRefused
 from pipeline.teachers.base import Refusal, TryAgain
 
 if TYPE_CHECKING:
     import httpx2
 
 _SHOWN = 300  # characters of a server's words in a message
+NO_KEY = "none"  # what a server that needs no key is sent
 _CONNECTIONS = 4096  # more than any concurrency: waiting is the engine's to decide
-_DURATION = re.compile(r"([\d.]+)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TOO_LONG = re.compile(
     r"context.?length|maximum context|too long|too many tokens|max_model_len|reduce the length", re.I
 )
 _POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
+_OF_THE_RECIPE = re.compile(  # a 400 that every prompt would get
+    r"unsupported_(?:parameter|value)|unknown_parameter|unrecognized request argument|model_not_found|invalid_api_key"
+    r"|api key not valid",
+    re.I,
+)
 _STOP = {
     401: "the key is not accepted",
     402: "the account cannot pay",
@@ -78,22 +85,22 @@ class OpenAiApi:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        self._urls: dict[str, httpx2.URL] = {}
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Reply | Refusal:
         """One attempt.
 
         Raises:
             TryAgain: it gave nothing, another may.
-            TeacherUnavailable: the server answers nobody with this key and model.
+            TeacherRefused: the server answers nobody with this key and model.
         """
+        import aiohttp
         import httpx2
 
         try:
             async with asyncio.timeout(self._endpoint.timeouts.total):
-                response = await self._http.post(
-                    self._endpoint.base_url + path, content=orjson.dumps(body), headers=self._headers
-                )
-        except httpx2.TransportError as error:
+                response = await self._http.send(self._request(path, orjson.dumps(body)))
+        except (httpx2.HTTPError, aiohttp.ClientError) as error:
             self._lost(error)
         except TimeoutError:
             total = self._endpoint.timeouts.total
@@ -102,7 +109,7 @@ class OpenAiApi:
             return self._refused(response)
         data = _json_object(response.content)
         if data is None:
-            said = self._shown(response.text)
+            said = self.shown(response.text)
             raise TryAgain("malformed", f"status 200 with what is no JSON object: {said}", cost_usd=None)
         return Reply(data, _pause(response.headers))
 
@@ -117,32 +124,50 @@ class OpenAiApi:
         import httpx2
         import openai
 
-        timeouts = self._endpoint.timeouts
         return openai.DefaultAioHttpClient(
             limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
-            timeout=httpx2.Timeout(timeouts.read, connect=timeouts.connect),
+            timeout=self._timeout,
+            follow_redirects=False,  # the key goes where the recipe says, and nowhere else
         )
 
     @cached_property
-    def _headers(self) -> dict[str, str]:
+    def _timeout(self) -> httpx2.Timeout:
+        import httpx2
+
+        return httpx2.Timeout(self._endpoint.timeouts.read, connect=self._endpoint.timeouts.connect)
+
+    @cached_property
+    def _headers(self) -> httpx2.Headers:
+        import httpx2
         import openai
 
         key = self._endpoint.key.get_secret_value()
         client = openai.AsyncOpenAI(
             api_key=key, base_url=self._endpoint.base_url, max_retries=0, http_client=self._http
         )
-        given = {**client.default_headers, **client.auth_headers, "content-type": "application/json"}
-        return {name: value for name, value in given.items() if isinstance(value, str)}
+        given = {**client.default_headers, **client.auth_headers}
+        return httpx2.Headers({name: value for name, value in given.items() if isinstance(value, str)})
 
-    def _lost(self, error: httpx2.TransportError) -> NoReturn:
-        """No status came: the server was not reached, or the connection broke, perhaps in mid-answer."""
+    def _request(self, path: str, content: bytes) -> httpx2.Request:
+        """Built from parts that are parsed once: the client's own way parses URL and headers anew each time."""
         import httpx2
 
-        said = self._shown(str(error)) or type(error).__name__
-        if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
+        url = self._urls.get(path) or self._urls.setdefault(path, httpx2.URL(self._endpoint.base_url + path))
+        limits = {"timeout": self._timeout.as_dict()}
+        return httpx2.Request("POST", url, headers=self._headers, content=content, extensions=limits)
+
+    def _lost(self, error: Exception) -> NoReturn:
+        """No status came: the server was not reached, or the connection broke, perhaps in mid-answer."""
+        import aiohttp
+        import httpx2
+
+        # httpx's name for it says too little: a connection that broke after the request was sent is a ConnectTimeout too.
+        cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+        said = self.shown(str(cause)) or type(cause).__name__
+        if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
             detail = f"{self._endpoint.base_url} cannot be reached ({said})"
             raise TryAgain("unreachable", detail, of_server=True, overloaded=True) from None
-        if isinstance(error, httpx2.TimeoutException):
+        if isinstance(error, httpx2.ReadTimeout):
             read = self._endpoint.timeouts.read
             raise TryAgain("timeout", f"no answer in {read:g} s", overloaded=True, cost_usd=None) from None
         raise TryAgain("cut-off", f"the connection broke before the answer was whole ({said})", cost_usd=None) from None
@@ -150,37 +175,57 @@ class OpenAiApi:
     def _refused(self, response: httpx2.Response) -> Refusal:
         """An error status: of this prompt, of the server just now, or of everybody."""
         status = response.status_code
-        said = self._shown(_message(response))
-        told = f"{self._endpoint.base_url} said {status}: {said}"
+        words = _message(response)
+        told = f"{self._endpoint.base_url} said {status}: {self.shown(words)}"
         if status in _STOP:
-            raise TeacherUnavailable(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
-        if status == 429 and re.search("insufficient_quota|billing", said):
-            raise TeacherUnavailable(f"{told}. What was answered is kept: pay in, and run again.")
+            raise TeacherRefused(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
+        if status == 429 and re.search("insufficient_quota|billing", words):
+            raise TeacherRefused(f"{told}. What was answered is kept: pay in, and run again.")
         if status in _BUSY:
             wait = _retry_after(response.headers)
             raise TryAgain("overloaded", told, of_server=True, overloaded=status != 502, wait=wait)
         if status < 400:
-            raise TeacherUnavailable(f"{told}, which is no answer. Check teacher.options.base_url.")
+            moved = self.shown(response.headers.get("location", ""))
+            raise TeacherRefused(
+                f"{told}, which is no answer{f' but leads to {moved}' if moved else ''}. Check teacher.options.base_url."
+            )
         if status == 504:  # a gateway gave up; the model behind it may have gone on
             raise TryAgain("timeout", told, overloaded=True, wait=_retry_after(response.headers), cost_usd=None)
         if status >= 500 or status in {408, 409, 425}:
             raise TryAgain("server-error", told, wait=_retry_after(response.headers))
-        reason = "too-long" if _TOO_LONG.search(said) else "policy" if _POLICY.search(said) else "bad-request"
+        if _OF_THE_RECIPE.search(words):
+            raise TeacherRefused(f"{told}. No prompt can be answered so: check teacher.options and label.")
+        reason = "too-long" if _TOO_LONG.search(words) else "policy" if _POLICY.search(words) else "bad-request"
         return Refusal(reason, told)
 
-    def _shown(self, text: str) -> str:
+    def shown(self, text: str) -> str:
         """What may be told of a server's words: short, on one line, without the key."""
         key = self._endpoint.key.get_secret_value()
-        hidden = text.replace(key, "***") if len(key) > 3 else text
+        hidden = text.replace(key, "***") if len(key) > 3 and key != NO_KEY else text
         return re.sub(r"\bsk-[\w*-]{6,}", "***", " ".join(hidden.split()))[:_SHOWN]
 
 
 def _json_object(content: bytes) -> Mapping[str, Any] | None:
+    """The object in a body, or None. An answer was paid for: NaN, half a surrogate pair and wrong UTF-8 are borne with."""
     try:
         data = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return None
+        try:
+            data = _encodable(json.loads(content.decode("utf-8", "replace")))
+        except (ValueError, RecursionError):
+            return None
     return data if isinstance(data, dict) else None
+
+
+def _encodable(value: Any) -> Any:
+    """A JSON value whose texts can all be written as UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(name): _encodable(item) for name, item in value.items()}
+    return value
 
 
 def _message(response: httpx2.Response) -> str:
@@ -213,7 +258,7 @@ def _pause(headers: httpx2.Headers) -> float:
     wait = 0.0
     for what in ("requests", "tokens"):
         remaining = headers.get(f"x-ratelimit-remaining-{what}")
-        if remaining is not None and remaining.strip() in {"0", "0.0"}:
+        if remaining is not None and re.fullmatch(r"\s*(-[\d.]+|0+(\.0*)?)\s*", remaining):
             wait = max(wait, _duration(headers.get(f"x-ratelimit-reset-{what}", "")))
     return wait
 
