@@ -140,6 +140,12 @@ def load_causal_model(folder: Path, *, dtype: str = "float32", device: str = "au
     return CausalModel(model.to(choose_device(device)), AutoTokenizer.from_pretrained(folder))
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone."""
+    quiet_transformers()
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def choose_device(device: str) -> torch.device:
     """`auto` is the accelerator if there is one, else the CPU."""
     if device != "auto":
@@ -173,7 +179,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 def encode_completion(causal: CausalModel, text: str) -> list[int]:
     """The token ids of an answer, with the token that ends it."""
-    return [*_ids(causal.tokenizer(text, add_special_tokens=False)["input_ids"]), *causal.end_ids[:1]]
+    return completion_ids(causal.tokenizer, text, causal.end_ids[:1])
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, end: Sequence[int]) -> list[int]:
+    """The token ids of a text, and those that end it."""
+    return [*_ids(tokenizer(text, add_special_tokens=False)["input_ids"]), *end]
 
 
 def decode_completion(causal: CausalModel, token_ids: Sequence[int]) -> str:

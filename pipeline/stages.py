@@ -8,6 +8,7 @@ Each looks first at what is there, and does only what is missing.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipeline.labelling.engine import LabelResult, label
 from pipeline.model_files import find_model, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.student.folder import StudentCard, student_folder
+from pipeline.teachers.base import Checks, Finding, Serves, open_teacher
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,38 @@ def check_student(recipe: Recipe) -> None:
         find_model(student.init.model, setting="student.init.model")
     else:
         teacher_files(recipe)
+
+
+async def check_teacher(recipe: Recipe, progress: Progress = silent) -> Sequence[Finding]:
+    """Look at everything that can be looked at in a recipe's teacher.
+
+    Raises:
+        RecipeError: its kind has nothing to look at.
+    """
+    teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
+    if not isinstance(teacher, Checks):
+        raise RecipeError(f"teacher.kind is {recipe.teacher.kind!r}, which has no server to check; `vllm` has")
+    try:
+        return await teacher.check(progress)
+    finally:
+        await teacher.close()
+
+
+async def serve_teacher(recipe: Recipe, tell: Callable[[str], None], progress: Progress = silent) -> None:
+    """Start a recipe's server, tell its base URL, and keep it until this is cancelled.
+
+    Raises:
+        RecipeError: its kind has no server, or the recipe does not say how it is started.
+        TeacherUnavailable: it did not start.
+    """
+    teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
+    if not isinstance(teacher, Serves):
+        raise RecipeError(f"teacher.kind is {recipe.teacher.kind!r}, which has no server to start; `vllm` has")
+    try:
+        tell(f"ready: {await teacher.serve(progress)} (Ctrl-C ends it)")
+        await asyncio.Event().wait()
+    finally:
+        await teacher.close()
 
 
 def recipe_dataset(recipe: Recipe) -> Dataset:

@@ -21,6 +21,7 @@ from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.labelling.estimate import Estimate
+    from pipeline.teachers.base import Finding
 
 _PLAIN_SECONDS = 5.0  # between two plain lines of one activity
 
@@ -116,6 +117,14 @@ def show_estimate(estimate: Estimate) -> None:
         ["expecting", estimate.basis],
     ]
     show_pairs(lines)
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """What was looked at in a teacher, server by server."""
+    for place, finding in enumerate(findings):
+        if not place or finding.where != findings[place - 1].where:
+            output.print(finding.where, markup=False)
+        output.print(f"  {'ok   ' if finding.well else 'WRONG'} {finding.what}: {finding.said}", markup=False)
 
 
 def show_pairs(lines: Sequence[Sequence[str]]) -> None:

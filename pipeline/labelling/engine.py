@@ -107,7 +107,7 @@ class LabelJob:
         self._soft = recipe.label.soft is not None
         self._sorter = Sorter(filters, soft=self._soft)
         self._budget = Budget(recipe.label.budget_usd, teacher.price, journal)
-        self._sender = Sender(teacher, recipe.label, journal, self._budget)
+        self._sender = Sender(teacher, recipe.label, journal, self._budget, progress)
         self._answered = 0
         self._begun: set[int] = set()  # shards whose earlier answers are counted
         self._written = 0  # shards, from the first on

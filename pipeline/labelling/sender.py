@@ -31,8 +31,9 @@ from pipeline.labelling.budget import Budget, Reservation
 from pipeline.labelling.journal import Change, Journal
 from pipeline.labelling.pace import Pace
 from pipeline.labelling.tokens import likely_tokens
+from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Rejection
-from pipeline.teachers.base import Answer, Outcome, Refusal, Request, Teacher, TryAgain
+from pipeline.teachers.base import Answer, Outcome, Prepares, Refusal, Request, Teacher, TryAgain
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,13 @@ class _Tries:
 class Sender:
     """Shared by every shard of a run; used from one event loop."""
 
-    def __init__(self, teacher: Teacher, label: LabelSettings, journal: Journal, budget: Budget) -> None:
+    def __init__(
+        self, teacher: Teacher, label: LabelSettings, journal: Journal, budget: Budget, progress: Progress = silent
+    ) -> None:
         self._teacher = teacher
+        self._progress = progress
+        self._preparing = asyncio.Lock()
+        self._prepared = False
         self._label = label
         self._journal = journal
         self._budget = budget
@@ -80,15 +86,22 @@ class Sender:
         ordered = sorted(requests, key=_length, reverse=True)
         size = self._teacher.batch_size
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-        tasks = {asyncio.create_task(self._until_answered(_Tries(batch), answered)) for batch in batches}
-        if not tasks:
+        if not batches:
             return
+        await self._prepare()
+        tasks = {asyncio.create_task(self._until_answered(_Tries(batch), answered)) for batch in batches}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()
         finally:
             await self._wind_down(tasks)
+
+    async def _prepare(self) -> None:
+        async with self._preparing:
+            if not self._prepared and isinstance(self._teacher, Prepares):
+                await self._teacher.prepare(self._progress)
+            self._prepared = True
 
     async def _until_answered(self, tries: _Tries, answered: Callable[[int], None]) -> None:
         try:

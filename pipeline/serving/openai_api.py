@@ -73,11 +73,19 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Content:
+    """What came with status 200, unread."""
+
+    body: bytes
+    pause: float  # seconds in which the server wants no further request, by its rate-limit headers
+
+
+@dataclass(frozen=True)
 class Reply:
     """A JSON object that came with status 200."""
 
     data: Mapping[str, Any]
-    pause: float  # seconds in which the server wants no further request, by its rate-limit headers
+    pause: float
 
 
 class OpenAiApi:
@@ -87,8 +95,34 @@ class OpenAiApi:
         self._endpoint = endpoint
         self._urls: dict[str, httpx2.URL] = {}
 
+    @property
+    def base_url(self) -> str:
+        return self._endpoint.base_url
+
     async def post(self, path: str, body: Mapping[str, Any]) -> Reply | Refusal:
+        """One attempt, and the JSON object that it gave.
+
+        Raises:
+            TryAgain, TeacherRefused: as `fetch` does; what is no JSON object is tried again too.
+        """
+        content = await self.fetch(path, body)
+        if isinstance(content, Refusal):
+            return content
+        data = _json_object(content.body)
+        if data is None:
+            said = self.shown(content.body.decode("utf-8", "replace"))
+            raise TryAgain("malformed", f"status 200 with what is no JSON object: {said}", cost_usd=None)
+        return Reply(data, content.pause)
+
+    async def fetch(
+        self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
+    ) -> Content | Refusal:
         """One attempt.
+
+        Args:
+            path: below the base URL.
+            body: what is posted; None to get.
+            beside_v1: the path is not below the base URL but below that without its `/v1`, as vLLM's own ones are.
 
         Raises:
             TryAgain: it gave nothing, another may.
@@ -99,7 +133,7 @@ class OpenAiApi:
 
         try:
             async with asyncio.timeout(self._endpoint.timeouts.total):
-                response = await self._http.send(self._request(path, orjson.dumps(body)))
+                response = await self._http.send(self._request(path, body, beside_v1=beside_v1))
         except (httpx2.HTTPError, aiohttp.ClientError) as error:
             self._lost(error)
         except TimeoutError:
@@ -107,11 +141,7 @@ class OpenAiApi:
             raise TryAgain("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
         if response.status_code != 200:
             return self._refused(response)
-        data = _json_object(response.content)
-        if data is None:
-            said = self.shown(response.text)
-            raise TryAgain("malformed", f"status 200 with what is no JSON object: {said}", cost_usd=None)
-        return Reply(data, _pause(response.headers))
+        return Content(response.content, _pause(response.headers))
 
     async def close(self) -> None:
         """Close the connections, if there are any."""
@@ -148,13 +178,15 @@ class OpenAiApi:
         given = {**client.default_headers, **client.auth_headers}
         return httpx2.Headers({name: value for name, value in given.items() if isinstance(value, str)})
 
-    def _request(self, path: str, content: bytes) -> httpx2.Request:
+    def _request(self, path: str, body: Mapping[str, Any] | None, *, beside_v1: bool) -> httpx2.Request:
         """Built from parts that are parsed once: the client's own way parses URL and headers anew each time."""
         import httpx2
 
-        url = self._urls.get(path) or self._urls.setdefault(path, httpx2.URL(self._endpoint.base_url + path))
+        base = self._endpoint.base_url.removesuffix("/v1") if beside_v1 else self._endpoint.base_url
+        url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(base + path))
+        method, content = ("GET", None) if body is None else ("POST", orjson.dumps(body))
         limits = {"timeout": self._timeout.as_dict()}
-        return httpx2.Request("POST", url, headers=self._headers, content=content, extensions=limits)
+        return httpx2.Request(method, url, headers=self._headers, content=content, extensions=limits)
 
     def _lost(self, error: Exception) -> NoReturn:
         """No status came: the server was not reached, or the connection broke, perhaps in mid-answer."""

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import Recipe, StudentSettings
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_folder, write_atomically
-from pipeline.model_files import runs_here, teacher_files
+from pipeline.model_files import has_files, teacher_files
 from pipeline.records import content_hash
 
 CARD = "student.json"
@@ -97,7 +97,7 @@ def student_folder(
 ) -> StudentFolder:
     """The place of one student; its key covers the dataset's content, the start, the loss and the training settings."""
     shaping: dict[str, Any] = {"init": student.init.model_dump(), "seed": recipe.seed}
-    if student.init.model is None and runs_here(recipe.teacher):
+    if student.init.model is None and has_files(recipe.teacher):
         shaping["teacher"] = teacher_files(recipe).content_sha256
     if variant != "untrained":
         settings = student.model_dump(exclude={"loss"} if variant == "black-box" else set())

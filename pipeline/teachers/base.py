@@ -17,12 +17,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pipeline.teachers
 from pipeline.config import LabelSettings, SamplingSettings, SoftSettings, TeacherSettings
 from pipeline.plugins import load_kind
 from pipeline.pricing import Price
+from pipeline.progress import Progress
 from pipeline.records import FinishReason, Prompt, TeacherIdentity, TokenLogprob, TokenTrace, content_hash
 
 
@@ -158,6 +159,49 @@ class Teacher(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A teacher that must be got ready before the first request of a run: started, or checked."""
+
+    async def prepare(self, progress: Progress) -> None:
+        """Called once, and not at all where nothing is left to ask.
+
+        Raises:
+            TeacherUnavailable: it is not there, or not as the recipe says.
+        """
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at in a teacher."""
+
+    where: str  # a server's base URL
+    what: str
+    well: bool
+    said: str  # the figures; where it is not well, the mend too
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A teacher that can be looked at: `stillhouse teacher check`."""
+
+    async def check(self, progress: Progress) -> Sequence[Finding]:
+        """Everything that can be looked at."""
+
+
+@runtime_checkable
+class Serves(Protocol):
+    """A teacher whose server can be started by itself: `stillhouse teacher serve`."""
+
+    async def serve(self, progress: Progress) -> str:
+        """Start it, wait until it is ready, and return its base URL; `close` ends it.
+
+        Raises:
+            RecipeError: the recipe does not say how.
+            TeacherUnavailable: it did not start.
+        """
 
 
 OpenTeacher = Callable[[TeacherSettings, LabelSettings, int], Teacher]
