@@ -28,7 +28,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             with temporary.open("wb") as stream:
                 yield stream
@@ -44,6 +44,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_file(path) as stream:
         stream.write(data)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there, so that they outlast a power failure too."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_folder(folder.parent)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -73,7 +82,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         StorageFailed: the folder cannot be written.
     """
     with _storage(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = (folder / ".lock").open("a+", encoding="ascii")
     with lock:
         try:
