@@ -14,16 +14,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline import shown
 from pipeline.errors import StillhouseError
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.evaluate import EvaluationResult
     from pipeline.labelling.engine import LabelResult
-    from pipeline.stages import StudentResult
 
 _TOO_MANY_REJECTED = 3
 
@@ -75,16 +74,16 @@ def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json
             with shown_progress() as progress:
                 result = run_stages(loaded, progress)
         if as_json:
-            _print_json(
-                {"labels": _label_json(result.labelled)}
-                | {"students": [_student_json(student) for student in result.students]}
-                | {"report": _report_json(result.evaluation)}
+            shown.print_json(
+                {"labels": shown.label_json(result.labelled)}
+                | {"students": [shown.student_json(student) for student in result.students]}
+                | {"report": shown.report_json(result.evaluation)}
             )
         else:
-            _print_labels(result.labelled)
+            shown.print_labels(result.labelled)
             for student in result.students:
-                _print_student(student)
-            _print_report(result.evaluation)
+                shown.print_student(student)
+            shown.print_report(result.evaluation)
         _exit_for_rejections(result.labelled, loaded.label.max_rejected)
 
 
@@ -99,7 +98,7 @@ def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) ->
         from pipeline.terminal import show_estimate
 
         estimate = estimate_labelling(load_recipe(recipe, set_ or []))
-        _print_json(dataclasses.asdict(estimate)) if as_json else show_estimate(estimate)
+        shown.print_json(dataclasses.asdict(estimate)) if as_json else show_estimate(estimate)
 
 
 @app.command()
@@ -120,7 +119,7 @@ def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_js
         else:
             with shown_progress() as progress:
                 result = asyncio.run(engine.label(loaded, progress))
-        _print_json(_label_json(result)) if as_json else _print_labels(result)
+        shown.print_json(shown.label_json(result)) if as_json else shown.print_labels(result)
         _exit_for_rejections(result, loaded.label.max_rejected)
 
 
@@ -143,10 +142,10 @@ def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_
             with shown_progress() as progress:
                 results = [distill_stage(loaded, student, dataset, progress) for student in students_to_train(loaded)]
         if as_json:
-            _print_json({"students": [_student_json(result) for result in results]})
+            shown.print_json({"students": [shown.student_json(result) for result in results]})
         else:
             for result in results:
-                _print_student(result)
+                shown.print_student(result)
 
 
 @app.command()
@@ -165,7 +164,7 @@ def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
         else:
             with shown_progress() as progress:
                 result = evaluate_stage(loaded, recipe_dataset(loaded), progress)
-        _print_json(_report_json(result)) if as_json else _print_report(result)
+        shown.print_json(shown.report_json(result)) if as_json else shown.print_report(result)
 
 
 @datasets_app.command("list")
@@ -177,7 +176,7 @@ def datasets_list(root: Root = Path("data/labels"), as_json: AsJson = False) -> 
 
         manifests = [dataset.manifest for dataset in all_datasets(root)]
         if as_json:
-            _print_json({"datasets": [_manifest_json(manifest) for manifest in manifests]})
+            shown.print_json({"datasets": [shown.manifest_json(manifest) for manifest in manifests]})
         elif not manifests:
             output.print(f"no finished dataset in {root}")
         else:
@@ -185,7 +184,7 @@ def datasets_list(root: Root = Path("data/labels"), as_json: AsJson = False) -> 
                 [
                     m.label,
                     m.teacher.model,
-                    _rows(m.rows),
+                    shown.counted(m.rows),
                     str(sum(m.rejected.values())),
                     m.soft.encoding if m.soft else "text",
                     m.created_at,
@@ -205,7 +204,7 @@ def datasets_show(name: str, root: Root = Path("data/labels"), as_json: AsJson =
 
         manifest = find_dataset(root, name).manifest
         if as_json:
-            _print_json(manifest.model_dump(mode="json"))
+            shown.print_json(manifest.model_dump(mode="json"))
         else:
             output.print(render_card(manifest).partition("---\n\n")[2], markup=False)
 
@@ -220,7 +219,9 @@ def datasets_verify(name: str, root: Root = Path("data/labels"), as_json: AsJson
         dataset = find_dataset(root, name)
         problems = dataset.problems()
         if as_json:
-            _print_json({"dataset": dataset.manifest.label, "files": len(dataset.manifest.files), "problems": problems})
+            shown.print_json(
+                {"dataset": dataset.manifest.label, "files": len(dataset.manifest.files), "problems": problems}
+            )
         elif not problems:
             output.print(f"{dataset.manifest.label}: {len(dataset.manifest.files)} files, all as they were written")
         for problem in [] if as_json else problems:
@@ -243,7 +244,7 @@ def teacher_check(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = 
         with shown_progress() as progress:
             findings = asyncio.run(check_teacher(load_recipe(recipe, set_ or []), progress))
         if as_json:
-            _print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
+            shown.print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
         else:
             show_findings(findings)
         if not all(finding.well for finding in findings):
@@ -342,80 +343,3 @@ def _prefect_configured() -> bool:
     profiles = tomllib.loads(file.read_text(encoding="utf-8"))
     active = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
     return "PREFECT_API_URL" in profiles.get("profiles", {}).get(active, {})
-
-
-# -------------------------------------------------------------------------------------------------------------- printing
-
-
-def _print_json(result: dict[str, Any]) -> None:
-    from pipeline.terminal import show_json
-
-    show_json(result)
-
-
-def _rows(rows: dict[str, int]) -> str:
-    return ", ".join(f"{count} {split}" for split, count in rows.items())
-
-
-def _label_json(result: LabelResult) -> dict[str, Any]:
-    return _manifest_json(result.dataset.manifest) | {
-        "folder": str(result.dataset.folder),
-        "sent": result.sent,
-        "reused": result.reused,
-    }
-
-
-def _manifest_json(manifest: Any) -> dict[str, Any]:
-    return {
-        "dataset": manifest.label,
-        "teacher": manifest.teacher.model,
-        "rows": manifest.rows,
-        "rejected": manifest.rejected,
-        "prompt_tokens": manifest.totals.prompt_tokens,
-        "completion_tokens": manifest.totals.completion_tokens,
-        "cost_usd": manifest.totals.cost_usd,
-        "created_at": manifest.created_at,
-    }
-
-
-def _print_labels(result: LabelResult) -> None:
-    from pipeline.terminal import output
-
-    manifest = result.dataset.manifest
-    rejected = f", rejected {_rows(manifest.rejected)}" if manifest.rejected else ""
-    output.print(
-        f"labels   {result.dataset.folder}: {_rows(manifest.rows)}{rejected}; "
-        f"{result.sent} requests sent, {result.reused} answered before",
-        markup=False,
-    )
-
-
-def _student_json(result: StudentResult) -> dict[str, Any]:
-    return result.card.model_dump(mode="json") | {"folder": result.folder, "trained": result.trained}
-
-
-def _print_student(result: StudentResult) -> None:
-    from pipeline.terminal import output
-
-    card = result.card
-    did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "was there already"
-    output.print(f"student  {result.folder}: {card.parameters / 1e6:.1f} million parameters, {did}", markup=False)
-
-
-def _report_json(result: EvaluationResult) -> dict[str, Any]:
-    from pipeline.evaluation.report import as_json
-
-    return as_json(result.report) | {
-        "fresh": result.fresh,
-        "files": [str(file) for file in (result.files.markdown, result.files.html, result.files.json)],
-    }
-
-
-def _print_report(result: EvaluationResult) -> None:
-    from pipeline.evaluation.report import comparison_table
-    from pipeline.terminal import output, show_comparison
-
-    headers, *rows = comparison_table(result.report)
-    output.print()
-    show_comparison(headers, rows)
-    output.print(f"\nreport   {result.files.html}", markup=False)

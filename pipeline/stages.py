@@ -20,7 +20,7 @@ from pipeline.labelling.engine import LabelResult, label
 from pipeline.model_files import find_model, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.student.folder import StudentCard, student_folder
-from pipeline.teachers.base import Checks, Finding, Serves, open_teacher
+from pipeline.teachers.base import Checks, Finding, Serves, find_kind, open_teacher
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def check_student(recipe: Recipe) -> None:
     from pipeline.student.train import training_arguments
 
     student = student_of(recipe)
+    find_kind(recipe.teacher.kind)
     open_objective(student)
     training_arguments(recipe, student, Path(recipe.students))
     if student.init.model is not None:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "durable", "records", "progress", "text"},
+    {"errors", "durable", "records", "columns", "progress", "text"},
     {"config", "plugins", "pricing"},
     {"model_files", "causal", "labels_from_logits"},
     {"dataset", "prompts"},
@@ -17,7 +17,7 @@ LAYERS = [
     {"labelling", "quality"},
     {"student"},
     {"evaluation"},
-    {"stages", "demo", "terminal"},
+    {"stages", "demo", "terminal", "shown"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -5,21 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import (
-    Completion,
-    Message,
-    Prompt,
-    Rejection,
-    SoftLabels,
-    TokenTrace,
+from pipeline.columns import (
     completion_at,
     completion_row,
     completion_schema,
-    content_hash,
     record_batch,
     rejection_row,
     rejection_schema,
 )
+from pipeline.records import Completion, Message, Prompt, Rejection, SoftLabels, TokenTrace, content_hash
 
 
 def completion(time: int = 3, k: int = 2, text: str = "An answer.") -> Completion:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.columns import completion_at, prompt_at
 from pipeline.config import Recipe, StudentSettings
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError, StudentMissing
@@ -30,7 +31,7 @@ from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, 
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.model_files import ModelFiles, runs_here, teacher_files
 from pipeline.progress import Progress, silent
-from pipeline.records import Completion, Split, completion_at, content_hash, prompt_at
+from pipeline.records import Completion, Split, content_hash
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, student_folder
 from pipeline.text import token_f1
 

@@ -31,17 +31,9 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.columns import completion_row, completion_schema, record_batch, rejection_row, rejection_schema
 from pipeline.errors import StorageFailed
-from pipeline.records import (
-    Completion,
-    Rejection,
-    completion_row,
-    completion_schema,
-    content_hash,
-    record_batch,
-    rejection_row,
-    rejection_schema,
-)
+from pipeline.records import Completion, Rejection, content_hash
 
 FILE_NAME = "journal.sqlite"
 _CREATE = """

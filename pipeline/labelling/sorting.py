@@ -13,17 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.columns import completion_at, completion_schema, record_batch, rejection_row, rejection_schema
 from pipeline.labelling.journal import Answers
 from pipeline.labelling.plan import Shard
 from pipeline.quality.base import NamedFilter, Remembers, judge, remember
-from pipeline.records import (
-    Rejection,
-    completion_at,
-    completion_schema,
-    record_batch,
-    rejection_row,
-    rejection_schema,
-)
+from pipeline.records import Rejection
 from pipeline.teachers.base import Request
 
 _ROWS_AT_ONCE = 256

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.causal import IGNORED, CausalModel, TokenBatch, encode_completion, encode_prompt, token_batch
+from pipeline.columns import completion_at
 from pipeline.errors import TrainingError
-from pipeline.records import Completion, SoftLabels, completion_at
+from pipeline.records import Completion, SoftLabels
 from pipeline.student.losses.base import SparseLabels
 
 Batch = dict[str, Tensor]

@@ -214,7 +214,14 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
         RecipeError: there is no such kind, or its options are wrong.
         TeacherUnavailable: its model is not there.
     """
-    build: OpenTeacher = load_kind(
-        "teacher.kind", settings.kind, pipeline.teachers, "open_teacher", group="stillhouse.teachers"
-    )
-    return build(settings, label, seed)
+    return find_kind(settings.kind)(settings, label, seed)
+
+
+def find_kind(kind: str) -> OpenTeacher:
+    """What opens a kind of teacher.
+
+    Raises:
+        RecipeError: there is no such kind.
+    """
+    build: OpenTeacher = load_kind("teacher.kind", kind, pipeline.teachers, "open_teacher", group="stillhouse.teachers")
+    return build

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.causal import load_causal_model
+from pipeline.columns import completion_at
 from pipeline.config import Recipe, StudentSettings
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError, StudentMissing
@@ -18,7 +19,7 @@ from pipeline.evaluation.distance import against_labels, against_teacher, distan
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.labelling.engine import label
-from pipeline.records import Completion, SoftLabels, TokenTrace, completion_at
+from pipeline.records import Completion, SoftLabels, TokenTrace
 from pipeline.stages import students_to_train
 from pipeline.student.batches import Example
 from pipeline.student.train import distill

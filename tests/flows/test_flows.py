@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.columns import completion_at
 from pipeline.config import Recipe
 from pipeline.dataset.store import dataset_folder, open_dataset
 from pipeline.errors import RecipeError
 from pipeline.labelling.engine import label
-from pipeline.records import completion_at
 from tests.conftest import MakeRecipe
 
 pytestmark = [

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.columns import completion_at
 from pipeline.config import Recipe
 from pipeline.dataset.store import dataset_folder, open_dataset, versions
 from pipeline.errors import DatasetBusy, PromptError, TeacherUnavailable
@@ -21,7 +22,6 @@ from pipeline.labelling import engine
 from pipeline.labelling.engine import LabelResult, label, open_job
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import make_plan
-from pipeline.records import completion_at
 from pipeline.teachers.base import Outcome, Request, Teacher, open_teacher
 from pipeline.teachers.scripted import ScriptedTeacher
 from tests.conftest import WORDS, MakeRecipe

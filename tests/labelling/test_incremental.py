@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.columns import completion_at
 from pipeline.config import Recipe, recipe_from
 from pipeline.dataset.store import Dataset, dataset_folder, versions
 from pipeline.errors import TeacherUnavailable
@@ -20,7 +21,7 @@ from pipeline.labelling import engine
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.plan import make_plan
 from pipeline.prompts import split_of
-from pipeline.records import Message, Prompt, completion_at
+from pipeline.records import Message, Prompt
 from pipeline.teachers.base import Outcome, Request, Teacher, open_teacher
 from tests.conftest import WORDS, MakeRecipe
 from tests.rows import rows_by_prompt

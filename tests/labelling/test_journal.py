@@ -13,14 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import StorageFailed
-from pipeline.labelling import journal as journal_module
-from pipeline.labelling.journal import FILE_NAME, Change, Journal, JournalView
-from pipeline.records import (
-    Completion,
-    Message,
-    Prompt,
-    Rejection,
+from pipeline.columns import (
     completion_at,
     completion_row,
     completion_schema,
@@ -28,6 +21,10 @@ from pipeline.records import (
     rejection_row,
     rejection_schema,
 )
+from pipeline.errors import StorageFailed
+from pipeline.labelling import journal as journal_module
+from pipeline.labelling.journal import FILE_NAME, Change, Journal, JournalView
+from pipeline.records import Completion, Message, Prompt, Rejection
 
 
 def completion(number: int, text: str = "Blue.") -> Completion:

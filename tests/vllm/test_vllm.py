@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from pipeline.causal import load_causal_model
+from pipeline.columns import completion_at
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import TeacherRefused, TeacherUnavailable
 from pipeline.labelling.engine import label
-from pipeline.records import Completion, completion_at
+from pipeline.records import Completion
 from pipeline.serving.vllm_server import VllmServer
 from pipeline.stages import check_teacher
 from tests.vllm.conftest import make_server

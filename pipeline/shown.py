@@ -1,0 +1,94 @@
+"""Results as a person sees them in a terminal, and as a program gets them by --json; rich is imported when one is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.dataset.manifest import Manifest
+    from pipeline.evaluation.evaluate import EvaluationResult
+    from pipeline.labelling.engine import LabelResult
+    from pipeline.stages import StudentResult
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    from pipeline.terminal import show_json
+
+    show_json(result)
+
+
+def counted(rows: dict[str, int]) -> str:
+    """Counts by name: 12 train, 3 validation."""
+    return ", ".join(f"{count} {split}" for split, count in rows.items())
+
+
+def label_json(result: LabelResult) -> dict[str, Any]:
+    """What labelling did, for programs."""
+    return manifest_json(result.dataset.manifest) | {
+        "folder": str(result.dataset.folder),
+        "sent": result.sent,
+        "reused": result.reused,
+    }
+
+
+def manifest_json(manifest: Manifest) -> dict[str, Any]:
+    """What a dataset is, for programs."""
+    return {
+        "dataset": manifest.label,
+        "teacher": manifest.teacher.model,
+        "rows": manifest.rows,
+        "rejected": manifest.rejected,
+        "prompt_tokens": manifest.totals.prompt_tokens,
+        "completion_tokens": manifest.totals.completion_tokens,
+        "cost_usd": manifest.totals.cost_usd,
+        "created_at": manifest.created_at,
+    }
+
+
+def print_labels(result: LabelResult) -> None:
+    """What labelling did, in a line."""
+    from pipeline.terminal import output
+
+    manifest = result.dataset.manifest
+    rejected = f", rejected {counted(manifest.rejected)}" if manifest.rejected else ""
+    output.print(
+        f"labels   {result.dataset.folder}: {counted(manifest.rows)}{rejected}; "
+        f"{result.sent} requests sent, {result.reused} answered before",
+        markup=False,
+    )
+
+
+def student_json(result: StudentResult) -> dict[str, Any]:
+    """A student, for programs."""
+    return result.card.model_dump(mode="json") | {"folder": result.folder, "trained": result.trained}
+
+
+def print_student(result: StudentResult) -> None:
+    """A student, in a line."""
+    from pipeline.terminal import output
+
+    card = result.card
+    did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "was there already"
+    output.print(f"student  {result.folder}: {card.parameters / 1e6:.1f} million parameters, {did}", markup=False)
+
+
+def report_json(result: EvaluationResult) -> dict[str, Any]:
+    """A report and where its files lie, for programs."""
+    from pipeline.evaluation.report import as_json
+
+    return as_json(result.report) | {
+        "fresh": result.fresh,
+        "files": [str(file) for file in (result.files.markdown, result.files.html, result.files.json)],
+    }
+
+
+def print_report(result: EvaluationResult) -> None:
+    """A report's table, and where the page lies."""
+    from pipeline.evaluation.report import comparison_table
+    from pipeline.terminal import output, show_comparison
+
+    headers, *rows = comparison_table(result.report)
+    output.print()
+    show_comparison(headers, rows)
+    output.print(f"\nreport   {result.files.html}", markup=False)
