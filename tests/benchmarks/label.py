@@ -1,7 +1,7 @@
 """What labelling promises, measured: `make bench-label`.
 
-    python -m tests.benchmarks.label                    # all three parts, into docs/benchmarks.md
-    python -m tests.benchmarks.label throughput         # or memory, or kills: that part alone
+    python -m tests.benchmarks.label                    # all four parts, into docs/benchmarks.md
+    python -m tests.benchmarks.label throughput         # or layers, memory, kills: that part alone
     python -m tests.benchmarks.label kills --small --output /tmp/try.md
 
 Each part prints its tables and writes its own section. `--small` tries the scripts out with figures that mean nothing.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.benchmarks.shared import DOCS, write_section
 
-_PARTS = ("throughput", "memory", "kills")
+_PARTS = ("throughput", "layers", "memory", "kills")
 
 
 def main() -> None:
