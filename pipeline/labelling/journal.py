@@ -22,7 +22,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -65,9 +65,6 @@ class Change:
     reserve: tuple[int, float] | None = None  # number, dollars
     settle: int | None = None  # the number of a reservation that ends
     spent_usd: float = 0.0
-
-    def with_outcomes(self, outcomes: Sequence[Completion | Rejection]) -> Change:
-        return replace(self, outcomes=outcomes)
 
 
 class Journal:
