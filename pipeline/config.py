@@ -124,6 +124,7 @@ class DatasetSettings(Settings):
     root: str = "data/labels"
     name: str = Field(pattern=_NAME)
     version: int | None = Field(default=None, ge=1)  # to learn from; None: the newest
+    licence: str | None = None  # for the card: an SPDX name such as apache-2.0
 
 
 class InitSettings(Settings):

@@ -18,7 +18,7 @@ LAYERS = [
     {"student"},
     {"evaluation"},
     {"stages", "demo", "terminal", "shown"},
-    {"cli", "__main__"},
+    {"cli", "cli_common", "cli_datasets", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

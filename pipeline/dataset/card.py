@@ -66,8 +66,10 @@ def render_card(manifest: Manifest) -> str:
         prompts=manifest.prompts,
         splits=_counts(manifest.rows),
         rejected=_counts(manifest.rejected),
-        mode=manifest.mode,
-        sampling=", ".join(f"{key} {value}" for key, value in manifest.sampling.model_dump().items()),
+        mode=manifest.mode or "not known",
+        sampling=", ".join(f"{key} {value}" for key, value in manifest.sampling.model_dump().items())
+        if manifest.sampling
+        else "not known",
         soft="none, text only" if soft is None else f"{soft.encoding}, k = {soft.k}",
         prompt_tokens=f"{totals.prompt_tokens:,}",
         completion_tokens=f"{totals.completion_tokens:,}",

@@ -19,6 +19,7 @@ FILE_NAME = "manifest.json"
 
 
 FileKind = Literal["train", "validation", "rejected"]
+MadeBy = Literal["label", "merge", "filter", "split", "import"]
 
 
 class _Part(BaseModel):
@@ -52,9 +53,13 @@ class Manifest(_Part):
     version: int
     created_at: str  # ISO 8601, UTC
     stillhouse: str  # the version that wrote it
+    made_by: MadeBy = "label"
+    how: str = ""  # in words, of a version that was not labelled: the filter's condition, the imported file
+    licence: str | None = None  # an SPDX name, or what the hub's card takes
     teacher: TeacherIdentity
-    mode: Literal["generate", "score"]
-    sampling: SamplingSettings
+    more_teachers: tuple[TeacherIdentity, ...] = ()  # of a merged text dataset
+    mode: Literal["generate", "score"] | None  # None: not known, or not one
+    sampling: SamplingSettings | None  # None: not known, or not one
     soft: SoftSettings | None
     plan_sha256: str  # names the requests, their order and splits, and the filters
     prompts_sha256: str  # names the prompts as they were read, references included
@@ -63,7 +68,7 @@ class Manifest(_Part):
     rows: dict[str, int]  # split -> rows
     rejected: dict[str, int]  # reason -> rows
     totals: Totals
-    parents: tuple[str, ...]  # versions whose answers were carried over, as v001
+    parents: tuple[str, ...]  # versions whose rows or answers were carried over, as name/v001
     recipe: dict[str, Any]
     files: tuple[FileEntry, ...]
 

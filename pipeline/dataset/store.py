@@ -36,10 +36,14 @@ class Dataset:
         """The files of the given kinds (splits, or `rejected`), in order."""
         return [entry for entry in self.manifest.files if entry.kind in kinds]
 
+    def open(self, entry: FileEntry) -> pq.ParquetFile:
+        """One of its files, to be read."""
+        return pq.ParquetFile(self.folder / entry.path)
+
     def batches(self, split: Split) -> Iterator[pa.RecordBatch]:
         """The rows of a split, some hundred at a time, in a fixed order."""
         for entry in self.files(split):
-            with pq.ParquetFile(self.folder / entry.path) as parquet:
+            with self.open(entry) as parquet:
                 yield from parquet.iter_batches(batch_size=_BATCH_ROWS)
 
     def problems(self) -> list[str]:

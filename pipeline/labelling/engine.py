@@ -186,6 +186,7 @@ class LabelJob:
             version=int(self._folder.name[1:]),
             created_at=now(),
             stillhouse=pipeline.__version__,
+            licence=self._recipe.dataset.licence,
             teacher=self._teacher.identity,
             mode=self._recipe.label.mode,
             sampling=self._recipe.label.sampling,
@@ -282,7 +283,7 @@ class LabelJob:
             return
         for version in earlier:
             if (version.manifest.soft is not None) == self._soft and self._adopt_version(version):
-                self._parents.append(version_label(version.manifest.version))
+                self._parents.append(version.manifest.label)
         self._journal.note(_ADOPTED, " ".join([self._plan.sha256, *self._parents]))
 
     def _adopt_version(self, version: Dataset) -> int:

@@ -121,7 +121,7 @@ def test_an_edited_prompt_file_sends_only_what_is_new(
     second = run(scripted_recipe())
     assert (second.sent, second.reused) == (2, 11)
     assert second.dataset.manifest.label == "words/v002"
-    assert second.dataset.manifest.parents == ("v001",)
+    assert second.dataset.manifest.parents == ("words/v001",)
     assert words_in(second) == sorted([*WORDS[1:], "anchor", "basket"])
     assert {request.prompt.text for request in asked[12:]} == {"Explain anchor.", "Explain basket."}
 

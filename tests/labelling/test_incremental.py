@@ -173,7 +173,7 @@ def test_a_plan_changed_between_stop_and_resume_keeps_what_both_runs_paid_for(
     assert set(words(*asked[14:])) == {"engine", "anchor", "basket", "candle", "donkey"} - answered
     assert (second.sent, second.reused) == (3, 11)
     assert second.dataset.manifest.label == "words/v002"
-    assert second.dataset.manifest.parents == ("v001",)
+    assert second.dataset.manifest.parents == ("words/v001",)
     assert second.dataset.problems() == []
 
 
@@ -188,15 +188,15 @@ def test_an_unchanged_plan_takes_over_once_and_still_knows_its_parents(
         patch.setattr(engine.LabelJob, "_adopt_version", None)  # is not called
         second = done(scripted_recipe(), asked)
     assert (second.sent, second.reused) == (1, 13)
-    assert second.dataset.manifest.parents == ("v001",)
+    assert second.dataset.manifest.parents == ("words/v001",)
 
 
 @pytest.mark.parametrize(
     ("listed", "parts", "parents"),
     [
         (["anchor", "basket"], {}, ()),  # nothing in common with any version
-        ([*WORDS[:2], "basket"], {}, ("v001",)),
-        ([*WORDS[:2], "anchor", "basket"], {}, ("v001", "v002")),
+        ([*WORDS[:2], "basket"], {}, ("words/v001",)),
+        ([*WORDS[:2], "anchor", "basket"], {}, ("words/v001", "words/v002")),
         (WORDS, {"label": {"shard_size": 4, "soft": {"k": 4}}}, ()),
         (WORDS, {"label": {"shard_size": 4}}, ()),  # no soft labels wanted: the rows have other columns
     ],
@@ -223,7 +223,7 @@ def test_a_version_that_is_deleted_is_made_again_from_the_one_before(
     again = done(scripted_recipe(), asked)
     assert (again.sent, again.reused) == (1, 12)
     assert words(*asked[13:]) == ["anchor"]
-    assert again.dataset.manifest.parents == ("v001",)
+    assert again.dataset.manifest.parents == ("words/v001",)
 
 
 def test_going_back_to_earlier_prompts_sends_nothing(scripted_recipe: MakeRecipe, word_prompts: Path) -> None:
@@ -255,7 +255,7 @@ def test_what_the_teacher_rejected_with_an_answer_stays_rejected_and_is_not_paid
     assert again.dataset.manifest.rejected == {"empty": 1, "too-long": 1}
     rows = rows_by_prompt(again.dataset)
     assert [rows[prompt]["reason"] for prompt in [*first, "Name a tree."]] == [None, "empty", "too-long", None]
-    assert again.dataset.manifest.parents == ("v001",)
+    assert again.dataset.manifest.parents == ("api/v001",)
 
 
 @pytest.mark.parametrize("reference", [None, "", "Another."])

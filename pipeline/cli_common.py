@@ -1,0 +1,44 @@
+"""What every command shares: its options, and how an error ends it."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import StillhouseError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
+Root = Annotated[Path, typer.Option("--root", help="The folder that holds the datasets.")]
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End with one clear line and the right exit status; SIGTERM is an interruption like Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    except StillhouseError as error:
+        tell(f"error: {error}")
+        raise typer.Exit(error.exit_status) from None
+    except KeyboardInterrupt:
+        tell(f"interrupted; what was done is kept. Go on with: {shlex.join(['stillhouse', *sys.argv[1:]])}")
+        raise typer.Exit(130) from None
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise  # not of a file: a defect of ours, which keeps its traceback
+        tell(f"error: {error.strerror}: {error.filename or 'while writing'}. What was done is kept.")
+        raise typer.Exit(1) from None
+
+
+def tell(message: str) -> None:
+    """One line on standard error."""
+    from pipeline.terminal import errors
+
+    errors.print(message, markup=False)
