@@ -29,6 +29,7 @@ from pipeline.config import LabelSettings
 from pipeline.errors import StillhouseError, TeacherUnavailable
 from pipeline.labelling.budget import Budget, Reservation
 from pipeline.labelling.journal import Change, Journal
+from pipeline.labelling.order import in_order
 from pipeline.labelling.pace import Pace
 from pipeline.labelling.tokens import likely_tokens
 from pipeline.progress import Progress, silent
@@ -77,14 +78,14 @@ class Sender:
         self.sent = 0  # requests that ended with an outcome, in this run
 
     async def ask(self, requests: Sequence[Request], answered: Callable[[int], None]) -> None:
-        """Ask each request until it has an outcome; longest first, alike lengths together.
+        """Ask each request until it has an outcome, in the order of `order.in_order`.
 
         Raises:
             TeacherUnavailable: nobody can be answered.
             BudgetSpent, StorageFailed: nothing more can be paid for, or kept.
         """
-        ordered = sorted(requests, key=_length, reverse=True)
         size = self._teacher.batch_size
+        ordered = in_order(requests, batched=size > 1)
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         if not batches:
             return
@@ -280,8 +281,3 @@ def _total_cost(outcomes: Sequence[Outcome]) -> float | None:
     answers = [outcome if isinstance(outcome, Answer) else outcome.answer for outcome in outcomes]
     costs = [answer.cost_usd for answer in answers if answer is not None]
     return None if None in costs else sum(cost for cost in costs if cost is not None)
-
-
-def _length(request: Request) -> int:
-    """A cheap stand-in for the token count: characters."""
-    return sum(len(message.content) for message in request.prompt.messages) + len(request.forced or "")
