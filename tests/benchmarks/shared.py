@@ -10,6 +10,7 @@ other ever had (`ru_maxrss` outlives exec), so the one that measures has to be s
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,25 @@ def write_section(name: str, text: str, file: Path) -> None:
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     file.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page), encoding="utf-8")
     print(f"\n{text}\n")
+
+
+def run_parts(family: str, parts: Sequence[str], about: str) -> None:
+    """A benchmark's command line: measure the parts that are named, and write the section of each.
+
+    The part `x` of `family` is the function `measure(small: bool) -> str` of the module `tests.benchmarks.<family>_x`, and
+    its section in the docs is `<family>-x`.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; all, if none is named")
+    parser.add_argument("--small", action="store_true", help="little work, one round: try the scripts out")
+    parser.add_argument("--output", type=Path, default=DOCS, help="the Markdown file with the sections")
+    given = parser.parse_args()
+    unknown = set(given.parts) - set(parts)
+    if unknown:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}")
+    for part in given.parts or parts:
+        measure = import_module(f"tests.benchmarks.{family}_{part}").measure  # late: this process has to stay small
+        write_section(f"{family}-{part}", measure(given.small), given.output)
 
 
 def measured_on(packages: Mapping[str, str]) -> str:

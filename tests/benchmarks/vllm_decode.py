@@ -1,7 +1,6 @@
 """What one large answer of vLLM costs to decode into arrays: 512 tokens with the top 50 of each.
 
-    python -m tests.benchmarks.vllm_decode                    # prints the table
-    python -m tests.benchmarks.vllm_decode --output docs/benchmarks.md
+    python -m tests.benchmarks.vllm decode
 
 The yardsticks make arrays of the token ids and log-probabilities as they come, and no more. `read_generated` also checks
 and sorts them, takes the sum of each row for the tail, and reads the rest of the answer. The three take turns, ten answers
@@ -10,12 +9,10 @@ each, so that what else runs on the machine slows them alike.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,7 @@ import numpy.typing as npt
 import orjson
 
 from pipeline.serving.vllm_answers import read_generated
-from tests.benchmarks.shared import measured_on, table, versions_of, write_section
+from tests.benchmarks.shared import measured_on, table, versions_of
 
 TIME, K, VOCABULARY = 512, 50, 49_152
 ROUNDS, ANSWERS = 20, 10  # turns, and answers in one
@@ -59,8 +56,9 @@ def _arrays(data: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     return ids, np.array([value for row in rows for value in row.values()], np.float32)
 
 
-def measure(rounds: int = ROUNDS) -> str:
+def measure(small: bool) -> str:
     """The section, as Markdown."""
+    rounds = 1 if small else ROUNDS
     content = answer()
     ways: dict[str, Callable[[], object]] = {
         "`json.loads`, then arrays": lambda: _arrays(json.loads(content)),
@@ -88,19 +86,3 @@ def measure(rounds: int = ROUNDS) -> str:
             measured_on(versions_of("numpy", "pyarrow", "orjson")),
         ]
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the decoding of vLLM's answers.")
-    parser.add_argument("--output", type=Path, help="the Markdown file with the sections; without it, only print")
-    parser.add_argument("--small", action="store_true", help="few rounds: try the script out")
-    given = parser.parse_args()
-    text = measure(1 if given.small else ROUNDS)
-    if given.output is None:
-        print(text)
-    else:
-        write_section("vllm-decode", text, given.output)
-
-
-if __name__ == "__main__":
-    main()

@@ -39,7 +39,12 @@ def test_samples_of_one_prompt_are_sent_together() -> None:
 
 def test_questions_about_one_text_follow_each_other() -> None:
     first, second = "The otter swims. " * 20, "A tram has rails. " * 18
-    asked = [first + "Who?", second + "What is it that it has, and why?", first + "Where does it swim?", second + "Why?"]
+    asked = [
+        first + "Who?",
+        second + "What is it that it has, and why?",
+        first + "Where does it swim?",
+        second + "Why?",
+    ]
     ordered = texts(in_order(requests(*asked), batched=False))
     assert [text[:8] for text in ordered] == ["The otte", "The otte", "A tram h", "A tram h"]
     assert ordered[0] == asked[2]  # the longest of the longest group
