@@ -5,9 +5,9 @@
 
 Looked at are: the model by name, room for the log-probabilities that the recipe wants, tokenizer and chat template (by a
 hash of the token ids that they make of the whole vocabulary's text and of a conversation: a server tells no hash of its
-files), and parity: the server is forced along fixed texts, and what it says of each token
-is held against the same model in transformers, in float32, here. A server whose arithmetic is wrong (bfloat16 on a
-processor without it) is caught by that and by nothing else: its text looks like a model's text.
+files), and parity: the server reads fixed texts and writes some tokens behind each, and what it says of every token is held
+against the same model in transformers, in float32, here. A server whose arithmetic is wrong (bfloat16 on a processor
+without it) is caught by that and by nothing else: its text looks like a model's text.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pipeline.config import Settings
 from pipeline.errors import TeacherRefused, TeacherUnavailable
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
-from pipeline.records import Message
+from pipeline.records import Message, SoftLabels
 from pipeline.serving.openai_api import Content, OpenAiApi
-from pipeline.serving.vllm_answers import read_scored
+from pipeline.serving.vllm_answers import read_generated, read_scored
 from pipeline.teachers.base import Finding, Refusal, TryAgain
 
 _TEXTS = (
@@ -44,6 +44,7 @@ _OTHER = (
     "it was started with another tokenizer, chat template or revision than teacher.model names. Start it with that."
 )
 _PARITY_TOP = 20  # log-probabilities a position that parity looks at
+_PARITY_WRITTEN = 16  # tokens that are written behind each text, which a server computes in another way
 _SPEED_REQUESTS, _SPEED_TOKENS = 8, 32
 
 
@@ -174,27 +175,18 @@ _OTHER = (
 
 
 async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    """Texts that are read at once and tokens that are written one by one: a server computes them in different ways."""
     from pipeline.causal import load_tokenizer
 
     tokenizer = load_tokenizer(expected.files.folder)
     texts = [[int(token) for token in tokenizer(text)["input_ids"]] for text in _TEXTS]
-    ours = await asyncio.to_thread(_full_logprobs, expected.files, texts)
+    read = [await _labels(api, expected, ids, write=False) for ids in texts]
+    written = [await _labels(api, expected, ids, write=True) for ids in texts]
+    ours = await asyncio.to_thread(_full_logprobs, expected.files, [labels.token_ids for labels in read + written])
     kls, largest = [], 0.0
-    for ids, full in zip(texts, ours, strict=True):
-        body = {
-            "model": expected.served_name,
-            "prompt": ids,
-            "echo": True,
-            "max_tokens": 0,
-            "temperature": 0.0,
-            "logprobs": _PARITY_TOP,
-            "return_tokens_as_token_ids": True,
-        }
-        content = await _content(api, body)
-        soft = read_scored(content.body, _PARITY_TOP, ids[1:]).soft
-        assert soft is not None
-        listed = np.take_along_axis(full, soft.token_ids.astype(np.int64), axis=1)  # (time, k), natural logarithms
-        theirs = soft.logprobs.astype(np.float64)
+    for labels, full in zip(read + written, ours, strict=True):
+        listed = np.take_along_axis(full[-len(labels.soft) :], labels.soft.token_ids.astype(np.int64), axis=1)
+        theirs = labels.soft.logprobs.astype(np.float64)  # (time, k), natural logarithms
         largest = max(largest, float(np.abs(listed - theirs).max()))
         kls += _coarse_kl(listed, theirs).tolist()
     kl = float(np.mean(kls))
@@ -202,10 +194,39 @@ async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, c
     figures = f"KL {kl:.2g} nats a token, largest difference {largest:.2g}, over {len(kls)} tokens"
     mend = (
         f" (allowed: {settings.kl:g} and {settings.largest:g}, teacher.options.check). Its arithmetic or its weights are "
-        "not those of teacher.model: start it with `--dtype float32` (bfloat16 is wrong on a processor without it), "
+        "not those of teacher.model: start it with `--dtype float32` (bfloat16 may be wrong on a processor without it), "
         "without quantization, or from the right folder"
     )
     return checked.add("parity", well, figures if well else figures + mend)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What a server says of the last tokens of a text."""
+
+    token_ids: list[int]
+    soft: SoftLabels
+
+
+async def _labels(api: OpenAiApi, expected: Expected, ids: list[int], *, write: bool) -> _Labels:
+    """Of all tokens of `ids` but the first, or of the tokens that it writes behind them."""
+    body = {
+        "model": expected.served_name,
+        "prompt": ids,
+        "temperature": 0.0,
+        "logprobs": _PARITY_TOP,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+    if not write:
+        content = await _content(api, body | {"echo": True, "max_tokens": 0})
+        told = read_scored(content.body, _PARITY_TOP, ids[1:])
+    else:
+        content = await _content(api, body | {"max_tokens": _PARITY_WRITTEN, "ignore_eos": True})
+        told = read_generated(content.body, _PARITY_TOP)
+        ids = [*ids, *told.token_ids.tolist()]
+    assert told.soft is not None
+    return _Labels(ids, told.soft)
 
 
 def _coarse_kl(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.config import Recipe
 from pipeline.errors import TeacherRefused
@@ -17,25 +18,39 @@ from pipeline.progress import Progress, silent
 from pipeline.serving.vllm_server import VllmServer
 from pipeline.stages import check_teacher
 from pipeline.teachers.vllm import VllmTeacher
-from tests.vllm.conftest import make_server
+from tests.vllm.conftest import NAME, make_server
 
 MakeVllmRecipe = Callable[..., Recipe]
 
 
-def test_bfloat16_is_refused_where_the_processor_has_none(vllm_recipe: MakeVllmRecipe, demo_teacher: Path) -> None:
-    """vLLM's arithmetic in bfloat16 is wrong on a processor with AVX2 alone, and sound on one that knows bfloat16."""
+def test_bfloat16_is_judged_by_what_it_does(vllm_recipe: MakeVllmRecipe, demo_teacher: Path) -> None:
+    """vLLM in bfloat16 has been seen to talk nonsense on a processor without it, and to be sound on another like it."""
     server = make_server(demo_teacher, dtype="bfloat16")
     asyncio.run(server.start())
     recipe = vllm_recipe({"base_urls": [server.base_url]})
     try:
         found = {one.what: one for one in asyncio.run(check_teacher(recipe))}
-        sound = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        sound = "Paris" in greedy(server, "What is the capital of France?")
         assert found["parity"].well == sound, found["parity"].said
-        if not sound:
-            with pytest.raises(TeacherRefused, match=r"parity: KL .* largest difference .*--dtype float32"):
-                asyncio.run(label(recipe))
+        strict = vllm_recipe({"base_urls": [server.base_url], "check": {"kl": 1e-5}})  # as if float32 had been promised
+        with pytest.raises(TeacherRefused, match=r"parity: KL .* largest difference .*--dtype float32"):
+            asyncio.run(label(strict))
     finally:
         server.stop()
+
+
+def greedy(server: VllmServer, question: str) -> str:
+    body = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_tokens": 24,
+    }
+    request = urllib.request.Request(
+        f"{server.base_url}/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return str(json.load(answer)["choices"][0]["message"]["content"])
 
 
 def test_a_request_that_kills_the_engine_twice_is_rejected_and_the_rest_is_saved(
