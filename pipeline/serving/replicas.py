@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.errors import TeacherUnavailable
+from pipeline.errors import TeacherRefused, TeacherUnavailable
 from pipeline.serving.openai_api import Content
 from pipeline.teachers.base import Refusal, TryAgain
 
@@ -24,7 +24,9 @@ _LONGEST_REST = 30.0
 class Api(Protocol):
     """One server, as `OpenAiApi` is."""
 
-    async def fetch(self, path: str, body: Mapping[str, Any]) -> Content | Refusal: ...
+    async def fetch(
+        self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
+    ) -> Content | Refusal: ...
 
 
 @dataclass
@@ -45,8 +47,14 @@ class Replicas:
     def __init__(self, apis: Sequence[Api]) -> None:
         self._replicas = [_Replica(api) for api in apis]
 
-    async def fetch(self, path: str, body: Mapping[str, Any]) -> Content | Refusal:
+    async def fetch(self, path: str, body: Mapping[str, Any], *, surely_well: bool = False) -> Content | Refusal:
         """One attempt at each server that is not set aside, until one answers.
+
+        Args:
+            path: below the base URL.
+            body: what is posted.
+            surely_well: ask a server only after it said that its engine is alive, so that what comes of the request is of
+                its own making.
 
         Raises:
             TryAgain, TeacherUnavailable: as the last server that was tried said it, or none is there to be tried.
@@ -57,6 +65,8 @@ class Replicas:
             tried.add(id(replica))
             replica.outstanding += 1
             try:
+                if surely_well:
+                    await _see_that_it_is_well(replica.api)
                 content = await replica.api.fetch(path, body)
             except TryAgain as caught:
                 trouble = caught
@@ -81,3 +91,13 @@ class Replicas:
         now = time.monotonic()
         well = [one for one in self._replicas if one.back_at <= now and id(one) not in tried]
         return min(well, key=lambda one: one.outstanding, default=None)
+
+
+async def _see_that_it_is_well(api: Api) -> None:
+    """vLLM's /health fails from the moment on at which its engine is known to be dead; the process may live on a while."""
+    try:
+        await api.fetch("/health", beside_v1=True)
+    except TryAgain as trouble:
+        raise TryAgain("unreachable", f"the server is not well: {trouble.reason}", of_server=True) from None
+    except TeacherRefused:  # a gateway that hides it
+        return

@@ -214,7 +214,7 @@ class VllmTeacher:
         async with self._turns.alone() if suspected else self._turns.together():
             await self._see_that_it_runs()
             try:
-                content = await self._replicas.fetch("/completions", body)
+                content = await self._replicas.fetch("/completions", body, surely_well=suspected)
             except TryAgain as trouble:
                 return self._after(trouble, request, alone=suspected)
         if isinstance(content, Refusal):

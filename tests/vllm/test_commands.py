@@ -100,8 +100,9 @@ def test_serve_without_a_model_says_why(
     vllm_recipe: MakeVllmRecipe, recipe_file: RecipeFile, tmp_path: Path, scripted_recipe: MakeRecipe
 ) -> None:
     done = stillhouse("teacher", "serve", recipe_file(vllm_recipe({"serve": SERVE}, model=tmp_path / "nothing")))
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert str(tmp_path / "nothing") in done.stderr
+    assert "there is no such folder" in done.stderr
     done = stillhouse("teacher", "serve", recipe_file(scripted_recipe()))
     assert done.returncode == 2
     assert "vllm" in done.stderr
