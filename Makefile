@@ -4,6 +4,7 @@
 # make check        lint and types
 # make bench-label  throughput, memory and kills of labelling, into docs/benchmarks.md
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
+# make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +14,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm vllm-cpu clean
+.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -68,6 +69,11 @@ bench-label: install .venv-curator/.installed .venv-distilabel/.installed
 bench-vllm: install .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo
 	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.vllm
+
+bench-data: install
+	$(BIN)/stillhouse teacher fetch-demo
+	$(BIN)/python -m tests.benchmarks.encodings --output docs/benchmarks.md
+	$(BIN)/python -m tests.benchmarks.decoding --output docs/benchmarks.md
 
 .venv-%/.installed: tests/benchmarks/%.txt
 	@echo "Installing into .venv-$*: a minute the first time"

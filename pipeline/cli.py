@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import pipeline.cli_exchange  # noqa: F401  its commands join those of `stillhouse datasets`
 from pipeline import shown
 from pipeline.cli_common import AsJson, errors_told, tell
 from pipeline.cli_datasets import datasets_app

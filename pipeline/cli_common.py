@@ -8,14 +8,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import StillhouseError
+from pipeline.errors import StillhouseError, UsageError
+from pipeline.storage.location import Location, location
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
-Root = Annotated[Path, typer.Option("--root", help="The folder that holds the datasets.")]
+
+
+def _root(text: str | Path) -> Location:
+    try:
+        return location(text)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Root = Annotated[  # a Location, which Typer knows nothing of
+    Any, typer.Option("--root", parser=_root, metavar="FOLDER", help="The folder or URL that holds the datasets.")
+]
 
 
 @contextmanager

@@ -1,75 +1,232 @@
-"""`stillhouse datasets`: find, inspect and check labelled datasets."""
+"""`stillhouse datasets`: find, inspect, check, combine and remove labelled datasets."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline import shown
-from pipeline.cli_common import AsJson, Root, errors_told
+from pipeline.cli_common import AsJson, Root, errors_told, tell
 
-datasets_app = typer.Typer(no_args_is_help=True, help="Find, inspect and check labelled datasets.")
+if TYPE_CHECKING:
+    from pipeline.dataset.catalog import Listed
+    from pipeline.dataset.derive import Derived
+
+datasets_app = typer.Typer(no_args_is_help=True, help="Find, inspect, check, combine and remove labelled datasets.")
+
+_ROOT = Path("data/labels")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A dataset (its newest version), name/v001, or a folder.")]
+Into = Annotated[str, typer.Option("--into", metavar="NAME", help="The dataset whose next version is written.")]
 
 
 @datasets_app.command("list")
-def datasets_list(root: Root = Path("data/labels"), as_json: AsJson = False) -> None:
-    """Every finished version, by name."""
+def datasets_list(root: Root = _ROOT, as_json: AsJson = False) -> None:
+    """Every finished version, by name; a damaged one is listed with what is wrong."""
     with errors_told():
-        from pipeline.dataset.store import all_datasets
-        from pipeline.terminal import output, show_table
+        from pipeline.dataset.catalog import catalog
+        from pipeline.dataset.listing import catalog_lines, listed_json
+        from pipeline.terminal import output
 
-        manifests = [dataset.manifest for dataset in all_datasets(root)]
+        listed = catalog(root)
         if as_json:
-            shown.print_json({"datasets": [shown.manifest_json(manifest) for manifest in manifests]})
-        elif not manifests:
+            shown.print_json({"datasets": [listed_json(one) for one in listed]})
+        elif not listed:
             output.print(f"no finished dataset in {root}")
         else:
-            rows = [
-                [
-                    m.label,
-                    m.teacher.model,
-                    shown.counted(m.rows),
-                    str(sum(m.rejected.values())),
-                    m.soft.encoding if m.soft else "text",
-                    m.created_at,
-                ]
-                for m in manifests
-            ]
-            show_table(["dataset", "teacher", "rows", "rejected", "labels", "made"], rows)
+            _print_lines(catalog_lines(listed, output.width))
 
 
 @datasets_app.command("show")
-def datasets_show(name: str, root: Root = Path("data/labels"), as_json: AsJson = False) -> None:
-    """What a dataset is: its teacher, rows, cost, and files."""
+def datasets_show(
+    name: Name,
+    root: Root = _ROOT,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=0, help="Rows to show.  [default: 3, in a page 20]", show_default=False),
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one page to look through.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="The teacher's folder, where it is not found by itself.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a dataset is: teacher, rows, rejections, lengths, the teacher's entropy, and some samples."""
     with errors_told():
-        from pipeline.dataset.card import render_card
+        from dataclasses import asdict
+
+        from pipeline.dataset import listing
+        from pipeline.dataset.card import read_reasons
+        from pipeline.dataset.catalog import size_on_disk
+        from pipeline.dataset.samples import pick_samples
+        from pipeline.dataset.statistics import measure
         from pipeline.dataset.store import find_dataset
+        from pipeline.dataset.token_texts import find_token_texts
         from pipeline.terminal import output
 
-        manifest = find_dataset(root, name).manifest
+        dataset = find_dataset(root, name)
+        manifest, size = dataset.manifest, size_on_disk(dataset.folder)
+        found, reasons = measure(dataset), read_reasons(dataset.folder, manifest)
+        if html is not None:
+            from pipeline.dataset.browse import render_page
+            from pipeline.durable import write_atomically
+
+            texts = find_token_texts(manifest, tokenizer)
+            rows = pick_samples(dataset, 20 if samples is None else samples, texts)
+            page = render_page(dataset, rows, found, reasons, size, texts.note)
+            write_atomically(html, page.encode("utf-8", "replace"))
         if as_json:
-            shown.print_json(manifest.model_dump(mode="json"))
+            result = manifest.model_dump(mode="json") | {"folder": str(dataset.folder), "statistics": asdict(found)}
+            shown.print_json(result | ({"html": str(html)} if html else {}))
+        elif html is not None:
+            output.print(f"{manifest.label}: {html}", markup=False)
         else:
-            output.print(render_card(manifest).partition("---\n\n")[2], markup=False)
+            from pipeline.terminal import show_pairs
+
+            output.print(manifest.label, markup=False, style="bold")
+            show_pairs(listing.facts(manifest, size))
+            rejected = sum(reasons.values())
+            _print_lines(
+                [f"rejected     {rejected:,}" if rejected else "rejected     none", *listing.reason_lines(reasons)]
+            )
+            _print_lines(["", *listing.statistics_lines(found, manifest)])
+            rows = pick_samples(dataset, 3 if samples is None else samples, find_token_texts(manifest, tokenizer))
+            _print_lines(listing.sample_lines(rows, min(output.width, 100)))
 
 
 @datasets_app.command("verify")
-def datasets_verify(name: str, root: Root = Path("data/labels"), as_json: AsJson = False) -> None:
-    """Check every file against the manifest's checksums; exit status 1 if one differs."""
+def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> None:
+    """Hold every file, its rows, and the manifest itself against the checksums; exit status 1 if one differs."""
     with errors_told():
         from pipeline.dataset.store import find_dataset
-        from pipeline.terminal import errors, output
+        from pipeline.dataset.verify import has_seal
+        from pipeline.terminal import output
 
         dataset = find_dataset(root, name)
+        label, files = dataset.manifest.label, len(dataset.manifest.files)
         problems = dataset.problems()
         if as_json:
-            shown.print_json(
-                {"dataset": dataset.manifest.label, "files": len(dataset.manifest.files), "problems": problems}
-            )
+            shown.print_json({"dataset": label, "files": files, "problems": problems})
         elif not problems:
-            output.print(f"{dataset.manifest.label}: {len(dataset.manifest.files)} files, all as they were written")
+            output.print(f"{label}: {files} Parquet files and all beside them are as they were written")
+            if not has_seal(dataset.folder):
+                tell(f"{label} was written by an earlier release: manifest, card and recipe have no checksum to check")
         for problem in [] if as_json else problems:
-            errors.print(f"{dataset.manifest.label}: {problem}", markup=False)
+            tell(f"{label}: {problem}")
         if problems:
             raise typer.Exit(1)
+
+
+@datasets_app.command("merge")
+def datasets_merge(
+    names: Annotated[list[str], typer.Argument(metavar="NAME NAME...", help="Of rows with one id the first wins.")],
+    into: Into,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Leave soft labels and token ids out.")] = False,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="For the card; by default the one that all have.")
+    ] = None,
+    root: Root = _ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """Several datasets as one new version, each row once; what one of them holds out stays held out."""
+    with errors_told():
+        from pipeline.dataset.merge import merge
+        from pipeline.dataset.store import find_dataset
+
+        datasets = [find_dataset(root, name) for name in names]
+        _print_derived(merge(datasets, root, into, text_only=text_only, licence=licence), as_json)
+
+
+@datasets_app.command("filter")
+def datasets_filter(
+    name: Name,
+    where: Annotated[
+        str, typer.Option("--where", help='A condition on the columns, such as "completion_tokens < 200".')
+    ],
+    into: Into,
+    root: Root = _ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """The rows for which a condition is true, as a new version."""
+    with errors_told():
+        from pipeline.dataset.derive import filter_rows
+        from pipeline.dataset.store import find_dataset
+
+        _print_derived(filter_rows(find_dataset(root, name), root, into, where), as_json)
+
+
+@datasets_app.command("split")
+def datasets_split(
+    name: Name,
+    validation: Annotated[float, typer.Option("--validation", help="The share of prompts to hold out, such as 0.1.")],
+    into: Into,
+    root: Root = _ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """The same rows split anew, by prompt, as a new version."""
+    with errors_told():
+        from pipeline.dataset.derive import split_anew
+        from pipeline.dataset.store import find_dataset
+
+        _print_derived(split_anew(find_dataset(root, name), root, into, validation), as_json)
+
+
+@datasets_app.command("rm")
+def datasets_rm(
+    name: Annotated[str, typer.Argument(metavar="NAME/V001", help="A version; a name alone if it has only one.")],
+    every: Annotated[bool, typer.Option("--all", help="Every version of the name.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    root: Root = _ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a version for good; refused while another version was made from it, or a run is writing it."""
+    with errors_told():
+        from pipeline.dataset.catalog import check_removable, find_versions, remove
+        from pipeline.terminal import output
+
+        listed = find_versions(root, name, every=every)
+        check_removable(root, listed)
+        if not yes and not _confirmed(listed):
+            output.print("nothing was removed")
+            raise typer.Exit(1)
+        remove(root, listed)
+        if as_json:
+            shown.print_json({"removed": [one.label for one in listed], "bytes": sum(one.bytes for one in listed)})
+        else:
+            output.print(f"removed {', '.join(one.label for one in listed)}", markup=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _print_derived(derived: Derived, as_json: bool) -> None:
+    manifest = derived.dataset.manifest
+    if as_json:
+        result = shown.manifest_json(manifest) | {
+            "folder": str(derived.dataset.folder),
+            "parents": list(manifest.parents),
+        }
+        shown.print_json(result | {"counts": derived.counts, "notes": list(derived.notes)})
+    else:
+        _print_lines([f"{manifest.label}: {shown.counted(manifest.rows)}", *(f"  {note}" for note in derived.notes)])
+
+
+def _confirmed(listed: list[Listed]) -> bool:
+    """Ask on a terminal; elsewhere nobody can answer."""
+    from pipeline.dataset.listing import removal_lines
+    from pipeline.errors import UsageError
+
+    for line in removal_lines(listed):
+        tell(line)
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked here: say --yes if this is to be removed")
+    return typer.confirm("Remove for good?", err=True)
+
+
+def _print_lines(lines: list[str]) -> None:
+    from pipeline.terminal import output
+
+    for line in lines:
+        output.print(line, markup=False)

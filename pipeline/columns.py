@@ -1,20 +1,32 @@
 """The columns that completions and rejections are kept in: their Arrow schemas, and the way there and back.
 
-    batch = record_batch([completion_row(completion, soft=True)], completion_schema(soft=True))
+    batch = record_batch([completion_row(completion, soft="top-k")], completion_schema(soft="top-k"))
     completion = completion_at(batch, 0)
 
-A schema is written out here, never inferred from rows.
+A schema is written out, never inferred from rows: here, and in encodings/ for the soft labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.records import Completion, Message, Prompt, Rejection, Row, SoftLabels, TokenLogprob, TokenTrace
+from pipeline.encodings import find_encoding
+from pipeline.records import (
+    Completion,
+    EncodingName,
+    Message,
+    Prompt,
+    Rejection,
+    Row,
+    SampledLabels,
+    SoftLabels,
+    TokenLogprob,
+    TokenTrace,
+)
 
 # --------------------------------------------------------------------------------------------------------------- schemas
 
@@ -43,11 +55,6 @@ _TRACE_FIELDS = [
     pa.field("completion_token_ids", pa.list_(pa.int32())),
     pa.field("completion_logprobs", pa.list_(pa.float32())),
 ]
-_TOP_K_FIELDS = [
-    pa.field("top_token_ids", pa.list_(pa.list_(pa.int32()))),
-    pa.field("top_logprobs", pa.list_(pa.list_(pa.float16()))),
-    pa.field("tail_logprob", pa.list_(pa.float32())),
-]
 _REJECTION_FIELDS = [
     pa.field("stage", pa.string()),
     pa.field("reason", pa.string()),
@@ -56,17 +63,17 @@ _REJECTION_FIELDS = [
 ]
 
 
-def completion_schema(*, soft: bool) -> pa.Schema:
-    """The schema of data/*.parquet: text alone, or text with token ids, log-probabilities and top-k soft labels."""
-    return pa.schema(_TEXT_FIELDS + (_TRACE_FIELDS + _TOP_K_FIELDS if soft else []))
+def completion_schema(*, soft: EncodingName | None) -> pa.Schema:
+    """The schema of data/*.parquet: text alone, or text with token ids, log-probabilities and soft labels so encoded."""
+    return pa.schema([*_TEXT_FIELDS, *([*_TRACE_FIELDS, *find_encoding(soft).fields] if soft else [])])
 
 
-def rejection_schema(*, soft: bool) -> pa.Schema:
+def rejection_schema(*, soft: EncodingName | None) -> pa.Schema:
     """The schema of rejected/*.parquet: a completion's columns, null where there was none, and why it was rejected."""
     return pa.schema([*completion_schema(soft=soft), *_REJECTION_FIELDS])
 
 
-def completion_row(completion: Completion, *, soft: bool) -> Row:
+def completion_row(completion: Completion, *, soft: EncodingName | None) -> Row:
     """A completion as a row of `completion_schema(soft=soft)`."""
     row: Row = {
         **_prompt_columns(completion.id, completion.prompt, completion.sample),
@@ -86,13 +93,11 @@ def completion_row(completion: Completion, *, soft: bool) -> Row:
         row["completion_token_ids"] = trace.completion_token_ids
         row["completion_logprobs"] = trace.completion_logprobs
         if trace.soft is not None:
-            row["top_token_ids"] = list(trace.soft.token_ids)
-            row["top_logprobs"] = list(trace.soft.logprobs)
-            row["tail_logprob"] = trace.soft.tail_logprob
+            row |= find_encoding(soft).encode(trace.soft)
     return row
 
 
-def rejection_row(rejection: Rejection, *, soft: bool) -> Row:
+def rejection_row(rejection: Rejection, *, soft: EncodingName | None) -> Row:
     """A rejection as a row of `rejection_schema(soft=soft)`."""
     kept = rejection.completion
     columns = (
@@ -150,7 +155,7 @@ def completion_at(rows: pa.RecordBatch | pa.Table, index: int) -> Completion:
             prompt_token_ids=value.array("prompt_token_ids"),
             completion_token_ids=value.array("completion_token_ids"),
             completion_logprobs=value.array("completion_logprobs"),
-            soft=_soft_labels_at(value),
+            soft=_soft_labels_at(rows, index),
         )
     return Completion(
         id=value("id"),
@@ -185,15 +190,13 @@ def _token_logprobs_at(value: _Cell) -> tuple[TokenLogprob, ...] | None:
     )
 
 
-def _soft_labels_at(value: _Cell) -> SoftLabels | None:
-    if not value.present("top_token_ids"):
-        return None
-    time = len(value.array("tail_logprob"))
-    return SoftLabels(
-        token_ids=value.nested_array("top_token_ids", time),
-        logprobs=value.nested_array("top_logprobs", time),
-        tail_logprob=value.array("tail_logprob"),
-    )
+def _soft_labels_at(rows: pa.RecordBatch | pa.Table, index: int) -> SoftLabels | SampledLabels | None:
+    for name in get_args(EncodingName):
+        encoding = find_encoding(name)
+        if set(encoding.columns) <= set(rows.schema.names):
+            labels: SoftLabels | SampledLabels | None = encoding.restore(rows, index)
+            return labels
+    return None
 
 
 class _Cell:
@@ -215,7 +218,3 @@ class _Cell:
     def array(self, name: str) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = self._scalar(name).values.to_numpy(zero_copy_only=False)
         return array
-
-    def nested_array(self, name: str, length: int) -> npt.NDArray[Any]:
-        flat: npt.NDArray[Any] = self._scalar(name).values.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(length, -1)

@@ -8,27 +8,19 @@ nothing is written before the whole recipe has been understood. Nothing in a rec
 
 from __future__ import annotations
 
-import difflib
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, UsageError
+from pipeline.records import EncodingName
+from pipeline.settings import Settings, explain
+from pipeline.storage.location import location
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes a folder's name
-
-
-class Settings(BaseModel):
-    """Base of every part of a recipe: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Options = TypeVar("Options", bound=Settings)
 
 
 class PromptSettings(Settings):
@@ -65,8 +57,42 @@ class SamplingSettings(Settings):
 class SoftSettings(Settings):
     """Which part of the teacher's distribution is kept at every completion position."""
 
-    encoding: Literal["top-k"] = "top-k"
-    k: int = Field(default=32, ge=1)
+    encoding: EncodingName = "top-k"
+    k: int | None = Field(default=None, ge=1)  # of top-k: the most likely tokens; 32 where nothing is said
+    draws: int | None = Field(default=None, ge=1, le=65_535)  # of sampled: tokens drawn at random; 50 by default
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_size(cls, given: Any) -> Any:
+        """The size that the encoding has where none is given."""
+        if not isinstance(given, Mapping):
+            return given
+        own, other, size = ("draws", "k", 50) if given.get("encoding") == "sampled" else ("k", "draws", 32)
+        if given.get(own) is None and given.get(other) is None:
+            return {**given, own: size}
+        return given
+
+    @model_validator(mode="after")
+    def _size_of_this_encoding(self) -> SoftSettings:
+        if self.encoding == "sampled" and (self.k is not None or self.draws is None):
+            raise ValueError(
+                f"encoding is 'sampled' and k is {self.k}: sampled labels have no k, give the number of draws in its "
+                "place, {encoding: sampled, draws: 50}, or set encoding to top-k"
+            )
+        if self.encoding == "top-k" and (self.draws is not None or self.k is None):
+            raise ValueError(
+                f"encoding is 'top-k' and draws is {self.draws}: top-k labels draw nothing, give the number of tokens in "
+                "its place, {encoding: top-k, k: 32}, or set encoding to sampled"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.encoding}, k = {self.k}" if self.encoding == "top-k" else f"{self.encoding}, {self.draws} draws"
+
+
+def encoding_of(soft: SoftSettings | None) -> EncodingName | None:
+    """Which encoding soft labels have; None for text alone."""
+    return soft.encoding if soft else None
 
 
 class PriceSettings(Settings):
@@ -121,10 +147,21 @@ class FilterSettings(Settings):
 class DatasetSettings(Settings):
     """Which dataset is written, or read."""
 
-    root: str = "data/labels"
+    root: str = "data/labels"  # a folder, or a URL such as s3://bucket/labels
     name: str = Field(pattern=_NAME)
     version: int | None = Field(default=None, ge=1)  # to learn from; None: the newest
     licence: str | None = None  # for the card: an SPDX name such as apache-2.0
+    journal: str | None = None  # a folder of this machine; None: beside the versions, of a URL under data/journals
+
+    @model_validator(mode="after")
+    def _places_to_write(self) -> DatasetSettings:
+        try:
+            location(self.root)
+        except UsageError as error:
+            raise ValueError(f"root: {error}") from None
+        if self.journal is not None and "://" in self.journal:
+            raise ValueError("journal is a URL: give a folder of this machine, a journal needs a disk")
+        return self
 
 
 class InitSettings(Settings):
@@ -148,12 +185,21 @@ class InitSettings(Settings):
 
 
 class LossSettings(Settings):
-    """weight * T^2 * divergence(teacher / T, student / T) + cross_entropy_weight * CE(completion, student)."""
+    """weight * T^2 * divergence(teacher / T, student / T) + cross_entropy_weight * CE(completion, student).
 
-    kind: str = "forward-kl"
-    temperature: float = Field(default=1.0, gt=0)
-    weight: float = Field(default=1.0, ge=0)
-    cross_entropy_weight: float = Field(default=1.0, ge=0)
+    Every other key is an option of the kind, which checks it: {kind: skewed-kl, alpha: 0.1}.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    kind: str = "forward-kl"  # of divergence; docs/distillation.md lists them
+    temperature: float = Field(default=1.0, gt=0)  # T, of teacher and student alike
+    weight: float = Field(default=1.0, ge=0)  # of the divergence; 0: cross-entropy alone
+    cross_entropy_weight: float = Field(default=1.0, ge=0)  # of the completion's tokens; 0: the divergence alone
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossSettings:
@@ -202,8 +248,8 @@ class Recipe(Settings):
     def _white_box_needs_soft_labels(self) -> Recipe:
         if self.student is not None and self.student.mode == "white-box" and self.label.soft is None:
             raise ValueError(
-                "student.mode is 'white-box' and label.soft is null: set label.soft to {encoding: top-k, k: 32}, "
-                "or student.mode to 'black-box'"
+                "student.mode is 'white-box' and label.soft is null: set label.soft to {encoding: top-k, k: 32} or "
+                "{encoding: sampled, draws: 50}, or student.mode to 'black-box'"
             )
         return self
 
@@ -245,20 +291,8 @@ def recipe_from(raw: Mapping[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(Recipe, detail) for detail in error.errors()]
+        lines = [explain(Recipe, detail) for detail in error.errors()]
         raise RecipeError(f"the recipe {origin} is wrong:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def parse_options(where: str, given: Mapping[str, Any], options: type[Options]) -> Options:
-    """The options of one kind of teacher or filter, as that kind's own settings; `where` is their place in the recipe.
-
-    Raises:
-        RecipeError: with one line for every wrong option.
-    """
-    try:
-        return options.model_validate(given)
-    except ValidationError as error:
-        raise RecipeError("\n".join(_explain(options, detail, where) for detail in error.errors())) from None
 
 
 def find_input(path: str) -> Path | None:
@@ -273,14 +307,6 @@ def shipped_folder() -> Path:
     """Where recipes and prompt files lie: inside the installed package, or at the top of a clone."""
     inside = Path(__file__).parent / "shipped"
     return inside if inside.is_dir() else Path(__file__).parent.parent
-
-
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """A hint such as " Did you mean 'temperature'?", or the choices where none is near."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Choose from: {', '.join(choices)}." if choices else ""
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -303,36 +329,3 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override}: {parent!r} is {step!r}, which has no settings inside")
         place = step
     place[last] = value
-
-
-def _explain(model: type[BaseModel], detail: Any, where: str | None = None) -> str:
-    """One pydantic complaint in words: the path (below `where`, if that is given), the value, the mend."""
-    path = ".".join(str(part) for part in [where, *detail["loc"]] if part is not None) or "recipe"
-    value = detail["input"]
-    if detail["type"] == "extra_forbidden":
-        parent = _model_at(model, detail["loc"][:-1])
-        names = [field.alias or name for name, field in parent.model_fields.items()] if parent else []
-        return f"{path}: there is no such setting.{nearest(str(detail['loc'][-1]), names)}"
-    if detail["type"] == "missing":
-        return f"{path}: is missing; give it a value"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message}" + ("" if isinstance(value, (dict, BaseModel)) else f" (it is {value!r})")
-
-
-def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:
-    """The settings model at a path inside `model`, through optional fields and tuples."""
-    current: type[BaseModel] | None = model
-    for part in location:
-        if isinstance(part, int) or current is None:
-            continue
-        field = next((f for name, f in current.model_fields.items() if part in (name, f.alias)), None)
-        current = _settings_in(field.annotation) if field else None
-    return current
-
-
-def _settings_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType, tuple, list):
-        return next((found for arg in get_args(annotation) if (found := _settings_in(arg))), None)
-    return None

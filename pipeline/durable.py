@@ -1,7 +1,8 @@
 """Durable writing: a file is either wholly there, with its content on the disk, or not there at all.
 
-Temp file in the same folder, fsync, rename, fsync of the folder. Whatever the program promises to keep is written
-through here.
+On this machine: temp file in the same folder, fsync, rename, fsync of the folder. In a store behind a URL: a file of this
+machine, put there in one piece. Whatever the program promises to keep is written through here, by the one who holds the
+folder (`sole_writer`).
 """
 
 from __future__ import annotations
@@ -9,23 +10,31 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from pipeline.errors import DatasetBusy, StorageFailed
+from pipeline.storage.holder import holder_from, this_process
+from pipeline.storage.location import Location, RemotePath
 
 _CHUNK = 1 << 20
+_REMOTE_CHUNK = 8 << 20  # each is a request
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour of `path` for writing; it takes `path`'s place when the block ends without error.
+def atomic_file(path: Location) -> Iterator[IO[bytes]]:
+    """Open a temporary file for writing; it takes `path`'s place when the block ends without error.
 
     Raises:
-        StorageFailed: the disk is full, or the folder cannot be written.
+        StorageFailed: the disk is full, the folder cannot be written, or the store cannot be reached.
     """
+    if isinstance(path, RemotePath):
+        with _uploaded(path) as stream:
+            yield stream
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _storage(path):
         make_folder(path.parent)
@@ -40,23 +49,25 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Location, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_file(path) as stream:
         stream.write(data)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Location) -> None:
     """Make a folder and those above it, where they are not there, so that they outlast a power failure too."""
-    if folder.is_dir():
+    if isinstance(folder, RemotePath) or folder.is_dir():  # a store has no empty folders
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync_folder(folder.parent)
 
 
-def fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Location) -> None:
     """Make renames inside `folder` outlast a power failure."""
+    if isinstance(folder, RemotePath):
+        return  # what a store has confirmed is durable
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -64,23 +75,31 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sha256_of_file(path: Path) -> str:
+def sha256_of_file(path: Location) -> str:
     """Hex sha256 of a file's content, read in pieces."""
     digest = hashlib.sha256()
+    size = _REMOTE_CHUNK if isinstance(path, RemotePath) else _CHUNK
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(size):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder` for writing; the kernel frees it when this process ends, however it ends.
+def sole_writer(folder: Location) -> Iterator[None]:
+    """Hold `folder` for writing. The kernel frees a folder of this machine when this process ends, however it ends; of a
+    store, see `storage/lock.py`.
 
     Raises:
-        DatasetBusy: another process holds it; the message names that process.
+        DatasetBusy: another run holds it; the message names that run.
         StorageFailed: the folder cannot be written.
     """
+    if isinstance(folder, RemotePath):
+        from pipeline.storage.lock import held
+
+        with held(folder):
+            yield
+        return
     with _storage(folder):
         make_folder(folder)
         lock = (folder / ".lock").open("a+", encoding="ascii")
@@ -89,14 +108,25 @@ def sole_writer(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+            holder = holder_from(lock.read().encode()) or "unknown"
             raise DatasetBusy(
-                f"{folder} is being written by another run (process {holder}). Wait until it is done, or stop it."
+                f"{folder} is being written by another run ({holder}). Wait until it is done, or stop it."
             ) from None
         with _storage(folder):
             os.ftruncate(lock.fileno(), 0)
-            os.write(lock.fileno(), str(os.getpid()).encode())  # past the buffer, which a full disk would fill for good
+            os.write(lock.fileno(), this_process().as_bytes())  # past the buffer, which a full disk would fill for good
         yield
+
+
+@contextmanager
+def _uploaded(path: RemotePath) -> Iterator[IO[bytes]]:
+    """A file of this machine, put to its place in the store when the block ends without error."""
+    folder = Path(tempfile.gettempdir())
+    with _storage(folder), tempfile.NamedTemporaryFile(dir=folder) as stream:
+        yield stream
+        stream.flush()
+        file = Path(stream.name)
+        path.upload(file, sha256_of_file(file))
 
 
 @contextmanager

@@ -11,7 +11,8 @@
      ├─ DatasetError
      │   ├─ DatasetMissing        no such dataset or version
      │   ├─ DatasetRefused        it is there, but does not fit: checksum, format version, tokenizer
-     │   └─ DatasetBusy           another run is writing this dataset
+     │   ├─ DatasetBusy           another run is writing this dataset
+     │   └─ PushFailed            the hub refuses it, or cannot be reached
      └─ StudentError
          ├─ StudentMissing        no finished student of this recipe
          └─ TrainingError         the student cannot be built or trained as asked
@@ -73,6 +74,10 @@ class DatasetRefused(DatasetError):
 
 class DatasetBusy(DatasetError):
     """Another run holds this dataset for writing."""
+
+
+class PushFailed(DatasetError):
+    """The hub refuses a dataset, or cannot be reached; what it held before is as it was."""
 
 
 class StudentError(StillhouseError):

@@ -13,8 +13,8 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
-from pipeline.config import nearest
 from pipeline.errors import RecipeError
+from pipeline.settings import nearest
 
 
 def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, group: str) -> Any:

@@ -17,9 +17,10 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pipeline.config import PromptSettings, find_input, nearest
+from pipeline.config import PromptSettings, find_input
 from pipeline.errors import PromptError
 from pipeline.records import Message, Prompt, Role, Split
+from pipeline.settings import nearest
 
 Row = Mapping[str, Any]
 

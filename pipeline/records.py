@@ -1,6 +1,6 @@
 """The nouns that flow through every stage; columns.py has the Arrow schemas they are kept in.
 
-    Prompt -> Completion (+ SoftLabels) -> training batch -> report row
+    Prompt -> Completion (+ SoftLabels or SampledLabels) -> training batch -> report row
               Rejection
 
 `FORMAT_VERSION` goes up when what is kept changes in a way that an older reader would misread.
@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
 Split = Literal["train", "validation"]
+EncodingName = Literal["top-k", "sampled"]  # of soft labels; pipeline/encodings has a file for each
 Row = dict[str, Any]  # one row, in the form that pyarrow takes; the schemas below are its type
 
 
@@ -133,6 +134,54 @@ class SoftLabels:
 
 
 @dataclass(frozen=True)
+class SampledLabels:
+    """The teacher's distribution at every completion position, as tokens drawn from it at random with replacement.
+
+    The draws are from the full vocabulary at temperature 1, so count / draws is an unbiased estimate of each probability.
+    Position t has the entries offsets[t]:offsets[t + 1]: each drawn token once, with how often it came. The most often
+    drawn stand first, and equals by rising id.
+    """
+
+    token_ids: npt.NDArray[np.int32]  # (entries,)
+    counts: npt.NDArray[np.uint16]  # (entries,), at least 1
+    offsets: npt.NDArray[np.int64]  # (time + 1,), from 0 to entries
+
+    def __post_init__(self) -> None:
+        if self.token_ids.shape != self.counts.shape or self.offsets[-1] != len(self.token_ids):
+            raise ValueError(
+                f"sampled labels of unlike lengths: token_ids {self.token_ids.shape}, counts {self.counts.shape}, "
+                f"offsets that end at {self.offsets[-1]}"
+            )
+
+    @classmethod
+    def of(cls, drawn: npt.NDArray[np.integer[Any]]) -> SampledLabels:
+        """The labels of so many draws at every position: (time, draws) token ids, in any order."""
+        time, draws = drawn.shape
+        if draws > np.iinfo(np.uint16).max:
+            raise ValueError(f"{draws} draws a position: counts are kept as uint16, draw at most 65,535")
+        ordered = np.sort(drawn, axis=1)
+        first = np.ones((time, draws), dtype=bool)  # of its token at its position
+        first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        starts = np.flatnonzero(first)
+        counts = np.diff(starts, append=time * draws)
+        token_ids = ordered.reshape(-1)[starts]
+        place = np.lexsort((token_ids, -counts, starts // draws))
+        offsets = np.concatenate([[0], np.cumsum(first.sum(axis=1), dtype=np.int64)])
+        return cls(token_ids[place].astype(np.int32), counts[place].astype(np.uint16), offsets)
+
+    @property
+    def draws(self) -> npt.NDArray[np.int64]:
+        """How many draws each position has: (time,)."""
+        draws: npt.NDArray[np.int64] = np.diff(
+            np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])[self.offsets]
+        )
+        return draws
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
 class TokenTrace:
     """The exact tokens of a prompt and its completion, as the teacher saw and wrote them.
 
@@ -142,7 +191,7 @@ class TokenTrace:
     prompt_token_ids: npt.NDArray[np.int32]  # (prompt time,)
     completion_token_ids: npt.NDArray[np.int32]  # (time,)
     completion_logprobs: npt.NDArray[np.float32]  # (time,), the teacher's own, temperature 1
-    soft: SoftLabels | None = None
+    soft: SoftLabels | SampledLabels | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Recipe, StudentSettings
+from pipeline.config import Recipe, StudentSettings, encoding_of
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import RecipeError
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
@@ -53,7 +53,7 @@ def check_student(recipe: Recipe) -> None:
 
     student = student_of(recipe)
     find_kind(recipe.teacher.kind)
-    open_objective(student)
+    open_objective(student, encoding_of(recipe.label.soft))
     training_arguments(recipe, student, Path(recipe.students))
     if student.init.model is not None:
         find_model(student.init.model, setting="student.init.model")

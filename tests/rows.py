@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.dataset.store import Dataset
 
 Row = Mapping[str, Any]
@@ -16,7 +14,9 @@ def rows_by_prompt(dataset: Dataset) -> dict[str, Row]:
     """Every prompt's row; `reason` is None where the completion was kept. A prompt with two rows is an error."""
     found: dict[str, Row] = {}
     for entry in dataset.manifest.files:
-        for row in pq.read_table(dataset.folder / entry.path).to_pylist():
+        with dataset.open(entry) as parquet:
+            rows = parquet.read().to_pylist()
+        for row in rows:
             prompt = row["prompt"][-1]["content"]
             assert prompt not in found, f"two rows of {prompt!r}"
             found[prompt] = {"reason": None, **row}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.labels_from_logits import chosen_logprobs, top_k
+from pipeline.labels_from_logits import chosen_logprobs, draw, sampled, top_k
 from pipeline.records import SoftLabels
 
 
@@ -49,3 +49,26 @@ def test_chosen_logprobs_are_the_log_softmax() -> None:
 def test_soft_labels_of_unlike_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="unlike shapes"):
         SoftLabels(np.zeros((2, 3), np.int32), np.zeros((2, 3), np.float16), np.zeros(3, np.float32))
+
+
+def test_draws_stand_where_the_cumulated_distribution_passes_them() -> None:
+    logits = torch.tensor([[0.0, -torch.inf, math.log(3.0), -torch.inf]])  # 1/4 and 3/4
+    uniform = torch.tensor([[0.0, 0.2, 0.2499, 0.2501, 0.9, 1 - 2**-53]], dtype=torch.float64)
+    assert draw(logits, uniform).tolist() == [[0, 0, 0, 2, 2, 2]]
+
+
+def test_draws_reach_a_vocabulary_of_a_million_and_padding_that_no_token_has() -> None:
+    """Nothing is cut to 16 bits; rows beyond the tokenizer's last token are -inf, and never drawn."""
+    logits = torch.full((1, 2**20), -torch.inf)
+    logits[0, [2**16 + 3, 2**20 - 2]] = 0.0
+    labels = sampled(logits, 200, seed=1)
+    assert sorted(labels.token_ids.tolist()) == [2**16 + 3, 2**20 - 2]
+    assert labels.counts.sum() == 200 and abs(int(labels.counts[0]) - 100) < 40
+
+
+def test_more_positions_than_are_drawn_at_once() -> None:
+    logits = torch.randn(150, 9, generator=torch.Generator().manual_seed(0))
+    together, first = sampled(logits, 30, seed=5), sampled(logits[:70], 30, seed=5)
+    assert len(together) == 150
+    assert first.token_ids.tolist() == together.token_ids[: together.offsets[70]].tolist()
+    assert sampled(logits, 30, seed=6).counts.tolist() != together.counts.tolist()

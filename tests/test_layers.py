@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "durable", "records", "columns", "progress", "text"},
-    {"config", "plugins", "pricing"},
+    {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "text"},
+    {"settings", "config", "plugins", "pricing"},
     {"model_files", "causal", "labels_from_logits"},
     {"dataset", "prompts"},
     {"teachers", "serving"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"student"},
     {"evaluation"},
     {"stages", "demo", "terminal", "shown"},
-    {"cli", "cli_common", "cli_datasets", "__main__"},
+    {"cli", "cli_common", "cli_datasets", "cli_exchange", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -13,6 +13,7 @@ from pipeline.columns import (
     rejection_row,
     rejection_schema,
 )
+from pipeline.encodings.top_k import rounded
 from pipeline.records import Completion, Message, Prompt, Rejection, SoftLabels, TokenTrace, content_hash
 
 
@@ -20,8 +21,8 @@ def completion(time: int = 3, k: int = 2, text: str = "An answer.") -> Completio
     generator = np.random.default_rng(time * 10 + k)
     soft = SoftLabels(
         generator.integers(0, 50_000, (time, k)).astype(np.int32),
-        -generator.random((time, k)).astype(np.float16),
-        -generator.random(time).astype(np.float32),
+        rounded(-generator.random((time, k))).astype(np.float16),
+        rounded(-generator.random(time)),
     )
     trace = TokenTrace(
         np.arange(5, dtype=np.int32), np.arange(time, dtype=np.int32), -generator.random(time).astype(np.float32), soft
@@ -33,7 +34,7 @@ def completion(time: int = 3, k: int = 2, text: str = "An answer.") -> Completio
 @given(time=st.integers(1, 6), k=st.integers(1, 5), text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_completion_comes_back_as_it_was(time: int, k: int, text: str) -> None:
     before = completion(time, k, text)
-    after = completion_at(record_batch([completion_row(before, soft=True)], completion_schema(soft=True)), 0)
+    after = completion_at(record_batch([completion_row(before, soft="top-k")], completion_schema(soft="top-k")), 0)
     assert (after.id, after.prompt, after.sample, after.text) == (before.id, before.prompt, before.sample, text)
     assert (after.finish_reason, after.cost_usd, after.created_at) == ("stop", 0.25, before.created_at)
     assert before.trace is not None and after.trace is not None
@@ -47,7 +48,7 @@ def test_a_completion_comes_back_as_it_was(time: int, k: int, text: str) -> None
 
 
 def test_text_alone_has_no_trace() -> None:
-    batch = record_batch([completion_row(completion(), soft=False)], completion_schema(soft=False))
+    batch = record_batch([completion_row(completion(), soft=None)], completion_schema(soft=None))
     assert "top_token_ids" not in batch.schema.names
     assert completion_at(batch, 0).trace is None
 
@@ -55,14 +56,14 @@ def test_text_alone_has_no_trace() -> None:
 def test_a_rejection_keeps_what_was_paid_for() -> None:
     paid = completion()
     rejection = Rejection(paid.id, paid.prompt, 1, "quality", "length", "too long", completion=paid)
-    batch = record_batch([rejection_row(rejection, soft=True)], rejection_schema(soft=True))
+    batch = record_batch([rejection_row(rejection, soft="top-k")], rejection_schema(soft="top-k"))
     assert completion_at(batch, 0).text == paid.text
     assert batch.column("reason")[0].as_py() == "length"
 
 
 def test_a_rejection_without_an_answer_has_nulls() -> None:
     rejection = Rejection("k", completion().prompt, 0, "teacher", "too-long", "9 tokens", attempts=2)
-    row = record_batch([rejection_row(rejection, soft=True)], rejection_schema(soft=True)).to_pylist()[0]
+    row = record_batch([rejection_row(rejection, soft="top-k")], rejection_schema(soft="top-k")).to_pylist()[0]
     assert row["completion"] is None
     assert (row["prompt_id"], row["attempts"]) == (completion().prompt.id, 2)
 

@@ -1,84 +1,166 @@
-"""README.md of a dataset version: a Hugging Face dataset card, so that the folder opens and explains itself anywhere."""
+"""README.md of a dataset version: a Hugging Face dataset card, so that the folder opens and explains itself anywhere.
+
+It is meant to be published as it is: who wrote the rows and from what, what was left out and why, what it cost, how exact
+the soft labels are, and what the dataset should not be used for. Its layout is card.md.j2.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from collections import Counter
+from collections.abc import Mapping
+from importlib.resources import files as package_files
+from pathlib import PurePath
+from typing import Any
 
+import jinja2
+import pyarrow.parquet as pq
 import yaml
 
+from pipeline.config import SoftSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.durable import write_atomically
+from pipeline.records import TeacherIdentity
+from pipeline.storage.location import Location
 
-_BODY = """# {label}
-
-{rows} completions by the teacher `{teacher}`, made with Stillhouse {stillhouse}.
-
-```python
-from datasets import load_dataset
-dataset = load_dataset("path/to/this/folder")
-```
-
-| | |
-| --- | --- |
-| Prompts | {prompts} |
-| Completions | {splits} |
-| Rejected | {rejected} |
-| Mode | {mode} |
-| Sampling | {sampling} |
-| Soft labels | {soft} |
-| Tokens | {prompt_tokens} in prompts, {completion_tokens} in completions |
-| Cost | {cost} |
-| Made | {created_at} |
-
-Each row is one conversation (`prompt`) with the teacher's answer (`completion`). {soft_columns}
-Rejected prompts are kept in `rejected/`, each with its `stage`, `reason` and `detail`. `manifest.json` names the teacher,
-its tokenizer and chat template by hash, holds the recipe, and lists every file with its checksum.
-"""
-
-_SOFT_COLUMNS = """`prompt_token_ids` and `completion_token_ids`
-are the exact tokens; at every completion position `top_token_ids` and `top_logprobs` hold the teacher's most likely tokens
-(natural logarithms, temperature 1, normalised over the whole vocabulary), and `tail_logprob` the logarithm of all other
-tokens' mass.
-"""
+_MADE = {
+    "label": "labelled",
+    "merge": "merged out of other versions",
+    "filter": "filtered out of another version",
+    "split": "split anew out of another version",
+    "import": "imported",
+}
+Reasons = Mapping[tuple[str, str], int]  # (stage, reason) -> rows
 
 
-def write_card(folder: Path, manifest: Manifest) -> None:
-    """Write the card of a version."""
-    write_atomically(folder / "README.md", render_card(manifest).encode())
+def write_card(folder: Location, manifest: Manifest) -> None:
+    """Write the card of a version whose Parquet files are there."""
+    write_atomically(folder / "README.md", render_card(manifest, read_reasons(folder, manifest)).encode())
 
 
-def render_card(manifest: Manifest) -> str:
-    """The card's text."""
+def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
+    """The card's text; without `reasons` the stage of a rejection is left open."""
+    reasons = reasons if reasons is not None else {("", reason): count for reason, count in manifest.rejected.items()}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"cell": _cell, "public": _public}
+    template = environment.from_string(package_files("pipeline.dataset").joinpath("card.md.j2").read_text("utf-8"))
+    front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
+    recipe = manifest.recipe
+    body = template.render(
+        manifest=manifest,
+        made=_MADE[manifest.made_by],
+        teachers=[_teacher(one) for one in (manifest.teacher, *manifest.more_teachers)],
+        rows=sum(manifest.rows.values()),
+        prompts_from={"source": None, "template": None} | (recipe.get("prompts") or {}),
+        sampling=_settings(manifest.sampling.model_dump() if manifest.sampling else {}),
+        samples=(recipe.get("label") or {}).get("samples", 1),
+        exactness=exactness(manifest.soft) if manifest.soft else None,
+        filters=[_filter(one) for one in recipe.get("quality") or ()],
+        reasons=sorted(reasons.items()),
+        cost=_cost(manifest),
+    )
+    return f"---\n{front}---\n\n{body.rstrip()}\n"
+
+
+def read_reasons(folder: Location, manifest: Manifest) -> Reasons:
+    """How many rows each stage rejected, and why, from the files themselves."""
+    found: Counter[tuple[str, str]] = Counter()
+    for entry in manifest.files:
+        if entry.kind == "rejected":
+            with (folder / entry.path).open("rb") as stream:
+                table = pq.read_table(stream, columns=["stage", "reason"])
+            found.update(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    return found
+
+
+def exactness(soft: SoftSettings) -> str:
+    """How near to the teacher's distribution the soft labels are."""
+    if soft.encoding == "sampled":
+        draws = soft.draws or 1
+        return (
+            f"{draws} draws at random, with replacement, from the teacher's full distribution at every position: count / "
+            "draws is an unbiased estimate of each probability p, with a standard error of sqrt(p (1 - p) / draws), "
+            f"{0.5 / draws**0.5:.3f} at most."
+        )
+    k = soft.k or 0
+    return (
+        f"the {k} most likely tokens at every position. A stored log-probability is off by 1/256 at most for tokens above "
+        f"a probability of 1/4, and by 1/16 for the rarest; over the {k + 1} outcomes ({k} tokens, and all others as one) "
+        f"the KL divergence from what the teacher gave to what is stored is below {min(1e-5 * (k + 1), 2e-3):.1e} nats. "
+        "Of all other tokens the mass is known, and how it is shared among them is not."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _front_matter(manifest: Manifest) -> dict[str, Any]:
     data_files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifest.rows]
-    front = {
+    licence = {"license": manifest.licence.lower()} if manifest.licence else {}
+    return {
         "pretty_name": manifest.label,
+        **licence,
         "tags": ["distillation", "synthetic", "stillhouse"],
         "task_categories": ["text-generation"],
+        "size_categories": [_size_category(sum(manifest.rows.values()))],
         "configs": [{"config_name": "default", "data_files": data_files}],
     }
+
+
+def _size_category(rows: int) -> str:
+    """As the hub counts: n<1K, 1K<n<10K, and so on."""
+    steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    place = next((place for place in range(len(steps)) if rows < 1000 * 10**place), len(steps))
+    if place == 0:
+        return f"n<{steps[0]}"
+    return f"{steps[place - 1]}<n<{steps[place]}" if place < len(steps) else f"n>{steps[-1]}"
+
+
+def _teacher(teacher: TeacherIdentity) -> str:
+    """Who a teacher is, as precisely as it is known."""
+    name = f"`{_cell(_public(teacher.model) or teacher.kind)}`"
+    known = [
+        f"kind {teacher.kind}",
+        f"revision {teacher.revision}" if teacher.revision else "",
+        f"at {teacher.endpoint}" if teacher.endpoint else "",
+        f"weights {teacher.content_sha256[:12]}…" if teacher.content_sha256 else "",
+        f"fingerprint {teacher.fingerprint}" if teacher.fingerprint else "",
+        "" if teacher.revision or teacher.content_sha256 else "revision not known",
+    ]
+    return f"{name} ({_cell(', '.join(part for part in known if part))})"
+
+
+def _public(path: str) -> str:
+    """A path without the folders of the machine that it was on: a card is made to be published."""
+    return PurePath(path).name if path.startswith(("/", "~", "\\")) or path[1:2] == ":" else path
+
+
+def _filter(settings: Mapping[str, Any]) -> str:
+    options = _settings({key: value for key, value in settings.items() if key != "kind"})
+    return f"{settings.get('kind')}" + (f" ({options})" if options else "")
+
+
+def _cost(manifest: Manifest) -> str:
     totals = manifest.totals
-    soft = manifest.soft
-    body = _BODY.format(
-        label=manifest.label,
-        rows=sum(manifest.rows.values()),
-        teacher=manifest.teacher.model,
-        stillhouse=manifest.stillhouse,
-        prompts=manifest.prompts,
-        splits=_counts(manifest.rows),
-        rejected=_counts(manifest.rejected),
-        mode=manifest.mode or "not known",
-        sampling=", ".join(f"{key} {value}" for key, value in manifest.sampling.model_dump().items())
-        if manifest.sampling
-        else "not known",
-        soft="none, text only" if soft is None else f"{soft.encoding}, k = {soft.k}",
-        prompt_tokens=f"{totals.prompt_tokens:,}",
-        completion_tokens=f"{totals.completion_tokens:,}",
-        cost="not known" if totals.cost_usd is None else f"${totals.cost_usd:.4f}",
-        created_at=manifest.created_at,
-        soft_columns=_SOFT_COLUMNS if soft else "",
+    if totals.cost_usd is None:
+        return "not known"
+    spent = totals.spent_usd
+    more = (
+        f" for these rows; ${spent:,.4f} were spent on this dataset so far, failed attempts included" if spent else ""
     )
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{body}"
+    return f"${totals.cost_usd:,.4f}{more}"
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+def _settings(settings: Mapping[str, Any]) -> str:
+    """Settings in one line; what is not set is left out."""
+    return ", ".join(
+        f"{key} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in settings.items()
+        if value is not None
+    )
+
+
+def _cell(text: object) -> str:
+    """A text that can stand in a table's cell: on one line, and no mark of Markdown or HTML."""
+    line = " ".join(str(text).split())
+    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

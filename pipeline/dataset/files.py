@@ -16,8 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import FileEntry, FileKind, Totals
+from pipeline.dataset.parquet import write_options
 from pipeline.durable import atomic_file, sha256_of_file
 from pipeline.records import Split
+from pipeline.storage.location import Location, RemotePath
 
 _SHARD_KEY = b"stillhouse.shard"
 
@@ -26,7 +28,7 @@ _SHARD_KEY = b"stillhouse.shard"
 class ShardFiles:
     """Where one shard lies inside a version's folder."""
 
-    folder: Path
+    folder: Location
     split: Split
     index: int
     of: int
@@ -36,18 +38,20 @@ class ShardFiles:
         return f"{self.split}-{self.index:05d}-of-{self.of:05d}.parquet"
 
     @property
-    def data(self) -> Path:
+    def data(self) -> Location:
         return self.folder / "data" / self.name
 
     @property
-    def rejected(self) -> Path:
+    def rejected(self) -> Location:
         return self.folder / "rejected" / self.name
 
     def is_done(self, shard_key: str) -> bool:
         """Whether the shard of exactly this key has been written."""
-        if not self.data.is_file():
+        try:
+            with open_parquet(self.data) as parquet:
+                metadata = parquet.schema_arrow.metadata or {}
+        except FileNotFoundError:
             return False
-        metadata = pq.read_schema(self.data).metadata or {}
         return bool(metadata.get(_SHARD_KEY) == shard_key.encode())
 
     def write(self, completions: pa.Table, rejections: pa.Table, shard_key: str) -> None:
@@ -59,8 +63,13 @@ class ShardFiles:
 
     def entries(self) -> list[FileEntry]:
         """The manifest's lines for this shard."""
-        listed: list[tuple[Path, FileKind]] = [(self.data, self.split), (self.rejected, "rejected")]
-        return [_entry(self.folder, path, kind) for path, kind in listed if path.is_file()]
+        listed: list[tuple[Location, FileKind]] = [(self.data, self.split), (self.rejected, "rejected")]
+        return [_entry(path, kind) for path, kind in listed if path.is_file()]
+
+
+def open_parquet(path: Location) -> pq.ParquetFile:
+    """A Parquet file to be read, wherever it lies; of a remote one, only what is asked for is fetched."""
+    return pq.ParquetFile(path if isinstance(path, Path) else path.open())
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class Tally:
     totals: Totals
 
 
-def tally(folder: Path, entries: Sequence[FileEntry]) -> Tally:
+def tally(folder: Location, entries: Sequence[FileEntry]) -> Tally:
     """Count rows, reasons, tokens and dollars in the files themselves."""
     rows: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -80,7 +89,8 @@ def tally(folder: Path, entries: Sequence[FileEntry]) -> Tally:
     cost: float | None = None
     for entry in entries:
         columns = ["prompt_tokens", "completion_tokens", "cost_usd"] + (["reason"] if entry.kind == "rejected" else [])
-        table = pq.read_table(folder / entry.path, columns=columns)
+        with open_parquet(folder / entry.path) as parquet:
+            table = parquet.read(columns=columns)
         prompt_tokens += pc.sum(table["prompt_tokens"]).as_py() or 0
         completion_tokens += pc.sum(table["completion_tokens"]).as_py() or 0
         cost = _added(cost, pc.sum(table["cost_usd"]).as_py())
@@ -100,17 +110,20 @@ def _added(total: float | None, more: float | None) -> float | None:
     return total if more is None else more if total is None else total + more
 
 
-def _write(path: Path, table: pa.Table, shard_key: str) -> None:
+def _write(path: Location, table: pa.Table, shard_key: str) -> None:
     keyed = table.replace_schema_metadata({_SHARD_KEY: shard_key.encode()})
     with atomic_file(path) as stream:
-        pq.write_table(keyed, stream, compression="zstd")
+        pq.write_table(keyed, stream, **write_options(keyed))
 
 
-def _entry(folder: Path, path: Path, kind: FileKind) -> FileEntry:
+def _entry(path: Location, kind: FileKind) -> FileEntry:
+    with open_parquet(path) as parquet:
+        rows = parquet.metadata.num_rows
+    recorded = path.recorded_sha256() if isinstance(path, RemotePath) else None  # else all of it would be fetched
     return FileEntry(
-        path=str(path.relative_to(folder)),
+        path=f"{path.parent.name}/{path.name}",
         kind=kind,
-        rows=pq.read_metadata(path).num_rows,
+        rows=rows,
         bytes=path.stat().st_size,
-        sha256=sha256_of_file(path),
+        sha256=recorded or sha256_of_file(path),
     )

@@ -1,6 +1,6 @@
 """Find, read and check dataset versions.
 
-    dataset = open_dataset(Path("data/labels/quickstart"))         # the newest finished version
+    dataset = open_dataset(location("data/labels/quickstart"))     # the newest finished version; or s3://bucket/labels/…
     for batch in dataset.batches("train"): ...                     # pyarrow record batches
 
 Writing is the labelling engine's, through `files.py`.
@@ -8,6 +8,7 @@ Writing is the labelling engine's, through `files.py`.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,19 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import DatasetSettings
+from pipeline.dataset.files import open_parquet
 from pipeline.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest, read_manifest, version_label
-from pipeline.durable import sha256_of_file
+from pipeline.dataset.verify import folder_problems
 from pipeline.errors import DatasetMissing, DatasetRefused
 from pipeline.records import Split
+from pipeline.storage.location import Location, RemotePath, folders_in, location
 
 _BATCH_ROWS = 256
+_JOURNALS = "data/journals"  # of datasets that lie elsewhere
 
 
 @dataclass(frozen=True)
 class Dataset:
     """One finished version."""
 
-    folder: Path
+    folder: Location
     manifest: Manifest
 
     def files(self, *kinds: FileKind) -> list[FileEntry]:
@@ -38,7 +42,7 @@ class Dataset:
 
     def open(self, entry: FileEntry) -> pq.ParquetFile:
         """One of its files, to be read."""
-        return pq.ParquetFile(self.folder / entry.path)
+        return open_parquet(self.folder / entry.path)
 
     def batches(self, split: Split) -> Iterator[pa.RecordBatch]:
         """The rows of a split, some hundred at a time, in a fixed order."""
@@ -47,8 +51,8 @@ class Dataset:
                 yield from parquet.iter_batches(batch_size=_BATCH_ROWS)
 
     def problems(self) -> list[str]:
-        """What is wrong with the files, against the manifest; empty where all is well."""
-        return [problem for entry in self.manifest.files if (problem := self._problem(entry))]
+        """What is wrong with the folder, against the manifest (see verify.py); empty where all is well."""
+        return folder_problems(self.folder, self.manifest)
 
     def check(self) -> None:
         """Refuse a dataset that is not as it was written.
@@ -64,37 +68,33 @@ class Dataset:
                 f"{self.folder} and label again."
             )
 
-    def _problem(self, entry: FileEntry) -> str | None:
-        file = self.folder / entry.path
-        if not file.is_file():
-            return f"{entry.path} is missing"
-        size = file.stat().st_size
-        if size != entry.bytes:
-            return f"{entry.path} has {size} bytes, the manifest says {entry.bytes}"
-        digest = sha256_of_file(file)
-        if digest != entry.sha256:
-            return f"{entry.path} has sha256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…"
-        return None
 
-
-def dataset_folder(settings: DatasetSettings) -> Path:
+def dataset_folder(settings: DatasetSettings) -> Location:
     """The folder that holds every version of a recipe's dataset."""
-    return Path(settings.root) / settings.name
+    return location(settings.root) / settings.name
 
 
-def versions(folder: Path) -> list[int]:
+def journal_folder(settings: DatasetSettings) -> Path:
+    """Where the journal of a recipe's dataset lies on this machine: beside its versions, where these are here."""
+    folder = dataset_folder(settings)
+    if settings.journal is None and isinstance(folder, Path):
+        return folder
+    named = folder.resolve() if isinstance(folder, Path) else folder
+    digest = hashlib.sha256(str(named).encode()).hexdigest()[:12]
+    return Path(settings.journal or _JOURNALS) / f"{settings.name}-{digest}"
+
+
+def versions(folder: Location) -> list[int]:
     """The finished versions, oldest first."""
     return [number for number in started_versions(folder) if (folder / version_label(number) / FILE_NAME).is_file()]
 
 
-def started_versions(folder: Path) -> list[int]:
+def started_versions(folder: Location) -> list[int]:
     """Every version that has a folder, finished or not, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"v(\d{3,})", path.name)))
+    return sorted(int(match[1]) for path in folders_in(folder) if (match := re.fullmatch(r"v(\d{3,})", path.name)))
 
 
-def open_dataset(folder: Path, version: int | None = None) -> Dataset:
+def open_dataset(folder: Location, version: int | None = None) -> Dataset:
     """A finished version of the dataset in `folder`, the newest unless one is named.
 
     Raises:
@@ -111,13 +111,15 @@ def open_dataset(folder: Path, version: int | None = None) -> Dataset:
     return Dataset(chosen, read_manifest(chosen))
 
 
-def find_dataset(root: Path, label: str) -> Dataset:
-    """A dataset by what a person types: a name under `root`, name/v001, or the folder of either.
+def find_dataset(root: Location, label: str) -> Dataset:
+    """A dataset by what a person types: a name under `root`, name/v001, or the folder or URL of either.
 
     Raises:
         DatasetMissing: there is none.
     """
-    for base in (root / label, Path(label)):
+    own = location(label)
+    places = [own] if isinstance(own, RemotePath) or own.is_absolute() else [root / label, own]
+    for base in places:
         if (base / FILE_NAME).is_file():
             return Dataset(base, read_manifest(base))
         if versions(base):
@@ -126,7 +128,6 @@ def find_dataset(root: Path, label: str) -> Dataset:
     raise DatasetMissing(f"there is no dataset {label!r}, under {root} or as a folder. Finished ones: {known}.")
 
 
-def all_datasets(root: Path) -> list[Dataset]:
+def all_datasets(root: Location) -> list[Dataset]:
     """Every finished version under `root`, by name and version."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return [open_dataset(folder, number) for folder in folders for number in versions(folder)]
+    return [open_dataset(folder, number) for folder in folders_in(root) for number in versions(folder)]

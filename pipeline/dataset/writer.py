@@ -12,25 +12,25 @@ last. If the block fails, the version does not exist and its folder is gone.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
 import pipeline
 from pipeline.columns import completion_schema, rejection_schema
-from pipeline.config import SamplingSettings, SoftSettings
+from pipeline.config import SamplingSettings, SoftSettings, encoding_of
 from pipeline.dataset.card import write_card
 from pipeline.dataset.files import ShardFiles, tally
 from pipeline.dataset.manifest import FileEntry, MadeBy, Manifest, version_label, write_manifest
 from pipeline.dataset.store import Dataset, started_versions
 from pipeline.durable import sole_writer
+from pipeline.errors import StorageFailed
 from pipeline.records import FORMAT_VERSION, Split, TeacherIdentity, content_hash
+from pipeline.storage.location import Location, move, remove_tree
 
 _SHARD_ROWS = 20_000
 _SHARD_BYTES = 256 << 20  # in memory, whichever is reached first
@@ -56,11 +56,11 @@ class NewVersion:
 
     dataset: Dataset
 
-    def __init__(self, folder: Path, origin: Origin) -> None:
+    def __init__(self, folder: Location, origin: Origin) -> None:
         self._folder = folder
         self._origin = origin
-        self._schema = completion_schema(soft=origin.soft is not None)
-        self._no_rejections = rejection_schema(soft=origin.soft is not None).empty_table()
+        self._schema = completion_schema(soft=encoding_of(origin.soft))
+        self._no_rejections = rejection_schema(soft=encoding_of(origin.soft)).empty_table()
         self._waiting: dict[Split, list[pa.RecordBatch]] = {}
         self._shards: dict[Split, int] = {}
         self._prompts: set[bytes] = set()
@@ -132,7 +132,7 @@ class NewVersion:
         for split, of in self._shards.items():
             for index in range(of):
                 files = self._files(split, index, of)
-                self._files(split, index, 0).data.rename(files.data)
+                move(self._files(split, index, 0).data, files.data)
                 entries += files.entries()
         return entries
 
@@ -141,7 +141,7 @@ class NewVersion:
 
 
 @contextmanager
-def new_version(root: Path, name: str, origin: Origin) -> Iterator[NewVersion]:
+def new_version(root: Location, name: str, origin: Origin) -> Iterator[NewVersion]:
     """The next version of the dataset `name` under `root`.
 
     Raises:
@@ -157,5 +157,6 @@ def new_version(root: Path, name: str, origin: Origin) -> Iterator[NewVersion]:
             yield version
             version.finish(name, number)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError, StorageFailed):
+                remove_tree(folder)
             raise

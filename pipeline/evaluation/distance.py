@@ -19,9 +19,10 @@ from pipeline.evaluation.metrics import mean_per_token
 from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.records import Completion
-from pipeline.student.batches import Batch, Example, collator, example_of, soft_labels_of, tokens_of
+from pipeline.student.batches import Batch, collator, soft_labels_of, tokens_of
 from pipeline.student.losses.base import student_outcomes, teacher_outcomes
 from pipeline.student.losses.forward_kl import divergence
+from pipeline.student.rows import Example, example_of
 
 _BATCH = 16  # rows
 _BLOCK_BYTES = 1 << 30  # of the teacher's distributions that are held at once
@@ -117,12 +118,13 @@ def against_teacher(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def against_labels(logprobs: Tensor, example: Example) -> tuple[Tensor, Tensor]:
-    """The same from stored soft labels: KL over their tokens and one outcome for all others, a lower bound."""
+    """The same from stored soft labels: KL over their tokens and one outcome for all others, a lower bound for top-k."""
     labels = soft_labels_of(collator(0)([example]))
     assert labels is not None
     token_ids = labels.token_ids.to(logprobs.device)
     teacher = teacher_outcomes(labels, 1.0).to(logprobs.device)
-    return divergence(teacher, student_outcomes(logprobs, token_ids, 1.0)), token_ids[:, 0] == logprobs.argmax(dim=-1)
+    likeliest = token_ids.gather(-1, teacher[:, :-1].argmax(dim=-1, keepdim=True)).squeeze(-1)
+    return divergence(teacher, student_outcomes(logprobs, token_ids, 1.0)), likeliest == logprobs.argmax(dim=-1)
 
 
 def _distance(sums: _Sums, subject: Subject) -> Distance:

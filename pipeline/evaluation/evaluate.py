@@ -242,7 +242,7 @@ def _label_summary(dataset: Dataset) -> LabelSummary:
         prompt_tokens=manifest.totals.prompt_tokens,
         completion_tokens=manifest.totals.completion_tokens,
         cost_usd=manifest.totals.cost_usd,
-        soft=f"{manifest.soft.encoding}, k={manifest.soft.k}" if manifest.soft else None,
+        soft=str(manifest.soft) if manifest.soft else None,
     )
 
 
@@ -266,6 +266,8 @@ def _notes(recipe: Recipe, dataset: Dataset, rows: int) -> Iterator[str]:
     )
     if runs_here(recipe.teacher):
         yield "KL and agreement compare full distributions: teacher and student both read the teacher's text."
+    elif dataset.manifest.soft and dataset.manifest.soft.draws:
+        yield f"KL is against {dataset.manifest.soft.draws} stored random draws from the teacher a token: an estimate."
     elif dataset.manifest.soft:
         yield f"KL is over the {dataset.manifest.soft.k} stored tokens and one outcome for all others: a lower bound."
     else:

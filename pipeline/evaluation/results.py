@@ -81,7 +81,7 @@ class LabelSummary:
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float | None
-    soft: str | None  # "top-k, k=32", or None for text only
+    soft: str | None  # "top-k, k = 32", or None for text only
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,17 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import pipeline
-from pipeline.config import FilterSettings, Recipe
+from pipeline.config import FilterSettings, Recipe, encoding_of
 from pipeline.dataset.card import write_card
 from pipeline.dataset.files import ShardFiles, tally
 from pipeline.dataset.manifest import Manifest, version_label, write_manifest
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
-from pipeline.durable import sole_writer, write_atomically
+from pipeline.durable import write_atomically
+from pipeline.labelling.begin import held_journal
 from pipeline.labelling.budget import Budget, check_budget
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import LabelPlan, Shard, ShardName, make_plan
@@ -39,6 +38,7 @@ from pipeline.labelling.sorting import SortedOut, Sorter
 from pipeline.progress import Progress, silent
 from pipeline.quality.base import NamedFilter, open_filters
 from pipeline.records import FORMAT_VERSION
+from pipeline.storage.location import Location
 from pipeline.teachers.base import Teacher, open_teacher
 
 _ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
@@ -81,10 +81,11 @@ def open_job(recipe: Recipe, progress: Progress = silent) -> Iterator[LabelJob]:
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
     check_budget(recipe, teacher.price)
     filters = open_filters(_filters(recipe))
-    with make_plan(recipe, teacher.identity) as plan:
-        folder = dataset_folder(recipe.dataset)
-        with sole_writer(folder), Journal(folder, soft=recipe.label.soft is not None) as journal:
-            yield LabelJob(recipe, plan, teacher, filters, journal, progress)
+    with (
+        make_plan(recipe, teacher.identity) as plan,
+        held_journal(recipe.dataset, encoding_of(recipe.label.soft)) as journal,
+    ):
+        yield LabelJob(recipe, plan, teacher, filters, journal, progress)
 
 
 class LabelJob:
@@ -105,7 +106,7 @@ class LabelJob:
         self._journal = journal
         self._progress = progress
         self._base = dataset_folder(recipe.dataset)
-        self._soft = recipe.label.soft is not None
+        self._soft = encoding_of(recipe.label.soft)
         self._sorter = Sorter(filters, soft=self._soft)
         self._budget = Budget(recipe.label.budget_usd, teacher.price, journal)
         self._sender = Sender(teacher, recipe.label, journal, self._budget, progress)
@@ -230,7 +231,7 @@ class LabelJob:
             self._written += 1
             self._turn.notify_all()
 
-    def _files(self, shard: ShardName, folder: Path | None = None) -> ShardFiles:
+    def _files(self, shard: ShardName, folder: Location | None = None) -> ShardFiles:
         return ShardFiles(folder or self._folder, shard.split, shard.index, shard.of)
 
     def _shard_key(self, number: int) -> str:
@@ -255,7 +256,7 @@ class LabelJob:
         newest = open_dataset(self._base)
         return newest if newest.manifest.plan_sha256 == self._plan.sha256 else None
 
-    def _start_version(self) -> Path:
+    def _start_version(self) -> Location:
         """The folder of the version to write: one that was begun, or the next. Earlier answers are taken over."""
         finished = versions(self._base)
         begun = [number for number in started_versions(self._base) if number not in finished]
@@ -266,7 +267,7 @@ class LabelJob:
         write_atomically(folder / "recipe.yaml", self._recipe.as_yaml().encode())
         return folder
 
-    def _drop_stale(self, folder: Path) -> None:
+    def _drop_stale(self, folder: Location) -> None:
         """Remove half-written files of a killed run, and shards cut from another plan: their answers are in the journal."""
         wanted = {self._files(name, folder).name for name in self._plan.names}
         for part in ("data", "rejected"):
@@ -282,14 +283,14 @@ class LabelJob:
             self._parents = parents.split()
             return
         for version in earlier:
-            if (version.manifest.soft is not None) == self._soft and self._adopt_version(version):
+            if encoding_of(version.manifest.soft) == self._soft and self._adopt_version(version):
                 self._parents.append(version.manifest.label)
         self._journal.note(_ADOPTED, " ".join([self._plan.sha256, *self._parents]))
 
     def _adopt_version(self, version: Dataset) -> int:
         taken = 0
         for entry in version.manifest.files:
-            with pq.ParquetFile(version.folder / entry.path) as parquet:
+            with version.open(entry) as parquet:
                 for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
                     taken += self._journal.adopt(batch.filter(pa.array(self._wanted(batch), pa.bool_())))
         return taken

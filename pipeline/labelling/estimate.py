@@ -13,25 +13,25 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config import LabelSettings, Recipe
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, versions
+from pipeline.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
 from pipeline.labelling.budget import check_budget
 from pipeline.labelling.journal import JournalView
 from pipeline.labelling.plan import LabelPlan, make_plan
 from pipeline.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from pipeline.pricing import Price
+from pipeline.storage.location import RemotePath
 from pipeline.teachers.base import open_teacher
 
 _TEXT_BYTES = 2  # of a token of text, compressed, as a rule of thumb
 _ROW_BYTES = 120  # ids, names, counts, compressed
 _TRACE_BYTES = 8  # a token id and a log-probability
-_TOP_K_BYTES = 6  # one entry of a soft label
+_TOP_K_BYTES = 2.0  # an entry of a top-k label (docs/benchmarks.md: 50 of them take about 90)
+_SAMPLED_BYTES = 0.8  # a draw of a sampled label
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,12 @@ def estimate_labelling(recipe: Recipe) -> Estimate:
     folder = dataset_folder(recipe.dataset)
     finished = [open_dataset(folder, number) for number in versions(folder)]
     newest = finished[-1].manifest if finished else None
-    with make_plan(recipe, teacher.identity) as plan, closing(JournalView(folder)) as journal:
+    carried = (newest.totals.spent_usd if newest and isinstance(folder, RemotePath) else None) or 0.0
+    with make_plan(recipe, teacher.identity) as plan, closing(JournalView(journal_folder(recipe.dataset))) as journal:
         to_send = (
             _ToSend(0, 0, 0) if newest and newest.plan_sha256 == plan.sha256 else _to_send(plan, journal, finished)
         )
-        return _estimate(recipe, plan, to_send, newest, teacher.price, journal.spent())
+        return _estimate(recipe, plan, to_send, newest, teacher.price, journal.spent() or carried)
 
 
 def _estimate(
@@ -135,7 +136,7 @@ def _paid_ids(finished: list[Dataset]) -> Iterator[str]:
     """Every row of a finished version that has an answer, rejected ones included."""
     for version in finished:
         for entry in version.manifest.files:
-            with pq.ParquetFile(Path(version.folder) / entry.path) as parquet:
+            with version.open(entry) as parquet:
                 for batch in parquet.iter_batches(columns=["id", "completion"]):
                     yield from batch.filter(pc.is_valid(batch.column("completion"))).column("id").to_pylist()
 
@@ -159,8 +160,9 @@ def _bytes(label: LabelSettings, plan: LabelPlan, newest: Manifest | None, each:
     rows = sum(newest.rows.values()) if newest else 0
     if newest is not None and rows:
         return round(plan.requests * sum(file.bytes for file in newest.files) / rows)
-    k = label.soft.k if label.soft else 0
-    traced = (_TRACE_BYTES + _TOP_K_BYTES * k) * each if label.soft else 0
+    traced = 0.0
+    if label.soft is not None:
+        traced = (_TRACE_BYTES + _TOP_K_BYTES * (label.soft.k or 0) + _SAMPLED_BYTES * (label.soft.draws or 0)) * each
     text = (plan.likely_prompt_tokens + plan.requests * each) * _TEXT_BYTES
     return round(plan.requests * (_ROW_BYTES + traced) + text)
 

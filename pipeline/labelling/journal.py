@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 
 from pipeline.columns import completion_row, completion_schema, record_batch, rejection_row, rejection_schema
 from pipeline.errors import StorageFailed
-from pipeline.records import Completion, Rejection, content_hash
+from pipeline.records import Completion, EncodingName, Rejection, content_hash
 
 FILE_NAME = "journal.sqlite"
 _CREATE = """
@@ -70,7 +70,7 @@ class Change:
 class Journal:
     """Opened by the one writer of a dataset (`durable.sole_writer`). Usable as a context manager."""
 
-    def __init__(self, folder: Path, *, soft: bool) -> None:
+    def __init__(self, folder: Path, *, soft: EncodingName | None) -> None:
         self._file = folder / FILE_NAME
         self._soft = soft
         self._schemas = {"completion": completion_schema(soft=soft), "rejection": rejection_schema(soft=soft)}
@@ -206,7 +206,8 @@ class Journal:
     def _prepare(self) -> None:
         """The tables. Batches are read by the columns of today: those of a release with others are not touched."""
         self._writer.executescript(_CREATE)
-        name, columns = f"columns, soft={self._soft}", content_hash([str(schema) for schema in self._schemas.values()])
+        kind = {None: False, "top-k": True}.get(self._soft, self._soft)  # the first two as older releases noted them
+        name, columns = f"columns, soft={kind}", content_hash([str(schema) for schema in self._schemas.values()])
         noted = self._writer.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
         if noted is None:
             with self._writer:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.columns import completion_at, completion_schema, record_batch, rejection_row, rejection_schema
+from pipeline.dataset.files import open_parquet
 from pipeline.labelling.journal import Answers
 from pipeline.labelling.plan import Shard
 from pipeline.quality.base import NamedFilter, Remembers, judge, remember
-from pipeline.records import Rejection
+from pipeline.records import EncodingName, Rejection
+from pipeline.storage.location import Location
 from pipeline.teachers.base import Request
 
 _ROWS_AT_ONCE = 256
@@ -34,7 +34,7 @@ class SortedOut:
 class Sorter:
     """The filters of a recipe, over all its shards; used by one thread at a time."""
 
-    def __init__(self, filters: Sequence[NamedFilter], *, soft: bool) -> None:
+    def __init__(self, filters: Sequence[NamedFilter], *, soft: EncodingName | None) -> None:
         self._filters = filters
         self._soft = soft
         self._kept = completion_schema(soft=soft)
@@ -63,11 +63,11 @@ class Sorter:
             pa.concat_tables([self._rejected.empty_table(), *rejected]).combine_chunks(),
         )
 
-    def remember(self, file: Path) -> None:
+    def remember(self, file: Location) -> None:
         """Tell the filters that look back of a shard that an earlier run wrote."""
         if not any(isinstance(one.judge, Remembers) for one in self._filters):
             return
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for index in range(batch.num_rows):
                     remember(completion_at(batch, index), self._filters)

@@ -19,9 +19,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from pipeline.config import FilterSettings, Settings, parse_options
+from pipeline.config import FilterSettings
 from pipeline.quality.base import NamedFilter, first_rejection, open_filters, remember
 from pipeline.records import Completion
+from pipeline.settings import Settings, parse_options
 
 
 class BestOfOptions(Settings):

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from datasketch import MinHash
 from pydantic import Field
 
-from pipeline.config import Settings, parse_options
 from pipeline.records import Completion
+from pipeline.settings import Settings, parse_options
 from pipeline.text import shingles, words
 
 _CREATE = """

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config import Settings, parse_options
 from pipeline.quality.base import Filter
+from pipeline.settings import Settings, parse_options
 
 
 def open_filter(options: dict[str, Any]) -> Filter:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config import Settings, parse_options
 from pipeline.quality.base import Filter
 from pipeline.records import Completion, FinishReason
+from pipeline.settings import Settings, parse_options
 
 
 class FinishReasonOptions(Settings):

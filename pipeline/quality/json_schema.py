@@ -24,9 +24,10 @@ from referencing import Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from pipeline.config import Settings, find_input, parse_options
+from pipeline.config import find_input
 from pipeline.errors import RecipeError
 from pipeline.quality.base import Filter
+from pipeline.settings import Settings, parse_options
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
 _DETAIL = 300  # characters of what a schema says; it may quote the whole text

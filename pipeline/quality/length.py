@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Settings, parse_options
 from pipeline.quality.base import Filter
 from pipeline.records import Completion
+from pipeline.settings import Settings, parse_options
 
 
 class LengthOptions(Settings):

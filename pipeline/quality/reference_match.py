@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config import Settings, parse_options
 from pipeline.quality.base import Filter
 from pipeline.records import Completion
+from pipeline.settings import Settings, parse_options
 from pipeline.text import shortened, token_f1, words
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d{1,1000}(?!\d))(?:\.\d{1,1000}(?!\d))?|\.\d{1,1000}(?!\d)"

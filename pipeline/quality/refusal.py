@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.config import Settings, parse_options
 from pipeline.quality.base import Filter
 from pipeline.records import Completion
+from pipeline.settings import Settings, parse_options
 from pipeline.text import shortened
 
 _SENTENCES = re.compile(r"(?<=[.!?:\n])\s+")

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pipeline.config import Settings, parse_options
 from pipeline.quality.base import Filter
 from pipeline.records import Completion
+from pipeline.settings import Settings, parse_options
 from pipeline.text import shortened
 
 

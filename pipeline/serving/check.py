@@ -24,13 +24,13 @@ import numpy as np
 import orjson
 from pydantic import Field
 
-from pipeline.config import Settings
 from pipeline.errors import TeacherRefused, TeacherUnavailable
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
 from pipeline.records import Message, SoftLabels
 from pipeline.serving.openai_api import Content, OpenAiApi
 from pipeline.serving.vllm_answers import read_generated, read_scored
+from pipeline.settings import Settings
 from pipeline.teachers.base import Finding, Refusal, TryAgain
 
 _TEXTS = (

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import orjson
 from pydantic import Field, SecretStr
 
-from pipeline.config import Settings
 from pipeline.errors import TeacherRefused
+from pipeline.settings import Settings
 from pipeline.teachers.base import Refusal, TryAgain
 
 if TYPE_CHECKING:

@@ -24,15 +24,16 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
 
 from pydantic import Field
 
-from pipeline.config import Settings
 from pipeline.errors import TeacherUnavailable
 from pipeline.progress import Progress, silent
+from pipeline.settings import Settings
 
 PYTHON_VARIABLE = "STILLHOUSE_VLLM_PYTHON"
 _MODULE = "vllm.entrypoints.openai.api_server"
@@ -91,6 +92,7 @@ class VllmServer:
         Raises:
             TeacherUnavailable: it is not installed, ended, or was not ready in time; the message ends with its log's tail.
         """
+        self.stop()  # what a server that died left behind
         self._check_port()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -117,14 +119,11 @@ class VllmServer:
         process, self._process = self._process, None
         if process is None:
             return
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
+        for sign in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL for what outlives the server itself, too
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, sign)
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_STOP_SECONDS)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
         process.wait()
 
     # --------------------------------------------------------------------------------------------------------- within

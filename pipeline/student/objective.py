@@ -2,20 +2,40 @@
 
     L = weight * T^2 * D( teacher / T , student / T )  +  cross_entropy_weight * CE(completion, student)
 
-Both terms are means over completion tokens. T^2 keeps the gradient's size whatever T is (Hinton et al., arXiv 1503.02531).
-Black-box is the same with no first term.
+Both terms are means over completion tokens. Black-box is the same with no first term.
+
+T^2 (Hinton et al., arXiv 1503.02531) keeps the gradient's size whatever T is. It is exact to first order in 1 / T, so for T
+large against the logits, for every divergence that is of second order in p - q: both KLs, both skewed KLs, the
+Jensen-Shannon family, the adaptive KL. Total variation is of first order: under T^2 its gradient grows with T. The factor
+is the same for all, so that a kind can be exchanged for another without a second meaning of `weight`.
+
+What is exact, and what approximate:
+
+| labels  | at temperature 1                                        | at any other                                        |
+| dense   | exact                                                   | exact                                               |
+| top-k   | exact between the coarse distributions, k tokens and    | both sides of the coarse distributions are tempered,|
+|         | the rest; of the dense value a lower bound (not for     | the rest as one outcome: 0 where they agree, but    |
+|         | adaptive-kl)                                            | neither the dense value nor a bound of it           |
+| sampled | forward-kl alone, whose gradient is unbiased            | biased, see losses/base.py                          |
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 import pipeline.student.losses
-from pipeline.config import StudentSettings
-from pipeline.plugins import load_kind
+from pipeline.config import LossSettings, StudentSettings
+from pipeline.errors import RecipeError
+from pipeline.plugins import built_in_kinds, load_kind
+from pipeline.settings import Settings, nearest, parse_options
 from pipeline.student.losses.base import Divergence, SparseLabels, student_outcomes, teacher_outcomes
 
 
@@ -46,16 +66,57 @@ class Objective:
         return total + self.weight * self.temperature**2 * self.divergence(teacher, student).sum()
 
 
-def open_objective(settings: StudentSettings) -> Objective:
+def open_objective(settings: StudentSettings, encoding: str | None = None) -> Objective:
     """The objective of a recipe; a black-box student learns by plain cross-entropy.
 
+    Args:
+        settings: the recipe's student.
+        encoding: of the soft labels that a white-box student is to learn from; None where it is not known.
+
     Raises:
-        RecipeError: there is no such kind of loss.
+        RecipeError: there is no such kind of loss, an option is wrong, or it cannot be taken from labels of this encoding.
     """
-    if settings.mode == "black-box":
-        return Objective(None, temperature=1.0, weight=0.0, cross_entropy_weight=1.0)
     loss = settings.loss
-    kind: Divergence = load_kind(
+    if settings.mode == "black-box":
+        open_divergence(loss)
+        return Objective(None, temperature=1.0, weight=0.0, cross_entropy_weight=1.0)
+    return Objective(open_divergence(loss, encoding), loss.temperature, loss.weight, loss.cross_entropy_weight)
+
+
+def open_divergence(loss: LossSettings, encoding: str | None = None) -> Divergence:
+    """The divergence of a recipe with its options filled in. See losses/__init__.py for what its module holds.
+
+    Raises:
+        RecipeError: as `open_objective` does.
+    """
+    divergence = load_kind(
         "student.loss.kind", loss.kind, pipeline.student.losses, "divergence", group="stillhouse.losses"
     )
-    return Objective(kind, loss.temperature, loss.weight, loss.cross_entropy_weight)
+    beside = inspect.getmodule(divergence)
+    expected: type[Settings] = getattr(beside, "Options", Settings)
+    known = [*expected.model_fields, *LossSettings.model_fields]
+    unknown = [name for name in loss.options if name not in known]
+    if unknown:
+        lines = (f"student.loss.{name}: {loss.kind} has no such setting.{nearest(name, known)}" for name in unknown)
+        raise RecipeError("\n".join(lines))
+    options = parse_options("student.loss", loss.options, expected)
+    if encoding is not None and not _suits(beside, encoding):
+        raise RecipeError(_refusal(loss.kind, encoding, getattr(beside, "ENCODINGS", ())))
+    bound: Divergence = partial(divergence, **options.model_dump())
+    return bound
+
+
+def _suits(module: Any, encoding: str) -> bool:
+    return encoding in getattr(module, "ENCODINGS", (encoding,))
+
+
+def _refusal(kind: str, encoding: str, right: Collection[str]) -> str:
+    """Why labels of this encoding are no good for a kind of loss, and the two ways out."""
+    name = pipeline.student.losses.__name__
+    modules = built_in_kinds(pipeline.student.losses).items()
+    others = [other for other, module in modules if _suits(importlib.import_module(f"{name}.{module}"), encoding)]
+    return (
+        f"student.loss.kind is {kind!r} and label.soft.encoding is {encoding!r}: this divergence cannot be estimated from "
+        f"such labels. Set label.soft.encoding to {' or '.join(sorted(set(right) - {'dense'}))}, or student.loss.kind to "
+        f"{' or '.join(sorted(others))}"
+    )

@@ -24,16 +24,19 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 import pipeline
 from pipeline.causal import CausalModel, completion_logits, load_causal_model
-from pipeline.config import Recipe, StudentSettings, nearest
+from pipeline.config import Recipe, StudentSettings, encoding_of
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_folder, write_atomically
 from pipeline.errors import DatasetRefused, RecipeError, TrainingError
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
-from pipeline.student.batches import Batch, Examples, LengthGroups, collator, read_examples, soft_labels_of, tokens_of
+from pipeline.settings import nearest
+from pipeline.student.batches import Batch, collator, soft_labels_of, tokens_of
+from pipeline.student.examples import Examples, read_examples
 from pipeline.student.folder import Step, StudentCard, StudentFolder, student_folder
 from pipeline.student.initialise import initialise
 from pipeline.student.objective import Objective, open_objective
+from pipeline.student.order import LengthGroups, Shuffled
 
 _WHOLE = "whole"  # marks a checkpoint whose every file is on the disk
 _OURS = ("output_dir", "resume_from_checkpoint", "remove_unused_columns", "label_names", "disable_tqdm")
@@ -79,16 +82,14 @@ def distill(recipe: Recipe, student: StudentSettings, dataset: Dataset, progress
     if card is not None:
         return card
     arguments = training_arguments(recipe, student, place.work)
-    objective = open_objective(student)
+    objective = open_objective(student, encoding_of(dataset.manifest.soft))
     dataset.check()
     start = prepare_untrained(recipe, student)
     white_box = student.mode == "white-box"
     other_tokens = _other_tokenizer(dataset, ModelFiles("the student", start.path), refused=white_box)
     causal = load_causal_model(start.path)
     train_rows, validation_rows = (
-        read_examples(
-            dataset.batches(split), causal, soft=white_box, by_text=other_tokens, max_length=student.max_length
-        )
+        read_examples(dataset, split, causal, soft=white_box, by_text=other_tokens, max_length=student.max_length)
         for split in ("train", "validation")
     )
     if len(train_rows) == 0:
@@ -166,12 +167,17 @@ class StudentTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
 
     def _get_train_sampler(self, train_dataset: Examples | None = None) -> Any:
-        """The library's own sampler asks every row for a dictionary, and does not know the epoch after a resume."""
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        """The library's own samplers know nothing of row groups, nor of the epoch after a resume."""
+        rows = train_dataset or self._train_rows
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroups(train_dataset or self._train_rows, together, seed)
+        if self.args.train_sampling_strategy == "random":
+            sampler = Shuffled(rows, seed)
+        elif self.args.train_sampling_strategy == "group_by_length":
+            sampler = LengthGroups(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed)
+        else:
+            return super()._get_train_sampler(train_dataset)
+        self.add_callback(_TellEpoch(sampler))
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: Examples) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -203,6 +209,16 @@ class StudentTrainer(Trainer):
         with torch.no_grad():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
+
+
+class _TellEpoch(TrainerCallback):
+    """Tells a sampler the epoch: of several processes that go on within one, accelerate tells only the outer samplers."""
+
+    def __init__(self, sampler: Shuffled) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._sampler.set_epoch(int(state.epoch or 0))
 
 
 class _Watch(TrainerCallback):

@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, SecretStr
 
-from pipeline.config import LabelSettings, Settings, TeacherSettings, parse_options
+from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.errors import RecipeError
 from pipeline.pricing import Price, find_price
 from pipeline.records import FinishReason, TeacherIdentity, TokenLogprob, content_hash
 from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
+from pipeline.settings import Settings, parse_options
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
 
 _DEFAULT_URL = "https://api.openai.com/v1"
@@ -71,6 +72,11 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     options = parse_options("teacher.options", settings.options, OpenAiOptions)
     if not settings.model:
         raise RecipeError("teacher.model is empty: name the model as the API does, for instance gpt-4o-mini")
+    if label.soft is not None and label.soft.encoding == "sampled":
+        raise RecipeError(
+            "label.soft.encoding is 'sampled', and no API gives the full distribution to draw from: take teacher.kind "
+            "'transformers', or set label.soft to null and student.mode to 'black-box'"
+        )
     if label.soft is not None:
         raise RecipeError(
             "label.soft is set, and teacher.kind 'openai' gives no token ids: set label.soft to null and student.mode to "
@@ -131,7 +137,7 @@ class OpenAiTeacher:
     async def _one(self, request: Request) -> Outcome:
         chat = self._options.api == "chat"
         reply = await self._api.post("/chat/completions" if chat else "/completions", self._body(request))
-        return reply if isinstance(reply, Refusal) else self._read(reply)
+        return reply if isinstance(reply, Refusal) else self.read(reply)
 
     def _body(self, request: Request) -> dict[str, Any]:
         label, options = self._label, self._options
@@ -153,7 +159,7 @@ class OpenAiTeacher:
             body["response_format"] = label.response_format
         return {name: value for name, value in {**body, **options.extra_body}.items() if value is not None}
 
-    def _read(self, reply: Reply) -> Outcome:
+    def read(self, reply: Reply) -> Outcome:
         """An answer that arrived whole; it is never asked for again, whatever it says."""
         data = reply.data
         usage = _mapping(data.get("usage"))

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.config import LabelSettings, Settings, SoftSettings, TeacherSettings, parse_options
+from pipeline.config import LabelSettings, SoftSettings, TeacherSettings
 from pipeline.pricing import FREE
-from pipeline.records import SoftLabels, TeacherIdentity, TokenTrace, content_hash
+from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
+from pipeline.settings import Settings, parse_options
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request
 
 
@@ -87,14 +88,24 @@ class ScriptedTeacher:
 
     def _trace(self, prompt: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32], soft: SoftSettings) -> TokenTrace:
         full = scripted_distribution(tokens, self._options.vocabulary)  # (time, vocabulary)
-        k = min(soft.k, self._options.vocabulary)
-        order = np.argsort(-full, axis=1, kind="stable")[:, :k]
-        listed = np.take_along_axis(full, order, axis=1)
-        with np.errstate(divide="ignore"):
-            tail = np.log(np.clip(1 - listed.sum(axis=1), 0, 1))
-        labels = SoftLabels(order.astype(np.int32), np.log(listed).astype(np.float16), tail.astype(np.float32))
         chosen = np.log(full[np.arange(len(tokens)), tokens]).astype(np.float32)
+        labels = _top_k(full, soft.k) if soft.k else _sampled(full, soft.draws or 0)
         return TokenTrace(prompt, tokens, chosen, labels)
+
+
+def _top_k(full: npt.NDArray[np.float64], k: int) -> SoftLabels:
+    k = min(k, full.shape[1])
+    order = np.argsort(-full, axis=1, kind="stable")[:, :k]
+    listed = np.take_along_axis(full, order, axis=1)
+    with np.errstate(divide="ignore"):
+        tail = np.log(np.clip(1 - listed.sum(axis=1), 0, 1))
+    return SoftLabels(order.astype(np.int32), np.log(listed).astype(np.float16), tail.astype(np.float32))
+
+
+def _sampled(full: npt.NDArray[np.float64], draws: int) -> SampledLabels:
+    """Not at random: the tokens at evenly spaced places of the cumulated distribution, (t + 1/2) / draws."""
+    places = (np.arange(draws) + 0.5) / draws
+    return SampledLabels.of(np.stack([np.searchsorted(row, places * row[-1], side="right") for row in full.cumsum(1)]))
 
 
 def scripted_tokens(text: str, vocabulary: int) -> npt.NDArray[np.int32]:

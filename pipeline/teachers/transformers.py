@@ -4,6 +4,10 @@
 
 Soft labels are taken from the logits that the model gave, before temperature or top-p; they are recorded while the text
 is being generated, so that they cost no second pass. The model is loaded with the first request, not before.
+
+Both encodings are given, `sampled` by random draws from the full distribution. A request's draws start from the recipe's
+seed and the request, and do not depend on which requests it is answered together with; labels_from_logits.py says what may
+still differ between machines.
 """
 
 from __future__ import annotations
@@ -18,14 +22,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import LabelSettings, Settings, TeacherSettings, parse_options
+from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, find_model
 from pipeline.pricing import FREE
-from pipeline.records import SoftLabels, TeacherIdentity, TokenTrace, content_hash
+from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
+from pipeline.settings import Settings, parse_options
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.causal import CausalModel
 
 log = logging.getLogger(__name__)
@@ -141,11 +148,11 @@ class TransformersTeacher:
 
     def _generate(self, batch: Sequence[_Tokens]) -> list[Answer]:
         from pipeline.causal import Sampling, generate
-        from pipeline.labels_from_logits import SoftLabelRecorder
+        from pipeline.labels_from_logits import SoftLabelRecorder, notes_for
 
-        wanted = self._label.sampling
+        wanted, soft = self._label.sampling, self._label.soft
         seeds = [int(content_hash([self._seed, tokens.request.key])[:15], 16) for tokens in batch]
-        recorder = SoftLabelRecorder(self._label.soft.k) if self._label.soft else None
+        recorder = SoftLabelRecorder(notes_for(soft, [self._soft_seed(t.request) for t in batch])) if soft else None
         written = generate(
             self._causal,
             [tokens.prompt for tokens in batch],
@@ -164,7 +171,7 @@ class TransformersTeacher:
         import torch
 
         from pipeline.causal import completion_logits, token_batch
-        from pipeline.labels_from_logits import chosen_logprobs, top_k
+        from pipeline.labels_from_logits import chosen_logprobs
 
         longest = max(len(tokens.prompt) + len(tokens.forced) for tokens in batch)
         rows = max(1, _SCORING_BYTES // (4 * longest * self._files.vocabulary_size))
@@ -180,12 +187,30 @@ class TransformersTeacher:
             ends = np.cumsum([len(tokens.forced) for tokens in part])
             for tokens, end in zip(part, ends, strict=True):
                 own = slice(int(end) - len(tokens.forced), int(end))
-                soft = top_k(logits[own], self._label.soft.k).soft_labels() if self._label.soft else None
+                soft = self._soft_labels(logits[own], tokens.request)
                 answers.append(self._as_answer(tokens, tokens.forced, (soft, chosen[own])))
         return answers
 
+    def _soft_labels(self, logits: Tensor, request: Request) -> SoftLabels | SampledLabels | None:
+        """The labels of one request, forced along a text: logits is (completion tokens, vocabulary)."""
+        from pipeline.labels_from_logits import sampled, top_k
+
+        soft = self._label.soft
+        if soft is None:
+            return None
+        if soft.k is not None:
+            return top_k(logits, soft.k).soft_labels()
+        return sampled(logits, soft.draws or 0, self._soft_seed(request))
+
+    def _soft_seed(self, request: Request) -> int:
+        """What the random draws of a request's sampled labels start from; another one than its text's."""
+        return int(content_hash([self._seed, request.key, "soft"])[:15], 16)
+
     def _as_answer(
-        self, tokens: _Tokens, completion: list[int], labels: tuple[SoftLabels | None, np.ndarray] | None
+        self,
+        tokens: _Tokens,
+        completion: list[int],
+        labels: tuple[SoftLabels | SampledLabels | None, np.ndarray] | None,
     ) -> Answer:
         from pipeline.causal import decode_completion
 

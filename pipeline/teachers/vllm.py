@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, SecretStr, model_validator
 
-from pipeline.config import LabelSettings, Settings, TeacherSettings, parse_options
+from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, find_model
 from pipeline.pricing import FREE, Price, find_price
@@ -34,6 +34,7 @@ from pipeline.serving.replicas import Replicas
 from pipeline.serving.turns import Turns
 from pipeline.serving.vllm_answers import VllmAnswer, read_generated, read_scored
 from pipeline.serving.vllm_server import ServeSettings, VllmServer
+from pipeline.settings import Settings, parse_options
 from pipeline.teachers.base import Answer, Finding, Outcome, Refusal, Request, TryAgain
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     if label.mode == "score" and label.soft is None:
         raise RecipeError(
             "label.mode is 'score' and label.soft is null: nothing would be learnt, set label.soft to {k: 20}"
+        )
+    if label.soft is not None and label.soft.encoding != "top-k":
+        raise RecipeError(
+            f"label.soft.encoding is {label.soft.encoding!r}, and vLLM gives the most likely tokens alone: set "
+            "label.soft to {encoding: top-k, k: 20}, or take teacher.kind 'transformers'"
         )
     if label.top_logprobs is not None:
         raise RecipeError(

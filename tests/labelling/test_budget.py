@@ -429,7 +429,7 @@ def test_one_who_gives_up_takes_back_his_own_reservation_and_no_other(tmp_path: 
         with pytest.raises(asyncio.CancelledError):
             await impatient
 
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         asyncio.run(give_up(journal))
     with closing(JournalView(tmp_path)) as view:
         assert view.spent() == pytest.approx(2 * UNIT)
@@ -450,7 +450,7 @@ def test_rounding_leaves_nobody_waiting(tmp_path: Path, dollars: float) -> None:
         with pytest.raises(BudgetSpent):
             await asyncio.wait_for(budget.reserve([request_for("?")], 20_000), timeout=5)
 
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         asyncio.run(use_up(journal))
 
 
@@ -460,7 +460,7 @@ def test_without_a_budget_nothing_is_reserved_and_everything_is_counted(tmp_path
         reservation = await budget.reserve([request_for("?")], 1000)
         await journal.commit(budget.settle(reservation, 0.5))
 
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         asyncio.run(pay(journal))
         assert journal.spent() == 0.5
 

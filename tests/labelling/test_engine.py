@@ -230,7 +230,7 @@ def test_the_journal_forgets_what_a_version_holds(scripted_recipe: MakeRecipe) -
     recipe = scripted_recipe()
     run(recipe)
     plan = make_plan(recipe, open_teacher(recipe.teacher, recipe.label, 0).identity)
-    with Journal(dataset_folder(recipe.dataset), soft=True) as journal:
+    with Journal(dataset_folder(recipe.dataset), soft="top-k") as journal:
         assert journal.answered(list(plan.ids())) == set()
 
 

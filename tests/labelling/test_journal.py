@@ -58,7 +58,7 @@ def texts(journal: Journal, ids: list[str]) -> dict[str, str]:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    with Journal(tmp_path, soft=False) as opened:
+    with Journal(tmp_path, soft=None) as opened:
         yield opened
 
 
@@ -176,7 +176,7 @@ def test_an_error_of_the_thread_reaches_all_who_wait_and_the_next_commit_is_trie
         monkeypatch.setattr(Journal, "_write", write)
         await journal.commit(Change(outcomes=[completion(99)]))
 
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         asyncio.run(many(journal))
         assert journal.answered([completion(n).id for n in range(100)]) == {completion(99).id}
         assert journal.spent() == 0
@@ -205,9 +205,9 @@ def test_a_disk_that_is_full_is_told_and_what_was_durable_is_kept(tmp_path: Path
         journal._writer.execute("PRAGMA max_page_count=1000000")
         await journal.commit(Change(outcomes=[completion(3)]))
 
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         asyncio.run(fill(journal))
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         assert set(texts(journal, [completion(n).id for n in range(4)])) == {completion(1).id, completion(3).id}
 
 
@@ -216,11 +216,11 @@ def test_closing_commits_what_waits_though_nobody_waits_for_it(tmp_path: Path, g
         for n in range(10):
             journal.later(Change(outcomes=[completion(n)]))
 
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         asyncio.run(leave(journal))
         gate.set()
     assert not (tmp_path / f"{FILE_NAME}-wal").exists()
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         assert len(journal.answered([completion(n).id for n in range(10)])) == 10
 
 
@@ -262,7 +262,7 @@ def test_reservations_of_a_run_that_was_killed_are_spent(tmp_path: Path) -> None
         "async def work(journal):\n"
         "    for one in enumerate([0.5, 0.25, 0.125], 1): await journal.commit(Change(reserve=one))\n"
         "    await journal.commit(Change(settle=2, spent_usd=0.0625))\n"
-        "asyncio.run(work(Journal(Path(sys.argv[1]), soft=False)))\n"
+        "asyncio.run(work(Journal(Path(sys.argv[1]), soft=None)))\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, capture_output=True, text=True)
@@ -270,19 +270,19 @@ def test_reservations_of_a_run_that_was_killed_are_spent(tmp_path: Path) -> None
     with closing(JournalView(tmp_path)) as view:
         assert view.spent() == 0.0625 + 0.5 + 0.125
     for _ in range(2):  # once, however often it is opened
-        with Journal(tmp_path, soft=False) as journal:
+        with Journal(tmp_path, soft=None) as journal:
             assert journal.spent() == 0.0625 + 0.5 + 0.125
 
 
 def test_notes_are_remembered_and_money_is_one_of_them(tmp_path: Path) -> None:
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         assert journal.noted("adopted") is None
         assert journal.spent() == 0.0
         journal.note("adopted", "plan v001")
         journal.note("adopted", "plan v001 v002")
         asyncio.run(journal.commit(Change(spent_usd=0.5)))
         asyncio.run(journal.commit(Change(spent_usd=0.25)))
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         assert journal.noted("adopted") == "plan v001 v002"
         assert journal.spent() == 0.75
 
@@ -294,7 +294,7 @@ def rows_of(schema: pa.Schema, *rows: dict[str, Any]) -> pa.RecordBatch:
 def test_answers_of_an_earlier_version_are_taken_over_and_those_here_stand(journal: Journal) -> None:
     asyncio.run(journal.commit(Change(outcomes=[completion(1, "mine")])))
     held = rows_of(
-        completion_schema(soft=False), *(completion_row(completion(n, "theirs"), soft=False) for n in range(1, 251))
+        completion_schema(soft=None), *(completion_row(completion(n, "theirs"), soft=None) for n in range(1, 251))
     )
     assert journal.adopt(held) == 250
     assert journal.adopt(held) == 250
@@ -304,9 +304,9 @@ def test_answers_of_an_earlier_version_are_taken_over_and_those_here_stand(journ
 
 def test_what_a_teacher_rejected_stays_so_and_what_a_filter_rejected_is_an_answer(journal: Journal) -> None:
     held = rows_of(
-        rejection_schema(soft=False),
-        rejection_row(rejection(1, "teacher", completion(1, "")), soft=False),
-        rejection_row(rejection(2, "quality", completion(2)), soft=False),
+        rejection_schema(soft=None),
+        rejection_row(rejection(1, "teacher", completion(1, "")), soft=None),
+        rejection_row(rejection(2, "quality", completion(2)), soft=None),
     )
     assert journal.adopt(held) == 2
     places = journal.read([completion(1).id, completion(2).id]).places
@@ -349,8 +349,8 @@ def test_forgetting_does_not_break_into_a_transaction(tmp_path: Path, monkeypatc
     async def leave(journal: Journal) -> None:
         journal.later(Change(outcomes=[completion(2)], spent_usd=0.5))
 
-    with Journal(tmp_path, soft=False) as journal:
-        journal.adopt(rows_of(completion_schema(soft=False), completion_row(completion(1), soft=False)))
+    with Journal(tmp_path, soft=None) as journal:
+        journal.adopt(rows_of(completion_schema(soft=None), completion_row(completion(1), soft=None)))
         asyncio.run(leave(journal))
         assert half_written.wait(timeout=10)
         forgetting = threading.Thread(target=journal.forget, args=([completion(1).id], 1))
@@ -360,7 +360,7 @@ def test_forgetting_does_not_break_into_a_transaction(tmp_path: Path, monkeypatc
             assert (completion(2).id in view.ids(), view.spent()) == (False, 0.0)
         go_on.set()
         forgetting.join(timeout=10)
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         assert journal.spent() == 0.5
         assert journal.answered([completion(1).id, completion(2).id]) == {completion(2).id}
 
@@ -391,21 +391,21 @@ def test_reading_holds_some_batches_and_not_the_journal(journal: Journal, monkey
 
 
 def test_a_journal_whose_rows_have_other_columns_is_refused_and_left_alone(tmp_path: Path) -> None:
-    with Journal(tmp_path, soft=False) as journal:
+    with Journal(tmp_path, soft=None) as journal:
         asyncio.run(journal.commit(Change(outcomes=[completion(1)])))
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as old, old:
         old.execute("UPDATE notes SET value = 'others' WHERE name LIKE 'columns%'")
     with pytest.raises(StorageFailed, match="other columns"):
-        Journal(tmp_path, soft=False)
+        Journal(tmp_path, soft=None)
     with closing(JournalView(tmp_path)) as view:
         assert list(view.ids()) == [completion(1).id]
-    Journal(tmp_path, soft=True).close()
+    Journal(tmp_path, soft="top-k").close()
 
 
 def test_what_is_no_journal_is_told_with_its_path(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"not a database, " * 100)
     with pytest.raises(StorageFailed, match=FILE_NAME):
-        Journal(tmp_path, soft=False)
+        Journal(tmp_path, soft=None)
 
 
 @pytest.mark.parametrize("name", ["plain", "50% of it? #1 & more"])
@@ -415,7 +415,7 @@ def test_a_view_reads_beside_the_writer_and_changes_nothing(tmp_path: Path, name
         assert (list(view.ids()), view.spent()) == ([], 0.0)
     assert not folder.exists()
     folder.mkdir()
-    with Journal(folder, soft=False) as journal:
+    with Journal(folder, soft=None) as journal:
         asyncio.run(journal.commit(Change(outcomes=[completion(1)], reserve=(1, 0.5), spent_usd=0.25)))
         with closing(JournalView(folder)) as view:
             assert (list(view.ids()), view.spent()) == ([completion(1).id], 0.75)

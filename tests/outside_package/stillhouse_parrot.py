@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.config import LabelSettings, Settings, TeacherSettings, parse_options
+from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.pricing import FREE
 from pipeline.quality.base import Filter
 from pipeline.records import Completion, TeacherIdentity
+from pipeline.settings import Settings, parse_options
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import DatasetRefused, RecipeError, TrainingError
 from pipeline.labelling.engine import label
 from pipeline.progress import silent
 from pipeline.student import train as training
-from pipeline.student.batches import read_examples
+from pipeline.student.examples import read_examples
 from pipeline.student.folder import read_card, student_folder
 from pipeline.student.objective import open_objective
 from pipeline.student.train import StudentTrainer, distill, prepare_untrained, training_arguments
@@ -109,15 +109,16 @@ def test_the_gradient_is_a_mean_over_tokens_however_the_step_is_cut(
             "per_device_train_batch_size": size,
             "gradient_accumulation_steps": 8 // size,
             "max_steps": 1,
+            "train_sampling_strategy": "sequential",
             "eval_strategy": "no",
         }
         one = student.model_copy(
             update={"train": {**student.train, **cut, "save_strategy": "no", "optim": "sgd", "learning_rate": 0.1}}
         )
         causal = load_causal_model(start.path)
-        rows = read_examples(dataset.batches("train"), causal, soft=True, by_text=False, max_length=100)
-        assert len({len(row) for row in rows.items}) > 1
-        eight = type(rows)(rows.items[:8], 0)
+        rows = read_examples(dataset, "train", causal, soft=True, by_text=False, max_length=100)
+        assert len(set(rows.lengths[:8].tolist())) > 1
+        eight: Any = torch.utils.data.Subset(rows, range(8))
         trainer = StudentTrainer(
             causal, open_objective(one), training_arguments(recipe, one, tmp_path / str(size)), eight, eight
         )
@@ -159,7 +160,7 @@ def test_text_is_split_anew_for_a_student_of_another_tokenizer(
     _, _, dataset = labelled
     causal = load_causal_model(make_tiny_model(tmp_path / "other", merges=3))
     taken, anew = (
-        read_examples(dataset.batches("train"), causal, soft=False, by_text=by_text, max_length=200).items
+        read_examples(dataset, "train", causal, soft=False, by_text=by_text, max_length=200)
         for by_text in (False, True)
     )
     assert [causal.tokenizer.decode(one.prompt) for one in taken] == [
@@ -228,8 +229,8 @@ def test_text_only_rows_are_tokenised_by_the_student(tiny_recipe: MakeRecipe) ->
     assert recipe.student is not None
     dataset = asyncio.run(label(recipe)).dataset
     causal = load_causal_model(Path(recipe.teacher.model))
-    rows = read_examples(dataset.batches("train"), causal, soft=False, by_text=False, max_length=200)
-    assert all(row.completion[-1] == 0 and row.soft is None for row in rows.items)
+    rows = read_examples(dataset, "train", causal, soft=False, by_text=False, max_length=200)
+    assert all(row.completion[-1] == 0 and row.soft is None for row in rows)
     with pytest.raises(TrainingError, match="has no soft labels"):
-        read_examples(dataset.batches("train"), causal, soft=True, by_text=False, max_length=200)
+        read_examples(dataset, "train", causal, soft=True, by_text=False, max_length=200)
     assert distill(recipe, recipe.student, dataset).steps > 0

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from pipeline.causal import Sampling, encode_prompt, generate, load_causal_model
 from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
-from pipeline.records import Message, Prompt
+from pipeline.records import Message, Prompt, SampledLabels
 from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
 from tests.conftest import make_tiny_model
 
@@ -218,3 +218,60 @@ def test_the_demo_teacher_knows_the_capital_of_france(demo_teacher: Path) -> Non
     assert answer.text.startswith("The capital of France is Paris")
     assert answer.finish_reason == "stop"
     check_labels(demo_teacher, "What is the capital of France?", answer)
+
+
+# -------------------------------------------------------------------------------------------------------- sampled labels
+
+SAMPLED = {"encoding": "sampled", "draws": 40}
+
+
+def shares(labels: SampledLabels, vocabulary: int) -> np.ndarray:
+    """count / draws at each position: (time, vocabulary)."""
+    dense = np.zeros((len(labels), vocabulary))
+    rows = np.repeat(np.arange(len(labels)), np.diff(labels.offsets))
+    dense[rows, labels.token_ids] = labels.counts / labels.draws[rows]
+    return dense
+
+
+@pytest.mark.parametrize("forced", [None, "A thing."])
+def test_sampled_labels_are_drawn_from_the_models_own_distribution(tiny_model: Path, forced: str | None) -> None:
+    """Whatever temperature and top-p the text is drawn with; held against the standard error of so many draws."""
+    draws = 4000
+    mode = {"mode": "score"} if forced else {"sampling": {"temperature": 0.5, "top_p": 0.5, "max_tokens": 5}}
+    answers = ask(tiny_model, {**mode, "soft": {"encoding": "sampled", "draws": draws}}, forced=forced)
+    for answer in answers:
+        trace = answer.trace
+        assert len(trace.soft) == len(trace.completion_token_ids) and set(trace.soft.draws.tolist()) == {draws}
+        prompt, completion = trace.prompt_token_ids.tolist(), trace.completion_token_ids.tolist()
+        p = full_logprobs(tiny_model, prompt, completion).exp().double().numpy()
+        error = np.sqrt(p * (1 - p) / draws) + 1e-4
+        assert np.abs((shares(trace.soft, p.shape[1]) - p) / error).max() < 6
+
+
+@pytest.mark.parametrize("forced", [None, "A thing."])
+def test_sampled_labels_are_the_same_whatever_batch_a_request_is_in(tiny_model: Path, forced: str | None) -> None:
+    mode = {"mode": "score"} if forced else {"sampling": {"temperature": 1.0, "max_tokens": 9}}
+    label = {**mode, "soft": SAMPLED}
+    together = [answer.trace.soft for answer in ask(tiny_model, label, forced=forced)]
+    alone = [ask(tiny_model, label, texts=[text], forced=forced)[0].trace.soft for text in TEXTS]
+    backwards = [answer.trace.soft for answer in ask(tiny_model, label, texts=TEXTS[::-1], forced=forced)][::-1]
+    for other in (alone, backwards):
+        for mine, theirs in zip(together, other, strict=True):
+            for name in ("token_ids", "counts", "offsets"):
+                np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+
+
+def test_positions_and_requests_have_draws_of_their_own(tiny_model: Path) -> None:
+    label = {"mode": "score", "soft": {"encoding": "sampled", "draws": 500}}
+    one, other = (answer.trace.soft for answer in ask(tiny_model, label, texts=["Hi", "Hi "], forced="aaaa"))
+    assert one.counts.tolist() != other.counts.tolist()
+    assert not np.array_equal(one.counts[: one.offsets[1]], one.counts[one.offsets[1] : one.offsets[2]])
+
+
+def test_the_text_is_the_same_whichever_labels_are_kept_with_it(tiny_model: Path) -> None:
+    """Drawing labels takes nothing from the generator that the text is drawn with; the request's key differs, though."""
+    greedy = {"sampling": {"temperature": 0, "max_tokens": 9}}
+    texts = [
+        [answer.text for answer in ask(tiny_model, {**greedy, "soft": soft})] for soft in (None, SAMPLED, {"k": 4})
+    ]
+    assert texts[0] == texts[1] == texts[2]

@@ -26,6 +26,7 @@ from pipeline.labelling.engine import label
 from pipeline.records import Completion
 from pipeline.serving.vllm_server import VllmServer
 from pipeline.stages import check_teacher
+from tests.processes import members, processes
 from tests.vllm.conftest import make_server
 
 MakeVllmRecipe = Callable[..., Recipe]
@@ -166,11 +167,9 @@ def test_a_taken_port_and_a_missing_model_are_told(demo_teacher: Path, tmp_path:
     assert not broken.running
 
 
-def engine_pids(of: int) -> list[int]:
-    """vLLM's engine processes below a process group."""
-    listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True, check=True).stdout
-    fields = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    return [int(pid) for pid, group, command in fields if int(group) == of and "EngineCore" in command]
+def engine_pids(group: int) -> list[int]:
+    """vLLM's engine processes in a process group."""
+    return [process.pid for process in members(group) if "EngineCore" in process.command]
 
 
 def test_an_engine_that_dies_in_mid_run_is_started_again_and_nothing_is_lost(
@@ -191,8 +190,7 @@ def test_an_engine_that_dies_in_mid_run_is_started_again_and_nothing_is_lost(
         for line in process.stderr:
             if line.startswith("Labelling: ") and not line.startswith("Labelling: 0 "):
                 break
-        groups = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
-        children = [int(pid) for pid, parent in map(str.split, groups.splitlines()[1:]) if int(parent) == process.pid]
+        children = [child.pid for child in processes() if child.parent == process.pid]
         (engine,) = [pid for child in children for pid in engine_pids(child)]
         os.kill(engine, signal.SIGKILL)
         _, told = process.communicate(timeout=400)
@@ -286,6 +284,6 @@ def test_a_server_ends_with_the_process_that_started_it(demo_teacher: Path, tmp_
         assert engine_pids(pid)
         process.kill()
     until = time.monotonic() + 60
-    while engine_pids(pid) and time.monotonic() < until:
+    while members(pid) and time.monotonic() < until:
         time.sleep(0.5)
-    assert not engine_pids(pid)
+    assert not members(pid)

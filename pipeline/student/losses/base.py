@@ -8,9 +8,17 @@ With k = V the last outcome is empty and the divergence is the dense one.
 Temperature acts on these k + 1 outcomes, for teacher and student alike: the tail's shape is not stored, so a tempered
 tail cannot be known, and tempering both sides of the same coarse distribution keeps zero at equality.
 
+Sampled labels list the tokens that were drawn, with log(count / draws), and have no tail: p_hat is 0 for every other token,
+and the student's mass there is its last outcome. At temperature 1 the gradient of the forward KL is then that of the dense
+formula with p_hat in the place of p: q - p_hat, linear in p_hat and so unbiased (arXiv 2503.16870). Approximate are:
+- Other temperatures: E[p_hat^(1/T)] is not p^(1/T) (for T > 1 it is less, most of all for tokens that are seldom drawn),
+  and the student's tokens that were not drawn are tempered as one outcome.
+- Divergences whose gradient is not linear in p_hat: it is biased at every temperature.
+- The value of the forward KL: it is too high by the entropy that p_hat lacks against p: compare it only among equal draws.
+
 A divergence is a module in this folder (or an entry point `stillhouse.losses`) with one pure function
 
-    def divergence(teacher: Tensor, student: Tensor) -> Tensor     # (positions, outcomes) log-probabilities -> (positions,)
+    def divergence(teacher: Tensor, student: Tensor, **options) -> Tensor     # (positions, outcomes) -> (positions,) nats
 """
 
 from __future__ import annotations
@@ -23,10 +31,16 @@ from torch import Tensor
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
+NO_TOKEN = -1  # in the place of a token id: no entry
+
 
 @dataclass(frozen=True)
 class SparseLabels:
-    """The teacher's soft labels at some positions, temperature 1, natural logarithms."""
+    """The teacher's soft labels at some positions, temperature 1, natural logarithms.
+
+    k is that of the position with the most entries. Where another has fewer, its places behind them hold `NO_TOKEN`, with
+    the log-probability -inf: an outcome that neither side gives any mass to.
+    """
 
     token_ids: Tensor  # (positions, k) int64
     logprobs: Tensor  # (positions, k) float32
@@ -40,12 +54,17 @@ def teacher_outcomes(labels: SparseLabels, temperature: float) -> Tensor:
 
 
 def student_outcomes(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
-    """The student over the teacher's k + 1 outcomes: (positions, V) logits -> (positions, k + 1) log-probabilities."""
-    listed = logits.gather(-1, token_ids)  # (positions, k)
-    if token_ids.shape[-1] == logits.shape[-1]:
-        rest = torch.full_like(listed[:, :1], -torch.inf)
-    else:
-        rest = logits.scatter(-1, token_ids, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    """The student over the teacher's k + 1 outcomes: (positions, V) logits -> (positions, k + 1) log-probabilities.
+
+    `token_ids` are those of `SparseLabels`. A place without a token is -inf, and takes none from the last outcome.
+    """
+    missing = token_ids == NO_TOKEN
+    some = token_ids.amax(dim=-1, keepdim=True).clamp(min=0)  # where nothing is listed, all is the last outcome anyhow
+    ids = torch.where(missing, some, token_ids)  # listed once more, which changes nothing below
+    listed = logits.gather(-1, ids).masked_fill(missing, -torch.inf)  # (positions, k)
+    lowest = torch.finfo(logits.dtype).min  # in the place of -inf: where nothing is left, its logsumexp has a gradient
+    rest = logits.scatter(-1, ids, lowest).logsumexp(dim=-1, keepdim=True)
+    rest = rest.masked_fill(rest < lowest / 2, -torch.inf)
     # Normalising is left to the last step: a shared constant falls out of log_softmax, tempered or not.
     return (torch.cat([listed, rest], dim=-1) / temperature).log_softmax(dim=-1)
 

@@ -1,0 +1,67 @@
+"""TRL's conversational prompt-completion form: `{"prompt": [turns], "completion": [turns]}`.
+
+A dataset is that already: TRL's `SFTTrainer` trains on a version's folder as it is (tests/dataset/exchange). The export
+holds these two columns alone. TRL's other forms are read too: texts in place of turns, and `messages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.dataset.exchange.conversations import answered
+from pipeline.dataset.exchange.formats.base import (
+    MESSAGES,
+    Answered,
+    ExportOptions,
+    Json,
+    Outgoing,
+    Place,
+    Read,
+    Source,
+)
+from pipeline.dataset.exchange.lines import rows_of
+from pipeline.dataset.store import Dataset
+from pipeline.errors import UsageError
+from pipeline.records import Prompt
+
+_COLUMNS = ("prompt", "completion")
+_SCHEMA = pa.schema([pa.field(name, MESSAGES) for name in _COLUMNS])
+
+
+class Trl:
+    """See the module's docstring; `Format` in base.py is the protocol."""
+
+    soft = False
+
+    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+        return Outgoing(_SCHEMA, _COLUMNS, lambda rows: rows.select(_COLUMNS).cast(_SCHEMA))
+
+    def reads(self, source: Source) -> Iterator[Read]:
+        for file in source.files:
+            for place, row in rows_of(file, (*_COLUMNS, "messages", "reference")):
+                read = answered(_turns(row, place), place)
+                reference = row.get("reference")
+                if isinstance(reference, str) and isinstance(read, Answered):
+                    read = replace(read, prompt=Prompt(read.prompt.messages, reference))
+                yield read
+
+
+def _turns(row: Json, place: Place) -> Any:
+    if row.get("messages") is not None:
+        return row["messages"]
+    if "prompt" not in row or "completion" not in row:
+        raise UsageError(f"{place} has no 'prompt' and 'completion', but {', '.join(row)}: is it of another format?")
+    turns: list[Any] = []
+    for name, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row[name]
+        if not isinstance(value, (str, list)):
+            raise UsageError(f"{place}: {name!r} is a {type(value).__name__}: make it a text, or a list of turns")
+        turns += [{"role": role, "content": value}] if isinstance(value, str) else value
+    return turns
+
+
+FORMAT = Trl()

@@ -1,0 +1,264 @@
+"""Rows of a dataset as examples to learn from: token ids as they lie in Parquet, or text that is tokenised.
+
+Both kinds read a row group when one of its rows is asked for, and keep the row groups that were used last
+(dataset/reader.py). examples.py puts an index over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.causal import CausalModel, encode_completion, encode_prompt
+from pipeline.columns import prompt_at, record_batch
+from pipeline.dataset.reader import CACHE_BYTES, Cache, RowGroup, SplitReader, list_lengths
+from pipeline.dataset.store import Dataset
+from pipeline.encodings import Encoding, PackedLabels, find_encoding
+from pipeline.encodings.base import list_values
+from pipeline.errors import TrainingError
+from pipeline.records import Completion, Message, SampledLabels, SoftLabels, Split
+
+Ids = npt.NDArray[np.int32]
+_PROMPT, _COMPLETION = "prompt_token_ids", "completion_token_ids"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be laid out with others."""
+
+    prompt: Ids  # (prompt time,)
+    completion: Ids  # (time,)
+    soft: PackedLabels | None  # with a position for each completion token
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+class Rows(Protocol):
+    """Where examples come from."""
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]: ...
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """The tokens of every row, prompt and completion, in one pass that keeps nothing else: (rows,)."""
+
+    def example(self, group: int, row: int) -> Example:
+        """One row of a row group."""
+
+
+# ------------------------------------------------------------------------------------------------------ rows with tokens
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A row group: row i's tokens are those between bounds i and i + 1."""
+
+    prompts: Ids
+    prompt_bounds: npt.NDArray[np.int64]  # (rows + 1,)
+    completions: Ids
+    bounds: npt.NDArray[np.int64]  # (rows + 1,), of the completions and of the positions of the labels
+    labels: PackedLabels | None
+
+
+class TokenRows:
+    """Rows that have token ids, with the soft labels of `encoding` or without any."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        vocabulary: int,
+        encoding: Encoding[SoftLabels | SampledLabels] | None,
+        capacity: int = CACHE_BYTES,
+    ) -> None:
+        self._encoding = encoding
+        self._vocabulary = vocabulary
+        self._reader = SplitReader(dataset, split, [_PROMPT, _COMPLETION, *(encoding.columns if encoding else ())])
+        self._cache = Cache(self.groups, self._decode, capacity)
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        return self._reader.groups
+
+    @property
+    def whole(self) -> bool:
+        """Whether the footers say that every row has its tokens."""
+        return all(group.facts[place].nulls == 0 for group in self.groups for place in (0, 1))
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """See `Rows`. Row groups that the footers make suspicious are decoded here, to be refused before any training.
+
+        Raises:
+            TrainingError: a row lacks its tokens or labels, or has a token that the student does not know.
+        """
+        lengths = np.empty(len(self._reader), dtype=np.int32)
+        for number, group in enumerate(self.groups):
+            if self._suspicious(group):
+                self._decode(number)
+            table = self._reader.read(number, (_PROMPT, _COMPLETION))
+            tokens = list_lengths(table[_PROMPT]) + list_lengths(table[_COMPLETION])
+            lengths[group.first : group.first + group.rows] = tokens
+        return lengths
+
+    def example(self, group: int, row: int) -> Example:
+        """See `Rows`. The arrays are views of the row group's.
+
+        Raises:
+            TrainingError: as `lengths` does, where a file's footer did not tell.
+        """
+        decoded = self._cache[group]
+        first, last = decoded.bounds[row], decoded.bounds[row + 1]
+        prompt = decoded.prompts[decoded.prompt_bounds[row] : decoded.prompt_bounds[row + 1]]
+        labels = _slice(decoded.labels, first, last) if decoded.labels is not None else None
+        return Example(prompt, decoded.completions[first:last], labels)
+
+    def _suspicious(self, group: RowGroup) -> bool:
+        for column, facts in zip(self._reader.columns, group.facts, strict=True):
+            if facts.nulls is None or facts.nulls > 0:
+                return True
+            if column.endswith("token_ids") and not (facts.highest is not None and facts.highest < self._vocabulary):
+                return True
+        return False
+
+    def _decode(self, number: int) -> _Decoded:
+        table = self._reader.read(number)
+        lengths = list_lengths(table[_COMPLETION])
+        columns = self._encoding.columns if self._encoding else ()
+        for column in (_PROMPT, _COMPLETION, *columns):
+            own = list_lengths(table[column])
+            self._refuse(
+                number, np.flatnonzero(own < 0), "has no soft labels" if self._encoding else "has no token ids"
+            )
+            if column in columns:
+                self._refuse(number, np.flatnonzero(own != lengths), f"has {column} for another number of tokens")
+        decoded = _Decoded(
+            prompts=list_values(table, _PROMPT),
+            prompt_bounds=_bounds(list_lengths(table[_PROMPT])),
+            completions=list_values(table, _COMPLETION),
+            bounds=_bounds(lengths),
+            labels=self._encoding.decode(table) if self._encoding else None,
+        )
+        self._check_tokens(number, decoded.prompts, decoded.prompt_bounds)
+        self._check_tokens(number, decoded.completions, decoded.bounds)
+        if decoded.labels is not None:
+            self._check_tokens(number, decoded.labels.token_ids, decoded.labels.offsets[decoded.bounds])
+        return decoded
+
+    def _check_tokens(self, number: int, ids: Ids, bounds: npt.NDArray[np.int64]) -> None:
+        """`bounds` say which of the ids are whose row's: (rows + 1,)."""
+        if len(ids) and (highest := int(ids.max())) >= self._vocabulary:
+            row = np.searchsorted(bounds, int(ids.argmax()), side="right") - 1
+            raise _unknown_token(self._id(number, int(row)), highest, self._vocabulary)
+
+    def _refuse(self, number: int, rows: npt.NDArray[np.int64], what: str) -> None:
+        if len(rows):
+            raise TrainingError(
+                f"row {self._id(number, int(rows[0]))} {what}: label again with label.soft set, or set student.mode to "
+                "'black-box'"
+            )
+
+    def _id(self, number: int, row: int) -> str:
+        return str(self._reader.read(number, ["id"])["id"][row].as_py())
+
+
+def _bounds(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _slice(labels: PackedLabels, first: int, last: int) -> PackedLabels:
+    """The labels of the positions from `first` to before `last`."""
+    offsets = labels.offsets[first : last + 1]
+    begin, end = offsets[0], offsets[-1]
+    return PackedLabels(
+        labels.token_ids[begin:end], labels.logprobs[begin:end], offsets - begin, labels.tail_logprob[first:last]
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- rows of text
+
+
+class TextRows:
+    """Rows of text, tokenised one by one; with `tokens`, those that have token ids are taken as they are."""
+
+    def __init__(self, dataset: Dataset, split: Split, causal: CausalModel, capacity: int, *, tokens: bool) -> None:
+        columns = ["id", "prompt", "completion", "reference", *((_PROMPT, _COMPLETION) if tokens else ())]
+        self._reader = SplitReader(dataset, split, columns)
+        self._causal = causal
+        self._tokens = tokens
+        self._cache = Cache(self.groups, self._reader.read, capacity)
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        return self._reader.groups
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """See `Rows`. This tokenises the whole split once."""
+        lengths = np.empty(len(self._reader), dtype=np.int32)
+        for number, group in enumerate(self.groups):
+            table = self._reader.read(number)
+            for row in range(group.rows):
+                lengths[group.first + row] = len(self._tokenised(table, row))
+        return lengths
+
+    def example(self, group: int, row: int) -> Example:
+        """See `Rows`."""
+        return self._tokenised(self._cache[group], row)
+
+    def _tokenised(self, table: pa.Table, row: int) -> Example:
+        id_ = table["id"][row].as_py()
+        if self._tokens and table[_COMPLETION][row].is_valid:
+            one = table.slice(row, 1)
+            return _known(id_, list_values(one, _PROMPT), list_values(one, _COMPLETION), None, self._causal)
+        text = "".join(message["content"] for message in table["completion"][row].as_py())
+        return _known(id_, *_token_ids(self._causal, prompt_at(table, row).messages, text), None, self._causal)
+
+
+def example_of(row: Completion, causal: CausalModel, *, soft: bool, by_text: bool) -> Example:
+    """One completion as token ids of this model; the arguments are those of `read_examples`.
+
+    Raises:
+        TrainingError: as `read_examples` does.
+    """
+    trace = None if by_text else row.trace
+    if trace is None:
+        prompt, completion = _token_ids(causal, row.prompt.messages, row.text)
+    else:
+        prompt, completion = trace.prompt_token_ids, trace.completion_token_ids
+    labels = packed(trace.soft) if trace is not None and trace.soft is not None and soft else None
+    if soft and labels is None:
+        raise TrainingError(
+            f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
+        )
+    return _known(row.id, prompt, completion, labels, causal)
+
+
+def packed(labels: SoftLabels | SampledLabels) -> PackedLabels:
+    """The soft labels of one completion in the form that a file's come in."""
+    encoding = find_encoding("sampled" if isinstance(labels, SampledLabels) else "top-k")
+    return encoding.decode(record_batch([encoding.encode(labels)], pa.schema(encoding.fields)))
+
+
+def _token_ids(causal: CausalModel, messages: Sequence[Message], text: str) -> tuple[Ids, Ids]:
+    prompt = np.asarray(encode_prompt(causal.tokenizer, messages), dtype=np.int32)
+    return prompt, np.asarray(encode_completion(causal, text), dtype=np.int32)
+
+
+def _known(id_: str, prompt: Ids, completion: Ids, labels: PackedLabels | None, causal: CausalModel) -> Example:
+    vocabulary = int(causal.model.config.vocab_size)
+    highest = max(int(ids.max(initial=0)) for ids in (prompt, completion, *([labels.token_ids] if labels else [])))
+    if highest >= vocabulary:
+        raise _unknown_token(id_, highest, vocabulary)
+    return Example(prompt, completion, labels)
+
+
+def _unknown_token(id_: str, token: int, vocabulary: int) -> TrainingError:
+    return TrainingError(
+        f"row {id_} has the token {token}, and the student knows only {vocabulary}: "
+        "take a student with the teacher's tokenizer"
+    )

@@ -1,0 +1,170 @@
+"""Push to a stand-in of the hub: the same bytes arrive, in one commit, and every refusal is told without the token.
+
+Xet, the hub's newer way for large files, is switched off: its storage has a protocol of its own that no stand-in here
+speaks.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.dataset.manifest import FILE_NAME
+from pipeline.dataset.store import Dataset, open_dataset
+from pipeline.labelling.engine import label
+from tests.conftest import MakeRecipe
+from tests.dataset.exchange.hub_stand_in import TOKEN, Hub, Repository, serving
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of how the library uploads
+
+Push = Callable[..., Result]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    one = Hub()
+    with serving(one):
+        yield one
+
+
+@pytest.fixture
+def dataset(scripted_recipe: MakeRecipe) -> Dataset:
+    return asyncio.run(label(scripted_recipe(quality=[{"kind": "length", "max_tokens": 9}]))).dataset
+
+
+@pytest.fixture
+def push(hub: Hub, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Push:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # as in the environment of the tests it is not
+
+    def run(to: str = "ada/words", *more: str, token: str | None = TOKEN, endpoint: str | None = None) -> Result:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint or hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", token) if token is not None else monkeypatch.delenv("HF_TOKEN", raising=False)
+        root = str(tmp_path / "labels")
+        done = CliRunner().invoke(app, ["datasets", "push", "words", "--to", to, "--root", root, *more])
+        assert isinstance(done.exception, SystemExit | None), done.exception
+        assert TOKEN not in done.output
+        return done
+
+    return run
+
+
+def test_the_same_bytes_arrive_in_one_commit_and_verify(push: Push, hub: Hub, dataset: Dataset, tmp_path: Path) -> None:
+    done = push("ada/words", "--private", "--json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["url"], result["removed"]) == (f"{hub.endpoint}/datasets/ada/words", [])
+    assert result["files"][-1] == FILE_NAME
+    repository = hub.repositories["ada/words"]
+    assert repository.private
+    assert [one["summary"].partition(",")[0] for one in repository.commits] == ["words/v001"]
+    here = {str(file.relative_to(dataset.folder)): file for file in dataset.folder.rglob("*") if file.is_file()}
+    assert any(name.startswith("rejected/") for name in here)
+    assert repository.files.keys() - {".gitattributes"} == here.keys()
+    assert {name: repository.files[name] for name in here} == {name: file.read_bytes() for name, file in here.items()}
+    copy = tmp_path / "copy/words/v001"
+    for name, content in repository.files.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(content)
+    assert open_dataset(copy.parent).problems() == []
+
+
+def test_a_newer_version_takes_the_place_of_the_older_one(push: Push, hub: Hub, dataset: Dataset) -> None:
+    assert push().exit_code == 0
+    repository = hub.repositories["ada/words"]
+    repository.files["data/train-00000-of-00007.parquet"] = b"of an earlier version"
+    uploads = sum(request.startswith("PUT") for request in hub.requests)
+    done = push("ada/words", "--json")
+    assert json.loads(done.stdout)["removed"] == ["data/train-00000-of-00007.parquet"]
+    assert "data/train-00000-of-00007.parquet" not in repository.files
+    assert len(repository.commits) == 2
+    assert sum(request.startswith("PUT") for request in hub.requests) == uploads  # what is there is not sent again
+
+
+def test_a_version_that_does_not_verify_is_refused(push: Push, hub: Hub, dataset: Dataset) -> None:
+    file = dataset.folder / dataset.manifest.files[0].path
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    done = push()
+    assert (done.exit_code, file.name in done.stderr) == (1, True)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("to", "token", "words"),
+    [
+        ("ada/words", None, "HF_TOKEN is not set"),
+        ("ada/words", "  ", "HF_TOKEN is not set"),
+        ("ada/words", "hf_–dash", "holds characters that no token has"),
+        ("words", TOKEN, "give the owner too"),
+        ("ada/wo rds", TOKEN, "--to is 'ada/wo rds'"),
+        ("a/b/c", TOKEN, "--to is 'a/b/c'"),
+        ("ada/", TOKEN, "--to is 'ada/'"),
+    ],
+)
+def test_wrong_arguments_send_nothing(push: Push, hub: Hub, to: str, token: str | None, words: str) -> None:
+    done = push(to, token=token)
+    assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
+    assert hub.requests == []
+
+
+def test_what_others_put_there_is_not_touched(push: Push, hub: Hub) -> None:
+    hub.repositories["ada/words"] = Repository(private=False, files={"data/train-0.parquet": b"theirs"})
+    done = push()
+    assert (done.exit_code, "no push of Stillhouse put there" in done.stderr) == (2, True)
+    hub.repositories["ada/words"] = Repository(private=False)
+    done = push("ada/words", "--private")
+    assert (done.exit_code, "is there already and public" in done.stderr) == (2, True)
+    assert all(request.startswith("GET") for request in hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "words"),
+    [
+        ("GET /api/datasets", 401, "does not know the token"),
+        ("GET /api/datasets", 403, "may not write there"),
+        ("create", 403, "may not write there. Give it write access to ada"),
+        ("create", 404, "there is no such owner"),
+        ("create", 409, "somebody else changed the repository"),
+        ("preupload", 403, "may not write there"),
+        ("commit", 409, "somebody else changed the repository"),
+        ("commit", 412, "somebody else changed the repository"),
+        ("objects/batch", 400, "push again later"),
+        ("PUT /upload", 403, "may not write there"),
+    ],
+)
+def test_what_the_hub_refuses_is_told(push: Push, hub: Hub, where: str, status: int, words: str) -> None:
+    hub.fail = (where, status)
+    done = push()
+    assert (done.exit_code, words in done.stderr) == (1, True), done.stderr
+    assert f"said {status} of ada/words" in done.stderr
+    assert FILE_NAME not in hub.repositories.get("ada/words", Repository(private=False)).files
+
+
+def test_a_wrong_token_and_no_network(push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = push(token="hf_another-one")
+    assert (wrong.exit_code, "does not know the token" in wrong.stderr) == (1, True), wrong.stderr
+    assert "hf_another-one" not in wrong.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+        away = push(endpoint=nobody)
+    assert (away.exit_code, f"{nobody} cannot be reached" in away.stderr) == (1, True), away.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    offline = push()
+    assert (offline.exit_code, "HF_HUB_OFFLINE is set" in offline.stderr) == (2, True), offline.stderr
+
+
+def test_a_push_that_broke_off_is_done_by_the_next(push: Push, hub: Hub) -> None:
+    hub.fail = ("commit", 400)
+    assert push().exit_code == 1
+    hub.fail = None
+    assert push().exit_code == 0
+    assert FILE_NAME in hub.repositories["ada/words"].files
