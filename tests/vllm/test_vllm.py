@@ -54,10 +54,14 @@ def assert_labels_are_the_models_own(rows: list[Completion], model: Path) -> Non
         full = logits[len(trace.prompt_token_ids) - 1 : -1].double().log_softmax(-1).numpy()
         time_, k = trace.soft.token_ids.shape
         listed = np.take_along_axis(full, trace.soft.token_ids.astype(np.int64), axis=1)
-        assert np.abs(listed - trace.soft.logprobs).max() < 0.01  # float16 on disk
+        off = np.abs(
+            listed - trace.soft.logprobs
+        )  # half a step of the encoding, and a little for float16 and arithmetic
+        assert off.max() < 1 / 16 + 0.01
+        assert off[listed > np.log(0.25)].max(initial=0) < 1 / 256 + 0.002
         assert (np.sort(-full, axis=1)[:, :k] + listed).max() < 1e-3  # they are the k most likely
-        tail = np.log(1 - np.exp(listed).sum(axis=1))
-        assert np.abs(np.exp(tail) - np.exp(trace.soft.tail_logprob)).max() < 1e-4
+        tail = 1 - np.exp(listed).sum(axis=1)
+        assert (np.abs(tail - np.exp(trace.soft.tail_logprob)) < 1e-4 + tail * (1 / 16 + 0.01)).all()
         chosen = full[np.arange(time_), trace.completion_token_ids]
         assert np.abs(chosen - trace.completion_logprobs).max() < 1e-3
 
