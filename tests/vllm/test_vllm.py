@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,8 @@ def test_an_engine_that_dies_in_mid_run_is_started_again_and_nothing_is_lost(
     engines: list[tuple[int, int]] = []  # each with the number of lines that were told before it was seen
     with subprocess.Popen(command, cwd=SRC, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
+        too_long = threading.Timer(1200, process.kill)
+        too_long.start()
         for line in process.stderr:
             told.append(line)
             if not line.startswith("Labelling: ") or line.startswith("Labelling: 0 "):
@@ -203,6 +206,7 @@ def test_an_engine_that_dies_in_mid_run_is_started_again_and_nothing_is_lost(
                     engines.append((engine, len(told)))
             if len(engines) == 1 and engines[0][1] == len(told):
                 os.kill(engines[0][0], signal.SIGKILL)
+        too_long.cancel()
     assert process.returncode == 0, told
     (_, first), (again, _) = engines
     assert any("Starting vLLM" in line for line in told[first:]), told
