@@ -153,13 +153,15 @@ def test_datasets_list_show_verify(
     assert stillhouse("datasets", "show", "nothing", "--root", "labels").returncode == 1
 
 
+@pytest.mark.parametrize("started", ["", 'trap "" INT; '], ids=["by hand", "by a script, with &"])
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(
-    tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path, stop: signal.Signals
+    tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path, stop: signal.Signals, started: str
 ) -> None:
     parts: dict[str, Any] = {"sampling": {"temperature": 1.0, "max_tokens": 200}, "soft": {"k": 16}, "shard_size": 2}
     recipe = recipe_file(tiny_recipe(label=parts))
-    command = [sys.executable, "-m", "pipeline", "run", str(recipe), "--no-flow"]
+    run = [sys.executable, "-m", "pipeline", "run", str(recipe), "--no-flow"]
+    command = ["sh", "-c", f'{started}exec "$@"', "sh", *run]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         process.stderr.readline()  # the first line of progress
