@@ -19,6 +19,7 @@ from pipeline.errors import RecipeError, UsageError
 from pipeline.records import EncodingName
 from pipeline.settings import Settings, explain
 from pipeline.storage.location import location
+from pipeline.student_settings import StudentSettings
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes a folder's name
 
@@ -164,60 +165,6 @@ class DatasetSettings(Settings):
         return self
 
 
-class InitSettings(Settings):
-    """What the student starts from: layers of the teacher, a model of its own, or a config with fresh weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    from_: Literal["teacher"] | None = Field(default=None, alias="from")
-    layers: int | None = Field(default=None, ge=1)  # evenly spaced, first and last included
-    model: str | None = None
-    config: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one_origin(self) -> InitSettings:
-        origins = [self.from_ is not None, self.model is not None, self.config is not None]
-        if sum(origins) != 1:
-            raise ValueError("give exactly one of `from: teacher` (with `layers`), `model`, or `config`")
-        if (self.from_ is not None) != (self.layers is not None):
-            raise ValueError("`layers` goes with `from: teacher`: give both, for instance {from: teacher, layers: 10}")
-        return self
-
-
-class LossSettings(Settings):
-    """weight * T^2 * divergence(teacher / T, student / T) + cross_entropy_weight * CE(completion, student).
-
-    Every other key is an option of the kind, which checks it: {kind: skewed-kl, alpha: 0.1}.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
-
-    kind: str = "forward-kl"  # of divergence; docs/distillation.md lists them
-    temperature: float = Field(default=1.0, gt=0)  # T, of teacher and student alike
-    weight: float = Field(default=1.0, ge=0)  # of the divergence; 0: cross-entropy alone
-    cross_entropy_weight: float = Field(default=1.0, ge=0)  # of the completion's tokens; 0: the divergence alone
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> LossSettings:
-        if self.weight == 0 and self.cross_entropy_weight == 0:
-            raise ValueError("weight and cross_entropy_weight are both 0: nothing would be learnt, raise one of them")
-        return self
-
-
-class StudentSettings(Settings):
-    """The model that learns, and how."""
-
-    init: InitSettings
-    mode: Literal["white-box", "black-box"] = "white-box"
-    loss: LossSettings = LossSettings()
-    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are counted and left out
-    train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
-
-
 class EvaluateSettings(Settings):
     """What the report measures."""
 
@@ -246,10 +193,13 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _white_box_needs_soft_labels(self) -> Recipe:
-        if self.student is not None and self.student.mode == "white-box" and self.label.soft is None:
+        student = self.student
+        if student is None or student.mode == "black-box" or student.labels == "live":
+            return self
+        if self.label.soft is None:
             raise ValueError(
                 "student.mode is 'white-box' and label.soft is null: set label.soft to {encoding: top-k, k: 32} or "
-                "{encoding: sampled, draws: 50}, or student.mode to 'black-box'"
+                "{encoding: sampled, draws: 50}, student.labels to 'live', or student.mode to 'black-box'"
             )
         return self
 

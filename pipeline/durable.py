@@ -55,6 +55,15 @@ def write_atomically(path: Location, data: bytes) -> None:
         stream.write(data)
 
 
+def fsync_files(folder: Path) -> None:
+    """Bring every file of a folder of this machine, and the folder, to the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    fsync_folder(folder)
+
+
 def make_folder(folder: Location) -> None:
     """Make a folder and those above it, where they are not there, so that they outlast a power failure too."""
     if isinstance(folder, RemotePath) or folder.is_dir():  # a store has no empty folders

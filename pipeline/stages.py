@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Recipe, StudentSettings, encoding_of
+from pipeline.config import Recipe, encoding_of
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import RecipeError
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
 from pipeline.labelling.engine import LabelResult, label
+from pipeline.live_teacher import check_live_teacher, open_live_teacher
 from pipeline.model_files import find_model, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.student.folder import StudentCard, student_folder
+from pipeline.student_settings import StudentSettings
 from pipeline.teachers.base import Checks, Finding, Serves, find_kind, open_teacher
 
 
@@ -48,13 +50,15 @@ def check_student(recipe: Recipe) -> None:
         RecipeError: the recipe has no student, or its start, its loss or its training arguments are wrong.
         TeacherUnavailable: the model that it starts from is not there.
     """
+    from pipeline.student.arguments import training_arguments
     from pipeline.student.objective import open_objective
-    from pipeline.student.train import training_arguments
 
     student = student_of(recipe)
     find_kind(recipe.teacher.kind)
-    open_objective(student, encoding_of(recipe.label.soft))
+    open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
     training_arguments(recipe, student, Path(recipe.students))
+    if student.mode == "white-box" and student.labels == "live":
+        check_live_teacher(recipe)
     if student.init.model is not None:
         find_model(student.init.model, setting="student.init.model")
     else:
@@ -131,7 +135,10 @@ def distill_stage(
         return StudentResult(card, str(place.path), trained=False)
     from pipeline.student.train import distill
 
-    return StudentResult(distill(recipe, student, dataset, progress), str(place.path), trained=True)
+    live = student.mode == "white-box" and student.labels == "live"
+    teacher = open_live_teacher(recipe) if live else None
+    card = distill(recipe, student, dataset, progress, teacher=teacher)
+    return StudentResult(card, str(place.path), trained=True)
 
 
 def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> EvaluationResult:

@@ -21,9 +21,10 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from hypothesis import settings
 
-from pipeline.config import Recipe, StudentSettings, recipe_from
+from pipeline.config import Recipe, recipe_from
 from pipeline.dataset.store import Dataset
 from pipeline.labelling.engine import label
+from pipeline.student_settings import StudentSettings
 
 settings.register_profile("stillhouse", deadline=None)  # machines are noisy; slowness is no failure
 settings.load_profile("stillhouse")

@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "text"},
-    {"settings", "config", "plugins", "pricing"},
-    {"model_files", "causal", "labels_from_logits"},
+    {"settings", "config", "student_settings", "plugins", "pricing"},
+    {"model_files", "causal", "head", "labels_from_logits"},
     {"dataset", "prompts"},
-    {"teachers", "serving"},
+    {"teachers", "serving", "live_teacher"},
     {"labelling", "quality"},
     {"student"},
     {"evaluation"},

@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.columns import completion_at, prompt_at
-from pipeline.config import Recipe, StudentSettings
+from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError, StudentMissing
 from pipeline.evaluation.metrics import mean_per_prompt
@@ -33,6 +33,7 @@ from pipeline.model_files import ModelFiles, runs_here, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Split, content_hash
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, student_folder
+from pipeline.student_settings import StudentSettings
 from pipeline.text import token_f1
 
 _STORED = TypeAdapter(Report)

@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.config import Recipe, StudentSettings
+from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_folder, write_atomically
 from pipeline.model_files import has_files, teacher_files
 from pipeline.records import content_hash
+from pipeline.student_settings import StudentSettings
 
 CARD = "student.json"
 Variant = Literal["untrained", "white-box", "black-box"]
@@ -36,6 +37,7 @@ class Step(BaseModel):
     step: int
     loss: float | None = None
     eval_loss: float | None = None
+    eval_kl: float | None = None  # forward KL from the teacher's labels, nats a held-out token
     learning_rate: float | None = None
 
 

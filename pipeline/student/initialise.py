@@ -14,9 +14,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from pipeline.causal import DTYPES, quiet_transformers
-from pipeline.config import InitSettings, Recipe
+from pipeline.config import Recipe
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.model_files import find_model, teacher_files
+from pipeline.student_settings import InitSettings
 
 _LAYER = re.compile(r"^(.*\.)?(layers|h|blocks)\.(\d+)\.(.*)$")  # model.layers.7.mlp.up_proj.weight
 
@@ -51,12 +52,17 @@ def evenly_spaced(layers: int, of: int) -> list[int]:
     return [round(place * (of - 1) / (layers - 1)) for place in range(layers)]
 
 
-def copy_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """A model of the teacher's kind and width with only `layers` of its layers; everything else is the teacher's."""
+def copy_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
+    """A model of the teacher's kind and width with only some of its layers; everything else is the teacher's.
+
+    `layers` is how many, evenly spaced, or which, counted from 0.
+    """
     depth = int(teacher.config.num_hidden_layers)
-    if layers > depth:
+    if isinstance(layers, int) and layers > depth:
         raise RecipeError(f"student.init.layers is {layers}, and the teacher has only {depth}: choose 1 to {depth}")
-    kept = evenly_spaced(layers, depth)
+    kept = evenly_spaced(layers, depth) if isinstance(layers, int) else [*layers]
+    if max(kept) >= depth:
+        raise RecipeError(f"student.init.layers names layer {max(kept)}, and the teacher's are 0 to {depth - 1}")
     config = _shallow_config(teacher.config, kept)
     student = type(teacher)(config).to(teacher.dtype)
     weights = _kept_weights(teacher.state_dict(), kept)

@@ -28,15 +28,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import pipeline.student.losses
-from pipeline.config import LossSettings, StudentSettings
 from pipeline.errors import RecipeError
 from pipeline.plugins import built_in_kinds, load_kind
 from pipeline.settings import Settings, nearest, parse_options
-from pipeline.student.losses.base import Divergence, SparseLabels, student_outcomes, teacher_outcomes
+from pipeline.student.losses import forward_kl
+from pipeline.student.losses.base import DenseLabels, Divergence, SparseLabels, outcomes
+from pipeline.student_settings import LossSettings, StudentSettings
+
+Labels = SparseLabels | DenseLabels
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,12 @@ class Objective:
     weight: float
     cross_entropy_weight: float
 
-    def __call__(self, logits: Tensor, targets: Tensor, labels: SparseLabels | None) -> Tensor:
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the teacher's distributions have a part in it."""
+        return self.divergence is not None and self.weight > 0
+
+    def __call__(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
         """The sum over positions (the caller divides by the number of tokens of the whole step).
 
         Args:
@@ -56,14 +65,29 @@ class Objective:
             targets: (positions,) int64, the completion's tokens.
             labels: the teacher's distribution at these positions; needed unless black-box.
         """
-        total = self.cross_entropy_weight * F.cross_entropy(logits, targets, reduction="sum")
+        if len(targets) == 0:
+            return logits.sum()  # 0, with gradients of 0: a process may have none of a step's rows
+        total = logits.new_zeros(())
+        if self.cross_entropy_weight > 0:
+            total = self.cross_entropy_weight * F.cross_entropy(logits, targets, reduction="sum")
         if self.divergence is None or self.weight == 0:
             return total
         if labels is None:
             raise ValueError("a white-box objective needs soft labels")
-        teacher = teacher_outcomes(labels, self.temperature)
-        student = student_outcomes(logits, labels.token_ids, self.temperature)
-        return total + self.weight * self.temperature**2 * self.divergence(teacher, student).sum()
+        both = outcomes(labels, logits, self.temperature)
+        return total + self.weight * self.temperature**2 * self.divergence(both.teacher, both.student).sum()
+
+    def measured(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
+        """What a held-out row is judged by: sums over positions, (3,).
+
+        They are the loss, the forward KL at temperature 1 (NaN without labels), and the cross-entropy.
+        """
+        divergence = logits.new_full((), torch.nan)
+        if labels is not None:
+            both = outcomes(labels, logits, 1.0)
+            divergence = forward_kl.divergence(both.teacher, both.student).sum()
+        cross_entropy = F.cross_entropy(logits, targets, reduction="sum")
+        return torch.stack([self(logits, targets, labels), divergence, cross_entropy])
 
 
 def open_objective(settings: StudentSettings, encoding: str | None = None) -> Objective:

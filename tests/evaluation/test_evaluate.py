@@ -12,7 +12,7 @@ import torch
 
 from pipeline.causal import load_causal_model
 from pipeline.columns import completion_at
-from pipeline.config import Recipe, StudentSettings
+from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.encodings import PackedLabels
 from pipeline.errors import RecipeError, StudentMissing
@@ -25,6 +25,7 @@ from pipeline.records import Completion, TokenTrace
 from pipeline.stages import students_to_train
 from pipeline.student.rows import Example
 from pipeline.student.train import distill
+from pipeline.student_settings import StudentSettings
 from tests.conftest import MakeRecipe, make_tiny_model
 
 Labelled = tuple[Recipe, StudentSettings, Dataset]

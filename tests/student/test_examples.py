@@ -22,7 +22,7 @@ from pipeline.student.batches import collator
 from pipeline.student.examples import Examples, read_examples
 from pipeline.student.order import LengthGroups, Shuffled
 from pipeline.student.rows import Example, example_of, packed
-from pipeline.student.train import _TellEpoch
+from pipeline.student.trainer import _TellEpoch
 from tests.labelled_rows import VOCABULARY, completion, numbered, without_labels, write
 
 SIZES = [7, 5, 9, 4, 8, 6]

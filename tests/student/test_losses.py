@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pipeline.student.losses
-from pipeline.config import LossSettings
 from pipeline.plugins import built_in_kinds
 from pipeline.student.losses.base import NO_TOKEN, Divergence, SparseLabels, student_outcomes, teacher_outcomes
 from pipeline.student.losses.reverse_kl import FLOOR
 from pipeline.student.objective import open_divergence
+from pipeline.student_settings import LossSettings
 
 KINDS = sorted(built_in_kinds(pipeline.student.losses))
 POSITIONS, VOCABULARY = 3, 11

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import pipeline.student.losses
-from pipeline.config import LossSettings, StudentSettings
 from pipeline.errors import RecipeError
 from pipeline.plugins import built_in_kinds
 from pipeline.student.losses.base import SparseLabels
 from pipeline.student.objective import Objective, open_divergence, open_objective
+from pipeline.student_settings import LossSettings, StudentSettings
 from tests.student.test_losses import FORMULAS, KINDS, VOCABULARY, coarse, labels_of, logits, outcomes, tempered
 
 TARGETS = torch.tensor([0, 3, 7])

@@ -10,16 +10,19 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.causal import load_causal_model
-from pipeline.config import Recipe, StudentSettings
+from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetRefused, RecipeError, TrainingError
 from pipeline.labelling.engine import label
 from pipeline.progress import silent
 from pipeline.student import train as training
+from pipeline.student.arguments import training_arguments
 from pipeline.student.examples import read_examples
 from pipeline.student.folder import read_card, student_folder
 from pipeline.student.objective import open_objective
-from pipeline.student.train import StudentTrainer, distill, prepare_untrained, training_arguments
+from pipeline.student.train import distill, prepare_untrained
+from pipeline.student.trainer import StudentTrainer
+from pipeline.student_settings import StudentSettings
 from tests.conftest import MakeRecipe, make_tiny_model
 
 
@@ -81,8 +84,8 @@ def test_resuming_gives_the_student_of_an_unbroken_run(
     whole = distill(unbroken, recipe.student, dataset)
 
     class Breaking(StudentTrainer):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             self.add_callback(StopAt(stop_at))
 
     with monkeypatch.context() as patch:

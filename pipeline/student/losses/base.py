@@ -16,6 +16,10 @@ formula with p_hat in the place of p: q - p_hat, linear in p_hat and so unbiased
 - Divergences whose gradient is not linear in p_hat: it is biased at every temperature.
 - The value of the forward KL: it is too high by the entropy that p_hat lacks against p: compare it only among equal draws.
 
+Dense labels are a live teacher's logits. Their outcomes are the tokens that both models know, and as the last one the rows
+that only one of them pads its vocabulary with: mass that no token of the tokenizer has. With vocabularies of one size it is
+empty.
+
 A divergence is a module in this folder (or an entry point `stillhouse.losses`) with one pure function
 
     def divergence(teacher: Tensor, student: Tensor, **options) -> Tensor     # (positions, outcomes) -> (positions,) nats
@@ -27,6 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -45,6 +50,42 @@ class SparseLabels:
     token_ids: Tensor  # (positions, k) int64
     logprobs: Tensor  # (positions, k) float32
     tail_logprob: Tensor  # (positions,) float32, -inf where nothing is left
+
+    def __getitem__(self, part: slice) -> SparseLabels:
+        """The labels of some of the positions."""
+        return SparseLabels(self.token_ids[part], self.logprobs[part], self.tail_logprob[part])
+
+
+@dataclass(frozen=True)
+class DenseLabels:
+    """The teacher's logits at some positions, temperature 1: the whole distribution."""
+
+    logits: Tensor  # (positions, the teacher's vocabulary) float32
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Teacher and student over the same outcomes: (positions, outcomes) log-probabilities each, "any other" last."""
+
+    teacher: Tensor
+    student: Tensor
+
+
+def outcomes(labels: SparseLabels | DenseLabels, logits: Tensor, temperature: float) -> Outcomes:
+    """What a divergence is taken of; `logits` is (positions, vocabulary) float32, the student's."""
+    if isinstance(labels, SparseLabels):
+        return Outcomes(teacher_outcomes(labels, temperature), student_outcomes(logits, labels.token_ids, temperature))
+    shared = min(labels.logits.shape[-1], logits.shape[-1])
+    return Outcomes(*(_dense_outcomes(side, shared, temperature) for side in (labels.logits, logits)))
+
+
+def _dense_outcomes(logits: Tensor, shared: int, temperature: float) -> Tensor:
+    """(positions, V) logits -> (positions, shared + 1) log-probabilities, those from `shared` on as one outcome."""
+    if logits.shape[-1] == shared:
+        joined = F.pad(logits, (0, 1), value=-torch.inf)
+    else:
+        joined = torch.cat([logits[:, :shared], logits[:, shared:].logsumexp(dim=-1, keepdim=True)], dim=-1)
+    return (joined / temperature).log_softmax(dim=-1)
 
 
 def teacher_outcomes(labels: SparseLabels, temperature: float) -> Tensor:

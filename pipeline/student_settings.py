@@ -1,0 +1,114 @@
+"""The `student` part of a recipe: what the student starts from, what it minimises, and how it is trained.
+
+student:
+  init:   {from: teacher, layers: 10}
+  loss:   {kind: forward-kl, temperature: 2.0, weight: 1.0, cross_entropy_weight: 0.1}
+  train:  {num_train_epochs: 3, learning_rate: 1.0e-3, bf16: true}
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from pipeline.settings import Settings
+
+
+class InitSettings(Settings):
+    """What the student starts from: layers of the teacher, a model of its own, or a config with fresh weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    from_: Literal["teacher"] | None = Field(default=None, alias="from")
+    layers: int | tuple[int, ...] | None = None  # so many, evenly spaced, first and last included; or these, from 0
+    model: str | None = None  # a folder or a hub id
+    revision: str | None = None  # of a hub model
+    config: dict[str, Any] | None = (
+        None  # fresh weights; with `model_type` on its own, without it a change of the teacher's
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one_origin(self) -> InitSettings:
+        origins = [self.from_ is not None, self.model is not None, self.config is not None]
+        if sum(origins) != 1:
+            raise ValueError("give exactly one of `from: teacher` (with `layers`), `model`, or `config`")
+        if (self.from_ is not None) != (self.layers is not None):
+            raise ValueError("`layers` goes with `from: teacher`: give both, for instance {from: teacher, layers: 10}")
+        if self.revision is not None and self.model is None:
+            raise ValueError("`revision` goes with `model`: give both, or take it away")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_in_order(self) -> InitSettings:
+        if isinstance(self.layers, int) and self.layers < 1:
+            raise ValueError(f"layers is {self.layers}: give 1 or more, or a list such as [0, 5, 11]")
+        if isinstance(self.layers, tuple) and (
+            not self.layers or min(self.layers) < 0 or sorted(set(self.layers)) != [*self.layers]
+        ):
+            raise ValueError(
+                f"layers is {[*self.layers]}: list layers of the teacher from 0 in rising order, such as [0, 5, 11]"
+            )
+        return self
+
+
+class LossSettings(Settings):
+    """weight * T^2 * divergence(teacher / T, student / T) + cross_entropy_weight * CE(completion, student).
+
+    Every other key is an option of the kind, which checks it: {kind: skewed-kl, alpha: 0.1}.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    kind: str = "forward-kl"  # of divergence; docs/distillation.md lists them
+    temperature: float = Field(default=1.0, gt=0)  # T, of teacher and student alike
+    weight: float = Field(default=1.0, ge=0)  # of the divergence; 0: cross-entropy alone
+    cross_entropy_weight: float = Field(default=1.0, ge=0)  # of the completion's tokens; 0: the divergence alone
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossSettings:
+        if self.weight == 0 and self.cross_entropy_weight == 0:
+            raise ValueError("weight and cross_entropy_weight are both 0: nothing would be learnt, raise one of them")
+        return self
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) by peft; the finished student has them merged in."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"  # as peft has it: every linear layer but the head
+
+
+class EarlyStoppingSettings(Settings):
+    """Stop when the held-out divergence no longer falls, and keep the best student."""
+
+    patience: int = Field(default=3, ge=1)  # evaluations without a better one
+    min_delta: float = Field(default=0.0, ge=0)  # nats by which a better one is better
+
+
+class StudentSettings(Settings):
+    """The model that learns, and how."""
+
+    init: InitSettings
+    mode: Literal["white-box", "black-box"] = "white-box"
+    labels: Literal["stored", "live"] = "stored"  # live: the teacher's forward pass in every step, nothing is stored
+    loss: LossSettings = LossSettings()
+    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are counted and left out
+    packing: bool = False  # rows side by side up to max_length tokens, with no attention between them
+    lora: LoraSettings | None = None  # None: all weights are trained
+    early_stopping: EarlyStoppingSettings | None = None
+    head_chunk: int = Field(default=512, ge=1)  # positions whose logits are held at once
+    quantize: Literal["int8"] | None = None  # a smaller copy beside the student
+    trust_remote_code: bool = False  # let a model's own code run here; only for models you have read
+    train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
+
+    @property
+    def needs_soft_labels(self) -> bool:
+        """Whether the dataset's rows must have soft labels for it."""
+        return self.mode == "white-box" and self.labels == "stored"
