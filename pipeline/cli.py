@@ -17,6 +17,7 @@ import pipeline.cli_exchange  # noqa: F401  its commands join those of `stillhou
 from pipeline import shown
 from pipeline.cli_common import AsJson, errors_told, tell
 from pipeline.cli_datasets import datasets_app
+from pipeline.ranks import is_first, leave, one_process
 
 if TYPE_CHECKING:
     from pipeline.labelling.engine import LabelResult
@@ -54,6 +55,7 @@ AsFlow = Annotated[
 def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Label, distil, evaluate, report: the whole way."""
     with errors_told():
+        one_process("run")
         from pipeline.config import load_recipe
         from pipeline.stages import check_student, run_stages
         from pipeline.terminal import shown_progress
@@ -99,6 +101,7 @@ def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) ->
 def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Teacher -> dataset. Run again after any stop, it goes on where it was."""
     with errors_told():
+        one_process("label")
         import asyncio
 
         from pipeline.config import load_recipe
@@ -128,6 +131,7 @@ def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_
         loaded = load_recipe(recipe, set_ or [])
         check_student(loaded)
         if _as_flow(flow):
+            one_process("distill --flow")
             from flows.distill import distill_flow
 
             results = distill_flow(recipe, set_)
@@ -135,6 +139,9 @@ def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_
             dataset = recipe_dataset(loaded)
             with shown_progress() as progress:
                 results = [distill_stage(loaded, student, dataset, progress) for student in students_to_train(loaded)]
+            leave()
+        if not is_first():
+            return
         if as_json:
             shown.print_json({"students": [shown.student_json(result) for result in results]})
         else:
@@ -146,6 +153,7 @@ def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_
 def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Teacher, untrained student, black-box baseline, student -> report (Markdown, HTML, JSON)."""
     with errors_told():
+        one_process("evaluate")
         from pipeline.config import load_recipe
         from pipeline.stages import evaluate_stage, recipe_dataset
         from pipeline.terminal import shown_progress

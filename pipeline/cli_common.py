@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import ranks
 from pipeline.errors import StillhouseError, UsageError
 from pipeline.storage.location import Location, location
 
@@ -38,16 +39,28 @@ def errors_told() -> Iterator[None]:
     try:
         yield
     except StillhouseError as error:
-        tell(f"error: {error}")
+        if ranks.is_first() or not isinstance(error, UsageError):  # which every process finds alike
+            tell(f"{_who()}error: {error}")
         raise typer.Exit(error.exit_status) from None
     except KeyboardInterrupt:
-        tell(f"interrupted; what was done is kept. Go on with: {shlex.join(['stillhouse', *sys.argv[1:]])}")
+        if ranks.is_first():
+            tell(f"interrupted; what was done is kept. Go on with: {_same_command()}")
         raise typer.Exit(130) from None
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not of a file: a defect of ours, which keeps its traceback
         tell(f"error: {error.strerror}: {error.filename or 'while writing'}. What was done is kept.")
         raise typer.Exit(1) from None
+
+
+def _who() -> str:
+    return f"process {ranks.rank()}: " if ranks.processes() > 1 else ""
+
+
+def _same_command() -> str:
+    if ranks.processes() > 1:
+        return f"the same launcher, -m pipeline {shlex.join(sys.argv[1:])}"
+    return shlex.join(["stillhouse", *sys.argv[1:]])
 
 
 def tell(message: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.config import Recipe, encoding_of
@@ -136,8 +137,8 @@ def distill_stage(
     from pipeline.student.train import distill
 
     live = student.mode == "white-box" and student.labels == "live"
-    teacher = open_live_teacher(recipe) if live else None
-    card = distill(recipe, student, dataset, progress, teacher=teacher)
+    teacher = partial(open_live_teacher, recipe) if live else None
+    card = distill(recipe, student, dataset, progress, open_teacher=teacher)
     return StudentResult(card, str(place.path), trained=True)
 
 

@@ -29,6 +29,12 @@ def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
 
 
 def _collate(pad_id: int, examples: Sequence[Example]) -> Batch:
+    if not examples:  # a process that has no share of a step takes part in it all the same
+        return {
+            "input_ids": torch.tensor([[pad_id]]),
+            "attention_mask": torch.tensor([[1]]),
+            "labels": torch.tensor([[IGNORED]]),
+        }
     batch = _padded_tokens(examples, pad_id)
     labels = [example.soft for example in examples if example.soft is not None]
     return batch | _padded_labels(labels) if labels else batch

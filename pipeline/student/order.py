@@ -1,13 +1,15 @@
 """In which order a training meets its examples: drawn from the seed and the number of the epoch alone.
 
-A resumed training therefore meets the same batches. Examples are shuffled within windows of row groups, and the row groups
-themselves before (`Examples.windows`): each is decoded once an epoch however large the dataset is, and a dataset that fits
-into one window is shuffled as a whole.
+A resumed training therefore meets the same batches, and so does one of more or fewer processes with the same effective
+batch. Examples are shuffled within windows of row groups, and the row groups themselves before (`Examples.windows`): each
+is decoded once an epoch however large the dataset is, and a dataset that fits into one window is shuffled as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,3 +71,37 @@ class LengthGroups(Shuffled):
         cuts = range(batches * self._batch_size, len(indices), batches * self._batch_size)
         lengths = self._examples.lengths
         return [part[np.argsort(-lengths[part], kind="stable")] for part in np.split(indices, list(cuts))]
+
+
+class Order(Sized, Iterable[int], Protocol):
+    """Indices of examples, one after another."""
+
+
+class Shares:
+    """Batches for one of several processes: a batch sampler for `torch.utils.data.DataLoader`.
+
+    Of every `batch_size * processes` examples in order, each process takes as even a share as there is. The last ones of an
+    epoch may be fewer than there are processes: some then take none, and nobody takes an example twice, which would weigh
+    it twice (accelerate's own sampler fills up with examples from the beginning).
+    """
+
+    def __init__(self, order: Order, batch_size: int, *, processes: int = 1, rank: int = 0, drop_last: bool = False):
+        self._order = order
+        self._together = batch_size * processes
+        self._processes = processes
+        self._rank = rank
+        self._drop_last = drop_last
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._order), self._together)
+        return whole + (rest > 0 and not self._drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This process's part of each batch, which may be empty."""
+        indices = iter(self._order)
+        while together := list(islice(indices, self._together)):
+            if len(together) < self._together and self._drop_last:
+                return
+            share, more = divmod(len(together), self._processes)
+            begin = share * self._rank + min(self._rank, more)
+            yield together[begin : begin + share + (self._rank < more)]

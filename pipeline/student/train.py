@@ -11,11 +11,13 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import transformers
+from torch import Tensor
 
 import pipeline
 from pipeline.causal import CausalModel, load_causal_model
@@ -25,6 +27,7 @@ from pipeline.durable import fsync_files
 from pipeline.errors import DatasetRefused, TrainingError
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
+from pipeline.ranks import first_process_first, is_first, wait_for_all
 from pipeline.student.arguments import training_arguments
 from pipeline.student.examples import Examples, read_examples
 from pipeline.student.folder import Step, StudentCard, StudentFolder, student_folder
@@ -58,11 +61,12 @@ def distill(
     dataset: Dataset,
     progress: Progress = silent,
     *,
-    teacher: LiveTeacher | None = None,
+    open_teacher: Callable[[], LiveTeacher] | None = None,
 ) -> StudentCard:
     """Train the student that `student` describes; `student.mode` names the variant. See the module's docstring.
 
-    `teacher` is needed for `labels: live` alone.
+    Where several processes were started (ranks.py), all of them call this. `open_teacher` is needed for `labels: live`
+    alone.
 
     Raises:
         RecipeError: a training argument is unknown or wrong.
@@ -76,7 +80,9 @@ def distill(
     arguments = training_arguments(recipe, student, place.work)
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
-    start = prepare_untrained(recipe, student)
+    with first_process_first():
+        start = prepare_untrained(recipe, student)
+        checkpoint = _last_whole_checkpoint(place.work)
     white_box = student.mode == "white-box"
     other_tokens = _other_tokenizer(dataset, ModelFiles("the student", start.path), refused=white_box)
     causal = load_causal_model(start.path)
@@ -92,19 +98,25 @@ def distill(
         )
     if len(validation_rows) == 0:
         arguments.eval_strategy = transformers.IntervalStrategy.NO
+    teacher = open_teacher() if open_teacher else None
     trainer = StudentTrainer(
         causal, objective, arguments, train_rows, validation_rows, head_chunk=student.head_chunk, teacher=teacher
     )
     trainer.add_callback(Watch(progress, f"Training the {student.mode} student"))
     began = time.monotonic()
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(place.work))
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - began
-    made = place.work / "model"
-    shutil.rmtree(made, ignore_errors=True)
-    _save(causal, start.path, made)
-    card = _card(recipe, place, causal.model, dataset.manifest.label, seconds, trainer, train_rows)
-    _publish(place, made, card)
-    return card
+    weights = trainer.whole_weights()
+    if is_first():
+        made = place.work / "model"
+        shutil.rmtree(made, ignore_errors=True)
+        _save(causal, weights, start.path, made)
+        _publish(place, made, _card(recipe, place, causal.model, dataset.manifest.label, seconds, trainer, train_rows))
+    wait_for_all()
+    finished = place.finished()
+    if finished is None:
+        raise TrainingError(f"{place.path} was written and is not there: do all processes see the same disk?")
+    return finished
 
 
 def _last_whole_checkpoint(work: Path) -> str | None:
@@ -118,10 +130,12 @@ def _last_whole_checkpoint(work: Path) -> str | None:
     return str(whole[max(whole)]) if whole else None
 
 
-def _save(causal: CausalModel, start: Path, folder: Path) -> None:
+def _save(causal: CausalModel, weights: dict[str, Tensor], start: Path, folder: Path) -> None:
     """Model and tokenizer, in the data type that the untrained student has on disk."""
     stored = transformers.AutoConfig.from_pretrained(start).dtype
-    causal.model.to(stored if isinstance(stored, torch.dtype) else torch.float32).save_pretrained(folder)
+    dtype = stored if isinstance(stored, torch.dtype) else torch.float32
+    causal.model.config.dtype = dtype
+    causal.model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in weights.items()})
     causal.tokenizer.save_pretrained(folder)
 
 

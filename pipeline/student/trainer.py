@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from pipeline.causal import IGNORED, CausalModel
 from pipeline.durable import fsync_files, write_atomically
 from pipeline.progress import Progress
+from pipeline.ranks import wait_for_all
 from pipeline.student.batches import Batch, collator
 from pipeline.student.examples import Examples
 from pipeline.student.forward import LiveTeacher, end_in_loss
 from pipeline.student.objective import Objective
-from pipeline.student.order import LengthGroups, Shuffled
+from pipeline.student.order import LengthGroups, Order, Shares, Shuffled
+from pipeline.student.rows import Example
 
 WHOLE = "whole"  # marks a checkpoint whose every file is on the disk
 
@@ -60,27 +63,44 @@ class StudentTrainer(Trainer):
         )
         end_in_loss(causal.model, objective, chunk=head_chunk, teacher=teacher)
         self.remove_callback(PrinterCallback)  # it prints dictionaries to standard output
-        self._train_rows = train
+        self._train_rows, self._validation_rows = train, validation
         self._held_out = torch.zeros(4, dtype=torch.float64)  # sums of one evaluation: see `prediction_step`
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
 
-    def _get_train_sampler(self, train_dataset: Examples | None = None) -> Any:
-        """The library's own samplers know nothing of row groups, nor of the epoch after a resume."""
-        rows = train_dataset or self._train_rows
+    def get_train_dataloader(self) -> DataLoader[Example]:
+        """This process's batches (`order.Shares`); the library's own know nothing of row groups, nor of uneven ends."""
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order: Order = range(len(self._train_rows))
         if self.args.train_sampling_strategy == "random":
-            sampler = Shuffled(rows, seed)
+            order = Shuffled(self._train_rows, seed)
         elif self.args.train_sampling_strategy == "group_by_length":
-            sampler = LengthGroups(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps, seed)
-        else:
-            return super()._get_train_sampler(train_dataset)
-        self.add_callback(_TellEpoch(sampler))
-        return sampler
+            step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+            order = LengthGroups(self._train_rows, step, seed)
+        if isinstance(order, Shuffled):
+            self.add_callback(_TellEpoch(order))
+        return self._loader(self._train_rows, order, self.args.train_batch_size, self.args.dataloader_drop_last)
 
-    def _get_eval_sampler(self, eval_dataset: Examples) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_eval_sampler(eval_dataset)
-        return LengthGroups(eval_dataset, self.args.eval_batch_size, seed=0)
+    def get_eval_dataloader(self, eval_dataset: Examples | None = None) -> DataLoader[Example]:
+        """Likewise, of the held-out rows: each of them once."""
+        rows = eval_dataset or self._validation_rows
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        batch = self.args.eval_batch_size
+        order: Order = LengthGroups(rows, batch * self.args.world_size, seed=0) if grouped else range(len(rows))
+        return self._loader(rows, order, batch, drop_last=False)
+
+    def _loader(self, rows: Examples, order: Order, batch_size: int, drop_last: bool) -> DataLoader[Example]:
+        share = Shares(
+            order, batch_size, processes=self.args.world_size, rank=self.args.process_index, drop_last=drop_last
+        )
+        return DataLoader(
+            rows,  # type: ignore[arg-type]  # by index is all that a loader asks for
+            batch_sampler=share,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
 
     def compute_loss(
         self,
@@ -100,14 +120,14 @@ class StudentTrainer(Trainer):
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Add one held-out batch to the sums; the loss that it returns is a mean over its own completion tokens."""
+    ) -> tuple[None, None, None]:
+        """Add one held-out batch to the sums; what the library would make of it is a mean over rows, not tokens."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = model(**inputs).double().cpu()  # (3,), as `Objective.measured`
         tokens = int((inputs["labels"] != IGNORED).sum())
         self._held_out += torch.tensor([*sums.tolist(), tokens], dtype=torch.float64)
-        return (sums[0] / max(tokens, 1)).float().to(self.args.device), None, None
+        return None, None, None
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> EvalLoopOutput:
         """The library's loop, whose figures are means over all held-out completion tokens.
@@ -123,6 +143,11 @@ class StudentTrainer(Trainer):
             if mean == mean:  # a black-box student has no divergence
                 output.metrics[f"{metric_key_prefix}_{name}"] = mean
         return output
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The student's weights, from every process's part of them (FSDP); all processes call it together."""
+        weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+        return weights
 
 
 class _TellEpoch(TrainerCallback):
@@ -143,10 +168,12 @@ class Watch(TrainerCallback):
         self._activity = activity
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._progress(self._activity, state.global_step, state.max_steps)
+        if state.is_world_process_zero:
+            self._progress(self._activity, state.global_step, state.max_steps)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        wait_for_all()  # each process writes a file of its own
         if state.is_world_process_zero:
             fsync_files(checkpoint)
             write_atomically(checkpoint / WHOLE, b"")
