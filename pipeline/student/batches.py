@@ -17,31 +17,62 @@ from pipeline.student.rows import Example
 Batch = dict[str, Tensor]
 
 
-def collator(pad_id: int) -> Callable[[Sequence[Example]], Batch]:
+def collator(pad_id: int, *, pack_to: int | None = None) -> Callable[[Sequence[Example]], Batch]:
     """Lay examples out as one batch.
 
     Keys: `input_ids`, `attention_mask`, `labels` (batch, time) int64 as `causal.TokenBatch` has them. For soft labels, in
     the order of `causal.completion_logits`: `soft_token_ids` int32 and `soft_logprobs` float32 (completion tokens, k), and
     `soft_tail_logprob` float32 (completion tokens,). k is that of the position with the most entries; where another has
     fewer, the places behind them hold `NO_TOKEN` and -inf.
+
+    With `pack_to` tokens a sequence may hold, the same examples stand in as few sequences as fit, and `position_ids`
+    (batch, time) int64, which begin at 0 with each of them, take the place of `attention_mask`. So a packed batch has the
+    loss and the gradients of an unpacked one; packing.py says which models keep its examples apart.
     """
-    return partial(_collate, pad_id)  # which a worker process that is not forked can be handed
+    return partial(_collate, pad_id, pack_to)  # which a worker process that is not forked can be handed
 
 
-def _collate(pad_id: int, examples: Sequence[Example]) -> Batch:
+def _collate(pad_id: int, pack_to: int | None, examples: Sequence[Example]) -> Batch:
     if not examples:  # a process that has no share of a step takes part in it all the same
         return {
             "input_ids": torch.tensor([[pad_id]]),
             "attention_mask": torch.tensor([[1]]),
             "labels": torch.tensor([[IGNORED]]),
         }
-    batch = _padded_tokens(examples, pad_id)
-    labels = [example.soft for example in examples if example.soft is not None]
+    if pack_to is None:
+        sequences = [[example] for example in examples]
+    else:
+        placed = side_by_side([len(example) for example in examples], pack_to)
+        sequences = [[examples[place] for place in sequence] for sequence in placed]
+    batch = _tokens(sequences, pad_id, packed=pack_to is not None)
+    labels = [example.soft for sequence in sequences for example in sequence if example.soft is not None]
     return batch | _padded_labels(labels) if labels else batch
 
 
+def side_by_side(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Which rows go into one sequence, by first fit of the longest first (at most 11/9 of the fewest sequences, and one).
+
+    Args:
+        lengths: of the rows, in tokens.
+        width: tokens that a sequence may have; a longer row has one of its own.
+
+    Returns:
+        Indices into `lengths`, each once.
+    """
+    sequences: list[list[int]] = []
+    room: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        place = next((place for place, left in enumerate(room) if lengths[row] <= left), len(sequences))
+        if place == len(sequences):
+            sequences.append([])
+            room.append(width)
+        sequences[place].append(row)
+        room[place] -= lengths[row]
+    return sequences
+
+
 def tokens_of(batch: Batch) -> TokenBatch:
-    """The token part of a collated batch."""
+    """The token part of a collated batch that is not packed."""
     return TokenBatch(batch["input_ids"], batch["attention_mask"], batch["labels"])
 
 
@@ -56,19 +87,22 @@ def soft_labels_of(batch: Batch) -> SparseLabels | None:
     )
 
 
-def _padded_tokens(examples: Sequence[Example], pad_id: int) -> Batch:
-    shape = (len(examples), max(len(example) for example in examples))
+def _tokens(sequences: Sequence[Sequence[Example]], pad_id: int, *, packed: bool) -> Batch:
+    shape = (len(sequences), max(sum(map(len, sequence)) for sequence in sequences))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
-    attention_mask = np.zeros(shape, dtype=np.int64)
-    for row, example in enumerate(examples):
-        begin, end = len(example.prompt), len(example)
-        input_ids[row, :begin] = example.prompt
-        input_ids[row, begin:end] = labels[row, begin:end] = example.completion
-        attention_mask[row, :end] = 1
+    layout = np.zeros(shape, dtype=np.int64)  # the mask, or positions: padding at position 0 is a sequence of one token
+    for row, sequence in enumerate(sequences):
+        begin = 0
+        for example in sequence:
+            answer, end = begin + len(example.prompt), begin + len(example)
+            input_ids[row, begin:answer] = example.prompt
+            input_ids[row, answer:end] = labels[row, answer:end] = example.completion
+            layout[row, begin:end] = np.arange(end - begin) if packed else 1
+            begin = end
     return {
         "input_ids": torch.from_numpy(input_ids),
-        "attention_mask": torch.from_numpy(attention_mask),
+        "position_ids" if packed else "attention_mask": torch.from_numpy(layout),
         "labels": torch.from_numpy(labels),
     }
 

@@ -51,6 +51,7 @@ class StudentCard(BaseModel):
     key: str
     dataset: str  # name/v001
     parameters: int
+    trainable_parameters: int = 0  # fewer with student.lora
     steps: int
     rows: int
     rows_too_long: int

@@ -20,7 +20,9 @@ from pipeline.student.examples import Examples
 from pipeline.student.forward import LiveTeacher, end_in_loss
 from pipeline.student.objective import Objective
 from pipeline.student.order import LengthGroups, Order, Shares, Shuffled
+from pipeline.student.reporting import keep_logs
 from pipeline.student.rows import Example
+from pipeline.student.sharded import shard_on_cpu
 
 WHOLE = "whole"  # marks a checkpoint whose every file is on the disk
 
@@ -44,6 +46,8 @@ class StudentTrainer(Trainer):
         *,
         head_chunk: int = 512,
         teacher: LiveTeacher | None = None,
+        pack_to: int | None = None,
+        adapted: torch.nn.Module | None = None,
     ) -> None:
         """
         Args:
@@ -53,19 +57,27 @@ class StudentTrainer(Trainer):
             train, validation: rows; none to validate on is allowed.
             head_chunk: positions whose logits are held at once.
             teacher: where the labels come from, if not out of the rows.
+            pack_to: tokens of a sequence that holds several rows; None: one row in each.
+            adapted: the student with adapters around it, if only these are trained (lora.py).
         """
         super().__init__(
-            model=causal.model,
+            model=causal.model if adapted is None else adapted,
             args=arguments,
             train_dataset=train,
             eval_dataset=validation if len(validation) else None,
-            data_collator=collator(causal.pad_id),
+            data_collator=collator(causal.pad_id, pack_to=pack_to),
         )
         end_in_loss(causal.model, objective, chunk=head_chunk, teacher=teacher)
         self.remove_callback(PrinterCallback)  # it prints dictionaries to standard output
+        keep_logs(self.callback_handler.callbacks, Path(arguments.output_dir))
         self._train_rows, self._validation_rows = train, validation
         self._held_out = torch.zeros(4, dtype=torch.float64)  # sums of one evaluation: see `prediction_step`
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Called by the library when it is set up."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled: bool = shard_on_cpu(self.accelerator, self.args) or self.is_fsdp_enabled
 
     def get_train_dataloader(self) -> DataLoader[Example]:
         """This process's batches (`order.Shares`); the library's own know nothing of row groups, nor of uneven ends."""
@@ -101,6 +113,13 @@ class StudentTrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
+
+    def _run_epoch(self, **named: Any) -> None:
+        """The library would take a step too many after a checkpoint that was the last one."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**named)
 
     def compute_loss(
         self,
