@@ -20,21 +20,26 @@ import transformers
 from torch import Tensor
 
 import pipeline
-from pipeline.causal import CausalModel, load_causal_model
+from pipeline.causal import load_causal_model, load_weights
 from pipeline.config import Recipe, encoding_of
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_files
-from pipeline.errors import DatasetRefused, TrainingError
+from pipeline.errors import TrainingError
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
 from pipeline.ranks import first_process_first, is_first, wait_for_all
-from pipeline.student.arguments import training_arguments
+from pipeline.student.arguments import training_arguments, without_validation
 from pipeline.student.examples import Examples, read_examples
 from pipeline.student.folder import Step, StudentCard, StudentFolder, student_folder
 from pipeline.student.forward import LiveTeacher
-from pipeline.student.initialise import initialise
+from pipeline.student.initialise import initialise, write_model
+from pipeline.student.liger import kernels_for_this_alone, settle_liger
+from pipeline.student.lora import add_adapters, merged, trainable
 from pipeline.student.objective import open_objective
+from pipeline.student.packing import check_both
+from pipeline.student.stopping import StopEarly
 from pipeline.student.trainer import WHOLE, StudentTrainer, Watch
+from pipeline.student.vocabulary import other_tokenizer
 from pipeline.student_settings import StudentSettings
 
 
@@ -49,8 +54,8 @@ def prepare_untrained(recipe: Recipe, student: StudentSettings) -> StudentFolder
         return place
     made = place.work / "model"
     shutil.rmtree(made, ignore_errors=True)
-    initialise(recipe, student.init, made)
-    model = load_causal_model(made, device="cpu").model
+    initialise(recipe, student, made)
+    model = load_causal_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
     _publish(place, made, _card(recipe, place, model, dataset="", seconds=0.0))
     return place
 
@@ -83,10 +88,9 @@ def distill(
     with first_process_first():
         start = prepare_untrained(recipe, student)
         checkpoint = _last_whole_checkpoint(place.work)
-    white_box = student.mode == "white-box"
-    other_tokens = _other_tokenizer(dataset, ModelFiles("the student", start.path), refused=white_box)
-    causal = load_causal_model(start.path)
     soft = student.needs_soft_labels
+    other_tokens = other_tokenizer(dataset, ModelFiles("the student", start.path), refused=soft)
+    causal = load_causal_model(start.path, trust_remote_code=student.trust_remote_code)
     train_rows, validation_rows = (
         read_examples(dataset, split, causal, soft=soft, by_text=other_tokens, max_length=student.max_length)
         for split in ("train", "validation")
@@ -97,21 +101,48 @@ def distill(
             f"student.max_length={student.max_length}, {sum(dataset.manifest.rejected.values())} were rejected"
         )
     if len(validation_rows) == 0:
-        arguments.eval_strategy = transformers.IntervalStrategy.NO
+        without_validation(arguments, student)
+    settle_liger(arguments, causal.model.config.model_type, asked="use_liger_kernel" in student.train)
     teacher = open_teacher() if open_teacher else None
-    trainer = StudentTrainer(
-        causal, objective, arguments, train_rows, validation_rows, head_chunk=student.head_chunk, teacher=teacher
+    if student.packing:
+        check_both(causal, teacher)
+    adapted = (
+        add_adapters(
+            causal.model, student.lora, seed=arguments.seed, checkpointing=bool(arguments.activation_checkpointing)
+        )
+        if student.lora
+        else None
     )
+    learning = trainable(causal.model)
+    trainer = StudentTrainer(
+        causal,
+        objective,
+        arguments,
+        train_rows,
+        validation_rows,
+        head_chunk=student.head_chunk,
+        teacher=teacher,
+        pack_to=student.max_length if student.packing else None,
+        adapted=adapted,
+    )
+    if student.early_stopping:
+        trainer.add_callback(StopEarly(student.early_stopping.patience, student.early_stopping.min_delta))
     trainer.add_callback(Watch(progress, f"Training the {student.mode} student"))
     began = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with kernels_for_this_alone(causal.model):
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - began
     weights = trainer.whole_weights()
     if is_first():
         made = place.work / "model"
         shutil.rmtree(made, ignore_errors=True)
-        _save(causal, weights, start.path, made)
-        _publish(place, made, _card(recipe, place, causal.model, dataset.manifest.label, seconds, trainer, train_rows))
+        if student.lora:
+            untrained = load_causal_model(start.path, device="cpu", trust_remote_code=student.trust_remote_code)
+            causal = merged(untrained, student.lora, weights, made / "adapter")
+            weights = causal.model.state_dict()
+        _save(weights, start.path, made, trusted=student.trust_remote_code)
+        card = _card(recipe, place, causal.model, dataset.manifest.label, seconds, trainer, train_rows, learning)
+        _publish(place, made, card)
     wait_for_all()
     finished = place.finished()
     if finished is None:
@@ -130,13 +161,11 @@ def _last_whole_checkpoint(work: Path) -> str | None:
     return str(whole[max(whole)]) if whole else None
 
 
-def _save(causal: CausalModel, weights: dict[str, Tensor], start: Path, folder: Path) -> None:
-    """Model and tokenizer, in the data type that the untrained student has on disk."""
-    stored = transformers.AutoConfig.from_pretrained(start).dtype
-    dtype = stored if isinstance(stored, torch.dtype) else torch.float32
-    causal.model.config.dtype = dtype
-    causal.model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in weights.items()})
-    causal.tokenizer.save_pretrained(folder)
+def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: bool) -> None:
+    """The start with these weights instead of its own: its data type, its config and its tokenizer stay what they were."""
+    model = load_weights(start, dtype="auto", trust_remote_code=trusted)
+    model.load_state_dict(weights)
+    write_model(model, start, folder, trust_remote_code=trusted)
 
 
 def _publish(place: StudentFolder, made: Path, card: StudentCard) -> None:
@@ -152,6 +181,7 @@ def _card(
     seconds: float,
     trainer: StudentTrainer | None = None,
     rows: Examples | None = None,
+    learning: int = 0,
 ) -> StudentCard:
     history = trainer.state.log_history if trainer else []
     measured = [entry for entry in history if {"loss", "eval_loss"} & entry.keys()]
@@ -161,6 +191,7 @@ def _card(
         key=place.key,
         dataset=dataset,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable_parameters=learning,
         steps=trainer.state.global_step if trainer else 0,
         rows=len(rows) if rows else 0,
         rows_too_long=rows.too_long if rows else 0,
@@ -181,22 +212,3 @@ def software_versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-
-
-def _other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
-    """Whether the student numbers its tokens otherwise than the dataset's teacher does.
-
-    Raises:
-        DatasetRefused: it does, and that is `refused`: soft labels by token id would mean nothing to it.
-    """
-    teacher = dataset.manifest.teacher
-    if teacher.tokenizer_sha256 is None or teacher.tokenizer_sha256 == student.tokenizer_sha256:
-        return False
-    if refused:
-        raise DatasetRefused(
-            f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} "
-            f"(sha256 {teacher.tokenizer_sha256[:12]}…), and the student has another "
-            f"(sha256 {student.tokenizer_sha256[:12]}…): choose a student.init with the teacher's tokenizer, or set "
-            "student.mode to 'black-box', which learns from the text"
-        )
-    return True
