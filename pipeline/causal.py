@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.errors import RecipeError
 from pipeline.records import Message
 
 log = logging.getLogger(__name__)
@@ -128,22 +129,45 @@ class CausalModel:
         return [int(token) for token in ends]
 
 
-def load_causal_model(folder: Path, *, dtype: str = "float32", device: str = "auto") -> CausalModel:
+def load_causal_model(
+    folder: Path, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> CausalModel:
     """Load a model and its tokenizer for inference, on the accelerator if there is one."""
-    quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+    model = load_weights(folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
     model.eval()
-    own = model.generation_config  # transformers fills every unset setting of `generate` from here
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    model.generation_config = token_ids_alone(model.generation_config)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    return CausalModel(model.to(choose_device(device)), tokenizer)
+
+
+def load_weights(folder: Path, *, dtype: torch.dtype | str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model as it is, on the CPU: out of safetensors alone, and of its own code nothing unless that is trusted.
+
+    Raises:
+        RecipeError: weights are missing, which the library would make up at random.
+    """
+    quiet_transformers()
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
     )
-    return CausalModel(model.to(choose_device(device)), AutoTokenizer.from_pretrained(folder))
+    if missing := sorted(found["missing_keys"]):
+        raise RecipeError(
+            f"the model in {folder} is no whole causal language model, it lacks {', '.join(missing[:3])}: name one that "
+            "holds a language model with its head, such as one saved as ...ForCausalLM"
+        )
+    return model
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A model's tokenizer alone."""
     quiet_transformers()
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def token_ids_alone(settings: transformers.GenerationConfig | None) -> transformers.GenerationConfig:
+    """How a model ends its answers, without how it samples, which transformers would fill unset settings of ours from."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return transformers.GenerationConfig(**{name: getattr(settings, name, None) for name in names})
 
 
 def choose_device(device: str) -> torch.device:

@@ -106,9 +106,11 @@ def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_js
 
         from pipeline.config import load_recipe
         from pipeline.labelling import engine
+        from pipeline.stages import check_labels
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])
+        check_labels(loaded)
         if _as_flow(flow):
             from flows.label import label_flow
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
-from pipeline.model_files import runs_here, teacher_files
+from pipeline.model_files import refuse_own_code, runs_here, teacher_files
 from pipeline.settings import parse_options
 from pipeline.teachers.transformers import TransformersOptions
 
@@ -51,8 +51,8 @@ def check_live_teacher(recipe: Recipe) -> None:
             "weights are here. Set teacher.kind to transformers and teacher.model to its folder or hub id, or "
             "student.labels to 'stored'"
         )
-    teacher_files(recipe)
-    _options(recipe)
+    trusted = teacher_options(recipe).trust_remote_code
+    refuse_own_code(teacher_files(recipe), "teacher.model", "teacher.options.trust_remote_code", trusted=trusted)
 
 
 def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:
@@ -65,12 +65,18 @@ def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:
     from pipeline.head import split
 
     check_live_teacher(recipe)
-    options = _options(recipe)
-    causal = load_causal_model(teacher_files(recipe).folder, dtype=options.dtype, device=options.device)
+    options = teacher_options(recipe)
+    causal = load_causal_model(
+        teacher_files(recipe).folder,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
     causal.model.requires_grad_(False)
     return LiveTransformersTeacher(split(causal.model), int(causal.model.config.vocab_size))
 
 
-def _options(recipe: Recipe) -> TransformersOptions:
+def teacher_options(recipe: Recipe) -> TransformersOptions:
+    """How the teacher is run in this process."""
     given = recipe.teacher.options if recipe.teacher.kind == "transformers" else {}  # a server's are none of ours
     return parse_options("teacher.options", given, TransformersOptions)

@@ -16,9 +16,12 @@ from typing import Any
 from pipeline.config import Recipe, TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.records import content_hash
+from pipeline.student_settings import InitSettings
 
-_WEIGHTS = ("*.safetensors", "*.bin")
-_SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
+_SAFE = "*.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+_HASHED = (_SAFE, "*.bin", "*.py")
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 _SAMPLE = 1 << 16  # bytes of one sample of a weight file
 _SAMPLES = 64
 
@@ -40,22 +43,52 @@ class ModelFiles:
     @property
     def vocabulary_size(self) -> int:
         """Rows of the embedding, padding included."""
-        return int(self.config["vocab_size"])
+        text = self.config.get("text_config") or {}
+        return int(self.config.get("vocab_size") or text["vocab_size"])
 
     @property
     def is_encoder_decoder(self) -> bool:
         return bool(self.config.get("is_encoder_decoder", False))
 
     @cached_property
+    def own_code(self) -> dict[str, str]:
+        """Which of transformers' auto classes have code of the model's own: AutoModelForCausalLM -> modeling_x.XModel."""
+        maps = [self._tokenizer_settings.get("auto_map"), self.config.get("auto_map")]
+        named = [{"AutoTokenizer": one} if isinstance(one, list) else one or {} for one in maps]  # a list: of old
+        return {name: str(code) for one in named for name, code in one.items()}
+
+    @property
+    def needed_code(self) -> list[str]:
+        """The code of its own without which it cannot be loaded; for what else there is, transformers has a class."""
+        if not self.own_code:
+            return []
+        from transformers import CONFIG_MAPPING
+        from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+
+        kind = self.config.get("model_type")
+        tokenizer = tokenizer_class_from_name(self._tokenizer_settings.get("tokenizer_class") or "")
+        tokenizer_known = kind in TOKENIZER_MAPPING_NAMES or tokenizer is not None
+        return [
+            code
+            for name, code in self.own_code.items()
+            if not (tokenizer_known if name == "AutoTokenizer" else kind in CONFIG_MAPPING)
+        ]
+
+    @cached_property
+    def _tokenizer_settings(self) -> dict[str, Any]:
+        file = self.folder / "tokenizer_config.json"
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return settings
+
+    @cached_property
     def content_sha256(self) -> str:
-        """Names the weights, the config, the tokenizer and the chat template by content.
+        """Names the weights, the config, the model's own code, the tokenizer and the chat template by content.
 
         Of a weight file its size and 64 evenly spaced samples of 64 KiB count: training changes all of a file, and a
         14 GB model should not take a minute to be recognised.
         """
         digest = hashlib.sha256()
-        weights = sorted(file for pattern in _WEIGHTS for file in self.folder.glob(pattern))
-        for file in weights:
+        for file in sorted(file for pattern in _HASHED for file in self.folder.glob(pattern)):
             digest.update(f"{file.name}:{file.stat().st_size}:".encode())
             digest.update(_sampled(file))
         shape = {key: value for key, value in self.config.items() if key != "transformers_version"}
@@ -82,8 +115,8 @@ class ModelFiles:
         """None where the tokenizer has no chat template."""
         file = self.folder / "chat_template.jinja"
         template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
-        if template is None and (settings := self.folder / "tokenizer_config.json").is_file():
-            template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+        if template is None:
+            template = self._tokenizer_settings.get("chat_template")
         return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
 
 
@@ -92,10 +125,10 @@ def find_model(
 ) -> ModelFiles:
     """The folder of a model: a local one, or a hub model's, downloaded where it is not in the cache yet.
 
-    Without `weights`, of a hub model only the config and the tokenizer are fetched.
+    Without `weights`, of a hub model only the config and the tokenizer are fetched, and of a folder no more is looked at.
 
     Raises:
-        RecipeError: no model is named.
+        RecipeError: no model is named, or its weights are not safetensors.
         TeacherUnavailable: there is neither such a folder nor such a hub model, or it is no model's folder.
     """
     if not name:
@@ -108,12 +141,16 @@ def find_model(
             raise TeacherUnavailable(
                 f"{setting} is {name}, a folder without config.json: name a folder that save_pretrained wrote"
             )
-        return ModelFiles(name, folder, revision)
-    return _from_hub(name, revision, setting, [*(_WEIGHTS if weights else ()), *_SMALL])
+        files = ModelFiles(name, folder, revision)
+    else:
+        files = _from_hub(name, revision, setting, [*((_SAFE,) if weights else ()), *_SMALL])
+    if weights:
+        _refuse_pickles(files, setting)
+    return files
 
 
-def teacher_files(recipe: Recipe) -> ModelFiles:
-    """The files of a recipe's teacher, where it is a model that has any.
+def teacher_files(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
+    """The files of a recipe's teacher, where it is a model that has any; `weights` is that of `find_model`.
 
     Raises:
         RecipeError: it has none, so a student can take neither its layers nor its tokenizer.
@@ -123,7 +160,37 @@ def teacher_files(recipe: Recipe) -> ModelFiles:
             f"student.init takes from the teacher, and a teacher of kind {recipe.teacher.kind!r} has no weights and no "
             "tokenizer here: set student.init to {model: a folder or a hub id}"
         )
-    return find_model(recipe.teacher.model, recipe.teacher.revision)
+    return find_model(recipe.teacher.model, recipe.teacher.revision, weights=weights)
+
+
+def start_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> ModelFiles:
+    """The files of what a student starts from: a model of its own, or the teacher, whose tokenizer it then has.
+
+    Raises:
+        RecipeError, TeacherUnavailable: as `find_model` and `teacher_files` do.
+    """
+    if init.model is not None:
+        return find_model(init.model, init.revision, "student.init.model", weights=weights)
+    return teacher_files(recipe, weights=weights and init.config is None)
+
+
+def refuse_own_code(files: ModelFiles, setting: str, trust: str, *, trusted: bool) -> None:
+    """Refuse a model that only code of its own can load, unless that code is trusted.
+
+    Args:
+        files: the model's.
+        setting: which one names the model.
+        trust: the setting that lets its code run.
+        trusted: what it is set to.
+
+    Raises:
+        RecipeError: the code is needed, and not trusted.
+    """
+    if not trusted and (needed := files.needed_code):
+        raise RecipeError(
+            f"{setting} is {files.name}, which only code of its own can load ({', '.join(needed)}): read that code, then "
+            f"set {trust} to true (it is false), or name a model that transformers has built in"
+        )
 
 
 def has_files(teacher: TeacherSettings) -> bool:
@@ -134,6 +201,21 @@ def has_files(teacher: TeacherSettings) -> bool:
 def runs_here(teacher: TeacherSettings) -> bool:
     """Whether the teacher can be loaded in this process: its kind says so, or a server's weights lie on this machine."""
     return teacher.kind == "transformers" or (teacher.kind == "vllm" and Path(teacher.model).is_dir())
+
+
+def _refuse_pickles(files: ModelFiles, setting: str) -> None:
+    """Weights are read from safetensors alone: unpickling runs whatever code is in the file."""
+    if any(files.folder.glob(_SAFE)):
+        return
+    pickles = sorted(file.name for pattern in _PICKLES for file in files.folder.glob(pattern))
+    found = (
+        f"its weights are in {', '.join(pickles[:3])}, a pickle, " if pickles else "it has no weights in safetensors, "
+    )
+    raise RecipeError(
+        f"{setting} is {files.name}: {found}and only safetensors are loaded, since a pickle can run any code. Convert it "
+        "once, where you trust it: AutoModelForCausalLM.from_pretrained(it).save_pretrained(a folder), the tokenizer "
+        "likewise, and name that folder"
+    )
 
 
 def _from_hub(name: str, revision: str | None, setting: str, files: list[str]) -> ModelFiles:

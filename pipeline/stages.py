@@ -8,6 +8,7 @@ Each looks first at what is there, and does only what is missing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,15 +16,16 @@ from pathlib import Path
 
 from pipeline.config import Recipe, encoding_of
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.live_teacher import check_live_teacher, open_live_teacher
-from pipeline.model_files import find_model, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.student.folder import StudentCard, student_folder
 from pipeline.student_settings import StudentSettings
 from pipeline.teachers.base import Checks, Finding, Serves, find_kind, open_teacher
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def check_student(recipe: Recipe) -> None:
     """
     from pipeline.student.arguments import training_arguments
     from pipeline.student.objective import open_objective
+    from pipeline.student.start_config import check_start
+    from pipeline.student.vocabulary import check_tokenizers
 
     student = student_of(recipe)
     find_kind(recipe.teacher.kind)
@@ -60,10 +64,31 @@ def check_student(recipe: Recipe) -> None:
     training_arguments(recipe, student, Path(recipe.students))
     if student.mode == "white-box" and student.labels == "live":
         check_live_teacher(recipe)
-    if student.init.model is not None:
-        find_model(student.init.model, setting="student.init.model")
-    else:
-        teacher_files(recipe)
+    check_tokenizers(recipe, student)
+    check_start(recipe, student)
+
+
+def check_labels(recipe: Recipe) -> None:
+    """Refuse to label for a student that could not learn from the labels, or not be made at all.
+
+    Whether this machine could train it does not matter, and a start that is not at hand here is looked at later.
+
+    Raises:
+        RecipeError: the loss cannot be taken from such labels, or the student's start or tokenizer is wrong.
+    """
+    if recipe.student is None:
+        return
+    from pipeline.student.objective import open_objective
+    from pipeline.student.start_config import check_start
+    from pipeline.student.vocabulary import check_tokenizers
+
+    student = recipe.student
+    open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
+    try:
+        check_tokenizers(recipe, student)
+        check_start(recipe, student)
+    except TeacherUnavailable as error:
+        _LOG.warning("the student is not looked at before labelling: %s", error)
 
 
 async def check_teacher(recipe: Recipe, progress: Progress = silent) -> Sequence[Finding]:

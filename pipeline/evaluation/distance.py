@@ -53,7 +53,8 @@ def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
     for rows in _blocks(task):
         known: list[Tensor | None] = [None] * len(rows)  # the teacher's log-probabilities, (tokens, vocabulary) a row
         for subject, total in zip(subjects, sums, strict=True):
-            causal = load_causal_model(subject.folder, dtype=task.settings.dtype)
+            trusted = subject.trust_remote_code
+            causal = load_causal_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
             soft = task.soft and subject.shares_tokenizer
             examples = [example_of(row, causal, soft=soft, by_text=not subject.shares_tokenizer) for row in rows]
             for place, (example, logits) in enumerate(zip(examples, _logits(causal, examples), strict=True)):

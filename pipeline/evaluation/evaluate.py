@@ -29,6 +29,7 @@ from pipeline.evaluation.overlap import find_overlap
 from pipeline.evaluation.report import ReportFiles, write_report
 from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, ModelRow, Overlap, Report
 from pipeline.evaluation.subject import Subject, Task
+from pipeline.live_teacher import teacher_options
 from pipeline.model_files import ModelFiles, runs_here, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Split, content_hash
@@ -96,7 +97,7 @@ def _measured(
         vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
         soft=dataset.manifest.soft is not None,
     )
-    subjects = _subjects(recipe, dataset, students)
+    subjects = _subjects(recipe, student, dataset, students)
     models, answers = _measure_all(subjects, task, progress)
     cards = [card for place in students if (card := place.finished())]
     return Report(
@@ -117,17 +118,21 @@ def _measured(
     )
 
 
-def _subjects(recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> list[Subject]:
+def _subjects(
+    recipe: Recipe, student: StudentSettings, dataset: Dataset, students: Sequence[StudentFolder]
+) -> list[Subject]:
     """The teacher, where it is a model that can be run here, and the students."""
     tokenizer = dataset.manifest.teacher.tokenizer_sha256
     subjects = []
     if runs_here(recipe.teacher):
         files = teacher_files(recipe)
-        subjects.append(Subject("teacher", files.name, files.folder, is_teacher=True))
+        trusted = teacher_options(recipe).trust_remote_code
+        subjects.append(Subject("teacher", files.name, files.folder, is_teacher=True, trust_remote_code=trusted))
     for place in students:
         files = ModelFiles(str(place.path), place.path)
         shares = tokenizer is None or files.tokenizer_sha256 == tokenizer
-        subjects.append(Subject(f"{place.variant} student", files.name, files.folder, shares_tokenizer=shares))
+        role, trusted = f"{place.variant} student", student.trust_remote_code
+        subjects.append(Subject(role, files.name, files.folder, shares_tokenizer=shares, trust_remote_code=trusted))
     return subjects
 
 

@@ -39,7 +39,8 @@ class Measured:
 def measure(subject: Subject, task: Task) -> Measured:
     """Load one model, and let it answer."""
     torch.manual_seed(0)
-    causal = load_causal_model(subject.folder, dtype=task.settings.dtype)
+    trusted = subject.trust_remote_code
+    causal = load_causal_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
     seconds, tokens = _timed_answers(causal, task)
     p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
     shown = task.rows[: task.settings.answers]

@@ -1,55 +1,65 @@
 """Where a student starts: layers of the teacher, a model of its own, or a config with fresh weights.
 
 Copying evenly spaced layers is the start of DistilBERT and its kin (Shleifer and Rush, arXiv 2010.13002); as a baseline it
-stands in every report, untrained.
+stands in every report, untrained. start_config.py says what is refused before any weights are loaded.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pipeline.causal import DTYPES, quiet_transformers
+from pipeline.causal import load_tokenizer, load_weights, quiet_transformers, token_ids_alone
 from pipeline.config import Recipe
-from pipeline.errors import RecipeError, TrainingError
-from pipeline.model_files import find_model, teacher_files
-from pipeline.student_settings import InitSettings
+from pipeline.errors import TrainingError
+from pipeline.model_files import ModelFiles, start_files
+from pipeline.student.start_config import check_start, ending, fresh_config, kept_layers, read_config, with_layers
+from pipeline.student_settings import StudentSettings
 
-_LAYER = re.compile(r"^(.*\.)?(layers|h|blocks)\.(\d+)\.(.*)$")  # model.layers.7.mlp.up_proj.weight
+_GENERATION = "generation_config.json"
+_LAYER = re.compile(r"^(.*?\.)?(layers|h|blocks)\.(\d+)\.(.*)$")  # model.layers.7.mlp.up_proj.weight
 
 
-def initialise(recipe: Recipe, init: InitSettings, folder: Path) -> None:
+def initialise(recipe: Recipe, student: StudentSettings, folder: Path) -> None:
     """Write the untrained student, weights and tokenizer, into `folder`.
 
     Raises:
-        RecipeError: more layers are asked for than the teacher has, or the config is no model's.
+        RecipeError: as `check_start` does, and nothing is written then.
         TeacherUnavailable: a model that is named is not there.
         TrainingError: the teacher's layers cannot be told apart.
     """
     quiet_transformers()
+    check_start(recipe, student)
     torch.manual_seed(recipe.seed)
-    if init.model is not None:
-        files = find_model(init.model, setting="student.init.model")
-        model, source = _load(files.folder), files.folder
-    elif init.config is not None:
-        source = teacher_files(recipe).folder
-        model = _fresh(init.config)
+    init, trusted = student.init, student.trust_remote_code
+    files = start_files(recipe, init)
+    if init.config is not None:
+        model = _fresh(recipe, student, files)
     else:
-        source = teacher_files(recipe).folder
-        model = copy_layers(_load(source), init.layers or 1)
+        model = load_weights(files.folder, dtype="auto", trust_remote_code=trusted)
+        if init.layers is not None:
+            model = copy_layers(model, init.layers)
+    of_its_own = init.config is not None and "model_type" in init.config  # may not know how the teacher likes to sample
+    write_model(model, files.folder, folder, trust_remote_code=trusted, sampling=not of_its_own)
+
+
+def write_model(
+    model: PreTrainedModel, source: Path, folder: Path, *, trust_remote_code: bool, sampling: bool = True
+) -> None:
+    """Write a model that was made of the one in `source`, with its tokenizer, as safetensors.
+
+    With `sampling` what it has for `generate` is taken as it is: the library writes less than it reads, and refuses some.
+    """
+    model.generation_config = token_ids_alone(model.generation_config)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-
-
-def evenly_spaced(layers: int, of: int) -> list[int]:
-    """Which layers a shallower student keeps: evenly spaced, the first and the last among them."""
-    if layers == 1:
-        return [0]
-    return [round(place * (of - 1) / (layers - 1)) for place in range(layers)]
+    if sampling and (source / _GENERATION).is_file():
+        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
+    load_tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
 
 
 def copy_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
@@ -57,13 +67,8 @@ def copy_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTra
 
     `layers` is how many, evenly spaced, or which, counted from 0.
     """
-    depth = int(teacher.config.num_hidden_layers)
-    if isinstance(layers, int) and layers > depth:
-        raise RecipeError(f"student.init.layers is {layers}, and the teacher has only {depth}: choose 1 to {depth}")
-    kept = evenly_spaced(layers, depth) if isinstance(layers, int) else [*layers]
-    if max(kept) >= depth:
-        raise RecipeError(f"student.init.layers names layer {max(kept)}, and the teacher's are 0 to {depth - 1}")
-    config = _shallow_config(teacher.config, kept)
+    kept = kept_layers(teacher.config, layers)
+    config = type(teacher.config).from_dict(with_layers(teacher.config, kept))
     student = type(teacher)(config).to(teacher.dtype)
     weights = _kept_weights(teacher.state_dict(), kept)
     missing, unexpected = student.load_state_dict(weights, strict=False)
@@ -72,19 +77,8 @@ def copy_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTra
             f"layers of a {config.model_type} model cannot be copied: {[*missing, *unexpected][:3]} do not match. "
             "Set student.init.model to a small model of the same tokenizer instead."
         )
-    student.generation_config = teacher.generation_config
+    student.generation_config = token_ids_alone(teacher.generation_config)
     return student
-
-
-def _shallow_config(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfig:
-    """The config for the kept layers; settings that list one value a layer keep the kept layers' values."""
-    depth = int(config.num_hidden_layers)
-    settings = config.to_dict()
-    for key, value in settings.items():
-        if isinstance(value, list) and len(value) == depth:
-            settings[key] = [value[layer] for layer in kept]
-    settings["num_hidden_layers"] = len(kept)
-    return type(config).from_dict(settings)
 
 
 def _kept_weights(weights: dict[str, torch.Tensor], kept: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -100,18 +94,11 @@ def _kept_weights(weights: dict[str, torch.Tensor], kept: Sequence[int]) -> dict
     return result
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    """A model in the data type that its file has."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-
-
-def _fresh(config: dict[str, object]) -> PreTrainedModel:
-    settings = dict(config)
-    kind = settings.pop("model_type", None)
-    try:
-        made = AutoConfig.for_model(str(kind), **settings)
-    except ValueError:
-        raise RecipeError(
-            f"student.init.config.model_type is {kind!r}: name one that transformers knows, such as llama"
-        ) from None
-    return AutoModelForCausalLM.from_config(made, dtype=DTYPES["float32"])
+def _fresh(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> PreTrainedModel:
+    """A model of the recipe's config with random weights, in float32 unless the config says otherwise."""
+    config = fresh_config(recipe, student)
+    trusted = student.trust_remote_code
+    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=trusted)
+    teacher = read_config(files, "teacher.model", trust_remote_code=trusted)
+    model.generation_config = ending(files, teacher)
+    return model

@@ -22,6 +22,7 @@ from pipeline.encodings import Encoding, PackedLabels, find_encoding
 from pipeline.encodings.base import list_values
 from pipeline.errors import TrainingError
 from pipeline.records import Completion, Message, SampledLabels, SoftLabels, Split
+from pipeline.student.vocabulary import known_labels
 
 Ids = npt.NDArray[np.int32]
 _PROMPT, _COMPLETION = "prompt_token_ids", "completion_token_ids"
@@ -79,6 +80,8 @@ class TokenRows:
     ) -> None:
         self._encoding = encoding
         self._vocabulary = vocabulary
+        # Where the teacher's tokenizer is known to be the student's, ids past its tokens are padding: vocabulary.py.
+        self._padded = dataset.manifest.teacher.tokenizer_sha256 is not None
         self._reader = SplitReader(dataset, split, [_PROMPT, _COMPLETION, *(encoding.columns if encoding else ())])
         self._cache = Cache(self.groups, self._decode, capacity)
 
@@ -122,7 +125,9 @@ class TokenRows:
         for column, facts in zip(self._reader.columns, group.facts, strict=True):
             if facts.nulls is None or facts.nulls > 0:
                 return True
-            if column.endswith("token_ids") and not (facts.highest is not None and facts.highest < self._vocabulary):
+            if not column.endswith("token_ids") or (self._padded and column not in (_PROMPT, _COMPLETION)):
+                continue
+            if not (facts.highest is not None and facts.highest < self._vocabulary):
                 return True
         return False
 
@@ -142,13 +147,19 @@ class TokenRows:
             prompt_bounds=_bounds(list_lengths(table[_PROMPT])),
             completions=list_values(table, _COMPLETION),
             bounds=_bounds(lengths),
-            labels=self._encoding.decode(table) if self._encoding else None,
+            labels=self._labels(number, table, _bounds(lengths)),
         )
         self._check_tokens(number, decoded.prompts, decoded.prompt_bounds)
         self._check_tokens(number, decoded.completions, decoded.bounds)
-        if decoded.labels is not None:
-            self._check_tokens(number, decoded.labels.token_ids, decoded.labels.offsets[decoded.bounds])
         return decoded
+
+    def _labels(self, number: int, table: pa.Table, bounds: npt.NDArray[np.int64]) -> PackedLabels | None:
+        if self._encoding is None:
+            return None
+        labels = self._encoding.decode(table)
+        if not self._padded:
+            self._check_tokens(number, labels.token_ids, labels.offsets[bounds])
+        return known_labels(labels, self._vocabulary, self._encoding.name)
 
     def _check_tokens(self, number: int, ids: Ids, bounds: npt.NDArray[np.int64]) -> None:
         """`bounds` say which of the ids are whose row's: (rows + 1,)."""
@@ -230,7 +241,10 @@ def example_of(row: Completion, causal: CausalModel, *, soft: bool, by_text: boo
         prompt, completion = _token_ids(causal, row.prompt.messages, row.text)
     else:
         prompt, completion = trace.prompt_token_ids, trace.completion_token_ids
-    labels = packed(trace.soft) if trace is not None and trace.soft is not None and soft else None
+    labels = None
+    if trace is not None and trace.soft is not None and soft:
+        vocabulary = int(causal.model.config.vocab_size)
+        labels = known_labels(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name)
     if soft and labels is None:
         raise TrainingError(
             f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
@@ -240,8 +254,12 @@ def example_of(row: Completion, causal: CausalModel, *, soft: bool, by_text: boo
 
 def packed(labels: SoftLabels | SampledLabels) -> PackedLabels:
     """The soft labels of one completion in the form that a file's come in."""
-    encoding = find_encoding("sampled" if isinstance(labels, SampledLabels) else "top-k")
+    encoding = _encoding_of(labels)
     return encoding.decode(record_batch([encoding.encode(labels)], pa.schema(encoding.fields)))
+
+
+def _encoding_of(labels: SoftLabels | SampledLabels) -> Encoding[SoftLabels | SampledLabels]:
+    return find_encoding("sampled" if isinstance(labels, SampledLabels) else "top-k")
 
 
 def _token_ids(causal: CausalModel, messages: Sequence[Message], text: str) -> tuple[Ids, Ids]:
@@ -251,7 +269,7 @@ def _token_ids(causal: CausalModel, messages: Sequence[Message], text: str) -> t
 
 def _known(id_: str, prompt: Ids, completion: Ids, labels: PackedLabels | None, causal: CausalModel) -> Example:
     vocabulary = int(causal.model.config.vocab_size)
-    highest = max(int(ids.max(initial=0)) for ids in (prompt, completion, *([labels.token_ids] if labels else [])))
+    highest = max(int(ids.max(initial=0)) for ids in (prompt, completion))
     if highest >= vocabulary:
         raise _unknown_token(id_, highest, vocabulary)
     return Example(prompt, completion, labels)
@@ -260,5 +278,5 @@ def _known(id_: str, prompt: Ids, completion: Ids, labels: PackedLabels | None, 
 def _unknown_token(id_: str, token: int, vocabulary: int) -> TrainingError:
     return TrainingError(
         f"row {id_} has the token {token}, and the student knows only {vocabulary}: "
-        "take a student with the teacher's tokenizer"
+        "take a student with the teacher's tokenizer, and with a row for each of its tokens"
     )

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.errors import RecipeError
-from pipeline.model_files import ModelFiles, find_model
+from pipeline.model_files import ModelFiles, find_model, refuse_own_code
 from pipeline.pricing import FREE
 from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from pipeline.settings import Settings, parse_options
@@ -46,6 +46,7 @@ class TransformersOptions(Settings):
     batch_size: int = Field(default=32, ge=1)  # prompts that are answered together
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
+    trust_remote_code: bool = False  # let the model's own code run here; only for models you have read
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> TransformersTeacher:
@@ -54,6 +55,8 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     files = find_model(settings.model, settings.revision)
     if files.is_encoder_decoder:
         raise RecipeError(f"teacher.model is {settings.model}, an encoder-decoder: name a causal language model")
+    trust = "teacher.options.trust_remote_code"
+    refuse_own_code(files, "teacher.model", trust, trusted=options.trust_remote_code)
     return TransformersTeacher(files, options, label, seed)
 
 
@@ -107,7 +110,13 @@ class TransformersTeacher:
     def _causal(self) -> CausalModel:
         from pipeline.causal import load_causal_model
 
-        causal = load_causal_model(self._files.folder, dtype=self._options.dtype, device=self._options.device)
+        options = self._options
+        causal = load_causal_model(
+            self._files.folder,
+            dtype=options.dtype,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        )
         if causal.tokenizer.chat_template is None:
             log.warning(
                 "the tokenizer of %s has no chat template: prompts are given to it as plain text", self._files.name

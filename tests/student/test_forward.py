@@ -1,5 +1,6 @@
 """The loss in chunks, from stored labels and a live teacher, against whole logits and dense formulas."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,7 @@ def test_dense_labels_are_the_dense_formula(kind: str, temperature: float) -> No
 
 @pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "generalized-jsd", "total-variation"])
 @pytest.mark.parametrize("padded", ["teacher", "student"])
-def test_rows_that_only_one_vocabulary_has_count_as_any_other_token(kind: str, padded: str) -> None:
+def test_rows_that_only_one_vocabulary_has(kind: str, padded: str) -> None:
     objective = open_objective(student(kind=kind, cross_entropy_weight=0.0), "dense")
     targets = torch.zeros(3, dtype=torch.int64)
     plain = [logits(31)[:3], logits(32)[:3]]
@@ -148,7 +149,10 @@ def test_rows_that_only_one_vocabulary_has_count_as_any_other_token(kind: str, p
         found[extra] = float(objective(both[1], targets, DenseLabels(both[0])))
     equal = float(objective(plain[1], targets, DenseLabels(plain[0])))
     assert found[-1e9] == pytest.approx(equal, rel=1e-6)  # padding that takes no mass changes nothing
-    assert found[2.0] != pytest.approx(equal, rel=1e-3)  # mass on padding is a difference between the two
+    if padded == "teacher":  # no student could give its padding any mass: what both know is compared
+        assert found[2.0] == pytest.approx(equal, rel=1e-6)
+    else:  # mass that the student gives to padding is a difference between the two
+        assert equal * 1.001 < found[2.0] < math.inf
 
 
 def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path) -> None:

@@ -17,8 +17,9 @@ formula with p_hat in the place of p: q - p_hat, linear in p_hat and so unbiased
 - The value of the forward KL: it is too high by the entropy that p_hat lacks against p: compare it only among equal draws.
 
 Dense labels are a live teacher's logits. Their outcomes are the tokens that both models know, and as the last one the rows
-that only one of them pads its vocabulary with: mass that no token of the tokenizer has. With vocabularies of one size it is
-empty.
+that the student alone pads its vocabulary with: there the teacher has no mass, and the student should have none. Rows that
+only the teacher has are dropped, and its distribution is the one over the tokens that both know: no student could give them
+any mass, and a forward KL would be infinite. With vocabularies of one size the last outcome is empty.
 
 A divergence is a module in this folder (or an entry point `stillhouse.losses`) with one pure function
 
@@ -76,7 +77,7 @@ def outcomes(labels: SparseLabels | DenseLabels, logits: Tensor, temperature: fl
     if isinstance(labels, SparseLabels):
         return Outcomes(teacher_outcomes(labels, temperature), student_outcomes(logits, labels.token_ids, temperature))
     shared = min(labels.logits.shape[-1], logits.shape[-1])
-    return Outcomes(*(_dense_outcomes(side, shared, temperature) for side in (labels.logits, logits)))
+    return Outcomes(*(_dense_outcomes(side, shared, temperature) for side in (labels.logits[:, :shared], logits)))
 
 
 def _dense_outcomes(logits: Tensor, shared: int, temperature: float) -> Tensor:
