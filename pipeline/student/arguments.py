@@ -155,11 +155,20 @@ def _in_type(name: str, value: Any, hint: Any) -> Any:
     except ValidationError as error:
         reasons = " or ".join(dict.fromkeys(str(detail["msg"]) for detail in error.errors()))
         raise RecipeError(f"student.train.{name} is {value!r}: {reasons}") from None
+    if name == "lr_scheduler_kwargs" and isinstance(typed, dict):
+        return {key: _as_number(one) for key, one in typed.items()}
     if name in _AT_LEAST_1 and typed < 1:
         raise RecipeError(f"student.train.{name} is {value!r}: give 1 or more")
     if name == "save_strategy" and typed == "best":
         raise RecipeError(f"student.train.save_strategy is 'best': set it to epoch or steps; to keep the best, {_BEST}")
     return typed
+
+
+def _as_number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _precision(given: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Before the first step an adapter adds nothing, so the loss is then that of the w
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def add_adapters(
     )
     torch.manual_seed(seed)
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft asks the model by names that transformers is about to drop
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)  # refused below
+            adapted = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise RecipeError(f"{_setting(targets)}: {error} {_there_are(model)}") from None
     _refuse_tied(adapted, model, targets)

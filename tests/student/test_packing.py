@@ -152,6 +152,7 @@ APART = {
     "mpt": {"d_model": 16, "n_heads": 2, "n_layers": 2},
     "falcon": {"num_attention_heads": 2, "num_hidden_layers": 2, "alibi": True},
     "rwkv": {"num_hidden_layers": 2},
+    "opt": {"ffn_dim": 32, "num_attention_heads": 2, "num_hidden_layers": 2},
 }
 
 
