@@ -5,4 +5,8 @@
 Each stage is a package here; docs/architecture.md says which may import which.
 """
 
+from pipeline.quiet import quiet_libraries
+
 __version__ = "0.1.0"
+
+quiet_libraries()

@@ -55,6 +55,7 @@ def check_student(recipe: Recipe) -> None:
     """
     from pipeline.student.arguments import training_arguments
     from pipeline.student.objective import open_objective
+    from pipeline.student.quantize import check_quantizable
     from pipeline.student.start_config import check_start
     from pipeline.student.vocabulary import check_tokenizers
 
@@ -66,6 +67,7 @@ def check_student(recipe: Recipe) -> None:
         check_live_teacher(recipe)
     check_tokenizers(recipe, student)
     check_start(recipe, student)
+    check_quantizable(recipe, student)
 
 
 def check_labels(recipe: Recipe) -> None:
@@ -147,7 +149,7 @@ def students_to_train(recipe: Recipe) -> list[StudentSettings]:
     """The black-box baseline, where the report asks for it, and the student."""
     student = student_of(recipe)
     wants_baseline = "black-box" in recipe.evaluate.baselines and student.mode != "black-box"
-    baseline = [student.model_copy(update={"mode": "black-box"})] if wants_baseline else []
+    baseline = [student.model_copy(update={"mode": "black-box", "quantize": None})] if wants_baseline else []
     return [*baseline, student]
 
 
@@ -159,12 +161,13 @@ def distill_stage(
     card = place.finished()
     if card is not None:
         return StudentResult(card, str(place.path), trained=False)
+    there = place.trained() is not None  # all of it but its quantised copy
     from pipeline.student.train import distill
 
     live = student.mode == "white-box" and student.labels == "live"
     teacher = partial(open_live_teacher, recipe) if live else None
     card = distill(recipe, student, dataset, progress, open_teacher=teacher)
-    return StudentResult(card, str(place.path), trained=True)
+    return StudentResult(card, str(place.path), trained=not there)
 
 
 def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> EvaluationResult:

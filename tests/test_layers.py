@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "ranks", "text"},
+    {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
     {"settings", "config", "student_settings", "plugins", "pricing"},
     {"model_files", "causal", "head", "labels_from_logits"},
     {"dataset", "prompts"},

@@ -42,17 +42,17 @@ def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
     """The card's text; without `reasons` the stage of a rejection is left open."""
     reasons = reasons if reasons is not None else {("", reason): count for reason, count in manifest.rejected.items()}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": _cell, "public": _public}
+    environment.filters |= {"cell": cell, "public": public}
     template = environment.from_string(package_files("pipeline.dataset").joinpath("card.md.j2").read_text("utf-8"))
     front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
     recipe = manifest.recipe
     body = template.render(
         manifest=manifest,
         made=_MADE[manifest.made_by],
-        teachers=[_teacher(one) for one in (manifest.teacher, *manifest.more_teachers)],
+        teachers=[describe_teacher(one) for one in (manifest.teacher, *manifest.more_teachers)],
         rows=sum(manifest.rows.values()),
         prompts_from={"source": None, "template": None} | (recipe.get("prompts") or {}),
-        sampling=_settings(manifest.sampling.model_dump() if manifest.sampling else {}),
+        sampling=settings_line(manifest.sampling.model_dump() if manifest.sampling else {}),
         samples=(recipe.get("label") or {}).get("samples", 1),
         exactness=exactness(manifest.soft) if manifest.soft else None,
         filters=[_filter(one) for one in recipe.get("quality") or ()],
@@ -116,9 +116,9 @@ def _size_category(rows: int) -> str:
     return f"{steps[place - 1]}<n<{steps[place]}" if place < len(steps) else f"n>{steps[-1]}"
 
 
-def _teacher(teacher: TeacherIdentity) -> str:
+def describe_teacher(teacher: TeacherIdentity) -> str:
     """Who a teacher is, as precisely as it is known."""
-    name = f"`{_cell(_public(teacher.model) or teacher.kind)}`"
+    name = f"`{cell(public(teacher.model) or teacher.kind)}`"
     known = [
         f"kind {teacher.kind}",
         f"revision {teacher.revision}" if teacher.revision else "",
@@ -127,16 +127,16 @@ def _teacher(teacher: TeacherIdentity) -> str:
         f"fingerprint {teacher.fingerprint}" if teacher.fingerprint else "",
         "" if teacher.revision or teacher.content_sha256 else "revision not known",
     ]
-    return f"{name} ({_cell(', '.join(part for part in known if part))})"
+    return f"{name} ({cell(', '.join(part for part in known if part))})"
 
 
-def _public(path: str) -> str:
+def public(path: str) -> str:
     """A path without the folders of the machine that it was on: a card is made to be published."""
     return PurePath(path).name if path.startswith(("/", "~", "\\")) or path[1:2] == ":" else path
 
 
 def _filter(settings: Mapping[str, Any]) -> str:
-    options = _settings({key: value for key, value in settings.items() if key != "kind"})
+    options = settings_line({key: value for key, value in settings.items() if key != "kind"})
     return f"{settings.get('kind')}" + (f" ({options})" if options else "")
 
 
@@ -151,7 +151,7 @@ def _cost(manifest: Manifest) -> str:
     return f"${totals.cost_usd:,.4f}{more}"
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def settings_line(settings: Mapping[str, Any]) -> str:
     """Settings in one line; what is not set is left out."""
     return ", ".join(
         f"{key} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
@@ -160,7 +160,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(text: object) -> str:
+def cell(text: object) -> str:
     """A text that can stand in a table's cell: on one line, and no mark of Markdown or HTML."""
     line = " ".join(str(text).split())
     return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

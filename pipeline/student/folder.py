@@ -1,12 +1,14 @@
 """What lies in data/students/<recipe>/: finished students, the untrained one, and work in progress.
 
     untrained/           the student before its first step: where both students start from, and a baseline of the report
-    white-box/           a finished student: model, tokenizer, recipe.yaml, and student.json, which is written last
+    white-box/           a finished student: model, tokenizer, README.md, recipe.yaml; student.json is written last
+      int8/              its quantised copy, where `student.quantize` asks for one: a model's folder too
     black-box/           likewise
     .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
 
 The key hashes everything that shapes a student, so a finished one is recognised, and a checkpoint of other inputs is never
-resumed. Nothing here needs torch.
+resumed. `student.quantize` shapes no weight of it: the copy is made of a finished student, and can be added later.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_folder, write_atomically
-from pipeline.model_files import has_files, teacher_files
+from pipeline.model_files import has_files, start_files
 from pipeline.records import content_hash
 from pipeline.student_settings import StudentSettings
 
 CARD = "student.json"
+RECIPE = "recipe.yaml"
+INT8 = "int8"
 Variant = Literal["untrained", "white-box", "black-box"]
 
 
@@ -38,7 +42,18 @@ class Step(BaseModel):
     loss: float | None = None
     eval_loss: float | None = None
     eval_kl: float | None = None  # forward KL from the teacher's labels, nats a held-out token
+    eval_cross_entropy: float | None = None  # of the teacher's text, nats a held-out token
     learning_rate: float | None = None
+
+
+class Int8Copy(BaseModel):
+    """The quantised copy of a student."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: int  # of the student's, so many are in 8 bits
+    megabytes: float  # of its weights on disk, 10^6 bytes
+    torchao: str  # the version that wrote it
 
 
 class StudentCard(BaseModel):
@@ -52,13 +67,23 @@ class StudentCard(BaseModel):
     dataset: str  # name/v001
     parameters: int
     trainable_parameters: int = 0  # fewer with student.lora
+    megabytes: float  # of its weights on disk, 10^6 bytes
     steps: int
+    kept_step: int | None  # where early stopping kept an earlier student than the last
+    training: dict[str, Any]  # what student.train comes to: the arguments that shape a training most
     rows: int
     rows_too_long: int
     seconds: float
     created_at: str  # ISO 8601, UTC
     versions: dict[str, str]
     log: tuple[Step, ...]
+    int8: Int8Copy | None = None
+
+    @property
+    def held_out(self) -> Step | None:
+        """The last measurement on held-out rows of the student that was kept."""
+        measured = [step for step in self.log if step.eval_loss is not None]
+        return next((step for step in measured if step.step == self.kept_step), measured[-1] if measured else None)
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,7 @@ class StudentFolder:
     base: Path
     variant: Variant
     key: str
+    wants_int8: bool = False
 
     @property
     def path(self) -> Path:
@@ -77,10 +103,19 @@ class StudentFolder:
     def work(self) -> Path:
         return self.base / f".work-{self.variant}-{self.key[:12]}"
 
-    def finished(self) -> StudentCard | None:
-        """The card, if this very student has been finished."""
+    @property
+    def int8(self) -> Path:
+        return self.path / INT8
+
+    def trained(self) -> StudentCard | None:
+        """The card, if this very student has been trained."""
         card = read_card(self.path)
         return card if card is not None and card.key == self.key else None
+
+    def finished(self) -> StudentCard | None:
+        """The card, if this very student is there with all that was asked for."""
+        card = self.trained()
+        return None if card is not None and card.int8 is None and self.wants_int8 else card
 
     def publish(self, made: Path, card: StudentCard) -> None:
         """Put the finished student from `made` in its place; its card last. Older work of this variant goes."""
@@ -94,21 +129,39 @@ class StudentFolder:
         for leftover in [retired, *self.base.glob(f".work-{self.variant}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
 
+    def publish_int8(self, made: Path) -> None:
+        """Put the quantised copy of a student that is there from `made` in its place; `record` makes it count."""
+        shutil.rmtree(self.int8, ignore_errors=True)
+        made.rename(self.int8)
+        fsync_folder(self.path)
+
+    def record(self, card: StudentCard) -> None:
+        """Write the card of a student that is there anew: whatever it tells of must be on the disk."""
+        write_atomically(self.path / CARD, card.model_dump_json(indent=2).encode() + b"\n")
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def weight_megabytes(folder: Path) -> float:
+    """The size of a model's weights on disk, 10^6 bytes."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+
 
 def student_folder(
     recipe: Recipe, student: StudentSettings, variant: Variant, dataset: Dataset | None
 ) -> StudentFolder:
     """The place of one student; its key covers the dataset's content, the start, the loss and the training settings."""
     shaping: dict[str, Any] = {"init": student.init.model_dump(), "seed": recipe.seed}
-    if student.init.model is None and has_files(recipe.teacher):
-        shaping["teacher"] = teacher_files(recipe).content_sha256
+    own = student.init.model
+    if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
+        shaping["start"] = start_files(recipe, student.init).content_sha256
     if variant != "untrained":
-        settings = student.model_dump(exclude={"loss"} if variant == "black-box" else set())
+        settings = student.model_dump(exclude={"quantize"} | ({"loss"} if variant == "black-box" else set()))
         shaping |= {
             "student": settings | {"mode": variant},
             "rows": [f.sha256 for f in dataset.manifest.files] if dataset else [],
         }
-    return StudentFolder(Path(recipe.students) / recipe.name, variant, content_hash(shaping))
+    wants_int8 = student.quantize == "int8" and variant == student.mode
+    return StudentFolder(Path(recipe.students) / recipe.name, variant, content_hash(shaping), wants_int8)
 
 
 def read_card(folder: Path) -> StudentCard | None:

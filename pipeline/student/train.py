@@ -8,35 +8,35 @@ have given. Run again after the end it does nothing.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor
 
-import pipeline
 from pipeline.causal import load_causal_model, load_weights
 from pipeline.config import Recipe, encoding_of
 from pipeline.dataset.store import Dataset
-from pipeline.durable import fsync_files
+from pipeline.durable import fsync_files, write_atomically
 from pipeline.errors import TrainingError
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
 from pipeline.ranks import first_process_first, is_first, wait_for_all
 from pipeline.student.arguments import training_arguments, without_validation
+from pipeline.student.card import software_versions, told_arguments, write_cards
 from pipeline.student.examples import Examples, read_examples
-from pipeline.student.folder import Step, StudentCard, StudentFolder, student_folder
+from pipeline.student.folder import RECIPE, Step, StudentCard, StudentFolder, student_folder, weight_megabytes
 from pipeline.student.forward import LiveTeacher
 from pipeline.student.initialise import initialise, write_model
 from pipeline.student.liger import kernels_for_this_alone, settle_liger
 from pipeline.student.lora import add_adapters, merged, trainable
 from pipeline.student.objective import open_objective
 from pipeline.student.packing import check_both
+from pipeline.student.quantize import add_int8
 from pipeline.student.stopping import StopEarly
 from pipeline.student.trainer import WHOLE, StudentTrainer, Watch
 from pipeline.student.vocabulary import other_tokenizer
@@ -56,7 +56,7 @@ def prepare_untrained(recipe: Recipe, student: StudentSettings) -> StudentFolder
     shutil.rmtree(made, ignore_errors=True)
     initialise(recipe, student, made)
     model = load_causal_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
-    _publish(place, made, _card(recipe, place, model, dataset="", seconds=0.0))
+    _publish(recipe, place, made, _card(recipe, place, made, model))
     return place
 
 
@@ -82,6 +82,8 @@ def distill(
     card = place.finished()
     if card is not None:
         return card
+    if (card := place.trained()) is not None:  # all of it but its quantised copy
+        return add_int8(place, recipe, student, dataset) if is_first() else card
     arguments = training_arguments(recipe, student, place.work)
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
@@ -141,8 +143,10 @@ def distill(
             causal = merged(untrained, student.lora, weights, made / "adapter")
             weights = causal.model.state_dict()
         _save(weights, start.path, made, trusted=student.trust_remote_code)
-        card = _card(recipe, place, causal.model, dataset.manifest.label, seconds, trainer, train_rows, learning)
-        _publish(place, made, card)
+        trained = _Trained(dataset.manifest.label, seconds, trainer, train_rows, learning)
+        _publish(recipe, place, made, _card(recipe, place, made, causal.model, trained), dataset)
+        if place.wants_int8:
+            add_int8(place, recipe, student, dataset)
     wait_for_all()
     finished = place.finished()
     if finished is None:
@@ -168,47 +172,49 @@ def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: boo
     write_model(model, start, folder, trust_remote_code=trusted)
 
 
-def _publish(place: StudentFolder, made: Path, card: StudentCard) -> None:
+def _publish(
+    recipe: Recipe, place: StudentFolder, made: Path, card: StudentCard, dataset: Dataset | None = None
+) -> None:
+    write_cards(made, card, recipe, dataset.manifest if dataset else None)
+    write_atomically(made / RECIPE, recipe.as_yaml().encode())
     fsync_files(made)
     place.publish(made, card)
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What a card says of a training."""
+
+    dataset: str  # name/v001
+    seconds: float
+    trainer: StudentTrainer
+    rows: Examples
+    learning: int  # parameters
+
+
 def _card(
-    recipe: Recipe,
-    place: StudentFolder,
-    model: torch.nn.Module,
-    dataset: str,
-    seconds: float,
-    trainer: StudentTrainer | None = None,
-    rows: Examples | None = None,
-    learning: int = 0,
+    recipe: Recipe, place: StudentFolder, made: Path, model: torch.nn.Module, training: _Trained | None = None
 ) -> StudentCard:
+    trainer = training.trainer if training else None
     history = trainer.state.log_history if trainer else []
     measured = [entry for entry in history if {"loss", "eval_loss"} & entry.keys()]
     return StudentCard(
         recipe=recipe.name,
         variant=place.variant,
         key=place.key,
-        dataset=dataset,
+        dataset=training.dataset if training else "",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        trainable_parameters=learning,
+        trainable_parameters=training.learning if training else 0,
+        megabytes=weight_megabytes(made),
         steps=trainer.state.global_step if trainer else 0,
-        rows=len(rows) if rows else 0,
-        rows_too_long=rows.too_long if rows else 0,
-        seconds=round(seconds, 1),
+        kept_step=trainer.state.best_global_step if trainer and trainer.args.load_best_model_at_end else None,
+        training=told_arguments(trainer.args) if trainer else {},
+        rows=len(training.rows) if training else 0,
+        rows_too_long=training.rows.too_long if training else 0,
+        seconds=round(training.seconds, 1) if training else 0.0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=software_versions(),
         log=tuple(
             Step.model_validate({key: entry[key] for key in Step.model_fields if key in entry}) for entry in measured
         ),
     )
-
-
-def software_versions() -> dict[str, str]:
-    """What a figure or a model depends on."""
-    return {
-        "stillhouse": pipeline.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }

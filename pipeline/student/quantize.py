@@ -1,0 +1,124 @@
+"""A smaller copy of a finished student for small devices: linear layers in 8 bits, by torchao, weights alone.
+
+    check_quantizable(recipe, student)                  # before anything is sent or trained
+    card = add_int8(place, recipe, student, dataset)    # data/students/<recipe>/<variant>/int8/, a model's folder too
+
+Each row of a linear layer's weight is kept as 8-bit whole numbers with one scale. Embeddings, norms and the head stay as
+they are: transformers 5.23 with torchao 0.18 leaves a tied head alone, and what it offers for untying one comes back from
+disk with other logits. The copy is safetensors, and transformers loads it where torchao is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Recipe
+from pipeline.dataset.store import Dataset
+from pipeline.durable import fsync_files, write_atomically
+from pipeline.errors import RecipeError, TrainingError
+from pipeline.model_files import start_files
+from pipeline.student.card import write_cards
+from pipeline.student.folder import INT8, RECIPE, Int8Copy, StudentCard, StudentFolder, weight_megabytes
+from pipeline.student_settings import StudentSettings
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_quantizable(recipe: Recipe, student: StudentSettings) -> None:
+    """Refuse `student.quantize` where it could not be done at the end, by the student's config alone.
+
+    Raises:
+        RecipeError: torchao is not installed, or a student of this kind has no linear layers.
+        TeacherUnavailable: the model that it starts from is not there.
+    """
+    if student.quantize is None:
+        return
+    require_torchao()
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.student.start_config import fresh_config, read_config
+
+    if student.init.config is not None:
+        config = fresh_config(recipe, student)
+    else:
+        files = start_files(recipe, student.init, weights=False)
+        config = read_config(files, "student.init", trust_remote_code=student.trust_remote_code)
+    with torch.device("meta"):  # shapes without weights
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=student.trust_remote_code)
+    if not _linear_layers(model):
+        raise RecipeError(
+            f"student.quantize is int8, and a {config.model_type} model has no linear layers that torchao could take "
+            "(GPT-2's are of another kind): set student.quantize to null, or start from a model such as a Llama or Qwen"
+        )
+
+
+def require_torchao() -> None:
+    """Refuse what needs torchao where it is not installed.
+
+    Raises:
+        RecipeError: it is not; with the pip command.
+    """
+    if importlib.util.find_spec("torchao") is None:
+        raise RecipeError(
+            "student.quantize is int8, and torchao is not installed: pip install 'stillhouse[int8]', or set "
+            "student.quantize to null"
+        )
+
+
+def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dataset: Dataset) -> StudentCard:
+    """Make the quantised copy of a student that is there, and put it beside it.
+
+    Raises:
+        RecipeError: torchao is not installed.
+        TrainingError: the student is not there.
+    """
+    require_torchao()
+    card = place.trained()
+    if card is None:
+        raise TrainingError(f"{place.path} holds no student of this recipe to quantise: run `stillhouse distill`")
+    made = place.work / INT8
+    shutil.rmtree(made, ignore_errors=True)
+    copy = quantize(place.path, made, trust_remote_code=student.trust_remote_code)
+    card = card.model_copy(update={"int8": copy})
+    fsync_files(made)
+    place.publish_int8(made)
+    write_cards(place.path, card, recipe, dataset.manifest)
+    write_atomically(place.path / RECIPE, recipe.as_yaml().encode())
+    place.record(card)
+    return card
+
+
+def quantize(source: Path, folder: Path, *, trust_remote_code: bool = False) -> Int8Copy:
+    """Write the int8 copy of the model in `source`, with its tokenizer, as safetensors; all else keeps its data type."""
+    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.utils import TorchAOBaseTensor
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    from pipeline.causal import quiet_transformers
+    from pipeline.student.initialise import write_model
+
+    quiet_transformers()
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype="auto",
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        quantization_config=TorchAoConfig(Int8WeightOnlyConfig()),
+    )
+    quantised = sum(weight.numel() for weight in model.parameters() if isinstance(weight, TorchAOBaseTensor))
+    write_model(model, source, folder, trust_remote_code=trust_remote_code)
+    return Int8Copy(parameters=quantised, megabytes=weight_megabytes(folder), torchao=version("torchao"))
+
+
+def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
+    """What torchao takes: every linear layer but the head."""
+    import torch
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
