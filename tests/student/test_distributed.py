@@ -1,0 +1,192 @@
+"""Two processes on the CPU, by torchrun and by accelerate: the losses and the student of one process."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.config import Recipe, load_recipe
+from pipeline.labelling.engine import label
+from pipeline.stages import distill_stage, recipe_dataset, student_of
+from pipeline.student.folder import StudentCard, read_card
+from tests.conftest import WORDS, make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+ONE = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 0.01, "logging_steps": 1}
+TWO = ONE | {"per_device_train_batch_size": 2}
+# name: what is trained; each in one process with ONE and in two with TWO, so that a step has the same rows
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"train": {"fsdp": True}},
+    "accumulated": {"train": {"gradient_accumulation_steps": 2}},
+    "checkpointed": {"train": {"gradient_checkpointing": True}, "head_chunk": 3},
+    "by-length": {"train": {"train_sampling_strategy": "group_by_length"}},
+    "packed": {"packing": True, "max_length": 200},
+    "live": {"labels": "live"},
+    "adapters": {"lora": {"r": 4, "alpha": 8}},
+    "black-box": {"mode": "black-box"},
+}
+SHARDED = {"fsdp"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled dataset, whose rows are not a multiple of the batch, and a teacher."""
+    folder = tmp_path_factory.mktemp("together")
+    make_tiny_model(folder / "tiny")
+    prompts = [{"prompt": f"Explain {word}."} for word in WORDS * 2]
+    prompts = [{"prompt": f"{row['prompt']} {number}"} for number, row in enumerate(prompts)]
+    (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    asyncio.run(label(load_recipe(written(folder, "labels", {}))))
+    return folder
+
+
+def written(folder: Path, students: str, student: dict[str, Any], train: dict[str, Any] | None = None) -> Path:
+    """A recipe file; its name is that of the folder of its students."""
+    recipe = {
+        "name": "test",
+        "prompts": {"source": str(folder / "words.jsonl"), "holdout": 0.2},
+        "teacher": {"kind": "transformers", "model": str(folder / "tiny"), "options": {"batch_size": 8}},
+        "label": {"sampling": {"temperature": 0.9, "max_tokens": 12}, "soft": {"k": 16}, "shard_size": 30},
+        "dataset": {"root": str(folder / "labels"), "name": "words"},
+        "students": str(folder / students),
+        "student": {
+            "init": {"from": "teacher", "layers": 2},
+            "loss": {"temperature": 2.0},
+            **student,
+            "train": {**(train or ONE), **student.get("train", {})},
+        },
+    }
+    path = folder / f"{students}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def launched(*command: str, **options: Any) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command],
+        cwd=options.pop("cwd", ROOT),
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        **options,
+    )
+
+
+def torchrun(*arguments: str) -> list[str]:
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return [*run, "-m", *arguments]
+
+
+def done(process: "subprocess.Popen[str]", status: int = 0) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == status, errors[-4000:]
+    return output, errors
+
+
+def trained(recipe: Recipe) -> tuple[StudentCard, dict[str, torch.Tensor]]:
+    folder = Path(recipe.students) / recipe.name / student_of(recipe).mode
+    card = read_card(folder)
+    assert card is not None
+    return card, load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def together(place: Path) -> Path:
+    """All variants, trained by two processes in one session."""
+    recipes = [str(written(place, f"two-{name}", student, TWO)) for name, student in VARIANTS.items()]
+    done(launched(*torchrun("tests.student.together", *recipes)))
+    return place
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As torchrun has it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_processes_give_the_losses_and_the_student_of_one(together: Path, name: str) -> None:
+    unsharded = {key: value for key, value in VARIANTS[name].items() if name not in SHARDED}
+    alone = load_recipe(written(together, f"one-{name}", unsharded))
+    distill_stage(alone, student_of(alone), recipe_dataset(alone))
+    (one, weights), (two, others) = trained(alone), trained(load_recipe(together / f"two-{name}.yaml"))
+    assert one.steps == two.steps >= 4
+    assert one.parameters == two.parameters
+    for a, b in zip(one.log, two.log, strict=True):
+        assert a.model_dump() == pytest.approx(b.model_dump(), rel=1e-5)
+    assert weights.keys() == others.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, others[key], rtol=0, atol=1e-4, msg=key)
+
+
+def test_accelerate_launches_the_command_and_one_process_tells(place: Path) -> None:
+    recipe = written(place, "accelerated", {"lora": None}, TWO)
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    output, errors = done(launched(*launcher, *launch, "-m", "pipeline", "distill", str(recipe), "--json"))
+    (student,) = json.loads(output)["students"]
+    assert student["trained"]
+    assert errors.count("Training the white-box student: 1 of") == 1
+    assert trained(load_recipe(recipe))[0].steps == student["steps"]
+
+
+@pytest.mark.parametrize("sharding", [{}, {"fsdp": True}], ids=["ddp", "fsdp"])
+def test_two_processes_killed_at_any_step_go_on_to_the_same_student(
+    place: Path, sharding: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.id
+    train = TWO | {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3} | sharding
+    unbroken, broken = (written(place, f"{name}-{kind}", {}, train) for kind in ("unbroken", "broken"))
+    process = launched(*torchrun("tests.student.together", str(broken)))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line.split()[1]) == 5:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.communicate()
+    kept = list((place / f"{name}-broken" / "test").glob(".work-white-box-*/checkpoint-*"))
+    assert {folder.name for folder in kept} & {"checkpoint-2", "checkpoint-4"}
+    output, _ = done(launched(*torchrun("tests.student.together", str(broken), str(unbroken))))
+    first = next(int(line.split()[1]) for line in output.splitlines() if line.startswith(f"{name}-broken"))
+    assert first > 2  # it went on, and did not begin anew
+    (one, weights), (two, others) = trained(load_recipe(unbroken)), trained(load_recipe(broken))
+    assert one.steps == two.steps
+    assert all(torch.equal(weight, others[key]) for key, weight in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["label"], "`stillhouse label` was started in 2 processes, and runs in one"),
+        (
+            ["distill", "--set", "student.train.fsdp=true", "--set", "student.train.fsdp_config={version: 1}"],
+            "FSDP1 does",
+        ),
+        (["distill", "--set", "student.train.learning_rat=1"], "Did you mean 'learning_rate'"),
+    ],
+)
+def test_what_is_wrong_is_told_once(place: Path, arguments: list[str], words: str) -> None:
+    recipe = written(place, "wrong", {}, TWO)
+    _, errors = done(launched(*torchrun("pipeline", arguments[0], str(recipe), *arguments[1:])), status=1)
+    assert errors.count(words) == 1
+    assert "Traceback" not in errors.split("ChildFailedError")[0].split("torch/distributed/run.py")[0]

@@ -1,0 +1,26 @@
+"""Run by torchrun: trains the students of some recipes, one after another, and says which step it has reached.
+
+torchrun --nproc_per_node 2 -m tests.student.together RECIPE...
+"""
+
+import sys
+from pathlib import Path
+
+from pipeline import ranks
+from pipeline.config import load_recipe
+from pipeline.stages import distill_stage, recipe_dataset, student_of
+
+
+def main(files: list[str]) -> None:
+    for file in files:
+        recipe = load_recipe(file)
+
+        def say(activity: str, done: int, total: int, file: str = file) -> None:
+            print(f"{Path(file).stem} {done}", flush=True)
+
+        distill_stage(recipe, student_of(recipe), recipe_dataset(recipe), say)
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
