@@ -6,8 +6,8 @@
 Looked at are: the model by name, room for the log-probabilities that the recipe wants, tokenizer and chat template (by a
 hash of the token ids that they make of the whole vocabulary's text and of a conversation: a server tells no hash of its
 files), and parity: the server reads fixed texts and writes some tokens behind each, and what it says of every token is held
-against the same model in transformers, in float32, here. A server whose arithmetic is wrong (bfloat16 on a processor
-without it) is caught by that and by nothing else: its text looks like a model's text.
+against the same model in transformers, in float32, here. A server whose arithmetic or whose
+weights are wrong is caught by that and by nothing else: its text looks like a model's text.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, c
     figures = f"KL {kl:.2g} nats a token, largest difference {largest:.2g}, over {len(kls)} tokens"
     mend = (
         f" (allowed: {settings.kl:g} and {settings.largest:g}, teacher.options.check). Its arithmetic or its weights are "
-        "not those of teacher.model: start it with `--dtype float32` (bfloat16 may be wrong on a processor without it), "
+        "not those of teacher.model: start it with `--dtype float32`, "
         "without quantization, or from the right folder"
     )
     return checked.add("parity", well, figures if well else figures + mend)
