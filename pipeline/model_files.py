@@ -145,7 +145,7 @@ def find_model(
     else:
         files = _from_hub(name, revision, setting, [*((_SAFE,) if weights else ()), *_SMALL])
     if weights:
-        _refuse_pickles(files, setting)
+        refuse_pickles(files, setting)
     return files
 
 
@@ -203,8 +203,12 @@ def runs_here(teacher: TeacherSettings) -> bool:
     return teacher.kind == "transformers" or (teacher.kind == "vllm" and Path(teacher.model).is_dir())
 
 
-def _refuse_pickles(files: ModelFiles, setting: str) -> None:
-    """Weights are read from safetensors alone: unpickling runs whatever code is in the file."""
+def refuse_pickles(files: ModelFiles, setting: str) -> None:
+    """Weights are read from safetensors alone: unpickling runs whatever code is in the file.
+
+    Raises:
+        RecipeError: the folder has none.
+    """
     if any(files.folder.glob(_SAFE)):
         return
     pickles = sorted(file.name for pattern in _PICKLES for file in files.folder.glob(pattern))

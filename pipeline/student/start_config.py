@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
 from pipeline.causal import load_tokenizer
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
-from pipeline.model_files import ModelFiles, refuse_own_code, start_files
+from pipeline.model_files import ModelFiles, refuse_own_code, refuse_pickles, start_files
 from pipeline.settings import nearest
 from pipeline.student_settings import StudentSettings
 
@@ -54,10 +55,18 @@ def check_start(recipe: Recipe, student: StudentSettings) -> None:
     config = read_config(files, setting, trust_remote_code=student.trust_remote_code)
     if student.init.config is None or "model_type" not in student.init.config:
         _refuse_others(config, setting, files.name)
+    if student.init.config is None and getattr(config, "quantization_config", None):
+        raise RecipeError(
+            f"{setting} is {files.name}, whose weights are quantised: a student learns with whole ones, start from the "
+            "model that it was made of"
+        )
     if student.init.config is not None:
         _try(fresh_config(recipe, student), trust_remote_code=student.trust_remote_code)
-    elif student.init.layers is not None:
+        return
+    if student.init.layers is not None:
         kept_layers(config, student.init.layers)
+    if Path(files.name).is_dir():  # a hub model's weights are fetched when they are needed
+        refuse_pickles(files, setting)
 
 
 def read_config(files: ModelFiles, setting: str, *, trust_remote_code: bool) -> PretrainedConfig:
@@ -179,6 +188,7 @@ def _changed(given: dict[str, Any], teacher: PretrainedConfig) -> PretrainedConf
     depth = changes.get(_own_name(teacher, "num_hidden_layers"), teacher.num_hidden_layers)
     settings = with_layers(teacher, evenly_spaced(depth, teacher.num_hidden_layers))
     settings |= _followers(teacher, given) | {"dtype": None} | changes
+    settings.pop("quantization_config", None)  # of weights that are not taken
     with _refused_widths(settings):
         return type(teacher).from_dict(settings)
 

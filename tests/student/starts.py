@@ -1,0 +1,47 @@
+"""What tests of a student's start share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import Recipe
+from pipeline.errors import RecipeError
+from pipeline.student.initialise import initialise
+from pipeline.student.start_config import check_start
+from tests.conftest import MakeRecipe
+
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def start(tiny_recipe: MakeRecipe) -> Make:
+    """Makes recipes with this `student.init`; `teacher` is a folder, other keywords are settings of the student."""
+
+    def make(init: dict[str, Any], teacher: Path | None = None, **settings: Any) -> Recipe:
+        parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+        parts["student"] |= {"init": init, **settings}
+        parts["teacher"]["model"] = str(teacher or parts["teacher"]["model"])
+        return tiny_recipe(student=parts["student"], teacher=parts["teacher"])
+
+    return make
+
+
+def made(recipe: Recipe, folder: Path) -> Any:
+    """The untrained student's model."""
+    assert recipe.student is not None
+    initialise(recipe, recipe.student, folder)
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def refused(recipe: Recipe) -> str:
+    """What a recipe is refused with, from the teacher's and the start's files without their weights."""
+    assert recipe.student is not None
+    with pytest.raises(RecipeError) as caught:
+        check_start(recipe, recipe.student)
+    assert caught.value.exit_status == 2
+    return str(caught.value)

@@ -1,0 +1,85 @@
+"""A model with code of its own: never run unless the recipe trusts it, and then carried all the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from pipeline.errors import RecipeError
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.labelling.engine import label
+from pipeline.stages import check_student, students_to_train
+from pipeline.student.train import distill
+from tests.student.starts import Make, made, refused, start
+
+__all__ = ["start"]  # a fixture
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model that only code of its own can load."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = shutil.copytree(tiny_model, tmp_path / "own")
+    (folder / "modeling_own.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    own = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": code}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    return folder
+
+
+def test_code_of_its_own_is_not_run_unless_it_is_trusted(start: Make, own_code: Path) -> None:
+    message = refused(start({"model": str(own_code)}))
+    assert f"student.init.model is {own_code}, which only code of its own can load" in message
+    assert "set student.trust_remote_code to true" in message
+    teacher = start({"from": "teacher", "layers": 2}, own_code)
+    assert "teacher.model is" in refused(teacher)
+    with pytest.raises(RecipeError, match=r"set teacher\.options\.trust_remote_code to true"):
+        asyncio.run(label(teacher))
+
+
+def test_a_built_in_class_is_taken_where_there_is_one(start: Make, own_code: Path, tmp_path: Path) -> None:
+    config = json.loads((own_code / "config.json").read_text())
+    (own_code / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    (own_code / "modeling_own.py").write_text("raise RuntimeError('run')")
+    assert type(made(start({"model": str(own_code)}), tmp_path / "made")).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("init", ["model", "layers", "config"])
+def test_trusted_code_trains_and_goes_with_the_student(start: Make, own_code: Path, init: str) -> None:
+    inits = {
+        "model": {"model": str(own_code)},
+        "layers": {"from": "teacher", "layers": 2},
+        "config": {"config": {"hidden_size": 16}},
+    }
+    recipe = start(inits[init], own_code, trust_remote_code=True)
+    options = {"batch_size": 4, "trust_remote_code": True}
+    recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"options": options})})
+    check_student(recipe)
+    dataset = asyncio.run(label(recipe)).dataset
+    for student in students_to_train(recipe):
+        distill(recipe, student, dataset)
+    folder = Path(recipe.students) / recipe.name / "white-box"
+    assert (folder / "modeling_own.py").read_text() == CODE
+    assert type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__name__ == "OwnConfig"
+    if init == "layers":
+        report = evaluate(recipe, students_to_train(recipe)[-1], dataset).report
+        assert all(model.kl_per_token is not None for model in report.models)
