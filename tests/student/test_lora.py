@@ -104,7 +104,9 @@ def test_a_student_learns_by_adapters_alone(
     assert changed == {key for key in start if "_proj" in key}  # every linear layer, and nothing else
     adapter = load_file(folder / "white-box/adapter/adapter_model.safetensors")
     assert card.trainable_parameters == sum(tensor.numel() for tensor in adapter.values()) < card.parameters / 2
-    assert card.parameters == sum(tensor.numel() for tensor in load_file(folder / "white-box/model.safetensors").values())
+    assert card.parameters == sum(
+        tensor.numel() for tensor in load_file(folder / "white-box/model.safetensors").values()
+    )
     key = "model.layers.1.mlp.up_proj"
     a, b = (adapter[f"base_model.model.{key}.lora_{half}.weight"] for half in "AB")
     torch.testing.assert_close(end[f"{key}.weight"], start[f"{key}.weight"] + 8 / 4 * b @ a, rtol=1e-4, atol=1e-5)
@@ -150,7 +152,10 @@ def test_resuming_gives_the_student_of_an_unbroken_run(
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        (("q_proj", "v_porj"), "is ['q_proj', 'v_porj']: the student has no module v_porj. It has down_proj, gate_proj, "),
+        (
+            ("q_proj", "v_porj"),
+            "is ['q_proj', 'v_porj']: the student has no module v_porj. It has down_proj, gate_proj, ",
+        ),
         ("q_proj", "A text is a pattern of a module's whole name: give a list, [q_proj]"),
         (r".*\.(query|value)", "the student has no module"),
         ("*proj", "it is no regular expression"),
