@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +65,7 @@ def test_a_packed_batch_holds_each_example_whole(
     found, order = [], []
     for ids, positions, labels in zip(batch["input_ids"], batch["position_ids"], batch["labels"], strict=True):
         begins = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
-        for begin, end in zip(begins, begins[1:], strict=False):
+        for begin, end in pairwise(begins):
             learnt = labels[begin:end] != IGNORED
             if not learnt.any():
                 assert (ids[begin:end] == PAD).all() and end - begin == 1  # padding, each token on its own
@@ -93,7 +94,7 @@ def rows_of(vocabulary: int, encoding: EncodingName | None, count: int = 6) -> l
             ids = np.concatenate(  # distinct within a position, as in a dataset
                 [
                     np.random.default_rng(at).permutation(vocabulary)[: end - begin].astype(np.int32)
-                    for at, (begin, end) in enumerate(zip(soft.offsets, soft.offsets[1:], strict=False))
+                    for at, (begin, end) in enumerate(pairwise(soft.offsets))
                 ]
             )
             soft = type(soft)(ids, soft.logprobs, soft.offsets, soft.tail_logprob)

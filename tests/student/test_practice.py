@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +160,7 @@ def test_a_training_that_diverges_says_so(labelled: Labelled) -> None:
         distill(recipe, wild, dataset)
 
 
-# ---------------------------------------------------------------------------------------------------- precision and memory
+# -------------------------------------------------------------------------------------------------- precision and memory
 
 
 def log_of(recipe: Recipe, settings: StudentSettings, dataset: Dataset, folder: Path) -> list[dict[str, float]]:
@@ -210,7 +209,7 @@ def test_other_arguments_work(labelled: Labelled, train: dict[str, Any], packing
     assert distill(recipe, changed(settings, train=train, packing=packing), dataset).steps > 0
 
 
-# ----------------------------------------------------------------------------------------------------------- where figures go
+# ------------------------------------------------------------------------------------------------------ where figures go
 
 
 class Writer:
@@ -265,11 +264,11 @@ def test_the_environment_still_says_where(
     assert list(tensorboard) == [str(tmp_path / "mine")]
 
 
-# ---------------------------------------------------------------------------------------------------------------------- kernels
+# --------------------------------------------------------------------------------------------------------------- kernels
 
 
 @pytest.fixture
-def gpu_with_liger(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def gpu_with_liger(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with CUDA and the package, whose kernels are for llama alone."""
     module = types.ModuleType("liger_kernel.transformers.monkey_patch")
     module.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": None}  # type: ignore[attr-defined]
@@ -278,7 +277,6 @@ def gpu_with_liger(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(liger.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(liger.importlib.util, "find_spec", lambda *_: object())
-    yield
 
 
 @pytest.mark.usefixtures("gpu_with_liger")
