@@ -52,12 +52,12 @@ class TransformersOptions(Settings):
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> TransformersTeacher:
     """Find the model's files and check the options; nothing is loaded yet."""
     options = parse_options("teacher.options", settings.options, TransformersOptions)
-    files = find_model(settings.model, settings.revision)
+    files = find_model(settings.model, settings.revision, weights=False)
     if files.is_encoder_decoder:
         raise RecipeError(f"teacher.model is {settings.model}, an encoder-decoder: name a causal language model")
     trust = "teacher.options.trust_remote_code"
     refuse_own_code(files, "teacher.model", trust, trusted=options.trust_remote_code)
-    return TransformersTeacher(files, options, label, seed)
+    return TransformersTeacher(find_model(settings.model, settings.revision), options, label, seed)
 
 
 @dataclass(frozen=True)
