@@ -66,11 +66,14 @@ def student_json(result: StudentResult) -> dict[str, Any]:
 
 def print_student(result: StudentResult) -> None:
     """A student, in a line."""
+    from pipeline.student.card import count_in_words, megabytes_in_words
     from pipeline.terminal import output
 
-    card = result.card
+    card, size = result.card, megabytes_in_words
     did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "was there already"
-    output.print(f"student  {result.folder}: {card.parameters / 1e6:.1f} million parameters, {did}", markup=False)
+    copy = f"; its int8 copy takes {size(card.int8.megabytes)} MB" if card.int8 else ""
+    what = f"{count_in_words(card.parameters)} parameters, {size(card.megabytes)} MB"
+    output.print(f"student  {result.folder}: {what}, {did}{copy}", markup=False)
 
 
 def report_json(result: EvaluationResult) -> dict[str, Any]:

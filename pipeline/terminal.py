@@ -79,14 +79,16 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Models as columns, each interval below its value: whole on a terminal of 80 columns."""
+    """Models as columns, each interval below its value: four of them are whole on a terminal of 80 columns."""
     lines: list[list[str]] = []
     for place, header in enumerate(headers[1:], start=1):
         values, ranges = zip(*(row[place].partition(" [")[::2] for row in rows), strict=True)
         lines.append([header, *values])
         if any(ranges):
             lines.append(["", *(f"[{limits}" if limits else "" for limits in ranges)])
-    show_table(["", *(row[0] for row in rows)], [[escape(cell) for cell in line] for line in lines])
+    show_table(
+        ["", *(row[0].replace(" ", "\n", 1) for row in rows)], [[escape(cell) for cell in line] for line in lines]
+    )
 
 
 def show_estimate(estimate: Estimate) -> None:

@@ -3,17 +3,16 @@
     evaluate(recipe, student, dataset)     ->  data/reports/<recipe>/report.{md,html,json}
 
 Each model is run in a process of its own (measure.py), then all of them are held against the teacher in one more
-(distance.py). A report that stands already for this dataset, these students and these settings is not made again.
+(distance.py). A report that stands already for this dataset, these students and these settings is not made again. Its
+figures stand in the students' own cards too.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import dataclasses
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,14 +25,17 @@ from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError, StudentMissing
 from pipeline.evaluation.metrics import mean_per_prompt
 from pipeline.evaluation.overlap import find_overlap
-from pipeline.evaluation.report import ReportFiles, write_report
+from pipeline.evaluation.processes import fresh_processes
+from pipeline.evaluation.report import ReportFiles, comparison_table, write_report
 from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, ModelRow, Overlap, Report
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.live_teacher import teacher_options
 from pipeline.model_files import ModelFiles, runs_here, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Split, content_hash
+from pipeline.student.card import Figures, software_versions, write_cards
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, student_folder
+from pipeline.student.quantize import require_torchao
 from pipeline.student_settings import StudentSettings
 from pipeline.text import token_f1
 
@@ -55,14 +57,14 @@ def evaluate(
     """See the module's docstring.
 
     Raises:
-        RecipeError: nothing was held out.
+        RecipeError: nothing was held out, or the student's copy needs torchao, which is not installed.
         StudentMissing: a student or baseline of this recipe has not been trained.
         DatasetRefused: the dataset is damaged.
     """
     students = _students(recipe, student, dataset)
     key = content_hash(
         [
-            [place.key for place in students],
+            [place.key for place in students] + (["int8"] if student.quantize else []),
             dataset.manifest.plan_sha256,
             recipe.evaluate.model_dump(exclude={"reports"}),
         ]
@@ -70,9 +72,27 @@ def evaluate(
     folder = Path(recipe.evaluate.reports) / recipe.name
     stored = _stored(folder, key)
     if stored is not None:
+        _tell_cards(stored, recipe, dataset, students)
         return EvaluationResult(stored, ReportFiles.in_folder(folder), fresh=False)
     report = _measured(recipe, student, dataset, students, key, progress)
-    return EvaluationResult(report, write_report(report, folder), fresh=True)
+    files = write_report(report, folder)
+    _tell_cards(report, recipe, dataset, students)
+    return EvaluationResult(report, files, fresh=True)
+
+
+def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> None:
+    """Write the report's figures into the students' model cards."""
+    figures = Figures(
+        key=report.key,
+        created_at=report.created_at,
+        machine=report.versions["machine"],
+        table=tuple(tuple(row) for row in comparison_table(report)),
+        notes=report.notes,
+    )
+    for place in students:
+        if (card := place.trained()) is not None:
+            manifest = None if place.variant == "untrained" else dataset.manifest
+            write_cards(place.path, card, recipe, manifest, figures)
 
 
 def _measured(
@@ -83,6 +103,8 @@ def _measured(
     key: str,
     progress: Progress,
 ) -> Report:
+    if student.quantize:
+        require_torchao()
     dataset.check()
     rows = tuple(_held_out(dataset, recipe.evaluate.limit))
     if not rows:
@@ -103,7 +125,7 @@ def _measured(
     return Report(
         recipe=recipe.name,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=cards[-1].versions | {"machine": _machine()},
+        versions=_versions(cards[-1]) | {"machine": _machine()},
         labels=_label_summary(dataset),
         overlap=_overlap(dataset, recipe.evaluate.near_duplicate),
         models=models,
@@ -113,7 +135,7 @@ def _measured(
         ),
         curves=tuple(_curve(card) for card in cards if card.log),
         recipe_yaml=recipe.as_yaml(),
-        notes=tuple(_notes(recipe, dataset, len(rows))),
+        notes=tuple(_notes(recipe, student, dataset, len(rows))),
         key=key,
     )
 
@@ -132,7 +154,12 @@ def _subjects(
         files = ModelFiles(str(place.path), place.path)
         shares = tokenizer is None or files.tokenizer_sha256 == tokenizer
         role, trusted = f"{place.variant} student", student.trust_remote_code
-        subjects.append(Subject(role, files.name, files.folder, shares_tokenizer=shares, trust_remote_code=trusted))
+        one = Subject(role, files.name, files.folder, shares_tokenizer=shares, trust_remote_code=trusted)
+        subjects.append(one)
+        if place.wants_int8:
+            subjects.append(
+                dataclasses.replace(one, role=f"{role}, int8", name=str(place.int8), folder=place.int8, is_int8=True)
+            )
     return subjects
 
 
@@ -143,7 +170,7 @@ def _measure_all(
     from pipeline.evaluation.distance import distances
     from pipeline.evaluation.measure import measure
 
-    with _fresh_processes() as pool:
+    with fresh_processes() as pool:
         measured = []
         for done, subject in enumerate(subjects):
             progress(f"Measuring the {subject.role}", done, len(subjects) + 1)
@@ -165,22 +192,11 @@ def _measure_all(
             agreement=distance.agreement,
             perplexity=distance.perplexity,
             reference_score=_reference_score(task.rows, one.answers),
+            is_int8=subject.is_int8,
         )
         for subject, one, distance in zip(subjects, measured, compared, strict=True)
     )
     return models, [one.answers for one in measured]
-
-
-@contextmanager
-def _fresh_processes() -> Iterator[ProcessPoolExecutor]:
-    """Every call in a new process; the libraries are imported once, in the process that they fork from.
-
-    The libraries alone: that process looks for modules in the working folder first, where another `pipeline` may lie.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers.generation", "transformers.models.auto.modeling_auto"])
-    with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
-        yield pool
 
 
 def _reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Interval | None:
@@ -264,7 +280,11 @@ def _curve(card: StudentCard) -> Curve:
     )
 
 
-def _notes(recipe: Recipe, dataset: Dataset, rows: int) -> Iterator[str]:
+def _versions(card: StudentCard) -> dict[str, str]:
+    return software_versions() | ({"torchao": card.int8.torchao} if card.int8 else {})
+
+
+def _notes(recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int) -> Iterator[str]:
     settings = recipe.evaluate
     yield (
         f"Quality is measured on {rows} held-out completions of the teacher, in {settings.dtype}. Intervals are 95 % "
@@ -286,6 +306,11 @@ def _notes(recipe: Recipe, dataset: Dataset, rows: int) -> Iterator[str]:
         f"Students answer greedily; the teacher's answers are its labels. The reference score is the token F1 of the first "
         f"{settings.answers} answers."
     )
+    if student.quantize:
+        yield (
+            f"The int8 copy keeps its linear layers in 8 bits and computes in {settings.dtype}: weights are turned back as "
+            "they are used, which saves space on disk and in memory, and seldom time."
+        )
     yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
 
 

@@ -11,14 +11,16 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline.causal import CausalModel, decode_completion, encode_prompt, generate, load_causal_model
+from pipeline.evaluation.metrics import mean_per_token
+from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.records import Completion
+from pipeline.student.folder import weight_megabytes
 
 _BATCH = 16
 
@@ -30,7 +32,7 @@ class Measured:
     parameters: int
     megabytes: float  # of the weights on disk, 10^6 bytes
     peak_memory_megabytes: float
-    tokens_per_second: float
+    tokens_per_second: Interval
     latency_p50_ms: float
     latency_p95_ms: float
     answers: tuple[str, ...]  # to the first `settings.answers` prompts
@@ -47,24 +49,25 @@ def measure(subject: Subject, task: Task) -> Measured:
     answers = [row.text for row in shown] if subject.is_teacher else _answers(causal, shown, task.max_tokens)
     return Measured(
         parameters=sum(parameter.numel() for parameter in causal.model.parameters()),
-        megabytes=_weight_megabytes(subject.folder),
+        megabytes=weight_megabytes(subject.folder),
         peak_memory_megabytes=_peak_megabytes(causal.device),
-        tokens_per_second=tokens / sum(seconds),
+        tokens_per_second=mean_per_token(tokens, seconds),
         latency_p50_ms=float(p50),
         latency_p95_ms=float(p95),
         answers=tuple(answers),
     )
 
 
-def _timed_answers(causal: CausalModel, task: Task) -> tuple[list[float], int]:
-    """Answer prompts one at a time, after one that warms up: the seconds of each, and all their tokens."""
+def _timed_answers(causal: CausalModel, task: Task) -> tuple[list[float], list[int]]:
+    """Answer prompts one at a time, after one that warms up: the seconds and the tokens of each."""
     rows = task.rows[: task.settings.latency_prompts]
     prompts = [encode_prompt(causal.tokenizer, row.prompt.messages) for row in rows]
     generate(causal, prompts[:1], max_tokens=2)
-    seconds, tokens = [], 0
+    seconds: list[float] = []
+    tokens: list[int] = []
     for prompt in prompts:
         began = time.perf_counter()
-        tokens += len(generate(causal, [prompt], max_tokens=task.max_tokens)[0])
+        tokens.append(len(generate(causal, [prompt], max_tokens=task.max_tokens)[0]))
         seconds.append(time.perf_counter() - began)
     return seconds, tokens
 
@@ -83,7 +86,3 @@ def _peak_megabytes(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _weight_megabytes(folder: Path) -> float:
-    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)) / 1e6

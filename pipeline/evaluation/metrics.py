@@ -14,9 +14,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def mean_per_token(
-    sums: Sequence[float], tokens: Sequence[int], transform: Callable[[Floats], Floats] = np.asarray
+    sums: Sequence[float], tokens: Sequence[float], transform: Callable[[Floats], Floats] = np.asarray
 ) -> Interval:
-    """sum(sums) / sum(tokens) over prompts, through `transform`, with its 95 % interval.
+    """sum(sums) / sum(tokens) over prompts, through `transform`, with its 95 % interval; or another quotient of sums.
 
     Prompts are resampled, not tokens: the tokens of one answer depend on each other (percentile bootstrap, fixed seed).
     """

@@ -12,11 +12,12 @@ from html import escape
 
 from pipeline.evaluation.results import Curve, Interval, ModelRow
 
-_SHAPES = ("square", "circle", "triangle", "diamond")
+_SHAPES = ("square", "circle", "triangle", "diamond", "arrow")
 _CORNERS: dict[str, list[tuple[float, float]]] = {
     "square": [(-5, -5), (5, -5), (5, 5), (-5, 5)],
     "triangle": [(0, -7), (6.5, 5), (-6.5, 5)],
     "diamond": [(0, -7.5), (7.5, 0), (0, 7.5), (-7.5, 0)],
+    "arrow": [(-6.5, -5), (6.5, -5), (0, 7)],
 }
 _FAR = 2.5  # a model this many times as far as the next one is named at the edge, not drawn to scale
 
@@ -82,27 +83,27 @@ def intervals(models: Sequence[ModelRow]) -> str:
 
 
 def size_and_distance(models: Sequence[ModelRow]) -> str:
-    """Parameters against KL a token; empty where no KL was measured."""
+    """Megabytes on disk against KL a token; empty where no KL was measured."""
     shown = _with_kl(models)
     if not shown:
         return ""
     width, height, left, bottom = 640, 300, 60, 250
-    across = _Axis.over(max(row.parameters for _, row, _ in shown) / 1e6, left, width - 40)
+    across = _Axis.over(max(row.megabytes for _, row, _ in shown), left, width - 40)
     up = _Axis.over(_drawn_to_scale([kl for _, _, kl in shown]), bottom, 34)
     parts = _rules(up, left, width - 20)
     parts += [_text(across.place(tick), bottom + 20, _short(tick), "middle") for tick in across.ticks]
-    parts.append(_text((left + width) / 2, height - 8, "million parameters", "middle"))
+    parts.append(_text((left + width) / 2, height - 8, "megabytes on disk", "middle"))
     parts.append(_text(left, 14, "KL, nats a token", "start"))
     taken: list[float] = []
     for place, row, kl in shown:
-        x, y = across.place(row.parameters / 1e6), up.place(kl.mean)
+        x, y = across.place(row.megabytes), up.place(kl.mean)
         parts.append(_mark(x, y, place))
         beyond = f" {_short(kl.mean)} ↑" if kl.mean > up.top else ""
         label = _apart(y + 4, taken)
         right = x < width * 0.66
         parts.append(_text(x + (14 if right else -14), label, row.role + beyond, "start" if right else "end"))
-    described = "; ".join(f"{row.role} {row.parameters / 1e6:.1f} million, {kl.mean:.2f}" for _, row, kl in shown)
-    return _svg(width, height, f"Parameters against KL: {described}", parts)
+    described = "; ".join(f"{row.role} {row.megabytes:.1f} MB, {kl.mean:.2f}" for _, row, kl in shown)
+    return _svg(width, height, f"Megabytes on disk against KL: {described}", parts)
 
 
 def curve(one: Curve, place: int) -> str:

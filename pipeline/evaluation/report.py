@@ -20,6 +20,7 @@ from markupsafe import Markup
 from pipeline.durable import write_atomically
 from pipeline.evaluation import plots
 from pipeline.evaluation.results import Interval, ModelRow, Report
+from pipeline.student.card import count_in_words, megabytes_in_words
 
 _DASH = "–"
 
@@ -77,10 +78,10 @@ def comparison_table(report: Report) -> list[list[str]]:
 def _cells(row: ModelRow) -> list[str]:
     return [
         row.role,
-        f"{row.parameters / 1e6:.1f} M",
-        f"{row.megabytes:,.0f}",
+        count_in_words(row.parameters).replace(" million", " M"),
+        megabytes_in_words(row.megabytes),
         f"{row.peak_memory_megabytes:,.0f}",
-        f"{row.tokens_per_second:,.1f}",
+        _interval(row.tokens_per_second, 1),
         f"{row.latency_p50_ms:,.0f}",
         f"{row.latency_p95_ms:,.0f}",
         _interval(row.kl_per_token, 2),
@@ -106,22 +107,32 @@ def _number(value: float, digits: int) -> str:
 
 
 def verdict(report: Report) -> str:
-    """What the figures say, in plain words; cautious where intervals overlap. The last model is the student."""
-    *others, student = report.models
+    """What the figures say, in plain words; cautious where intervals overlap."""
+    student = report.student
+    others = [row for row in report.models if row is not student and not row.is_int8]
+    copies = [_copy_compared(row, student) for row in report.models if row.is_int8]
     teacher = next((row for row in others if row.role == "teacher"), None)
     sentences = []
     if teacher is not None:
         sentences.append(
             f"The {student.role} has {student.parameters / teacher.parameters:.0%} of the teacher's parameters and writes "
-            f"{student.tokens_per_second / teacher.tokens_per_second:.1f} times as many tokens a second."
+            f"{student.tokens_per_second.mean / teacher.tokens_per_second.mean:.1f} times as many tokens a second."
         )
     if student.kl_per_token is None:
-        return " ".join([*sentences, "The teacher gave no log-probabilities, so its distance cannot be told."])
+        return " ".join([*sentences, "The teacher gave no log-probabilities, so its distance cannot be told.", *copies])
     sentences.append(f"It stands {student.kl_per_token.mean:.2f} nats a token from the teacher.")
     for row in others:
         if row.role != "teacher" and row.kl_per_token is not None:
             sentences.append(_compared(student.kl_per_token, row.kl_per_token, row.role))
-    return " ".join(sentences)
+    return " ".join([*sentences, *copies])
+
+
+def _copy_compared(copy: ModelRow, student: ModelRow) -> str:
+    kl = f", and stands {copy.kl_per_token.mean:.2f} nats a token from the teacher" if copy.kl_per_token else ""
+    return (
+        f"Its int8 copy takes {copy.megabytes / student.megabytes:.0%} of its space on disk, writes "
+        f"{copy.tokens_per_second.mean / student.tokens_per_second.mean:.1f} times as many tokens a second{kl}."
+    )
 
 
 def _compared(student: Interval, baseline: Interval, role: str) -> str:

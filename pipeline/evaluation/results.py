@@ -25,18 +25,19 @@ class ModelRow:
     teacher gave no log-probabilities.
     """
 
-    role: str  # "teacher", "untrained student", "black-box student", "white-box student"
+    role: str  # "teacher", "untrained student", "black-box student", "white-box student", "white-box student, int8"
     model: str  # a folder or a hub id
     parameters: int
     megabytes: float  # of the weights on disk, 10^6 bytes
     peak_memory_megabytes: float  # of the process that ran it (CPU) or of the device allocator (GPU)
-    tokens_per_second: float  # generated tokens, one prompt at a time
+    tokens_per_second: Interval  # generated tokens, one prompt at a time
     latency_p50_ms: float  # a whole answer, one prompt at a time
     latency_p95_ms: float
     kl_per_token: Interval | None  # KL(teacher || this model), nats a completion token
     agreement: Interval | None  # share of positions with the teacher's most likely token, 0..1
     perplexity: Interval | None  # on the teacher's text
     reference_score: Interval | None  # token F1 against the references, 0..1
+    is_int8: bool = False  # the quantised copy of the model in the row before
 
 
 @dataclass(frozen=True)
@@ -99,3 +100,8 @@ class Report:
     recipe_yaml: str  # the resolved recipe
     notes: tuple[str, ...]  # what a reader must know to believe the figures
     key: str = ""  # names the dataset, the students and the settings that the figures stand for
+
+    @property
+    def student(self) -> ModelRow:
+        """The model that the recipe is about: the last one that is no quantised copy."""
+        return [row for row in self.models if not row.is_int8][-1]

@@ -18,6 +18,7 @@ class Subject:
     folder: Path
     is_teacher: bool = False
     shares_tokenizer: bool = True  # with the teacher: else nothing can be compared token by token
+    is_int8: bool = False  # a student's quantised copy
     trust_remote_code: bool = False  # as teacher.options or the student says
 
 

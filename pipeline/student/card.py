@@ -101,13 +101,14 @@ def card_facts(
 def render_card(facts: CardFacts, *, int8: bool = False) -> str:
     """The card's text; with `int8` that of the quantised copy."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "public": public}
+    environment.filters |= {"cell": cell, "public": public, "count": count_in_words, "size": megabytes_in_words}
     template = environment.from_string(package_files("pipeline.student").joinpath("card.md.j2").read_text("utf-8"))
     front = yaml.safe_dump(_front_matter(facts, int8=int8), sort_keys=False, allow_unicode=True)
     body = template.render(
         facts=facts,
         card=facts.card,
         int8=int8,
+        role=f"{facts.card.variant} student" + (", int8" if int8 else ""),
         teacher=describe_teacher(facts.teacher),
         start=start_in_words(facts.student.init),
         loss=formula(facts.student.loss, facts.card.variant),
@@ -143,6 +144,16 @@ def formula(loss: LossSettings, variant: str) -> str:
     if loss.cross_entropy_weight:
         terms.append(f"{loss.cross_entropy_weight:g} * cross-entropy(completion, student)")
     return "L = " + " + ".join(terms)
+
+
+def count_in_words(number: int) -> str:
+    """26912 -> 26,912; 63713088 -> 63.7 million."""
+    return f"{number / 1e6:,.1f} million" if number >= 1e6 else f"{number:,}"
+
+
+def megabytes_in_words(size: float) -> str:
+    """With as many digits as tell something."""
+    return f"{size:,.0f}" if size >= 10 else f"{size:.2f}"
 
 
 def told_arguments(arguments: Any) -> dict[str, Any]:
@@ -193,7 +204,8 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
         "early_stopping": settings_line(student.early_stopping.model_dump()) if student.early_stopping else None,
     }
     said = facts.card.training | ours
-    return [(name, cell(value)) for name, value in said.items() if value is not None and value is not False]
+    plain = {name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items()}
+    return [(name, cell(value)) for name, value in plain.items() if value is not None and value is not False]
 
 
 def _base_models(recipe: Recipe, init: InitSettings) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, 
 
 def row(role: str, parameters: int, kl: Interval | None, speed: float = 20.0) -> ModelRow:
     return ModelRow(
-        role, f"data/{role}", parameters, parameters / 5e5, 900.0, speed, 800.0, 1100.0, kl,
+        role, f"data/{role}", parameters, parameters / 5e5, 900.0, Interval(speed, speed - 3, speed + 3), 800.0, 1100.0, kl,
         None if kl is None else Interval(0.4, 0.35, 0.45), Interval(12.0, 10.0, 14.5), Interval(0.31, 0.28, 0.34),
     )  # fmt: skip
 
