@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ import typer
 from pipeline import ranks
 from pipeline.errors import StillhouseError, UsageError
 from pipeline.storage.location import Location, location
+
+_LEFT_TO_THE_FIRST = 10.0  # seconds in which the first of several processes can tell what is wrong
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
 
@@ -39,8 +42,10 @@ def errors_told() -> Iterator[None]:
     try:
         yield
     except StillhouseError as error:
-        if ranks.is_first() or not isinstance(error, UsageError):  # which every process finds alike
+        if ranks.is_first() or not isinstance(error, UsageError):
             tell(f"{_who()}error: {error}")
+        else:  # every process finds the same; the launcher ends all when the first one ends
+            time.sleep(_LEFT_TO_THE_FIRST)
         raise typer.Exit(error.exit_status) from None
     except KeyboardInterrupt:
         if ranks.is_first():

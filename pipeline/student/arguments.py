@@ -20,6 +20,7 @@ from pipeline.errors import RecipeError
 from pipeline.settings import nearest
 from pipeline.student.liger import liger_arguments
 from pipeline.student.reporting import check_reporting
+from pipeline.student.sharded import check_sharding
 from pipeline.student.stopping import stopping_arguments
 from pipeline.student_settings import StudentSettings
 
@@ -105,6 +106,7 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise RecipeError(f"student.train is wrong: {error}") from None
     check_reporting(arguments.report_to)
+    check_sharding(arguments)
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # a process has one device: torchrun starts one for each
     return arguments

@@ -12,21 +12,33 @@ from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
 from pipeline.errors import RecipeError
+from pipeline.ranks import processes
 
 
-def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool:
-    """Have accelerate shard as it does elsewhere, if that is asked for; whether it was.
+def check_sharding(arguments: TrainingArguments) -> None:
+    """Refuse what cannot be sharded here, before anything is trained.
 
     Raises:
-        RecipeError: FSDP1 is asked for, which needs an accelerator.
+        RecipeError: FSDP with one process, or FSDP1 without an accelerator.
     """
-    if not arguments.fsdp or accelerator.distributed_type != DistributedType.MULTI_CPU:
-        return False
-    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
-    if plugin.fsdp_version != 2:
+    if not arguments.fsdp:
+        return
+    if processes() == 1:
+        raise RecipeError(
+            "student.train.fsdp shards the student over several processes, and this is one: start it with `torchrun "
+            "--nproc_per_node 2 -m pipeline distill RECIPE`, or take student.train.fsdp away"
+        )
+    if arguments.use_cpu and arguments.fsdp_plugin_args["fsdp_version"] != 2:
         raise RecipeError(
             "student.train.fsdp_config.version is 1, and FSDP1 does not run on a CPU: leave `version` out, which is FSDP2"
         )
+
+
+def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool:
+    """Have accelerate shard as it does elsewhere, if that is asked for; whether it was."""
+    if not arguments.fsdp or accelerator.distributed_type != DistributedType.MULTI_CPU:
+        return False
+    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
     if arguments.bf16:
         plugin.set_mixed_precision("bf16")
     for state in (PartialState, AcceleratorState):  # either is copied from the other at any time

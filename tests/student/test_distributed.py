@@ -24,7 +24,7 @@ from tests.conftest import WORDS, make_tiny_model
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
-ONE = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 0.01, "logging_steps": 1}
+ONE = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 0.002, "logging_steps": 1}
 TWO = ONE | {"per_device_train_batch_size": 2}
 # name: what is trained; each in one process with ONE and in two with TWO, so that a step has the same rows
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -68,6 +68,7 @@ def written(folder: Path, students: str, student: dict[str, Any], train: dict[st
             **student,
             "train": {**(train or ONE), **student.get("train", {})},
         },
+        "evaluate": {"baselines": []},
     }
     path = folder / f"{students}.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -132,10 +133,10 @@ def test_two_processes_give_the_losses_and_the_student_of_one(together: Path, na
     assert one.steps == two.steps >= 4
     assert one.parameters == two.parameters
     for a, b in zip(one.log, two.log, strict=True):
-        assert a.model_dump() == pytest.approx(b.model_dump(), rel=1e-5)
+        assert a.model_dump(exclude_none=True) == pytest.approx(b.model_dump(exclude_none=True), rel=1e-5)
     assert weights.keys() == others.keys()
     for key, weight in weights.items():
-        torch.testing.assert_close(weight, others[key], rtol=0, atol=1e-4, msg=key)
+        torch.testing.assert_close(weight, others[key], rtol=0, atol=1e-4, msg=lambda said, key=key: f"{key}: {said}")
 
 
 def test_accelerate_launches_the_command_and_one_process_tells(place: Path) -> None:
@@ -160,10 +161,12 @@ def test_two_processes_killed_at_any_step_go_on_to_the_same_student(
     process = launched(*torchrun("tests.student.together", str(broken)))
     assert process.stdout is not None
     for line in process.stdout:
-        if int(line.split()[1]) == 5:
-            os.killpg(process.pid, signal.SIGKILL)
+        _, step, first = line.split()
+        if int(step) == 5:
+            os.kill(int(first), signal.SIGKILL)  # the launcher then kills the other
             break
     process.communicate()
+    assert process.returncode == 1
     kept = list((place / f"{name}-broken" / "test").glob(".work-white-box-*/checkpoint-*"))
     assert {folder.name for folder in kept} & {"checkpoint-2", "checkpoint-4"}
     output, _ = done(launched(*torchrun("tests.student.together", str(broken), str(unbroken))))
@@ -189,4 +192,4 @@ def test_what_is_wrong_is_told_once(place: Path, arguments: list[str], words: st
     recipe = written(place, "wrong", {}, TWO)
     _, errors = done(launched(*torchrun("pipeline", arguments[0], str(recipe), *arguments[1:])), status=1)
     assert errors.count(words) == 1
-    assert "Traceback" not in errors.split("ChildFailedError")[0].split("torch/distributed/run.py")[0]
+    assert "[rank" not in errors  # no traceback of ours

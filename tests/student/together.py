@@ -1,8 +1,9 @@
-"""Run by torchrun: trains the students of some recipes, one after another, and says which step it has reached.
+"""Run by torchrun: trains the students of some recipes, one after another, and says which step it has reached, and who it is.
 
 torchrun --nproc_per_node 2 -m tests.student.together RECIPE...
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def main(files: list[str]) -> None:
         recipe = load_recipe(file)
 
         def say(activity: str, done: int, total: int, file: str = file) -> None:
-            print(f"{Path(file).stem} {done}", flush=True)
+            print(f"{Path(file).stem} {done} {os.getpid()}", flush=True)
 
         distill_stage(recipe, student_of(recipe), recipe_dataset(recipe), say)
     ranks.leave()
