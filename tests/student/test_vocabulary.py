@@ -266,6 +266,24 @@ def test_another_tokenizer_is_refused_before_the_teacher_is_asked(foreign: Any, 
         assert "set student.mode to 'black-box'" in str(caught.value)
 
 
+def test_labels_are_not_made_for_a_student_that_cannot_learn_from_them(
+    tiny_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    check_labels(tiny_recipe(student=None))
+    drawn = parts["label"] | {"soft": {"encoding": "sampled", "draws": 50}}
+    with pytest.raises(
+        RecipeError, match=r"student\.loss\.kind is 'reverse-kl' and label\.soft\.encoding is 'sampled'"
+    ):
+        check_labels(tiny_recipe(label=drawn, student=parts["student"] | {"loss": {"kind": "reverse-kl"}}))
+    with pytest.raises(RecipeError, match=r"student\.init\.layers is 12"):
+        check_labels(tiny_recipe(student=parts["student"] | {"init": {"from": "teacher", "layers": 12}}))
+    check_labels(
+        tiny_recipe(student=parts["student"] | {"init": {"model": "not/here"}})
+    )  # it may be where it is trained
+    assert "the student is not looked at before labelling: student.init.model is 'not/here'" in caplog.text
+
+
 def test_black_box_goes_on_by_text(foreign: Any) -> None:
     recipe = foreign(mode="black-box")
     check_student(recipe)
