@@ -54,6 +54,7 @@ def check_student(recipe: Recipe) -> None:
         TeacherUnavailable: the model that it starts from is not there.
     """
     from pipeline.student.arguments import training_arguments
+    from pipeline.student.lora import check_adapters
     from pipeline.student.objective import open_objective
     from pipeline.student.quantize import check_quantizable
     from pipeline.student.start_config import check_start
@@ -67,6 +68,7 @@ def check_student(recipe: Recipe) -> None:
         check_live_teacher(recipe)
     check_tokenizers(recipe, student)
     check_start(recipe, student)
+    check_adapters(recipe, student)
     check_quantizable(recipe, student)
 
 

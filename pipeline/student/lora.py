@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.causal import CausalModel
+from pipeline.config import Recipe
 from pipeline.errors import RecipeError
-from pipeline.student_settings import LoraSettings
+from pipeline.student.start_config import without_weights
+from pipeline.student_settings import LoraSettings, StudentSettings
 
 _LINEAR = (nn.Linear, Conv1D)  # GPT-2's layers are of the second kind, with their weights on the side
 ALL = "all-linear"
@@ -64,6 +66,17 @@ def add_adapters(
     if checkpointing:
         adapted.enable_input_require_grads()
     return adapted
+
+
+def check_adapters(recipe: Recipe, student: StudentSettings) -> None:
+    """Refuse adapters that the student has no place for, by its config alone.
+
+    Raises:
+        RecipeError: as `add_adapters` does.
+        TeacherUnavailable: the model that it starts from is not there.
+    """
+    if student.lora is not None:
+        add_adapters(without_weights(recipe, student), student.lora, seed=0)
 
 
 def trainable(model: nn.Module) -> int:

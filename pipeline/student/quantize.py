@@ -20,7 +20,6 @@ from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_files, write_atomically
 from pipeline.errors import RecipeError, TrainingError
-from pipeline.model_files import start_files
 from pipeline.student.card import write_cards
 from pipeline.student.folder import INT8, RECIPE, Int8Copy, StudentCard, StudentFolder, weight_megabytes
 from pipeline.student_settings import StudentSettings
@@ -39,21 +38,12 @@ def check_quantizable(recipe: Recipe, student: StudentSettings) -> None:
     if student.quantize is None:
         return
     require_torchao()
-    import torch
-    from transformers import AutoModelForCausalLM
+    from pipeline.student.start_config import without_weights
 
-    from pipeline.student.start_config import fresh_config, read_config
-
-    if student.init.config is not None:
-        config = fresh_config(recipe, student)
-    else:
-        files = start_files(recipe, student.init, weights=False)
-        config = read_config(files, "student.init", trust_remote_code=student.trust_remote_code)
-    with torch.device("meta"):  # shapes without weights
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=student.trust_remote_code)
+    model = without_weights(recipe, student)
     if not _linear_layers(model):
         raise RecipeError(
-            f"student.quantize is int8, and a {config.model_type} model has no linear layers that torchao could take "
+            f"student.quantize is int8, and a {model.config.model_type} model has no linear layers that torchao could take "
             "(GPT-2's are of another kind): set student.quantize to null, or start from a model such as a Llama or Qwen"
         )
 

@@ -22,7 +22,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -67,6 +74,21 @@ def check_start(recipe: Recipe, student: StudentSettings) -> None:
         kept_layers(config, student.init.layers)
     if Path(files.name).is_dir():  # a hub model's weights are fetched when they are needed
         refuse_pickles(files, setting)
+
+
+def without_weights(recipe: Recipe, student: StudentSettings) -> PreTrainedModel:
+    """The student's layers by name and shape, on the meta device; a teacher's whole depth where layers are copied.
+
+    Raises:
+        RecipeError, TeacherUnavailable: as `check_start` does.
+    """
+    if student.init.config is not None:
+        config = fresh_config(recipe, student)
+    else:
+        files = start_files(recipe, student.init, weights=False)
+        config = read_config(files, "student.init", trust_remote_code=student.trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=student.trust_remote_code)
 
 
 def read_config(files: ModelFiles, setting: str, *, trust_remote_code: bool) -> PretrainedConfig:

@@ -16,6 +16,7 @@ from pipeline.causal import CausalModel, load_causal_model
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
+from pipeline.stages import check_student
 from pipeline.student import train as training
 from pipeline.student.forward import end_in_loss
 from pipeline.student.lora import add_adapters, merged, trainable
@@ -23,6 +24,7 @@ from pipeline.student.objective import open_objective
 from pipeline.student.train import distill
 from pipeline.student.trainer import StudentTrainer
 from pipeline.student_settings import LoraSettings, StudentSettings
+from tests.conftest import MakeRecipe
 from tests.student.test_forward import a_batch, family, student
 from tests.student.test_train import StopAt, same, weights
 
@@ -172,6 +174,13 @@ def test_wrong_target_modules(tiny_model: Path, targets: str | tuple[str, ...], 
     assert str(caught.value).startswith("student.lora.target_modules is ")
     assert words in str(caught.value)
     assert "q_proj" in str(caught.value) or "all-linear" in str(caught.value)
+
+
+def test_targets_are_looked_at_before_anything_is_labelled(tiny_recipe: MakeRecipe) -> None:
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)["student"]
+    check_student(tiny_recipe(student={**parts, "lora": {}}))
+    with pytest.raises(RecipeError, match="the student has no module query"):
+        check_student(tiny_recipe(student={**parts, "lora": {"target_modules": ["query"]}}))
 
 
 def test_targets_can_be_chosen_by_name_and_by_pattern(tiny_model: Path) -> None:
