@@ -3,7 +3,7 @@
     with fresh_processes() as pool:
         pool.submit(measure, subject, task).result()
 
-Every call has a new process; the libraries are imported once, in the process that they are forked from.
+Every call has a new process; what it needs is imported once, in the process that they are forked from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import forkserver
 
-_PRELOADED = ["pipeline.quiet", "torch", "transformers.generation", "transformers.models.auto.modeling_auto"]
+_PRELOADED = ["pipeline.evaluation.measure", "pipeline.evaluation.distance", "transformers.generation"]
 _SAFE_PATH = "PYTHONSAFEPATH"
 
 

@@ -158,6 +158,46 @@ def test_a_report_is_made_once_for_the_same_things(labelled: Labelled) -> None:
     assert evaluate(recipe, student, dataset).fresh
 
 
+def test_the_int8_copy_is_measured_and_the_cards_have_the_figures(
+    labelled: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, student, dataset = labelled
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"baselines": ()})})
+    distill(recipe, student, dataset)
+    folder = Path(recipe.students) / recipe.name / "white-box"
+    asking = student.model_copy(update={"quantize": "int8"})
+    recipe = recipe.model_copy(update={"student": asking})
+    with pytest.raises(StudentMissing, match="run `stillhouse distill`"):
+        evaluate(recipe, asking, dataset)
+    distill(recipe, asking, dataset)
+    assert "It has not been evaluated." in (folder / "README.md").read_text()  # of the student with its copy
+    result = evaluate(recipe, asking, dataset)
+    teacher, whole, copy = result.report.models
+    assert (copy.role, copy.is_int8, result.report.student) == ("white-box student, int8", True, whole)
+    assert teacher.kl_per_token is not None
+    assert whole.kl_per_token is not None
+    assert copy.kl_per_token is not None
+    assert copy.kl_per_token.mean == pytest.approx(whole.kl_per_token.mean, rel=0.05)
+    assert copy.parameters == whole.parameters
+    assert copy.megabytes < whole.megabytes
+    assert copy.tokens_per_second.low <= copy.tokens_per_second.mean <= copy.tokens_per_second.high
+    assert len(result.report.answers[0].answers) == 3
+    assert "torchao" in result.report.versions
+    for card in (folder / "README.md", folder / "int8/README.md"):
+        text = card.read_text()
+        assert f"evaluation {result.report.key[:12]}" in text
+        assert f"| {copy.kl_per_token.mean:.2f} [" in text
+    (folder / "README.md").write_text("lost")
+    assert not evaluate(recipe, asking, dataset).fresh
+    assert f"evaluation {result.report.key[:12]}" in (folder / "README.md").read_text()
+    monkeypatch.setattr(
+        "pipeline.student.quantize.importlib.util.find_spec", lambda name: None if name == "torchao" else object()
+    )
+    (Path(recipe.evaluate.reports) / recipe.name / "report.json").unlink()
+    with pytest.raises(RecipeError, match="torchao is not installed"):
+        evaluate(recipe, asking, dataset)
+
+
 def test_nothing_held_out_is_told(tiny_recipe: MakeRecipe) -> None:
     prompts = tiny_recipe().prompts.model_dump() | {"holdout": 0}
     recipe = tiny_recipe(prompts=prompts)

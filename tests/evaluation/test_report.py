@@ -44,6 +44,18 @@ OVERLAPPING = report(Interval(1.9, 1.6, 2.2), Interval(2.1, 1.9, 2.3))
 TEXT_ONLY = report(None, None)
 
 
+def with_copy(one: Report, kl: Interval | None) -> Report:
+    """The same with the student's int8 copy in the last row."""
+    copy = dataclasses.replace(
+        row("white-box student, int8", 63_700_000, kl, 26.0), megabytes=one.student.megabytes / 2, is_int8=True
+    )
+    answers = tuple(dataclasses.replace(each, answers=(*each.answers, "five")) for each in one.answers)
+    return dataclasses.replace(one, models=(*one.models, copy), answers=answers)
+
+
+QUANTISED = with_copy(SEPARATE, Interval(1.95, 1.85, 2.05))
+
+
 def test_the_verdict_says_what_the_intervals_allow() -> None:
     words = verdict(SEPARATE)
     assert "47% of the teacher's parameters" in words
@@ -55,6 +67,29 @@ def test_the_verdict_says_what_the_intervals_allow() -> None:
 
 def test_overlapping_intervals_are_not_called_a_difference() -> None:
     assert "From the black-box student, at 2.10, it is not distinguishable" in verdict(OVERLAPPING)
+
+
+def test_the_int8_copy_is_no_student_of_its_own() -> None:
+    assert QUANTISED.student == SEPARATE.student
+    assert verdict(QUANTISED) == (
+        f"{verdict(SEPARATE)} Its int8 copy takes 50% of its space on disk, writes 0.5 times as many tokens a second, and "
+        "stands 1.95 nats a token from the teacher."
+    )
+    assert verdict(with_copy(TEXT_ONLY, None)).endswith("writes 0.5 times as many tokens a second.")
+
+
+def test_the_int8_copy_has_a_row_a_mark_and_a_colour_of_its_own() -> None:
+    headers, *rows = comparison_table(QUANTISED)
+    assert rows[-1][0] == "white-box student, int8"
+    assert rows[-1][headers.index("KL/token")] == "1.95 [1.85, 2.05]"
+    assert rows[-1][headers.index("tokens/s")] == "26.0 [23.0, 29.0]"
+    page = html(QUANTISED)
+    assert ".who.m4 { color: var(--m4); }" in page
+    assert page.count('class="mark m4"') == 2  # of each plot
+    student = next(line for line in page.split("<tr") if line.startswith(" class=student"))
+    assert "white-box student</span>" in student
+    assert page.count("<tr class=student") == 1
+    assert "white-box student, int8" in markdown(QUANTISED)
 
 
 def test_a_student_that_is_worse_is_called_so() -> None:
