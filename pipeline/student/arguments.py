@@ -103,7 +103,7 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
                 **settings,
             )
         _try_out(arguments)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         raise RecipeError(f"student.train is wrong: {error}") from None
     check_reporting(arguments.report_to)
     check_sharding(arguments)

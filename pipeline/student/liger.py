@@ -7,6 +7,7 @@ They are taken where CUDA, the package and kernels for this kind of model are th
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ def settle_liger(arguments: TrainingArguments, model_type: str, *, asked: bool) 
     """
     if not arguments.use_liger_kernel:
         return
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of back ends that other machines have
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     arguments.use_liger_kernel = model_type in MODEL_TYPE_TO_APPLY_LIGER_FN

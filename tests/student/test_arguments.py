@@ -117,6 +117,7 @@ def test_what_yaml_makes_of_an_argument_is_understood(given: str, name: str, exp
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}}, "student.train is wrong"),
         ({"gradient_checkpointing": True, "activation_checkpointing": False}, "is the old name of activation_"),
         ({"report_to": "tensorbord"}, "there is no such place to report to. Did you mean 'tensorboard'"),
+        ({"fsdp": True, "fsdp_config": "nowhere.json"}, "student.train is wrong: [Errno 2]"),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "shard with fsdp and fsdp_config instead"),
         ({"liger_kernel_config": {"fused_linear_cross_entropy": True}}, "Liger's loss would take the place of"),
     ],
