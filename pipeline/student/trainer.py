@@ -133,8 +133,7 @@ class StudentTrainer(Trainer):
         if num_items_in_batch is None:
             loss = total / (inputs["labels"] != IGNORED).sum()
         else:  # gradients are averaged over processes, the count is of all of them
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = total / num_items_in_batch * processes
+            loss = total / num_items_in_batch * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(
