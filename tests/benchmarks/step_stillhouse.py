@@ -1,0 +1,53 @@
+"""Stillhouse's own training, from a labelled dataset on the disk, as `stillhouse distill` does it.
+
+`way` is cross-entropy, stored or live; which labels are stored is the dataset's own matter.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from pipeline.causal import load_causal_model
+from pipeline.dataset.store import open_dataset
+from pipeline.head import split
+from pipeline.live_teacher import LiveTransformersTeacher
+from pipeline.student.examples import read_examples
+from pipeline.student.losses.forward_kl import divergence
+from pipeline.student.objective import Objective
+from pipeline.student.trainer import StudentTrainer
+from tests.benchmarks.stepping import StopWatch, Task, task_from_arguments, tell
+
+
+def main() -> None:
+    task = task_from_arguments()
+    student = load_causal_model(Path(task.student), device="cpu")
+    dataset = open_dataset(Path(task.dataset))
+    train, validation = (
+        read_examples(dataset, name, student, soft=task.way == "stored", by_text=False, max_length=1024)
+        for name in ("train", "validation")
+    )
+    assert len(validation) == 0
+    objective = Objective(divergence, 1.0, 1.0, 0.0)
+    if task.way == "cross-entropy":
+        objective = Objective(None, 1.0, 0.0, 1.0)
+    watch = StopWatch()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(output_dir=folder, label_names=["labels"], **task.arguments)
+        teacher = _teacher(task) if task.way == "live" else None
+        trainer = StudentTrainer(student, objective, arguments, train, validation, teacher=teacher)
+        trainer.add_callback(watch)
+        loss = trainer.train().training_loss
+    tell(task, watch, loss, ["torch", "transformers"])
+
+
+def _teacher(task: Task) -> LiveTransformersTeacher:
+    causal = load_causal_model(Path(task.teacher), device="cpu")
+    causal.model.requires_grad_(False)
+    return LiveTransformersTeacher(split(causal.model), int(causal.model.config.vocab_size))
+
+
+if __name__ == "__main__":
+    main()
