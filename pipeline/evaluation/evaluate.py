@@ -309,7 +309,7 @@ def _notes(recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int
     if student.quantize:
         yield (
             f"The int8 copy keeps its linear layers in 8 bits and computes in {settings.dtype}: weights are turned back as "
-            "they are used, which saves space on disk and in memory, and seldom time."
+            "they are used. That saves space on disk, and seldom time; what it does to memory is in the table."
         )
     yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
 

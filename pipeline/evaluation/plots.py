@@ -56,8 +56,8 @@ def intervals(models: Sequence[ModelRow]) -> str:
     shown = [(place, row, kl) for place, row, kl in _with_kl(models) if row.role != "teacher"]
     if not shown:
         return ""
-    width, left, line = 640, 196, 52
-    bottom = 8 + line * len(shown)
+    width, left, height = 640, 196, 52
+    bottom = 8 + height * len(shown)
     axis = _Axis.over(_drawn_to_scale([kl for _, _, kl in shown]), left, width - 70)
     parts = []
     for tick in axis.ticks:
@@ -68,8 +68,10 @@ def intervals(models: Sequence[ModelRow]) -> str:
         _text((left + axis.end) / 2, bottom + 38, "KL to the teacher, nats a token (nearer is better)", "middle")
     )
     for number, (place, row, kl) in enumerate(shown):
-        y = 8 + line * (number + 0.5)
-        parts.append(_text(left - 12, y + 4, row.role, "end"))
+        y = 8 + height * (number + 0.5)
+        words = row.role.split(", ")  # "white-box student, int8" is too long for one line on a phone
+        top = y + 4 - 10 * (len(words) - 1)
+        parts += [_text(left - 12, top + 20 * line, word, "end") for line, word in enumerate(words)]
         if kl.mean > axis.top:
             parts.append(_text(axis.end, y + 4, f"{_short(kl.mean)}, off the scale →", "end", "value"))
             continue

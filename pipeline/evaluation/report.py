@@ -100,7 +100,9 @@ def _interval(interval: Interval | None, digits: int, *, percent: bool = False) 
 
 
 def _number(value: float, digits: int) -> str:
-    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e") if abs(value) >= 1e5 else f"{value:,.{digits}f}"
+    if abs(value) >= 1e5:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.{digits if abs(value) < 1000 else 0}f}"
 
 
 # ----------------------------------------------------------------------------------------------------------- the verdict
@@ -130,7 +132,7 @@ def verdict(report: Report) -> str:
 def _copy_compared(copy: ModelRow, student: ModelRow) -> str:
     kl = f", and stands {copy.kl_per_token.mean:.2f} nats a token from the teacher" if copy.kl_per_token else ""
     return (
-        f"Its int8 copy takes {copy.megabytes / student.megabytes:.0%} of its space on disk, writes "
+        f"The student's int8 copy takes {copy.megabytes / student.megabytes:.0%} of its space on disk, writes "
         f"{copy.tokens_per_second.mean / student.tokens_per_second.mean:.1f} times as many tokens a second{kl}."
     )
 

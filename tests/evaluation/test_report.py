@@ -72,8 +72,8 @@ def test_overlapping_intervals_are_not_called_a_difference() -> None:
 def test_the_int8_copy_is_no_student_of_its_own() -> None:
     assert QUANTISED.student == SEPARATE.student
     assert verdict(QUANTISED) == (
-        f"{verdict(SEPARATE)} Its int8 copy takes 50% of its space on disk, writes 0.5 times as many tokens a second, and "
-        "stands 1.95 nats a token from the teacher."
+        f"{verdict(SEPARATE)} The student's int8 copy takes 50% of its space on disk, writes 0.5 times as many "
+        "tokens a second, and stands 1.95 nats a token from the teacher."
     )
     assert verdict(with_copy(TEXT_ONLY, None)).endswith("writes 0.5 times as many tokens a second.")
 
