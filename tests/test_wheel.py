@@ -33,7 +33,7 @@ def stillhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_quickstart_comes_along(stillhouse: Path, tmp_path: Path) -> None:
     """Its recipe, template and prompts; the scripted teacher takes the place of the one that must be fetched."""
-    scripted = ["--set", "teacher={kind: scripted}", "--set", "quality=[]"]
+    scripted = ["--set", "teacher={kind: scripted}", "--set", "quality=[]", "--set", "student=null"]
     command = [str(stillhouse), "label", "flows/recipes/quickstart.yaml", *scripted, "--no-flow", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from pipeline.causal import load_tokenizer
+from pipeline.causal import load_tokenizer, quiet_transformers
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, refuse_own_code, refuse_pickles, start_files
@@ -97,6 +97,7 @@ def read_config(files: ModelFiles, setting: str, *, trust_remote_code: bool) -> 
     Raises:
         RecipeError: it is none that transformers can read.
     """
+    quiet_transformers()
     try:
         return AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:

@@ -1,4 +1,4 @@
-"""Run by torchrun: trains the students of some recipes, one after another, and says which step it has reached, and who it is.
+"""Run by torchrun: trains the students of some recipes, one after another, and says which step it is at, and who it is.
 
 torchrun --nproc_per_node 2 -m tests.student.together RECIPE...
 """
