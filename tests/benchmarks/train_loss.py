@@ -64,7 +64,7 @@ def main() -> None:
     )
     (loss / case.tokens).backward()
     seconds = time.perf_counter() - began
-    print(json.dumps({"bytes": resident("VmHWM") - before, "seconds": seconds, "loss": float(loss)}), flush=True)
+    print(json.dumps({"bytes": resident("VmHWM") - before, "seconds": seconds, "loss": loss.item()}), flush=True)
 
 
 if __name__ == "__main__":
