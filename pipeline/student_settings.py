@@ -14,6 +14,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.settings import Settings
 
+Part = Literal["embedding", "head"]
+
 
 class InitSettings(Settings):
     """What the student starts from: layers of the teacher, a model of its own, or a config with fresh weights."""
@@ -100,6 +102,7 @@ class StudentSettings(Settings):
     labels: Literal["stored", "live"] = "stored"  # live: the teacher's forward pass in every step, nothing is stored
     loss: LossSettings = LossSettings()
     max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are counted and left out
+    freeze: tuple[Part, ...] = ()  # parts that do not learn; where the two share their weights, either is both
     packing: bool = False  # rows side by side up to max_length tokens, with no attention between them
     lora: LoraSettings | None = None  # None: all weights are trained
     early_stopping: EarlyStoppingSettings | None = None
@@ -107,6 +110,15 @@ class StudentSettings(Settings):
     quantize: Literal["int8"] | None = None  # a smaller copy beside the student
     trust_remote_code: bool = False  # let a model's own code run here; only for models you have read
     train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
+
+    @model_validator(mode="after")
+    def _freeze_or_adapters(self) -> StudentSettings:
+        if self.freeze and self.lora is not None:
+            raise ValueError(
+                f"freeze is {[*self.freeze]} and lora is set: adapters leave all of the student's own weights as they are, "
+                "take freeze away"
+            )
+        return self
 
     @property
     def needs_soft_labels(self) -> bool:

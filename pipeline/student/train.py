@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, TrainingArguments
 
-from pipeline.causal import load_causal_model, load_weights
+from pipeline.causal import CausalModel, load_causal_model, load_weights
 from pipeline.config import Recipe, encoding_of
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_files, write_atomically
@@ -31,10 +32,11 @@ from pipeline.student.card import software_versions, told_arguments, write_cards
 from pipeline.student.examples import Examples, read_examples
 from pipeline.student.folder import RECIPE, Step, StudentCard, StudentFolder, student_folder, weight_megabytes
 from pipeline.student.forward import LiveTeacher
+from pipeline.student.frozen import freeze
 from pipeline.student.initialise import initialise, write_model
 from pipeline.student.liger import kernels_for_this_alone, settle_liger
 from pipeline.student.lora import add_adapters, merged, trainable
-from pipeline.student.objective import open_objective
+from pipeline.student.objective import Objective, open_objective
 from pipeline.student.packing import check_both
 from pipeline.student.quantize import add_int8
 from pipeline.student.stopping import StopEarly
@@ -90,38 +92,75 @@ def distill(
     with first_process_first():
         start = prepare_untrained(recipe, student)
         checkpoint = _last_whole_checkpoint(place.work)
-    soft = student.needs_soft_labels
-    other_tokens = other_tokenizer(dataset, ModelFiles("the student", start.path), refused=soft)
+    other_tokens = other_tokenizer(dataset, ModelFiles("the student", start.path), refused=student.needs_soft_labels)
     causal = load_causal_model(start.path, trust_remote_code=student.trust_remote_code)
-    train_rows, validation_rows = (
-        read_examples(dataset, split, causal, soft=soft, by_text=other_tokens, max_length=student.max_length)
-        for split in ("train", "validation")
-    )
-    if len(train_rows) == 0:
-        raise TrainingError(
-            f"dataset {dataset.manifest.label} leaves no row to learn from: {train_rows.too_long} are longer than "
-            f"student.max_length={student.max_length}, {sum(dataset.manifest.rejected.values())} were rejected"
-        )
-    if len(validation_rows) == 0:
+    rows = _rows(dataset, student, causal, by_text=other_tokens)
+    if len(rows.validation) == 0:
         without_validation(arguments, student)
     settle_liger(arguments, causal.model.config.model_type, asked="use_liger_kernel" in student.train)
-    teacher = open_teacher() if open_teacher else None
+    trainer, learning = _trainer(student, causal, objective, arguments, rows, open_teacher() if open_teacher else None)
+    trainer.add_callback(Watch(progress, f"Training the {student.mode} student"))
+    began = time.monotonic()
+    with kernels_for_this_alone(causal.model):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    training = _Trained(dataset, time.monotonic() - began, trainer, rows.train, learning)
+    weights = trainer.whole_weights()
+    if is_first():
+        _finish(recipe, student, place, start.path, weights, training)
+    wait_for_all()
+    finished = place.finished()
+    if finished is None:
+        raise TrainingError(f"{place.path} was written and is not there: do all processes see the same disk?")
+    return finished
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is learnt from, and what is held out."""
+
+    train: Examples
+    validation: Examples
+
+
+def _rows(dataset: Dataset, student: StudentSettings, causal: CausalModel, *, by_text: bool) -> _Rows:
+    soft = student.needs_soft_labels
+    rows = _Rows(
+        *(
+            read_examples(dataset, split, causal, soft=soft, by_text=by_text, max_length=student.max_length)
+            for split in ("train", "validation")
+        )
+    )
+    if len(rows.train) == 0:
+        raise TrainingError(
+            f"dataset {dataset.manifest.label} leaves no row to learn from: {rows.train.too_long} are longer than "
+            f"student.max_length={student.max_length}, {sum(dataset.manifest.rejected.values())} were rejected"
+        )
+    return rows
+
+
+def _trainer(
+    student: StudentSettings,
+    causal: CausalModel,
+    objective: Objective,
+    arguments: TrainingArguments,
+    rows: _Rows,
+    teacher: LiveTeacher | None,
+) -> tuple[StudentTrainer, int]:
+    """The trainer of a student, and how many of its weights learn."""
     if student.packing:
         check_both(causal, teacher)
-    adapted = (
-        add_adapters(
-            causal.model, student.lora, seed=arguments.seed, checkpointing=bool(arguments.activation_checkpointing)
-        )
-        if student.lora
-        else None
-    )
+    freeze(causal.model, student.freeze)
+    adapted = None
+    if student.lora:
+        checkpointing = bool(arguments.activation_checkpointing)
+        adapted = add_adapters(causal.model, student.lora, seed=arguments.seed, checkpointing=checkpointing)
     learning = trainable(causal.model)
     trainer = StudentTrainer(
         causal,
         objective,
         arguments,
-        train_rows,
-        validation_rows,
+        rows.train,
+        rows.validation,
         head_chunk=student.head_chunk,
         teacher=teacher,
         pack_to=student.max_length if student.packing else None,
@@ -129,29 +168,27 @@ def distill(
     )
     if student.early_stopping:
         trainer.add_callback(StopEarly(student.early_stopping.patience, student.early_stopping.min_delta))
-    trainer.add_callback(Watch(progress, f"Training the {student.mode} student"))
-    began = time.monotonic()
-    with kernels_for_this_alone(causal.model):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.monotonic() - began
-    weights = trainer.whole_weights()
-    if is_first():
-        made = place.work / "model"
-        shutil.rmtree(made, ignore_errors=True)
-        if student.lora:
-            untrained = load_causal_model(start.path, device="cpu", trust_remote_code=student.trust_remote_code)
-            causal = merged(untrained, student.lora, weights, made / "adapter")
-            weights = causal.model.state_dict()
-        _save(weights, start.path, made, trusted=student.trust_remote_code)
-        trained = _Trained(dataset.manifest.label, seconds, trainer, train_rows, learning)
-        _publish(recipe, place, made, _card(recipe, place, made, causal.model, trained), dataset)
-        if place.wants_int8:
-            add_int8(place, recipe, student, dataset)
-    wait_for_all()
-    finished = place.finished()
-    if finished is None:
-        raise TrainingError(f"{place.path} was written and is not there: do all processes see the same disk?")
-    return finished
+    return trainer, learning
+
+
+def _finish(
+    recipe: Recipe,
+    student: StudentSettings,
+    place: StudentFolder,
+    start: Path,
+    weights: dict[str, Tensor],
+    training: _Trained,
+) -> None:
+    """Write the trained student and put it in its place; the first process does."""
+    made = place.work / "model"
+    shutil.rmtree(made, ignore_errors=True)
+    if student.lora:
+        untrained = load_causal_model(start, device="cpu", trust_remote_code=student.trust_remote_code)
+        weights = merged(untrained, student.lora, weights, made / "adapter").model.state_dict()
+    model = _save(weights, start, made, trusted=student.trust_remote_code)
+    _publish(recipe, place, made, _card(recipe, place, made, model, training), training.dataset)
+    if place.wants_int8:
+        add_int8(place, recipe, student, training.dataset)
 
 
 def _last_whole_checkpoint(work: Path) -> str | None:
@@ -165,11 +202,12 @@ def _last_whole_checkpoint(work: Path) -> str | None:
     return str(whole[max(whole)]) if whole else None
 
 
-def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: bool) -> None:
+def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: bool) -> PreTrainedModel:
     """The start with these weights instead of its own: its data type, its config and its tokenizer stay what they were."""
     model = load_weights(start, dtype="auto", trust_remote_code=trusted)
     model.load_state_dict(weights)
     write_model(model, start, folder, trust_remote_code=trusted)
+    return model
 
 
 def _publish(
@@ -185,7 +223,7 @@ def _publish(
 class _Trained:
     """What a card says of a training."""
 
-    dataset: str  # name/v001
+    dataset: Dataset
     seconds: float
     trainer: StudentTrainer
     rows: Examples
@@ -202,7 +240,7 @@ def _card(
         recipe=recipe.name,
         variant=place.variant,
         key=place.key,
-        dataset=training.dataset if training else "",
+        dataset=training.dataset.manifest.label if training else "",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable_parameters=training.learning if training else 0,
         megabytes=weight_megabytes(made),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.models.llama import modeling_llama
@@ -20,6 +21,7 @@ from pipeline.student import liger
 from pipeline.student import train as training
 from pipeline.student.arguments import training_arguments
 from pipeline.student.folder import StudentCard
+from pipeline.student.frozen import freeze
 from pipeline.student.train import distill
 from pipeline.student.trainer import StudentTrainer
 from pipeline.student_settings import EarlyStoppingSettings, LoraSettings, StudentSettings
@@ -330,3 +332,26 @@ def test_one_process_has_one_device(labelled: Labelled, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", two_gpus)
     assert training_arguments(recipe, settings, Path("somewhere")).n_gpu == 1
+
+
+@pytest.mark.parametrize("parts", [("embedding", "head"), ("head",)])
+def test_frozen_parts_stay_what_they_were_and_the_rest_learns(labelled: Labelled, parts: tuple[str, ...]) -> None:
+    recipe, settings, dataset = labelled
+    card = distill(recipe, settings.model_copy(update={"freeze": parts}), dataset)
+    before, after = (weights(Path(recipe.students) / recipe.name / of) for of in ("untrained", "white-box"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    shared = {"model.embed_tokens.weight", "lm_head.weight"}  # one weight, in the tiny model
+    assert moved == before.keys() - shared
+    assert card.trainable_parameters == card.parameters - before["lm_head.weight"].numel()
+
+
+def test_a_head_of_its_own_is_frozen_alone() -> None:
+    model = family("gpt_neox")
+    freeze(model, ("head",))  # type: ignore[arg-type]
+    assert [name for name, one in model.named_parameters() if not one.requires_grad] == ["embed_out.weight"]
+
+
+def test_adapters_leave_nothing_to_freeze(labelled: Labelled) -> None:
+    _, settings, _ = labelled
+    with pytest.raises(ValidationError, match=r"freeze is \['head'\] and lora is set.*take freeze away"):
+        StudentSettings.model_validate(settings.model_dump(by_alias=True) | {"freeze": ["head"], "lora": {}})
