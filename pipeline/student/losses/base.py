@@ -35,6 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.student.rest import listed_and_rest
+
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 NO_TOKEN = -1  # in the place of a token id: no entry
@@ -103,10 +105,8 @@ def student_outcomes(logits: Tensor, token_ids: Tensor, temperature: float) -> T
     missing = token_ids == NO_TOKEN
     some = token_ids.amax(dim=-1, keepdim=True).clamp(min=0)  # where nothing is listed, all is the last outcome anyhow
     ids = torch.where(missing, some, token_ids)  # listed once more, which changes nothing below
-    listed = logits.gather(-1, ids).masked_fill(missing, -torch.inf)  # (positions, k)
-    lowest = torch.finfo(logits.dtype).min  # in the place of -inf: where nothing is left, its logsumexp has a gradient
-    rest = logits.scatter(-1, ids, lowest).logsumexp(dim=-1, keepdim=True)
-    rest = rest.masked_fill(rest < lowest / 2, -torch.inf)
+    listed, rest = listed_and_rest(logits, ids)
+    listed = listed.masked_fill(missing, -torch.inf)
     # Normalising is left to the last step: a shared constant falls out of log_softmax, tempered or not.
     return (torch.cat([listed, rest], dim=-1) / temperature).log_softmax(dim=-1)
 

@@ -1,0 +1,50 @@
+"""The mass of all tokens that are not listed: a logsumexp with holes, and its gradient in closed form.
+
+    listed, rest = listed_and_rest(logits, token_ids)
+
+By torch's own `gather`, `scatter` and `logsumexp` this goes over the logits some twenty times, forward and backward, and a
+step from stored labels took a tenth longer than one of cross-entropy; here it is half of that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def listed_and_rest(logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of the listed tokens, and log sum exp of all others: (positions, k) and (positions, 1).
+
+    Args:
+        logits: (positions, vocabulary), finite.
+        token_ids: (positions, k) int64; a token may be listed more than once.
+
+    Where every token is listed the rest is -inf, with a gradient of 0.
+    """
+    listed, rest = _ListedAndRest.apply(logits, token_ids)  # type: ignore[no-untyped-call]
+    return listed, rest
+
+
+class _ListedAndRest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        top = logits.amax(dim=-1, keepdim=True)
+        others = (logits - top).exp_().scatter_(-1, token_ids, 0.0)  # (positions, vocabulary)
+        total = others.sum(dim=-1, keepdim=True)
+        small = total.squeeze(-1) < torch.finfo(logits.dtype).tiny ** 0.5
+        if bool(small.any()):  # next to a listed token the others vanish: those positions on their own scale
+            own = logits[small].scatter(-1, token_ids[small], -torch.inf)
+            top[small] = own.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+            others[small] = (own - top[small]).exp()
+            total[small] = others[small].sum(dim=-1, keepdim=True)
+        ctx.save_for_backward(others, total, token_ids)
+        return logits.gather(-1, token_ids), total.log() + top
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        of_listed, of_rest = gradients
+        others, total, token_ids = ctx.saved_tensors
+        share = torch.where(total > 0, of_rest / total, 0.0)  # d rest / d logit is its share of the rest
+        return (others * share).scatter_add_(-1, token_ids, of_listed), None
