@@ -75,7 +75,7 @@ def _rows_of(step: int, rows: int) -> range:
 
 def measure(small: bool) -> str:
     """The section, as Markdown."""
-    warm_up, steps, rounds = (1, 2, 1) if small else (3, 12, 5)
+    warm_up, steps, rounds = (1, 2, 1) if small else (3, 12, 3)
     if not TRL_PYTHON.is_file():
         raise SystemExit(f"{TRL_PYTHON} is not there: `make bench-train` makes the virtual environment")
     with scratch() as folder:
