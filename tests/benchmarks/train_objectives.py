@@ -102,8 +102,8 @@ def _about(plan: Plan, told: dict[str, Any], students: Sequence[Student]) -> str
     return (
         f"The demo teacher wrote {told['rows']:,} completions of the glossary's prompts, {told['tokens']:,} tokens, at "
         f"temperature 1; the students, {plan.layers} of its layers, see each once, {plan.batch} rows a step in "
-        f"{students[0].steps} steps, AdamW at {plan.learning_rate:g} with a cosine schedule. The forward KL at temperature "
-        f"1, with no cross-entropy beside it. Held out: {told['held_out_tokens']:,} tokens of {told['held_out_prompts']} "
+        f"{students[0].steps} steps, AdamW at {plan.learning_rate:g} with a cosine schedule, float32, on "
+        f"{told['device']}. The forward KL at temperature 1, with no cross-entropy beside it. Held out: {told['held_out_tokens']:,} tokens of {told['held_out_prompts']} "
         f"other prompts; KL(teacher || student) over the whole vocabulary, nats a token, of the untrained student "
         f"{told['untrained']:.2f}. A seed stands for the order of the rows and for the draws. *Recovered* is the share of "
         f"what the full distribution gains over cross-entropy (wanted of 50 draws: {WANTED} %)."

@@ -30,7 +30,15 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from pipeline.causal import CausalModel, Sampling, encode_prompt, generate, load_causal_model, token_batch
+from pipeline.causal import (
+    CausalModel,
+    Sampling,
+    choose_device,
+    encode_prompt,
+    generate,
+    load_causal_model,
+    token_batch,
+)
 from pipeline.config import load_recipe
 from pipeline.dataset.reader import RowGroup
 from pipeline.encodings import PackedLabels
@@ -50,6 +58,7 @@ from tests.benchmarks.train_objectives import CROSS_ENTROPY, FULL, Plan, Setting
 
 TEACHER = ROOT / "data/models/smollm2-135m-instruct"
 RECIPE = ROOT / "flows/recipes/quickstart.yaml"
+DEVICE = choose_device("auto")
 AT_ONCE = 64  # rows that the teacher reads, or writes, together
 
 WHITE_BOX = Objective(divergence, temperature=1.0, weight=1.0, cross_entropy_weight=0.0)
@@ -113,8 +122,8 @@ def renormalised(logits: Tensor, k: int) -> PackedLabels:
     """The k most likely tokens, scaled to a sum of 1, and nothing for all others: (time, vocabulary) logits."""
     values, ids = logits.topk(k, dim=-1)
     return PackedLabels(
-        ids.numpy().astype(np.int32).reshape(-1),
-        values.log_softmax(dim=-1).numpy().reshape(-1),
+        ids.cpu().numpy().astype(np.int32).reshape(-1),
+        values.log_softmax(dim=-1).cpu().numpy().reshape(-1),
         np.arange(len(logits) + 1, dtype=np.int64) * k,
         np.full(len(logits), -np.inf, dtype=np.float32),
     )
@@ -145,13 +154,13 @@ def labels_of(way: str, logits: Tensor, seeds: Sequence[int], number: int) -> Se
     shape = (len(logits), int(size))
     uniform = [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in generators]
     drawn = draw(logits, torch.cat(uniform, dim=1))  # (time, seeds * draws): the distribution is cumulated once for all
-    return [packed(SampledLabels.of(part.numpy())) for part in drawn.split(int(size), dim=1)]
+    return [packed(SampledLabels.of(part.cpu().numpy())) for part in drawn.split(int(size), dim=1)]
 
 
 @torch.inference_mode()
 def logits_along(parts: Parts, texts: Sequence[Text]) -> Tensor:
     """What a model foretells at the completion tokens: (completion tokens, vocabulary) float32."""
-    batch = token_batch([text.prompt for text in texts], [text.completion for text in texts], pad_id=0)
+    batch = token_batch([text.prompt for text in texts], [text.completion for text in texts], pad_id=0).to(DEVICE)
     return parts.head(parts.hidden(batch.input_ids, batch.labels, attention_mask=batch.attention_mask))
 
 
@@ -209,7 +218,7 @@ def held_out_kl(teacher: Parts, student: Parts, texts: Sequence[Text]) -> float:
 
 def main() -> None:
     plan = plan_of(sys.argv[1])
-    teacher = load_causal_model(TEACHER, device="cpu")
+    teacher = load_causal_model(TEACHER)
     teacher.model.requires_grad_(False)
     parts = split(teacher.model)
     texts = written(teacher, plan)
@@ -227,7 +236,8 @@ def main() -> None:
                 print(students[-1], file=sys.stderr, flush=True)
     told = {
         "students": [asdict(student) for student in students],
-        "untrained": held_out_kl(parts, split(copy_layers(teacher.model, plan.layers)), held_out),
+        "untrained": held_out_kl(parts, split(copy_layers(teacher.model, plan.layers).to(DEVICE)), held_out),
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else DEVICE.type,
         "rows": len(learnt),
         "tokens": sum(len(text.completion) for text in learnt),
         "held_out_prompts": len(held_out) // plan.samples,
