@@ -200,6 +200,7 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
     ours: dict[str, Any] = {
         "max_length": student.max_length,
         "packing": student.packing,
+        "freeze": ", ".join(student.freeze) or None,
         "lora": settings_line(student.lora.model_dump(mode="json")) if student.lora else None,
         "early_stopping": settings_line(student.early_stopping.model_dump()) if student.early_stopping else None,
     }
