@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pipeline.stages import distill_stage, recipe_dataset, student_of
 from pipeline.student.folder import StudentCard, read_card
 from tests.conftest import WORDS, make_tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # torchrun gives each process one
 
 ROOT = Path(__file__).parent.parent.parent
 ONE = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 0.002, "logging_steps": 1}
@@ -114,15 +113,6 @@ def together(place: Path) -> Path:
     recipes = [str(written(place, f"two-{name}", student, TWO)) for name, student in VARIANTS.items()]
     done(launched(*torchrun("tests.student.together", *recipes)))
     return place
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As torchrun has it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

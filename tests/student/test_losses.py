@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,13 @@ from pipeline.student.losses.reverse_kl import FLOOR
 from pipeline.student.objective import open_divergence
 from pipeline.student_settings import LossSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = sorted(built_in_kinds(pipeline.student.losses))
 POSITIONS, VOCABULARY = 3, 11
 seeds = st.integers(0, 10_000)
 temperatures = st.sampled_from([0.5, 1.0, 2.0, 4.0])
 shares = st.sampled_from([0.01, 0.1, 0.5, 0.8, 0.99])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors of some dozen numbers: several threads do nothing but wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache  # entry points are looked for anew each time

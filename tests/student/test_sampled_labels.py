@@ -1,7 +1,6 @@
 """Sampled and ragged labels: forward KL against the dense formula with count / draws in the place of the teacher."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,17 +11,10 @@ from torch import Tensor
 from pipeline.student.losses.base import NO_TOKEN, SparseLabels, student_outcomes, teacher_outcomes
 from pipeline.student.losses.forward_kl import divergence
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 POSITIONS, VOCABULARY = 3, 11
 seeds, draws_of = st.integers(0, 10_000), st.integers(1, 60)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors of some dozen numbers: several threads do nothing but wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def logits(seed: int) -> Tensor:
