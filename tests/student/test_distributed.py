@@ -35,10 +35,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "max_length": 200},
     "live": {"labels": "live"},
     "adapters": {"lora": {"r": 4, "alpha": 8}},
+    "adapters-sharded": {"lora": {"r": 4, "alpha": 8}, "train": {"fsdp": True}},
     "black-box": {"mode": "black-box"},
     "frozen": {"freeze": ["embedding", "head"], "train": {"fsdp": True}},
 }
-SHARDED = {"fsdp", "frozen"}
+SHARDED = {"fsdp", "frozen", "adapters-sharded"}
 
 
 @pytest.fixture(scope="module")
