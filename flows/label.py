@@ -15,6 +15,7 @@ from flows.common import FLOW, TASK, logged_progress
 from pipeline.config import load_recipe
 from pipeline.errors import BudgetSpent, TeacherRefused, UsageError
 from pipeline.labelling.engine import LabelJob, LabelResult, open_job
+from pipeline.stages import check_labels
 
 
 async def _another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -46,6 +47,7 @@ async def label_flow(recipe: str, overrides: list[str] | None = None) -> LabelRe
     """Label a recipe's prompts; `overrides` are as `--set` takes them."""
     log = get_run_logger()
     loaded = load_recipe(recipe, overrides or [])
+    check_labels(loaded)
     with open_job(loaded, logged_progress()) as job:
         try:
             await job.run(lambda number: label_shard(job, number, job.describe(number)))

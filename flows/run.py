@@ -10,7 +10,8 @@ from flows.common import FLOW
 from flows.distill import distill_flow
 from flows.evaluate import evaluate_flow
 from flows.label import label_flow
-from pipeline.stages import RunResult
+from pipeline.config import load_recipe
+from pipeline.stages import RunResult, check_student
 
 
 @flow(name="run", flow_run_name="run {recipe}", **FLOW)
@@ -19,6 +20,7 @@ def run_flow(recipe: str, overrides: list[str] | None = None) -> RunResult:
 
     A synchronous flow on purpose: training runs in the main thread, where an interrupt reaches it at once.
     """
+    check_student(load_recipe(recipe, overrides or []))
     labelled = asyncio.run(label_flow(recipe, overrides))
     students = distill_flow(recipe, overrides)
     return RunResult(labelled, students, evaluate_flow(recipe, overrides))

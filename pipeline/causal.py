@@ -90,8 +90,7 @@ def completion_logits(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
 
 
 def _takes_logits_to_keep(model: torch.nn.Module) -> bool:
-    inner = getattr(model, "module", model)  # under DistributedDataParallel
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 # --------------------------------------------------------------------------------------------------------------- loading

@@ -193,10 +193,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _white_box_needs_soft_labels(self) -> Recipe:
-        student = self.student
-        if student is None or student.mode == "black-box" or student.labels == "live":
-            return self
-        if self.label.soft is None:
+        if self.student is not None and self.student.needs_soft_labels and self.label.soft is None:
             raise ValueError(
                 "student.mode is 'white-box' and label.soft is null: set label.soft to {encoding: top-k, k: 32} or "
                 "{encoding: sampled, draws: 50}, student.labels to 'live', or student.mode to 'black-box'"

@@ -63,6 +63,7 @@ def wait_for_all() -> None:
 def leave() -> None:
     """The end of working together; without it torch complains when the process ends."""
     if processes() > 1:
-        from accelerate import PartialState
+        from torch import distributed
 
-        PartialState().destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -64,7 +64,7 @@ def check_student(recipe: Recipe) -> None:
     find_kind(recipe.teacher.kind)
     open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
     training_arguments(recipe, student, Path(recipe.students))
-    if student.mode == "white-box" and student.labels == "live":
+    if student.needs_live_teacher:
         check_live_teacher(recipe)
     check_tokenizers(recipe, student)
     check_start(recipe, student)
@@ -166,8 +166,7 @@ def distill_stage(
     there = place.trained() is not None  # all of it but its quantised copy
     from pipeline.student.train import distill
 
-    live = student.mode == "white-box" and student.labels == "live"
-    teacher = partial(open_live_teacher, recipe) if live else None
+    teacher = partial(open_live_teacher, recipe) if student.needs_live_teacher else None
     card = distill(recipe, student, dataset, progress, open_teacher=teacher)
     return StudentResult(card, str(place.path), trained=not there)
 

@@ -124,3 +124,8 @@ class StudentSettings(Settings):
     def needs_soft_labels(self) -> bool:
         """Whether the dataset's rows must have soft labels for it."""
         return self.mode == "white-box" and self.labels == "stored"
+
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether the teacher must be there while it learns."""
+        return self.mode == "white-box" and self.labels == "live"

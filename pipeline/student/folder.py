@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_folder, write_atomically
-from pipeline.model_files import has_files, start_files
+from pipeline.model_files import has_files, start_files, teacher_files
 from pipeline.records import content_hash
 from pipeline.student_settings import StudentSettings
 
@@ -155,11 +155,14 @@ def student_folder(
     if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
         shaping["start"] = start_files(recipe, student.init).content_sha256
     if variant != "untrained":
-        settings = student.model_dump(exclude={"quantize"} | ({"loss"} if variant == "black-box" else set()))
+        unused = {"quantize"} | ({"loss", "labels"} if variant == "black-box" else set())
+        settings = student.model_dump(exclude=unused)
         shaping |= {
             "student": settings | {"mode": variant},
             "rows": [f.sha256 for f in dataset.manifest.files] if dataset else [],
         }
+    if variant == "white-box" and student.needs_live_teacher:  # stored labels are rows, these are the model's own
+        shaping["live"] = [teacher_files(recipe).content_sha256, recipe.teacher.options.get("dtype")]
     wants_int8 = student.quantize == "int8" and variant == student.mode
     return StudentFolder(Path(recipe.students) / recipe.name, variant, content_hash(shaping), wants_int8)
 

@@ -68,7 +68,7 @@ def stopping_arguments(recipe: Recipe, student: StudentSettings, given: dict[str
 
 
 def _has_divergence(student: StudentSettings) -> bool:
-    return student.mode == "white-box" and (student.labels == "stored" or student.loss.weight > 0)
+    return student.needs_soft_labels or (student.needs_live_teacher and student.loss.weight > 0)
 
 
 class StopEarly(EarlyStoppingCallback):

@@ -112,6 +112,8 @@ class StudentTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
         )
 
     def _run_epoch(self, **named: Any) -> None:
@@ -155,7 +157,9 @@ class StudentTrainer(Trainer):
         """
         self._held_out.zero_()
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
-        sums = self.accelerator.reduce(self._held_out.float().to(self.args.device)).double().cpu()
+        sums = self._held_out
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()
         means = (sums[:3] / sums[3]).tolist()
         for name, mean in zip(("loss", "kl", "cross_entropy"), means, strict=True):
             if mean == mean:  # a black-box student has no divergence

@@ -26,7 +26,7 @@ from pipeline.student.trainer import StudentTrainer
 from pipeline.student_settings import LoraSettings, StudentSettings
 from tests.conftest import MakeRecipe
 from tests.student.test_forward import a_batch, family, student
-from tests.student.test_train import StopAt, same, weights
+from tests.student.test_train import power_cut_at, same, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -138,15 +138,8 @@ def test_resuming_gives_the_student_of_an_unbroken_run(
     settings = with_lora(settings, save_strategy="steps", save_steps=1, num_train_epochs=3)
     whole = distill(recipe.model_copy(update={"students": str(tmp_path / "unbroken")}), settings, dataset)
 
-    class Breaking(StudentTrainer):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
-            self.add_callback(StopAt(stop_at))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "StudentTrainer", Breaking)
-        with pytest.raises(RuntimeError, match="power cut"):
-            distill(recipe, settings, dataset)
+    with power_cut_at(stop_at, monkeypatch):
+        distill(recipe, settings, dataset)
     assert distill(recipe, settings, dataset).steps == whole.steps
     assert same(weights(tmp_path / "students/test/white-box"), weights(tmp_path / "unbroken/test/white-box"))
 

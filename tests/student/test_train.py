@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,21 @@ class StopAt(TrainerCallback):
             raise RuntimeError("power cut")
 
 
+@contextmanager
+def power_cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A training within breaks off after this step."""
+
+    class Breaking(StudentTrainer):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.add_callback(StopAt(step))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "StudentTrainer", Breaking)
+        with pytest.raises(RuntimeError, match="power cut"):
+            yield
+
+
 @pytest.mark.parametrize(
     ("stop_at", "order"), [(2, "random"), (3, "random"), (5, "random"), (1, "group_by_length"), (4, "group_by_length")]
 )
@@ -83,15 +100,8 @@ def test_resuming_gives_the_student_of_an_unbroken_run(
     unbroken = recipe.model_copy(update={"students": str(tmp_path / "unbroken")})
     whole = distill(unbroken, recipe.student, dataset)
 
-    class Breaking(StudentTrainer):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
-            self.add_callback(StopAt(stop_at))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "StudentTrainer", Breaking)
-        with pytest.raises(RuntimeError, match="power cut"):
-            distill(recipe, recipe.student, dataset)
+    with power_cut_at(stop_at, monkeypatch):
+        distill(recipe, recipe.student, dataset)
     half_written = student_folder(recipe, recipe.student, "white-box", dataset).work / f"checkpoint-{stop_at + 1}"
     half_written.mkdir()
     (half_written / "model.safetensors").write_bytes(b"cut short")
@@ -237,3 +247,23 @@ def test_text_only_rows_are_tokenised_by_the_student(tiny_recipe: MakeRecipe) ->
     with pytest.raises(TrainingError, match="has no soft labels"):
         read_examples(dataset, "train", causal, soft=True, by_text=False, max_length=200)
     assert distill(recipe, recipe.student, dataset).steps > 0
+
+
+def test_another_live_teacher_makes_another_student(
+    labelled: tuple[Recipe, StudentSettings, Dataset], tmp_path: Path
+) -> None:
+    """The start and the rows are the same: what the labels come from is part of the key all the same."""
+    recipe, student, dataset = labelled
+    start = student.init.model_validate({"model": recipe.teacher.model})
+    live = student.model_copy(update={"labels": "live", "init": start})
+    other = recipe.teacher.model_copy(update={"model": str(make_tiny_model(tmp_path / "other", seed=5))})
+    changed = recipe.model_copy(update={"teacher": other})
+    one, two = (student_folder(of, live, "white-box", dataset).key for of in (recipe, changed))
+    assert one != two
+    one, two = (student_folder(of, live, "black-box", dataset).key for of in (recipe, changed))
+    assert one == two  # which learns from the rows alone
+    one, two = (
+        student_folder(recipe, of, "black-box", dataset).key
+        for of in (live, live.model_copy(update={"labels": "stored"}))
+    )
+    assert one == two
