@@ -107,3 +107,20 @@ def test_a_wrong_recipe_fails_the_flow_with_its_own_error(
 
     with pytest.raises(RecipeError, match="Did you mean 'temperature'"):
         run_flow(str(recipe_file(tiny_recipe())), ["label.sampling.temprature=1"])
+
+
+def test_a_student_that_cannot_learn_is_refused_by_the_flows_before_anything_is_labelled(
+    tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    """A deployment's run comes past no command line."""
+    from flows.label import label_flow
+    from flows.run import run_flow
+
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)["student"]
+    deep = tiny_recipe(student={**parts, "init": {"from": "teacher", "layers": 9}})
+    with pytest.raises(RecipeError, match="the teacher has only 4"):
+        asyncio.run(label_flow(str(recipe_file(deep))))
+    untrainable = tiny_recipe(student={**parts, "train": {"learning_rat": 1}})
+    with pytest.raises(RecipeError, match="Did you mean 'learning_rate'"):
+        run_flow(str(recipe_file(untrainable)))
+    assert not (tmp_path / "labels").exists()
