@@ -1,4 +1,4 @@
-"""A causal model in two parts: the decoder, which gives hidden states, and the head, which makes logits of them.
+"""A language model in two parts: what gives hidden states (the decoder, and an encoder before it), and the head.
 
     parts = split(model)
     hidden = parts.hidden(batch)              # (positions, width), of the positions that foretell completion tokens
@@ -12,15 +12,16 @@ gives them whole, and its head is then the identity.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.causal import IGNORED
+from pipeline.layout import foretelling
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,12 @@ class Parts:
 
         Args:
             input_ids: (batch, time) int64.
-            labels: (batch, time) int64, -100 where no completion token stands.
-            arguments: what else the decoder takes: `attention_mask`, `position_ids`.
+            labels: as `layout.TokenBatch` has them.
+            arguments: what else the model is told of a batch: `attention_mask`, `position_ids`, `decoder_input_ids`.
         """
         states = self.decoder(input_ids=input_ids, use_cache=False, **arguments)[0]  # (batch, time, width)
-        selected: Tensor = states[:, :-1][labels[:, 1:] != IGNORED]
+        mask = foretelling(labels, arguments.get("decoder_input_ids"))
+        selected: Tensor = states[:, : mask.shape[1]][mask]
         return selected
 
 
@@ -67,18 +69,39 @@ def split(model: PreTrainedModel) -> Parts:
     """The two parts of a model, shared with it."""
     config = model.config.get_text_config()
     layer = model.get_output_embeddings()
-    if layer is not None and model.base_model is not model:
-        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
-        head = Head(
-            layer,
-            factor=float(scale) / float(getattr(config, "logits_scaling", None) or 1.0),  # Granite
-            softcap=getattr(config, "final_logit_softcapping", None),
+    decoder = _encoder_and_decoder(model) if model.config.is_encoder_decoder else model.base_model
+    if layer is not None and decoder is not model:
+        parts = Parts(
+            decoder, Head(layer, factor=_factor(config), softcap=getattr(config, "final_logit_softcapping", None))
         )
-        parts = Parts(model.base_model, head)
         if _agree(parts, model):
             return parts
     log.warning("the logits of a %s model cannot be had in parts: they are held whole, in memory", config.model_type)
     return Parts(model.forward, Head(nn.Identity()))
+
+
+def _encoder_and_decoder(model: PreTrainedModel) -> Callable[..., Any]:
+    """Both of an encoder-decoder, one after the other: what its `forward` does before the head."""
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+
+    def both(input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, use_cache: bool) -> Any:
+        read = encoder(input_ids=input_ids, attention_mask=attention_mask)[0]  # (batch, time, width)
+        return decoder(
+            input_ids=decoder_input_ids,
+            encoder_hidden_states=read,
+            encoder_attention_mask=attention_mask,
+            use_cache=use_cache,
+        )
+
+    return both
+
+
+def _factor(config: PretrainedConfig) -> float:
+    """What a model's logits are multiplied by."""
+    if getattr(config, "scale_decoder_outputs", False):  # T5, which scales the hidden states
+        return 1 / math.sqrt(config.d_model)
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    return float(scale) / float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
 
 
 @torch.no_grad()
@@ -88,7 +111,11 @@ def _agree(parts: Parts, model: PreTrainedModel) -> bool:
     model.eval()
     try:
         tokens = torch.arange(_PROBE, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
-        whole = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-        return torch.allclose(parts.head(parts.hidden(tokens, tokens)), whole, rtol=1e-2, atol=1e-2)
+        batch: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        if model.config.is_encoder_decoder:
+            batch["decoder_input_ids"] = tokens.flip(1)
+        logits = model(**batch, use_cache=False).logits[0].float()
+        whole = logits if model.config.is_encoder_decoder else logits[:-1]
+        return torch.allclose(parts.head(parts.hidden(**batch, labels=tokens)), whole, rtol=1e-2, atol=1e-2)
     finally:
         model.train(training)

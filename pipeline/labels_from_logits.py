@@ -24,8 +24,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from pipeline.causal import GenerationHooks
 from pipeline.config import SoftSettings
+from pipeline.generation import GenerationHooks
 from pipeline.records import SampledLabels, SoftLabels
 
 _POSITIONS_AT_ONCE = 64  # whose cumulated distributions are held
@@ -140,7 +140,7 @@ class SoftLabelRecorder:
 
     @property
     def hooks(self) -> GenerationHooks:
-        """What `causal.generate` calls: before each draw, ahead of temperature and top-p, and after it."""
+        """What `generation.generate` calls: before each draw, ahead of temperature and top-p, and after it."""
         return GenerationHooks(processors=[_BeforeDraw(self)], criteria=[_AfterDraw(self)])
 
     def before_draw(self, logits: Tensor) -> None:

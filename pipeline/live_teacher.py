@@ -61,19 +61,19 @@ def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:
     Raises:
         RecipeError, TeacherUnavailable: as `check_live_teacher` does.
     """
-    from pipeline.causal import load_causal_model
     from pipeline.head import split
+    from pipeline.language_model import load_language_model
 
     check_live_teacher(recipe)
     options = teacher_options(recipe)
-    causal = load_causal_model(
+    lm = load_language_model(
         teacher_files(recipe).folder,
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
     )
-    causal.model.requires_grad_(False)
-    return LiveTransformersTeacher(split(causal.model), int(causal.model.config.vocab_size))
+    lm.model.requires_grad_(False)
+    return LiveTransformersTeacher(split(lm.model), int(lm.model.config.vocab_size))
 
 
 def teacher_options(recipe: Recipe) -> TransformersOptions:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
     {"settings", "config", "student_settings", "plugins", "pricing"},
-    {"model_files", "causal", "head", "labels_from_logits"},
+    {"model_files", "language_model", "layout", "generation", "head", "labels_from_logits"},
     {"dataset", "prompts"},
     {"teachers", "serving", "live_teacher"},
     {"labelling", "quality"},

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.causal import CausalModel, completion_logits, load_causal_model
 from pipeline.evaluation.metrics import mean_per_token
 from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
+from pipeline.language_model import LanguageModel, load_language_model
+from pipeline.layout import completion_logits
 from pipeline.records import Completion
 from pipeline.student.batches import Batch, collator, soft_labels_of, tokens_of
 from pipeline.student.losses.base import student_outcomes, teacher_outcomes
@@ -54,10 +55,10 @@ def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
         known: list[Tensor | None] = [None] * len(rows)  # the teacher's log-probabilities, (tokens, vocabulary) a row
         for subject, total in zip(subjects, sums, strict=True):
             trusted = subject.trust_remote_code
-            causal = load_causal_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
+            lm = load_language_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
             soft = task.soft and subject.shares_tokenizer
-            examples = [example_of(row, causal, soft=soft, by_text=not subject.shares_tokenizer) for row in rows]
-            for place, (example, logits) in enumerate(zip(examples, _logits(causal, examples), strict=True)):
+            examples = [example_of(row, lm, soft=soft, by_text=not subject.shares_tokenizer) for row in rows]
+            for place, (example, logits) in enumerate(zip(examples, _logits(lm, examples), strict=True)):
                 logprobs = logits.log_softmax(dim=-1)
                 if subject.is_teacher:
                     known[place] = logprobs.cpu()
@@ -79,14 +80,14 @@ def _blocks(task: Task) -> Iterator[list[Completion]]:
     yield block
 
 
-def _logits(causal: CausalModel, examples: Sequence[Example]) -> Iterator[Tensor]:
+def _logits(lm: LanguageModel, examples: Sequence[Example]) -> Iterator[Tensor]:
     """What the model foretells at each completion token: a tensor (completion tokens, vocabulary) a row."""
-    collate = collator(causal.pad_id)
+    collate = collator(lm.pad_id, lm.start_id)
     for start in range(0, len(examples), _BATCH):
         part = examples[start : start + _BATCH]
-        batch: Batch = {key: tensor.to(causal.device) for key, tensor in collate(part).items()}
+        batch: Batch = {key: tensor.to(lm.device) for key, tensor in collate(part).items()}
         with torch.inference_mode():
-            logits = completion_logits(causal.model, tokens_of(batch))
+            logits = completion_logits(lm.model, tokens_of(batch))
         yield from logits.split([len(example.completion) for example in part])
 
 

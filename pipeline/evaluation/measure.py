@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.causal import CausalModel, decode_completion, encode_prompt, generate, load_causal_model
 from pipeline.evaluation.metrics import mean_per_token
 from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
+from pipeline.generation import generate
+from pipeline.language_model import LanguageModel, decode_completion, encode_prompt, load_language_model
 from pipeline.records import Completion
 from pipeline.student.folder import weight_megabytes
 
@@ -42,15 +43,15 @@ def measure(subject: Subject, task: Task) -> Measured:
     """Load one model, and let it answer."""
     torch.manual_seed(0)
     trusted = subject.trust_remote_code
-    causal = load_causal_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
-    seconds, tokens = _timed_answers(causal, task)
+    lm = load_language_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
+    seconds, tokens = _timed_answers(lm, task)
     p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
     shown = task.rows[: task.settings.answers]
-    answers = [row.text for row in shown] if subject.is_teacher else _answers(causal, shown, task.max_tokens)
+    answers = [row.text for row in shown] if subject.is_teacher else _answers(lm, shown, task.max_tokens)
     return Measured(
-        parameters=sum(parameter.numel() for parameter in causal.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in lm.model.parameters()),
         megabytes=weight_megabytes(subject.folder),
-        peak_memory_megabytes=_peak_megabytes(causal.device),
+        peak_memory_megabytes=_peak_megabytes(lm.device),
         tokens_per_second=mean_per_token(tokens, seconds),
         latency_p50_ms=float(p50),
         latency_p95_ms=float(p95),
@@ -58,26 +59,26 @@ def measure(subject: Subject, task: Task) -> Measured:
     )
 
 
-def _timed_answers(causal: CausalModel, task: Task) -> tuple[list[float], list[int]]:
+def _timed_answers(lm: LanguageModel, task: Task) -> tuple[list[float], list[int]]:
     """Answer prompts one at a time, after one that warms up: the seconds and the tokens of each."""
     rows = task.rows[: task.settings.latency_prompts]
-    prompts = [encode_prompt(causal.tokenizer, row.prompt.messages) for row in rows]
-    generate(causal, prompts[:1], max_tokens=2)
+    prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in rows]
+    generate(lm, prompts[:1], max_tokens=2)
     seconds: list[float] = []
     tokens: list[int] = []
     for prompt in prompts:
         began = time.perf_counter()
-        tokens.append(len(generate(causal, [prompt], max_tokens=task.max_tokens)[0]))
+        tokens.append(len(generate(lm, [prompt], max_tokens=task.max_tokens)[0]))
         seconds.append(time.perf_counter() - began)
     return seconds, tokens
 
 
-def _answers(causal: CausalModel, rows: Sequence[Completion], max_tokens: int) -> list[str]:
+def _answers(lm: LanguageModel, rows: Sequence[Completion], max_tokens: int) -> list[str]:
     """The model's most likely answers, several prompts at a time."""
-    prompts = [encode_prompt(causal.tokenizer, row.prompt.messages) for row in rows]
+    prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in rows]
     parts = (prompts[start : start + _BATCH] for start in range(0, len(prompts), _BATCH))
-    written = [tokens for part in parts for tokens in generate(causal, part, max_tokens=max_tokens)]
-    return [decode_completion(causal, tokens) for tokens in written]
+    written = [tokens for part in parts for tokens in generate(lm, part, max_tokens=max_tokens)]
+    return [decode_completion(lm, tokens) for tokens in written]
 
 
 def _peak_megabytes(device: torch.device) -> float:

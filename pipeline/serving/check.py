@@ -149,7 +149,7 @@ async def _room(api: OpenAiApi, expected: Expected, settings: CheckSettings, che
 
 
 async def _tokenizer(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
-    from pipeline.causal import encode_prompt, load_tokenizer
+    from pipeline.language_model import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(expected.files.folder)
     vocabulary = tokenizer.get_vocab()
@@ -176,7 +176,7 @@ _OTHER = (
 
 async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
     """Texts that are read at once and tokens that are written one by one: a server computes them in different ways."""
-    from pipeline.causal import load_tokenizer
+    from pipeline.language_model import load_tokenizer
 
     tokenizer = load_tokenizer(expected.files.folder)
     texts = [[int(token) for token in tokenizer(text)["input_ids"]] for text in _TEXTS]
@@ -241,13 +241,13 @@ def _full_logprobs(files: ModelFiles, texts: Sequence[Sequence[int]]) -> list[np
     """log softmax of the model's logits here, at every token but the first: a list of (time, vocabulary)."""
     import torch
 
-    from pipeline.causal import load_causal_model
+    from pipeline.language_model import load_language_model
 
-    causal = load_causal_model(files.folder)
+    lm = load_language_model(files.folder)
     found = []
     for ids in texts:
         with torch.inference_mode():
-            logits = causal.model(input_ids=torch.tensor([list(ids)], device=causal.device)).logits[0, :-1]
+            logits = lm.model(input_ids=torch.tensor([list(ids)], device=lm.device)).logits[0, :-1]
         found.append(logits.double().log_softmax(dim=-1).cpu().numpy())
     return found
 

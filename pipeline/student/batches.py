@@ -9,19 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.causal import IGNORED, TokenBatch
 from pipeline.encodings import PackedLabels
+from pipeline.layout import IGNORED, TokenBatch
 from pipeline.student.losses.base import NO_TOKEN, SparseLabels
-from pipeline.student.rows import Example
+from pipeline.student.rows import Example, Ids
 
 Batch = dict[str, Tensor]
 
 
-def collator(pad_id: int, *, pack_to: int | None = None) -> Callable[[Sequence[Example]], Batch]:
-    """Lay examples out as one batch.
+def collator(
+    pad_id: int, start_id: int | None = None, *, pack_to: int | None = None
+) -> Callable[[Sequence[Example]], Batch]:
+    """Lay examples out as one batch, for a causal model or, with its decoder start token `start_id`, an encoder-decoder.
 
-    Keys: `input_ids`, `attention_mask`, `labels` (batch, time) int64 as `causal.TokenBatch` has them. For soft labels, in
-    the order of `causal.completion_logits`: `soft_token_ids` int32 and `soft_logprobs` float32 (completion tokens, k), and
+    Keys: `input_ids`, `attention_mask`, `labels`, for an encoder-decoder also `decoder_input_ids`, (batch, time) int64 as
+    `layout.TokenBatch` has them. For soft labels, in
+    the order of `layout.completion_logits`: `soft_token_ids` int32 and `soft_logprobs` float32 (completion tokens, k), and
     `soft_tail_logprob` float32 (completion tokens,). k is that of the position with the most entries; where another has
     fewer, the places behind them hold `NO_TOKEN` and -inf.
 
@@ -29,16 +32,21 @@ def collator(pad_id: int, *, pack_to: int | None = None) -> Callable[[Sequence[E
     (batch, time) int64, which begin at 0 with each of them, take the place of `attention_mask`. So a packed batch has the
     loss and the gradients of an unpacked one; packing.py says which models keep its examples apart.
     """
-    return partial(_collate, pad_id, pack_to)  # which a worker process that is not forked can be handed
+    return partial(_collate, pad_id, start_id, pack_to)  # which a worker process that is not forked can be handed
 
 
-def _collate(pad_id: int, pack_to: int | None, examples: Sequence[Example]) -> Batch:
+def _collate(pad_id: int, start_id: int | None, pack_to: int | None, examples: Sequence[Example]) -> Batch:
     if not examples:  # a process that has no share of a step takes part in it all the same
-        return {
+        nothing = {
             "input_ids": torch.tensor([[pad_id]]),
             "attention_mask": torch.tensor([[1]]),
             "labels": torch.tensor([[IGNORED]]),
         }
+        return nothing if start_id is None else nothing | {"decoder_input_ids": torch.tensor([[start_id]])}
+    if start_id is not None:
+        batch = _encoder_and_decoder_tokens(examples, pad_id, start_id)
+        labels = [example.soft for example in examples if example.soft is not None]
+        return batch | _padded_labels(labels) if labels else batch
     if pack_to is None:
         sequences = [[example] for example in examples]
     else:
@@ -73,11 +81,11 @@ def side_by_side(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 def tokens_of(batch: Batch) -> TokenBatch:
     """The token part of a collated batch that is not packed."""
-    return TokenBatch(batch["input_ids"], batch["attention_mask"], batch["labels"])
+    return TokenBatch(batch["input_ids"], batch["attention_mask"], batch["labels"], batch.get("decoder_input_ids"))
 
 
 def soft_labels_of(batch: Batch) -> SparseLabels | None:
-    """The soft labels of a collated batch in the order of `causal.completion_logits`, or None for text alone."""
+    """The soft labels of a collated batch in the order of `layout.completion_logits`, or None for text alone."""
     if "soft_token_ids" not in batch:
         return None
     return SparseLabels(
@@ -105,6 +113,30 @@ def _tokens(sequences: Sequence[Sequence[Example]], pad_id: int, *, packed: bool
         "position_ids" if packed else "attention_mask": torch.from_numpy(layout),
         "labels": torch.from_numpy(labels),
     }
+
+
+def _encoder_and_decoder_tokens(examples: Sequence[Example], pad_id: int, start_id: int) -> Batch:
+    prompts, completions = [one.prompt for one in examples], [one.completion for one in examples]
+    input_ids, attention_mask = _right_padded(prompts, pad_id)
+    labels, _ = _right_padded(completions, IGNORED)
+    decoder_input_ids, _ = _right_padded(completions, pad_id)
+    decoder_input_ids[:, 1:] = decoder_input_ids[:, :-1].clone()
+    decoder_input_ids[:, 0] = start_id
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
+        "decoder_input_ids": decoder_input_ids,
+    }
+
+
+def _right_padded(rows: Sequence[Ids], fill: int) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor, and which of its places they take: two of (batch, longest) int64."""
+    lengths = np.array([len(row) for row in rows])
+    taken = np.arange(lengths.max()) < lengths[:, None]  # (batch, longest)
+    padded = np.full(taken.shape, fill, dtype=np.int64)
+    padded[taken] = np.concatenate(rows)
+    return torch.from_numpy(padded), torch.from_numpy(taken.astype(np.int64))
 
 
 def _padded_labels(labels: Sequence[PackedLabels]) -> Batch:

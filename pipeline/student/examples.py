@@ -1,6 +1,6 @@
 """The rows of a dataset as examples to learn from, by index, with only a few row groups of them in memory.
 
-    train = read_examples(dataset, "train", causal, soft=True, by_text=False, max_length=2048)
+    train = read_examples(dataset, "train", lm, soft=True, by_text=False, max_length=2048)
     train[17]                                        # prompt and completion token ids, soft labels
     for window in train.windows(random): ...         # indices whose row groups fit into memory together
 
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.causal import CausalModel
 from pipeline.dataset.reader import CACHE_BYTES, windows
 from pipeline.dataset.store import Dataset
 from pipeline.encodings import find_encoding
 from pipeline.errors import TrainingError
+from pipeline.language_model import LanguageModel
 from pipeline.records import Split
 from pipeline.student.rows import Example, Rows, TextRows, TokenRows
 
@@ -67,7 +67,7 @@ class Examples:
 def read_examples(
     dataset: Dataset,
     split: Split,
-    causal: CausalModel,
+    lm: LanguageModel,
     *,
     soft: bool,
     by_text: bool,
@@ -79,7 +79,7 @@ def read_examples(
     Args:
         dataset: of any size.
         split: which of its rows.
-        causal: the model that is to read them.
+        lm: the model that is to read them.
         soft: ask for their soft labels too.
         by_text: take the text alone, since the token ids in the rows are those of another tokenizer.
         max_length: in tokens of prompt and completion.
@@ -89,17 +89,17 @@ def read_examples(
         TrainingError: a row has no soft labels where they are needed, or a token that the student does not know.
     """
     settings = dataset.manifest.soft
-    vocabulary = int(causal.model.config.vocab_size)
+    vocabulary = int(lm.model.config.vocab_size)
     if soft and (settings is None or by_text):
         raise TrainingError(
             f"dataset {dataset.manifest.label} has no soft labels that this student could learn from: label again with "
             "label.soft set, or set student.mode to 'black-box'"
         )
     if settings is None or by_text:
-        rows: Rows = TextRows(dataset, split, causal, capacity, tokens=False)
+        rows: Rows = TextRows(dataset, split, lm, capacity, tokens=False)
     elif soft:
         rows = TokenRows(dataset, split, vocabulary, find_encoding(settings.encoding), capacity)
     else:
         tokens = TokenRows(dataset, split, vocabulary, None, capacity)
-        rows = tokens if tokens.whole else TextRows(dataset, split, causal, capacity, tokens=True)
+        rows = tokens if tokens.whole else TextRows(dataset, split, lm, capacity, tokens=True)
     return Examples(rows, max_length, capacity)

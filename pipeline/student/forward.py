@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from pipeline.causal import IGNORED
 from pipeline.head import Head, split
+from pipeline.layout import foretelling
 from pipeline.student.batches import soft_labels_of
 from pipeline.student.losses.base import DenseLabels
 from pipeline.student.objective import Labels, Objective
 
-_LAYOUT = ("attention_mask", "position_ids")  # what else a decoder is told of a batch
+_LAYOUT = ("attention_mask", "position_ids", "decoder_input_ids")  # what else a model is told of a batch
 
 LabelsAt = Callable[[slice], Labels | None]
 Loss = Callable[[Tensor, Tensor, Labels | None], Tensor]  # of logits, targets and labels
@@ -59,7 +59,8 @@ def end_in_loss(
         loss = objective if model.training else objective.measured
         layout: dict[str, Tensor] = {name: batch[name] for name in _LAYOUT if name in batch}
         at = _labels_at(objective, batch, teacher, {"input_ids": input_ids, "labels": labels, **layout})
-        targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+        mask = foretelling(labels, layout.get("decoder_input_ids"))
+        targets = labels[:, -mask.shape[1] :][mask]
         return summed_in_chunks(loss, parts.head, parts.hidden(input_ids, labels, **layout), targets, at, chunk)
 
     model.forward = forward

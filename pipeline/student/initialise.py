@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pipeline.causal import load_tokenizer, load_weights, quiet_transformers, token_ids_alone
 from pipeline.config import Recipe
 from pipeline.errors import TrainingError
+from pipeline.language_model import load_tokenizer, load_weights, quiet_transformers, token_ids_alone
 from pipeline.model_files import ModelFiles, start_files
 from pipeline.student.start_config import check_start, ending, fresh_config, kept_layers, read_config, with_layers
 from pipeline.student_settings import StudentSettings

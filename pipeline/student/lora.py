@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.causal import CausalModel
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
+from pipeline.language_model import LanguageModel
 from pipeline.student.start_config import without_weights
 from pipeline.student_settings import LoraSettings, StudentSettings
 
@@ -84,7 +84,7 @@ def trainable(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def merged(start: CausalModel, settings: LoraSettings, weights: Mapping[str, Tensor], adapter: Path) -> CausalModel:
+def merged(start: LanguageModel, settings: LoraSettings, weights: Mapping[str, Tensor], adapter: Path) -> LanguageModel:
     """The student with what it has learnt added to its own weights; `start` is used up.
 
     Args:
@@ -97,7 +97,7 @@ def merged(start: CausalModel, settings: LoraSettings, weights: Mapping[str, Ten
     adapted.load_state_dict(weights)
     adapted.save_pretrained(str(adapter))
     (adapter / "README.md").unlink(missing_ok=True)  # peft's form, not filled in
-    return CausalModel(adapted.merge_and_unload(), start.tokenizer)
+    return LanguageModel(adapted.merge_and_unload(), start.tokenizer)
 
 
 def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.causal import CausalModel
 from pipeline.errors import TrainingError
 from pipeline.head import split
+from pipeline.language_model import LanguageModel
 from pipeline.student.batches import collator, side_by_side
 from pipeline.student.forward import LiveTeacher
 from pipeline.student.rows import Example
@@ -33,16 +33,21 @@ class Hidden(Protocol):
         """The hidden states that foretell each completion token: (completion tokens, width)."""
 
 
-def check_both(causal: CausalModel, teacher: LiveTeacher | None) -> None:
+def check_both(lm: LanguageModel, teacher: LiveTeacher | None) -> None:
     """`check_packing` of a student, and of the live teacher that gets the same batches.
 
     Raises:
         TrainingError: as there.
     """
-    vocabulary = int(causal.model.get_input_embeddings().num_embeddings)
-    check_packing(split(causal.model).hidden, vocabulary, causal.device, "student")
+    if lm.is_encoder_decoder:
+        raise TrainingError(
+            "student.packing is true, and the student is an encoder-decoder, whose rows are two sequences each: set "
+            "student.packing to false, and student.train.train_sampling_strategy to group_by_length, which pads little"
+        )
+    vocabulary = int(lm.model.get_input_embeddings().num_embeddings)
+    check_packing(split(lm.model).hidden, vocabulary, lm.device, "student")
     if teacher is not None:
-        check_packing(teacher.hidden, teacher.vocabulary_size, causal.device, "teacher")
+        check_packing(teacher.hidden, teacher.vocabulary_size, lm.device, "teacher")
 
 
 @torch.no_grad()

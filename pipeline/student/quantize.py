@@ -90,7 +90,7 @@ def quantize(source: Path, folder: Path, *, trust_remote_code: bool = False) -> 
     from torchao.utils import TorchAOBaseTensor
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
-    from pipeline.causal import quiet_transformers
+    from pipeline.language_model import quiet_transformers
     from pipeline.student.initialise import write_model
 
     quiet_transformers()

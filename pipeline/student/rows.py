@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.causal import CausalModel, encode_completion, encode_prompt
 from pipeline.columns import prompt_at, record_batch
 from pipeline.dataset.reader import CACHE_BYTES, Cache, RowGroup, SplitReader, list_lengths
 from pipeline.dataset.store import Dataset
 from pipeline.encodings import Encoding, PackedLabels, find_encoding
 from pipeline.encodings.base import list_values
 from pipeline.errors import TrainingError
+from pipeline.language_model import LanguageModel, encode_completion, encode_prompt
 from pipeline.records import Completion, Message, SampledLabels, SoftLabels, Split
 from pipeline.student.vocabulary import known_labels
 
@@ -197,10 +197,10 @@ def _slice(labels: PackedLabels, first: int, last: int) -> PackedLabels:
 class TextRows:
     """Rows of text, tokenised one by one; with `tokens`, those that have token ids are taken as they are."""
 
-    def __init__(self, dataset: Dataset, split: Split, causal: CausalModel, capacity: int, *, tokens: bool) -> None:
+    def __init__(self, dataset: Dataset, split: Split, lm: LanguageModel, capacity: int, *, tokens: bool) -> None:
         columns = ["id", "prompt", "completion", "reference", *((_PROMPT, _COMPLETION) if tokens else ())]
         self._reader = SplitReader(dataset, split, columns)
-        self._causal = causal
+        self._lm = lm
         self._tokens = tokens
         self._cache = Cache(self.groups, self._reader.read, capacity)
 
@@ -225,12 +225,12 @@ class TextRows:
         id_ = table["id"][row].as_py()
         if self._tokens and table[_COMPLETION][row].is_valid:
             one = table.slice(row, 1)
-            return _known(id_, list_values(one, _PROMPT), list_values(one, _COMPLETION), None, self._causal)
+            return _known(id_, list_values(one, _PROMPT), list_values(one, _COMPLETION), None, self._lm)
         text = "".join(message["content"] for message in table["completion"][row].as_py())
-        return _known(id_, *_token_ids(self._causal, prompt_at(table, row).messages, text), None, self._causal)
+        return _known(id_, *_token_ids(self._lm, prompt_at(table, row).messages, text), None, self._lm)
 
 
-def example_of(row: Completion, causal: CausalModel, *, soft: bool, by_text: bool) -> Example:
+def example_of(row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool) -> Example:
     """One completion as token ids of this model; the arguments are those of `read_examples`.
 
     Raises:
@@ -238,18 +238,18 @@ def example_of(row: Completion, causal: CausalModel, *, soft: bool, by_text: boo
     """
     trace = None if by_text else row.trace
     if trace is None:
-        prompt, completion = _token_ids(causal, row.prompt.messages, row.text)
+        prompt, completion = _token_ids(lm, row.prompt.messages, row.text)
     else:
         prompt, completion = trace.prompt_token_ids, trace.completion_token_ids
     labels = None
     if trace is not None and trace.soft is not None and soft:
-        vocabulary = int(causal.model.config.vocab_size)
+        vocabulary = int(lm.model.config.vocab_size)
         labels = known_labels(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name)
     if soft and labels is None:
         raise TrainingError(
             f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
         )
-    return _known(row.id, prompt, completion, labels, causal)
+    return _known(row.id, prompt, completion, labels, lm)
 
 
 def packed(labels: SoftLabels | SampledLabels) -> PackedLabels:
@@ -262,13 +262,13 @@ def _encoding_of(labels: SoftLabels | SampledLabels) -> Encoding[SoftLabels | Sa
     return find_encoding("sampled" if isinstance(labels, SampledLabels) else "top-k")
 
 
-def _token_ids(causal: CausalModel, messages: Sequence[Message], text: str) -> tuple[Ids, Ids]:
-    prompt = np.asarray(encode_prompt(causal.tokenizer, messages), dtype=np.int32)
-    return prompt, np.asarray(encode_completion(causal, text), dtype=np.int32)
+def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str) -> tuple[Ids, Ids]:
+    prompt = np.asarray(encode_prompt(lm.tokenizer, messages), dtype=np.int32)
+    return prompt, np.asarray(encode_completion(lm, text), dtype=np.int32)
 
 
-def _known(id_: str, prompt: Ids, completion: Ids, labels: PackedLabels | None, causal: CausalModel) -> Example:
-    vocabulary = int(causal.model.config.vocab_size)
+def _known(id_: str, prompt: Ids, completion: Ids, labels: PackedLabels | None, lm: LanguageModel) -> Example:
+    vocabulary = int(lm.model.config.vocab_size)
     highest = max(int(ids.max(initial=0)) for ids in (prompt, completion))
     if highest >= vocabulary:
         raise _unknown_token(id_, highest, vocabulary)

@@ -35,9 +35,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from pipeline.causal import load_tokenizer, quiet_transformers
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
+from pipeline.language_model import load_tokenizer, quiet_transformers
 from pipeline.model_files import ModelFiles, refuse_own_code, refuse_pickles, start_files
 from pipeline.settings import nearest
 from pipeline.student_settings import StudentSettings

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-from pipeline.causal import CausalModel, load_causal_model, load_weights
 from pipeline.config import Recipe, encoding_of
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_files, write_atomically
 from pipeline.errors import TrainingError
+from pipeline.language_model import LanguageModel, load_language_model, load_weights
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
 from pipeline.ranks import first_process_first, is_first, wait_for_all
@@ -57,7 +57,7 @@ def prepare_untrained(recipe: Recipe, student: StudentSettings) -> StudentFolder
     made = place.work / "model"
     shutil.rmtree(made, ignore_errors=True)
     initialise(recipe, student, made)
-    model = load_causal_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
+    model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
     _publish(recipe, place, made, _card(recipe, place, made, model))
     return place
 
@@ -93,15 +93,15 @@ def distill(
         start = prepare_untrained(recipe, student)
         checkpoint = _last_whole_checkpoint(place.work)
     other_tokens = other_tokenizer(dataset, ModelFiles("the student", start.path), refused=student.needs_soft_labels)
-    causal = load_causal_model(start.path, trust_remote_code=student.trust_remote_code)
-    rows = _rows(dataset, student, causal, by_text=other_tokens)
+    lm = load_language_model(start.path, trust_remote_code=student.trust_remote_code)
+    rows = _rows(dataset, student, lm, by_text=other_tokens)
     if len(rows.validation) == 0:
         without_validation(arguments, student)
-    settle_liger(arguments, causal.model.config.model_type, asked="use_liger_kernel" in student.train)
-    trainer, learning = _trainer(student, causal, objective, arguments, rows, open_teacher() if open_teacher else None)
+    settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
+    trainer, learning = _trainer(student, lm, objective, arguments, rows, open_teacher() if open_teacher else None)
     trainer.add_callback(Watch(progress, f"Training the {student.mode} student"))
     began = time.monotonic()
-    with kernels_for_this_alone(causal.model):
+    with kernels_for_this_alone(lm.model):
         trainer.train(resume_from_checkpoint=checkpoint)
     training = _Trained(dataset, time.monotonic() - began, trainer, rows.train, learning)
     weights = trainer.whole_weights()
@@ -122,11 +122,11 @@ class _Rows:
     validation: Examples
 
 
-def _rows(dataset: Dataset, student: StudentSettings, causal: CausalModel, *, by_text: bool) -> _Rows:
+def _rows(dataset: Dataset, student: StudentSettings, lm: LanguageModel, *, by_text: bool) -> _Rows:
     soft = student.needs_soft_labels
     rows = _Rows(
         *(
-            read_examples(dataset, split, causal, soft=soft, by_text=by_text, max_length=student.max_length)
+            read_examples(dataset, split, lm, soft=soft, by_text=by_text, max_length=student.max_length)
             for split in ("train", "validation")
         )
     )
@@ -140,7 +140,7 @@ def _rows(dataset: Dataset, student: StudentSettings, causal: CausalModel, *, by
 
 def _trainer(
     student: StudentSettings,
-    causal: CausalModel,
+    lm: LanguageModel,
     objective: Objective,
     arguments: TrainingArguments,
     rows: _Rows,
@@ -148,15 +148,15 @@ def _trainer(
 ) -> tuple[StudentTrainer, int]:
     """The trainer of a student, and how many of its weights learn."""
     if student.packing:
-        check_both(causal, teacher)
-    freeze(causal.model, student.freeze)
+        check_both(lm, teacher)
+    freeze(lm.model, student.freeze)
     adapted = None
     if student.lora:
         checkpointing = bool(arguments.activation_checkpointing)
-        adapted = add_adapters(causal.model, student.lora, seed=arguments.seed, checkpointing=checkpointing)
-    learning = trainable(causal.model)
+        adapted = add_adapters(lm.model, student.lora, seed=arguments.seed, checkpointing=checkpointing)
+    learning = trainable(lm.model)
     trainer = StudentTrainer(
-        causal,
+        lm,
         objective,
         arguments,
         rows.train,
@@ -183,7 +183,7 @@ def _finish(
     made = place.work / "model"
     shutil.rmtree(made, ignore_errors=True)
     if student.lora:
-        untrained = load_causal_model(start, device="cpu", trust_remote_code=student.trust_remote_code)
+        untrained = load_language_model(start, device="cpu", trust_remote_code=student.trust_remote_code)
         weights = merged(untrained, student.lora, weights, made / "adapter").model.state_dict()
     model = _save(weights, start, made, trusted=student.trust_remote_code)
     _publish(recipe, place, made, _card(recipe, place, made, model, training), training.dataset)

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from pipeline.causal import IGNORED, CausalModel
 from pipeline.durable import fsync_files, write_atomically
+from pipeline.language_model import LanguageModel
+from pipeline.layout import IGNORED
 from pipeline.progress import Progress
 from pipeline.ranks import wait_for_all
 from pipeline.student.batches import Batch, collator
@@ -38,7 +39,7 @@ class StudentTrainer(Trainer):
 
     def __init__(
         self,
-        causal: CausalModel,
+        lm: LanguageModel,
         objective: Objective,
         arguments: TrainingArguments,
         train: Examples,
@@ -51,7 +52,7 @@ class StudentTrainer(Trainer):
     ) -> None:
         """
         Args:
-            causal: the student; from now on its model's `forward` ends in the loss (forward.py).
+            lm: the student; from now on its model's `forward` ends in the loss (forward.py).
             objective: what is minimised.
             arguments: as the library has them.
             train, validation: rows; none to validate on is allowed.
@@ -61,13 +62,13 @@ class StudentTrainer(Trainer):
             adapted: the student with adapters around it, if only these are trained (lora.py).
         """
         super().__init__(
-            model=causal.model if adapted is None else adapted,
+            model=lm.model if adapted is None else adapted,
             args=arguments,
             train_dataset=train,
             eval_dataset=validation if len(validation) else None,
-            data_collator=collator(causal.pad_id, pack_to=pack_to),
+            data_collator=collator(lm.pad_id, lm.start_id, pack_to=pack_to),
         )
-        end_in_loss(causal.model, objective, chunk=head_chunk, teacher=teacher)
+        end_in_loss(lm.model, objective, chunk=head_chunk, teacher=teacher)
         self.remove_callback(PrinterCallback)  # it prints dictionaries to standard output
         keep_logs(self.callback_handler.callbacks, Path(arguments.output_dir))
         self._train_rows, self._validation_rows = train, validation

@@ -1,4 +1,4 @@
-"""A causal language model in this process, by the transformers library: text and its full distribution.
+"""A language model in this process, causal or encoder-decoder, by the transformers library: text and its full distribution.
 
     teacher: {kind: transformers, model: data/models/smollm2-135m-instruct, options: {batch_size: 32}}
 
@@ -23,7 +23,6 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import LabelSettings, TeacherSettings
-from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, find_model, refuse_own_code
 from pipeline.pricing import FREE
 from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
@@ -33,7 +32,7 @@ from pipeline.teachers.base import Answer, Outcome, Refusal, Request
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.causal import CausalModel
+    from pipeline.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +52,6 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     """Find the model's files and check the options; nothing is loaded yet."""
     options = parse_options("teacher.options", settings.options, TransformersOptions)
     files = find_model(settings.model, settings.revision, weights=False)
-    if files.is_encoder_decoder:
-        raise RecipeError(f"teacher.model is {settings.model}, an encoder-decoder: name a causal language model")
     trust = "teacher.options.trust_remote_code"
     refuse_own_code(files, "teacher.model", trust, trusted=options.trust_remote_code)
     return TransformersTeacher(find_model(settings.model, settings.revision), options, label, seed)
@@ -104,24 +101,24 @@ class TransformersTeacher:
 
     async def close(self) -> None:
         """Give the model's memory back."""
-        self.__dict__.pop("_causal", None)
+        self.__dict__.pop("_lm", None)
 
     @cached_property
-    def _causal(self) -> CausalModel:
-        from pipeline.causal import load_causal_model
+    def _lm(self) -> LanguageModel:
+        from pipeline.language_model import load_language_model
 
         options = self._options
-        causal = load_causal_model(
+        lm = load_language_model(
             self._files.folder,
             dtype=options.dtype,
             device=options.device,
             trust_remote_code=options.trust_remote_code,
         )
-        if causal.tokenizer.chat_template is None:
+        if lm.tokenizer.chat_template is None and not lm.is_encoder_decoder:
             log.warning(
                 "the tokenizer of %s has no chat template: prompts are given to it as plain text", self._files.name
             )
-        return causal
+        return lm
 
     def _answer(self, requests: Sequence[Request]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
@@ -139,31 +136,31 @@ class TransformersTeacher:
         return [outcomes[place] for place in range(len(requests))]
 
     def _encode(self, place: int, request: Request) -> _Tokens:
-        from pipeline.causal import encode_completion, encode_prompt
+        from pipeline.language_model import encode_completion, encode_prompt
 
-        prompt = encode_prompt(self._causal.tokenizer, request.prompt.messages)
-        forced = [] if request.forced is None else encode_completion(self._causal, request.forced)
+        prompt = encode_prompt(self._lm.tokenizer, request.prompt.messages)
+        forced = [] if request.forced is None else encode_completion(self._lm, request.forced)
         return _Tokens(place, request, prompt, forced)
 
     def _too_long(self, tokens: _Tokens) -> Refusal | None:
         answer = len(tokens.forced) or self._label.sampling.max_tokens
-        if len(tokens.prompt) + answer <= self._causal.window:
+        if self._lm.fits(len(tokens.prompt), answer):
             return None
         return Refusal(
             "too-long",
             f"the prompt has {len(tokens.prompt)} tokens, with {answer} for the answer more than the "
-            f"{self._causal.window} of the model's window",
+            f"{self._lm.window} of the model's window",
         )
 
     def _generate(self, batch: Sequence[_Tokens]) -> list[Answer]:
-        from pipeline.causal import Sampling, generate
+        from pipeline.generation import Sampling, generate
         from pipeline.labels_from_logits import SoftLabelRecorder, notes_for
 
         wanted, soft = self._label.sampling, self._label.soft
         seeds = [int(content_hash([self._seed, tokens.request.key])[:15], 16) for tokens in batch]
         recorder = SoftLabelRecorder(notes_for(soft, [self._soft_seed(t.request) for t in batch])) if soft else None
         written = generate(
-            self._causal,
+            self._lm,
             [tokens.prompt for tokens in batch],
             max_tokens=wanted.max_tokens,
             sampling=Sampling(wanted.temperature, wanted.top_p, seeds) if wanted.temperature > 0 else None,
@@ -179,8 +176,8 @@ class TransformersTeacher:
         """Force the model along the references, in passes whose logits fit the memory."""
         import torch
 
-        from pipeline.causal import completion_logits, token_batch
         from pipeline.labels_from_logits import chosen_logprobs
+        from pipeline.layout import completion_logits, token_batch
 
         longest = max(len(tokens.prompt) + len(tokens.forced) for tokens in batch)
         rows = max(1, _SCORING_BYTES // (4 * longest * self._files.vocabulary_size))
@@ -188,10 +185,13 @@ class TransformersTeacher:
         for start in range(0, len(batch), rows):
             part = batch[start : start + rows]
             laid_out = token_batch(
-                [tokens.prompt for tokens in part], [tokens.forced for tokens in part], self._causal.pad_id
-            ).to(self._causal.device)
+                [tokens.prompt for tokens in part],
+                [tokens.forced for tokens in part],
+                self._lm.pad_id,
+                self._lm.start_id,
+            ).to(self._lm.device)
             with torch.inference_mode():
-                logits = completion_logits(self._causal.model, laid_out)  # (completion tokens, vocabulary)
+                logits = completion_logits(self._lm.model, laid_out)  # (completion tokens, vocabulary)
             chosen = chosen_logprobs(logits, laid_out.targets).cpu().numpy().astype(np.float32)
             ends = np.cumsum([len(tokens.forced) for tokens in part])
             for tokens, end in zip(part, ends, strict=True):
@@ -221,7 +221,7 @@ class TransformersTeacher:
         completion: list[int],
         labels: tuple[SoftLabels | SampledLabels | None, np.ndarray] | None,
     ) -> Answer:
-        from pipeline.causal import decode_completion
+        from pipeline.language_model import decode_completion
 
         trace = None
         if labels is not None:
@@ -233,8 +233,8 @@ class TransformersTeacher:
             )
         forced = tokens.request.forced
         return Answer(
-            text=decode_completion(self._causal, completion) if forced is None else forced,
-            finish_reason="stop" if completion[-1] in self._causal.end_ids else "length",
+            text=decode_completion(self._lm, completion) if forced is None else forced,
+            finish_reason="stop" if completion[-1] in self._lm.end_ids else "length",
             prompt_tokens=len(tokens.prompt),
             completion_tokens=len(completion),
             trace=trace,

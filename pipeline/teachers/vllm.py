@@ -194,7 +194,7 @@ class VllmTeacher:
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        from pipeline.causal import load_tokenizer
+        from pipeline.language_model import load_tokenizer
 
         return load_tokenizer(self._files.folder)
 
@@ -249,7 +249,7 @@ class VllmTeacher:
         raise TryAgain("engine-died", trouble.detail, of_server=True)
 
     def _encode(self, request: Request) -> tuple[list[int], list[int]]:
-        from pipeline.causal import completion_ids, encode_prompt
+        from pipeline.language_model import completion_ids, encode_prompt
 
         prompt = encode_prompt(self._tokenizer, request.prompt.messages)
         if request.forced is None:

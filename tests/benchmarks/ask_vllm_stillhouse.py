@@ -17,7 +17,7 @@ from pathlib import Path
 
 import orjson
 
-import pipeline.causal
+import pipeline.language_model
 import pipeline.serving.vllm_answers  # noqa: F401
 from pipeline.config import Recipe, load_recipe
 from pipeline.labelling.engine import label

@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.causal import encode_completion, encode_prompt, load_causal_model
 from pipeline.columns import completion_row, completion_schema, record_batch
 from pipeline.config import SoftSettings, load_recipe
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.encodings import find_encoding
 from pipeline.encodings.top_k import rounded
 from pipeline.labels_from_logits import sampled, top_k
+from pipeline.language_model import encode_completion, encode_prompt, load_language_model
 from pipeline.prompts import read_prompts
 from pipeline.records import Completion, Message, Prompt, SampledLabels, SoftLabels, TeacherIdentity, TokenTrace
 from tests.benchmarks.shared import ROOT, measured_on, scratch, table, versions_of, write_section
@@ -53,14 +53,14 @@ class Text:
 
 def demo_texts(limit: int) -> Iterator[Text]:
     """The demo teacher, forced along the references."""
-    causal = load_causal_model(MODEL, device="cpu")
+    lm = load_language_model(MODEL, device="cpu")
     for number, prompt in enumerate(read_prompts(load_recipe("flows/recipes/quickstart.yaml").prompts)):
         if number == limit:
             return
-        asked = encode_prompt(causal.tokenizer, prompt.messages)
-        written = encode_completion(causal, prompt.reference or "")
+        asked = encode_prompt(lm.tokenizer, prompt.messages)
+        written = encode_completion(lm, prompt.reference or "")
         with torch.inference_mode():
-            logits = causal.model(input_ids=torch.tensor([[*asked, *written]])).logits[0, len(asked) - 1 : -1]
+            logits = lm.model(input_ids=torch.tensor([[*asked, *written]])).logits[0, len(asked) - 1 : -1]
         yield Text(logits.float(), np.asarray(written, np.int32))
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from pipeline.causal import load_causal_model
 from pipeline.dataset.store import open_dataset
 from pipeline.head import split
+from pipeline.language_model import load_language_model
 from pipeline.live_teacher import LiveTransformersTeacher
 from pipeline.student.examples import read_examples
 from pipeline.student.losses.forward_kl import divergence
@@ -23,7 +23,7 @@ from tests.benchmarks.stepping import StopWatch, Task, task_from_arguments, tell
 
 def main() -> None:
     task = task_from_arguments()
-    student = load_causal_model(Path(task.student), device="cpu")
+    student = load_language_model(Path(task.student), device="cpu")
     dataset = open_dataset(Path(task.dataset))
     train, validation = (
         read_examples(dataset, name, student, soft=task.way == "stored", by_text=False, max_length=1024)
@@ -44,9 +44,9 @@ def main() -> None:
 
 
 def _teacher(task: Task) -> LiveTransformersTeacher:
-    causal = load_causal_model(Path(task.teacher), device="cpu")
-    causal.model.requires_grad_(False)
-    return LiveTransformersTeacher(split(causal.model), int(causal.model.config.vocab_size))
+    lm = load_language_model(Path(task.teacher), device="cpu")
+    lm.model.requires_grad_(False)
+    return LiveTransformersTeacher(split(lm.model), int(lm.model.config.vocab_size))
 
 
 if __name__ == "__main__":

@@ -30,20 +30,14 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from pipeline.causal import (
-    CausalModel,
-    Sampling,
-    choose_device,
-    encode_prompt,
-    generate,
-    load_causal_model,
-    token_batch,
-)
 from pipeline.config import load_recipe
 from pipeline.dataset.reader import RowGroup
 from pipeline.encodings import PackedLabels
+from pipeline.generation import Sampling, generate
 from pipeline.head import Parts, split
 from pipeline.labels_from_logits import draw
+from pipeline.language_model import LanguageModel, choose_device, encode_prompt, load_language_model
+from pipeline.layout import token_batch
 from pipeline.live_teacher import LiveTransformersTeacher
 from pipeline.prompts import read_prompts, split_of
 from pipeline.records import SampledLabels
@@ -74,7 +68,7 @@ class Text:
     held_out: bool
 
 
-def written(teacher: CausalModel, plan: Plan) -> list[Text]:
+def written(teacher: LanguageModel, plan: Plan) -> list[Text]:
     """The teacher's completions at temperature 1; those of the same prompts behind one another."""
     settings = load_recipe(str(RECIPE)).prompts
     prompts = list(read_prompts(settings))[: plan.prompts]
@@ -168,10 +162,10 @@ def logits_along(parts: Parts, texts: Sequence[Text]) -> Tensor:
 
 
 def train(
-    teacher: CausalModel, setting: Setting, way: str, seed: int, rows: Sequence[Example], plan: Plan
-) -> tuple[CausalModel, int]:
+    teacher: LanguageModel, setting: Setting, way: str, seed: int, rows: Sequence[Example], plan: Plan
+) -> tuple[LanguageModel, int]:
     """A student and the steps that it took."""
-    student = CausalModel(copy_layers(teacher.model, plan.layers), teacher.tokenizer)
+    student = LanguageModel(copy_layers(teacher.model, plan.layers), teacher.tokenizer)
     student.model.get_input_embeddings().requires_grad_(not setting.frozen)  # the head is the same weights
     live = LiveTransformersTeacher(split(teacher.model), int(teacher.model.config.vocab_size))
     with tempfile.TemporaryDirectory() as folder:
@@ -218,7 +212,7 @@ def held_out_kl(teacher: Parts, student: Parts, texts: Sequence[Text]) -> float:
 
 def main() -> None:
     plan = plan_of(sys.argv[1])
-    teacher = load_causal_model(TEACHER)
+    teacher = load_language_model(TEACHER)
     teacher.model.requires_grad_(False)
     parts = split(teacher.model)
     texts = written(teacher, plan)

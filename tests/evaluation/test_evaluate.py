@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.causal import load_causal_model
 from pipeline.columns import completion_at
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
@@ -21,6 +20,7 @@ from pipeline.evaluation.distance import against_labels, against_teacher, distan
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.labelling.engine import label
+from pipeline.language_model import load_language_model
 from pipeline.records import Completion, TokenTrace
 from pipeline.stages import students_to_train
 from pipeline.student.rows import Example
@@ -62,7 +62,7 @@ def probabilities(subject: Subject, row: Completion) -> torch.Tensor:
     trace = trace_of(row)
     tokens = [*trace.prompt_token_ids.tolist(), *trace.completion_token_ids.tolist()]
     with torch.no_grad():
-        logits = load_causal_model(subject.folder).model(input_ids=torch.tensor([tokens])).logits[0]
+        logits = load_language_model(subject.folder).model(input_ids=torch.tensor([tokens])).logits[0]
     return logits[len(trace.prompt_token_ids) - 1 : -1].double().softmax(-1)
 
 

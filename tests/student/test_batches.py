@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.causal import token_batch
 from pipeline.encodings import PackedLabels
+from pipeline.layout import token_batch
 from pipeline.records import EncodingName
 from pipeline.student.batches import collator, soft_labels_of, tokens_of
 from pipeline.student.losses.base import NO_TOKEN

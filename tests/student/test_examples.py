@@ -13,10 +13,10 @@ import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from transformers import TrainerState
 
-from pipeline.causal import CausalModel, encode_completion, encode_prompt, load_causal_model
 from pipeline.dataset.store import Dataset
 from pipeline.encodings import PackedLabels
 from pipeline.errors import TrainingError
+from pipeline.language_model import LanguageModel, encode_completion, encode_prompt, load_language_model
 from pipeline.records import EncodingName
 from pipeline.student.batches import collator
 from pipeline.student.examples import Examples, read_examples
@@ -35,8 +35,8 @@ def model_of(vocabulary: int) -> Any:
 
 
 def read(dataset: Dataset, *, soft: bool = True, max_length: int = 100, **more: Any) -> Examples:
-    causal = more.pop("causal", model_of(VOCABULARY))
-    return read_examples(dataset, "train", causal, soft=soft, by_text=False, max_length=max_length, **more)
+    lm = more.pop("lm", model_of(VOCABULARY))
+    return read_examples(dataset, "train", lm, soft=soft, by_text=False, max_length=max_length, **more)
 
 
 def same(one: Example, other: Example) -> bool:
@@ -216,12 +216,12 @@ def test_a_token_that_the_student_does_not_know_is_refused_before_training(datas
         assert row.trace.soft is not None
         ids = (row.trace.prompt_token_ids, row.trace.completion_token_ids, packed(row.trace.soft).token_ids)
         highest.append(max(int(each.max()) for each in ids))
-    assert len(read(dataset, causal=model_of(max(highest) + 1))) == len(rows)
+    assert len(read(dataset, lm=model_of(max(highest) + 1))) == len(rows)
     unknown = max(highest)
     with pytest.raises(
         TrainingError, match=rf"has the token {unknown}, and the student knows only {unknown}"
     ) as caught:
-        read(dataset, causal=model_of(unknown))
+        read(dataset, lm=model_of(unknown))
     named = int(str(caught.value).split()[1].removeprefix("row-"))
     assert highest[named] == unknown
 
@@ -230,31 +230,31 @@ def test_a_token_that_the_student_does_not_know_is_refused_before_training(datas
 
 
 @pytest.fixture(scope="module")
-def causal(tiny_model: Path) -> CausalModel:
-    return load_causal_model(tiny_model, device="cpu")
+def lm(tiny_model: Path) -> LanguageModel:
+    return load_language_model(tiny_model, device="cpu")
 
 
 def test_rows_without_tokens_are_tokenised_and_those_with_tokens_are_not(
-    causal: CausalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = numbered([3, 4], "top-k", text="some words")
     groups[1][2] = without_labels(groups[1][2], tokens=False)
-    examples = read(write(tmp_path, groups, "top-k", monkeypatch), soft=False, causal=causal)
+    examples = read(write(tmp_path, groups, "top-k", monkeypatch), soft=False, lm=lm)
     for number, row in enumerate(row for group in groups for row in group):
         assert examples[number].soft is None
         if row.trace is not None:
             assert examples[number].prompt.tolist() == row.trace.prompt_token_ids.tolist()
             assert examples[number].completion.tolist() == row.trace.completion_token_ids.tolist()
         else:
-            assert examples[number].prompt.tolist() == encode_prompt(causal.tokenizer, row.prompt.messages)
-            assert examples[number].completion.tolist() == encode_completion(causal, "some words")
+            assert examples[number].prompt.tolist() == encode_prompt(lm.tokenizer, row.prompt.messages)
+            assert examples[number].completion.tolist() == encode_completion(lm, "some words")
         assert examples.lengths[number] == len(examples[number])
 
 
-def test_text_is_read_by_row_group_too(causal: CausalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_read_by_row_group_too(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write(tmp_path, numbered(SIZES, None), None, monkeypatch)
-    examples = read(dataset, soft=False, causal=causal)
-    examples = read(dataset, soft=False, causal=causal, capacity=two_groups(examples))
+    examples = read(dataset, soft=False, lm=lm)
+    examples = read(dataset, soft=False, lm=lm, capacity=two_groups(examples))
     decoded = decoded_groups(examples)
     assert sum(len(examples[index]) for index in Shuffled(examples, 0)) == int(examples.lengths.sum())
     assert sorted(decoded) == list(range(len(SIZES)))

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.causal import IGNORED, completion_logits, load_causal_model
 from pipeline.head import Head, split
+from pipeline.language_model import load_language_model
+from pipeline.layout import IGNORED, completion_logits
 from pipeline.student.batches import tokens_of
 from pipeline.student.forward import end_in_loss, summed_in_chunks
 from pipeline.student.losses.base import DenseLabels, SparseLabels
@@ -156,10 +157,10 @@ def test_rows_that_only_one_vocabulary_has(kind: str, padded: str) -> None:
 
 
 def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path) -> None:
-    causal = load_causal_model(tiny_model, device="cpu")
+    lm = load_language_model(tiny_model, device="cpu")
     batch = a_batch(vocabulary=100)
     tokens = tokens_of(batch)
-    whole = completion_logits(causal.model, tokens)
+    whole = completion_logits(lm.model, tokens)
     teacher = torch.randn(whole.shape, generator=torch.Generator().manual_seed(2)) * 3
     labels = labels_of(teacher, 8)
     soft = {
@@ -168,26 +169,26 @@ def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path) -> None:
         "soft_tail_logprob": labels.tail_logprob,
     }
     objective = open_objective(student(kind="forward-kl", temperature=2.0, cross_entropy_weight=0.3), "top-k")
-    end_in_loss(causal.model, objective, chunk=4)
-    causal.model.train()
+    end_in_loss(lm.model, objective, chunk=4)
+    lm.model.train()
     expected = objective(whole, tokens.targets, labels)
-    torch.testing.assert_close(causal.model(**batch, **soft), expected, rtol=1e-5, atol=1e-5)
-    causal.model.eval()
-    measured = causal.model(**batch, **soft)
+    torch.testing.assert_close(lm.model(**batch, **soft), expected, rtol=1e-5, atol=1e-5)
+    lm.model.eval()
+    measured = lm.model(**batch, **soft)
     torch.testing.assert_close(measured, objective.measured(whole, tokens.targets, labels), rtol=1e-5, atol=1e-5)
     nobody = {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
-    causal.model.train()
-    none = causal.model(**nobody)
+    lm.model.train()
+    none = lm.model(**nobody)
     none.backward()
     assert float(none.detach()) == 0
-    assert all(p.grad is None or p.grad.isfinite().all() for p in causal.model.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in lm.model.parameters())
 
 
 def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path) -> None:
     from pipeline.live_teacher import LiveTransformersTeacher
 
-    causal = load_causal_model(tiny_model, device="cpu")
-    other = load_causal_model(tiny_model, device="cpu").model
+    lm = load_language_model(tiny_model, device="cpu")
+    other = load_language_model(tiny_model, device="cpu").model
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)) * 0.1)
@@ -196,14 +197,12 @@ def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path
     objective = open_objective(student(kind="reverse-kl", cross_entropy_weight=0.0))
     with torch.no_grad():
         dense = completion_logits(other, tokens)
-    expected = objective(completion_logits(causal.model, tokens), tokens.targets, DenseLabels(dense))
-    parameters = list(causal.model.parameters())
+    expected = objective(completion_logits(lm.model, tokens), tokens.targets, DenseLabels(dense))
+    parameters = list(lm.model.parameters())
     wanted = torch.autograd.grad(expected, parameters)
-    end_in_loss(
-        causal.model, objective, chunk=5, teacher=LiveTransformersTeacher(split(other), other.config.vocab_size)
-    )
-    causal.model.train()
-    found = causal.model(**batch)
+    end_in_loss(lm.model, objective, chunk=5, teacher=LiveTransformersTeacher(split(other), other.config.vocab_size))
+    lm.model.train()
+    found = lm.model(**batch)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.autograd.grad(found, parameters), wanted, rtol=1e-4, atol=1e-5)
 

@@ -27,9 +27,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pipeline.causal import decode_completion, generate, load_causal_model
 from pipeline.errors import RecipeError, TeacherUnavailable
+from pipeline.generation import generate
 from pipeline.labelling.engine import label
+from pipeline.language_model import decode_completion, load_language_model
 from pipeline.model_files import find_model
 from pipeline.stages import check_student
 from pipeline.student.start_config import evenly_spaced
@@ -166,9 +167,9 @@ def test_a_config_of_its_own_ends_as_the_teacher_does(start: Make, tmp_path: Pat
     model = made(recipe, tmp_path / "made")
     assert (model.config.model_type, model.config.vocab_size) == (kind, 260)
     assert model.config.eos_token_id == model.generation_config.eos_token_id == 0
-    causal = load_causal_model(tmp_path / "made")
-    assert causal.end_ids == [0]
-    assert isinstance(decode_completion(causal, generate(causal, [[5, 6]], max_tokens=4)[0]), str)
+    lm = load_language_model(tmp_path / "made")
+    assert lm.end_ids == [0]
+    assert isinstance(decode_completion(lm, generate(lm, [[5, 6]], max_tokens=4)[0]), str)
 
 
 def test_fresh_weights_are_float32_unless_the_config_says_otherwise(start: Make, tmp_path: Path) -> None:
@@ -316,4 +317,4 @@ def test_a_trained_student_has_the_settings_of_its_start(start: Make, tiny_model
         config = json.loads((place / student / "config.json").read_text())
         assert config["use_cache"] is True
         assert config == json.loads((tiny_model / "config.json").read_text())
-        assert load_causal_model(place / student).end_ids == [0, 5]
+        assert load_language_model(place / student).end_ids == [0, 5]

@@ -12,10 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.causal import CausalModel, load_causal_model
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
+from pipeline.language_model import LanguageModel, load_language_model
 from pipeline.stages import check_student
 from pipeline.student import train as training
 from pipeline.student.forward import end_in_loss
@@ -42,9 +42,9 @@ def test_before_the_first_step_the_loss_is_the_whole_student_s(tiny_model: Path)
     objective = open_objective(student().model_copy(update={"mode": "black-box"}))
     losses = []
     for lora in (False, True):
-        causal = load_causal_model(tiny_model, device="cpu")
-        model: Any = add_adapters(causal.model, LORA, seed=0) if lora else causal.model
-        end_in_loss(causal.model, objective, chunk=4)
+        lm = load_language_model(tiny_model, device="cpu")
+        model: Any = add_adapters(lm.model, LORA, seed=0) if lora else lm.model
+        end_in_loss(lm.model, objective, chunk=4)
         model.eval()  # no dropout
         losses.append(model(**a_batch(vocabulary=100))[0])
     assert torch.equal(*losses)
@@ -61,7 +61,7 @@ def test_the_merged_student_says_what_the_adapted_one_did(name: str, tmp_path: P
     tokens = torch.arange(8).unsqueeze(0)
     expected = adapted.eval()(tokens).logits
     assert not torch.allclose(expected, family(name)(tokens).logits, atol=1e-2)
-    start: Any = CausalModel(family(name), None)  # type: ignore[arg-type]
+    start: Any = LanguageModel(family(name), None)  # type: ignore[arg-type]
     whole = merged(start, LORA, adapted.state_dict(), tmp_path / "adapter").model
     assert type(whole) is type(family(name))
     assert whole.state_dict().keys() == family(name).state_dict().keys()
@@ -161,9 +161,9 @@ def test_resuming_gives_the_student_of_an_unbroken_run(
     ],
 )
 def test_wrong_target_modules(tiny_model: Path, targets: str | tuple[str, ...], words: str) -> None:
-    causal = load_causal_model(tiny_model, device="cpu")
+    lm = load_language_model(tiny_model, device="cpu")
     with pytest.raises(RecipeError) as caught:
-        add_adapters(causal.model, LoraSettings(target_modules=targets), seed=0)
+        add_adapters(lm.model, LoraSettings(target_modules=targets), seed=0)
     assert str(caught.value).startswith("student.lora.target_modules is ")
     assert words in str(caught.value)
     assert "q_proj" in str(caught.value) or "all-linear" in str(caught.value)
@@ -179,8 +179,8 @@ def test_targets_are_looked_at_before_anything_is_labelled(tiny_recipe: MakeReci
 def test_targets_can_be_chosen_by_name_and_by_pattern(tiny_model: Path) -> None:
     found = set()
     for targets in [("q_proj", "v_proj"), r".*\.[qv]_proj"]:
-        causal = load_causal_model(tiny_model, device="cpu")
-        found.add(trainable(add_adapters(causal.model, LoraSettings(r=2, target_modules=targets), seed=0)))
+        lm = load_language_model(tiny_model, device="cpu")
+        found.add(trainable(add_adapters(lm.model, LoraSettings(r=2, target_modules=targets), seed=0)))
     assert found == {4 * 2 * ((32 + 32) + (32 + 16))}  # layers, rank, and the widths of the two
 
 

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.causal import IGNORED, load_causal_model
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import TrainingError
 from pipeline.head import split
+from pipeline.language_model import load_language_model
+from pipeline.layout import IGNORED
 from pipeline.live_teacher import LiveTransformersTeacher
 from pipeline.records import EncodingName
 from pipeline.student.batches import collator, side_by_side, soft_labels_of
@@ -114,26 +115,26 @@ def loss_and_gradients(
 def test_a_packed_batch_has_the_loss_and_gradients_of_one_that_is_not(
     tiny_model: Path, labels: str, chunk: int
 ) -> None:
-    causal = load_causal_model(tiny_model, device="cpu")
+    lm = load_language_model(tiny_model, device="cpu")
     encoding: Any = labels if labels in ("top-k", "sampled") else None
     settings = student(kind="forward-kl", temperature=2.0, cross_entropy_weight=0.3)
     if labels == "text":
         settings = settings.model_copy(update={"mode": "black-box"})
     teacher = None
     if labels == "live":
-        other = load_causal_model(tiny_model, device="cpu").model
+        other = load_language_model(tiny_model, device="cpu").model
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.mul_(1.3)
         teacher = LiveTransformersTeacher(split(other), other.config.vocab_size)
-    end_in_loss(causal.model, open_objective(settings, encoding), chunk=chunk, teacher=teacher)
-    causal.model.train()
+    end_in_loss(lm.model, open_objective(settings, encoding), chunk=chunk, teacher=teacher)
+    lm.model.train()
     examples = rows_of(200, encoding)
     width = 2 * max(len(one) for one in examples)
     packed = collator(PAD, pack_to=width)(examples)
     assert packed["input_ids"].shape[0] < len(examples)
-    expected, wanted = loss_and_gradients(causal.model, collator(PAD)(examples))
-    found, gradients = loss_and_gradients(causal.model, packed)
+    expected, wanted = loss_and_gradients(lm.model, collator(PAD)(examples))
+    found, gradients = loss_and_gradients(lm.model, packed)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=2e-4)
 

@@ -9,10 +9,10 @@ import torch
 from torchao.quantization import Int8Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
 
-from pipeline.causal import load_causal_model
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
+from pipeline.language_model import load_language_model
 from pipeline.stages import check_student, distill_stage, students_to_train
 from pipeline.student import train as training
 from pipeline.student.folder import read_card, student_folder
@@ -102,7 +102,7 @@ def test_a_student_has_its_copy_and_the_copy_comes_without_training_again(
     assert added.card == plain.model_copy(update={"int8": added.card.int8}) == read_card(folder)
     assert (folder / "model.safetensors").read_bytes() == weights
     assert "quantize: int8" in (folder / "recipe.yaml").read_text()
-    assert load_causal_model(folder / "int8").tokenizer.chat_template
+    assert load_language_model(folder / "int8").tokenizer.chat_template
     monkeypatch.setattr(training, "add_int8", None)
     assert distill_stage(recipe, asking, dataset) == added
     assert distill(recipe, student, dataset) == added.card  # who does not ask for the copy is not disturbed by it

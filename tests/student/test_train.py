@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.causal import load_causal_model
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetRefused, RecipeError, TrainingError
 from pipeline.labelling.engine import label
+from pipeline.language_model import load_language_model
 from pipeline.progress import silent
 from pipeline.student import train as training
 from pipeline.student.arguments import training_arguments
@@ -128,15 +128,15 @@ def test_the_gradient_is_a_mean_over_tokens_however_the_step_is_cut(
         one = student.model_copy(
             update={"train": {**student.train, **cut, "save_strategy": "no", "optim": "sgd", "learning_rate": 0.1}}
         )
-        causal = load_causal_model(start.path)
-        rows = read_examples(dataset, "train", causal, soft=True, by_text=False, max_length=100)
+        lm = load_language_model(start.path)
+        rows = read_examples(dataset, "train", lm, soft=True, by_text=False, max_length=100)
         assert len(set(rows.lengths[:8].tolist())) > 1
         eight: Any = torch.utils.data.Subset(rows, range(8))
         trainer = StudentTrainer(
-            causal, open_objective(one), training_arguments(recipe, one, tmp_path / str(size)), eight, eight
+            lm, open_objective(one), training_arguments(recipe, one, tmp_path / str(size)), eight, eight
         )
         trainer.train()
-        results.append((trainer.state.log_history[0]["loss"], causal.model.state_dict()))
+        results.append((trainer.state.log_history[0]["loss"], lm.model.state_dict()))
     for loss, state in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-4)
         for key, tensor in state.items():
@@ -171,14 +171,11 @@ def test_text_is_split_anew_for_a_student_of_another_tokenizer(
     labelled: tuple[Recipe, StudentSettings, Dataset], tmp_path: Path
 ) -> None:
     _, _, dataset = labelled
-    causal = load_causal_model(make_tiny_model(tmp_path / "other", merges=3))
+    lm = load_language_model(make_tiny_model(tmp_path / "other", merges=3))
     taken, anew = (
-        read_examples(dataset, "train", causal, soft=False, by_text=by_text, max_length=200)
-        for by_text in (False, True)
+        read_examples(dataset, "train", lm, soft=False, by_text=by_text, max_length=200) for by_text in (False, True)
     )
-    assert [causal.tokenizer.decode(one.prompt) for one in taken] == [
-        causal.tokenizer.decode(one.prompt) for one in anew
-    ]
+    assert [lm.tokenizer.decode(one.prompt) for one in taken] == [lm.tokenizer.decode(one.prompt) for one in anew]
     assert any(len(one.prompt) > len(other.prompt) for one, other in zip(taken, anew, strict=True))
 
 
@@ -241,11 +238,11 @@ def test_text_only_rows_are_tokenised_by_the_student(tiny_recipe: MakeRecipe) ->
     recipe = tiny_recipe(label=text_only, student={**parts["student"], "mode": "black-box"})
     assert recipe.student is not None
     dataset = asyncio.run(label(recipe)).dataset
-    causal = load_causal_model(Path(recipe.teacher.model))
-    rows = read_examples(dataset, "train", causal, soft=False, by_text=False, max_length=200)
+    lm = load_language_model(Path(recipe.teacher.model))
+    rows = read_examples(dataset, "train", lm, soft=False, by_text=False, max_length=200)
     assert all(row.completion[-1] == 0 and row.soft is None for row in rows)
     with pytest.raises(TrainingError, match="has no soft labels"):
-        read_examples(dataset, "train", causal, soft=True, by_text=False, max_length=200)
+        read_examples(dataset, "train", lm, soft=True, by_text=False, max_length=200)
     assert distill(recipe, recipe.student, dataset).steps > 0
 
 

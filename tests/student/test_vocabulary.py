@@ -161,7 +161,7 @@ def test_rows_of_a_known_tokenizer_may_name_padding(
     assert tokens < VOCABULARY  # some labels name a higher id
     own = replace(dataset.manifest.teacher, tokenizer_sha256="of both")
     shared = replace(dataset, manifest=dataset.manifest.model_copy(update={"teacher": own}))
-    examples = read(shared, causal=model_of(tokens))
+    examples = read(shared, lm=model_of(tokens))
     for number, (row, trace) in enumerate(zip(rows, traces, strict=True)):
         soft = examples[number].soft
         assert trace.soft is not None
@@ -172,9 +172,9 @@ def test_rows_of_a_known_tokenizer_may_name_padding(
         assert alone is not None
         np.testing.assert_array_equal(soft.tail_logprob, alone.tail_logprob)
     with pytest.raises(TrainingError, match=rf"has the token {tokens - 1}, and the student knows only {tokens - 1}"):
-        read(shared, causal=model_of(tokens - 1))
+        read(shared, lm=model_of(tokens - 1))
     with pytest.raises(TrainingError, match="take a student with the teacher's tokenizer"):
-        read(dataset, causal=model_of(tokens))  # whose tokenizer nobody knows
+        read(dataset, lm=model_of(tokens))  # whose tokenizer nobody knows
 
 
 def padded(model: Path, folder: Path, rows: int) -> Path:

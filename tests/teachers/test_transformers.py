@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipeline.causal import Sampling, encode_prompt, generate, load_causal_model
 from pipeline.config import LabelSettings, TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
+from pipeline.generation import Sampling, generate
+from pipeline.language_model import encode_prompt, load_language_model
 from pipeline.records import Message, Prompt, SampledLabels
 from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
 from tests.conftest import make_tiny_model
@@ -48,7 +49,7 @@ def full_logprobs(model: Path, prompt: list[int], completion: list[int]) -> torc
 def check_labels(model: Path, text: str, answer: Answer) -> None:
     trace = answer.trace
     assert trace is not None and trace.soft is not None
-    tokenizer = load_causal_model(model).tokenizer
+    tokenizer = load_language_model(model).tokenizer
     prompt, completion = trace.prompt_token_ids.tolist(), trace.completion_token_ids.tolist()
     assert prompt == encode_prompt(tokenizer, [Message("user", text)])
     expected = full_logprobs(model, prompt, completion)
@@ -113,13 +114,13 @@ def test_a_request_draws_the_same_text_whatever_batch_it_is_in(tiny_model: Path)
 
 def test_tokens_are_drawn_as_often_as_they_are_likely(tiny_model: Path) -> None:
     """4,000 first tokens after one prompt, with temperature and top-p, against the probabilities themselves."""
-    causal = load_causal_model(tiny_model)
-    prompt = encode_prompt(causal.tokenizer, [Message("user", "Hi")])
+    lm = load_language_model(tiny_model)
+    prompt = encode_prompt(lm.tokenizer, [Message("user", "Hi")])
     drawn = 4000
-    tokens = generate(causal, [prompt] * drawn, max_tokens=1, sampling=Sampling(0.7, 0.8, range(drawn)))
-    seen = np.bincount([token for (token,) in tokens], minlength=causal.model.config.vocab_size) / drawn
+    tokens = generate(lm, [prompt] * drawn, max_tokens=1, sampling=Sampling(0.7, 0.8, range(drawn)))
+    seen = np.bincount([token for (token,) in tokens], minlength=lm.model.config.vocab_size) / drawn
     with torch.inference_mode():
-        likely = (causal.model(torch.tensor([prompt])).logits[0, -1].double() / 0.7).softmax(-1)
+        likely = (lm.model(torch.tensor([prompt])).logits[0, -1].double() / 0.7).softmax(-1)
     ordered, ids = likely.sort(descending=True)
     kept = ordered.cumsum(-1) - ordered < 0.8  # up to the token that passes top_p
     expected = torch.zeros_like(likely).scatter(0, ids[kept], ordered[kept] / ordered[kept].sum()).numpy()
@@ -170,7 +171,7 @@ def test_the_identity_is_taken_from_content(tiny_model: Path, tmp_path: Path) ->
 def test_opening_loads_no_model(tiny_model: Path) -> None:
     teacher, _ = opened(tiny_model, {})
     assert teacher.identity.kind == "transformers"
-    assert "_causal" not in vars(teacher)
+    assert "_lm" not in vars(teacher)
 
 
 @pytest.mark.parametrize(

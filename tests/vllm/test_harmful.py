@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.causal import completion_logits, encode_prompt, load_causal_model, token_batch
 from pipeline.config import Recipe
 from pipeline.errors import TeacherRefused
 from pipeline.labelling.engine import label
+from pipeline.language_model import encode_prompt, load_language_model
+from pipeline.layout import completion_logits, token_batch
 from pipeline.progress import Progress, silent
 from pipeline.records import Message
 from pipeline.serving.vllm_server import VllmServer
@@ -51,11 +52,11 @@ def test_bfloat16_is_judged_by_what_it_does(vllm_recipe: MakeVllmRecipe, demo_te
 
 def behind_the_best(folder: Path, question: str, answer: str) -> float:
     """By how many nats, at most, a token of the answer is less likely than the most likely one, in float32."""
-    causal = load_causal_model(folder, device="cpu")
-    prompt = encode_prompt(causal.tokenizer, [Message("user", question)])
-    batch = token_batch([prompt], [causal.tokenizer(answer, add_special_tokens=False)["input_ids"]], causal.pad_id)
+    lm = load_language_model(folder, device="cpu")
+    prompt = encode_prompt(lm.tokenizer, [Message("user", question)])
+    batch = token_batch([prompt], [lm.tokenizer(answer, add_special_tokens=False)["input_ids"]], lm.pad_id)
     with torch.inference_mode():
-        logits = completion_logits(causal.model, batch)  # (completion tokens, vocabulary)
+        logits = completion_logits(lm.model, batch)  # (completion tokens, vocabulary)
     chosen = logits.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
     return float((logits.max(dim=-1).values - chosen).max())
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.causal import load_causal_model
 from pipeline.columns import completion_at
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.encodings.top_k import WIDTH
 from pipeline.errors import TeacherRefused, TeacherUnavailable
 from pipeline.labelling.engine import label
+from pipeline.language_model import load_language_model
 from pipeline.records import Completion
 from pipeline.serving.vllm_server import VllmServer
 from pipeline.stages import check_teacher
@@ -46,13 +46,13 @@ def rows_of(dataset: Dataset) -> list[Completion]:
 
 def assert_labels_are_the_models_own(rows: list[Completion], model: Path) -> None:
     """Each position against the full logits of the same model in transformers, float32."""
-    causal = load_causal_model(model, device="cpu")
+    lm = load_language_model(model, device="cpu")
     for row in rows:
         trace = row.trace
         assert trace is not None and trace.soft is not None
         ids = [*trace.prompt_token_ids.tolist(), *trace.completion_token_ids.tolist()]
         with torch.inference_mode():
-            logits = causal.model(input_ids=torch.tensor([ids])).logits[0]
+            logits = lm.model(input_ids=torch.tensor([ids])).logits[0]
         full = logits[len(trace.prompt_token_ids) - 1 : -1].double().log_softmax(-1).numpy()
         time_, k = trace.soft.token_ids.shape
         listed = np.take_along_axis(full, trace.soft.token_ids.astype(np.int64), axis=1)

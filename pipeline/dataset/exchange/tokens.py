@@ -130,14 +130,14 @@ class Tokens:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from pipeline.causal import load_tokenizer
+        from pipeline.language_model import load_tokenizer
         from pipeline.model_files import find_model
 
         return load_tokenizer(find_model(str(self.folder), setting="--tokenizer", weights=False).folder)
 
     def prompt(self, token_ids: Sequence[int]) -> Prompt | None:
         """The conversation that the chat template turns into exactly these ids; None where there is none."""
-        from pipeline.causal import encode_prompt
+        from pipeline.language_model import encode_prompt
 
         templated = self._tokenizer.chat_template is not None
         text = str(self._tokenizer.decode(list(token_ids), skip_special_tokens=not templated))

@@ -50,7 +50,7 @@ CONVERSATIONS: list[list[tuple[Any, str]]] = [
 @pytest.fixture(scope="module", params=list(ENCODINGS))
 def dataset(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Real tokens of the tiny model's tokenizer, with made-up distributions."""
-    from pipeline.causal import encode_prompt, load_tokenizer
+    from pipeline.language_model import encode_prompt, load_tokenizer
 
     soft = SoftSettings(**ENCODINGS[request.param])
     tokenizer, generator = load_tokenizer(tiny_model), np.random.default_rng(0)
@@ -334,7 +334,7 @@ def test_an_axolotl_file_that_is_not_right_is_told_with_its_line(
     ],
 )
 def test_a_chat_template_is_undone(tiny_model: Path, turns: list[tuple[Any, str]]) -> None:
-    from pipeline.causal import encode_prompt, load_tokenizer
+    from pipeline.language_model import encode_prompt, load_tokenizer
 
     messages = tuple(Message(role, content) for role, content in turns)
     prompt = Tokens(tiny_model).prompt(encode_prompt(load_tokenizer(tiny_model), messages))
@@ -342,7 +342,7 @@ def test_a_chat_template_is_undone(tiny_model: Path, turns: list[tuple[Any, str]
 
 
 def test_without_a_chat_template_the_text_is_one_turn(tmp_path: Path) -> None:
-    from pipeline.causal import encode_prompt, load_tokenizer
+    from pipeline.language_model import encode_prompt, load_tokenizer
 
     folder = make_tiny_model(tmp_path / "plain", template=False)
     messages = (Message("user", "just text"),)
@@ -352,7 +352,7 @@ def test_without_a_chat_template_the_text_is_one_turn(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_teachers_template_is_undone(demo_teacher: Path) -> None:
-    from pipeline.causal import encode_prompt, load_tokenizer
+    from pipeline.language_model import encode_prompt, load_tokenizer
 
     tokens, tokenizer = Tokens(demo_teacher), load_tokenizer(demo_teacher)
     for turns in ([("user", "hi")], [("system", "Be kind."), ("user", "a"), ("assistant", "b"), ("user", "c")]):
