@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.metrics import mean_per_token
+from pipeline.evaluation.bootstrap import mean_per_token
 from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.language_model import LanguageModel, load_language_model

@@ -23,7 +23,7 @@ from pipeline.columns import completion_at, prompt_at
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError, StudentMissing
-from pipeline.evaluation.metrics import mean_per_prompt
+from pipeline.evaluation.bootstrap import mean_per_prompt
 from pipeline.evaluation.overlap import find_overlap
 from pipeline.evaluation.processes import fresh_processes
 from pipeline.evaluation.report import ReportFiles, comparison_table, write_report

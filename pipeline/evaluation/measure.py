@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.evaluation.metrics import mean_per_token
+from pipeline.evaluation.bootstrap import mean_per_token
 from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.generation import generate

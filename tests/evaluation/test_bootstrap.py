@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.metrics import mean_per_prompt, mean_per_token
+from pipeline.evaluation.bootstrap import mean_per_prompt, mean_per_token
 
 
 def test_the_mean_is_over_tokens_not_over_prompts() -> None:
