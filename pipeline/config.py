@@ -16,12 +16,11 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import RecipeError, UsageError
+from pipeline.finetune_settings import NAME, FinetuneSettings
 from pipeline.records import EncodingName
 from pipeline.settings import Settings, explain
 from pipeline.storage.location import location
 from pipeline.student_settings import StudentSettings
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes a folder's name
 
 
 class PromptSettings(Settings):
@@ -43,8 +42,29 @@ class TeacherSettings(Settings):
     kind: str
     model: str = ""
     revision: str | None = None
+    finetune: FinetuneSettings | None = None  # `model` is fine-tuned on the references first, and the result labels
+    task_prefix: str | None = None  # what every prompt must begin with; None: as `model`'s config has it; "": nothing
     price: PriceSettings | None = None  # None: looked up by model and provider
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def labelling_model(self) -> str:
+        """The folder or hub id of the model that labels: the fine-tuned one, where there is one."""
+        return self.finetune.folder if self.finetune else self.model
+
+    @property
+    def labelling_revision(self) -> str | None:
+        """The revision of that model, where it is a hub's."""
+        return None if self.finetune else self.revision
+
+    @model_validator(mode="after")
+    def _only_what_has_weights_here_is_fine_tuned(self) -> TeacherSettings:
+        if self.finetune is not None and self.kind != "transformers":
+            raise ValueError(
+                f"finetune is set and kind is {self.kind!r}: only a model in this process is fine-tuned, set kind to "
+                "transformers, or take finetune away"
+            )
+        return self
 
 
 class SamplingSettings(Settings):
@@ -149,7 +169,7 @@ class DatasetSettings(Settings):
     """Which dataset is written, or read."""
 
     root: str = "data/labels"  # a folder, or a URL such as s3://bucket/labels
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=NAME)
     version: int | None = Field(default=None, ge=1)  # to learn from; None: the newest
     licence: str | None = None  # for the card: an SPDX name such as apache-2.0
     journal: str | None = None  # a folder of this machine; None: beside the versions, of a URL under data/journals
@@ -164,12 +184,38 @@ class DatasetSettings(Settings):
             raise ValueError("journal is a URL: give a folder of this machine, a journal needs a disk")
         return self
 
+    @property
+    def gold(self) -> DatasetSettings:
+        """Where the same prompts lie with their references as completions."""
+        return self.model_copy(update={"name": f"{self.name}-gold", "version": None})
+
+
+class MetricSettings(Settings):
+    """One metric of the task; every key but `kind` and `name` is an option that the metric itself checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+    name: str | None = None  # the column's header; None: the metric's own
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, given: Any) -> Any:
+        """`chrf` is short for {kind: chrf}."""
+        return {"kind": given} if isinstance(given, str) else given
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
 
 class EvaluateSettings(Settings):
     """What the report measures."""
 
-    baselines: tuple[Literal["untrained", "black-box"], ...] = ("untrained", "black-box")
+    baselines: tuple[Literal["untrained", "black-box", "gold"], ...] = ("untrained", "black-box")
     limit: int = Field(default=200, ge=1)  # held-out rows that quality is measured on
+    metrics: tuple[MetricSettings, ...] = ()  # of answers to all of these rows that have a reference
+    batch_size: int = Field(default=16, ge=1)  # prompts answered together, where no time is taken
     answers: int = Field(default=20, ge=1)  # held-out prompts answered by every model, side by side in the report
     latency_prompts: int = Field(default=10, ge=2)  # answered one at a time, for latency and tokens a second
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -180,7 +226,7 @@ class EvaluateSettings(Settings):
 class Recipe(Settings):
     """One whole run."""
 
-    name: str = Field(pattern=_NAME)
+    name: str = Field(pattern=NAME)
     seed: int = Field(default=0, ge=0)
     prompts: PromptSettings
     teacher: TeacherSettings
@@ -190,6 +236,34 @@ class Recipe(Settings):
     student: StudentSettings | None = None
     students: str = "data/students"
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_fine_tuned_teacher_has_a_name(cls, given: Any) -> Any:
+        """The recipe's own name and seed, where `teacher.finetune` gives no others."""
+        teacher = given.get("teacher") if isinstance(given, Mapping) else None
+        settings = teacher.get("finetune") if isinstance(teacher, Mapping) else None
+        if not isinstance(teacher, Mapping) or not isinstance(settings, Mapping):
+            return given
+        own = {key: given.get(key, default) for key, default in (("name", None), ("seed", 0))}
+        named = {**settings, **{key: value for key, value in own.items() if settings.get(key) is None}}
+        return {**given, "teacher": {**teacher, "finetune": named}}
+
+    @model_validator(mode="after")
+    def _teacher_and_student_lie_apart(self) -> Recipe:
+        tuned = self.teacher.finetune
+        if tuned and Path(tuned.folder).parent == Path(self.students) / self.name:
+            raise ValueError(
+                f"teacher.finetune.root is {tuned.root!r} and its name {tuned.name!r}, where the students lie: set one of "
+                "the two to another"
+            )
+        return self
+
+    @property
+    def needs_gold(self) -> bool:
+        """Whether somebody learns from the references."""
+        of_students = self.student is not None and (self.student.mode == "gold" or "gold" in self.evaluate.baselines)
+        return self.teacher.finetune is not None or of_students
 
     @model_validator(mode="after")
     def _white_box_needs_soft_labels(self) -> Recipe:

@@ -98,7 +98,7 @@ class StudentSettings(Settings):
     """The model that learns, and how."""
 
     init: InitSettings
-    mode: Literal["white-box", "black-box"] = "white-box"
+    mode: Literal["white-box", "black-box", "gold"] = "white-box"  # gold: from the references, and not the teacher
     labels: Literal["stored", "live"] = "stored"  # live: the teacher's forward pass in every step, nothing is stored
     loss: LossSettings = LossSettings()
     max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are counted and left out

@@ -45,7 +45,7 @@ Labels = SparseLabels | DenseLabels
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a recipe. `divergence` is None for a black-box student."""
+    """The loss of a recipe. `divergence` is None for a student that learns from text alone."""
 
     divergence: Divergence | None
     temperature: float
@@ -91,7 +91,7 @@ class Objective:
 
 
 def open_objective(settings: StudentSettings, encoding: str | None = None) -> Objective:
-    """The objective of a recipe; a black-box student learns by plain cross-entropy.
+    """The objective of a recipe; a student that learns from text alone has plain cross-entropy.
 
     Args:
         settings: the recipe's student.
@@ -101,7 +101,7 @@ def open_objective(settings: StudentSettings, encoding: str | None = None) -> Ob
         RecipeError: there is no such kind of loss, an option is wrong, or it cannot be taken from labels of this encoding.
     """
     loss = settings.loss
-    if settings.mode == "black-box":
+    if settings.mode != "white-box":
         open_divergence(loss)
         return Objective(None, temperature=1.0, weight=0.0, cross_entropy_weight=1.0)
     return Objective(open_divergence(loss, encoding), loss.temperature, loss.weight, loss.cross_entropy_weight)
