@@ -2,9 +2,8 @@
 
     t5_small(tmp_path / "t5-small", texts)      # 60.5 million parameters, 242 MB; `**config` changes its config
 
-The tokenizer is trained on `texts` in place: Unigram, `<pad>` 0, `</s>` 1, `<unk>` 2, and at
-the end `<extra_id_99>` to `<extra_id_0>`, as T5's has them. It has fewer tokens than the model has rows, as T5's own does (32,100
-of 32,128).
+The tokenizer is trained on `texts` in place: Unigram, `<pad>` 0, `</s>` 1, `<unk>` 2, and at the end `<extra_id_99>` to
+`<extra_id_0>`, as T5's has them. It has fewer tokens than the model has rows, as T5's own does (32,100 of 32,128).
 """
 
 from __future__ import annotations
