@@ -1,8 +1,8 @@
-"""Find a teacher, a filter or a loss by its `kind`.
+"""Find a teacher, a filter, a loss or a metric by its `kind`.
 
 A kind is one file in its folder (`forward-kl` is student/losses/forward_kl.py), or an entry point of another package
-(group `stillhouse.teachers`, `stillhouse.filters` or `stillhouse.losses`). There is no table to edit, and a heavy
-library is imported only when its kind is chosen.
+(group `stillhouse.teachers`, `stillhouse.filters`, `stillhouse.losses` or `stillhouse.metrics`). There is no table to
+edit, and a heavy library is imported only when its kind is chosen.
 """
 
 from __future__ import annotations
