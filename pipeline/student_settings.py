@@ -8,13 +8,22 @@ student:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from pipeline.settings import Settings
 
 Part = Literal["embedding", "head"]
+Layers = int | tuple[int, ...]  # so many, evenly spaced, first and last included; or these, from 0
+
+
+class StackLayers(Settings):
+    """Layers of an encoder-decoder's two stacks; of one that is not named, all."""
+
+    encoder: Layers | None = None
+    decoder: Layers | None = None
 
 
 class InitSettings(Settings):
@@ -23,16 +32,34 @@ class InitSettings(Settings):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     from_: Literal["teacher"] | None = Field(default=None, alias="from")
-    layers: int | tuple[int, ...] | None = None  # so many, evenly spaced, first and last included; or these, from 0
+    layers: Layers | StackLayers | None = None  # of both stacks of an encoder-decoder, or {encoder: ..., decoder: ...}
     model: str | None = None  # a folder or a hub id
     revision: str | None = None  # of a hub model
     config: dict[str, Any] | None = (
         None  # fresh weights; with `model_type` on its own, without it a change of the teacher's
     )
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _of_stacks_that_there_are(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            named = {name for name, layers in given.items() if layers is not None}
+            if not named or not named <= StackLayers.model_fields.keys():
+                raise ValueError(
+                    f"layers is {dict(given)}: name the layers of an encoder-decoder's stacks, such as "
+                    "{encoder: 3, decoder: 2}, or give a number or a list"
+                )
+        return given
+
     @model_validator(mode="after")
     def _exactly_one_origin(self) -> InitSettings:
         origins = [self.from_ is not None, self.model is not None, self.config is not None]
+        if self.config is not None and (self.from_ is not None or self.layers is not None):
+            raise ValueError(
+                f"config is {self.config}, and copied layers have the teacher's width, heads and feed-forward: take "
+                "`config` away to copy layers as they are, or take `from` and `layers` away for fresh weights of another "
+                "shape"
+            )
         if sum(origins) != 1:
             raise ValueError("give exactly one of `from: teacher` (with `layers`), `model`, or `config`")
         if (self.from_ is not None) != (self.layers is not None):
@@ -43,14 +70,15 @@ class InitSettings(Settings):
 
     @model_validator(mode="after")
     def _layers_in_order(self) -> InitSettings:
-        if isinstance(self.layers, int) and self.layers < 1:
-            raise ValueError(f"layers is {self.layers}: give 1 or more, or a list such as [0, 5, 11]")
-        if isinstance(self.layers, tuple) and (
-            not self.layers or min(self.layers) < 0 or sorted(set(self.layers)) != [*self.layers]
-        ):
-            raise ValueError(
-                f"layers is {[*self.layers]}: list layers of the teacher from 0 in rising order, such as [0, 5, 11]"
-            )
+        given = self.layers
+        named = {f"layers.{n}": of for n, of in given} if isinstance(given, StackLayers) else {"layers": given}
+        for where, layers in named.items():
+            if isinstance(layers, int) and layers < 1:
+                raise ValueError(f"{where} is {layers}: give 1 or more, or a list such as [0, 5, 11]")
+            if isinstance(layers, tuple) and (not layers or min(layers) < 0 or sorted(set(layers)) != [*layers]):
+                raise ValueError(
+                    f"{where} is {[*layers]}: list layers of the teacher from 0 in rising order, such as [0, 5, 11]"
+                )
         return self
 
 
