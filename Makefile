@@ -6,6 +6,7 @@
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 # make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
 # make bench-train  training: what each objective learns, speed beside TRL's GKD, memory of the loss, into docs/benchmarks.md
+# make reproduce-t5 a T5 into a smaller T5, three seeds, into docs/benchmarks.md; make reproduce-t5-quick: one seed, shown
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -16,7 +17,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data bench-train vllm-cpu clean
+.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data bench-train reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -81,6 +82,18 @@ bench-data: install
 bench-train: install .venv-trl/.installed
 	$(BIN)/stillhouse teacher fetch-demo
 	$(BIN)/python -m tests.benchmarks.train
+
+# The experiment that the project grew from (docs/t5.md).
+reproduce-t5: $(VENV)/.installed-t5
+	$(BIN)/python -m tests.benchmarks.t5
+
+reproduce-t5-quick: $(VENV)/.installed-t5
+	$(BIN)/python -m tests.benchmarks.t5 --quick
+
+$(VENV)/.installed-t5: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV): some minutes the first time"
+	$(PIP) -e '.[t5,int8]'
+	@touch $@
 
 .venv-%/.installed: tests/benchmarks/%.txt
 	@echo "Installing into .venv-$*: a minute the first time"

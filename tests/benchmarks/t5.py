@@ -1,0 +1,143 @@
+"""A T5 into a smaller T5, on words and how they are spoken: `make reproduce-t5`.
+
+    python -m tests.benchmarks.t5              # three seeds, into docs/benchmarks.md and docs/t5.png
+    python -m tests.benchmarks.t5 --quick      # one seed and shorter trainings, shown and not written
+
+Everything is done by Stillhouse's own commands, which are printed as they are run: a run that was stopped goes on where it
+was. The teacher is trained with all cores; the students two at a time, with one core each. t5_table.py makes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.shared import DOCS, ROOT, STILLHOUSE, write_section
+from tests.benchmarks.t5_data import FOLDER, prepare
+
+RECIPE = "flows/recipes/phonemes.yaml"
+PLOT = ROOT / "docs/t5.png"
+LOGS = FOLDER / "logs"
+AT_ONCE = 2
+COPIED = "{from: teacher, layers: {encoder: 1, decoder: 1}}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """How much is trained."""
+
+    name: str  # of the teacher, the dataset and the recipes
+    seeds: tuple[int, ...]
+    teacher_steps: int | None = None  # None: the recipe's
+    student_steps: int | None = None
+
+    @property
+    def shared(self) -> list[str]:
+        """What every command sets."""
+        settings = {"teacher.finetune.name": self.name, "dataset.name": self.name}
+        if self.teacher_steps:
+            settings |= dict.fromkeys(_spans("teacher.finetune.train"), self.teacher_steps)
+        if self.student_steps:
+            settings |= dict.fromkeys(_spans("student.train"), self.student_steps)
+        return [f"{key}={value}" for key, value in settings.items()]
+
+
+WHOLE = Experiment("phonemes", (1, 2, 3))
+QUICK = Experiment("phonemes-quick", (1,), teacher_steps=3000, student_steps=2500)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe of the experiment: its students with one seed, and their report."""
+
+    name: str
+    kind: str  # "fresh", "live", "copied"
+    seed: int
+    settings: tuple[str, ...]
+
+
+def runs(experiment: Experiment) -> Iterator[Run]:
+    """Those that take longest first."""
+    kinds = {
+        "fresh": (),  # the recipe as it is: gold, black-box and white-box students of one shape
+        "live": ("student.labels=live", "student.quantize=null", "evaluate.baselines=[]"),
+        "copied": (f"student.init={COPIED}", "student.mode=gold", "evaluate.baselines=[]"),
+    }
+    for kind, settings in kinds.items():
+        for seed in experiment.seeds:
+            name = f"{experiment.name}-{kind}-{seed}"
+            yield Run(name, kind, seed, (f"name={name}", f"seed={seed}", *settings))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A T5 into a smaller T5, on words and how they are spoken.")
+    parser.add_argument("--quick", action="store_true", help="one seed, shorter trainings; nothing in docs/ is changed")
+    quick = parser.parse_args().quick
+    os.chdir(ROOT)
+    experiment = QUICK if quick else WHOLE
+    prepare()
+    LOGS.mkdir(exist_ok=True)
+    began = time.monotonic()
+    _stillhouse("finetune", experiment, [], cores=None)
+    taught = time.monotonic()
+    _stillhouse("label", experiment, [], cores=None)
+    labelled = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda run: _train_and_measure(run, experiment), runs(experiment)))
+    trained = time.monotonic()
+
+    from tests.benchmarks import t5_table  # late: it needs torch, and this process should stay small
+
+    minutes = [(after - before) / 60 for before, after in ((began, taught), (taught, labelled), (labelled, trained))]
+    rows = t5_table.read_rows(experiment.name, list(runs(experiment)))
+    text = t5_table.section(experiment, rows, minutes)
+    if quick:
+        print(f"\n{text}\n")
+        return
+    t5_table.plot(rows, PLOT)
+    write_section("t5", text, DOCS)
+
+
+def _train_and_measure(run: Run, experiment: Experiment) -> None:
+    for command in ("distill", "evaluate"):
+        _stillhouse(command, experiment, run.settings, cores=1, log=run.name)
+
+
+def _stillhouse(
+    command: str, experiment: Experiment, settings: Sequence[str], *, cores: int | None, log: str = ""
+) -> None:
+    """Run one of the commands; what it says goes to a log, and is shown if it fails.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    given = [part for setting in [*experiment.shared, *settings] for part in ("--set", setting)]
+    told = " ".join(f"'{part}'" if " " in part or "[" in part else part for part in [command, RECIPE, *given])
+    print(f"$ stillhouse {told}", flush=True)
+    began = time.monotonic()
+    threads = {"OMP_NUM_THREADS": str(cores)} if cores else {}
+    file = LOGS / f"{log or experiment.name}-{command}.log"
+    with file.open("w", encoding="utf-8") as output:
+        ended = subprocess.run(
+            [*STILLHOUSE, command, RECIPE, *given], env=os.environ | threads, stdout=output, stderr=subprocess.STDOUT
+        )
+    if ended.returncode:
+        tail = "\n".join(file.read_text(encoding="utf-8").splitlines()[-20:])
+        sys.exit(f"{tail}\nstillhouse {command} ended with status {ended.returncode}; its log is {file}")
+    print(f"  {command} {log or experiment.name}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
+
+
+def _spans(train: str) -> Iterator[str]:
+    """The settings that a shorter training has in one: it is measured and saved at its end."""
+    return (f"{train}.{setting}" for setting in ("max_steps", "eval_steps", "save_steps"))
+
+
+if __name__ == "__main__":
+    main()
