@@ -1,4 +1,4 @@
-"""The distillation flow: dataset -> student (and its black-box baseline), one task a student."""
+"""The distillation flow: dataset -> student (and its baselines), one task a student."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect.artifacts import create_table_artifact
 from flows.common import FLOW, TASK, logged_progress
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
-from pipeline.stages import StudentResult, distill_stage, recipe_dataset, students_to_train
+from pipeline.stages import StudentResult, check_distill, dataset_of, distill_stage, students_to_train
 
 
 @task(name="train student", task_run_name="train {name}", retries=1, retry_delay_seconds=10, **TASK)
@@ -21,16 +21,17 @@ def train_student(recipe: Recipe, place: int, dataset: Dataset, name: str) -> St
 def distill_flow(recipe: str, overrides: list[str] | None = None) -> list[StudentResult]:
     """Train a recipe's students; `overrides` are as `--set` takes them."""
     loaded = load_recipe(recipe, overrides or [])
-    dataset = recipe_dataset(loaded)
+    check_distill(loaded)
+    datasets = [dataset_of(loaded, student, logged_progress()) for student in students_to_train(loaded)]
     results = [
         train_student(loaded, place, dataset, f"{student.mode} student")
-        for place, student in enumerate(students_to_train(loaded))
+        for place, (student, dataset) in enumerate(zip(students_to_train(loaded), datasets, strict=True))
     ]
     for result in results:
         get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "was there already")
     create_table_artifact(
         key="students",
-        description=f"Students of {loaded.name}, from dataset {dataset.manifest.label}",
+        description=f"Students of {loaded.name}, from dataset {datasets[-1].manifest.label}",
         table=[
             {
                 "student": r.card.variant,

@@ -53,15 +53,15 @@ AsFlow = Annotated[
 
 @app.command()
 def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
-    """Label, distil, evaluate, report: the whole way."""
+    """Fine-tune the teacher if the recipe says so, label, distil, evaluate, report: the whole way."""
     with errors_told():
         one_process("run")
         from pipeline.config import load_recipe
-        from pipeline.stages import check_student, run_stages
+        from pipeline.stages import check_run, run_stages
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])
-        check_student(loaded)
+        check_run(loaded)
         if _as_flow(flow):
             from flows.run import run_flow
 
@@ -70,12 +70,16 @@ def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json
             with shown_progress() as progress:
                 result = run_stages(loaded, progress)
         if as_json:
+            finetuned = {"teacher": shown.student_json(result.finetuned)} if result.finetuned else {}
             shown.print_json(
-                {"labels": shown.label_json(result.labelled)}
+                finetuned
+                | {"labels": shown.label_json(result.labelled)}
                 | {"students": [shown.student_json(student) for student in result.students]}
                 | {"report": shown.report_json(result.evaluation)}
             )
         else:
+            if result.finetuned:
+                shown.print_student(result.finetuned)
             shown.print_labels(result.labelled)
             for student in result.students:
                 shown.print_student(student)
@@ -90,11 +94,40 @@ def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) ->
         import dataclasses
 
         from pipeline.config import load_recipe
-        from pipeline.labelling.estimate import estimate_labelling
+        from pipeline.stages import plan_stage
         from pipeline.terminal import show_estimate
 
-        estimate = estimate_labelling(load_recipe(recipe, set_ or []))
-        shown.print_json(dataclasses.asdict(estimate)) if as_json else show_estimate(estimate)
+        estimate, ready = plan_stage(load_recipe(recipe, set_ or []))
+        shown.print_json(dataclasses.asdict(estimate) | {"ready": ready}) if as_json else show_estimate(estimate)
+        if not ready:
+            tell(
+                "The teacher is not fine-tuned yet, so it has answered nothing: `stillhouse run` begins with that, and "
+                "`stillhouse finetune` does it alone. The figures are of labelling afterwards."
+            )
+
+
+@app.command()
+def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
+    """References -> the teacher, where the recipe has `teacher.finetune`. It goes on from its last checkpoint."""
+    with errors_told():
+        from pipeline.config import load_recipe
+        from pipeline.stages import check_finetune, finetune_stage
+        from pipeline.terminal import shown_progress
+
+        loaded = load_recipe(recipe, set_ or [])
+        check_finetune(loaded)
+        if _as_flow(flow):
+            one_process("finetune --flow")
+            from flows.finetune import finetune_flow
+
+            result = finetune_flow(recipe, set_)
+        else:
+            with shown_progress() as progress:
+                result = finetune_stage(loaded, progress)
+            leave()
+        assert result is not None
+        if is_first():
+            shown.print_json({"teacher": shown.student_json(result)}) if as_json else shown.print_student(result)
 
 
 @app.command()
@@ -127,20 +160,20 @@ def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_
     """Dataset -> student. It goes on from its last checkpoint."""
     with errors_told():
         from pipeline.config import load_recipe
-        from pipeline.stages import check_student, distill_stage, recipe_dataset, students_to_train
+        from pipeline.stages import check_distill, dataset_of, distill_stage, students_to_train
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])
-        check_student(loaded)
+        check_distill(loaded)
         if _as_flow(flow):
             one_process("distill --flow")
             from flows.distill import distill_flow
 
             results = distill_flow(recipe, set_)
         else:
-            dataset = recipe_dataset(loaded)
             with shown_progress() as progress:
-                results = [distill_stage(loaded, student, dataset, progress) for student in students_to_train(loaded)]
+                wanted = [(one, dataset_of(loaded, one, progress)) for one in students_to_train(loaded)]
+                results = [distill_stage(loaded, student, dataset, progress) for student, dataset in wanted]
             leave()
         if not is_first():
             return

@@ -50,6 +50,17 @@ class ModelFiles:
     def is_encoder_decoder(self) -> bool:
         return bool(self.config.get("is_encoder_decoder", False))
 
+    @property
+    def decoder_start_id(self) -> int | None:
+        """What an encoder-decoder's decoder begins with; None where neither of its configs says, and for a causal model."""
+        file = self.folder / "generation_config.json"
+        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for settings in (generation, self.config):
+            start = settings.get("decoder_start_token_id")
+            if start is not None:
+                return int(start[0] if isinstance(start, list) else start)
+        return None
+
     @cached_property
     def own_code(self) -> dict[str, str]:
         """Which of transformers' auto classes have code of the model's own: AutoModelForCausalLM -> modeling_x.XModel."""
@@ -160,7 +171,24 @@ def teacher_files(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
             f"student.init takes from the teacher, and a teacher of kind {recipe.teacher.kind!r} has no weights and no "
             "tokenizer here: set student.init to {model: a folder or a hub id}"
         )
-    return find_model(recipe.teacher.model, recipe.teacher.revision, weights=weights)
+    return labelling_files(recipe.teacher, weights=weights)
+
+
+def labelling_files(teacher: TeacherSettings, *, weights: bool = True) -> ModelFiles:
+    """The files of the model that labels: `teacher.model`, or what `teacher.finetune` made of it.
+
+    Raises:
+        RecipeError: as `find_model` does.
+        TeacherUnavailable: as `find_model` does, or the teacher has not been fine-tuned yet.
+    """
+    if teacher.finetune is None:
+        return find_model(teacher.model, teacher.revision, weights=weights)
+    if not (Path(teacher.finetune.folder) / "config.json").is_file():
+        raise TeacherUnavailable(
+            f"teacher.finetune is set, and {teacher.finetune.folder} is not there: run `stillhouse finetune` with the same "
+            "recipe first, or `stillhouse run`, which begins with it"
+        )
+    return find_model(teacher.finetune.folder, setting="the fine-tuned teacher", weights=weights)
 
 
 def start_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> ModelFiles:
@@ -191,6 +219,24 @@ def refuse_own_code(files: ModelFiles, setting: str, trust: str, *, trusted: boo
             f"{setting} is {files.name}, which only code of its own can load ({', '.join(needed)}): read that code, then "
             f"set {trust} to true (it is false), or name a model that transformers has built in"
         )
+
+
+def refuse_without_decoder_start(files: ModelFiles, setting: str) -> None:
+    """Refuse an encoder-decoder that nobody told what its decoder begins with.
+
+    Raises:
+        RecipeError: neither its generation_config.json nor its config.json says.
+    """
+    if files.is_encoder_decoder and files.decoder_start_id is None:
+        raise RecipeError(without_decoder_start(f"{setting} is {files.name}"))
+
+
+def without_decoder_start(which: str) -> str:
+    """What is wrong with such an encoder-decoder, and the mend."""
+    return (
+        f"{which}, an encoder-decoder without a decoder_start_token_id: set it in its config.json, to the id of the token "
+        "that its decoder begins with (T5 takes its pad token, 0)"
+    )
 
 
 def has_files(teacher: TeacherSettings) -> bool:

@@ -73,7 +73,7 @@ def print_student(result: StudentResult) -> None:
     did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "was there already"
     copy = f"; its int8 copy takes {size(card.int8.megabytes)} MB" if card.int8 else ""
     what = f"{count_in_words(card.parameters)} parameters, {size(card.megabytes)} MB"
-    output.print(f"student  {result.folder}: {what}, {did}{copy}", markup=False)
+    output.print(f"{'teacher' if card.is_teacher else 'student'}  {result.folder}: {what}, {did}{copy}", markup=False)
 
 
 def report_json(result: EvaluationResult) -> dict[str, Any]:

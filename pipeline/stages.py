@@ -1,6 +1,6 @@
 """The stages of a run, each a function of a recipe: what the command line and the flows both call.
 
-    label_stage -> distill_stage -> evaluate_stage
+    finetune_stage (where the recipe asks for it) -> label -> distill_stage -> evaluate_stage
 
 Each looks first at what is there, and does only what is missing.
 """
@@ -14,13 +14,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Recipe, encoding_of
+from pipeline.config import Recipe, TeacherSettings, encoding_of
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
+from pipeline.finetuning import (
+    before_finetuning,
+    check_finetuned,
+    check_finetuning,
+    finetuning_of,
+    has_gold,
+    make_gold,
+    open_gold,
+    told_of_the_teacher,
+)
 from pipeline.labelling.engine import LabelResult, label
+from pipeline.labelling.estimate import Estimate, estimate_labelling
 from pipeline.live_teacher import check_live_teacher, open_live_teacher
 from pipeline.progress import Progress, silent
+from pipeline.prompt_checks import check_prompts
 from pipeline.student.folder import StudentCard, student_folder
 from pipeline.student_settings import StudentSettings
 from pipeline.teachers.base import Checks, Finding, Serves, find_kind, open_teacher
@@ -39,15 +51,56 @@ class StudentResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What the three stages gave."""
+    """What the stages gave."""
 
+    finetuned: StudentResult | None  # the teacher, where the recipe fine-tunes it
     labelled: LabelResult
     students: list[StudentResult]
     evaluation: EvaluationResult
 
 
+def check_run(recipe: Recipe) -> None:
+    """Refuse whatever could stop a run in its middle before it begins.
+
+    Raises:
+        RecipeError, TeacherUnavailable: as `check_student` does.
+        PromptError: prompts lack what they need.
+    """
+    student_of(recipe)
+    check_prompts(recipe)
+    check_student(recipe)
+
+
+def check_finetune(recipe: Recipe) -> None:
+    """Refuse a fine-tuning that could not be done before anything is written.
+
+    Raises:
+        RecipeError: the recipe has none, or it is wrong.
+        PromptError: a prompt lacks its reference.
+        TeacherUnavailable: the model that it starts from is not there.
+    """
+    if recipe.teacher.finetune is None:
+        raise RecipeError(
+            "the recipe has no `teacher.finetune`: add it, for instance {train: {num_train_epochs: 3}}, or go on with "
+            "`stillhouse label`"
+        )
+    check_prompts(recipe)
+    check_finetuning(recipe)
+
+
+def check_distill(recipe: Recipe) -> None:
+    """Refuse a student that could not be trained, or whose teacher has still to be fine-tuned.
+
+    Raises:
+        RecipeError, TeacherUnavailable: as `check_student` does.
+    """
+    student_of(recipe)
+    check_finetuned(recipe)
+    check_student(recipe)
+
+
 def check_student(recipe: Recipe) -> None:
-    """Refuse a student that could not be trained before anything is sent for it.
+    """Refuse a student that could not be trained, or a teacher that could not be fine-tuned, before anything is sent.
 
     Raises:
         RecipeError: the recipe has no student, or its start, its loss or its training arguments are wrong.
@@ -56,6 +109,7 @@ def check_student(recipe: Recipe) -> None:
     from pipeline.student.arguments import training_arguments
     from pipeline.student.lora import check_adapters
     from pipeline.student.objective import open_objective
+    from pipeline.student.packing import refuse_packed_encoder_decoder
     from pipeline.student.quantize import check_quantizable
     from pipeline.student.start_config import check_start
     from pipeline.student.vocabulary import check_tokenizers
@@ -64,10 +118,13 @@ def check_student(recipe: Recipe) -> None:
     find_kind(recipe.teacher.kind)
     open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
     training_arguments(recipe, student, Path(recipe.students))
+    check_finetuning(recipe)
+    recipe = before_finetuning(recipe)
     if student.needs_live_teacher:
         check_live_teacher(recipe)
     check_tokenizers(recipe, student)
     check_start(recipe, student)
+    refuse_packed_encoder_decoder(recipe, student)
     check_adapters(recipe, student)
     check_quantizable(recipe, student)
 
@@ -78,11 +135,16 @@ def check_labels(recipe: Recipe) -> None:
     Whether this machine could train it does not matter, and a start that is not at hand here is looked at later.
 
     Raises:
+        PromptError: prompts lack what they need.
+        TeacherUnavailable: the teacher has still to be fine-tuned.
         RecipeError: the loss cannot be taken from such labels, or the student's start or tokenizer is wrong.
     """
+    check_prompts(recipe)
+    check_finetuned(recipe, read_prompts=True)
     if recipe.student is None:
         return
     from pipeline.student.objective import open_objective
+    from pipeline.student.packing import refuse_packed_encoder_decoder
     from pipeline.student.start_config import check_start
     from pipeline.student.vocabulary import check_tokenizers
 
@@ -91,6 +153,7 @@ def check_labels(recipe: Recipe) -> None:
     try:
         check_tokenizers(recipe, student)
         check_start(recipe, student)
+        refuse_packed_encoder_decoder(recipe, student)
     except TeacherUnavailable as error:
         _LOG.warning("the student is not looked at before labelling: %s", error)
 
@@ -148,11 +211,53 @@ def student_of(recipe: Recipe) -> StudentSettings:
 
 
 def students_to_train(recipe: Recipe) -> list[StudentSettings]:
-    """The black-box baseline, where the report asks for it, and the student."""
+    """The baselines that the report asks for, gold first, and the student."""
     student = student_of(recipe)
-    wants_baseline = "black-box" in recipe.evaluate.baselines and student.mode != "black-box"
-    baseline = [student.model_copy(update={"mode": "black-box", "quantize": None})] if wants_baseline else []
-    return [*baseline, student]
+    baselines = [mode for mode in ("gold", "black-box") if mode in recipe.evaluate.baselines and mode != student.mode]
+    return [*(student.model_copy(update={"mode": mode, "quantize": None}) for mode in baselines), student]
+
+
+def dataset_of(recipe: Recipe, student: StudentSettings, progress: Progress = silent) -> Dataset:
+    """What a student learns from: the teacher's labels, or the references, which are written where they are not yet.
+
+    Raises:
+        DatasetMissing: the prompts have not been labelled yet.
+    """
+    if student.mode != "gold":
+        return recipe_dataset(recipe)
+    return open_gold(recipe) if has_gold(recipe) else make_gold(recipe, progress)
+
+
+def finetune_stage(recipe: Recipe, progress: Progress = silent) -> StudentResult | None:
+    """Fine-tune the teacher, where the recipe says so and it is not there yet (torch is imported only if it is not).
+
+    Raises:
+        PromptError: a prompt has no reference.
+        RecipeError, TeacherUnavailable, TrainingError: as `distill` does.
+    """
+    tuning = finetuning_of(recipe)
+    if tuning is None:
+        return None
+    gold = make_gold(recipe, progress)
+    place = tuning.place(gold)
+    card = place.finished()
+    if card is not None:
+        return StudentResult(card, str(place.path), trained=False)
+    from pipeline.student.train import distill
+
+    with told_of_the_teacher():
+        card = distill(tuning.recipe, tuning.student, gold, progress, is_teacher=True)
+    return StudentResult(card, str(place.path), trained=True)
+
+
+def plan_stage(recipe: Recipe) -> tuple[Estimate, bool]:
+    """What labelling would send, and whether the teacher is there; one that has still to be fine-tuned has said nothing."""
+    try:
+        check_finetuned(recipe, read_prompts=True)
+    except TeacherUnavailable:
+        unknown = TeacherSettings(kind="scripted", model=recipe.teacher.labelling_model)
+        return estimate_labelling(recipe.model_copy(update={"teacher": unknown})), False
+    return estimate_labelling(recipe), True
 
 
 def distill_stage(
@@ -173,12 +278,17 @@ def distill_stage(
 
 def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> EvaluationResult:
     """Measure every model of the recipe, where the report is not there yet."""
+    check_finetuned(recipe)
     return evaluate(recipe, student_of(recipe), dataset, progress)
 
 
 def run_stages(recipe: Recipe, progress: Progress = silent) -> RunResult:
     """The whole way, without Prefect."""
+    finetuned = finetune_stage(recipe, progress)
+    if recipe.needs_gold and finetuned is None:
+        make_gold(recipe, progress)
     labelled = asyncio.run(label(recipe, progress))
-    dataset = recipe_dataset(recipe)
-    students = [distill_stage(recipe, student, dataset, progress) for student in students_to_train(recipe)]
-    return RunResult(labelled, students, evaluate_stage(recipe, dataset, progress))
+    students = [
+        distill_stage(recipe, student, dataset_of(recipe, student), progress) for student in students_to_train(recipe)
+    ]
+    return RunResult(finetuned, labelled, students, evaluate_stage(recipe, recipe_dataset(recipe), progress))

@@ -12,12 +12,12 @@ LAYERS = [
     {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
     {"settings", "config", "student_settings", "finetune_settings", "plugins", "pricing"},
     {"model_files", "language_model", "layout", "generation", "head", "labels_from_logits"},
-    {"dataset", "prompts"},
+    {"dataset", "prompts", "prompt_checks"},
     {"teachers", "serving", "live_teacher"},
     {"labelling", "quality"},
     {"student"},
     {"evaluation"},
-    {"stages", "demo", "terminal", "shown"},
+    {"stages", "finetuning", "demo", "terminal", "shown"},
     {"cli", "cli_common", "cli_datasets", "cli_exchange", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

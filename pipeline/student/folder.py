@@ -4,6 +4,7 @@
     white-box/           a finished student: model, tokenizer, README.md, recipe.yaml; student.json is written last
       int8/              its quantised copy, where `student.quantize` asks for one: a model's folder too
     black-box/           likewise
+    gold/                likewise; data/teachers/<name>/gold is a teacher that was fine-tuned first (`teacher.finetune`)
     .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
 
 The key hashes everything that shapes a student, so a finished one is recognised, and a checkpoint of other inputs is never
@@ -14,6 +15,7 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +32,7 @@ from pipeline.student_settings import StudentSettings
 CARD = "student.json"
 RECIPE = "recipe.yaml"
 INT8 = "int8"
-Variant = Literal["untrained", "white-box", "black-box"]
+Variant = Literal["untrained", "white-box", "black-box", "gold"]
 
 
 class Step(BaseModel):
@@ -63,6 +65,7 @@ class StudentCard(BaseModel):
 
     recipe: str
     variant: Variant
+    is_teacher: bool = False  # made by teacher.finetune: it labels
     key: str
     dataset: str  # name/v001
     parameters: int
@@ -149,17 +152,31 @@ def weight_megabytes(folder: Path) -> float:
 def student_folder(
     recipe: Recipe, student: StudentSettings, variant: Variant, dataset: Dataset | None
 ) -> StudentFolder:
-    """The place of one student; its key covers the dataset's content, the start, the loss and the training settings."""
+    """The place of one student; its key covers the dataset's content, the start, the loss and the training settings.
+
+    `dataset` is what this variant learns from: for a gold one, the references.
+    """
+    if dataset is None:
+        rows = []
+    elif variant == "gold":  # the plan names every row's content, and is the same if the rows are written anew
+        rows = [dataset.manifest.plan_sha256]
+    else:
+        rows = [file.sha256 for file in dataset.manifest.files]
+    return place_of(recipe, student, variant, rows)
+
+
+def place_of(recipe: Recipe, student: StudentSettings, variant: Variant, rows: Sequence[str | None]) -> StudentFolder:
+    """As `student_folder`; `rows` name the content of what is learnt from."""
     shaping: dict[str, Any] = {"init": student.init.model_dump(), "seed": recipe.seed}
     own = student.init.model
     if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
         shaping["start"] = start_files(recipe, student.init).content_sha256
     if variant != "untrained":
-        unused = {"quantize"} | ({"loss", "labels"} if variant == "black-box" else set())
+        unused = {"quantize"} | ({"loss", "labels"} if variant != "white-box" else set())
         settings = student.model_dump(exclude=unused)
         shaping |= {
             "student": settings | {"mode": variant},
-            "rows": [f.sha256 for f in dataset.manifest.files] if dataset else [],
+            "rows": rows,
         }
     if variant == "white-box" and student.needs_live_teacher:  # stored labels are rows, these are the model's own
         shaping["live"] = [teacher_files(recipe).content_sha256, recipe.teacher.options.get("dtype")]

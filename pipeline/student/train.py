@@ -41,7 +41,7 @@ from pipeline.student.packing import check_both
 from pipeline.student.quantize import add_int8
 from pipeline.student.stopping import StopEarly
 from pipeline.student.trainer import WHOLE, StudentTrainer, Watch
-from pipeline.student.vocabulary import other_tokenizer
+from pipeline.student.vocabulary import other_layout, other_tokenizer
 from pipeline.student_settings import StudentSettings
 
 
@@ -69,11 +69,12 @@ def distill(
     progress: Progress = silent,
     *,
     open_teacher: Callable[[], LiveTeacher] | None = None,
+    is_teacher: bool = False,
 ) -> StudentCard:
     """Train the student that `student` describes; `student.mode` names the variant. See the module's docstring.
 
     Where several processes were started (ranks.py), all of them call this. `open_teacher` is needed for `labels: live`
-    alone.
+    alone. `is_teacher` says in its card that it will be a teacher (finetuning.py).
 
     Raises:
         RecipeError: a training argument is unknown or wrong.
@@ -94,16 +95,18 @@ def distill(
         checkpoint = _last_whole_checkpoint(place.work)
     other_tokens = other_tokenizer(dataset, ModelFiles("the student", start.path), refused=student.needs_soft_labels)
     lm = load_language_model(start.path, trust_remote_code=student.trust_remote_code)
-    rows = _rows(dataset, student, lm, by_text=other_tokens)
+    other_rows = other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=student.needs_soft_labels)
+    rows = _rows(dataset, student, lm, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
         without_validation(arguments, student)
     settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
     trainer, learning = _trainer(student, lm, objective, arguments, rows, open_teacher() if open_teacher else None)
-    trainer.add_callback(Watch(progress, f"Training the {student.mode} student"))
+    doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
+    trainer.add_callback(Watch(progress, doing))
     began = time.monotonic()
     with kernels_for_this_alone(lm.model):
         trainer.train(resume_from_checkpoint=checkpoint)
-    training = _Trained(dataset, time.monotonic() - began, trainer, rows.train, learning)
+    training = _Trained(dataset, time.monotonic() - began, trainer, rows.train, learning, is_teacher)
     weights = trainer.whole_weights()
     if is_first():
         _finish(recipe, student, place, start.path, weights, training)
@@ -228,6 +231,7 @@ class _Trained:
     trainer: StudentTrainer
     rows: Examples
     learning: int  # parameters
+    is_teacher: bool
 
 
 def _card(
@@ -239,6 +243,7 @@ def _card(
     return StudentCard(
         recipe=recipe.name,
         variant=place.variant,
+        is_teacher=training is not None and training.is_teacher,
         key=place.key,
         dataset=training.dataset.manifest.label if training else "",
         parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import LabelSettings, TeacherSettings
-from pipeline.model_files import ModelFiles, find_model, refuse_own_code
+from pipeline.model_files import ModelFiles, labelling_files, refuse_own_code, refuse_without_decoder_start
 from pipeline.pricing import FREE
 from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from pipeline.settings import Settings, parse_options
@@ -51,10 +51,11 @@ class TransformersOptions(Settings):
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> TransformersTeacher:
     """Find the model's files and check the options; nothing is loaded yet."""
     options = parse_options("teacher.options", settings.options, TransformersOptions)
-    files = find_model(settings.model, settings.revision, weights=False)
+    files = labelling_files(settings, weights=False)
     trust = "teacher.options.trust_remote_code"
     refuse_own_code(files, "teacher.model", trust, trusted=options.trust_remote_code)
-    return TransformersTeacher(find_model(settings.model, settings.revision), options, label, seed)
+    refuse_without_decoder_start(files, "teacher.model")
+    return TransformersTeacher(labelling_files(settings), options, label, seed)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class TransformersTeacher:
             tokenizer_sha256=self._files.tokenizer_sha256,
             chat_template_sha256=self._files.chat_template_sha256,
             vocabulary_size=self._files.vocabulary_size,
+            encoder_decoder=self._files.is_encoder_decoder,
         )
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
@@ -146,11 +148,15 @@ class TransformersTeacher:
         answer = len(tokens.forced) or self._label.sampling.max_tokens
         if self._lm.fits(len(tokens.prompt), answer):
             return None
-        return Refusal(
-            "too-long",
-            f"the prompt has {len(tokens.prompt)} tokens, with {answer} for the answer more than the "
-            f"{self._lm.window} of the model's window",
-        )
+        prompt, window = len(tokens.prompt), self._lm.window
+        if self._lm.is_encoder_decoder:
+            detail = f"the prompt has {prompt} tokens and the answer {answer}, and the model reads {window} of either"
+        else:
+            detail = (
+                f"the prompt has {prompt} tokens, with {answer} for the answer more than the {window} of the model's "
+                "window"
+            )
+        return Refusal("too-long", detail)
 
     def _generate(self, batch: Sequence[_Tokens]) -> list[Answer]:
         from pipeline.generation import Sampling, generate

@@ -1,0 +1,40 @@
+"""The fine-tuning flow: references -> the teacher of a recipe, in one task."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+
+from flows.common import FLOW, TASK, logged_progress
+from pipeline.config import Recipe, load_recipe
+from pipeline.stages import StudentResult, check_finetune, finetune_stage
+
+
+@task(name="fine-tune teacher", retries=1, retry_delay_seconds=10, **TASK)
+def finetune_teacher(recipe: Recipe) -> StudentResult | None:
+    """Fine-tune the teacher, where it is not there yet; a retry goes on from its last checkpoint."""
+    return finetune_stage(recipe, logged_progress())
+
+
+@flow(name="finetune", flow_run_name="finetune {recipe}", **FLOW)
+def finetune_flow(recipe: str, overrides: list[str] | None = None) -> StudentResult | None:
+    """Fine-tune a recipe's teacher; `overrides` are as `--set` takes them."""
+    loaded = load_recipe(recipe, overrides or [])
+    check_finetune(loaded)
+    result = finetune_teacher(loaded)
+    if result is not None:
+        card = result.card
+        get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "was there already")
+        create_table_artifact(
+            key="teacher",
+            description=f"Fine-tuned teacher of {loaded.name}, from dataset {card.dataset}",
+            table=[
+                {
+                    "teacher": result.folder,
+                    "parameters": card.parameters,
+                    "steps": card.steps,
+                    "seconds": card.seconds,
+                }
+            ],
+        )
+    return result
