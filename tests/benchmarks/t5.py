@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.benchmarks.shared import DOCS, ROOT, STILLHOUSE, write_section
 from tests.benchmarks.t5_data import FOLDER, prepare
@@ -96,7 +95,7 @@ def main() -> None:
     from tests.benchmarks import t5_table  # late: it needs torch, and this process should stay small
 
     minutes = [(after - before) / 60 for before, after in ((began, taught), (taught, labelled), (labelled, trained))]
-    rows = t5_table.read_rows(experiment.name, list(runs(experiment)))
+    rows = t5_table.read_rows(list(runs(experiment)))
     text = t5_table.section(experiment, rows, minutes)
     if quick:
         print(f"\n{text}\n")

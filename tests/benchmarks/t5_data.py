@@ -41,9 +41,7 @@ def tokenizer(phonemes: Iterable[str]) -> PreTrainedTokenizerFast:
     vocabulary = {token: place for place, token in enumerate(tokens)}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     made.pre_tokenizer = pre_tokenizers.Split(Regex("[a-z]|[A-Z]+"), behavior="removed", invert=True)
-    made.post_processor = processors.TemplateProcessing(
-        single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])]
-    )
+    made.post_processor = processors.TemplateProcessing(single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])])
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=_PAD, eos_token=_END, unk_token=_UNKNOWN)
 
 
@@ -56,9 +54,8 @@ def prepare() -> None:
             lines.write(json.dumps({"word": word, "reference": " ".join(phonemes)}) + "\n")
     made = tokenizer(phoneme for _, phonemes in words for phoneme in phonemes)
     made.save_pretrained(MODEL)
-    T5Config(
-        vocab_size=len(made), decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, architectures=["T5ForConditionalGeneration"]
-    ).save_pretrained(MODEL)
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # a T5 begins with its padding
+    T5Config(vocab_size=len(made), architectures=["T5ForConditionalGeneration"], **tokens).save_pretrained(MODEL)
     print(f"{len(words):,} words in {WORDS}, {len(made)} tokens in {MODEL}")
 
 
