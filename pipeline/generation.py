@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -62,10 +63,19 @@ def generate(
             input_ids=input_ids.to(lm.device),
             attention_mask=attention_mask.to(lm.device),
             generation_config=settings,
+            **_own_cache(lm.model.config),
             logits_processor=transformers.LogitsProcessorList(processors),
             stopping_criteria=transformers.StoppingCriteriaList(hooks.criteria),
         )
     return [_until_end(row[begin:].tolist(), lm.end_ids) for row in output]
+
+
+def _own_cache(config: transformers.PretrainedConfig) -> dict[str, Any]:
+    """Of a T5 whose decoder is the deeper half: the library makes the decoder's cache as deep as the encoder (5.23)."""
+    if getattr(config, "num_decoder_layers", 0) <= getattr(config, "num_layers", 0):
+        return {}
+    empty = (transformers.DynamicCache(), transformers.DynamicCache())  # which grow
+    return {"past_key_values": transformers.EncoderDecoderCache(*empty)}
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

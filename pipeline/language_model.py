@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from pipeline.errors import RecipeError
+from pipeline.model_files import without_decoder_start
 from pipeline.records import Message
 
 log = logging.getLogger(__name__)
@@ -134,15 +135,7 @@ def decoder_start(model: PreTrainedModel) -> int | None:
         start = getattr(settings, "decoder_start_token_id", None)
         if start is not None:
             return int(start[0] if isinstance(start, list) else start)
-    raise RecipeError(without_decoder_start(str(model.config.name_or_path)))
-
-
-def without_decoder_start(name: str) -> str:
-    """What is wrong with an encoder-decoder whose config does not say what its decoder begins with."""
-    return (
-        f"the encoder-decoder {name} has no decoder_start_token_id: set it in its config.json, to the id of the token that "
-        "its decoder begins with (T5 takes its pad token, 0)"
-    )
+    raise RecipeError(without_decoder_start(f"the model is {model.config.name_or_path}"))
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -189,8 +182,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 
 def encode_completion(lm: LanguageModel, text: str) -> list[int]:
-    """The token ids of an answer, with the token that ends it."""
-    return completion_ids(lm.tokenizer, text, lm.end_ids[:1])
+    """The token ids of an answer, with the token that ends it.
+
+    What an encoder-decoder's tokenizer puts around a text belongs to its answers too: BART's begin with `<s>`.
+    """
+    if not lm.is_encoder_decoder:
+        return completion_ids(lm.tokenizer, text, lm.end_ids[:1])
+    ids = _ids(lm.tokenizer(text_target=text)["input_ids"])
+    return ids if ids and ids[-1] in lm.end_ids else [*ids, *lm.end_ids[:1]]
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, end: Sequence[int]) -> list[int]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class LiveTransformersTeacher:
-    """A causal model in this process; `LiveTeacher` in student/forward.py is the protocol."""
+    """A language model in this process, causal or encoder-decoder; `LiveTeacher` in student/forward.py is the protocol."""
 
     def __init__(self, parts: Parts, vocabulary_size: int) -> None:
         self._parts = parts

@@ -91,6 +91,7 @@ class TeacherIdentity:
     tokenizer_sha256: str | None = None
     chat_template_sha256: str | None = None
     vocabulary_size: int | None = None
+    encoder_decoder: bool = False  # then a row's prompt and completion are two sequences, and no part of a key
 
     def shaping(self) -> Mapping[str, object]:
         """What of the identity shapes an answer, and so belongs into a request's key."""

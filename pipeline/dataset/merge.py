@@ -130,6 +130,7 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
         for what, one, two in [
             ("labels", str(first.soft or "text alone"), str(other.soft or "text alone")),
             ("tokenizer", first.teacher.tokenizer_sha256, other.teacher.tokenizer_sha256),
+            ("teachers", _kind(first), _kind(other)),
             ("vocabulary size", first.teacher.vocabulary_size, other.teacher.vocabulary_size),
         ]:
             if one != two or (one is None and not same_teacher):
@@ -140,6 +141,10 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _kind(manifest: Manifest) -> str:
+    return "encoder-decoder" if manifest.teacher.encoder_decoder else "causal"
 
 
 def _columns(dataset: Dataset, split: Split, *names: str) -> Iterator[tuple[str, ...]]:

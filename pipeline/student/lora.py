@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -97,7 +98,7 @@ def merged(start: LanguageModel, settings: LoraSettings, weights: Mapping[str, T
     adapted.load_state_dict(weights)
     adapted.save_pretrained(str(adapter))
     (adapter / "README.md").unlink(missing_ok=True)  # peft's form, not filled in
-    return LanguageModel(adapted.merge_and_unload(), start.tokenizer)
+    return replace(start, model=adapted.merge_and_unload())
 
 
 def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:

@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import TrainingError
+from pipeline.config import Recipe
+from pipeline.errors import RecipeError, TrainingError
 from pipeline.head import split
 from pipeline.language_model import LanguageModel
+from pipeline.model_files import start_files
 from pipeline.student.batches import collator, side_by_side
 from pipeline.student.forward import LiveTeacher
 from pipeline.student.rows import Example
+from pipeline.student.start_config import fresh_config, read_config
+from pipeline.student_settings import StudentSettings
 
 _PROBE = ((3, 4), (1, 2), (2, 2), (1, 5))  # tokens of prompt and completion
 _WIDTH = 8  # of the probe: two examples in a sequence, and padding in another
@@ -33,17 +37,34 @@ class Hidden(Protocol):
         """The hidden states that foretell each completion token: (completion tokens, width)."""
 
 
+def refuse_packed_encoder_decoder(recipe: Recipe, student: StudentSettings) -> None:
+    """Refuse `student.packing` where the student will be an encoder-decoder, by its config alone.
+
+    Raises:
+        RecipeError: it will.
+        TeacherUnavailable: the model that it starts from is not there.
+    """
+    if not student.packing:
+        return
+    if student.init.config is not None:
+        config = fresh_config(recipe, student)
+    else:
+        files = start_files(recipe, student.init, weights=False)
+        config = read_config(files, "student.init", trust_remote_code=student.trust_remote_code)
+    if config.is_encoder_decoder:
+        raise RecipeError(
+            f"student.packing is true, and the student is an encoder-decoder ({config.model_type}), whose rows are two "
+            "sequences each: set student.packing to false, and student.train.train_sampling_strategy to group_by_length, "
+            "which pads little"
+        )
+
+
 def check_both(lm: LanguageModel, teacher: LiveTeacher | None) -> None:
     """`check_packing` of a student, and of the live teacher that gets the same batches.
 
     Raises:
         TrainingError: as there.
     """
-    if lm.is_encoder_decoder:
-        raise TrainingError(
-            "student.packing is true, and the student is an encoder-decoder, whose rows are two sequences each: set "
-            "student.packing to false, and student.train.train_sampling_strategy to group_by_length, which pads little"
-        )
     vocabulary = int(lm.model.get_input_embeddings().num_embeddings)
     check_packing(split(lm.model).hidden, vocabulary, lm.device, "student")
     if teacher is not None:

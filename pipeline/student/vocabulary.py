@@ -80,6 +80,27 @@ def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
         )
 
 
+def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> bool:
+    """Whether the rows' token ids are laid out for the other kind of model than the student: causal, or encoder-decoder.
+
+    A causal teacher's prompts end where the answer goes on, an encoder-decoder's end with the end token.
+
+    Raises:
+        DatasetRefused: they are, and that is `refused`: soft labels stand at token ids.
+    """
+    teacher = dataset.manifest.teacher
+    if teacher.encoder_decoder == encoder_decoder:
+        return False
+    if refused:
+        kinds = ("a causal model", "an encoder-decoder")
+        raise DatasetRefused(
+            f"dataset {dataset.manifest.label} was labelled by {kinds[teacher.encoder_decoder]} ({teacher.model}), and the "
+            f"student is {kinds[encoder_decoder]}: choose a student.init of the teacher's kind, or set student.mode to "
+            "'black-box', which learns from the text"
+        )
+    return True
+
+
 def other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
     """Whether the student numbers its tokens otherwise than the dataset's teacher does.
 

@@ -85,6 +85,11 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
             "label.top_logprobs is for APIs that give no token ids: with teacher.kind 'vllm', set label.soft"
         )
     files = find_model(settings.model, settings.revision, weights=options.check.parity)
+    if files.is_encoder_decoder:
+        raise RecipeError(
+            f"teacher.model is {files.name}, an encoder-decoder ({files.config.get('model_type')}), and teacher.kind is "
+            "'vllm', which runs causal models alone: set teacher.kind to transformers"
+        )
     return VllmTeacher(settings, options, label, files)
 
 

@@ -196,12 +196,6 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
         opened(tmp_path, {})
 
 
-def test_an_encoder_decoder_is_refused_in_words(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"is_encoder_decoder": true, "vocab_size": 5}')
-    with pytest.raises(RecipeError, match="name a causal language model"):
-        opened(tmp_path, {})
-
-
 def test_an_unknown_option_names_the_right_one(tiny_model: Path) -> None:
     with pytest.raises(RecipeError, match=r"teacher\.options\.batchsize.*Did you mean 'batch_size'"):
         opened(tiny_model, {}, batchsize=3)

@@ -53,9 +53,15 @@ def soft_encoding(dataset: Dataset, to: str) -> Encoding[Any]:
     """How the dataset's soft labels lie on disk.
 
     Raises:
-        UsageError: it has none.
+        UsageError: it has none, or they are an encoder-decoder's, whose rows are two sequences and not one.
     """
     soft = dataset.manifest.soft
+    if soft is not None and dataset.manifest.teacher.encoder_decoder:
+        raise UsageError(
+            f"--to is {to!r}, a format of prompts and answers in one sequence, and {dataset.manifest.label} was labelled "
+            "by an encoder-decoder, whose soft labels stand in a sequence of their own: choose trl, openai or sharegpt "
+            "for its text, or read its Parquet files as they are"
+        )
     if soft is None:
         raise UsageError(
             f"--to is {to!r}, a format of soft labels, and {dataset.manifest.label} has text alone: choose trl, openai or "
