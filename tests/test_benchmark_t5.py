@@ -1,0 +1,66 @@
+"""The experiment with words and phonemes: its data, its runs, and its table, apart from any training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_recipe
+from tests.benchmarks import t5, t5_data, t5_table
+from tests.benchmarks.t5_table import Interval, Row
+
+
+def test_words_are_plain_taken_once_and_without_stress_marks() -> None:
+    words = dict(t5_data.spoken_words())
+    assert len(words) > 100_000
+    assert words["hello"] == ["HH", "AH", "L", "OW"]
+    assert words["tomato"] == ["T", "AH", "M", "EY", "T", "OW"]  # the first of two
+    assert all(word.isalpha() and word.islower() and word.isascii() for word in words)
+    assert not any(mark in phoneme for phonemes in words.values() for phoneme in phonemes for mark in "012")
+
+
+def test_the_tokenizer_has_one_token_a_letter_and_one_a_phoneme(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    t5_data.tokenizer(["HH", "AH", "L", "OW"]).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("hello")["input_ids"]) == [*"hello", "</s>"]
+    spoken = tokenizer("HH AH L OW", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(spoken) == ["HH", "AH", "L", "OW"]
+    assert tokenizer.decode(spoken) == "HH AH L OW"
+    assert tokenizer.unk_token_id not in [*spoken, *tokenizer("hello")["input_ids"]]
+
+
+@pytest.mark.parametrize("experiment", [t5.WHOLE, t5.QUICK])
+def test_every_run_is_a_recipe_and_all_share_one_teacher_and_one_dataset(experiment: t5.Experiment) -> None:
+    recipes = [load_recipe(t5.RECIPE, [*experiment.shared, *run.settings]) for run in t5.runs(experiment)]
+    assert len({recipe.name for recipe in recipes}) == len(recipes) == 3 * len(experiment.seeds)
+    assert {recipe.teacher.finetune.model_dump_json() for recipe in recipes if recipe.teacher.finetune} == {
+        recipes[0].teacher.finetune.model_dump_json()  # type: ignore[union-attr]
+    }
+    assert {recipe.dataset.name for recipe in recipes} == {experiment.name}
+    fresh, live, copied = (recipe.student for recipe in recipes[:: len(experiment.seeds)])
+    assert fresh and live and copied
+    assert (fresh.init, fresh.loss, fresh.train) == (live.init, live.loss, live.train)
+    assert (fresh.labels, live.labels, copied.mode) == ("stored", "live", "gold")
+
+
+def row(name: str, parameters: int, *right: float) -> Row:
+    scores = tuple(Interval(one, one - 0.01, one + 0.01) for one in right)
+    above = tuple(Interval(0.02, 0.01, 0.03) for _ in right) if name == t5_table.WHITE_BOX else ()
+    return Row(name, parameters, 4.0, 1.0, 900.0, scores, tuple(replace(one, mean=0.1) for one in scores), above)
+
+
+def test_what_a_student_keeps_is_a_share_of_the_teachers_right_words() -> None:
+    assert t5_table.kept(row("gold", 1, 0.6, 0.7), row("teacher", 4, 0.8)) == pytest.approx(100 * 0.65 / 0.8)
+
+
+def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
+    rows = [row(name, 100_000 * (9 - place), 0.7, 0.72) for place, (name, _, _) in enumerate(t5_table.ROWS)]
+    text = t5_table.section(replace(t5.WHOLE, seeds=(1, 2)), rows, [10.0, 2.0, 30.0])
+    assert all(f"| {name} |" in text for name, _, _ in t5_table.ROWS)
+    assert "71.0 [70.0, 72.0]" in text
+    assert "seed 2: +2.0 [+1.0, +3.0]" in text
+    assert "in all 42" in text
+    t5_table.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
