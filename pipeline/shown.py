@@ -88,7 +88,7 @@ def report_json(result: EvaluationResult) -> dict[str, Any]:
 
 def print_report(result: EvaluationResult) -> None:
     """A report's table, and where the page lies."""
-    from pipeline.evaluation.report import comparison_table
+    from pipeline.evaluation.tables import comparison_table
     from pipeline.terminal import output, show_comparison
 
     headers, *rows = comparison_table(result.report)

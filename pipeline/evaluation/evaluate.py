@@ -21,25 +21,29 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.columns import completion_at, prompt_at
 from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.errors import RecipeError, StudentMissing
-from pipeline.evaluation.bootstrap import mean_per_prompt
+from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
+from pipeline.errors import DatasetMissing, RecipeError, StudentMissing
+from pipeline.evaluation.metrics.base import open_metrics
+from pipeline.evaluation.models import measure_all, scored
+from pipeline.evaluation.notes import notes
 from pipeline.evaluation.overlap import find_overlap
-from pipeline.evaluation.processes import fresh_processes
-from pipeline.evaluation.report import ReportFiles, comparison_table, write_report
-from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, ModelRow, Overlap, Report
+from pipeline.evaluation.report import ReportFiles, write_report
+from pipeline.evaluation.results import Answers, Curve, LabelSummary, Overlap, Report
+from pipeline.evaluation.scoring import asked_rows, refuse_without_references
 from pipeline.evaluation.subject import Subject, Task
+from pipeline.evaluation.tables import comparison_table
 from pipeline.live_teacher import teacher_options
-from pipeline.model_files import ModelFiles, runs_here, teacher_files
+from pipeline.model_files import ModelFiles, find_model, runs_here, teacher_files
 from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Split, content_hash
 from pipeline.student.card import Figures, software_versions, write_cards
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, student_folder
 from pipeline.student.quantize import require_torchao
 from pipeline.student_settings import StudentSettings
-from pipeline.text import token_f1
 
 _STORED = TypeAdapter(Report)
+BEFORE = "teacher before fine-tuning"
+_WITHOUT_EFFECT = {"reports", "batch_size"}  # on the figures
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,17 @@ def evaluate(
     """See the module's docstring.
 
     Raises:
-        RecipeError: nothing was held out, or the student's copy needs torchao, which is not installed.
+        RecipeError: nothing was held out, no held-out prompt has the reference that a metric needs, a metric is wrong, or
+            the student's copy needs torchao, which is not installed.
         StudentMissing: a student or baseline of this recipe has not been trained.
         DatasetRefused: the dataset is damaged.
     """
     students = _students(recipe, student, dataset)
     key = content_hash(
         [
-            [place.key for place in students] + (["int8"] if student.quantize else []),
+            [place.key for place in students] + (["int8"] if student.quantize else []) + _told_of_its_start(recipe),
             dataset.manifest.plan_sha256,
-            recipe.evaluate.model_dump(exclude={"reports"}),
+            recipe.evaluate.model_dump(exclude=_WITHOUT_EFFECT | (set() if recipe.evaluate.metrics else {"metrics"})),
         ]
     )
     folder = Path(recipe.evaluate.reports) / recipe.name
@@ -91,8 +96,8 @@ def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequ
     )
     for place in students:
         if (card := place.trained()) is not None:
-            manifest = None if place.variant == "untrained" else dataset.manifest
-            write_cards(place.path, card, recipe, manifest, figures)
+            learnt_from = _learnt_from(recipe, place.variant, dataset)
+            write_cards(place.path, card, recipe, learnt_from.manifest if learnt_from else None, figures)
 
 
 def _measured(
@@ -112,15 +117,20 @@ def _measured(
             f"prompts.holdout is {recipe.prompts.holdout}, and dataset {dataset.manifest.label} has no validation rows: "
             "set prompts.holdout to a share such as 0.2"
         )
+    metrics = open_metrics(recipe.evaluate.metrics)
+    asked = asked_rows(rows, recipe.evaluate)
+    refuse_without_references(recipe, metrics, asked)
     task = Task(
         rows=rows,
         settings=recipe.evaluate,
         max_tokens=recipe.label.sampling.max_tokens,
         vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
         soft=dataset.manifest.soft is not None,
+        asked=asked.rows,
+        teacher_answers=bool(metrics),
     )
-    subjects = _subjects(recipe, student, dataset, students)
-    models, answers = _measure_all(subjects, task, progress)
+    measured = measure_all(_subjects(recipe, student, dataset, students), task, progress)
+    models = scored(measured, metrics, asked, recipe)
     cards = [card for place in students if (card := place.finished())]
     return Report(
         recipe=recipe.name,
@@ -128,15 +138,18 @@ def _measured(
         versions=_versions(cards[-1]) | {"machine": _machine()},
         labels=_label_summary(dataset),
         overlap=_overlap(dataset, recipe.evaluate.near_duplicate),
-        models=models,
+        models=models.rows,
         answers=tuple(
-            Answers(row.prompt.text, row.prompt.reference, tuple(written[place] for written in answers))
-            for place, row in enumerate(rows[: recipe.evaluate.answers])
+            Answers(row.prompt.text, row.prompt.reference, tuple(written[place] for written in models.answers))
+            for place, row in enumerate(asked.rows[: asked.shown])
         ),
         curves=tuple(_curve(card) for card in cards if card.log),
         recipe_yaml=recipe.as_yaml(),
-        notes=tuple(_notes(recipe, student, dataset, len(rows))),
+        notes=tuple(notes(recipe, student, dataset, len(rows), asked, models.metrics)),
         key=key,
+        metrics=models.metrics,
+        differences=models.differences,
+        kept=models.kept,
     )
 
 
@@ -150,6 +163,9 @@ def _subjects(
         files = teacher_files(recipe)
         trusted = teacher_options(recipe).trust_remote_code
         subjects.append(Subject("teacher", files.name, files.folder, is_teacher=True, trust_remote_code=trusted))
+        if _told_of_its_start(recipe):
+            start = find_model(recipe.teacher.model, recipe.teacher.revision)
+            subjects.append(Subject(BEFORE, start.name, start.folder, trust_remote_code=trusted))
     for place in students:
         files = ModelFiles(str(place.path), place.path)
         shares = tokenizer is None or files.tokenizer_sha256 == tokenizer
@@ -163,52 +179,6 @@ def _subjects(
     return subjects
 
 
-def _measure_all(
-    subjects: Sequence[Subject], task: Task, progress: Progress
-) -> tuple[tuple[ModelRow, ...], list[tuple[str, ...]]]:
-    """Every model's line of the report, and its answers."""
-    from pipeline.evaluation.distance import distances
-    from pipeline.evaluation.measure import measure
-
-    with fresh_processes() as pool:
-        measured = []
-        for done, subject in enumerate(subjects):
-            progress(f"Measuring the {subject.role}", done, len(subjects) + 1)
-            measured.append(pool.submit(measure, subject, task).result())
-        progress("Comparing with the teacher", len(subjects), len(subjects) + 1)
-        compared = pool.submit(distances, subjects, task).result()
-        progress("Comparing with the teacher", len(subjects) + 1, len(subjects) + 1)
-    models = tuple(
-        ModelRow(
-            role=subject.role,
-            model=subject.name,
-            parameters=one.parameters,
-            megabytes=one.megabytes,
-            peak_memory_megabytes=one.peak_memory_megabytes,
-            tokens_per_second=one.tokens_per_second,
-            latency_p50_ms=one.latency_p50_ms,
-            latency_p95_ms=one.latency_p95_ms,
-            kl_per_token=distance.kl,
-            agreement=distance.agreement,
-            perplexity=distance.perplexity,
-            reference_score=_reference_score(task.rows, one.answers),
-            is_int8=subject.is_int8,
-        )
-        for subject, one, distance in zip(subjects, measured, compared, strict=True)
-    )
-    return models, [one.answers for one in measured]
-
-
-def _reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Interval | None:
-    """Token F1 of the answers to prompts that have a reference."""
-    scored = [
-        token_f1(answer, row.prompt.reference)
-        for row, answer in zip(rows, answers, strict=False)  # the first prompts alone are answered
-        if row.prompt.reference
-    ]
-    return mean_per_prompt(scored) if scored else None
-
-
 def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> list[StudentFolder]:
     """The baselines that the recipe asks for, and the student last.
 
@@ -216,7 +186,8 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
         StudentMissing: one of them has not been trained on this dataset with these settings.
     """
     baselines: list[Variant] = [name for name in recipe.evaluate.baselines if name != student.mode]
-    places = [student_folder(recipe, student, variant, dataset) for variant in [*baselines, student.mode]]
+    variants = [*baselines, student.mode]
+    places = [student_folder(recipe, student, one, _learnt_from(recipe, one, dataset)) for one in variants]
     for place in places:
         if place.finished() is None:
             raise StudentMissing(
@@ -224,6 +195,28 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
                 "run `stillhouse distill` with the same recipe first"
             )
     return places
+
+
+def _learnt_from(recipe: Recipe, variant: Variant, dataset: Dataset) -> Dataset | None:
+    """The dataset of a student: the references of a gold one.
+
+    Raises:
+        StudentMissing: they are not there, so neither is the student.
+    """
+    if variant != "gold":
+        return None if variant == "untrained" else dataset
+    try:
+        return open_dataset(dataset_folder(recipe.dataset.gold))
+    except DatasetMissing as error:
+        raise StudentMissing(
+            f"there is no gold student of this recipe: {error}. `stillhouse distill` with the same recipe makes both"
+        ) from None
+
+
+def _told_of_its_start(recipe: Recipe) -> list[str]:
+    """The line of the report that a fine-tuned teacher's start has, where it has weights that know something."""
+    tuned = recipe.teacher.finetune
+    return [BEFORE] if tuned is not None and tuned.config is None else []
 
 
 def _stored(folder: Path, key: str) -> Report | None:
@@ -282,36 +275,6 @@ def _curve(card: StudentCard) -> Curve:
 
 def _versions(card: StudentCard) -> dict[str, str]:
     return software_versions() | ({"torchao": card.int8.torchao} if card.int8 else {})
-
-
-def _notes(recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int) -> Iterator[str]:
-    settings = recipe.evaluate
-    yield (
-        f"Quality is measured on {rows} held-out completions of the teacher, in {settings.dtype}. Intervals are 95 % "
-        "percentile bootstraps over prompts (2,000 resamples)."
-    )
-    if runs_here(recipe.teacher):
-        yield "KL and agreement compare full distributions: teacher and student both read the teacher's text."
-    elif dataset.manifest.soft and dataset.manifest.soft.draws:
-        yield f"KL is against {dataset.manifest.soft.draws} stored random draws from the teacher a token: an estimate."
-    elif dataset.manifest.soft:
-        yield f"KL is over the {dataset.manifest.soft.k} stored tokens and one outcome for all others: a lower bound."
-    else:
-        yield "The teacher gave text alone: there is no KL and no agreement."
-    yield (
-        f"Tokens a second and latency are of {settings.latency_prompts} whole answers, one at a time; peak memory is that "
-        "of a process which does nothing else, libraries included."
-    )
-    yield (
-        f"Students answer greedily; the teacher's answers are its labels. The reference score is the token F1 of the first "
-        f"{settings.answers} answers."
-    )
-    if student.quantize:
-        yield (
-            f"The int8 copy keeps its linear layers in 8 bits and computes in {settings.dtype}: weights are turned back as "
-            "they are used. That saves space on disk, and seldom time; what it does to memory is in the table."
-        )
-    yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
 
 
 def _machine() -> str:

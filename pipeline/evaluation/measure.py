@@ -1,7 +1,7 @@
 """What one model costs to run, and what it answers.
 
-It answers prompts one at a time (latency, tokens a second), then some together (the answers that the report shows). Run
-in a process of its own, so that the peak memory is the model's alone.
+It answers prompts one at a time (latency, tokens a second, memory), then all that are asked, several together (what the
+report shows and the metrics score). Run in a process of its own, so that the peak memory is the model's alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +19,7 @@ from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.generation import generate
 from pipeline.language_model import LanguageModel, decode_completion, encode_prompt, load_language_model
-from pipeline.records import Completion
 from pipeline.student.folder import weight_megabytes
-
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Measured:
     tokens_per_second: Interval
     latency_p50_ms: float
     latency_p95_ms: float
-    answers: tuple[str, ...]  # to the first `settings.answers` prompts
+    answers: tuple[str, ...]  # to `task.asked`
 
 
 def measure(subject: Subject, task: Task) -> Measured:
@@ -46,12 +42,13 @@ def measure(subject: Subject, task: Task) -> Measured:
     lm = load_language_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
     seconds, tokens = _timed_answers(lm, task)
     p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
-    shown = task.rows[: task.settings.answers]
-    answers = [row.text for row in shown] if subject.is_teacher else _answers(lm, shown, task.max_tokens)
+    peak = _peak_megabytes(lm.device)
+    labelled = subject.is_teacher and not task.teacher_answers
+    answers = [row.text for row in task.asked] if labelled else _answers(lm, task)
     return Measured(
         parameters=sum(parameter.numel() for parameter in lm.model.parameters()),
         megabytes=weight_megabytes(subject.folder),
-        peak_memory_megabytes=_peak_megabytes(lm.device),
+        peak_memory_megabytes=peak,
         tokens_per_second=mean_per_token(tokens, seconds),
         latency_p50_ms=float(p50),
         latency_p95_ms=float(p95),
@@ -73,12 +70,19 @@ def _timed_answers(lm: LanguageModel, task: Task) -> tuple[list[float], list[int
     return seconds, tokens
 
 
-def _answers(lm: LanguageModel, rows: Sequence[Completion], max_tokens: int) -> list[str]:
-    """The model's most likely answers, several prompts at a time."""
-    prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in rows]
-    parts = (prompts[start : start + _BATCH] for start in range(0, len(prompts), _BATCH))
-    written = [tokens for part in parts for tokens in generate(lm, part, max_tokens=max_tokens)]
-    return [decode_completion(lm, tokens) for tokens in written]
+def _answers(lm: LanguageModel, task: Task) -> list[str]:
+    """The model's most likely answers to what is asked, several prompts at a time: those of about one length together."""
+    prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in task.asked]
+    by_length = sorted(
+        range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True
+    )  # the largest batch first
+    answers = [""] * len(prompts)
+    for start in range(0, len(prompts), task.settings.batch_size):
+        part = by_length[start : start + task.settings.batch_size]
+        written = generate(lm, [prompts[place] for place in part], max_tokens=task.max_tokens)
+        for place, tokens in zip(part, written, strict=True):
+            answers[place] = decode_completion(lm, tokens)
+    return answers
 
 
 def _peak_megabytes(device: torch.device) -> float:

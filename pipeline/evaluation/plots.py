@@ -10,45 +10,66 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pipeline.evaluation.results import Curve, Interval, ModelRow
+from pipeline.evaluation.results import Curve, Interval, MetricColumn, ModelRow
 
-_SHAPES = ("square", "circle", "triangle", "diamond", "arrow")
+SHAPES = ("square", "circle", "triangle", "diamond", "arrow", "bar", "cross", "hourglass", "post")
 _CORNERS: dict[str, list[tuple[float, float]]] = {
     "square": [(-5, -5), (5, -5), (5, 5), (-5, 5)],
     "triangle": [(0, -7), (6.5, 5), (-6.5, 5)],
     "diamond": [(0, -7.5), (7.5, 0), (0, 7.5), (-7.5, 0)],
     "arrow": [(-6.5, -5), (6.5, -5), (0, 7)],
+    "bar": [(-8, -3), (8, -3), (8, 3), (-8, 3)],
+    "cross": [
+        (-2, -7),
+        (2, -7),
+        (2, -2),
+        (7, -2),
+        (7, 2),
+        (2, 2),
+        (2, 7),
+        (-2, 7),
+        (-2, 2),
+        (-7, 2),
+        (-7, -2),
+        (-2, -2),
+    ],
+    "hourglass": [(-6, -6), (6, -6), (-6, 6), (6, 6)],
+    "post": [(-3, -8), (3, -8), (3, 8), (-3, 8)],
 }
 _FAR = 2.5  # a model this many times as far as the next one is named at the edge, not drawn to scale
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """From 0 at pixel `start` to `top` at pixel `end`; what is more stands at the end."""
+    """From `base` at pixel `start` to `top` at pixel `end`; what is more stands at the end."""
 
     top: float
     start: float
     end: float
     step: float
+    base: float = 0
 
     @classmethod
-    def over(cls, highest: float, start: float, end: float) -> _Axis:
-        """An axis whose ticks are round numbers, five at most above 0."""
-        power = 10.0 ** math.floor(math.log10(highest / 5)) if highest > 0 else 0.2
-        step = next((part * power for part in (1, 2, 2.5, 5) if part * power * 5 >= highest), 10 * power)
-        return cls(step * max(1, math.ceil(highest / step - 1e-9)), start, end, step)
+    def over(cls, highest: float, start: float, end: float, lowest: float = 0) -> _Axis:
+        """An axis whose ticks are round numbers, five or six steps of them; from 0 if `lowest` is not far from it."""
+        lowest = lowest if lowest > highest / 2 or lowest < 0 else 0
+        reach = highest - lowest
+        power = 10.0 ** math.floor(math.log10(reach / 5)) if reach > 0 else 0.2
+        step = next((part * power for part in (1, 2, 2.5, 5) if part * power * 5 >= reach), 10 * power)
+        base = step * math.floor(lowest / step + 1e-9)
+        return cls(base + step * max(1, math.ceil((highest - base) / step - 1e-9)), start, end, step, base)
 
     @property
     def ticks(self) -> list[float]:
-        return [self.step * number for number in range(round(self.top / self.step) + 1)]
+        return [self.base + self.step * number for number in range(round((self.top - self.base) / self.step) + 1)]
 
     def place(self, value: float) -> float:
-        return self.start + (self.end - self.start) * min(value / self.top, 1.0)
+        return self.start + (self.end - self.start) * min((value - self.base) / (self.top - self.base), 1.0)
 
 
 def role_class(place: int) -> str:
     """The style class of the model in this place of the table."""
-    return f"m{place % len(_SHAPES)}"
+    return f"m{place % len(SHAPES)}"
 
 
 def intervals(models: Sequence[ModelRow]) -> str:
@@ -86,26 +107,60 @@ def intervals(models: Sequence[ModelRow]) -> str:
 
 def size_and_distance(models: Sequence[ModelRow]) -> str:
     """Megabytes on disk against KL a token; empty where no KL was measured."""
-    shown = _with_kl(models)
+    shown = [(place, row, kl, row.megabytes) for place, row, kl in _with_kl(models) if row.megabytes is not None]
     if not shown:
         return ""
     width, height, left, bottom = 640, 300, 60, 250
-    across = _Axis.over(max(row.megabytes for _, row, _ in shown), left, width - 40)
-    up = _Axis.over(_drawn_to_scale([kl for _, _, kl in shown]), bottom, 34)
+    across = _Axis.over(max(megabytes for _, _, _, megabytes in shown), left, width - 40)
+    up = _Axis.over(_drawn_to_scale([kl for _, _, kl, _ in shown]), bottom, 34)
     parts = _rules(up, left, width - 20)
     parts += [_text(across.place(tick), bottom + 20, _short(tick), "middle") for tick in across.ticks]
     parts.append(_text((left + width) / 2, height - 8, "megabytes on disk", "middle"))
     parts.append(_text(left, 14, "KL, nats a token", "start"))
     taken: list[float] = []
-    for place, row, kl in shown:
-        x, y = across.place(row.megabytes), up.place(kl.mean)
+    for place, row, kl, megabytes in shown:
+        x, y = across.place(megabytes), up.place(kl.mean)
         parts.append(_mark(x, y, place))
         beyond = f" {_short(kl.mean)} ↑" if kl.mean > up.top else ""
-        label = _apart(y + 4, taken)
+        label = _apart(y + 4, taken, bottom)
         right = x < width * 0.66
         parts.append(_text(x + (14 if right else -14), label, row.role + beyond, "start" if right else "end"))
-    described = "; ".join(f"{row.role} {row.megabytes:.1f} MB, {kl.mean:.2f}" for _, row, kl in shown)
+    described = "; ".join(f"{row.role} {megabytes:.1f} MB, {kl.mean:.2f}" for _, row, kl, megabytes in shown)
     return _svg(width, height, f"Megabytes on disk against KL: {described}", parts)
+
+
+def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
+    """Parameters against a metric of the task, with 95 % intervals; a model whose size is not known is left out."""
+    scale = 100 if metric.percent else 1
+    shown = [
+        (place, row, row.parameters / 1e6, [scale * value for value in (score.low, score.mean, score.high)])
+        for place, row in enumerate(models)
+        if row.parameters is not None and (score := row.scores.get(metric.name))
+    ]
+    if not shown:
+        return ""
+    width, height, left, bottom = 640, 340, 60, 290
+    values = [value for *_, score in shown for value in score]
+    across = _Axis.over(max(millions for _, _, millions, _ in shown), left, width - 40)
+    up = _Axis.over(max(values), bottom, 34, lowest=min(values))
+    parts = _rules(up, left, width - 20)
+    parts += [_text(across.place(tick), bottom + 20, _short(tick), "middle") for tick in across.ticks]
+    parts.append(_text((left + width) / 2, height - 8, "million parameters", "middle"))
+    better = "lower" if metric.lower_is_better else "higher"
+    parts.append(_text(left, 14, f"{metric.name}{', %' if metric.percent else ''} ({better} is better)", "start"))
+    taken: list[float] = []
+    for place, row, millions, (low, mean, high) in sorted(shown, key=lambda one: -one[3][1]):
+        x, y = across.place(millions), up.place(mean)
+        parts.append(_whisker(x, up.place(low), x, up.place(high), place))
+        parts.append(_mark(x, y, place))
+        label = _apart(y + 4, taken, bottom)
+        right = x < width * 0.66
+        said = f"{row.role} {mean:.{metric.digits}f}"
+        parts.append(_text(x + (14 if right else -14), label, said, "start" if right else "end"))
+    described = "; ".join(
+        f"{row.role} {millions:.2f} million, {mean:.{metric.digits}f}" for _, row, millions, (_, mean, _) in shown
+    )
+    return _svg(width, height, f"Parameters against {metric.name}: {described}", parts)
 
 
 def curve(one: Curve, place: int) -> str:
@@ -155,15 +210,13 @@ def _rules(up: _Axis, left: float, right: float) -> list[str]:
     return lines + [_text(left - 8, up.place(tick) + 4, _short(tick), "end") for tick in up.ticks]
 
 
-def _apart(y: float, taken: list[float]) -> float:
-    """The nearest height for a label that overlaps none of those drawn before."""
-    free = next(
-        y + shift
-        for shift in (0, 20, -20, 40, -40, 60, -60, 80)
-        if all(abs(y + shift - other) >= 18 for other in taken)
-    )
-    taken.append(free)
-    return free
+def _apart(y: float, taken: list[float], lowest: float) -> float:
+    """The nearest height for a label that overlaps none of those drawn before; inside the plot, if there is room."""
+    shifts = [sign * 20 * number for number in range(len(taken) + 1) for sign in (1, -1)]
+    free = [y + shift for shift in shifts if all(abs(y + shift - other) >= 18 for other in taken)]
+    chosen = next((one for one in free if 30 <= one <= lowest), free[0])
+    taken.append(chosen)
+    return chosen
 
 
 def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
@@ -179,7 +232,7 @@ def _whisker(x1: float, y1: float, x2: float, y2: float, place: int) -> str:
 
 
 def _mark(x: float, y: float, place: int) -> str:
-    style, shape = f"mark {role_class(place)}", _SHAPES[place % len(_SHAPES)]
+    style, shape = f"mark {role_class(place)}", SHAPES[place % len(SHAPES)]
     if shape == "circle":
         return f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in _CORNERS[shape])

@@ -19,10 +19,9 @@ from markupsafe import Markup
 
 from pipeline.durable import write_atomically
 from pipeline.evaluation import plots
-from pipeline.evaluation.results import Interval, ModelRow, Report
-from pipeline.student.card import count_in_words, megabytes_in_words
-
-_DASH = "–"
+from pipeline.evaluation.results import Report
+from pipeline.evaluation.tables import DASH, comparison_table, differences_table
+from pipeline.evaluation.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -53,98 +52,6 @@ def as_json(report: Report) -> dict[str, Any]:
     return dataclasses.asdict(report)
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
-
-
-def comparison_table(report: Report) -> list[list[str]]:
-    """Headers, then one row a model, as text: the same in the terminal, in Markdown and in Prefect."""
-    headers = [
-        "model",
-        "parameters",
-        "MB",
-        "peak MB",
-        "tokens/s",
-        "p50 ms",
-        "p95 ms",
-        "KL/token",
-        "agreement",
-        "perplexity",
-    ]
-    scored = any(row.reference_score for row in report.models)
-    rows = [_cells(row) + ([_interval(row.reference_score, 2)] if scored else []) for row in report.models]
-    return [headers + (["reference F1"] if scored else []), *rows]
-
-
-def _cells(row: ModelRow) -> list[str]:
-    return [
-        row.role,
-        count_in_words(row.parameters).replace(" million", " M"),
-        megabytes_in_words(row.megabytes),
-        f"{row.peak_memory_megabytes:,.0f}",
-        _interval(row.tokens_per_second, 1),
-        f"{row.latency_p50_ms:,.0f}",
-        f"{row.latency_p95_ms:,.0f}",
-        _interval(row.kl_per_token, 2),
-        _interval(row.agreement, 1, percent=True),
-        _interval(row.perplexity, 1),
-    ]
-
-
-def _interval(interval: Interval | None, digits: int, *, percent: bool = False) -> str:
-    """`2.57 [2.35, 2.77]`; a dash where nothing was measured, no brackets where there is nothing to doubt."""
-    if interval is None:
-        return _DASH
-    scale, unit = (100, " %") if percent else (1, "")
-    mean, low, high = (_number(value * scale, digits) for value in (interval.mean, interval.low, interval.high))
-    return f"{mean}{unit}" if interval.low == interval.high else f"{mean}{unit} [{low}, {high}]"
-
-
-def _number(value: float, digits: int) -> str:
-    if abs(value) >= 1e5:
-        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:,.{digits if abs(value) < 1000 else 0}f}"
-
-
-# ----------------------------------------------------------------------------------------------------------- the verdict
-
-
-def verdict(report: Report) -> str:
-    """What the figures say, in plain words; cautious where intervals overlap."""
-    student = report.student
-    others = [row for row in report.models if row is not student and not row.is_int8]
-    copies = [_copy_compared(row, student) for row in report.models if row.is_int8]
-    teacher = next((row for row in others if row.role == "teacher"), None)
-    sentences = []
-    if teacher is not None:
-        sentences.append(
-            f"The {student.role} has {student.parameters / teacher.parameters:.0%} of the teacher's parameters and writes "
-            f"{student.tokens_per_second.mean / teacher.tokens_per_second.mean:.1f} times as many tokens a second."
-        )
-    if student.kl_per_token is None:
-        return " ".join([*sentences, "The teacher gave no log-probabilities, so its distance cannot be told.", *copies])
-    sentences.append(f"It stands {student.kl_per_token.mean:.2f} nats a token from the teacher.")
-    for row in others:
-        if row.role != "teacher" and row.kl_per_token is not None:
-            sentences.append(_compared(student.kl_per_token, row.kl_per_token, row.role))
-    return " ".join([*sentences, *copies])
-
-
-def _copy_compared(copy: ModelRow, student: ModelRow) -> str:
-    kl = f", and stands {copy.kl_per_token.mean:.2f} nats a token from the teacher" if copy.kl_per_token else ""
-    return (
-        f"The student's int8 copy takes {copy.megabytes / student.megabytes:.0%} of its space on disk, writes "
-        f"{copy.tokens_per_second.mean / student.tokens_per_second.mean:.1f} times as many tokens a second{kl}."
-    )
-
-
-def _compared(student: Interval, baseline: Interval, role: str) -> str:
-    if student.high < baseline.low:
-        return f"The {role}, at {baseline.mean:.2f}, is clearly farther away."
-    if student.low > baseline.high:
-        return f"The {role}, at {baseline.mean:.2f}, is clearly nearer."
-    return f"From the {role}, at {baseline.mean:.2f}, it is not distinguishable: their intervals overlap."
-
-
 # -------------------------------------------------------------------------------------------------------------- markdown
 
 
@@ -152,6 +59,9 @@ def markdown(report: Report) -> str:
     """The report as GitHub Markdown."""
     headers, *rows = comparison_table(report)
     lines = [f"# {report.recipe}", "", verdict(report), "", *_table(headers, rows), ""]
+    if report.differences:
+        headers, *rows = differences_table(report)
+        lines += ["## Differences from the student", "", *_table(headers, rows), ""]
     lines += ["## Held-out prompts", "", overlap_text(report), ""]
     lines += ["## Answers side by side", ""]
     for one in report.answers:
@@ -201,7 +111,7 @@ def label_facts(report: Report) -> list[tuple[str, str]]:
         ("rejected", rejected),
         ("tokens", f"{labels.prompt_tokens:,} in prompts, {labels.completion_tokens:,} in completions"),
         ("soft labels", labels.soft or "none, text only"),
-        ("cost", _DASH if labels.cost_usd is None else f"${labels.cost_usd:,.4f}"),
+        ("cost", DASH if labels.cost_usd is None else f"${labels.cost_usd:,.4f}"),
     ]
 
 
@@ -215,18 +125,26 @@ def html(report: Report) -> str:
         package_files("pipeline.evaluation").joinpath("report.html.j2").read_text("utf-8")
     )
     headers, *rows = comparison_table(report)
+    difference_headers, *differences = differences_table(report)
+    largest = max(row.parameters or 0 for row in report.models)
+    first = report.metrics[0] if report.metrics else None
     return template.render(
         report=report,
         verdict=verdict(report),
         headers=headers,
         rows=rows,
-        shares=[row.parameters / max(one.parameters for one in report.models) for row in report.models],
+        shares=[(row.parameters or largest) / largest for row in report.models],
+        difference_headers=difference_headers,
+        differences=[(_place(report, row[0]), row) for row in differences],
+        metric=first,
+        score_plot=Markup(plots.size_and_score(report.models, first)) if first else "",
         overlap=overlap_text(report),
         facts=label_facts(report),
         kl_plot=Markup(plots.intervals(report.models)),
         size_plot=Markup(plots.size_and_distance(report.models)),
         curves=[(curve.role, Markup(plots.curve(curve, _place(report, curve.role)))) for curve in report.curves],
         role_class=plots.role_class,
+        colours=len(plots.SHAPES),
     )
 
 

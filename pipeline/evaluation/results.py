@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % confidence interval (percentile bootstrap over prompts)."""
+    """A figure and its 95 % confidence interval (percentile bootstrap over prompts)."""
 
     mean: float
     low: float
@@ -22,22 +22,41 @@ class ModelRow:
     """One line of the comparison: one model on the held-out prompts.
 
     Quality is `None` where it has no meaning (the teacher's divergence from itself is 0, not None) or where the
-    teacher gave no log-probabilities.
+    teacher gave no log-probabilities. A teacher that does not run here has only the scores of its labels.
     """
 
     role: str  # "teacher", "untrained student", "black-box student", "white-box student", "white-box student, int8"
     model: str  # a folder or a hub id
-    parameters: int
-    megabytes: float  # of the weights on disk, 10^6 bytes
-    peak_memory_megabytes: float  # of the process that ran it (CPU) or of the device allocator (GPU)
-    tokens_per_second: Interval  # generated tokens, one prompt at a time
-    latency_p50_ms: float  # a whole answer, one prompt at a time
-    latency_p95_ms: float
-    kl_per_token: Interval | None  # KL(teacher || this model), nats a completion token
-    agreement: Interval | None  # share of positions with the teacher's most likely token, 0..1
-    perplexity: Interval | None  # on the teacher's text
-    reference_score: Interval | None  # token F1 against the references, 0..1
+    parameters: int | None = None
+    megabytes: float | None = None  # of the weights on disk, 10^6 bytes
+    peak_memory_megabytes: float | None = None  # of the process that ran it (CPU) or of the device allocator (GPU)
+    tokens_per_second: Interval | None = None  # generated tokens, one prompt at a time
+    latency_p50_ms: float | None = None  # a whole answer, one prompt at a time
+    latency_p95_ms: float | None = None
+    kl_per_token: Interval | None = None  # KL(teacher || this model), nats a completion token
+    agreement: Interval | None = None  # share of positions with the teacher's most likely token, 0..1
+    perplexity: Interval | None = None  # on the teacher's text
+    reference_score: Interval | None = None  # token F1 of the shown answers, 0..1; None where the recipe has metrics
     is_int8: bool = False  # the quantised copy of the model in the row before
+    scores: dict[str, Interval] = field(default_factory=dict)  # by the names of `Report.metrics`
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """A metric of the task, as it is shown."""
+
+    name: str
+    lower_is_better: bool
+    percent: bool  # 0.5 is 50 %
+    digits: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The student's scores less another model's, on the same prompts, resampled together."""
+
+    role: str  # the other's
+    scores: dict[str, Interval]  # by the names of `Report.metrics`
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,11 @@ class Report:
     recipe_yaml: str  # the resolved recipe
     notes: tuple[str, ...]  # what a reader must know to believe the figures
     key: str = ""  # names the dataset, the students and the settings that the figures stand for
+    metrics: tuple[MetricColumn, ...] = ()  # of the task, the most important first
+    differences: tuple[Difference, ...] = ()  # the student from each other model
+    kept: dict[str, Interval] = field(
+        default_factory=dict
+    )  # score of the student / of the teacher, where higher is better
 
     @property
     def student(self) -> ModelRow:

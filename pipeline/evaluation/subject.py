@@ -31,3 +31,5 @@ class Task:
     max_tokens: int  # of an answer
     vocabulary: int  # the teacher's, 0 where it is not known
     soft: bool  # whether the rows have soft labels
+    asked: tuple[Completion, ...] = ()  # whose prompts every model answers
+    teacher_answers: bool = False  # whether the teacher does too; else its labels are its answers

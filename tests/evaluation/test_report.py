@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.report import ReportFiles, as_json, comparison_table, html, markdown, verdict, write_report
+from pipeline.evaluation.report import ReportFiles, as_json, html, markdown, write_report
 from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, ModelRow, Overlap, Report
+from pipeline.evaluation.tables import comparison_table
+from pipeline.evaluation.verdict import verdict
 
 
 def row(role: str, parameters: int, kl: Interval | None, speed: float = 20.0) -> ModelRow:

@@ -1,0 +1,91 @@
+"""Every model's line of the report: each is run in a process of its own, then all are held against the teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.config import Recipe
+from pipeline.evaluation.metrics.base import NamedMetric
+from pipeline.evaluation.processes import fresh_processes
+from pipeline.evaluation.results import Difference, Interval, MetricColumn, ModelRow
+from pipeline.evaluation.scoring import Asked, reference_score, score
+from pipeline.evaluation.subject import Subject, Task
+from pipeline.model_files import runs_here
+from pipeline.progress import Progress
+
+
+@dataclass(frozen=True)
+class Models:
+    """The lines, and what the models wrote."""
+
+    rows: tuple[ModelRow, ...]
+    answers: tuple[tuple[str, ...], ...]  # a model's to the rows that were asked
+    metrics: tuple[MetricColumn, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    kept: dict[str, Interval] = dataclasses.field(default_factory=dict)
+
+
+def measure_all(subjects: Sequence[Subject], task: Task, progress: Progress) -> Models:
+    """What each model costs to run, what it answers, and how far it stands from the teacher."""
+    from pipeline.evaluation.distance import distances
+    from pipeline.evaluation.measure import measure
+
+    with fresh_processes() as pool:
+        measured = []
+        for done, subject in enumerate(subjects):
+            progress(f"Measuring the {subject.role}", done, len(subjects) + 1)
+            measured.append(pool.submit(measure, subject, task).result())
+        progress("Comparing with the teacher", len(subjects), len(subjects) + 1)
+        compared = pool.submit(distances, subjects, task).result()
+        progress("Comparing with the teacher", len(subjects) + 1, len(subjects) + 1)
+    rows = tuple(
+        ModelRow(
+            role=subject.role,
+            model=subject.name,
+            parameters=one.parameters,
+            megabytes=one.megabytes,
+            peak_memory_megabytes=one.peak_memory_megabytes,
+            tokens_per_second=one.tokens_per_second,
+            latency_p50_ms=one.latency_p50_ms,
+            latency_p95_ms=one.latency_p95_ms,
+            kl_per_token=distance.kl,
+            agreement=distance.agreement,
+            perplexity=distance.perplexity,
+            reference_score=None if task.settings.metrics else reference_score(task.asked, one.answers),
+            is_int8=subject.is_int8,
+        )
+        for subject, one, distance in zip(subjects, measured, compared, strict=True)
+    )
+    return Models(rows, tuple(one.answers for one in measured))
+
+
+def scored(models: Models, metrics: Sequence[NamedMetric], asked: Asked, recipe: Recipe) -> Models:
+    """The same with metrics of the task; a teacher that does not run here gets a line for its labels.
+
+    Raises:
+        RecipeError: a metric gives what cannot be summed or shown.
+    """
+    if not metrics:
+        return models
+    if not runs_here(recipe.teacher) and recipe.label.mode == "generate":  # else the labels are the references
+        labels = ModelRow("teacher", recipe.teacher.model)
+        models = Models((labels, *models.rows), (tuple(row.text for row in asked.rows), *models.answers))
+    roles = [row.role for row in models.rows]
+    student = max(place for place, row in enumerate(models.rows) if not row.is_int8)
+    scores = score(
+        metrics,
+        [[written[place] for place in asked.scored] for written in models.answers],
+        [asked.rows[place].prompt.reference or "" for place in asked.scored],
+        student=student,
+        teacher=roles.index("teacher") if "teacher" in roles else None,
+    )
+    others = [place for place in range(len(roles)) if place != student]
+    return Models(
+        rows=tuple(dataclasses.replace(row, scores=own) for row, own in zip(models.rows, scores.models, strict=True)),
+        answers=models.answers,
+        metrics=scores.columns,
+        differences=tuple(Difference(roles[place], scores.differences[place]) for place in others),
+        kept=scores.kept,
+    )
