@@ -18,6 +18,7 @@ from pipeline.config import Recipe, TeacherSettings, encoding_of
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
+from pipeline.evaluation.metrics.base import open_metrics
 from pipeline.finetuning import (
     before_finetuning,
     check_finetuned,
@@ -103,7 +104,8 @@ def check_student(recipe: Recipe) -> None:
     """Refuse a student that could not be trained, or a teacher that could not be fine-tuned, before anything is sent.
 
     Raises:
-        RecipeError: the recipe has no student, or its start, its loss or its training arguments are wrong.
+        RecipeError: the recipe has no student, or its start, its loss, its training arguments or a metric are
+            wrong.
         TeacherUnavailable: the model that it starts from is not there.
     """
     from pipeline.student.arguments import training_arguments
@@ -116,6 +118,7 @@ def check_student(recipe: Recipe) -> None:
 
     student = student_of(recipe)
     find_kind(recipe.teacher.kind)
+    open_metrics(recipe.evaluate.metrics)
     open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
     training_arguments(recipe, student, Path(recipe.students))
     check_finetuning(recipe)
@@ -137,8 +140,9 @@ def check_labels(recipe: Recipe) -> None:
     Raises:
         PromptError: prompts lack what they need.
         TeacherUnavailable: the teacher has still to be fine-tuned.
-        RecipeError: the loss cannot be taken from such labels, or the student's start or tokenizer is wrong.
+        RecipeError: the loss cannot be taken from such labels, or the student's start or tokenizer or a metric is wrong.
     """
+    open_metrics(recipe.evaluate.metrics)
     check_prompts(recipe)
     check_finetuned(recipe, read_prompts=True)
     if recipe.student is None:
