@@ -108,7 +108,7 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
         facts=facts,
         card=facts.card,
         int8=int8,
-        role=f"{facts.card.variant} student" + (", int8" if int8 else ""),
+        role=_role(facts.card, int8=int8),
         teacher=describe_teacher(facts.teacher),
         start=start_in_words(facts.student.init),
         loss=formula(facts.student.loss, facts.card.variant),
@@ -136,7 +136,7 @@ def start_in_words(init: InitSettings) -> str:
 def formula(loss: LossSettings, variant: str) -> str:
     """What was minimised, with its numbers."""
     if variant != "white-box":
-        return "L = cross-entropy(completion, student)"
+        return f"L = cross-entropy({'reference' if variant == 'gold' else 'completion'}, student)"
     terms = []
     if loss.weight:
         at = f"{loss.temperature:g}"
@@ -182,7 +182,8 @@ def software_versions() -> dict[str, str]:
 
 def _front_matter(facts: CardFacts, *, int8: bool) -> dict[str, Any]:
     licence = facts.manifest.licence if facts.manifest else None
-    tags = ["distillation", "stillhouse", facts.card.variant, *(["int8", "torchao"] if int8 else [])]
+    role = "teacher" if facts.card.is_teacher else facts.card.variant
+    tags = ["distillation", "stillhouse", role, *(["int8", "torchao"] if int8 else [])]
     known: Mapping[str, Any] = {
         "base_model": list(facts.base_models),
         "datasets": [facts.prompts_from] if facts.prompts_from else [],
@@ -192,6 +193,11 @@ def _front_matter(facts: CardFacts, *, int8: bool) -> dict[str, Any]:
         "tags": tags,
     }
     return {name: value for name, value in known.items() if value}
+
+
+def _role(card: StudentCard, *, int8: bool) -> str:
+    """What the report calls it, if it has a line there."""
+    return "fine-tuned teacher" if card.is_teacher else f"{card.variant} student{', int8' if int8 else ''}"
 
 
 def _training(facts: CardFacts) -> list[tuple[str, str]]:
