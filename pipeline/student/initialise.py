@@ -6,23 +6,24 @@ stands in every report, untrained. start_config.py says what is refused before a
 
 from __future__ import annotations
 
-import re
-import shutil
-from collections.abc import Sequence
+import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.config import Recipe
+from pipeline.durable import write_atomically
 from pipeline.errors import TrainingError
-from pipeline.language_model import load_tokenizer, load_weights, quiet_transformers, token_ids_alone
+from pipeline.language_model import auto_class, load_tokenizer, load_weights, quiet_transformers, token_ids_alone
 from pipeline.model_files import ModelFiles, start_files
-from pipeline.student.start_config import check_start, ending, fresh_config, kept_layers, read_config, with_layers
-from pipeline.student_settings import StudentSettings
+from pipeline.student.fresh_config import ending_of_fresh, fresh_config
+from pipeline.student.kinds import read_config
+from pipeline.student.stacks import kept_layers, renumbered, with_layers
+from pipeline.student.start_config import check_start
+from pipeline.student_settings import Layers, StackLayers, StudentSettings
 
 _GENERATION = "generation_config.json"
-_LAYER = re.compile(r"^(.*?\.)?(layers|h|blocks)\.(\d+)\.(.*)$")  # model.layers.7.mlp.up_proj.weight
 
 
 def initialise(recipe: Recipe, student: StudentSettings, folder: Path) -> None:
@@ -58,20 +59,28 @@ def write_model(
     model.generation_config = token_ids_alone(model.generation_config)
     model.save_pretrained(folder)
     if sampling and (source / _GENERATION).is_file():
-        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
+        _write_generation(model, source / _GENERATION, folder / _GENERATION)
     load_tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
 
 
-def copy_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
+def _write_generation(model: PreTrainedModel, source: Path, file: Path) -> None:
+    """The source's settings as they are, but for tokens that the model begins, ends or pads an answer with otherwise."""
+    theirs = source.read_bytes()
+    tokens = {name: value for name, value in model.generation_config.to_dict().items() if name.endswith("_token_id")}
+    settings = json.loads(theirs)
+    changed = {name: value for name, value in tokens.items() if value is not None and settings.get(name) != value}
+    write_atomically(file, json.dumps(settings | changed, indent=2).encode() + b"\n" if changed else theirs)
+
+
+def copy_layers(teacher: PreTrainedModel, layers: Layers | StackLayers) -> PreTrainedModel:
     """A model of the teacher's kind and width with only some of its layers; everything else is the teacher's.
 
-    `layers` is how many, evenly spaced, or which, counted from 0.
+    `layers` is how many, evenly spaced, or which, counted from 0; of an encoder-decoder's two stacks, or of each.
     """
     kept = kept_layers(teacher.config, layers)
     config = type(teacher.config).from_dict(with_layers(teacher.config, kept))
     student = type(teacher)(config).to(teacher.dtype)
-    weights = _kept_weights(teacher.state_dict(), kept)
-    missing, unexpected = student.load_state_dict(weights, strict=False)
+    missing, unexpected = student.load_state_dict(renumbered(teacher.state_dict(), kept), strict=False)
     if missing or unexpected:
         raise TrainingError(
             f"layers of a {config.model_type} model cannot be copied: {[*missing, *unexpected][:3]} do not match. "
@@ -81,24 +90,11 @@ def copy_layers(teacher: PreTrainedModel, layers: int | Sequence[int]) -> PreTra
     return student
 
 
-def _kept_weights(weights: dict[str, torch.Tensor], kept: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Weights of the kept layers under their new numbers, and all that belongs to no layer."""
-    renumbered = {old: new for new, old in enumerate(kept)}
-    result = {}
-    for name, tensor in weights.items():
-        match = _LAYER.match(name)
-        if match is None:
-            result[name] = tensor
-        elif int(match[3]) in renumbered:
-            result[f"{match[1] or ''}{match[2]}.{renumbered[int(match[3])]}.{match[4]}"] = tensor
-    return result
-
-
 def _fresh(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> PreTrainedModel:
     """A model of the recipe's config with random weights, in float32 unless the config says otherwise."""
     config = fresh_config(recipe, student)
     trusted = student.trust_remote_code
-    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=trusted)
+    model = auto_class(config).from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=trusted)
     teacher = read_config(files, "teacher.model", trust_remote_code=trusted)
-    model.generation_config = ending(files, teacher)
+    model.generation_config = ending_of_fresh(files, teacher, student)
     return model

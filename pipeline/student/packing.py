@@ -19,11 +19,10 @@ from pipeline.config import Recipe
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.head import split
 from pipeline.language_model import LanguageModel
-from pipeline.model_files import start_files
 from pipeline.student.batches import collator, side_by_side
 from pipeline.student.forward import LiveTeacher
 from pipeline.student.rows import Example
-from pipeline.student.start_config import fresh_config, read_config
+from pipeline.student.start_config import student_config
 from pipeline.student_settings import StudentSettings
 
 _PROBE = ((3, 4), (1, 2), (2, 2), (1, 5))  # tokens of prompt and completion
@@ -46,11 +45,7 @@ def refuse_packed_encoder_decoder(recipe: Recipe, student: StudentSettings) -> N
     """
     if not student.packing:
         return
-    if student.init.config is not None:
-        config = fresh_config(recipe, student)
-    else:
-        files = start_files(recipe, student.init, weights=False)
-        config = read_config(files, "student.init", trust_remote_code=student.trust_remote_code)
+    config = student_config(recipe, student)
     if config.is_encoder_decoder:
         raise RecipeError(
             f"student.packing is true, and the student is an encoder-decoder ({config.model_type}), whose rows are two "

@@ -88,14 +88,16 @@ def quantize(source: Path, folder: Path, *, trust_remote_code: bool = False) -> 
     """Write the int8 copy of the model in `source`, with its tokenizer, as safetensors; all else keeps its data type."""
     from torchao.quantization import Int8WeightOnlyConfig
     from torchao.utils import TorchAOBaseTensor
-    from transformers import AutoModelForCausalLM, TorchAoConfig
+    from transformers import AutoConfig, TorchAoConfig
 
-    from pipeline.language_model import quiet_transformers
+    from pipeline.language_model import auto_class, quiet_transformers
     from pipeline.student.initialise import write_model
 
     quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    model = auto_class(config).from_pretrained(
         source,
+        config=config,
         dtype="auto",
         trust_remote_code=trust_remote_code,
         use_safetensors=True,

@@ -33,7 +33,7 @@ from pipeline.labelling.engine import label
 from pipeline.language_model import decode_completion, load_language_model
 from pipeline.model_files import find_model
 from pipeline.stages import check_student
-from pipeline.student.start_config import evenly_spaced
+from pipeline.student.stacks import evenly_spaced
 from pipeline.student.train import distill, prepare_untrained
 from tests.student.starts import Make, made, refused, start
 
@@ -195,7 +195,10 @@ def test_fresh_weights_are_float32_unless_the_config_says_otherwise(start: Make,
         ({"vocab_size": 259}, "vocab_size is 259, and the teacher's tokenizer has 260 tokens: give at least 260"),
         ({"model_type": "gpt2", "n_embd": 15, "n_head": 2}, "student.init.config makes no model"),
         ({"model_type": "gemma3"}, "several configs in one: name its text part, 'gemma3_text'"),
-        ({"model_type": "t5"}, "an encoder-decoder .t5.: encoder-decoder models come later"),
+        (
+            {"model_type": "t5"},
+            r"llama., and student.init.config.model_type is t5, an encoder-decoder",
+        ),
         ({"model_type": "bert"}, "foretells the next token from those before it"),
     ],
 )
@@ -248,7 +251,7 @@ def test_models_that_are_no_start(start: Make, tiny_model: Path, tmp_path: Path)
     }
     t5 = T5Config(vocab_size=260, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
     others = {
-        "encoder-decoder models come later": T5ForConditionalGeneration(t5),
+        "an encoder-decoder (t5): a causal model goes on from its prompt": T5ForConditionalGeneration(t5),
         "BertForMaskedLM: a student foretells": BertForMaskedLM(BertConfig(**tiny)),
         "LlamaForSequenceClassification: a student": LlamaForSequenceClassification(LlamaConfig(**tiny)),
         "LlamaModel: a student foretells": LlamaModel(LlamaConfig(**tiny)),
