@@ -26,6 +26,7 @@ from pipeline.layout import foretelling
 log = logging.getLogger(__name__)
 
 _PROBE = 8  # tokens
+_SCALED_IF_TIED = {"umt5", "switch_transformers"}  # kin of T5 whose configs do not say that they scale
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def _encoder_and_decoder(model: PreTrainedModel) -> Callable[..., Any]:
 
 def _factor(config: PretrainedConfig) -> float:
     """What a model's logits are multiplied by."""
-    if getattr(config, "scale_decoder_outputs", False):  # T5, which scales the hidden states
+    scaled = config.model_type in _SCALED_IF_TIED and config.tie_word_embeddings
+    if getattr(config, "scale_decoder_outputs", scaled):  # T5, which scales the hidden states
         return 1 / math.sqrt(config.d_model)
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     return float(scale) / float(getattr(config, "logits_scaling", None) or 1.0)  # Granite

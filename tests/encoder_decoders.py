@@ -54,6 +54,19 @@ def tiny_t5(
     return folder
 
 
+def tiny_t5_v11(folder: Path, **options: Any) -> Path:
+    """Write a T5 of version 1.1, as Flan-T5 is: a head of its own, logits that are not scaled, a gated feed-forward."""
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    tiny_t5(folder, tie_word_embeddings=False, feed_forward_proj="gated-gelu", **options)
+    model = T5ForConditionalGeneration.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(options.get("seed", 0) + 1)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape, generator=generator))
+    model.save_pretrained(folder)
+    return folder
+
+
 def tiny_bart(
     folder: Path,
     *,

@@ -119,9 +119,8 @@ def _encoder_and_decoder_tokens(examples: Sequence[Example], pad_id: int, start_
     prompts, completions = [one.prompt for one in examples], [one.completion for one in examples]
     input_ids, attention_mask = _right_padded(prompts, pad_id)
     labels, _ = _right_padded(completions, IGNORED)
-    decoder_input_ids, _ = _right_padded(completions, pad_id)
-    decoder_input_ids[:, 1:] = decoder_input_ids[:, :-1].clone()
-    decoder_input_ids[:, 0] = start_id
+    start = np.array([start_id], np.int32)
+    decoder_input_ids, _ = _right_padded([np.concatenate([start, ids[:-1]]) for ids in completions], pad_id)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
