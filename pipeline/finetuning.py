@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.config import EvaluateSettings, LabelSettings, Recipe, TeacherSettings
@@ -58,10 +59,15 @@ def make_gold(recipe: Recipe, progress: Progress = silent) -> Dataset:
     Raises:
         PromptError: a prompt cannot be read, or has no reference.
     """
+
+    def made() -> Dataset:
+        told = partial(progress, "Collecting the references")
+        return asyncio.run(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
+
     if processes() == 1:
-        return asyncio.run(label(gold_recipe(recipe), progress)).dataset
+        return made()
     with first_process_first():
-        return asyncio.run(label(gold_recipe(recipe), progress)).dataset if is_first() else open_gold(recipe)
+        return made() if is_first() else open_gold(recipe)
 
 
 def open_gold(recipe: Recipe) -> Dataset:
