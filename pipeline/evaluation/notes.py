@@ -50,12 +50,13 @@ def notes(
 
 def _of_the_task(recipe: Recipe, asked: Asked, metrics: Sequence[MetricColumn]) -> Iterator[str]:
     names = [f"{one.name} ({'lower' if one.lower_is_better else 'higher'} is better)" for one in metrics]
-    who = (
-        "every model answers them greedily, the teacher too"
-        if runs_here(recipe.teacher)
-        else "every student answers them greedily; the teacher does not run here, and its labels stand for it"
-    )
-    yield f"Of {len(asked.scored)} held-out prompts with a reference: {', '.join(names)}. {who[0].upper()}{who[1:]}."
+    if runs_here(recipe.teacher):
+        who = "Every model answers them greedily, the teacher too."
+    elif recipe.label.mode == "generate":
+        who = "Every student answers them greedily; the teacher does not run here, and its labels stand for it."
+    else:
+        who = "Every student answers them greedily; the teacher does not run here, and its labels are the references."
+    yield f"Of {len(asked.scored)} held-out prompts with a reference: {', '.join(names)}. {who}"
     if asked.without:
         yield f"{asked.without} held-out prompts have no reference, and are left out of these."
     yield (

@@ -58,7 +58,7 @@ def _by_metric(report: Report, metric: MetricColumn, teacher: ModelRow | None) -
             against["teacher"]
         ]
         kept = report.kept.get(metric.name)
-        keeps = f": it keeps {kept.mean:.0%} of it, between {kept.low:.0%} and {kept.high:.0%}" if kept else ""
+        keeps = f": it keeps {kept.mean:.1%} of it, between {kept.low:.1%} and {kept.high:.1%}" if kept else ""
         yield f"The {metric.name} of the {role} is {figure(student)}, {said} the teacher's {figure(teacher)}{keeps}."
     for row in report.models:
         if row is student or row is teacher or row.is_int8:

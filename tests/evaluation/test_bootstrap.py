@@ -1,9 +1,12 @@
 """Figures and their intervals."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from pipeline.evaluation.bootstrap import mean_per_prompt, mean_per_token
+from pipeline.evaluation import bootstrap
+from pipeline.evaluation.bootstrap import mean_per_prompt, mean_per_token, resampled_totals
 
 
 def test_the_mean_is_over_tokens_not_over_prompts() -> None:
@@ -29,3 +32,22 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 def test_the_interval_is_the_same_each_time() -> None:
     assert mean_per_token([1.0, 2.0, 5.0], [1, 1, 2]) == mean_per_token([1.0, 2.0, 5.0], [1, 1, 2])
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 10**9])
+def test_totals_are_those_of_rows_drawn_one_after_another(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", at_once)
+    statistics = np.random.default_rng(2).integers(0, 9, size=(40, 3)).astype(np.float64)
+    drawn = np.random.default_rng(0).integers(0, 40, size=(2000, 40))
+    assert np.array_equal(resampled_totals(statistics), statistics[drawn].sum(axis=1))
+
+
+def test_many_rows_and_columns_take_little_memory() -> None:
+    statistics = np.ones((6000, 90))
+    tracemalloc.start()
+    totals = resampled_totals(statistics)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert totals.shape == (2000, 90)
+    assert (totals == 6000).all()
+    assert peak < 100e6

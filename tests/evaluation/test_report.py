@@ -5,11 +5,24 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
+from pipeline.evaluation import plots
 from pipeline.evaluation.report import ReportFiles, as_json, html, markdown, write_report
-from pipeline.evaluation.results import Answers, Curve, Interval, LabelSummary, ModelRow, Overlap, Report
-from pipeline.evaluation.tables import comparison_table
+from pipeline.evaluation.results import (
+    Answers,
+    Curve,
+    Difference,
+    Interval,
+    LabelSummary,
+    MetricColumn,
+    ModelRow,
+    Overlap,
+    Report,
+)
+from pipeline.evaluation.tables import comparison_table, differences_table
 from pipeline.evaluation.verdict import verdict
 
 
@@ -167,3 +180,135 @@ def test_figures_out_of_all_bounds_are_still_drawn() -> None:
     wild = report(Interval(1e7, 1.0, 3e8), Interval(0.0, 0.0, 0.0))
     assert "1.0e7" in comparison_table(wild)[4][7]
     assert "nan" not in html(wild)
+
+
+EXACT = MetricColumn("exact match", lower_is_better=False, percent=True, digits=1)
+ERRORS = MetricColumn("phoneme <error> rate", lower_is_better=True, percent=True, digits=1)
+CHRF = MetricColumn("chrF", lower_is_better=False, percent=False, digits=1)
+
+
+def of_the_task(one: Report, *against: tuple[float, float, float]) -> Report:
+    """The same with three metrics; the differences of the first are given, from each row but the student's."""
+    scores = {
+        "exact match": Interval(0.5, 0.48, 0.52),
+        ERRORS.name: Interval(0.2, 0.19, 0.21),
+        "chrF": Interval(71, 70, 72),
+    }
+    return dataclasses.replace(
+        one,
+        metrics=(EXACT, ERRORS, CHRF),
+        models=tuple(dataclasses.replace(row, scores=scores, reference_score=None) for row in one.models),
+        differences=tuple(
+            Difference(
+                row.role,
+                {
+                    "exact match": Interval(*first),
+                    ERRORS.name: Interval(-0.01, -0.02, -0.004),
+                    "chrF": Interval(-2, -3, -1),
+                },
+            )
+            for row, first in zip([row for row in one.models if row is not one.student], against, strict=True)
+        ),
+        kept={"exact match": Interval(0.98, 0.965, 0.99)},
+    )
+
+
+TASK = of_the_task(SEPARATE, (-0.01, -0.018, -0.002), (0.5, 0.48, 0.52), (0.003, -0.004, 0.009))
+
+
+def test_metrics_have_columns_beside_the_size() -> None:
+    headers, *rows = comparison_table(TASK)
+    assert headers[:6] == ["model", "parameters", "MB", "exact match", ERRORS.name, "chrF"]
+    assert "reference F1" not in headers
+    assert rows[1][3:6] == ["50.0 % [48.0, 52.0]", "20.0 % [19.0, 21.0]", "71.0 [70.0, 72.0]"]
+    assert {len(line) for line in rows} == {len(headers)}
+
+
+def test_differences_from_the_student_are_judged() -> None:
+    headers, *rows = differences_table(TASK)
+    assert headers == ["the student less", "exact match", ERRORS.name, "chrF"]
+    assert [line[0] for line in rows] == ["teacher", "untrained student", "black-box student"]
+    assert [line[1] for line in rows] == [
+        "−1.0 [−1.8, −0.2] worse", "+50.0 [+48.0, +52.0] better", "+0.3 [−0.4, +0.9] not told apart"
+    ]  # fmt: skip
+    assert rows[0][2:] == ["−1.0 [−2.0, −0.4] better", "−2.0 [−3.0, −1.0] worse"]  # fewer errors are better
+    assert "## Differences from the student" in markdown(TASK)
+    assert "| teacher | −1.0 [−1.8, −0.2] worse |" in markdown(TASK)
+    assert "Differences from the student" not in markdown(SEPARATE)
+
+
+def test_the_verdict_goes_by_the_first_metric() -> None:
+    words = verdict(TASK)
+    assert (
+        "The exact match of the white-box student is 50.0 %, worse than the teacher's 50.0 %: it keeps 98.0% of it, "
+        "between 96.5% and 99.0%." in words
+    )
+    assert "The untrained student, at 50.0 %, is clearly worse." in words
+    assert "From the black-box student, at 50.0 %, it is not told apart." in words
+    assert "It stands 1.90 nats a token from the teacher." in words
+    assert "farther away" not in words
+    worse = of_the_task(SEPARATE, (0.01, -0.01, 0.02), (-0.2, -0.3, -0.1), (0, -0.1, 0.1))
+    assert "not told apart from the teacher's 50.0 %" in verdict(worse)
+    assert "The untrained student, at 50.0 %, is clearly better." in verdict(worse)
+
+
+def test_the_page_shows_size_against_the_first_metric() -> None:
+    page = html(TASK)
+    assert page.count("<svg") == 4
+    assert "Parameters against exact match: teacher 134.50 million, 50.0;" in page
+    assert "+50.0" in page
+    assert "<error>" not in page
+    assert "The task" not in html(SEPARATE)
+
+
+def test_many_models_have_room_marks_and_colours() -> None:
+    rows = tuple(
+        dataclasses.replace(
+            row(f"student {number}", 1_000_000, Interval(1, 0.9, 1.1)), scores={"exact match": Interval(0.5, 0.4, 0.6)}
+        )
+        for number in range(12)
+    )
+    plot = plots.size_and_score(rows, EXACT)
+    heights = sorted(float(y) for y in re.findall(r'y="([0-9.-]+)" text-anchor="end">student', plot))
+    assert len(heights) == 12
+    assert min(np.diff(heights)) >= 18
+    assert len({*re.findall(r"mark (m[0-9]+)", plot)}) == 9
+    assert plots.size_and_distance(rows)
+
+
+def test_an_axis_far_from_nothing_does_not_begin_there() -> None:
+    rows = [
+        dataclasses.replace(row(name, size, None), scores={"exact match": Interval(mean, mean - 0.01, mean + 0.01)})
+        for name, size, mean in (("a", 2_000_000, 0.67), ("b", 500_000, 0.65))
+    ]
+    ticks = [
+        float(tick) for tick in re.findall(r'text-anchor="end">([0-9.]+)</text>', plots.size_and_score(rows, EXACT))
+    ]
+    assert min(ticks) == 64
+    assert max(ticks) >= 68
+
+
+def test_a_teacher_that_does_not_run_here_has_the_scores_of_its_labels_alone() -> None:
+    labels = ModelRow("teacher", "some-api-model", scores=TASK.models[0].scores)
+    far = dataclasses.replace(TASK, models=(labels, *TASK.models[1:]))
+    headers, first, *_ = comparison_table(far)
+    assert [
+        cell
+        for header, cell in zip(headers, first, strict=True)
+        if header not in ("model", *(one.name for one in TASK.metrics))
+    ] == ["–"] * 9
+    assert "parameters" not in verdict(far)
+    assert "worse than the teacher's 50.0 %" in verdict(far)
+    page = html(far)
+    assert "some-api-model" not in page
+    assert "Parameters against exact match: untrained student" in page
+
+
+def test_a_report_from_before_there_were_metrics_is_still_one() -> None:
+    old = json.loads(json.dumps(as_json(SEPARATE)))
+    for added in ("metrics", "differences", "kept"):
+        del old[added]
+    for model in old["models"]:
+        del model["scores"]
+    assert TypeAdapter(Report).validate_python(old) == SEPARATE
+    assert TypeAdapter(Report).validate_json(json.dumps(as_json(TASK))) == TASK
