@@ -44,6 +44,20 @@ def refusal(**parts: Any) -> str:
         ({"student": {"init": {}}}, "give exactly one of"),
         ({"student": {"init": {"from": "teacher"}}}, "`layers` goes with `from: teacher`"),
         ({"name": "../x"}, "name: String should match pattern"),
+        ({"teacher": {"kind": "vllm", "finetune": {}}}, "finetune is set and kind is 'vllm'"),
+        (
+            {"teacher": {"kind": "transformers", "finetune": {"trian": {}}}},
+            "teacher.finetune.trian: there is no such setting. Did you mean 'train'?",
+        ),
+        ({"teacher": {"kind": "transformers", "finetune": {"name": "a/b"}}}, "teacher.finetune.name: String should"),
+        (
+            {"teacher": {"kind": "transformers", "finetune": {"root": "data/students"}}},
+            "teacher.finetune.root is 'data/students' and its name 'r', where the students lie",
+        ),
+        (
+            {"evaluate": {"baselines": ["golden"]}},
+            "evaluate.baselines.0: Input should be 'untrained', 'black-box' or 'gold'",
+        ),
         ({"dataset": {}}, "dataset.name: is missing"),
         (
             {
@@ -109,3 +123,21 @@ def test_yaml_runs_no_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(Path("flows/recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_that_ship_are_right(path: Path) -> None:
     assert load_recipe(path).name
+
+
+def test_a_fine_tuned_teacher_has_the_recipes_name_and_seed_unless_it_says_others() -> None:
+    def teacher(**finetune: Any) -> Any:
+        parts = {"teacher": {"kind": "transformers", "model": "m", "revision": "v1", "finetune": finetune}, "seed": 3}
+        return recipe_from({**MINIMAL, **parts}, "r.yaml").teacher
+
+    assert (teacher().finetune.name, teacher().finetune.seed) == ("r", 3)
+    assert (teacher(name="shared", seed=0).finetune.name, teacher(name="shared", seed=0).finetune.seed) == ("shared", 0)
+    assert (teacher().labelling_model, teacher().labelling_revision) == ("data/teachers/r/gold", None)
+    plain = teacher().model_copy(update={"finetune": None})
+    assert (plain.labelling_model, plain.labelling_revision) == ("m", "v1")
+
+
+def test_a_resolved_recipe_loads_back_to_itself() -> None:
+    parts = {"teacher": {"kind": "transformers", "model": "m", "finetune": {"config": {"num_layers": 2}}}}
+    recipe = recipe_from({**MINIMAL, **parts}, "r.yaml")
+    assert recipe_from(yaml.safe_load(recipe.as_yaml()), "again") == recipe
