@@ -1,4 +1,4 @@
-"""A package that is not ours adds a teacher and a filter: it is built, installed beside the others, and used."""
+"""A package that is not ours adds a teacher, a filter and a metric: it is built, installed beside the others, and used."""
 
 import json
 import os
@@ -12,7 +12,10 @@ import yaml
 
 import pipeline.quality
 import pipeline.teachers
+from pipeline.config import MetricSettings
 from pipeline.errors import RecipeError
+from pipeline.evaluation.metrics.base import open_metrics
+from pipeline.evaluation.scoring import score
 from pipeline.plugins import load_kind
 from tests.quality.completions import completion, filters
 
@@ -46,6 +49,29 @@ def test_its_kinds_are_found(installed: Path, monkeypatch: pytest.MonkeyPatch) -
         filters({"kind": "no-shouting", "at_least": 1})
     with pytest.raises(RecipeError, match="Did you mean 'parrot'"):
         load_kind("teacher.kind", "parot", pipeline.teachers, "open_teacher", group="stillhouse.teachers")
+
+
+def test_its_metric_is_found_and_scores(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"kind": "loudness", "of": "characters"}
+    with pytest.raises(RecipeError, match="'loudness': there is no such kind"):
+        open_metrics([MetricSettings.model_validate(given)])
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.delitem(sys.modules, "stillhouse_parrot", raising=False)
+    metrics = open_metrics([MetricSettings.model_validate(given), MetricSettings(kind="chrf")])
+    references = ["Land Ahoy!", "Who goes there?"]
+    found = score(metrics, [["LAND Ahoy!", "who goes there?"], references], references, student=1, teacher=0)
+    assert found.models[0]["loudness off by"].mean == 4 / 25
+    assert found.differences[0]["loudness off by"].mean == -4 / 25
+    assert (found.columns[0].lower_is_better, found.columns[0].percent, found.columns[0].digits) == (True, True, 0)
+    with pytest.raises(
+        RecipeError, match=r"evaluate\.metrics\.loudness\.off: there is no such setting\. Did you mean 'of'"
+    ):
+        open_metrics([MetricSettings.model_validate({"kind": "loudness", "off": "letters"})])
+    with pytest.raises(RecipeError, match="Did you mean 'loudness'"):
+        open_metrics([MetricSettings(kind="loudnes")])
+    monkeypatch.delattr("stillhouse_parrot.Loudness.digits")
+    with pytest.raises(RecipeError, match=r"metrics\.0\.kind is 'loudness', and its metric has no digits"):
+        open_metrics([MetricSettings.model_validate(given)])
 
 
 def test_a_recipe_runs_with_both(installed: Path, tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
-"""A teacher that repeats what it hears, and a filter against shouting, by somebody who cannot edit Stillhouse.
+"""A teacher that repeats what it hears, a filter against shouting and a metric, by somebody who cannot edit Stillhouse.
 
 teacher: {kind: parrot, model: polly, options: {sleepy: 1}}
 quality: [{kind: no-shouting, at_most: 0.5}]
+evaluate: {metrics: [{kind: loudness, of: letters}]}
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pipeline.config import LabelSettings, TeacherSettings
+from pipeline.evaluation.metrics.base import Floats, quotient
 from pipeline.pricing import FREE
 from pipeline.quality.base import Filter
 from pipeline.records import Completion, TeacherIdentity
@@ -35,6 +37,36 @@ def open_filter(options: dict[str, Any]) -> Filter:
         return f"{share:.0%} of its letters are capitals, more than at_most={at_most}" if share > at_most else None
 
     return judge
+
+
+class LoudnessOptions(Settings):
+    """Options of `loudness`."""
+
+    of: Literal["letters", "characters"] = "letters"
+
+
+class Loudness:
+    """Capitals too many or too few, against the reference: a share of the reference's length, over all answers together."""
+
+    name = "loudness off by"
+    lower_is_better = True
+    percent = True
+    digits = 0
+
+    def __init__(self, options: LoudnessOptions) -> None:
+        self._of = options.of
+
+    def statistics(self, answer: str, reference: str) -> tuple[float, float]:
+        capitals = [sum(map(str.isupper, text)) for text in (answer, reference)]
+        return abs(capitals[0] - capitals[1]), sum(self._of == "characters" or letter.isalpha() for letter in reference)
+
+    def score(self, totals: Floats) -> Floats:
+        return quotient(totals)
+
+
+def open_metric(options: dict[str, Any]) -> Loudness:
+    """How loud answers are."""
+    return Loudness(parse_options("evaluate.metrics.loudness", options, LoudnessOptions))
 
 
 class ParrotOptions(Settings):
