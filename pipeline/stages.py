@@ -125,8 +125,8 @@ def check_student(recipe: Recipe) -> None:
     recipe = before_finetuning(recipe)
     if student.needs_live_teacher:
         check_live_teacher(recipe)
-    check_tokenizers(recipe, student)
     check_start(recipe, student)
+    check_tokenizers(recipe, student)
     refuse_packed_encoder_decoder(recipe, student)
     check_adapters(recipe, student)
     check_quantizable(recipe, student)
@@ -155,8 +155,8 @@ def check_labels(recipe: Recipe) -> None:
     student = recipe.student
     open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
     try:
-        check_tokenizers(recipe, student)
         check_start(recipe, student)
+        check_tokenizers(recipe, student)
         refuse_packed_encoder_decoder(recipe, student)
     except TeacherUnavailable as error:
         _LOG.warning("the student is not looked at before labelling: %s", error)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError
+from pipeline.language_model import auto_class
 from pipeline.student.initialise import initialise
 from pipeline.student.start_config import check_start
 from tests.conftest import MakeRecipe
@@ -35,7 +36,7 @@ def made(recipe: Recipe, folder: Path) -> Any:
     """The untrained student's model."""
     assert recipe.student is not None
     initialise(recipe, recipe.student, folder)
-    return AutoModelForCausalLM.from_pretrained(folder)
+    return auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder)
 
 
 def refused(recipe: Recipe) -> str:
