@@ -11,6 +11,7 @@ disk with other logits. The copy is safetensors, and transformers loads it where
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -105,7 +106,26 @@ def quantize(source: Path, folder: Path, *, trust_remote_code: bool = False) -> 
     )
     quantised = sum(weight.numel() for weight in model.parameters() if isinstance(weight, TorchAOBaseTensor))
     write_model(model, source, folder, trust_remote_code=trust_remote_code)
+    _forget_plain_names(folder)
     return Int8Copy(parameters=quantised, megabytes=weight_megabytes(folder), torchao=version("torchao"))
+
+
+def _forget_plain_names(folder: Path) -> None:
+    """Let torchao 0.18 read what it wrote of a model with a tensor whose name has no dot (BART's `final_logits_bias`).
+
+    In every file it lists the names of all tensors, and cuts each at its last dot when it puts quantised ones together
+    again. Those that are not quantised need not be in the list: transformers loads them by itself.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            told = dict(opened.metadata() or {})
+        names = json.loads(told.get("tensor_names", "[]"))
+        dotted = [name for name in names if "." in name]
+        if dotted != names:
+            save_file(load_file(file), file, metadata=told | {"tensor_names": json.dumps(dotted)})
 
 
 def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
