@@ -80,6 +80,7 @@ def copy_layers(teacher: PreTrainedModel, layers: Layers | StackLayers) -> PreTr
     kept = kept_layers(teacher.config, layers)
     config = type(teacher.config).from_dict(with_layers(teacher.config, kept))
     student = type(teacher)(config).to(teacher.dtype)
+    _untie(student, teacher)
     missing, unexpected = student.load_state_dict(renumbered(teacher.state_dict(), kept), strict=False)
     if missing or unexpected:
         raise TrainingError(
@@ -88,6 +89,14 @@ def copy_layers(teacher: PreTrainedModel, layers: Layers | StackLayers) -> PreTr
         )
     student.generation_config = token_ids_alone(teacher.generation_config)
     return student
+
+
+def _untie(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Give the student a head of its own where the teacher has one, whatever the config says: every T5's says otherwise."""
+    embedding, head = teacher.get_input_embeddings(), teacher.get_output_embeddings()
+    own = student.get_output_embeddings()
+    if head is not None and head.weight is not embedding.weight and own.weight is student.get_input_embeddings().weight:
+        own.weight = torch.nn.Parameter(own.weight.detach().clone())
 
 
 def _fresh(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> PreTrainedModel:

@@ -48,7 +48,7 @@ def add_adapters(
     _check_targets(model, settings.target_modules)
     targets = settings.target_modules
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         r=settings.r,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=settings.dropout,
@@ -98,7 +98,9 @@ def merged(start: LanguageModel, settings: LoraSettings, weights: Mapping[str, T
     adapted.load_state_dict(weights)
     adapted.save_pretrained(str(adapter))
     (adapter / "README.md").unlink(missing_ok=True)  # peft's form, not filled in
-    return replace(start, model=adapted.merge_and_unload())
+    with warnings.catch_warnings():  # of a T5 with a head of its own, whose config says that it is shared
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
+        return replace(start, model=adapted.merge_and_unload())
 
 
 def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:

@@ -154,10 +154,12 @@ class StudentTrainer(Trainer):
         """The library's loop, whose figures are means over all held-out completion tokens.
 
         `eval_loss` is the objective's, `eval_kl` the forward KL from the teacher's labels at temperature 1,
-        `eval_cross_entropy` that of the completion; nats a token.
+        `eval_cross_entropy` that of the completion; nats a token. No random number of the training is used up: what
+        goes on from a checkpoint that was written just before would draw another dropout than an unbroken run.
         """
         self._held_out.zero_()
-        output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
+        with torch.random.fork_rng(devices=[]):
+            output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
         sums = self._held_out
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()
