@@ -10,7 +10,7 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.stages import StudentResult, check_finetune, finetune_stage
 
 
-@task(name="fine-tune teacher", retries=1, retry_delay_seconds=10, **TASK)
+@task(name="fine-tune teacher", task_run_name="fine-tune teacher", retries=1, retry_delay_seconds=10, **TASK)
 def finetune_teacher(recipe: Recipe) -> StudentResult | None:
     """Fine-tune the teacher, where it is not there yet; a retry goes on from its last checkpoint."""
     return finetune_stage(recipe, logged_progress())

@@ -34,7 +34,7 @@ def stillhouse(tmp_path: Path) -> Stillhouse:
 def test_help_lists_the_commands(stillhouse: Stillhouse) -> None:
     done = stillhouse("--help")
     assert done.returncode == 0
-    for command in ("run", "plan", "label", "distill", "evaluate", "datasets", "teacher"):
+    for command in ("run", "plan", "finetune", "label", "distill", "evaluate", "datasets", "teacher"):
         assert command in done.stdout
 
 
@@ -84,9 +84,38 @@ def test_stages_one_by_one(
     assert "black-box" not in done.stdout
 
 
+@pytest.mark.slow
+def test_a_teacher_that_is_fine_tuned_first(
+    stillhouse: Stillhouse, tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    plain = recipe_file(tiny_recipe())
+    none = stillhouse("finetune", plain)
+    assert (none.returncode, "no `teacher.finetune`" in none.stderr) == (2, True)
+    teacher = parts["teacher"] | {"finetune": {"root": str(tmp_path / "teachers"), "train": parts["student"]["train"]}}
+    recipe = recipe_file(tiny_recipe(teacher=teacher))
+    planned = stillhouse("plan", recipe)
+    assert planned.returncode == 0, planned.stderr
+    assert "not fine-tuned yet" in planned.stderr
+    assert "12 to send" in planned.stdout
+    early = stillhouse("label", recipe)
+    assert early.returncode == 1
+    assert "run `stillhouse finetune`" in early.stderr
+    assert not (tmp_path / "labels").exists()
+    done = stillhouse("finetune", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "Fine-tuning the teacher: 6 of 6" in done.stderr
+    assert json.loads(done.stdout)["teacher"]["trained"] is True
+    again = stillhouse("finetune", recipe)
+    assert re.search(r"^teacher +.*teachers/test/gold: .* was there already", again.stdout, re.M)
+    assert stillhouse("label", recipe).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "status", "words"),
     [
+        (["teacher.finetune.train={learning_rat: 1}"], 2, "teacher.finetune.train.learning_rat: there is no such"),
+        (["prompts.reference=gold"], 2, "prompts.reference is 'gold'"),
         (["label.sampling.temprature=1"], 2, "Did you mean 'temperature'?"),
         (["prompts.source=none.jsonl"], 2, "no such file"),
         (["teacher.kind=transformer"], 2, "Did you mean 'transformers'?"),
@@ -113,6 +142,7 @@ def test_bad_input_is_told_in_a_line_and_nothing_is_written(
     assert done.stdout == ""
     assert not (tmp_path / "labels").exists()
     assert not (tmp_path / "students").exists()
+    assert not (tmp_path / "data").exists()
 
 
 def test_too_many_rejections_end_with_status_3(

@@ -10,7 +10,7 @@ import pytest
 from pipeline.columns import completion_at
 from pipeline.config import Recipe
 from pipeline.dataset.store import dataset_folder, open_dataset
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.labelling.engine import label
 from tests.conftest import MakeRecipe
 
@@ -98,6 +98,34 @@ def test_the_run_flow_goes_the_whole_way_and_again_does_nothing(
     assert again.labelled.sent == 0
     assert [student.trained for student in again.students] == [False, False]
     assert not again.evaluation.fresh
+
+
+def test_the_run_flow_fine_tunes_the_teacher_first(
+    tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    from flows.finetune import finetune_flow
+    from flows.label import label_flow
+    from flows.run import run_flow
+
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    finetune = {"root": str(tmp_path / "teachers"), "train": parts["student"]["train"]}
+    recipe = tiny_recipe(
+        teacher=parts["teacher"] | {"finetune": finetune},
+        student={**parts["student"], "mode": "gold"},
+        evaluate=parts["evaluate"] | {"baselines": []},
+    )
+    file = str(recipe_file(recipe))
+    with pytest.raises(TeacherUnavailable, match="run `stillhouse finetune`"):
+        asyncio.run(label_flow(file))
+    result = run_flow(file)
+    assert result.finetuned is not None
+    assert result.finetuned.trained
+    assert [student.card.variant for student in result.students] == ["gold"]
+    assert asyncio.run(task_names("finetune")) == ["fine-tune teacher"]
+    assert "teachers/test/gold" in str(asyncio.run(artifact("teacher")))
+    again = finetune_flow(file)
+    assert again is not None
+    assert not again.trained
 
 
 def test_a_wrong_recipe_fails_the_flow_with_its_own_error(
