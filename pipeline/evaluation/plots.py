@@ -36,6 +36,7 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
     "hourglass": [(-6, -6), (6, -6), (-6, 6), (6, 6)],
     "post": [(-3, -8), (3, -8), (3, 8), (-3, 8)],
 }
+_LINE = 20  # pixels between two labels
 _FAR = 2.5  # a model this many times as far as the next one is named at the edge, not drawn to scale
 
 
@@ -64,7 +65,7 @@ class _Axis:
         return [self.base + self.step * number for number in range(round((self.top - self.base) / self.step) + 1)]
 
     def place(self, value: float) -> float:
-        return self.start + (self.end - self.start) * min((value - self.base) / (self.top - self.base), 1.0)
+        return self.start + (self.end - self.start) * min(max((value - self.base) / (self.top - self.base), 0.0), 1.0)
 
 
 def role_class(place: int) -> str:
@@ -117,12 +118,11 @@ def size_and_distance(models: Sequence[ModelRow]) -> str:
     parts += [_text(across.place(tick), bottom + 20, _short(tick), "middle") for tick in across.ticks]
     parts.append(_text((left + width) / 2, height - 8, "megabytes on disk", "middle"))
     parts.append(_text(left, 14, "KL, nats a token", "start"))
-    taken: list[float] = []
-    for place, row, kl, megabytes in shown:
+    labels = _apart([up.place(kl.mean) + 4 for _, _, kl, _ in shown], bottom)
+    for (place, row, kl, megabytes), label in zip(shown, labels, strict=True):
         x, y = across.place(megabytes), up.place(kl.mean)
         parts.append(_mark(x, y, place))
         beyond = f" {_short(kl.mean)} ↑" if kl.mean > up.top else ""
-        label = _apart(y + 4, taken, bottom)
         right = x < width * 0.66
         parts.append(_text(x + (14 if right else -14), label, row.role + beyond, "start" if right else "end"))
     described = "; ".join(f"{row.role} {megabytes:.1f} MB, {kl.mean:.2f}" for _, row, kl, megabytes in shown)
@@ -140,23 +140,26 @@ def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
     if not shown:
         return ""
     width, height, left, bottom = 640, 340, 60, 290
-    values = [value for *_, score in shown for value in score]
+    lowest, highest = _most_of([score for *_, score in shown])
     across = _Axis.over(max(millions for _, _, millions, _ in shown), left, width - 40)
-    up = _Axis.over(max(values), bottom, 34, lowest=min(values))
+    up = _Axis.over(highest, bottom, 34, lowest)
     parts = _rules(up, left, width - 20)
     parts += [_text(across.place(tick), bottom + 20, _short(tick), "middle") for tick in across.ticks]
     parts.append(_text((left + width) / 2, height - 8, "million parameters", "middle"))
     better = "lower" if metric.lower_is_better else "higher"
     parts.append(_text(left, 14, f"{metric.name}{', %' if metric.percent else ''} ({better} is better)", "start"))
-    taken: list[float] = []
-    for place, row, millions, (low, mean, high) in sorted(shown, key=lambda one: -one[3][1]):
-        x, y = across.place(millions), up.place(mean)
+    labels = _apart([up.place(mean) + 4 for *_, (_, mean, _) in shown], bottom)
+    sizes = [millions for _, _, millions, _ in shown]
+    for number, ((place, row, millions, (low, mean, high)), label) in enumerate(zip(shown, labels, strict=True)):
+        aside = 9 * (sizes.count(millions) - 1) / 2  # models of one size stand side by side
+        x = across.place(millions) - aside + 9 * sizes[:number].count(millions)
         parts.append(_whisker(x, up.place(low), x, up.place(high), place))
-        parts.append(_mark(x, y, place))
-        label = _apart(y + 4, taken, bottom)
-        right = x < width * 0.66
-        said = f"{row.role} {mean:.{metric.digits}f}"
-        parts.append(_text(x + (14 if right else -14), label, said, "start" if right else "end"))
+        parts.append(_mark(x, up.place(mean), place))
+        beyond = " ↑" if mean > up.top else " ↓" if mean < up.base else ""
+        said = f"{row.role} {mean:.{metric.digits}f}{beyond}"
+        right = across.place(millions) < width * 0.66
+        edge = across.place(millions) + (aside + 14 if right else -aside - 14)
+        parts.append(_text(edge, label, said, "start" if right else "end", f"who {role_class(place)}"))
     described = "; ".join(
         f"{row.role} {millions:.2f} million, {mean:.{metric.digits}f}" for _, row, millions, (_, mean, _) in shown
     )
@@ -210,13 +213,42 @@ def _rules(up: _Axis, left: float, right: float) -> list[str]:
     return lines + [_text(left - 8, up.place(tick) + 4, _short(tick), "end") for tick in up.ticks]
 
 
-def _apart(y: float, taken: list[float], lowest: float) -> float:
-    """The nearest height for a label that overlaps none of those drawn before; inside the plot, if there is room."""
-    shifts = [sign * 20 * number for number in range(len(taken) + 1) for sign in (1, -1)]
-    free = [y + shift for shift in shifts if all(abs(y + shift - other) >= 18 for other in taken)]
-    chosen = next((one for one in free if 30 <= one <= lowest), free[0])
-    taken.append(chosen)
-    return chosen
+def _most_of(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The lowest and the highest value that the axis must reach, of (low, mean, high) each.
+
+    One model that stands alone, as an untrained one does, would press all others together: it is drawn at the edge.
+    """
+    ordered = sorted(scores, key=lambda score: score[1])
+    for alone, rest, gap in (
+        (ordered[0], ordered[1:], ordered[1][0] - ordered[0][2] if len(ordered) > 2 else 0),
+        (ordered[-1], ordered[:-1], ordered[-1][0] - ordered[-2][2] if len(ordered) > 2 else 0),
+    ):
+        reach = max(score[2] for score in rest or [alone]) - min(score[0] for score in rest or [alone])
+        if gap > _FAR * reach:
+            return min(score[0] for score in rest), max(score[2] for score in rest)
+    return min(score[0] for score in ordered), max(score[2] for score in ordered)
+
+
+def _apart(heights: Sequence[float], lowest: float) -> list[float]:
+    """Heights for labels, in the order of their marks, moved as little as keeps them a line apart and in the plot.
+
+    With a line's height taken off for each label above, they must only not fall: a regression that pools neighbours.
+    """
+    order = sorted(range(len(heights)), key=lambda place: heights[place])
+    pools: list[tuple[float, int]] = []  # mean, labels
+    for number, place in enumerate(order):
+        mean, count = heights[place] - _LINE * number, 1
+        while pools and pools[-1][0] > mean:
+            above, more = pools.pop()
+            mean, count = (mean * count + above * more) / (count + more), count + more
+        pools.append((mean, count))
+    highest = 30.0
+    last = max(highest, lowest - 4 - _LINE * (len(heights) - 1))
+    moved = [min(max(mean, highest), last) for mean, count in pools for _ in range(count)]
+    found = [0.0] * len(heights)
+    for number, place in enumerate(order):
+        found[place] = moved[number] + _LINE * number
+    return found
 
 
 def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:

@@ -127,7 +127,7 @@ def html(report: Report) -> str:
     headers, *rows = comparison_table(report)
     difference_headers, *differences = differences_table(report)
     largest = max(row.parameters or 0 for row in report.models)
-    first = report.metrics[0] if report.metrics else None
+    score_plots = [(one.name, plots.size_and_score(report.models, one)) for one in report.metrics[:2]]
     return template.render(
         report=report,
         verdict=verdict(report),
@@ -136,8 +136,7 @@ def html(report: Report) -> str:
         shares=[(row.parameters or largest) / largest for row in report.models],
         difference_headers=difference_headers,
         differences=[(_place(report, row[0]), row) for row in differences],
-        metric=first,
-        score_plot=Markup(plots.size_and_score(report.models, first)) if first else "",
+        score_plots=[(name, Markup(plot)) for name, plot in score_plots if plot],
         overlap=overlap_text(report),
         facts=label_facts(report),
         kl_plot=Markup(plots.intervals(report.models)),

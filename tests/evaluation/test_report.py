@@ -24,6 +24,7 @@ from pipeline.evaluation.results import (
 )
 from pipeline.evaluation.tables import comparison_table, differences_table
 from pipeline.evaluation.verdict import verdict
+from tests.dataset.chromium import open_page
 
 
 def row(role: str, parameters: int, kl: Interval | None, speed: float = 20.0) -> ModelRow:
@@ -252,9 +253,9 @@ def test_the_verdict_goes_by_the_first_metric() -> None:
     assert "The untrained student, at 50.0 %, is clearly better." in verdict(worse)
 
 
-def test_the_page_shows_size_against_the_first_metric() -> None:
+def test_the_page_shows_size_against_the_first_two_metrics() -> None:
     page = html(TASK)
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5  # the first two metrics
     assert "Parameters against exact match: teacher 134.50 million, 50.0;" in page
     assert "+50.0" in page
     assert "<error>" not in page
@@ -312,3 +313,38 @@ def test_a_report_from_before_there_were_metrics_is_still_one() -> None:
         del model["scores"]
     assert TypeAdapter(Report).validate_python(old) == SEPARATE
     assert TypeAdapter(Report).validate_json(json.dumps(as_json(TASK))) == TASK
+
+
+def test_an_untrained_model_does_not_press_the_others_together() -> None:
+    rows = [
+        dataclasses.replace(row(name, 500_000, None), scores={"exact match": Interval(mean, mean - 0.01, mean + 0.01)})
+        for name, mean in (("teacher", 0.67), ("untrained", 0.0), ("student", 0.65))
+    ]
+    plot = plots.size_and_score(rows, EXACT)
+    assert "untrained 0.0 ↓" in plot
+    assert "student 65.0<" in plot
+    assert 'text-anchor="end">64<' in plot
+    assert 'text-anchor="end">0<' not in plot
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_table_is_wider_than_the_page(width: int, tmp_path: Path) -> None:
+    long = dataclasses.replace(EXACT, name="share of summaries that nobody would have written otherwise")
+    many = dataclasses.replace(
+        TASK,
+        metrics=(*TASK.metrics, long),
+        models=tuple(
+            dataclasses.replace(row, scores=row.scores | {long.name: Interval(1, 1, 1)}) for row in TASK.models
+        ),
+        differences=tuple(
+            dataclasses.replace(one, scores=one.scores | {long.name: Interval(0, -0.5, 0.5)})
+            for one in TASK.differences
+        ),
+    )
+    files = write_report(many, tmp_path)
+    with open_page(files.html, width=width, touch=width < 500) as page:
+        inside = page.value("document.documentElement.clientWidth")
+        assert page.value("document.documentElement.scrollWidth") <= inside <= width
+        assert page.value("document.querySelectorAll('table.comparison').length") == 2
+        assert page.errors == []
+        assert all(asked.startswith("file:") for asked in page.requests)
