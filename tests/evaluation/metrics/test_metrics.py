@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from pipeline.config import MetricSettings
 from pipeline.errors import RecipeError
-from pipeline.evaluation.metrics.base import NamedMetric, open_metrics
+from pipeline.evaluation.metrics.base import Metric, NamedMetric, open_metrics
 
 WORDS = ["the", "cats", "ran", "running", "over", "a", "lazy", "dog.", "It's", "(hi)", "42", "café", "日本", "AH0", "K"]
 
@@ -158,3 +159,12 @@ def test_nothing_is_logged_or_fetched() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("[]")
     assert not done.stderr
+
+
+def test_the_example_of_the_documentation_is_a_metric() -> None:
+    page = (Path(__file__).parents[3] / "docs/evaluation.md").read_text()
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    metric = names["open_metric"]({})
+    assert isinstance(metric, Metric)
+    assert total(NamedMetric(metric.name, metric), [("abc", "ab"), ("", "abcd")]) == 0.5
