@@ -60,7 +60,7 @@ def end_in_loss(
         layout: dict[str, Tensor] = {name: batch[name] for name in _LAYOUT if name in batch}
         at = _labels_at(objective, batch, teacher, {"input_ids": input_ids, "labels": labels, **layout})
         mask = foretelling(labels, layout.get("decoder_input_ids"))
-        targets = labels[:, -mask.shape[1] :][mask]
+        targets = labels[:, labels.shape[1] - mask.shape[1] :][mask]  # with -0 it would be all of them
         return summed_in_chunks(loss, parts.head, parts.hidden(input_ids, labels, **layout), targets, at, chunk)
 
     model.forward = forward
