@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,15 +59,18 @@ def make_gold(recipe: Recipe, progress: Progress = silent) -> Dataset:
     Raises:
         PromptError: a prompt cannot be read, or has no reference.
     """
+    with _one_by_one():
+        return _label_gold(recipe, progress) if is_first() else open_gold(recipe)
 
-    def made() -> Dataset:
-        told = partial(progress, "Collecting the references")
-        return asyncio.run(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
 
-    if processes() == 1:
-        return made()
-    with first_process_first():
-        return made() if is_first() else open_gold(recipe)
+def gold_dataset(recipe: Recipe, progress: Progress = silent) -> Dataset:
+    """The references as they were written last, or else those of today.
+
+    Raises:
+        PromptError: as `make_gold` does.
+    """
+    with _one_by_one():
+        return open_gold(recipe) if has_gold(recipe) else _label_gold(recipe, progress)
 
 
 def open_gold(recipe: Recipe) -> Dataset:
@@ -82,6 +85,16 @@ def open_gold(recipe: Recipe) -> Dataset:
 def has_gold(recipe: Recipe) -> bool:
     """Whether they have been."""
     return bool(versions(dataset_folder(recipe.dataset.gold)))
+
+
+def _label_gold(recipe: Recipe, progress: Progress) -> Dataset:
+    told = partial(progress, "Collecting the references")
+    return asyncio.run(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
+
+
+def _one_by_one() -> AbstractContextManager[None]:
+    """Where several processes train together, the first writes, and the others find what it wrote."""
+    return first_process_first() if processes() > 1 else nullcontext()
 
 
 def _gold_plan(recipe: Recipe) -> str:
@@ -169,10 +182,10 @@ def before_finetuning(recipe: Recipe) -> Recipe:
     if tuning.student.init.config is None:
         return recipe.model_copy(update={"teacher": tuning.recipe.teacher})
     place = student_folder(tuning.recipe, tuning.student, "untrained", None)
-    if place.finished() is None:
-        from pipeline.student.train import prepare_untrained
+    with told_of_the_teacher(), _one_by_one():
+        if place.finished() is None:
+            from pipeline.student.train import prepare_untrained
 
-        with told_of_the_teacher(), first_process_first():
             prepare_untrained(tuning.recipe, tuning.student)
     start = tuning.recipe.teacher.model_copy(update={"model": str(place.path), "revision": None})
     return recipe.model_copy(update={"teacher": start})

@@ -24,9 +24,8 @@ from pipeline.finetuning import (
     check_finetuned,
     check_finetuning,
     finetuning_of,
-    has_gold,
+    gold_dataset,
     make_gold,
-    open_gold,
     told_of_the_teacher,
 )
 from pipeline.labelling.engine import LabelResult, label
@@ -229,7 +228,7 @@ def dataset_of(recipe: Recipe, student: StudentSettings, progress: Progress = si
     """
     if student.mode != "gold":
         return recipe_dataset(recipe)
-    return open_gold(recipe) if has_gold(recipe) else make_gold(recipe, progress)
+    return gold_dataset(recipe, progress)
 
 
 def finetune_stage(recipe: Recipe, progress: Progress = silent) -> StudentResult | None:
