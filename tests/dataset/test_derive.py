@@ -83,6 +83,7 @@ def test_soft_labels_come_along_bit_by_bit(root: Path) -> None:
         ({"soft": None}, "labels top-k, k = 4 and text alone"),
         ({"teacher": replace(TEACHER, tokenizer_sha256="b" * 64)}, "tokenizer aaaaaaaaaaaa… and bbbbbbbbbbbb…"),
         ({"teacher": replace(TEACHER, vocabulary_size=65)}, "vocabulary size 64 and 65"),
+        ({"teacher": replace(TEACHER, encoder_decoder=True)}, "teachers causal and encoder-decoder"),
         ({"teacher": replace(TEACHER, model="x", tokenizer_sha256=None)}, "tokenizer aaaaaaaaaaaa… and not known"),
     ],
 )
