@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.columns import completion_at, prompt_at
-from pipeline.config import Recipe
+from pipeline.config import EvaluateSettings, Recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import DatasetMissing, RecipeError, StudentMissing
 from pipeline.evaluation.metrics.base import open_metrics
@@ -71,7 +72,7 @@ def evaluate(
         [
             [place.key for place in students] + (["int8"] if student.quantize else []) + _told_of_its_start(recipe),
             dataset.manifest.plan_sha256,
-            recipe.evaluate.model_dump(exclude=_WITHOUT_EFFECT | (set() if recipe.evaluate.metrics else {"metrics"})),
+            key_of_settings(recipe.evaluate),
         ]
     )
     folder = Path(recipe.evaluate.reports) / recipe.name
@@ -83,6 +84,11 @@ def evaluate(
     files = write_report(report, folder)
     _tell_cards(report, recipe, dataset, students)
     return EvaluationResult(report, files, fresh=True)
+
+
+def key_of_settings(settings: EvaluateSettings) -> dict[str, Any]:
+    """What of the settings shapes the figures; without metrics it is what it was before there were any."""
+    return settings.model_dump(exclude=_WITHOUT_EFFECT | (set() if settings.metrics else {"metrics"}))
 
 
 def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> None:

@@ -13,7 +13,7 @@ from pipeline.columns import completion_at
 from pipeline.config import EvaluateSettings, Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.evaluate import evaluate, key_of_settings
 from pipeline.evaluation.measure import _answers
 from pipeline.evaluation.metrics.base import open_metrics
 from pipeline.evaluation.models import Models, scored
@@ -151,3 +151,10 @@ def test_prompts_of_an_encoder_decoder_are_answered_in_any_order(tmp_path: Path)
     assert _answers(lm, task) == alone
     assert len(set(alone)) > 2
     assert asked_rows(rows, task.settings) == Asked(rows, 7, (), 0)
+
+
+def test_a_report_without_metrics_keeps_the_key_that_it_had() -> None:
+    before = {"baselines", "limit", "answers", "latency_prompts", "dtype", "near_duplicate"}
+    assert set(key_of_settings(EvaluateSettings())) == before
+    assert set(key_of_settings(EvaluateSettings(batch_size=3))) == before
+    assert set(key_of_settings(EvaluateSettings.model_validate({"metrics": ["chrf"]}))) == before | {"metrics"}
