@@ -10,10 +10,12 @@ figures stand in it only with the key of the evaluation that measured them, and 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -32,7 +34,7 @@ from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, has_files
 from pipeline.records import TeacherIdentity
 from pipeline.student.folder import INT8, StudentCard
-from pipeline.student_settings import InitSettings, LossSettings, StudentSettings
+from pipeline.student_settings import InitSettings, Layers, LossSettings, StackLayers, StudentSettings
 
 README = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -66,6 +68,8 @@ class CardFacts:
     base_models: tuple[str, ...]  # hub ids
     prompts_from: str | None  # the hub data set that the prompts are from
     chat: bool  # whether its tokenizer has a chat template
+    encoder_decoder: bool = False
+    task_prefix: str = ""  # what its prompts begin with
     figures: Figures | None = None
 
 
@@ -85,6 +89,7 @@ def card_facts(
     """What there is to say of the student in `folder`."""
     if recipe.student is None:
         raise RecipeError(f"recipe {recipe.name} has no `student` that a card could be written of")
+    files = ModelFiles(str(folder), folder)
     asked = TeacherIdentity(recipe.teacher.kind, recipe.teacher.model, recipe.teacher.revision)
     return CardFacts(
         card=card,
@@ -93,7 +98,9 @@ def card_facts(
         manifest=manifest,
         base_models=_base_models(recipe, recipe.student.init),
         prompts_from=_hub_id(recipe.prompts.source),
-        chat=ModelFiles(str(folder), folder).chat_template_sha256 is not None,
+        chat=files.chat_template_sha256 is not None,
+        encoder_decoder=files.is_encoder_decoder,
+        task_prefix=recipe.teacher.task_prefix or "",
         figures=figures,
     )
 
@@ -102,6 +109,7 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
     """The card's text; with `int8` that of the quantised copy."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": cell, "public": public, "count": count_in_words, "size": megabytes_in_words}
+    environment.filters["literal"] = partial(json.dumps, ensure_ascii=False)
     template = environment.from_string(package_files("pipeline.student").joinpath("card.md.j2").read_text("utf-8"))
     front = yaml.safe_dump(_front_matter(facts, int8=int8), sort_keys=False, allow_unicode=True)
     body = template.render(
@@ -110,7 +118,7 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
         int8=int8,
         role=_role(facts.card, int8=int8),
         teacher=describe_teacher(facts.teacher),
-        start=start_in_words(facts.student.init),
+        start=start_in_words(facts.student.init, encoder_decoder=facts.encoder_decoder),
         loss=formula(facts.student.loss, facts.card.variant),
         loss_options=settings_line(facts.student.loss.options),
         settings=_training(facts),
@@ -118,12 +126,15 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
     return f"---\n{front}---\n\n{body.rstrip()}\n"
 
 
-def start_in_words(init: InitSettings) -> str:
+def start_in_words(init: InitSettings, *, encoder_decoder: bool = False) -> str:
     """What a student started from."""
-    if isinstance(init.layers, int):
-        return f"{init.layers} of the teacher's layers, evenly spaced, with its embeddings, norms and head"
     if init.layers is not None:
-        return f"the teacher's layers {', '.join(map(str, init.layers))}, with its embeddings, norms and head"
+        kept = init.layers
+        if encoder_decoder and not isinstance(kept, StackLayers):
+            kept = StackLayers(encoder=kept, decoder=kept)
+        stacks = ("encoder", "decoder") if encoder_decoder else ("",)
+        words = ", and ".join(_layers(kept, stack) for stack in stacks)
+        return f"{words}, with its embeddings, norms and head"
     if init.model is not None:
         revision = f", revision {init.revision}" if init.revision else ""
         return f"the model `{cell(public(init.model))}`{revision}"
@@ -131,6 +142,17 @@ def start_in_words(init: InitSettings) -> str:
     kind = given.pop("model_type", None)
     shape = f"a {kind} of its own config" if kind else "the teacher's config, changed"
     return f"random weights, {shape}: {cell(settings_line(given) or 'defaults')}"
+
+
+def _layers(kept: Layers | StackLayers, stack: str) -> str:
+    """Which layers were copied, of one stack or of the only one."""
+    of = getattr(kept, stack) if isinstance(kept, StackLayers) else kept
+    layers = f"{stack} layers".lstrip()
+    if of is None:
+        return f"all of the teacher's {layers}"
+    if isinstance(of, int):
+        return f"{of} of the teacher's {layers}, evenly spaced"
+    return f"the teacher's {layers} {', '.join(map(str, of))}"
 
 
 def formula(loss: LossSettings, variant: str) -> str:
@@ -189,7 +211,7 @@ def _front_matter(facts: CardFacts, *, int8: bool) -> dict[str, Any]:
         "datasets": [facts.prompts_from] if facts.prompts_from else [],
         "license": licence.lower() if licence else None,
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text2text-generation" if facts.encoder_decoder else "text-generation",
         "tags": tags,
     }
     return {name: value for name, value in known.items() if value}

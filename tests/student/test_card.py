@@ -13,9 +13,11 @@ from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.student.card import CardFacts, Figures, card_facts, formula, render_card, start_in_words, write_cards
 from pipeline.student.folder import Int8Copy, Step, StudentCard, read_card, student_folder
+from pipeline.student.quantize import quantize
 from pipeline.student.train import distill, prepare_untrained
 from pipeline.student_settings import InitSettings, LossSettings, StudentSettings
-from tests.conftest import MakeRecipe
+from tests.conftest import MakeRecipe, make_tiny_model
+from tests.encoder_decoders import tiny_bart, tiny_t5
 
 Labelled = tuple[Recipe, StudentSettings, Dataset]
 
@@ -171,6 +173,7 @@ def test_the_formula_has_the_numbers_of_the_recipe(settings: dict[str, Any], var
     ("init", "expected"),
     [
         ({"from": "teacher", "layers": [0, 5, 11]}, "the teacher's layers 0, 5, 11, with"),
+        ({"from": "teacher", "layers": 3}, "3 of the teacher's layers, evenly spaced, with"),
         ({"model": "/home/me/models/small"}, "the model `small`"),
         ({"model": "owner/small", "revision": "abc"}, "the model `owner/small`, revision abc"),
         ({"config": {"hidden_size": 64}}, "random weights, the teacher's config, changed: hidden_size 64"),
@@ -179,6 +182,62 @@ def test_the_formula_has_the_numbers_of_the_recipe(settings: dict[str, Any], var
 )
 def test_every_start_is_told(init: dict[str, Any], expected: str) -> None:
     assert start_in_words(InitSettings.model_validate(init)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (2, "2 of the teacher's encoder layers, evenly spaced, and 2 of the teacher's decoder layers, evenly spaced, with"),
+        ({"encoder": 3, "decoder": [0, 2]},
+         "3 of the teacher's encoder layers, evenly spaced, and the teacher's decoder layers 0, 2, with its embeddings"),
+        ({"decoder": 1}, "all of the teacher's encoder layers, and 1 of the teacher's decoder layers, evenly spaced, with"),
+    ],
+)  # fmt: skip
+def test_the_start_of_both_stacks_is_told(layers: Any, expected: str) -> None:
+    init = InitSettings.model_validate({"from": "teacher", "layers": layers})
+    assert start_in_words(init, encoder_decoder=True).startswith(expected)
+
+
+def test_an_encoder_decoder_is_told_of_as_one(facts: CardFacts) -> None:
+    causal = render_card(facts)
+    assert "A causal language model of 63.7 million parameters" in causal
+    assert "AutoModelForSeq2SeqLM" not in causal
+    text = render_card(dataclasses.replace(facts, encoder_decoder=True, chat=False, task_prefix='say "it": '))
+    assert front_of(text)["pipeline_tag"] == "text2text-generation"
+    assert "An encoder-decoder of 63.7 million parameters" in text
+    assert r"""inputs = tokenizer("say \"it\": Once upon a time", return_tensors="pt")""" in text
+    assert "apply_chat_template" not in text
+
+
+def run_sample(folder: Path) -> str:
+    """Run the code of a card as a reader of it would, and give what it prints."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    printed: list[str] = []
+    exec(code.replace("path/to/this/folder", str(folder)), {"print": printed.append})
+    return printed[0]
+
+
+@pytest.mark.parametrize("kind", ["chat", "text", "t5", "bart"])
+def test_the_code_of_a_card_runs(tiny_recipe: MakeRecipe, tmp_path: Path, kind: str) -> None:
+    """Also that of the int8 copy, in a folder that no code of ours loads."""
+    if kind == "t5":
+        teacher = tiny_t5(tmp_path / "teacher")
+    elif kind == "bart":
+        teacher = tiny_bart(tmp_path / "teacher")
+    else:
+        teacher = make_tiny_model(tmp_path / "teacher", template=kind == "chat")
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    recipe = tiny_recipe(teacher=parts["teacher"] | {"model": str(teacher), "task_prefix": "say: "})
+    assert recipe.student is not None
+    place = prepare_untrained(recipe, recipe.student)
+    card = place.trained()
+    assert card is not None
+    copy = quantize(place.path, place.int8)
+    write_cards(place.path, card.model_copy(update={"int8": copy}), recipe, None)
+    for folder in (place.path, place.int8):
+        text = run_sample(folder)
+        assert isinstance(text, str)
+        assert ("Seq2Seq" in (folder / "README.md").read_text(encoding="utf-8")) == (kind in {"t5", "bart"})
 
 
 def test_only_names_of_the_hub_are_linked(labelled: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

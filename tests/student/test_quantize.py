@@ -1,17 +1,30 @@
 """The int8 copy: loaded by transformers in one line it says what the student says, is smaller, and is made once."""
 
+import asyncio
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torchao.quantization import Int8Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM
+from torchao.quantization import Int8Tensor, Int8WeightOnlyConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TorchAoConfig,
+)
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.generation import generate
+from pipeline.labelling.engine import label
 from pipeline.language_model import load_language_model
 from pipeline.stages import check_student, distill_stage, students_to_train
 from pipeline.student import train as training
@@ -20,6 +33,7 @@ from pipeline.student.quantize import quantize
 from pipeline.student.train import distill
 from pipeline.student_settings import StudentSettings
 from tests.conftest import MakeRecipe, make_tiny_model
+from tests.encoder_decoders import tiny_bart, tiny_t5
 
 Labelled = tuple[Recipe, StudentSettings, Dataset]
 
@@ -71,6 +85,84 @@ def test_the_reloaded_copy_says_what_the_student_says(tmp_path: Path, tied: bool
     eighths = [name for name, one in model.named_parameters() if isinstance(one, Int8Tensor)]
     assert len(eighths) == 3 * 7  # attention and feed-forward of three layers
     assert copy.parameters == sum(model.get_parameter(name).numel() for name in eighths)
+
+
+def encoder_decoder_logprobs(model: Any) -> torch.Tensor:
+    """Of random tokens: (batch, time, vocabulary)."""
+    tokens = torch.randint(5, 250, (4, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model.eval()(input_ids=tokens[:, :40], decoder_input_ids=tokens[:, 40:], use_cache=False).logits
+    return logits.double().log_softmax(-1)
+
+
+def with_a_head_of_its_own(folder: Path) -> Path:
+    """A T5 1.1 as it is on a hub: its head is not its embedding, whatever its config says."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5(folder, layers=3, width=64, initializer_factor=1.0))
+    model.lm_head.weight = torch.nn.Parameter(model.shared.weight.flip(0) * 0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+CALM: dict[str, Callable[[Path], Path]] = {  # weights as small as a trained model's
+    "t5": lambda folder: tiny_t5(folder, layers=3, width=64, initializer_factor=1.0),
+    "gated t5": lambda folder: tiny_t5(
+        folder, layers=3, width=64, initializer_factor=1.0, feed_forward_proj="gated-gelu"
+    ),
+    "t5 with a head": with_a_head_of_its_own,
+    "bart": lambda folder: tiny_bart(folder, layers=3, width=64, init_std=0.08),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", CALM)
+def test_the_reloaded_copy_of_an_encoder_decoder(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    """It says what the student says, exactly what it said before it was saved, and has the student's embedding and head."""
+    source = CALM[family](tmp_path / "source")
+    whole = AutoModelForSeq2SeqLM.from_pretrained(source).to(dtype)
+    whole.save_pretrained(source)
+    copy = quantize(source, tmp_path / "int8")
+    settings = TorchAoConfig(Int8WeightOnlyConfig())
+    unsaved = AutoModelForSeq2SeqLM.from_pretrained(source, dtype="auto", quantization_config=settings)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "int8", dtype="auto")
+    assert model.dtype == dtype
+    assert torch.equal(encoder_decoder_logprobs(model), encoder_decoder_logprobs(unsaved))
+    student, small = encoder_decoder_logprobs(whole), encoder_decoder_logprobs(model)
+    kl = (student.exp() * (student - small)).sum(-1).mean()
+    uniform = (student.exp() * (student + torch.tensor(float(student.shape[-1])).log())).sum(-1).mean()
+    assert 0 < kl < 0.002 * uniform
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert torch.equal(head, whole.get_output_embeddings().weight)
+    assert torch.equal(embedding, whole.get_input_embeddings().weight)
+    assert (head is embedding) == (family != "t5 with a head")
+    eighths = [name for name, one in model.named_parameters() if isinstance(one, Int8Tensor)]
+    feed_forward = 3 if family == "gated t5" else 2
+    assert len(eighths) == 3 * (4 + feed_forward) + 2 * (8 + feed_forward)
+    assert copy.parameters == sum(model.get_parameter(name).numel() for name in eighths)
+    lm, own = load_language_model(tmp_path / "int8"), load_language_model(source)
+    assert (lm.start_id, lm.end_ids, lm.pad_id) == (own.start_id, own.end_ids, own.pad_id)
+    answers = [generate(each, [[5, 6, 7], [8, 9]], max_tokens=6) for each in (lm, own)]
+    assert dtype == torch.bfloat16 or answers[0] == answers[1]
+
+
+@pytest.mark.slow
+def test_the_copy_of_an_encoder_decoder_student_is_evaluated(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    init = {"from": "teacher", "layers": {"encoder": 2, "decoder": 1}}
+    recipe = tiny_recipe(
+        teacher=parts["teacher"] | {"model": str(tiny_t5(tmp_path / "teacher", layers=3))},
+        student=parts["student"] | {"init": init, "quantize": "int8"},
+        label=parts["label"] | {"mode": "score"},
+        evaluate=parts["evaluate"] | {"baselines": []},
+    )
+    check_student(recipe)
+    dataset = asyncio.run(label(recipe)).dataset
+    for student in students_to_train(recipe):
+        distill(recipe, student, dataset)
+    rows = {row.role: row for row in evaluate(recipe, students_to_train(recipe)[-1], dataset).report.models}
+    whole, small = rows["white-box student"], rows["white-box student, int8"]
+    assert whole.kl_per_token is not None
+    assert small.kl_per_token is not None
+    assert small.kl_per_token.mean == pytest.approx(whole.kl_per_token.mean, rel=0.02)
 
 
 def test_the_copy_is_smaller_by_what_its_linear_layers_were(tmp_path: Path) -> None:
