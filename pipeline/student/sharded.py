@@ -6,10 +6,12 @@ run on machines without an accelerator.
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from pipeline.errors import RecipeError
 from pipeline.ranks import processes
@@ -45,3 +47,24 @@ def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool
         state._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = plugin
     return True
+
+
+def with_one_embedding(model: PreTrainedModel) -> None:
+    """Have an encoder and a decoder that share the embedding's weights use the embedding itself, on the instance.
+
+    accelerate puts the embedding and the head into one group of FSDP2, and knows nothing of a third and a fourth layer of
+    the same weights, as T5 and BART have them: torch then refuses to shard the model.
+    """
+    embedding: Any = model.get_input_embeddings()
+    for module in [*model.modules()]:
+        for name, layer in [*module.named_children()]:
+            if (
+                type(layer) is type(embedding)
+                and layer.weight is embedding.weight
+                and _scale(layer) == _scale(embedding)
+            ):
+                setattr(module, name, embedding)
+
+
+def _scale(embedding: Any) -> float:
+    return float(getattr(embedding, "embed_scale", 1.0))  # BART's

@@ -23,7 +23,7 @@ from pipeline.student.objective import Objective
 from pipeline.student.order import LengthGroups, Order, Shares, Shuffled
 from pipeline.student.reporting import keep_logs
 from pipeline.student.rows import Example
-from pipeline.student.sharded import shard_on_cpu
+from pipeline.student.sharded import shard_on_cpu, with_one_embedding
 
 WHOLE = "whole"  # marks a checkpoint whose every file is on the disk
 
@@ -61,6 +61,8 @@ class StudentTrainer(Trainer):
             pack_to: tokens of a sequence that holds several rows; None: one row in each.
             adapted: the student with adapters around it, if only these are trained (lora.py).
         """
+        if arguments.fsdp:
+            with_one_embedding(lm.model)
         super().__init__(
             model=lm.model if adapted is None else adapted,
             args=arguments,

@@ -4,13 +4,14 @@
     python -m tests.benchmarks.t5 --quick      # one seed and shorter trainings, shown and not written
 
 Everything is done by Stillhouse's own commands, which are printed as they are run: a run that was stopped goes on where it
-was. The teacher is trained with all cores; the students two at a time, with one core each. t5_table.py makes the table.
+was. Each has one core, and the students are trained two at a time. t5_table.py makes the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -83,18 +84,13 @@ def main() -> None:
     experiment = QUICK if quick else WHOLE
     prepare()
     LOGS.mkdir(exist_ok=True)
-    began = time.monotonic()
-    _stillhouse("finetune", experiment, [], cores=None)
-    taught = time.monotonic()
-    _stillhouse("label", experiment, [], cores=None)
-    labelled = time.monotonic()
+    minutes = [_stillhouse(command, experiment, [], log=experiment.name) for command in ("finetune", "label")]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda run: _train_and_measure(run, experiment), runs(experiment)))
-    trained = time.monotonic()
+        each = pool.map(lambda run: _train_and_measure(run, experiment), runs(experiment))
+        minutes.append(sum(each) / AT_ONCE)
 
     from tests.benchmarks import t5_table  # late: it needs torch, and this process should stay small
 
-    minutes = [(after - before) / 60 for before, after in ((began, taught), (taught, labelled), (labelled, trained))]
     rows = t5_table.read_rows(list(runs(experiment)))
     text = t5_table.section(experiment, rows, minutes)
     if quick:
@@ -104,33 +100,39 @@ def main() -> None:
     write_section("t5", text, DOCS)
 
 
-def _train_and_measure(run: Run, experiment: Experiment) -> None:
-    for command in ("distill", "evaluate"):
-        _stillhouse(command, experiment, run.settings, cores=1, log=run.name)
+def _train_and_measure(run: Run, experiment: Experiment) -> float:
+    """The minutes that it took."""
+    return sum(_stillhouse(command, experiment, run.settings, log=run.name) for command in ("distill", "evaluate"))
 
 
-def _stillhouse(
-    command: str, experiment: Experiment, settings: Sequence[str], *, cores: int | None, log: str = ""
-) -> None:
-    """Run one of the commands; what it says goes to a log, and is shown if it fails.
+def _stillhouse(command: str, experiment: Experiment, settings: Sequence[str], *, log: str) -> float:
+    """Run one of the commands on one core; what it says goes to a log, and is shown if it fails.
+
+    Returns:
+        The minutes that it took; of a run that found its work done, or some of it, those of the longest.
 
     Raises:
         SystemExit: it failed.
     """
     given = [part for setting in [*experiment.shared, *settings] for part in ("--set", setting)]
-    told = " ".join(f"'{part}'" if " " in part or "[" in part else part for part in [command, RECIPE, *given])
-    print(f"$ stillhouse {told}", flush=True)
+    print("$ " + shlex.join(["stillhouse", command, RECIPE, *given]), flush=True)
+    file, took = LOGS / f"{log}-{command}.log", LOGS / f"{log}-{command}.minutes"
     began = time.monotonic()
-    threads = {"OMP_NUM_THREADS": str(cores)} if cores else {}
-    file = LOGS / f"{log or experiment.name}-{command}.log"
     with file.open("w", encoding="utf-8") as output:
         ended = subprocess.run(
-            [*STILLHOUSE, command, RECIPE, *given], env=os.environ | threads, stdout=output, stderr=subprocess.STDOUT
+            [*STILLHOUSE, command, RECIPE, *given],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # such small models are slower on two
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     if ended.returncode:
         tail = "\n".join(file.read_text(encoding="utf-8").splitlines()[-20:])
         sys.exit(f"{tail}\nstillhouse {command} ended with status {ended.returncode}; its log is {file}")
-    print(f"  {command} {log or experiment.name}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    minutes = (time.monotonic() - began) / 60
+    print(f"  {minutes:.1f} min", flush=True)
+    longest = max(minutes, float(took.read_text()) if took.is_file() else 0.0)
+    took.write_text(str(longest))
+    return longest
 
 
 def _spans(train: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from pipeline.labelling.engine import label
 from pipeline.stages import distill_stage, recipe_dataset, student_of
 from pipeline.student.folder import StudentCard, read_card
 from tests.conftest import WORDS, make_tiny_model
+from tests.encoder_decoders import tiny_t5
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # torchrun gives each process one
 
@@ -38,33 +39,40 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adapters-sharded": {"lora": {"r": 4, "alpha": 8}, "train": {"fsdp": True}},
     "black-box": {"mode": "black-box"},
     "frozen": {"freeze": ["embedding", "head"], "train": {"fsdp": True}},
+    "encoder-decoder": {"teacher": "t5"},
+    "encoder-decoder-live": {"teacher": "t5", "labels": "live", "freeze": ["embedding"]},
+    "encoder-decoder-sharded": {"teacher": "t5", "train": {"fsdp": True}},
 }
-SHARDED = {"fsdp", "frozen", "adapters-sharded"}
+SHARDED = {"fsdp", "frozen", "adapters-sharded", "encoder-decoder-sharded"}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A labelled dataset, whose rows are not a multiple of the batch, and a teacher."""
+    """Two teachers and what they labelled, whose rows are not a multiple of the batch."""
     folder = tmp_path_factory.mktemp("together")
     make_tiny_model(folder / "tiny")
+    tiny_t5(folder / "t5", dropout_rate=0.0)  # which two processes would draw otherwise than one
     prompts = [{"prompt": f"Explain {word}."} for word in WORDS * 2]
     prompts = [{"prompt": f"{row['prompt']} {number}"} for number, row in enumerate(prompts)]
     (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    asyncio.run(label(load_recipe(written(folder, "labels", {}))))
+    for teacher in ("tiny", "t5"):
+        asyncio.run(label(load_recipe(written(folder, "labels", {"teacher": teacher}))))
     return folder
 
 
 def written(folder: Path, students: str, student: dict[str, Any], train: dict[str, Any] | None = None) -> Path:
     """A recipe file; its name is that of the folder of its students."""
+    student = dict(student)
+    teacher = student.pop("teacher", "tiny")
     recipe = {
         "name": "test",
         "prompts": {"source": str(folder / "words.jsonl"), "holdout": 0.2},
-        "teacher": {"kind": "transformers", "model": str(folder / "tiny"), "options": {"batch_size": 8}},
+        "teacher": {"kind": "transformers", "model": str(folder / teacher), "options": {"batch_size": 8}},
         "label": {"sampling": {"temperature": 0.9, "max_tokens": 12}, "soft": {"k": 16}, "shard_size": 30},
-        "dataset": {"root": str(folder / "labels"), "name": "words"},
+        "dataset": {"root": str(folder / "labels"), "name": teacher},
         "students": str(folder / students),
         "student": {
-            "init": {"from": "teacher", "layers": 2},
+            "init": {"from": "teacher", "layers": 1 if teacher == "t5" else 2},
             "loss": {"temperature": 2.0},
             **student,
             "train": {**(train or ONE), **student.get("train", {})},

@@ -13,8 +13,11 @@ from transformers import AutoConfig
 from pipeline.errors import RecipeError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.labelling.engine import label
+from pipeline.language_model import load_language_model
 from pipeline.stages import check_student, students_to_train
+from pipeline.student.initialise import initialise
 from pipeline.student.train import distill
+from tests.encoder_decoders import tiny_t5
 from tests.student.starts import Make, made, refused, start
 
 __all__ = ["start"]  # a fixture
@@ -29,6 +32,18 @@ class OwnConfig(LlamaConfig):
 
 class OwnForCausalLM(LlamaForCausalLM):
     config_class = OwnConfig
+"""
+
+CODE_OF_TWO = """
+from transformers import T5Config, T5ForConditionalGeneration
+
+
+class Own5Config(T5Config):
+    model_type = "own5"
+
+
+class Own5ForTalk(T5ForConditionalGeneration):
+    config_class = Own5Config
 """
 
 
@@ -83,3 +98,31 @@ def test_trusted_code_trains_and_goes_with_the_student(start: Make, own_code: Pa
     if init == "layers":
         report = evaluate(recipe, students_to_train(recipe)[-1], dataset).report
         assert all(model.kl_per_token is not None for model in report.models)
+
+
+@pytest.mark.parametrize("init", ["model", "layers", "config"])
+def test_an_encoder_decoder_of_its_own_code_is_a_start(
+    start: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tiny_t5(tmp_path / "own", layers=3, decoder_layers=2)
+    (folder / "modeling_own5.py").write_text(CODE_OF_TWO)
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "modeling_own5.Own5Config", "AutoModelForSeq2SeqLM": "modeling_own5.Own5ForTalk"}
+    own = {"model_type": "own5", "architectures": ["Own5ForTalk"], "auto_map": code}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    inits = {
+        "model": {"model": str(folder)},
+        "layers": {"from": "teacher", "layers": {"encoder": [1, 2], "decoder": 1}},
+        "config": {"config": {"d_ff": 8}},
+    }
+    assert "which only code of its own can load" in refused(start(inits[init], folder))
+    recipe = start(inits[init], folder, trust_remote_code=True)
+    assert recipe.student is not None
+    initialise(recipe, recipe.student, tmp_path / "made")
+    lm = load_language_model(tmp_path / "made", trust_remote_code=True)
+    assert type(lm.model).__name__ == "Own5ForTalk"
+    depths = [len(stack.block) for stack in (lm.model.encoder, lm.model.decoder)]
+    assert depths == ([2, 1] if init == "layers" else [3, 2])
+    assert (tmp_path / "made/modeling_own5.py").read_text() == CODE_OF_TWO
