@@ -121,6 +121,7 @@ def describe_teacher(teacher: TeacherIdentity) -> str:
     name = f"`{cell(public(teacher.model) or teacher.kind)}`"
     known = [
         f"kind {teacher.kind}",
+        "an encoder-decoder" if teacher.encoder_decoder else "",
         f"revision {teacher.revision}" if teacher.revision else "",
         f"at {teacher.endpoint}" if teacher.endpoint else "",
         f"weights {teacher.content_sha256[:12]}…" if teacher.content_sha256 else "",

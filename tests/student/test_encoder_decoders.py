@@ -26,6 +26,7 @@ from pipeline.student.frozen import freeze
 from pipeline.student.losses.base import SparseLabels
 from pipeline.student.objective import open_objective
 from pipeline.student.rows import Example, example_of
+from pipeline.student.sharded import with_one_embedding
 from pipeline.student_settings import StudentSettings
 from tests.encoder_decoders import tiny_bart, tiny_t5, tiny_t5_v11
 from tests.labelled_rows import completion
@@ -168,6 +169,17 @@ def test_a_model_with_a_bias_after_the_head_gives_its_logits_whole() -> None:
         )
     )
     torch.testing.assert_close(whole, completion_logits(model, batch))
+
+
+def test_one_embedding_for_all_who_share_its_weights_changes_nothing(folder: Path, lm: LanguageModel) -> None:
+    """What FSDP2 wants; the weights keep their names, and the logits are the same."""
+    before, keys = row_by_row(lm), [*lm.model.state_dict()]
+    with_one_embedding(lm.model)
+    embedding = lm.model.get_input_embeddings()
+    assert lm.model.get_encoder().embed_tokens is embedding
+    assert lm.model.get_decoder().embed_tokens is embedding
+    assert [*lm.model.state_dict()] == keys
+    assert torch.equal(row_by_row(lm), before)
 
 
 @pytest.mark.parametrize("make", [tiny_t5, tiny_t5_v11])

@@ -37,6 +37,10 @@ def test_its_text_goes_out(dataset: Dataset, tmp_path: Path, to: str) -> None:
     assert any((tmp_path / "out").iterdir())
 
 
+def test_its_card_says_so(dataset: Dataset) -> None:
+    assert "(kind scripted, an encoder-decoder, revision main)" in (dataset.folder / "README.md").read_text()
+
+
 def test_manifests_that_do_not_say_are_of_causal_teachers(dataset: Dataset) -> None:
     said = dataset.manifest.model_dump(mode="json")
     assert said["teacher"].pop("encoder_decoder") is True
