@@ -245,7 +245,7 @@ class Recipe(Settings):
         settings = teacher.get("finetune") if isinstance(teacher, Mapping) else None
         if not isinstance(teacher, Mapping) or not isinstance(settings, Mapping):
             return given
-        own = {key: given.get(key, default) for key, default in (("name", None), ("seed", 0))}
+        own = {"name": given.get("name"), "seed": given.get("seed", 0)}
         named = {**settings, **{key: value for key, value in own.items() if settings.get(key) is None}}
         return {**given, "teacher": {**teacher, "finetune": named}}
 
