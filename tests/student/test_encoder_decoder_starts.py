@@ -30,6 +30,7 @@ from pipeline.errors import RecipeError
 from pipeline.generation import generate
 from pipeline.language_model import load_language_model
 from pipeline.stages import check_labels, check_student
+from pipeline.student.frozen import freeze
 from pipeline.student.start_config import check_start, without_weights
 from tests.encoder_decoders import tiny_bart, tiny_t5
 from tests.student.starts import Make, made, refused, start
@@ -53,7 +54,15 @@ def gated_t5(folder: Path, **config: Any) -> Path:
     return tiny_t5(folder, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **config)
 
 
-FAMILIES: list[Folder] = [tiny_t5, gated_t5, tiny_bart]
+def t5_with_a_head(folder: Path, **config: Any) -> Path:
+    """As T5 1.1 lies on a hub: its head is not its embedding, whatever its config says."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(gated_t5(folder, **config))
+    model.lm_head.weight = nn.Parameter(model.shared.weight.flip(0))
+    model.save_pretrained(folder)
+    return folder
+
+
+FAMILIES: list[Folder] = [tiny_t5, gated_t5, t5_with_a_head, tiny_bart]
 
 
 @pytest.fixture(scope="module")
@@ -411,6 +420,21 @@ def test_copied_layers_have_the_teachers_width(start: Make, t5: Path) -> None:
 def test_layers_that_are_none(start: Make, t5: Path, layers: Any, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         start({"from": "teacher", "layers": layers}, t5)
+
+
+# ------------------------------------------------------------------------------------------------------------ what learns
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_embedding_is_that_of_both_stacks(tmp_path: Path, family: Folder) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(family(tmp_path / "model"))
+    freeze(model, ["embedding"])
+    embeddings = (model.get_encoder().embed_tokens, model.get_decoder().embed_tokens)
+    assert all(not embedding.weight.requires_grad for embedding in embeddings)
+    assert model.get_output_embeddings().weight.requires_grad == (family is t5_with_a_head)
+    assert len([1 for weight in model.parameters() if not weight.requires_grad]) == 1
+    freeze(model, ["head"])
+    assert not model.get_output_embeddings().weight.requires_grad
 
 
 # ---------------------------------------------------------------------------------------------------------------- t5-small

@@ -33,6 +33,7 @@ from pipeline.student.train import distill
 from pipeline.student.vocabulary import known_labels
 from pipeline.student_settings import StudentSettings
 from tests.conftest import MakeRecipe, make_tiny_model
+from tests.encoder_decoders import tiny_t5
 from tests.labelled_rows import VOCABULARY, completion, numbered, write
 from tests.student.test_examples import model_of, read
 
@@ -226,6 +227,28 @@ def test_white_box_over_vocabularies_of_unlike_size(
     assert all(step.eval_kl is None or 0 < step.eval_kl < math.inf for step in card.log)
     saved = json.loads((Path(recipe.students) / recipe.name / "white-box/config.json").read_text())
     assert saved["vocab_size"] == rows[1]
+
+
+@pytest.mark.parametrize("settings", STORED, ids=["top-k", "sampled", "live"])
+def test_white_box_over_the_padding_of_a_t5(tiny_recipe: MakeRecipe, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """T5's own has 32,128 rows for 32,100 tokens; a student of its tokenizer may have fewer rows, or more."""
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    parts["label"] |= {"soft": settings["soft"], "mode": "score"}
+    labels = {key: value for key, value in settings.items() if key != "soft"}
+    teacher = tiny_t5(tmp_path / "teacher", vocab_size=288)
+    for rows in (262, 300):
+        init = {"config": {"vocab_size": rows, "num_layers": 1, "d_ff": 8}}
+        recipe = tiny_recipe(
+            teacher=parts["teacher"] | {"model": str(teacher)},
+            student=parts["student"]
+            | {"init": init, **labels, "train": parts["student"]["train"] | {"num_train_epochs": 8}},
+            label=parts["label"],
+        )
+        check_student(recipe)
+        card = distill_stage(recipe, students_to_train(recipe)[-1], asyncio.run(label(recipe)).dataset).card
+        losses = [step.loss for step in card.log if step.loss is not None]
+        assert all(math.isfinite(loss) for loss in losses)
+        assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
 @pytest.mark.parametrize("rows", [(288, 264), (264, 288)])
