@@ -16,6 +16,7 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import RecipeError, UsageError
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.finetune_settings import NAME, FinetuneSettings
 from pipeline.records import EncodingName
 from pipeline.settings import Settings, explain
@@ -188,39 +189,6 @@ class DatasetSettings(Settings):
     def gold(self) -> DatasetSettings:
         """Where the same prompts lie with their references as completions."""
         return self.model_copy(update={"name": f"{self.name}-gold", "version": None})
-
-
-class MetricSettings(Settings):
-    """One metric of the task; every key but `kind` and `name` is an option that the metric itself checks."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    kind: str
-    name: str | None = None  # the column's header; None: the metric's own
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_alone(cls, given: Any) -> Any:
-        """`chrf` is short for {kind: chrf}."""
-        return {"kind": given} if isinstance(given, str) else given
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class EvaluateSettings(Settings):
-    """What the report measures."""
-
-    baselines: tuple[Literal["untrained", "black-box", "gold"], ...] = ("untrained", "black-box")
-    limit: int = Field(default=200, ge=1)  # held-out rows that quality is measured on
-    metrics: tuple[MetricSettings, ...] = ()  # of answers to all of these rows that have a reference
-    batch_size: int = Field(default=16, ge=1)  # prompts answered together, where no time is taken
-    answers: int = Field(default=20, ge=1)  # held-out prompts answered by every model, side by side in the report
-    latency_prompts: int = Field(default=10, ge=2)  # answered one at a time, for latency and tokens a second
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    near_duplicate: float = Field(default=0.8, gt=0, le=1)  # Jaccard similarity from which a prompt is a near duplicate
-    reports: str = "data/reports"
 
 
 class Recipe(Settings):

@@ -12,8 +12,8 @@ import yaml
 
 import pipeline.quality
 import pipeline.teachers
-from pipeline.config import MetricSettings
 from pipeline.errors import RecipeError
+from pipeline.evaluate_settings import MetricSettings
 from pipeline.evaluation.metrics.base import open_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.plugins import load_kind

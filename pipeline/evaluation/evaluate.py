@@ -21,9 +21,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.columns import completion_at, prompt_at
-from pipeline.config import EvaluateSettings, Recipe
+from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import DatasetMissing, RecipeError, StudentMissing
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.metrics.base import open_metrics
 from pipeline.evaluation.models import measure_all, scored
 from pipeline.evaluation.notes import notes

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import EvaluateSettings, Recipe
+from pipeline.config import Recipe
 from pipeline.errors import RecipeError
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.bootstrap import Floats, interval_of, mean_per_prompt, resampled_totals
 from pipeline.evaluation.metrics.base import NamedMetric
 from pipeline.evaluation.results import Interval, MetricColumn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import EvaluateSettings
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.records import Completion
 
 

@@ -10,9 +10,10 @@ import pytest
 from sacrebleu.metrics.chrf import CHRF
 
 from pipeline.columns import completion_at
-from pipeline.config import EvaluateSettings, Recipe
+from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.evaluate import evaluate, key_of_settings
 from pipeline.evaluation.measure import _answers
 from pipeline.evaluation.metrics.base import open_metrics

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sacrebleu.metrics.chrf import CHRF
 
-from pipeline.config import EvaluateSettings, MetricSettings
 from pipeline.errors import RecipeError
+from pipeline.evaluate_settings import EvaluateSettings, MetricSettings
 from pipeline.evaluation.metrics.base import NamedMetric, open_metrics
 from pipeline.evaluation.results import Interval
 from pipeline.evaluation.scoring import asked_rows, score

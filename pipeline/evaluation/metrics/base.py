@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 import pipeline.evaluation.metrics
-from pipeline.config import MetricSettings
 from pipeline.errors import RecipeError
+from pipeline.evaluate_settings import MetricSettings
 from pipeline.plugins import load_kind
 
 Floats = npt.NDArray[np.float64]
