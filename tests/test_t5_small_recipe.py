@@ -45,8 +45,8 @@ def test_the_whole_way_from_a_t5_small_to_its_report(recipe: Recipe) -> None:
     result = run_stages(recipe)
     report = result.evaluation.report
     assert [model.role for model in report.models] == [
-        "teacher before fine-tuning",
         "teacher",
+        "teacher before fine-tuning",
         "untrained student",
         "gold student",
         "black-box student",
