@@ -1,13 +1,15 @@
 """The experiment with words and phonemes: its data, its runs, and its table, apart from any training."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.config import load_recipe
 from tests.benchmarks import t5, t5_data, t5_table
-from tests.benchmarks.t5_table import Interval, Row
+from tests.benchmarks.t5_table import Row
 
 
 def test_words_are_plain_taken_once_and_without_stress_marks() -> None:
@@ -45,22 +47,27 @@ def test_every_run_is_a_recipe_and_all_share_one_teacher_and_one_dataset(experim
     assert (fresh.labels, live.labels, copied.mode) == ("stored", "live", "gold")
 
 
-def row(name: str, parameters: int, *right: float) -> Row:
-    scores = tuple(Interval(one, one - 0.01, one + 0.01) for one in right)
-    above = tuple(Interval(0.02, 0.01, 0.03) for _ in right) if name == t5_table.WHITE_BOX else ()
-    return Row(name, parameters, 4.0, 1.0, 900.0, scores, tuple(replace(one, mean=0.1) for one in scores), above)
+def row(name: str, parameters: int, *right: list[int]) -> Row:
+    return Row(name, parameters, 4.0, 1.0, 900.0, np.array(right, dtype=np.float64), (0.1, 0.12))
 
 
 def test_what_a_student_keeps_is_a_share_of_the_teachers_right_words() -> None:
-    assert t5_table.kept(row("gold", 1, 0.6, 0.7), row("teacher", 4, 0.8)) == pytest.approx(100 * 0.65 / 0.8)
+    student, teacher = row("gold", 1, [1, 0, 0, 1], [1, 0, 0, 0]), row("teacher", 4, [1, 1, 1, 0])
+    assert t5_table.kept(student, teacher) == pytest.approx(100 * 0.375 / 0.75)
+    assert student.by_word.tolist() == [1, 0, 0, 0.5]
 
 
 def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
-    rows = [row(name, 100_000 * (9 - place), 0.7, 0.72) for place, (name, _, _) in enumerate(t5_table.ROWS)]
+    words = {t5_table.GOLD: [1, 0] * 100, t5_table.WHITE_BOX: [1, 1, 1, 0] * 50}
+    rows = [
+        row(name, 100_000 * (9 - place), *[words.get(name, [1, 1] * 100)] * 2)
+        for place, (name, _, _) in enumerate(t5_table.ROWS)
+    ]
     text = t5_table.section(replace(t5.WHOLE, seeds=(1, 2)), rows, [10.0, 2.0, 30.0])
     assert all(f"| {name} |" in text for name, _, _ in t5_table.ROWS)
-    assert "71.0 [70.0, 72.0]" in text
-    assert "seed 2: +2.0 [+1.0, +3.0]" in text
+    assert re.search(r"\| gold \|.* 50\.0 \[4\d\.\d, 5\d\.\d\] \| 50\.0, 50\.0 \| 11\.0 \| 50\.0 \|", text)
+    assert re.search(r"less gold, .*: 25\.0 \[1\d\.\d, 3\d\.\d\] points", text)
+    assert "200 words are held out" in text
     assert "in all 42" in text
     t5_table.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

