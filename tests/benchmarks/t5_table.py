@@ -111,8 +111,8 @@ def section(experiment: Experiment, rows: Sequence[Row], minutes: Sequence[float
     )
     gained = percent(white_box.by_word - gold.by_word)
     above = (
-        f"White-box from stored labels less gold, the same shape, steps and words: {gained} points of words right, the mean "
-        "of the seeds (wanted: an interval above 0)."
+        f"White-box from stored labels less gold, the same shape, steps and words: {gained} points of words right, the "
+        "mean of the seeds (wanted: an interval above 0)."
     )
     took = (
         f"Minutes: fine-tuning the teacher {finetuned:.1f}, labelling {labelled:.1f}, all students and their reports, two "
