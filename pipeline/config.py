@@ -197,6 +197,7 @@ class Recipe(Settings):
     name: str = Field(pattern=NAME)
     seed: int = Field(default=0, ge=0)
     prompts: PromptSettings
+    references: PromptSettings | None = None  # prompts whose references are learnt from; None: `prompts`
     teacher: TeacherSettings
     label: LabelSettings = LabelSettings()
     quality: tuple[FilterSettings, ...] = ()
@@ -204,6 +205,24 @@ class Recipe(Settings):
     student: StudentSettings | None = None
     students: str = "data/students"
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _references_are_as_prompts(cls, given: Any) -> Any:
+        """What `references` leaves out is as in `prompts`: {limit: 5000}."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("references"), Mapping):
+            return given
+        prompts = given.get("prompts")
+        return {**given, "references": {**(prompts if isinstance(prompts, Mapping) else {}), **given["references"]}}
+
+    @model_validator(mode="after")
+    def _held_out_is_held_out_for_all(self) -> Recipe:
+        if self.references is not None and self.references.holdout != self.prompts.holdout:
+            raise ValueError(
+                f"references.holdout is {self.references.holdout} and prompts.holdout {self.prompts.holdout}: what is "
+                "held out must not be learnt from, leave references.holdout out"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -226,6 +245,11 @@ class Recipe(Settings):
                 "the two to another"
             )
         return self
+
+    @property
+    def gold_prompts(self) -> PromptSettings:
+        """Where the references come from that somebody learns."""
+        return self.references or self.prompts
 
     @property
     def needs_gold(self) -> bool:

@@ -45,6 +45,8 @@ def gold_recipe(recipe: Recipe) -> Recipe:
     """How the gold dataset is labelled; its plan is the same whatever else the recipe says of labels."""
     return recipe.model_copy(
         update={
+            "prompts": recipe.gold_prompts,
+            "references": None,
             "teacher": TeacherSettings(kind="reference"),
             "label": LabelSettings(mode="score", max_rejected=recipe.label.max_rejected),
             "quality": (),

@@ -141,3 +141,16 @@ def test_a_resolved_recipe_loads_back_to_itself() -> None:
     parts = {"teacher": {"kind": "transformers", "model": "m", "finetune": {"config": {"num_layers": 2}}}}
     recipe = recipe_from({**MINIMAL, **parts}, "r.yaml")
     assert recipe_from(yaml.safe_load(recipe.as_yaml()), "again") == recipe
+
+
+def test_references_are_as_prompts_where_they_say_nothing() -> None:
+    prompts = {"source": "p.jsonl", "template": "p.j2", "reference": "answer", "holdout": 0.2}
+    recipe = recipe_from({**MINIMAL, "prompts": prompts, "references": {"limit": 5}}, "r.yaml")
+    assert recipe.gold_prompts == recipe.prompts.model_copy(update={"limit": 5})
+    assert recipe_from({**MINIMAL, "prompts": prompts}, "r.yaml").gold_prompts.limit is None
+    assert recipe_from(yaml.safe_load(recipe.as_yaml()), "again") == recipe
+
+
+def test_what_is_held_out_is_held_out_of_the_references_too() -> None:
+    with pytest.raises(RecipeError, match=r"references\.holdout is 0\.0 and prompts\.holdout 0\.1: .*leave references"):
+        recipe_from({**MINIMAL, "references": {"holdout": 0.0}}, "r.yaml")

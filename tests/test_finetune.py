@@ -73,6 +73,18 @@ def rows_of(dataset: Dataset) -> dict[str, str]:
     return {row.prompt.text: row.text for row in rows}
 
 
+def test_references_of_their_own_are_all_that_is_learnt_from(tuned: Tuned) -> None:
+    recipe = tuned()
+    few = recipe.model_copy(update={"references": recipe.prompts.model_copy(update={"limit": 7})})
+    gold = make_gold(few)
+    everything = rows_of(
+        make_gold(recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"name": "all"})}))
+    )
+    assert rows_of(gold).items() <= everything.items()
+    assert sum(gold.manifest.rows.values()) == 7 < len(everything)
+    check_run(few)
+
+
 def finetuned(recipe: Recipe) -> StudentCard:
     result = finetune_stage(recipe)
     assert result is not None

