@@ -66,6 +66,18 @@ class _Decoded:
     bounds: npt.NDArray[np.int64]  # (rows + 1,), of the completions and of the positions of the labels
     labels: PackedLabels | None
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """The tokens of each row, prompt and completion: (rows,)."""
+        return (np.diff(self.prompt_bounds) + np.diff(self.bounds)).astype(np.int32)
+
+    def example(self, row: int) -> Example:
+        """One row; the arrays are views of the row group's."""
+        first, last = self.bounds[row], self.bounds[row + 1]
+        prompt = self.prompts[self.prompt_bounds[row] : self.prompt_bounds[row + 1]]
+        labels = _slice(self.labels, first, last) if self.labels is not None else None
+        return Example(prompt, self.completions[first:last], labels)
+
 
 class TokenRows:
     """Rows that have token ids, with the soft labels of `encoding` or without any."""
@@ -110,16 +122,12 @@ class TokenRows:
         return lengths
 
     def example(self, group: int, row: int) -> Example:
-        """See `Rows`. The arrays are views of the row group's.
+        """See `Rows`.
 
         Raises:
             TrainingError: as `lengths` does, where a file's footer did not tell.
         """
-        decoded = self._cache[group]
-        first, last = decoded.bounds[row], decoded.bounds[row + 1]
-        prompt = decoded.prompts[decoded.prompt_bounds[row] : decoded.prompt_bounds[row + 1]]
-        labels = _slice(decoded.labels, first, last) if decoded.labels is not None else None
-        return Example(prompt, decoded.completions[first:last], labels)
+        return self._cache[group].example(row)
 
     def _suspicious(self, group: RowGroup) -> bool:
         for column, facts in zip(self._reader.columns, group.facts, strict=True):
@@ -195,14 +203,14 @@ def _slice(labels: PackedLabels, first: int, last: int) -> PackedLabels:
 
 
 class TextRows:
-    """Rows of text, tokenised one by one; with `tokens`, those that have token ids are taken as they are."""
+    """Rows of text, tokenised a row group at a time; with `tokens`, those that have token ids are taken as they are."""
 
     def __init__(self, dataset: Dataset, split: Split, lm: LanguageModel, capacity: int, *, tokens: bool) -> None:
         columns = ["id", "prompt", "completion", "reference", *((_PROMPT, _COMPLETION) if tokens else ())]
         self._reader = SplitReader(dataset, split, columns)
         self._lm = lm
         self._tokens = tokens
-        self._cache = Cache(self.groups, self._reader.read, capacity)
+        self._cache = Cache(self.groups, self._decode, capacity)
 
     @property
     def groups(self) -> tuple[RowGroup, ...]:
@@ -210,24 +218,34 @@ class TextRows:
 
     def lengths(self) -> npt.NDArray[np.int32]:
         """See `Rows`. This tokenises the whole split once."""
-        lengths = np.empty(len(self._reader), dtype=np.int32)
-        for number, group in enumerate(self.groups):
-            table = self._reader.read(number)
-            for row in range(group.rows):
-                lengths[group.first + row] = len(self._tokenised(table, row))
-        return lengths
+        return np.concatenate(
+            [np.empty(0, np.int32), *(self._cache[number].lengths for number in range(len(self.groups)))]
+        )
 
     def example(self, group: int, row: int) -> Example:
         """See `Rows`."""
-        return self._tokenised(self._cache[group], row)
+        return self._cache[group].example(row)
 
-    def _tokenised(self, table: pa.Table, row: int) -> Example:
-        id_ = table["id"][row].as_py()
+    def _decode(self, number: int) -> _Decoded:
+        table = self._reader.read(number)
+        rows = [self._tokenised(table, row) for row in range(table.num_rows)]
+        return _Decoded(
+            prompts=np.concatenate([np.empty(0, np.int32), *(prompt for prompt, _ in rows)]),
+            prompt_bounds=_bounds(np.array([len(prompt) for prompt, _ in rows], dtype=np.int64)),
+            completions=np.concatenate([np.empty(0, np.int32), *(completion for _, completion in rows)]),
+            bounds=_bounds(np.array([len(completion) for _, completion in rows], dtype=np.int64)),
+            labels=None,
+        )
+
+    def _tokenised(self, table: pa.Table, row: int) -> tuple[Ids, Ids]:
         if self._tokens and table[_COMPLETION][row].is_valid:
             one = table.slice(row, 1)
-            return _known(id_, list_values(one, _PROMPT), list_values(one, _COMPLETION), None, self._lm)
-        text = "".join(message["content"] for message in table["completion"][row].as_py())
-        return _known(id_, *_token_ids(self._lm, prompt_at(table, row).messages, text), None, self._lm)
+            ids = list_values(one, _PROMPT), list_values(one, _COMPLETION)
+        else:
+            text = "".join(message["content"] for message in table["completion"][row].as_py())
+            ids = _token_ids(self._lm, prompt_at(table, row).messages, text)
+        _refuse_unknown(table["id"][row].as_py(), *ids, self._lm)
+        return ids
 
 
 def example_of(row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool) -> Example:
@@ -249,7 +267,8 @@ def example_of(row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool)
         raise TrainingError(
             f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
         )
-    return _known(row.id, prompt, completion, labels, lm)
+    _refuse_unknown(row.id, prompt, completion, lm)
+    return Example(prompt, completion, labels)
 
 
 def packed(labels: SoftLabels | SampledLabels) -> PackedLabels:
@@ -267,12 +286,11 @@ def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str) -> tup
     return prompt, np.asarray(encode_completion(lm, text), dtype=np.int32)
 
 
-def _known(id_: str, prompt: Ids, completion: Ids, labels: PackedLabels | None, lm: LanguageModel) -> Example:
+def _refuse_unknown(id_: str, prompt: Ids, completion: Ids, lm: LanguageModel) -> None:
     vocabulary = int(lm.model.config.vocab_size)
     highest = max(int(ids.max(initial=0)) for ids in (prompt, completion))
     if highest >= vocabulary:
         raise _unknown_token(id_, highest, vocabulary)
-    return Example(prompt, completion, labels)
 
 
 def _unknown_token(id_: str, token: int, vocabulary: int) -> TrainingError:
