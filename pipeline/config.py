@@ -174,6 +174,8 @@ class DatasetSettings(Settings):
     version: int | None = Field(default=None, ge=1)  # to learn from; None: the newest
     licence: str | None = None  # for the card: an SPDX name such as apache-2.0
     journal: str | None = None  # a folder of this machine; None: beside the versions, of a URL under data/journals
+    when_busy: Literal["leave", "wait"] = "leave"  # what labelling does where another run is writing the dataset
+    patience: float = Field(default=3600, gt=0)  # seconds that it waits
 
     @model_validator(mode="after")
     def _places_to_write(self) -> DatasetSettings:

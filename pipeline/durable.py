@@ -117,9 +117,10 @@ def sole_writer(folder: Location) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = holder_from(lock.read().encode()) or "unknown"
+            holder = holder_from(lock.read().encode())
             raise DatasetBusy(
-                f"{folder} is being written by another run ({holder}). Wait until it is done, or stop it."
+                f"{folder} is being written by another run ({holder or 'unknown'}). Wait until it is done, or stop it.",
+                holder.name if holder else "another run",
             ) from None
         with _storage(folder):
             os.ftruncate(lock.fileno(), 0)

@@ -8,6 +8,7 @@
      │   └─ TeacherRefused        it answers nobody so: a wrong key, no money, a setting that it does not know
      ├─ BudgetSpent               the next request could pass label.budget_usd; what was answered is kept
      ├─ StorageFailed             the disk is full or cannot be written; what was durable is kept
+     ├─ PrefectUnavailable        no Prefect server is configured, it does not answer, or it refuses
      ├─ DatasetError
      │   ├─ DatasetMissing        no such dataset or version
      │   ├─ DatasetRefused        it is there, but does not fit: checksum, format version, tokenizer
@@ -60,6 +61,10 @@ class StorageFailed(StillhouseError):
     """The disk is full, or a file cannot be written; what was durable before is kept."""
 
 
+class PrefectUnavailable(StillhouseError):
+    """No Prefect server is configured, it does not answer, or it refuses what it is given."""
+
+
 class DatasetError(StillhouseError):
     """Base of what can be wrong with a dataset on disk."""
 
@@ -73,7 +78,11 @@ class DatasetRefused(DatasetError):
 
 
 class DatasetBusy(DatasetError):
-    """Another run holds this dataset for writing."""
+    """Another run holds this dataset for writing; `holder` is which, in a few words."""
+
+    def __init__(self, message: str, holder: str = "another run") -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 class PushFailed(DatasetError):

@@ -27,8 +27,11 @@ def label_json(result: LabelResult) -> dict[str, Any]:
     """What labelling did, for programs."""
     return manifest_json(result.dataset.manifest) | {
         "folder": str(result.dataset.folder),
+        "parents": list(result.dataset.manifest.parents),
         "sent": result.sent,
         "reused": result.reused,
+        "fresh": result.fresh,
+        "message": str(result),
     }
 
 
@@ -51,9 +54,13 @@ def print_labels(result: LabelResult) -> None:
     from pipeline.terminal import output
 
     manifest = result.dataset.manifest
+    if not result.fresh:
+        output.print(f"labels   {result} ({result.dataset.folder})", markup=False)
+        return
+    come = f", from {', '.join(manifest.parents)}" if manifest.parents else ""
     rejected = f", rejected {counted(manifest.rejected)}" if manifest.rejected else ""
     output.print(
-        f"labels   {result.dataset.folder}: {counted(manifest.rows)}{rejected}; "
+        f"labels   {result.dataset.folder}{come}: {counted(manifest.rows)}{rejected}; "
         f"{result.sent} requests sent, {result.reused} answered before",
         markup=False,
     )
@@ -72,7 +79,7 @@ def print_student(result: StudentResult) -> None:
     card, size = result.card, megabytes_in_words
     did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "was there already"
     copy = f"; its int8 copy takes {size(card.int8.megabytes)} MB" if card.int8 else ""
-    what = f"{count_in_words(card.parameters)} parameters, {size(card.megabytes)} MB"
+    what = f"of {card.dataset}, {count_in_words(card.parameters)} parameters, {size(card.megabytes)} MB"
     output.print(f"{'teacher' if card.is_teacher else 'student'}  {result.folder}: {what}, {did}{copy}", markup=False)
 
 

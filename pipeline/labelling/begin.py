@@ -1,4 +1,4 @@
-"""Hold a dataset for writing, and open its journal.
+"""Hold a dataset for writing, in turn where others write it too, and open its journal.
 
 The journal of a dataset behind a URL lies on the machine that labels it (`dataset.journal`, see docs/storage.md). Where it
 begins beside versions that another machine has made, what these have cost counts against the budget.
@@ -6,39 +6,93 @@ begins beside versions that another machine has made, what these have cost count
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from pipeline.config import DatasetSettings
+from pipeline.dataset.manifest import FILE_NAME as MANIFEST
 from pipeline.dataset.manifest import version_label
 from pipeline.dataset.store import dataset_folder, journal_folder, open_dataset, started_versions, versions
 from pipeline.durable import sole_writer
+from pipeline.errors import DatasetBusy
 from pipeline.labelling.journal import FILE_NAME, Journal
+from pipeline.progress import Progress
 from pipeline.records import EncodingName
-from pipeline.storage.location import Location
+from pipeline.storage.location import Location, RemotePath
 
 _LOG = logging.getLogger(__name__)
+_LOOK_EVERY = 0.5  # seconds, at a lock of this machine
+_LOOK_AWAY_EVERY = 5.0  # at one in a store: each look is some requests
+_TELL_EVERY = 30.0
 
 
 @contextmanager
-def held_journal(settings: DatasetSettings, soft: EncodingName | None) -> Iterator[Journal]:
-    """The journal of a dataset, which nobody else writes meanwhile.
+def held_dataset(settings: DatasetSettings) -> Iterator[None]:
+    """Nobody else writes this dataset, or works with its journal, meanwhile.
 
     Raises:
-        DatasetBusy: another run is writing this dataset, or works with this journal.
+        DatasetBusy: another run does.
         StorageFailed: the disk or the store cannot be used.
     """
-    folder, work = dataset_folder(settings), journal_folder(settings)
     with ExitStack() as held:
-        for place in dict.fromkeys((folder, work)):
+        for place in dict.fromkeys((dataset_folder(settings), journal_folder(settings))):
             held.enter_context(sole_writer(place))
-        begins = not (work / FILE_NAME).is_file()
-        journal = held.enter_context(Journal(work, soft=soft))
+        yield
+
+
+@asynccontextmanager
+async def held_in_turn(settings: DatasetSettings, busy: DatasetBusy, progress: Progress) -> AsyncIterator[None]:
+    """`held_dataset`, once the run that `busy` tells of is done, where `dataset.when_busy` says to wait for it.
+
+    Raises:
+        DatasetBusy: it is not to be waited for, or has been for `dataset.patience` seconds.
+        StorageFailed: the disk or the store cannot be used.
+    """
+    if settings.when_busy == "leave":
+        raise DatasetBusy(f"{busy} (With dataset.when_busy set to wait, a run waits for its turn.)", busy.holder)
+    look_every = _LOOK_AWAY_EVERY if isinstance(dataset_folder(settings), RemotePath) else _LOOK_EVERY
+    began, tell_at = time.monotonic(), 0.0
+    while True:
+        waited = time.monotonic() - began
+        if waited >= settings.patience:
+            raise DatasetBusy(f"{busy} This run has waited for {waited:,.0f} s (dataset.patience).", busy.holder)
+        if waited >= tell_at:
+            progress(f"Seconds waited for {busy.holder}", round(waited), round(settings.patience))
+            tell_at = waited + _TELL_EVERY
+        await asyncio.sleep(min(look_every, settings.patience - waited))
+        with ExitStack() as held:
+            try:
+                held.enter_context(held_dataset(settings))
+            except DatasetBusy as still:
+                busy = still
+                continue
+            yield
+            return
+
+
+@contextmanager
+def opened_journal(settings: DatasetSettings, soft: EncodingName | None) -> Iterator[Journal]:
+    """The journal of a dataset that is held.
+
+    Raises:
+        StorageFailed: the disk cannot be used.
+    """
+    folder, work = dataset_folder(settings), journal_folder(settings)
+    begins = not (work / FILE_NAME).is_file()
+    with Journal(work, soft=soft) as journal:
         if begins and work != folder:
             _begin(journal, folder, work)
         yield journal
+
+
+def newest_version(folder: Location) -> int | None:
+    """The newest finished version: one look, or a few, in a store that holds hundreds."""
+    begun = reversed(started_versions(folder))
+    return next((number for number in begun if (folder / version_label(number) / MANIFEST).is_file()), None)
 
 
 def _begin(journal: Journal, folder: Location, work: Path) -> None:

@@ -17,10 +17,8 @@ import asyncio
 import gc
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-
-import pyarrow as pa
 
 import pipeline
 from pipeline.config import FilterSettings, Recipe, encoding_of
@@ -29,7 +27,9 @@ from pipeline.dataset.files import ShardFiles, tally
 from pipeline.dataset.manifest import Manifest, version_label, write_manifest
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
 from pipeline.durable import write_atomically
-from pipeline.labelling.begin import held_journal
+from pipeline.errors import DatasetBusy
+from pipeline.labelling.adopt import take_over
+from pipeline.labelling.begin import held_dataset, held_in_turn, newest_version, opened_journal
 from pipeline.labelling.budget import Budget, check_budget
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import LabelPlan, Shard, ShardName, make_plan
@@ -42,7 +42,6 @@ from pipeline.storage.location import Location
 from pipeline.teachers.base import Teacher, open_teacher
 
 _ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
-_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,14 @@ class LabelResult:
     dataset: Dataset
     sent: int  # requests that reached the teacher
     reused: int  # requests that had an answer already
+    fresh: bool = True  # whether it made the version, which else was there
+
+    def __str__(self) -> str:
+        manifest = self.dataset.manifest
+        if not self.fresh:
+            return f"nothing new: {manifest.label} has all {manifest.prompts:,} prompts"
+        come = f", from {' and '.join(manifest.parents)}" if manifest.parents else ""
+        return f"{manifest.label}{come}: {self.sent:,} requests sent, {self.reused:,} answered before"
 
     @property
     def rejected_share(self) -> float:
@@ -62,7 +69,7 @@ class LabelResult:
 
 async def label(recipe: Recipe, progress: Progress = silent) -> LabelResult:
     """The whole of labelling: every shard, then the manifest."""
-    with open_job(recipe, progress) as job:
+    async with job_in_turn(recipe, progress) as job:
         try:
             await job.run(job.label_shard)
         finally:
@@ -70,9 +77,27 @@ async def label(recipe: Recipe, progress: Progress = silent) -> LabelResult:
         return job.commit()
 
 
+@asynccontextmanager
+async def job_in_turn(recipe: Recipe, progress: Progress = silent) -> AsyncIterator[LabelJob]:
+    """As `open_job`; while another run is writing the dataset, it does as `dataset.when_busy` says.
+
+    The prompts are read again after waiting: what is labelled is the source of that moment, less what the other labelled.
+    """
+    async with AsyncExitStack() as opened:
+        busy = None
+        try:
+            job = opened.enter_context(open_job(recipe, progress))
+        except DatasetBusy as error:
+            busy = error
+        if busy is not None:
+            await opened.enter_async_context(held_in_turn(recipe.dataset, busy, progress))
+            job = opened.enter_context(open_job(recipe, progress, held=True))
+        yield job
+
+
 @contextmanager
-def open_job(recipe: Recipe, progress: Progress = silent) -> Iterator[LabelJob]:
-    """Plan a recipe's labelling and hold its dataset for writing.
+def open_job(recipe: Recipe, progress: Progress = silent, *, held: bool = False) -> Iterator[LabelJob]:
+    """Plan a recipe's labelling and hold its dataset for writing, where the caller does not hold it already.
 
     Raises:
         UsageError: the recipe, the prompts or the filters are wrong; nothing was written.
@@ -81,10 +106,15 @@ def open_job(recipe: Recipe, progress: Progress = silent) -> Iterator[LabelJob]:
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
     check_budget(recipe, teacher.price)
     filters = open_filters(_filters(recipe))
-    with (
-        make_plan(recipe, teacher.identity) as plan,
-        held_journal(recipe.dataset, encoding_of(recipe.label.soft)) as journal,
-    ):
+    folder = dataset_folder(recipe.dataset)
+    with ExitStack() as opened:
+        newest = None if held else newest_version(folder)
+        plan = opened.enter_context(make_plan(recipe, teacher.identity))
+        if not held:
+            opened.enter_context(held_dataset(recipe.dataset))
+            if newest_version(folder) != newest:  # another run has ended meanwhile, and may have read a later source
+                plan = opened.enter_context(make_plan(recipe, teacher.identity))
+        journal = opened.enter_context(opened_journal(recipe.dataset, encoding_of(recipe.label.soft)))
         yield LabelJob(recipe, plan, teacher, filters, journal, progress)
 
 
@@ -178,7 +208,7 @@ class LabelJob:
     def commit(self) -> LabelResult:
         """Write the card and, last, the manifest; then the journal may forget."""
         if self._finished:
-            return LabelResult(self._finished, sent=0, reused=self._plan.requests)
+            return LabelResult(self._finished, sent=0, reused=self._plan.requests, fresh=False)
         entries = [entry for name in self._plan.names for entry in self._files(name).entries()]
         counted = tally(self._folder, entries)
         manifest = Manifest(
@@ -282,26 +312,9 @@ class LabelJob:
         if plan == self._plan.sha256:
             self._parents = parents.split()
             return
-        for version in earlier:
-            if encoding_of(version.manifest.soft) == self._soft and self._adopt_version(version):
-                self._parents.append(version.manifest.label)
+        alike = [version for version in earlier if encoding_of(version.manifest.soft) == self._soft]
+        self._parents = take_over(self._plan, self._journal, alike)
         self._journal.note(_ADOPTED, " ".join([self._plan.sha256, *self._parents]))
-
-    def _adopt_version(self, version: Dataset) -> int:
-        taken = 0
-        for entry in version.manifest.files:
-            with version.open(entry) as parquet:
-                for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
-                    taken += self._journal.adopt(batch.filter(pa.array(self._wanted(batch), pa.bool_())))
-        return taken
-
-    def _wanted(self, batch: pa.RecordBatch) -> list[bool]:
-        """Which rows are answers to requests of this plan; a rejection without an answer is asked again."""
-        completions = batch.column("completion").to_pylist()
-        texts = ["".join(turn["content"] for turn in turns or ()) for turns in completions]
-        ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))
-        wanted = self._plan.wanted(list(zip(ids, prompts, samples, texts, strict=True)))
-        return [one and turns is not None for one, turns in zip(wanted, completions, strict=True)]
 
 
 @contextmanager

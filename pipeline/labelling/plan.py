@@ -78,6 +78,7 @@ class LabelPlan:
         self._store.execute("PRAGMA journal_mode=OFF")
         self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         self._store.execute("CREATE TABLE ids (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._store.execute("CREATE TABLE claimed (key BLOB PRIMARY KEY) WITHOUT ROWID")
         for split in SPLITS:
             self._store.execute(f"CREATE TABLE {split} (position INTEGER PRIMARY KEY, body BLOB NOT NULL)")
 
@@ -169,8 +170,11 @@ class LabelPlan:
         for number in range(self.shards):
             yield from self.shard(number).ids
 
-    def wanted(self, rows: Sequence[tuple[str, str, int, str]]) -> list[bool]:
-        """Which answers, each as (key, prompt id, sample, text), are answers to requests of this plan."""
+    def claim(self, rows: Sequence[tuple[str, str, int, str | None]]) -> list[bool]:
+        """Which rows, each as (key, prompt id, sample, text), are the first answers seen to requests of this plan.
+
+        A row without a text is no answer. What is claimed once is not claimed again.
+        """
         known: set[bytes] = set()
         prompts = list({bytes.fromhex(prompt) for _, prompt, _, _ in rows})
         for start in range(0, len(prompts), _ASK_AT_ONCE):
@@ -179,9 +183,11 @@ class LabelPlan:
             known |= {id_ for (id_,) in self._store.execute(f"SELECT id FROM ids WHERE id IN ({marks})", part)}
         forced = self._label.mode == "score"
         return [
-            sample < self._label.samples
+            text is not None
+            and sample < self._label.samples
             and bytes.fromhex(prompt) in known
             and key == self.terms.key(prompt, sample, text if forced else None)
+            and self._store.execute("INSERT OR IGNORE INTO claimed VALUES (?)", (bytes.fromhex(key),)).rowcount > 0
             for key, prompt, sample, text in rows
         ]
 

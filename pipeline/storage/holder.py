@@ -42,10 +42,13 @@ class Holder:
         """Whether it is certain that the process is gone: it was on this machine, and is not there now."""
         return bool(self.machine) and self.machine == _machine() and _started(self.process) != self.started
 
+    @property
+    def name(self) -> str:
+        """In a few words: process 4711 on box."""
+        return f"process {self.process} on {self.host}"
+
     def __str__(self) -> str:
-        return f"process {self.process} on {self.host}, since {self.since}" + (
-            f": {self.command}" if self.command else ""
-        )
+        return f"{self.name}, since {self.since}" + (f": {self.command}" if self.command else "")
 
 
 def this_process() -> Holder:

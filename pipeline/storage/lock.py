@@ -154,7 +154,8 @@ class StoreLock:
         who = f"{found.holder or 'unknown'}, renewed {found.age:.0f} seconds ago" if found else "unknown"
         return DatasetBusy(
             f"{self._folder} is being written by another run ({who}). Wait until it is done, or stop it; of one that is "
-            f"gone, the lock can be taken {STALE_AFTER:.0f} seconds after it was last renewed."
+            f"gone, the lock can be taken {STALE_AFTER:.0f} seconds after it was last renewed.",
+            found.holder.name if found and found.holder else "another run",
         )
 
     # ------------------------------------------------------------------------------------------------------- renewing

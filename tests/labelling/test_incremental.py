@@ -185,7 +185,7 @@ def test_an_unchanged_plan_takes_over_once_and_still_knows_its_parents(
     write_words(word_prompts, [*WORDS, "anchor", "basket"])
     assert run(scripted_recipe(), asked, leaves_after=1) is None
     with monkeypatch.context() as patch:
-        patch.setattr(engine.LabelJob, "_adopt_version", None)  # is not called
+        patch.setattr(engine, "take_over", None)  # is not called
         second = done(scripted_recipe(), asked)
     assert (second.sent, second.reused) == (1, 13)
     assert second.dataset.manifest.parents == ("words/v001",)

@@ -1,0 +1,63 @@
+"""Take the answers to a plan's requests out of a dataset's earlier versions, so that nothing is asked twice.
+
+    parents = take_over(plan, journal, earlier)     # the versions that gave some: the new version's parents
+
+The newest version is read first. Over a source that grows it has every earlier answer, and is the one parent; an older
+one is a parent where prompts have come back that the versions since did not have. Of a version that has nothing more to
+give, only the keys are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline.dataset.manifest import FileEntry
+from pipeline.dataset.store import Dataset
+from pipeline.labelling.journal import Journal
+from pipeline.labelling.plan import LabelPlan
+
+_ROWS_AT_ONCE = 1000
+_KEYS = ("id", "prompt_id", "sample", "completion")  # what says whether a row is wanted
+
+
+def take_over(plan: LabelPlan, journal: Journal, earlier: Sequence[Dataset]) -> list[str]:
+    """Put what earlier versions answer of a plan into its journal.
+
+    Args:
+        plan: whose requests are wanted.
+        journal: of the same columns as the versions' rows.
+        earlier: versions, the oldest first.
+
+    Returns:
+        Those that gave answers which no newer one had, as name/v001, the oldest first.
+    """
+    parents = [version.manifest.label for version in reversed(earlier) if _take_version(plan, journal, version)]
+    return parents[::-1]
+
+
+def _take_version(plan: LabelPlan, journal: Journal, version: Dataset) -> int:
+    return sum(_take_file(plan, journal, version, entry) for entry in version.manifest.files)
+
+
+def _take_file(plan: LabelPlan, journal: Journal, version: Dataset, entry: FileEntry) -> int:
+    with version.open(entry) as parquet:
+        keys = parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(_KEYS))
+        wanted = [one for batch in keys for one in _wanted(plan, batch)]
+    if not any(wanted):
+        return 0
+    taken = begin = 0
+    with version.open(entry) as parquet:
+        for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
+            taken += journal.adopt(batch.filter(pa.array(wanted[begin : begin + batch.num_rows], pa.bool_())))
+            begin += batch.num_rows
+    return taken
+
+
+def _wanted(plan: LabelPlan, batch: pa.RecordBatch) -> list[bool]:
+    """Which rows are answers to requests of the plan that no newer version had; a rejection without one is asked again."""
+    completions = batch.column("completion").to_pylist()
+    texts = [None if turns is None else "".join(turn["content"] for turn in turns) for turns in completions]
+    ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))
+    return plan.claim(list(zip(ids, prompts, samples, texts, strict=True)))
