@@ -202,6 +202,17 @@ def recipe_dataset(recipe: Recipe) -> Dataset:
     return open_dataset(dataset_folder(recipe.dataset), recipe.dataset.version)
 
 
+def of_version(recipe: Recipe, labelled: Dataset) -> Recipe:
+    """The recipe for students and report of the version just labelled, whatever others add meanwhile.
+
+    A recipe that names a version keeps to it.
+    """
+    if recipe.dataset.version is not None:
+        return recipe
+    own = recipe.dataset.model_copy(update={"version": labelled.manifest.version})
+    return recipe.model_copy(update={"dataset": own})
+
+
 def student_of(recipe: Recipe) -> StudentSettings:
     """The recipe's student.
 
@@ -291,6 +302,7 @@ def run_stages(recipe: Recipe, progress: Progress = silent) -> RunResult:
     if recipe.needs_gold and finetuned is None:
         make_gold(recipe, progress)
     labelled = asyncio.run(label(recipe, progress))
+    recipe = of_version(recipe, labelled.dataset)
     students = [
         distill_stage(recipe, student, dataset_of(recipe, student), progress) for student in students_to_train(recipe)
     ]

@@ -39,7 +39,7 @@ from pipeline.model_files import ModelFiles, find_model, runs_here, teacher_file
 from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Split, content_hash
 from pipeline.student.card import Figures, software_versions, write_cards
-from pipeline.student.folder import StudentCard, StudentFolder, Variant, student_folder
+from pipeline.student.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
 from pipeline.student.quantize import require_torchao
 from pipeline.student_settings import StudentSettings
 
@@ -197,9 +197,12 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
     places = [student_folder(recipe, student, one, _learnt_from(recipe, one, dataset)) for one in variants]
     for place in places:
         if place.finished() is None:
+            found = read_card(place.path)
+            other = found is not None and place.variant != "gold" and found.dataset not in ("", dataset.manifest.label)
+            older = f" (of {found.dataset} there is: dataset.version can name that)" if found and other else ""
             raise StudentMissing(
-                f"there is no finished {place.variant} student of this recipe and dataset in {place.path}: "
-                "run `stillhouse distill` with the same recipe first"
+                f"there is no finished {place.variant} student of this recipe and dataset {dataset.manifest.label} in "
+                f"{place.path}{older}: run `stillhouse distill` with the same recipe first"
             )
     return places
 
