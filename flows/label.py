@@ -5,16 +5,17 @@ A shard that fails is retried by Prefect; what is already answered is in the jou
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
 
 from flows.common import FLOW, TASK, logged_progress
 from pipeline.config import load_recipe
 from pipeline.errors import BudgetSpent, TeacherRefused, UsageError
-from pipeline.labelling.engine import LabelJob, LabelResult, open_job
+from pipeline.labelling.engine import LabelJob, LabelResult, job_in_turn
 from pipeline.stages import check_labels
 
 
@@ -48,18 +49,18 @@ async def label_flow(recipe: str, overrides: list[str] | None = None) -> LabelRe
     log = get_run_logger()
     loaded = load_recipe(recipe, overrides or [])
     check_labels(loaded)
-    with open_job(loaded, logged_progress()) as job:
+    async with job_in_turn(loaded, logged_progress()) as job:
         try:
             await job.run(lambda number: label_shard(job, number, job.describe(number)))
         finally:
             await job.close()
         result = job.commit()
     manifest = result.dataset.manifest
-    log.info("dataset %s: %d requests sent, %d answered before", manifest.label, result.sent, result.reused)
+    log.info("%s", result)
     await acreate_table_artifact(
         key="labels",
         description=f"Dataset {manifest.label} in {result.dataset.folder}",
         table=[{"rows": split, "count": count} for split, count in manifest.rows.items()]
         + [{"rows": f"rejected: {reason}", "count": count} for reason, count in manifest.rejected.items()],
     )
-    return result
+    return cast(LabelResult, Completed(message=str(result), data=result))  # the state says it; the caller gets the data

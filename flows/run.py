@@ -13,7 +13,7 @@ from flows.finetune import finetune_flow
 from flows.label import label_flow
 from pipeline.config import load_recipe
 from pipeline.finetuning import make_gold
-from pipeline.stages import RunResult, check_run
+from pipeline.stages import RunResult, check_run, of_version
 
 
 @flow(name="run", flow_run_name="run {recipe}", **FLOW)
@@ -28,5 +28,7 @@ def run_flow(recipe: str, overrides: list[str] | None = None) -> RunResult:
     if loaded.needs_gold and finetuned is None:
         make_gold(loaded, logged_progress())
     labelled = asyncio.run(label_flow(recipe, overrides))
-    students = distill_flow(recipe, overrides)
-    return RunResult(finetuned, labelled, students, evaluate_flow(recipe, overrides))
+    version = of_version(loaded, labelled.dataset).dataset.version  # whatever others add to the dataset meanwhile
+    kept = [*(overrides or []), f"dataset.version={version}"]
+    students = distill_flow(recipe, kept)
+    return RunResult(finetuned, labelled, students, evaluate_flow(recipe, kept))
