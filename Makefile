@@ -1,4 +1,5 @@
 # make quickstart   a real teacher, a student, and a report, from nothing
+# make server, make deploy, make worker    a scheduled job, each in a terminal of its own (docs/operations.md)
 # make test         every test, after its own set-up
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make check        lint and types
@@ -17,11 +18,25 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data bench-train reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data bench-train reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
 	$(BIN)/stillhouse run --flow $(RECIPE)
+
+# A recipe on a schedule: make deploy RECIPE=my.yaml CRON="30 1 * * *"
+server deploy worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+
+server: install
+	$(BIN)/prefect server start --host 127.0.0.1
+
+deploy: install
+	$(if $(findstring quickstart,$(RECIPE)),$(BIN)/stillhouse teacher fetch-demo)
+	$(BIN)/stillhouse flows deploy --recipe $(RECIPE)
+	$(if $(CRON),$(BIN)/stillhouse flows deploy --only nightly --recipe $(RECIPE) --cron "$(CRON)")
+
+worker: install
+	$(BIN)/prefect worker start --pool stillhouse
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

@@ -1,20 +1,44 @@
-"""What every flow does alike: read the recipe, log progress, and keep results out of Prefect's storage."""
+"""What every flow does alike: typed parameters, a name that says what it makes, progress, nothing in Prefect's storage."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import get_run_logger
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from pydantic import Field
 
+from pipeline.config import Recipe
+from pipeline.dataset.manifest import Manifest, version_label
 from pipeline.progress import Progress
 from pipeline.terminal import PlainProgress
 
 # Persistent caching stays off: whether a shard or a student is done is for the store to say (docs/architecture.md).
 TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 FLOW: dict[str, Any] = {"persist_result": False, "validate_parameters": True}
+TAG = "stillhouse"  # of every run of a flow of ours
+
+# A deployment's form and the API check these; the recipe itself is checked when the run begins.
+RecipePath = Annotated[str, Field(min_length=1)]
+Overrides = list[Annotated[str, Field(pattern=r"^[^=\s]+=")]] | None
 
 
 def logged_progress() -> Progress:
     """Progress as lines of the run's log."""
     return PlainProgress(get_run_logger().info)
+
+
+def name_run(stage: str, recipe: Recipe, made: Manifest | None = None) -> None:
+    """Name the flow run that this is called in after its recipe and, once it is known, the dataset's version."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    name = f"{stage} {recipe.name}"
+    if made is not None:
+        name += f" {version_label(made.version) if made.name == recipe.name else made.label}"
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(
+            context.flow_run.id, name=name, tags=sorted({*context.flow_run.tags, TAG, stage, recipe.name})
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
-from flows.common import FLOW, TASK, logged_progress
+from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
 from pipeline.stages import StudentResult, check_distill, dataset_of, distill_stage, students_to_train
@@ -18,11 +18,18 @@ def train_student(recipe: Recipe, place: int, dataset: Dataset, name: str) -> St
 
 
 @flow(name="distill", flow_run_name="distill {recipe}", **FLOW)
-def distill_flow(recipe: str, overrides: list[str] | None = None) -> list[StudentResult]:
-    """Train a recipe's students; `overrides` are as `--set` takes them."""
+def distill_flow(recipe: RecipePath, overrides: Overrides = None) -> list[StudentResult]:
+    """Train a recipe's students.
+
+    Args:
+        recipe: A recipe file, such as flows/recipes/quickstart.yaml.
+        overrides: Settings of the recipe to change, as --set takes them, such as label.sampling.temperature=0.5
+    """
     loaded = load_recipe(recipe, overrides or [])
+    name_run("distill", loaded)
     check_distill(loaded)
     datasets = [dataset_of(loaded, student, logged_progress()) for student in students_to_train(loaded)]
+    name_run("distill", loaded, datasets[-1].manifest)
     results = [
         train_student(loaded, place, dataset, f"{student.mode} student")
         for place, (student, dataset) in enumerate(zip(students_to_train(loaded), datasets, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
-from flows.common import FLOW, TASK, logged_progress
+from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
 from pipeline.evaluation.evaluate import EvaluationResult
@@ -20,10 +20,13 @@ def measure_models(recipe: Recipe, dataset: Dataset) -> EvaluationResult:
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe}", **FLOW)
-def evaluate_flow(recipe: str, overrides: list[str] | None = None) -> EvaluationResult:
+def evaluate_flow(recipe: RecipePath, overrides: Overrides = None) -> EvaluationResult:
     """Evaluate a recipe's student; `overrides` are as `--set` takes them."""
     loaded = load_recipe(recipe, overrides or [])
-    result = measure_models(loaded, recipe_dataset(loaded))
+    name_run("evaluate", loaded)
+    dataset = recipe_dataset(loaded)
+    name_run("evaluate", loaded, dataset.manifest)
+    result = measure_models(loaded, dataset)
     get_run_logger().info("report: %s", result.files.html)
     create_markdown_artifact(key="report", description=f"Report of {loaded.name}", markdown=markdown(result.report))
     return result

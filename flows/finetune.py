@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
-from flows.common import FLOW, TASK, logged_progress
+from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
 from pipeline.config import Recipe, load_recipe
 from pipeline.stages import StudentResult, check_finetune, finetune_stage
 
@@ -17,9 +17,10 @@ def finetune_teacher(recipe: Recipe) -> StudentResult | None:
 
 
 @flow(name="finetune", flow_run_name="finetune {recipe}", **FLOW)
-def finetune_flow(recipe: str, overrides: list[str] | None = None) -> StudentResult | None:
+def finetune_flow(recipe: RecipePath, overrides: Overrides = None) -> StudentResult | None:
     """Fine-tune a recipe's teacher; `overrides` are as `--set` takes them."""
     loaded = load_recipe(recipe, overrides or [])
+    name_run("finetune", loaded)
     check_finetune(loaded)
     result = finetune_teacher(loaded)
     if result is not None:

@@ -12,7 +12,7 @@ from prefect.artifacts import acreate_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
-from flows.common import FLOW, TASK, logged_progress
+from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
 from pipeline.config import load_recipe
 from pipeline.errors import BudgetSpent, TeacherRefused, UsageError
 from pipeline.labelling.engine import LabelJob, LabelResult, job_in_turn
@@ -44,10 +44,16 @@ async def label_shard(job: LabelJob, number: int, name: str) -> None:
 
 
 @flow(name="label", flow_run_name="label {recipe}", **FLOW)
-async def label_flow(recipe: str, overrides: list[str] | None = None) -> LabelResult:
-    """Label a recipe's prompts; `overrides` are as `--set` takes them."""
+async def label_flow(recipe: RecipePath, overrides: Overrides = None) -> LabelResult:
+    """Label a recipe's prompts.
+
+    Args:
+        recipe: A recipe file, such as flows/recipes/quickstart.yaml.
+        overrides: Settings of the recipe to change, as --set takes them, such as label.sampling.temperature=0.5
+    """
     log = get_run_logger()
     loaded = load_recipe(recipe, overrides or [])
+    name_run("label", loaded)
     check_labels(loaded)
     async with job_in_turn(loaded, logged_progress()) as job:
         try:
@@ -56,6 +62,7 @@ async def label_flow(recipe: str, overrides: list[str] | None = None) -> LabelRe
             await job.close()
         result = job.commit()
     manifest = result.dataset.manifest
+    name_run("label", loaded, manifest)
     log.info("%s", result)
     await acreate_table_artifact(
         key="labels",

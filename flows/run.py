@@ -6,7 +6,7 @@ import asyncio
 
 from prefect import flow
 
-from flows.common import FLOW, logged_progress
+from flows.common import FLOW, Overrides, RecipePath, logged_progress, name_run
 from flows.distill import distill_flow
 from flows.evaluate import evaluate_flow
 from flows.finetune import finetune_flow
@@ -17,17 +17,23 @@ from pipeline.stages import RunResult, check_run, of_version
 
 
 @flow(name="run", flow_run_name="run {recipe}", **FLOW)
-def run_flow(recipe: str, overrides: list[str] | None = None) -> RunResult:
-    """Run a recipe to its report; `overrides` are as `--set` takes them.
+def run_flow(recipe: RecipePath, overrides: Overrides = None) -> RunResult:
+    """Run a recipe to its report.
 
     A synchronous flow on purpose: training runs in the main thread, where an interrupt reaches it at once.
+
+    Args:
+        recipe: A recipe file, such as flows/recipes/quickstart.yaml.
+        overrides: Settings of the recipe to change, as --set takes them, such as label.sampling.temperature=0.5
     """
     loaded = load_recipe(recipe, overrides or [])
+    name_run("run", loaded)
     check_run(loaded)
     finetuned = finetune_flow(recipe, overrides) if loaded.teacher.finetune else None
     if loaded.needs_gold and finetuned is None:
         make_gold(loaded, logged_progress())
     labelled = asyncio.run(label_flow(recipe, overrides))
+    name_run("run", loaded, labelled.dataset.manifest)
     version = of_version(loaded, labelled.dataset).dataset.version  # whatever others add to the dataset meanwhile
     kept = [*(overrides or []), f"dataset.version={version}"]
     students = distill_flow(recipe, kept)

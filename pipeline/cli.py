@@ -17,6 +17,7 @@ import pipeline.cli_exchange  # noqa: F401  its commands join those of `stillhou
 from pipeline import shown
 from pipeline.cli_common import AsJson, errors_told, tell
 from pipeline.cli_datasets import datasets_app
+from pipeline.cli_flows import flows_app
 from pipeline.ranks import is_first, leave, one_process
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ app = typer.Typer(
 teacher_app = typer.Typer(no_args_is_help=True, help="What concerns the teacher alone.")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(teacher_app, name="teacher")
+app.add_typer(flows_app, name="flows")
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, such as flows/recipes/quickstart.yaml.")
@@ -275,6 +277,7 @@ def _as_flow(asked: bool | None) -> bool:
     if use:  # nothing leaves the machine, and a slow one gets the time to start its embedded API
         os.environ.setdefault("DO_NOT_TRACK", "1")
         os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # as `stillhouse flows guard` expects
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     return use
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"student"},
     {"evaluation"},
     {"stages", "finetuning", "demo", "terminal", "shown"},
-    {"cli", "cli_common", "cli_datasets", "cli_exchange", "__main__"},
+    {"cli", "cli_common", "cli_datasets", "cli_exchange", "cli_flows", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -48,3 +48,11 @@ def test_what_runs_is_the_wheel(stillhouse: Path, tmp_path: Path) -> None:
     done = subprocess.run([python, "-c", probe], cwd=tmp_path, env=quiet, capture_output=True, text=True, check=True)
     assert str(ROOT / "pipeline") not in done.stdout
     assert done.stdout.count(str(stillhouse.parent.parent)) == 2
+
+
+def test_what_is_scheduled_comes_along(stillhouse: Path, tmp_path: Path) -> None:
+    probe = "from flows.definitions import *; print([one['name'] for one in read_definitions(Changes()).deployments])"
+    python = stillhouse.parent / "python"
+    quiet = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    done = subprocess.run([python, "-c", probe], cwd=tmp_path, env=quiet, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['nightly', 'weekly', 'on-demand']"

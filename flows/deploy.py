@@ -1,0 +1,87 @@
+"""Give the deployments of `flows/prefect.yaml` to a Prefect server: what `stillhouse flows deploy` does.
+
+    work pool -> deployments -> parameters that are not known are refused -> runs whose process is gone end (recovery.py)
+
+Each step finds what is there already, so the command can be given again after any change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import httpx
+import yaml
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.workers.process import ProcessWorker
+
+from flows.definitions import Changes, Definitions, flow_of, need_api, read_definitions, settle
+from flows.recovery import guard_runs
+from pipeline.errors import PrefectUnavailable, RecipeError
+
+HOME_VARIABLE = "STILLHOUSE_HOME"
+
+
+def working_folder() -> dict[str, str]:
+    """A build step: the folder that runs shall work in, on the machine of the worker.
+
+    Raises:
+        RecipeError: $STILLHOUSE_HOME is no absolute path.
+    """
+    named = os.environ.get(HOME_VARIABLE)
+    if named and not Path(named).is_absolute():
+        raise RecipeError(f"{HOME_VARIABLE} is {named!r}: give an absolute path, a worker starts anywhere")
+    return {"directory": named or str(Path.cwd())}
+
+
+def deploy(changes: Changes) -> list[str]:
+    """Create or update the deployments, and return their full names.
+
+    Raises:
+        RecipeError: a recipe, a schedule or $STILLHOUSE_HOME is wrong; nothing was sent.
+        PrefectUnavailable: there is no server, or it refuses.
+    """
+    url = need_api()
+    definitions = read_definitions(changes)
+    working_folder()
+    try:
+        asyncio.run(_deploy(definitions))
+    except httpx.TransportError as error:
+        raise PrefectUnavailable(
+            f"PREFECT_API_URL is {url}, where nobody answers ({error}): start the server with `prefect server start`"
+        ) from error
+    return [f"{flow_of(entry).name}/{entry['name']}" for entry in definitions.deployments]
+
+
+async def _deploy(definitions: Definitions) -> None:
+    async with get_client() as client:
+        for name in definitions.pools:
+            await _make_pool(client, name)
+        await asyncio.to_thread(_prefect_deploy, definitions)
+        await settle(client, definitions)
+        await guard_runs(client)
+
+
+async def _make_pool(client: PrefectClient, name: str) -> None:
+    """A pool of processes on the worker's machine, where no pool of this name is there."""
+    template = ProcessWorker.get_default_base_job_template()
+    try:
+        await client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
+    except ObjectAlreadyExists:
+        return
+
+
+def _prefect_deploy(definitions: Definitions) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prefect.yaml"
+        file.write_text(yaml.safe_dump(definitions.content, sort_keys=False), encoding="utf-8")
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PrefectUnavailable(f"`prefect deploy` refuses flows/prefect.yaml:\n{done.stdout}{done.stderr}".rstrip())

@@ -1,0 +1,65 @@
+"""One machine and no work pool: this process waits for the schedules of `flows/prefect.yaml` and starts their runs.
+
+python -m flows.serve          # the same as `stillhouse flows serve`
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.deployments.runner import RunnerDeployment
+from prefect.runner import Runner
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+
+from flows.definitions import Changes, flow_of, need_api, read_definitions, settle
+from flows.recovery import HEARTBEAT, guard_runs
+from pipeline.errors import PrefectUnavailable
+
+
+async def served(entry: dict[str, Any]) -> RunnerDeployment:
+    """An entry of the file as a deployment that this process serves."""
+    return await flow_of(entry).ato_deployment(
+        entry["name"],
+        schedules=[Cron(one["cron"], timezone=one["timezone"], slug=one["slug"]) for one in entry["schedules"]],
+        parameters=entry["parameters"],
+        description=entry["description"],
+        tags=entry["tags"],
+        concurrency_limit=ConcurrencyLimitConfig(**entry["concurrency_limit"]),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def serve(changes: Changes | None = None) -> None:
+    """Run what is due until Ctrl-C, in processes of their own; the schedules are paused while nobody serves them.
+
+    Raises:
+        RecipeError: a recipe or a schedule is wrong.
+        PrefectUnavailable: there is no server.
+    """
+    url = need_api()
+    try:
+        asyncio.run(_serve(changes or Changes()))
+    except httpx.TransportError as error:
+        raise PrefectUnavailable(
+            f"PREFECT_API_URL is {url}, where nobody answers ({error}): start the server with `prefect server start`"
+        ) from error
+
+
+async def _serve(changes: Changes) -> None:
+    definitions = read_definitions(changes)
+    runner = Runner(name="stillhouse", pause_on_shutdown=True, heartbeat_seconds=HEARTBEAT)
+    for entry in definitions.deployments:
+        await runner.aadd_deployment(await served(entry))
+    async with get_client() as client:
+        await settle(client, definitions, served=True)
+        await guard_runs(client)
+    await runner.start()
+
+
+if __name__ == "__main__":
+    serve()

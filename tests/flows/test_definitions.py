@@ -1,0 +1,94 @@
+"""flows/prefect.yaml, as it stands and with the changes that a command asks for; no server is needed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PrefectUnavailable, RecipeError
+
+pytestmark = pytest.mark.filterwarnings("default")  # Prefect's own
+
+
+def test_the_file_has_a_nightly_labelling_a_weekly_distillation_and_the_whole_way_on_demand() -> None:
+    from flows.definitions import Changes, flow_of, read_definitions
+
+    entries = {entry["name"]: entry for entry in read_definitions(Changes()).deployments}
+    assert {name: flow_of(entry).name for name, entry in entries.items()} == {
+        "nightly": "label",
+        "weekly": "distill",
+        "on-demand": "run",
+    }
+    assert {name: [one["cron"] for one in entry["schedules"]] for name, entry in entries.items()} == {
+        "nightly": ["0 2 * * *"],
+        "weekly": ["0 6 * * 0"],
+        "on-demand": [],
+    }
+    assert all(entry["concurrency_limit"]["limit"] == 1 for entry in entries.values())
+
+
+def test_a_change_reaches_what_it_names_and_nothing_else() -> None:
+    from flows.definitions import Changes, read_definitions
+
+    changes = Changes("nightly", "flows/recipes/api.yaml", ("label.samples=2",), "30 1 * * *", "Europe/Lisbon")
+    (entry,) = read_definitions(changes).deployments
+    assert entry["parameters"] == {"recipe": "flows/recipes/api.yaml", "overrides": ["label.samples=2"]}
+    assert entry["schedules"] == [{"cron": "30 1 * * *", "timezone": "Europe/Lisbon", "slug": "nightly"}]
+    assert {entry["name"] for entry in read_definitions(Changes()).deployments} == {"nightly", "weekly", "on-demand"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"only": "hourly"}, "--only is 'hourly'.*nightly, weekly, on-demand"),
+        ({"cron": "* * * * *"}, "name one with --only"),
+        ({"only": "nightly", "cron": "every night"}, "cron 'every night'.*five fields"),
+        ({"only": "nightly", "timezone": "Mars/Base"}, "time zone 'Mars/Base'.*IANA"),
+        ({"recipe": "nowhere.yaml"}, "the recipe nowhere.yaml is not there"),
+        ({"overrides": ("label.sample=2",)}, "Did you mean 'samples'"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_sent(changes: dict[str, str], said: str) -> None:
+    from flows.definitions import Changes, read_definitions
+
+    with pytest.raises(RecipeError, match=said):
+        read_definitions(Changes(**changes))  # type: ignore[arg-type]
+
+
+def test_runs_work_where_the_deployment_was_made_or_where_the_variable_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.deploy import working_folder
+
+    monkeypatch.delenv("STILLHOUSE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert working_folder() == {"directory": str(tmp_path)}
+    monkeypatch.setenv("STILLHOUSE_HOME", "/srv/stillhouse")
+    assert working_folder() == {"directory": "/srv/stillhouse"}
+    monkeypatch.setenv("STILLHOUSE_HOME", "stillhouse")
+    with pytest.raises(RecipeError, match="STILLHOUSE_HOME is 'stillhouse': give an absolute path"):
+        working_folder()
+
+
+def test_without_a_server_a_command_says_how_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.definitions import Changes
+    from flows.deploy import deploy
+    from flows.recovery import guard
+
+    not_set = pytest.raises(PrefectUnavailable, match="PREFECT_API_URL is not set.*prefect server start")
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), not_set:
+        deploy(Changes())
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        with pytest.raises(PrefectUnavailable, match="127.0.0.1:9/api, where nobody answers"):
+            guard()
+        with pytest.raises(RecipeError, match="--after is 30"):
+            guard(30)
+
+
+def test_the_commands_are_quick_to_ask_for_help() -> None:
+    probe = "import sys, pipeline.cli; print('prefect' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
