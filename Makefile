@@ -3,7 +3,7 @@
 # make test         every test, after its own set-up
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make check        lint and types
-# make bench-label  throughput, memory and kills of labelling, into docs/benchmarks.md
+# make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 # make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
 # make bench-train  training: what each objective learns, speed beside TRL's GKD, memory of the loss, into docs/benchmarks.md

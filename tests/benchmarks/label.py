@@ -1,7 +1,7 @@
 """What labelling promises, measured: `make bench-label`.
 
-    python -m tests.benchmarks.label                    # all four parts, into docs/benchmarks.md
-    python -m tests.benchmarks.label throughput         # or layers, memory, kills: that part alone
+    python -m tests.benchmarks.label                    # all five parts, into docs/benchmarks.md
+    python -m tests.benchmarks.label throughput         # or layers, memory, kills, growing: that part alone
     python -m tests.benchmarks.label kills --small --output /tmp/try.md
 
 Each part prints its tables and writes its own section. `--small` tries the scripts out with figures that mean nothing.
@@ -10,4 +10,4 @@ Each part prints its tables and writes its own section. `--small` tries the scri
 from tests.benchmarks.shared import run_parts
 
 if __name__ == "__main__":
-    run_parts("label", ("throughput", "layers", "memory", "kills"), "Measure what labelling promises.")
+    run_parts("label", ("throughput", "layers", "memory", "kills", "growing"), "Measure what labelling promises.")

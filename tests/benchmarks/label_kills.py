@@ -102,7 +102,7 @@ def _kill_often(command: Sequence[str], folder: Path, server: Server, prompts: i
         if number % 10 == 9:
             time.sleep(random.uniform(0, START_SECONDS))
         else:
-            _await_answers(process, server, random.randint(1, max(1, 2 * (prompts - durable) // (kills - number + 1))))
+            await_answers(process, server, random.randint(1, max(1, 2 * (prompts - durable) // (kills - number + 1))))
             time.sleep(random.uniform(0, JITTER_SECONDS))
         if process.has_ended:
             raise SystemExit(
@@ -111,20 +111,20 @@ def _kill_often(command: Sequence[str], folder: Path, server: Server, prompts: i
         process.kill()
         time.sleep(2 * LATENCY)  # until the server has answered, and charged for, what was in flight
         stats = server.stats()
-        killed.append(Killed(_durable(folder), stats["repeated"], stats["billed"]))
+        killed.append(Killed(durable_answers(folder), stats["repeated"], stats["billed"]))
         durable = len(killed[-1].durable)
         print(f"kill {number + 1}: {durable:,} answers on the disk", flush=True)
     return killed
 
 
-def _await_answers(process: Running, server: Server, more: int) -> None:
+def await_answers(process: Running, server: Server, more: int) -> None:
     """Until the server has charged for so many more answers."""
     target = server.span()["billed"] + more
     while server.span()["billed"] < target and not process.has_ended:
         time.sleep(POLL_SECONDS)
 
 
-def _durable(folder: Path) -> set[str]:
+def durable_answers(folder: Path) -> set[str]:
     """The keys of all answers on the disk."""
     dataset = folder / "labels/benchmark"
     keys: set[str] = set()
