@@ -1,6 +1,8 @@
 """Two runs at one dataset, in a folder of this machine and in a store: the second leaves or waits, as it is set to."""
 
 import asyncio
+import json
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +23,9 @@ from pipeline.labelling.engine import LabelResult, label
 from pipeline.storage import lock
 from pipeline.storage.location import Location, location
 from tests.conftest import WORDS, MakeRecipe
+from tests.labelling.test_durability import CONCURRENCY, command, ended, until
 from tests.labelling.test_growing import labelled, write_words
+from tests.stand_in import running_stand_in
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -144,3 +148,44 @@ def test_an_interrupted_wait_ends_at_once(
             process.terminate()
             assert "Go on with: stillhouse label" in process.stderr.read()
             assert process.wait(timeout=30) == 130
+
+
+def started(run: list[str], folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(run, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", ["by itself", "by kill -9"])
+def test_of_three_processes_one_labels_one_leaves_and_one_takes_its_turn(
+    api_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path, ends: str
+) -> None:
+    prompts = [f"Name number {number}." for number in range(60)]
+    with running_stand_in(latency=0.05) as server:
+        stats = server.stats
+        recipe = api_recipe(server.base_url, prompts, concurrency=CONCURRENCY, shard_size=20)
+        run = command(recipe_file(recipe))
+        with started(run, tmp_path) as first:
+            until(lambda: stats.billed_answers >= 10, first)
+            server.server.latency = 8.0  # a pause, in which the others come
+            with started([*run, "--set", "dataset.when_busy=wait"], tmp_path) as waiting:
+                assert waiting.stderr is not None
+                assert f"Seconds waited for process {first.pid} on " in waiting.stderr.readline()
+                left = ended(run, tmp_path)
+                assert left.returncode == 1
+                assert f"being written by another run (process {first.pid} on " in left.stderr
+                billed = dict(stats.billed)
+                assert len(billed) < len(prompts)
+                server.server.latency = 0.05
+                if ends == "by kill -9":
+                    first.kill()
+                told = json.loads(waiting.communicate(timeout=120)[0])
+                assert waiting.returncode == 0
+            assert first.wait(timeout=60) == (0 if ends == "by itself" else -signal.SIGKILL)
+        assert versions(dataset_folder(recipe.dataset)) == [1]
+        assert told["rows"]["train"] + told["rows"]["validation"] == len(prompts)
+        if ends == "by itself":
+            assert told["message"] == "nothing new: api/v001 has all 60 prompts"
+            assert dict(stats.billed) == dict.fromkeys(prompts, 1)
+        else:
+            assert told["fresh"] and told["reused"] > 0
+            assert stats.billed_answers - len(prompts) <= CONCURRENCY
