@@ -27,7 +27,7 @@ from tests.stand_in import running_stand_in
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Prefect's own
 
 KEY = "sk-live-77aa01c3-do-not-show"
-GONE = 35  # seconds without a sign of life
+GONE = 40  # seconds without a sign of life
 
 
 def command(server: PrefectServer, folder: Path, *arguments: str) -> str:
