@@ -7,11 +7,13 @@ The file is Prefect's own and is read by `prefect deploy` as well; nothing of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient
@@ -104,11 +106,11 @@ def flow_of(entry: dict[str, Any]) -> Flow[..., Any]:
     return load_flow_from_entrypoint(entry["entrypoint"])
 
 
-def need_api() -> str:
-    """The URL of the Prefect API.
+def at_server(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do what needs a Prefect server.
 
     Raises:
-        PrefectUnavailable: none is configured; an embedded one would be gone with this command.
+        PrefectUnavailable: none is configured (an embedded one would be gone with this command), or it does not answer.
     """
     url = get_current_settings().api.url
     if url is None:
@@ -116,7 +118,12 @@ def need_api() -> str:
             "PREFECT_API_URL is not set, so there is no server that could keep a schedule: start one with "
             "`prefect server start`, and export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
-    return url
+    try:
+        asyncio.run(work())
+    except httpx.TransportError as error:
+        raise PrefectUnavailable(
+            f"PREFECT_API_URL is {url}, where nobody answers ({error}): start the server with `prefect server start`"
+        ) from error
 
 
 async def settle(client: PrefectClient, definitions: Definitions, *, served: bool = False) -> None:

@@ -14,14 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import httpx
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from flows.definitions import Changes, Definitions, flow_of, need_api, read_definitions, settle
+from flows.definitions import Changes, Definitions, at_server, flow_of, read_definitions, settle
 from flows.recovery import guard_runs
 from pipeline.errors import PrefectUnavailable, RecipeError
 
@@ -47,15 +46,9 @@ def deploy(changes: Changes) -> list[str]:
         RecipeError: a recipe, a schedule or $STILLHOUSE_HOME is wrong; nothing was sent.
         PrefectUnavailable: there is no server, or it refuses.
     """
-    url = need_api()
     definitions = read_definitions(changes)
     working_folder()
-    try:
-        asyncio.run(_deploy(definitions))
-    except httpx.TransportError as error:
-        raise PrefectUnavailable(
-            f"PREFECT_API_URL is {url}, where nobody answers ({error}): start the server with `prefect server start`"
-        ) from error
+    at_server(lambda: _deploy(definitions))
     return [f"{flow_of(entry).name}/{entry['name']}" for entry in definitions.deployments]
 
 

@@ -8,17 +8,15 @@ journal, or the last checkpoint, stands.
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 
-import httpx
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events.schemas.events import ResourceSpecification
 
-from flows.definitions import need_api
-from pipeline.errors import PrefectUnavailable, RecipeError
+from flows.definitions import at_server
+from pipeline.errors import RecipeError
 
 NAME = "Stillhouse: a run whose process is gone has crashed"
 FLOWS = ["finetune", "label", "distill", "evaluate", "run"]
@@ -37,13 +35,7 @@ def guard(after: float = AFTER) -> None:
         raise RecipeError(
             f"--after is {after:g}: a run that lives says so every {HEARTBEAT} seconds, so give more, best {AFTER}"
         )
-    url = need_api()
-    try:
-        asyncio.run(_guard(after))
-    except httpx.TransportError as error:
-        raise PrefectUnavailable(
-            f"PREFECT_API_URL is {url}, where nobody answers ({error}): start the server with `prefect server start`"
-        ) from error
+    at_server(lambda: _guard(after))
 
 
 async def _guard(after: float) -> None:

@@ -5,10 +5,8 @@ python -m flows.serve          # the same as `stillhouse flows serve`
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
@@ -16,9 +14,8 @@ from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
-from flows.definitions import Changes, flow_of, need_api, read_definitions, settle
+from flows.definitions import Changes, at_server, flow_of, read_definitions, settle
 from flows.recovery import HEARTBEAT, guard_runs
-from pipeline.errors import PrefectUnavailable
 
 
 async def served(entry: dict[str, Any]) -> RunnerDeployment:
@@ -41,13 +38,7 @@ def serve(changes: Changes | None = None) -> None:
         RecipeError: a recipe or a schedule is wrong.
         PrefectUnavailable: there is no server.
     """
-    url = need_api()
-    try:
-        asyncio.run(_serve(changes or Changes()))
-    except httpx.TransportError as error:
-        raise PrefectUnavailable(
-            f"PREFECT_API_URL is {url}, where nobody answers ({error}): start the server with `prefect server start`"
-        ) from error
+    at_server(lambda: _serve(changes or Changes()))
 
 
 async def _serve(changes: Changes) -> None:
