@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from pipeline.progress import Progress
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.teachers.base import Finding
 
 _PLAIN_SECONDS = 5.0  # between two plain lines of one activity
+_BAR_SECONDS = 0.5  # between two looks at what a bar tells besides
+
+Words = Callable[[], Sequence[str]]  # what an activity tells of itself besides
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -33,11 +37,23 @@ output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatt
 def shown_progress() -> Iterator[Progress]:
     """Bars on a terminal, plain lines elsewhere (a log file, a CI job)."""
     if errors.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), _MoreColumn())
         with Bars(*columns, console=errors) as bars:
             yield _BarProgress(bars)
     else:
         yield PlainProgress(lambda line: print(line, file=sys.stderr, flush=True))
+
+
+class _MoreColumn(ProgressColumn):
+    """What an activity tells of itself; of others, how long it will still take."""
+
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(no_wrap=True, overflow="ellipsis"))
+        self._remaining = TimeRemainingColumn()
+
+    def render(self, task: Task) -> Text:
+        more = task.fields.get("more")
+        return self._remaining.render(task) if more is None else Text(more, style="progress.remaining")
 
 
 class _BarProgress:
@@ -46,11 +62,20 @@ class _BarProgress:
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
         self._tasks: dict[str, Any] = {}
+        self._words: dict[str, Words] = {}
+        self._last = 0.0
+
+    def tell_more(self, activity: str, words: Words) -> None:
+        self._words[activity] = words
 
     def __call__(self, activity: str, done: int, total: int) -> None:
         if activity not in self._tasks:
             self._tasks[activity] = self._bars.add_task(activity, total=total)
         self._bars.update(self._tasks[activity], completed=done, total=total)
+        now = time.monotonic()
+        if activity in self._words and (done == total or now - self._last >= _BAR_SECONDS):
+            self._bars.update(self._tasks[activity], more=", ".join(self._words[activity]()))
+            self._last = now
 
 
 class PlainProgress:
@@ -60,11 +85,17 @@ class PlainProgress:
         self._write = write
         self._activity = ""
         self._last = 0.0
+        self._words: dict[str, Words] = {}
+
+    def tell_more(self, activity: str, words: Words) -> None:
+        """What else the lines of an activity say."""
+        self._words[activity] = words
 
     def __call__(self, activity: str, done: int, total: int) -> None:
         now = time.monotonic()
         if activity != self._activity or done == total or now - self._last >= _PLAIN_SECONDS:
-            self._write(f"{activity}: {done:,} of {total:,}")
+            more = self._words[activity]() if activity in self._words else ()
+            self._write(", ".join([f"{activity}: {done:,} of {total:,}", *more]))
             self._activity, self._last = activity, now
 
 
@@ -93,6 +124,11 @@ def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> No
 
 def show_estimate(estimate: Estimate) -> None:
     """What labelling would send, cost and take."""
+    show_pairs(estimate_lines(estimate))
+
+
+def estimate_lines(estimate: Estimate) -> list[list[str]]:
+    """What labelling would send, cost and take, as names and values."""
     sending = "nothing to send" if not estimate.to_send else f"{estimate.to_send:,} to send"
     twice = f" ({estimate.duplicate_prompts:,} more are repeats)" if estimate.duplicate_prompts else ""
     seconds = estimate.seconds_at_limits
@@ -102,7 +138,7 @@ def show_estimate(estimate: Estimate) -> None:
         else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds) at label.limits"
     )
     budget = f", of a budget of ${estimate.budget_usd:,.2f}" if estimate.budget_usd else ""
-    lines = [
+    return [
         ["prompts", f"{estimate.prompts:,}{twice}"],
         ["requests", f"{estimate.requests:,}: {estimate.answered:,} answered already, {sending}"],
         ["prompt tokens", f"about {estimate.expected_prompt_tokens:,}, at most {estimate.worst_prompt_tokens:,}"],
@@ -118,7 +154,6 @@ def show_estimate(estimate: Estimate) -> None:
         ["time", how_long],
         ["expecting", estimate.basis],
     ]
-    show_pairs(lines)
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

@@ -40,16 +40,25 @@ class Budget:
         self._limit = limit
         self._price = price
         self._journal = journal
-        self._spent = journal.spent()
+        self._spent = journal.spent() + sum(journal.lent().values())
         self._reserved = 0.0
         self._open = 0  # reservations that are not settled
         self._numbers = 0
         self._changed = asyncio.Event()
 
     @property
+    def limit_usd(self) -> float | None:
+        """`label.budget_usd`."""
+        return self._limit
+
+    @property
     def spent_usd(self) -> float:
         """Everything that was paid for this dataset, lost attempts included."""
         return self._spent
+
+    def count(self, spent_usd: float) -> None:
+        """So much was spent or lent elsewhere, or came back, which the journal knows already."""
+        self._spent += spent_usd
 
     async def reserve(self, requests: Sequence[Request], max_tokens: int) -> Reservation:
         """Set aside the most that these requests can cost, durably; wait where other attempts must be settled first.
@@ -57,7 +66,7 @@ class Budget:
         Raises:
             BudgetSpent: nothing is under way, and this would still pass the budget.
         """
-        worst_usd = self._worst_usd(requests, max_tokens)
+        worst_usd = self.worst_usd(requests, max_tokens)
         if self._limit is None:
             return Reservation(worst_usd)
         while self._spent + self._reserved + worst_usd > self._limit + _CENT_OF_A_CENT:
@@ -88,7 +97,8 @@ class Budget:
         self._release(reservation)
         return Change(settle=reservation.number, spent_usd=spent)
 
-    def _worst_usd(self, requests: Sequence[Request], max_tokens: int) -> float:
+    def worst_usd(self, requests: Sequence[Request], max_tokens: int) -> float:
+        """The most that one attempt at each of these requests can cost; 0 where nothing is charged."""
         if self._price is None:
             return 0.0
         return sum(

@@ -31,16 +31,19 @@ from pipeline.errors import DatasetBusy
 from pipeline.labelling.adopt import take_over
 from pipeline.labelling.begin import held_dataset, held_in_turn, newest_version, opened_journal
 from pipeline.labelling.budget import Budget, check_budget
+from pipeline.labelling.estimate import Estimate, ToSend, estimate_plan, still_to_send
 from pipeline.labelling.journal import Journal
+from pipeline.labelling.metrics import Meter, Metrics
 from pipeline.labelling.plan import LabelPlan, Shard, ShardName, make_plan
 from pipeline.labelling.sender import Sender, now
 from pipeline.labelling.sorting import SortedOut, Sorter
-from pipeline.progress import Progress, silent
+from pipeline.progress import Progress, TellsMore, silent
 from pipeline.quality.base import NamedFilter, open_filters
 from pipeline.records import FORMAT_VERSION
 from pipeline.storage.location import Location
 from pipeline.teachers.base import Teacher, open_teacher
 
+_ACTIVITY = "Labelling"
 _ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
 
 
@@ -140,6 +143,7 @@ class LabelJob:
         self._sorter = Sorter(filters, soft=self._soft)
         self._budget = Budget(recipe.label.budget_usd, teacher.price, journal)
         self._sender = Sender(teacher, recipe.label, journal, self._budget, progress)
+        self._meter = Meter(self._sender.counts)
         self._answered = 0
         self._begun: set[int] = set()  # shards whose earlier answers are counted
         self._written = 0  # shards, from the first on
@@ -149,6 +153,8 @@ class LabelJob:
         self._finished = self._same_version()
         if self._finished is None:
             self._folder = self._start_version()
+        if isinstance(progress, TellsMore):
+            progress.tell_more(_ACTIVITY, lambda: self.metrics().details())
 
     @property
     def shards(self) -> int:
@@ -159,6 +165,18 @@ class LabelJob:
         """A shard's name for people: train 3/12."""
         shard = self._plan.names[number]
         return f"{shard.split} {shard.index + 1}/{shard.of}"
+
+    def metrics(self) -> Metrics:
+        """How far the run is, how fast it goes, and what it has cost; to be asked for from the thread that runs it."""
+        done = self._plan.requests if self._finished else self._answered
+        return self._meter.look(self._plan.requests, done, self._budget.spent_usd, self._budget.limit_usd)
+
+    def estimate(self) -> Estimate:
+        """What is still to be sent, as `stillhouse plan` tells it; the prompts are not read again."""
+        newest = self._finished or (open_dataset(self._base) if versions(self._base) else None)
+        to_send = ToSend(0, 0, 0) if self._finished else still_to_send(self._recipe, self._plan, self._journal)
+        manifest = newest.manifest if newest else None
+        return estimate_plan(self._recipe, self._plan, to_send, manifest, self._teacher.price, self._budget.spent_usd)
 
     async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
         """Call `label_one` with every shard's number, some at a time; the first failure stops all.
@@ -275,7 +293,7 @@ class LabelJob:
 
     def _count(self, requests: int) -> None:
         self._answered += requests
-        self._progress("Labelling", self._answered, self._plan.requests)
+        self._progress(_ACTIVITY, self._answered, self._plan.requests)
 
     # ------------------------------------------------------------------------------------------------------- versions
 

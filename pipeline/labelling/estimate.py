@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -20,12 +20,12 @@ from pipeline.config import LabelSettings, Recipe
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
 from pipeline.labelling.budget import check_budget
-from pipeline.labelling.journal import JournalView
-from pipeline.labelling.plan import LabelPlan, make_plan
+from pipeline.labelling.journal import Journal, JournalView
+from pipeline.labelling.plan import LabelPlan, Shard, make_plan
 from pipeline.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from pipeline.pricing import Price
 from pipeline.storage.location import RemotePath
-from pipeline.teachers.base import open_teacher
+from pipeline.teachers.base import Request, open_teacher
 
 _TEXT_BYTES = 2  # of a token of text, compressed, as a rule of thumb
 _ROW_BYTES = 120  # ids, names, counts, compressed
@@ -57,7 +57,9 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _ToSend:
+class ToSend:
+    """The requests of a plan that have no answer yet."""
+
     requests: int
     likely_prompt_tokens: int
     worst_prompt_tokens: int
@@ -77,15 +79,14 @@ def estimate_labelling(recipe: Recipe) -> Estimate:
     newest = finished[-1].manifest if finished else None
     carried = (newest.totals.spent_usd if newest and isinstance(folder, RemotePath) else None) or 0.0
     with make_plan(recipe, teacher.identity) as plan, closing(JournalView(journal_folder(recipe.dataset))) as journal:
-        to_send = (
-            _ToSend(0, 0, 0) if newest and newest.plan_sha256 == plan.sha256 else _to_send(plan, journal, finished)
-        )
-        return _estimate(recipe, plan, to_send, newest, teacher.price, journal.spent() or carried)
+        to_send = ToSend(0, 0, 0) if newest and newest.plan_sha256 == plan.sha256 else _to_send(plan, journal, finished)
+        return estimate_plan(recipe, plan, to_send, newest, teacher.price, journal.spent() or carried)
 
 
-def _estimate(
-    recipe: Recipe, plan: LabelPlan, to_send: _ToSend, newest: Manifest | None, price: Price | None, spent: float
+def estimate_plan(
+    recipe: Recipe, plan: LabelPlan, to_send: ToSend, newest: Manifest | None, price: Price | None, spent: float
 ) -> Estimate:
+    """The estimate of a plan that has been read; `newest` is the newest version, `spent` dollars so far."""
     label = recipe.label
     most = label.sampling.max_tokens if label.mode == "generate" else 0
     seen = _mean_completion(newest)
@@ -113,7 +114,20 @@ def _estimate(
     )
 
 
-def _to_send(plan: LabelPlan, journal: JournalView, finished: list[Dataset]) -> _ToSend:
+def still_to_send(recipe: Recipe, plan: LabelPlan, journal: Journal) -> ToSend:
+    """What a run that holds the dataset has still to send: its journal has taken over the answers of earlier versions."""
+    with closing(JournalView(journal_folder(recipe.dataset))) as view:
+        if next(view.ids(), None) is None:
+            return _everything(plan)
+    return _counted(request for number in range(plan.shards) for request in _unanswered(plan.shard(number), journal))
+
+
+def _unanswered(shard: Shard, journal: Journal) -> list[Request]:
+    known = journal.answered(shard.ids)
+    return [request for request in shard.requests if request.key not in known]
+
+
+def _to_send(plan: LabelPlan, journal: JournalView, finished: list[Dataset]) -> ToSend:
     """What has no answer yet, in the journal or a finished version. What is known lies on disk, not in memory."""
     with closing(sqlite3.connect("")) as known:
         known.execute("PRAGMA journal_mode=OFF")
@@ -121,15 +135,26 @@ def _to_send(plan: LabelPlan, journal: JournalView, finished: list[Dataset]) -> 
         for ids in (journal.ids(), _paid_ids(finished)):
             known.executemany("INSERT OR IGNORE INTO ids VALUES (?)", ((id_,) for id_ in ids))
         if not known.execute("SELECT 1 FROM ids LIMIT 1").fetchone():
-            return _ToSend(plan.requests, plan.likely_prompt_tokens, plan.worst_prompt_tokens)
-        requests = likely = worst = 0
-        for number in range(plan.shards):
-            for request in plan.shard(number).requests:
-                if known.execute("SELECT 1 FROM ids WHERE id = ?", (request.key,)).fetchone() is None:
-                    requests += 1
-                    likely += likely_prompt_tokens(request)
-                    worst += most_prompt_tokens(request)
-        return _ToSend(requests, likely, worst)
+            return _everything(plan)
+        return _counted(
+            request
+            for number in range(plan.shards)
+            for request in plan.shard(number).requests
+            if known.execute("SELECT 1 FROM ids WHERE id = ?", (request.key,)).fetchone() is None
+        )
+
+
+def _everything(plan: LabelPlan) -> ToSend:
+    return ToSend(plan.requests, plan.likely_prompt_tokens, plan.worst_prompt_tokens)
+
+
+def _counted(requests: Iterable[Request]) -> ToSend:
+    count = likely = worst = 0
+    for request in requests:
+        count += 1
+        likely += likely_prompt_tokens(request)
+        worst += most_prompt_tokens(request)
+    return ToSend(count, likely, worst)
 
 
 def _paid_ids(finished: list[Dataset]) -> Iterator[str]:

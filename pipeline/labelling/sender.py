@@ -29,6 +29,7 @@ from pipeline.config import LabelSettings
 from pipeline.errors import StillhouseError, TeacherUnavailable
 from pipeline.labelling.budget import Budget, Reservation
 from pipeline.labelling.journal import Change, Journal
+from pipeline.labelling.metrics import Counts
 from pipeline.labelling.order import in_order
 from pipeline.labelling.pace import Pace
 from pipeline.labelling.tokens import likely_tokens
@@ -58,7 +59,7 @@ class _Tries:
 
 
 class Sender:
-    """Shared by every shard of a run; used from one event loop."""
+    """Shared by every shard of a run; used from one event loop. `counts` tells what it has done."""
 
     def __init__(
         self, teacher: Teacher, label: LabelSettings, journal: Journal, budget: Budget, progress: Progress = silent
@@ -75,7 +76,12 @@ class Sender:
         self._under_way: set[asyncio.Task[None]] = set()  # sent, and not yet durable
         self._ending: set[asyncio.Task[None]] = set()  # of a run that is stopped: what is under way is their last
         self._failing_since: float | None = None  # nobody has been answered since
-        self.sent = 0  # requests that ended with an outcome, in this run
+        self.counts = Counts()
+
+    @property
+    def sent(self) -> int:
+        """Requests that ended with an outcome, in this run."""
+        return self.counts.answered
 
     async def ask(self, requests: Sequence[Request], answered: Callable[[int], None]) -> None:
         """Ask each request until it has an outcome, in the order of `order.in_order`.
@@ -90,6 +96,8 @@ class Sender:
         if not batches:
             return
         await self._prepare()
+        if self.counts.began is None:
+            self.counts.began = time.monotonic()
         tasks = {asyncio.create_task(self._until_answered(_Tries(batch), answered)) for batch in batches}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -119,7 +127,7 @@ class Sender:
             refusal = Refusal(trouble.reason, f"{trouble.detail} (at the last of {tries.made} attempts)", tries.made)
             outcomes = [self._record(request, refusal, tries) for request in tries.requests]
             await self._journal.commit(Change(outcomes=outcomes))
-        self.sent += len(tries.requests)
+            self._count(outcomes)
         answered(len(tries.requests))
 
     async def _again(self, tries: _Tries, first: TryAgain) -> None:
@@ -148,18 +156,22 @@ class Sender:
         try:
             reservation = await self._budget.reserve(tries.requests, self._label.sampling.max_tokens)
             self._under_way.add(task)
+            self.counts.in_flight += len(tries.requests)
             outcomes = await self._answers(tries, reservation)
             records = [
                 self._record(request, outcome, tries) for request, outcome in zip(tries.requests, outcomes, strict=True)
             ]
             change = self._budget.settle(reservation, _total_cost(outcomes))
             await self._journal.commit(replace(change, outcomes=records))
+            self._count(records)
         except StillhouseError:  # the run ends: whose turn is next waits until it is told so
             self._pace.pause(_END_SECONDS)
             raise
         finally:
             self._pace.leave()  # not before it is durable: no more than `concurrency` is ever at stake
-            self._under_way.discard(task)
+            if task in self._under_way:
+                self._under_way.remove(task)
+                self.counts.in_flight -= len(tries.requests)
             if task in self._ending:
                 task.cancel()
 
@@ -223,6 +235,16 @@ class Sender:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._ending -= ending
+
+    def _count(self, records: Sequence[Completion | Rejection]) -> None:
+        """What is durable now."""
+        self.counts.answered += len(records)
+        for record in records:
+            if isinstance(record, Rejection):
+                self.counts.rejected += 1
+            completion = record.completion if isinstance(record, Rejection) else record
+            if completion is not None:
+                self.counts.completion_tokens += completion.completion_tokens or 0
 
     def _record(self, request: Request, outcome: Outcome, tries: _Tries) -> Completion | Rejection:
         answer = outcome if isinstance(outcome, Answer) else outcome.answer
