@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.teachers.base import Finding
 
 _PLAIN_SECONDS = 5.0  # between two plain lines of one activity
+_BAR_WIDTH = 10
 _BAR_SECONDS = 0.5  # between two looks at what a bar tells besides
 
 Words = Callable[[], Sequence[str]]  # what an activity tells of itself besides
@@ -37,7 +38,13 @@ output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatt
 def shown_progress() -> Iterator[Progress]:
     """Bars on a terminal, plain lines elsewhere (a log file, a CI job)."""
     if errors.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), _MoreColumn())
+        whole = Column(no_wrap=True)  # on a narrow terminal what is told besides is cut, and nothing else
+        columns = (
+            TextColumn("{task.description}", table_column=whole.copy()),
+            BarColumn(bar_width=_BAR_WIDTH, table_column=whole.copy()),
+            MofNCompleteColumn(table_column=whole.copy()),
+            _MoreColumn(),
+        )
         with Bars(*columns, console=errors) as bars:
             yield _BarProgress(bars)
     else:
@@ -48,12 +55,16 @@ class _MoreColumn(ProgressColumn):
     """What an activity tells of itself; of others, how long it will still take."""
 
     def __init__(self) -> None:
-        super().__init__(table_column=Column(no_wrap=True, overflow="ellipsis"))
+        super().__init__()
         self._remaining = TimeRemainingColumn()
 
     def render(self, task: Task) -> Text:
         more = task.fields.get("more")
-        return self._remaining.render(task) if more is None else Text(more, style="progress.remaining")
+        return (
+            self._remaining.render(task)
+            if more is None
+            else Text(more, "progress.remaining", no_wrap=True, overflow="ellipsis")
+        )
 
 
 class _BarProgress:

@@ -1,6 +1,6 @@
 """How labelling goes: how much is done, how fast, for how many dollars, and how long it will still take.
 
-    print(job.metrics())      # 1,200 of 5,000, 14 rejected, 64 in flight, 812 tokens/s, $0.42, 3 min left
+    print(job.metrics())      # 1,200 of 5,000, 3 min left, 14 rejected, 812 tokens/s, $0.42, 64 in flight
 
 The engine only counts; what is told here is worked out when somebody looks, so looking costs the requests nothing.
 """
@@ -51,13 +51,13 @@ class Metrics:
         return self.done / self.requests if self.requests else 1.0
 
     def details(self) -> list[str]:
-        """All but how much is done, in a few words each; what is naught or not known is left out."""
+        """All but how much is done, the most wanted first, in a few words each; what is naught or not known is left out."""
         told = [
+            (self.seconds_left, f"{duration(self.seconds_left or 0)} left"),
             (self.rejected, f"{self.rejected:,} rejected"),
-            (self.in_flight, f"{self.in_flight:,} in flight"),
             (self.tokens_per_second, f"{self.tokens_per_second or 0:,.0f} tokens/s"),
             (self.spent_usd, dollars(self.spent_usd)),
-            (self.seconds_left, f"{duration(self.seconds_left or 0)} left"),
+            (self.in_flight, f"{self.in_flight:,} in flight"),
         ]
         return [words for value, words in told if value]
 
