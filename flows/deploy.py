@@ -1,6 +1,7 @@
 """Give the deployments of `flows/prefect.yaml` to a Prefect server: what `stillhouse flows deploy` does.
 
-    work pool -> deployments -> parameters that are not known are refused -> runs whose process is gone end (recovery.py)
+    work pool -> deployments -> parameters that are not known are refused -> keys come from Secret blocks (keys.py)
+        -> runs whose process is gone end (recovery.py)
 
 Each step finds what is there already, so the command can be given again after any change.
 """
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -21,6 +23,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
 from flows.definitions import Changes, Definitions, at_server, flow_of, read_definitions, settle
+from flows.keys import check_blocks, refer_to_blocks, secrets_from
 from flows.recovery import guard_runs
 from pipeline.errors import PrefectUnavailable, RecipeError
 
@@ -39,25 +42,28 @@ def working_folder() -> dict[str, str]:
     return {"directory": named or str(Path.cwd())}
 
 
-def deploy(changes: Changes) -> list[str]:
-    """Create or update the deployments, and return their full names.
+def deploy(changes: Changes, secrets: Sequence[str] = ()) -> list[str]:
+    """Create or update the deployments, and return their full names; `secrets` are `VARIABLE=BLOCK` (keys.py).
 
     Raises:
-        RecipeError: a recipe, a schedule or $STILLHOUSE_HOME is wrong; nothing was sent.
+        RecipeError: a recipe, a schedule, a secret or $STILLHOUSE_HOME is wrong; nothing was changed.
         PrefectUnavailable: there is no server, or it refuses.
     """
     definitions = read_definitions(changes)
     working_folder()
-    at_server(lambda: _deploy(definitions))
+    blocks = secrets_from(secrets)
+    at_server(lambda: _deploy(definitions, blocks))
     return [f"{flow_of(entry).name}/{entry['name']}" for entry in definitions.deployments]
 
 
-async def _deploy(definitions: Definitions) -> None:
+async def _deploy(definitions: Definitions, secrets: Mapping[str, str]) -> None:
     async with get_client() as client:
+        await check_blocks(client, secrets)
         for name in definitions.pools:
             await _make_pool(client, name)
         await asyncio.to_thread(_prefect_deploy, definitions)
         await settle(client, definitions)
+        await refer_to_blocks(client, definitions, secrets)
         await guard_runs(client)
 
 

@@ -22,6 +22,15 @@ CronOf = Annotated[
     str | None, typer.Option("--cron", metavar="CRON", help='When to run what --only names: "0 2 * * *".')
 ]
 Zone = Annotated[str | None, typer.Option("--timezone", metavar="ZONE", help="Of the schedule: Europe/Lisbon.")]
+SecretOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--secret",
+        metavar="VARIABLE=BLOCK",
+        envvar="STILLHOUSE_SECRETS",
+        help="Let runs find the value of a Prefect Secret block in this environment variable; repeatable.",
+    ),
+]
 
 
 @flows_app.command("deploy")
@@ -31,6 +40,7 @@ def flows_deploy(
     set_: SetOf = None,
     cron: CronOf = None,
     timezone: Zone = None,
+    secret: SecretOf = None,
     as_json: AsJson = False,
 ) -> None:
     """Create or update the deployments of flows/prefect.yaml, their work pool, and the guard of their runs."""
@@ -41,7 +51,7 @@ def flows_deploy(
         from pipeline import shown
         from pipeline.terminal import output
 
-        names = deploy(Changes(only, recipe, tuple(set_ or ()), cron, timezone))
+        names = deploy(Changes(only, recipe, tuple(set_ or ()), cron, timezone), tuple(secret or ()))
         if as_json:
             shown.print_json({"deployments": names})
         else:
