@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
+from flows.watching import show_report
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
 from pipeline.evaluation.evaluate import EvaluationResult
-from pipeline.evaluation.report import markdown
 from pipeline.stages import evaluate_stage, recipe_dataset
 
 
@@ -28,5 +27,5 @@ def evaluate_flow(recipe: RecipePath, overrides: Overrides = None) -> Evaluation
     name_run("evaluate", loaded, dataset.manifest)
     result = measure_models(loaded, dataset)
     get_run_logger().info("report: %s", result.files.html)
-    create_markdown_artifact(key="report", description=f"Report of {loaded.name}", markdown=markdown(result.report))
+    show_report(result, loaded)
     return result

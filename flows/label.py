@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import acreate_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
+from flows.watching import show_dataset, show_plan, watched
 from pipeline.config import load_recipe
 from pipeline.errors import BudgetSpent, TeacherRefused, UsageError
 from pipeline.labelling.engine import LabelJob, LabelResult, job_in_turn
@@ -57,17 +57,13 @@ async def label_flow(recipe: RecipePath, overrides: Overrides = None) -> LabelRe
     check_labels(loaded)
     async with job_in_turn(loaded, logged_progress()) as job:
         try:
-            await job.run(lambda number: label_shard(job, number, job.describe(number)))
+            await show_plan(job, loaded)
+            async with watched(job, loaded):
+                await job.run(lambda number: label_shard(job, number, job.describe(number)))
         finally:
             await job.close()
         result = job.commit()
-    manifest = result.dataset.manifest
-    name_run("label", loaded, manifest)
+    name_run("label", loaded, result.dataset.manifest)
     log.info("%s", result)
-    await acreate_table_artifact(
-        key="labels",
-        description=f"Dataset {manifest.label} in {result.dataset.folder}",
-        table=[{"rows": split, "count": count} for split, count in manifest.rows.items()]
-        + [{"rows": f"rejected: {reason}", "count": count} for reason, count in manifest.rejected.items()],
-    )
+    await show_dataset(result, loaded)
     return cast(LabelResult, Completed(message=str(result), data=result))  # the state says it; the caller gets the data

@@ -74,7 +74,7 @@ def test_the_label_flow_has_one_task_a_shard_and_the_same_rows(
     names = asyncio.run(task_names("label"))
     assert len(names) == len(shards)
     assert all(name.startswith("label ") for name in names)
-    table = asyncio.run(artifact("labels"))
+    table = asyncio.run(artifact("labels-test"))
     assert "train" in str(table)
 
     direct = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"root": str(tmp_path / "direct")})})
@@ -93,7 +93,7 @@ def test_the_run_flow_goes_the_whole_way_and_again_does_nothing(
     assert [student.trained for student in first.students] == [True, True]
     assert first.evaluation.fresh
     assert asyncio.run(task_names("distill")) == ["train black-box student", "train white-box student"]
-    assert "white-box student" in str(asyncio.run(artifact("report")))
+    assert "white-box student" in str(asyncio.run(artifact("report-test")))
     again = run_flow(recipe)
     assert again.labelled.sent == 0
     assert [student.trained for student in again.students] == [False, False]

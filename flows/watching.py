@@ -1,0 +1,193 @@
+"""What a run shows on its page in Prefect besides the log: its artifacts, each under a key of its own stage and recipe.
+
+    plan-quickstart         before anything is sent: what it will send, cost and take
+    labelling-quickstart    while it runs: how far it is, how fast, for how many dollars, how long it will still take
+    labels-quickstart       the rows that it made, and those rejected
+    card-quickstart         the dataset's card
+    report-quickstart       the report, with the place of its page
+
+They are for people to look at, and nothing rests on them: where the server cannot be reached, the run goes on without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+from prefect import get_run_logger
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    acreate_table_artifact,
+    aupdate_progress_artifact,
+    create_markdown_artifact,
+)
+from prefect.exceptions import PrefectException
+
+from pipeline.config import Recipe
+from pipeline.evaluation.evaluate import EvaluationResult
+from pipeline.evaluation.report import markdown
+from pipeline.labelling.engine import LabelJob, LabelResult
+from pipeline.labelling.metrics import Metrics, dollars, duration
+from pipeline.terminal import estimate_lines
+
+EVERY = 10.0  # seconds between two looks at a run
+_TROUBLE = (httpx.HTTPError, PrefectException, OSError)  # the server cannot be reached, or refuses
+_PATIENCE = 10.0  # seconds for the server to take an artifact
+
+
+def artifact_key(what: str, recipe: Recipe) -> str:
+    """The key of one of a recipe's artifacts: lower-case letters, numbers and dashes, as Prefect wants them.
+
+    A name that has anything else gets some of its hash, so that no two recipes share a key.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", recipe.name.lower()).strip("-")
+    if name != recipe.name:
+        name += f"-{hashlib.sha256(recipe.name.encode()).hexdigest()[:6]}"
+    return f"{what}-{name}"
+
+
+# ------------------------------------------------------------------------------------------------------------- labelling
+
+
+async def show_plan(job: LabelJob, recipe: Recipe) -> None:
+    """What labelling will send, cost and take, as `stillhouse plan` tells it."""
+    lines = estimate_lines(await asyncio.to_thread(job.estimate))
+    await _shown(
+        acreate_markdown_artifact(
+            _table(["", "before anything is sent"], lines),
+            artifact_key("plan", recipe),
+            f"What labelling {recipe.name} will send, cost and take",
+        )
+    )
+
+
+@asynccontextmanager
+async def watched(job: LabelJob, recipe: Recipe) -> AsyncIterator[None]:
+    """Meanwhile an artifact says every few seconds how the job goes, and at last how it ended."""
+    ended = asyncio.Event()
+    watching = asyncio.create_task(_watch(job, artifact_key("labelling", recipe), ended))
+    try:
+        yield
+    finally:
+        ended.set()
+        await watching
+
+
+async def _watch(job: LabelJob, key: str, ended: asyncio.Event) -> None:
+    made: UUID | None = None
+    while True:
+        last = ended.is_set()
+        metrics = job.metrics()
+        percent, told = round(100 * metrics.share, 1), metrics_table(metrics)
+        if made is None:
+            made = await _shown(acreate_progress_artifact(percent, key, told))
+        else:
+            await _shown(aupdate_progress_artifact(made, percent, told))
+        if last:
+            return
+        try:
+            async with asyncio.timeout(EVERY):
+                await ended.wait()
+        except TimeoutError:
+            continue
+
+
+def metrics_table(metrics: Metrics) -> str:
+    """Metrics of labelling as a Markdown table."""
+    before = f", {metrics.earlier:,} of them answered before" if metrics.earlier else ""
+    budget = f" of a budget of {dollars(metrics.budget_usd)}" if metrics.budget_usd is not None else ""
+    rate, mean = metrics.tokens_per_second, metrics.mean_tokens_per_second
+    lines = [
+        ["done", f"{metrics.done:,} of {metrics.requests:,} requests{before}"],
+        ["rejected by the teacher", f"{metrics.rejected:,}"],
+        ["in flight", f"{metrics.in_flight:,}"],
+        [
+            "tokens a second",
+            "-" if rate is None else f"{rate:,.0f} in the last minute, {mean or 0:,.0f} in the whole run",
+        ],
+        ["spent", f"{dollars(metrics.spent_usd)}{budget}"],
+        ["time left", "-" if metrics.seconds_left is None else duration(metrics.seconds_left)],
+        ["looked at", datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")],
+    ]
+    return _table(["labelling", ""], lines)
+
+
+async def show_dataset(result: LabelResult, recipe: Recipe) -> None:
+    """The rows of a version, and its card."""
+    manifest, folder = result.dataset.manifest, result.dataset.folder
+    await _shown(
+        acreate_table_artifact(
+            [{"rows": split, "count": count} for split, count in manifest.rows.items()]
+            + [{"rows": f"rejected: {reason}", "count": count} for reason, count in manifest.rejected.items()],
+            artifact_key("labels", recipe),
+            f"Dataset {manifest.label} in {folder}",
+        )
+    )
+    card = await asyncio.to_thread((folder / "README.md").read_text, "utf-8")
+    await _shown(
+        acreate_markdown_artifact(
+            _without_front_matter(card), artifact_key("card", recipe), f"Card of dataset {manifest.label}"
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluation
+
+
+def show_report(result: EvaluationResult, recipe: Recipe) -> None:
+    """The report, and where its page with the plots lies."""
+    try:
+        create_markdown_artifact(
+            f"{_link('The report with its plots', str(result.files.html))}\n\n{markdown(result.report)}",
+            artifact_key("report", recipe),
+            f"Report of {recipe.name}",
+        )
+    except _TROUBLE as error:
+        _tell(error)
+
+
+def _link(words: str, place: str) -> str:
+    """A link, and the place in full: a browser follows no link from a server's page to a file of its machine."""
+    if place.startswith(("http://", "https://")):
+        return f"[{words}]({place})"
+    if "://" in place:
+        return f"{words}: `{place}`"
+    file = Path(place).resolve()
+    return f"[{words}]({file.as_uri()}): `{file}`"
+
+
+# ---------------------------------------------------------------------------------------------------------------- within
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(headers), "|" + " --- |" * len(headers), *(line(row) for row in rows)])
+
+
+def _without_front_matter(card: str) -> str:
+    return re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL)
+
+
+async def _shown(showing: Awaitable[UUID]) -> UUID | None:
+    """What it gives, or None where the server did not take it."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await showing
+    except _TROUBLE as error:
+        _tell(error)
+        return None
+
+
+def _tell(error: Exception) -> None:
+    """The work is what counts: it goes on."""
+    get_run_logger().warning("an artifact is not shown: %s: %s", type(error).__name__, error)
