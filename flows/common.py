@@ -18,6 +18,7 @@ from pipeline.terminal import PlainProgress
 # Persistent caching stays off: whether a shard or a student is done is for the store to say (docs/architecture.md).
 TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 FLOW: dict[str, Any] = {"persist_result": False, "validate_parameters": True}
+LOG_EVERY = 30.0  # seconds between two lines of progress: a server keeps each of them
 TAG = "stillhouse"  # of every run of a flow of ours
 
 # A deployment's form and the API check these; the recipe itself is checked when the run begins.
@@ -27,7 +28,7 @@ Overrides = list[Annotated[str, Field(pattern=r"^[^=\s]+=")]] | None
 
 def logged_progress() -> Progress:
     """Progress as lines of the run's log."""
-    return PlainProgress(get_run_logger().info)
+    return PlainProgress(get_run_logger().info, LOG_EVERY)
 
 
 def name_run(stage: str, recipe: Recipe, made: Manifest | None = None) -> None:

@@ -40,6 +40,7 @@ from pipeline.terminal import estimate_lines
 
 EVERY = 10.0  # seconds between two looks at a run
 _TROUBLE = (httpx.HTTPError, PrefectException, OSError)  # the server cannot be reached, or refuses
+_WHOLE_LINES = ("#", "|", "```")  # in Markdown, what begins so is a line of its own
 _PATIENCE = 10.0  # seconds for the server to take an artifact
 
 
@@ -86,7 +87,7 @@ async def _watch(job: LabelJob, key: str, ended: asyncio.Event) -> None:
     while True:
         last = ended.is_set()
         metrics = job.metrics()
-        percent, told = round(100 * metrics.share, 1), metrics_table(metrics)
+        percent, told = round(100 * metrics.share, 1), metrics_text(metrics)
         if made is None:
             made = await _shown(acreate_progress_artifact(percent, key, told))
         else:
@@ -100,13 +101,13 @@ async def _watch(job: LabelJob, key: str, ended: asyncio.Event) -> None:
             continue
 
 
-def metrics_table(metrics: Metrics) -> str:
-    """Metrics of labelling as a Markdown table."""
+def metrics_text(metrics: Metrics) -> str:
+    """Metrics of labelling: a line, which lists of artifacts show, and all of them as a Markdown table."""
     before = f", {metrics.earlier:,} of them answered before" if metrics.earlier else ""
     budget = f" of a budget of {dollars(metrics.budget_usd)}" if metrics.budget_usd is not None else ""
     rate, mean = metrics.tokens_per_second, metrics.mean_tokens_per_second
     lines = [
-        ["done", f"{metrics.done:,} of {metrics.requests:,} requests{before}"],
+        ["requests", f"{metrics.done:,} of {metrics.requests:,} done{before}"],
         ["rejected by the teacher", f"{metrics.rejected:,}"],
         ["in flight", f"{metrics.in_flight:,}"],
         [
@@ -114,10 +115,10 @@ def metrics_table(metrics: Metrics) -> str:
             "-" if rate is None else f"{rate:,.0f} in the last minute, {mean or 0:,.0f} in the whole run",
         ],
         ["spent", f"{dollars(metrics.spent_usd)}{budget}"],
-        ["time left", "-" if metrics.seconds_left is None else duration(metrics.seconds_left)],
-        ["looked at", datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")],
+        ["time left", "-" if not metrics.seconds_left else duration(metrics.seconds_left)],
+        ["as of", datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")],
     ]
-    return _table(["labelling", ""], lines)
+    return f"Labelling: {metrics}\n\n{_table(['', 'now'], lines)}"
 
 
 async def show_dataset(result: LabelResult, recipe: Recipe) -> None:
@@ -133,9 +134,7 @@ async def show_dataset(result: LabelResult, recipe: Recipe) -> None:
     )
     card = await asyncio.to_thread((folder / "README.md").read_text, "utf-8")
     await _shown(
-        acreate_markdown_artifact(
-            _without_front_matter(card), artifact_key("card", recipe), f"Card of dataset {manifest.label}"
-        )
+        acreate_markdown_artifact(_as_shown(card), artifact_key("card", recipe), f"Card of dataset {manifest.label}")
     )
 
 
@@ -174,8 +173,19 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headers), "|" + " --- |" * len(headers), *(line(row) for row in rows)])
 
 
-def _without_front_matter(card: str) -> str:
-    return re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL)
+def _as_shown(card: str) -> str:
+    """A card as Prefect's pages show it well: without its front matter, and each paragraph in one line."""
+    body = re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL)
+    lines: list[str] = []
+    fenced = False
+    for line in body.splitlines():
+        fenced ^= line.startswith("```")
+        begun = bool(lines and lines[-1]) and not lines[-1].startswith(_WHOLE_LINES)
+        if begun and line and not fenced and not line.startswith((*_WHOLE_LINES, "- ")):
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 async def _shown(showing: Awaitable[UUID]) -> UUID | None:

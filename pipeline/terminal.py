@@ -18,6 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.labelling.metrics import dollars
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ class _BarProgress:
 class PlainProgress:
     """A line when an activity begins, when it ends, and every few seconds between; also what the flows log by."""
 
-    def __init__(self, write: Any) -> None:
+    def __init__(self, write: Callable[[str], None], every: float = _PLAIN_SECONDS) -> None:
         self._write = write
+        self._every = every
         self._activity = ""
         self._last = 0.0
         self._words: dict[str, Words] = {}
@@ -104,7 +106,7 @@ class PlainProgress:
 
     def __call__(self, activity: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if activity != self._activity or done == total or now - self._last >= _PLAIN_SECONDS:
+        if activity != self._activity or done == total or now - self._last >= self._every:
             more = self._words[activity]() if activity in self._words else ()
             self._write(", ".join([f"{activity}: {done:,} of {total:,}", *more]))
             self._activity, self._last = activity, now
@@ -148,7 +150,7 @@ def estimate_lines(estimate: Estimate) -> list[list[str]]:
         if seconds is None
         else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds) at label.limits"
     )
-    budget = f", of a budget of ${estimate.budget_usd:,.2f}" if estimate.budget_usd else ""
+    budget = f" of a budget of {dollars(estimate.budget_usd)}" if estimate.budget_usd is not None else ""
     return [
         ["prompts", f"{estimate.prompts:,}{twice}"],
         ["requests", f"{estimate.requests:,}: {estimate.answered:,} answered already, {sending}"],
@@ -157,10 +159,8 @@ def estimate_lines(estimate: Estimate) -> list[list[str]]:
             "completion tokens",
             f"about {estimate.expected_completion_tokens:,}, at most {estimate.worst_completion_tokens:,}",
         ],
-        [
-            "cost",
-            f"{_dollars(estimate.expected_usd, estimate.worst_usd)}; ${estimate.spent_usd:,.4f} spent before{budget}",
-        ],
+        ["cost", _cost(estimate.expected_usd, estimate.worst_usd)],
+        ["spent before", f"{dollars(estimate.spent_usd)}{budget}"],
         ["dataset", f"about {decimal(estimate.expected_bytes)} on disk"],
         ["time", how_long],
         ["expecting", estimate.basis],
@@ -185,10 +185,10 @@ def show_pairs(lines: Sequence[Sequence[str]]) -> None:
     output.print(table)
 
 
-def _dollars(expected: float | None, worst: float | None) -> str:
+def _cost(expected: float | None, worst: float | None) -> str:
     if expected is None or worst is None:
         return "not known (set teacher.price)"
-    return f"about ${expected:,.4f}, at most ${worst:,.4f}"
+    return f"about {dollars(expected)}, at most {dollars(worst)}"
 
 
 def show_json(result: dict[str, Any]) -> None:
