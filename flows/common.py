@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any
 
 from prefect import get_run_logger
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from pipeline.config import Recipe
 from pipeline.dataset.manifest import Manifest, version_label
+from pipeline.errors import StillhouseError
 from pipeline.progress import Progress
 from pipeline.terminal import PlainProgress
 
@@ -29,6 +31,19 @@ Overrides = list[Annotated[str, Field(pattern=r"^[^=\s]+=")]] | None
 def logged_progress() -> Progress:
     """Progress as lines of the run's log."""
     return PlainProgress(get_run_logger().info, LOG_EVERY)
+
+
+class _NoTraceback(logging.Filter):
+    """Errors raised on purpose say what mends them, and are told without the way they came."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], StillhouseError):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):  # whose loggers Prefect makes by these names
+    logging.getLogger(_name).addFilter(_NoTraceback())
 
 
 def name_run(stage: str, recipe: Recipe, made: Manifest | None = None) -> None:

@@ -103,22 +103,20 @@ async def _watch(job: LabelJob, key: str, ended: asyncio.Event) -> None:
 
 def metrics_text(metrics: Metrics) -> str:
     """Metrics of labelling: a line, which lists of artifacts show, and all of them as a Markdown table."""
-    before = f", {metrics.earlier:,} of them answered before" if metrics.earlier else ""
-    budget = f" of a budget of {dollars(metrics.budget_usd)}" if metrics.budget_usd is not None else ""
-    rate, mean = metrics.tokens_per_second, metrics.mean_tokens_per_second
+    rate, mean, left = metrics.tokens_per_second, metrics.mean_tokens_per_second, metrics.seconds_left
+    budget = f" of {dollars(metrics.budget_usd)}" if metrics.budget_usd is not None else ""
     lines = [
-        ["requests", f"{metrics.done:,} of {metrics.requests:,} done{before}"],
-        ["rejected by the teacher", f"{metrics.rejected:,}"],
+        ["done", f"{metrics.done:,} of {metrics.requests:,}"],
+        ["answered before", f"{metrics.earlier:,}"],
+        ["rejected", f"{metrics.rejected:,}"],
         ["in flight", f"{metrics.in_flight:,}"],
-        [
-            "tokens a second",
-            "-" if rate is None else f"{rate:,.0f} in the last minute, {mean or 0:,.0f} in the whole run",
-        ],
+        ["tokens/s, last minute", "-" if rate is None else f"{rate:,.0f}"],
+        ["tokens/s, whole run", "-" if mean is None else f"{mean:,.0f}"],
         ["spent", f"{dollars(metrics.spent_usd)}{budget}"],
-        ["time left", "-" if not metrics.seconds_left else duration(metrics.seconds_left)],
-        ["as of", datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")],
+        ["time left", duration(left) if left else "-"],
+        ["as of", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")],
     ]
-    return f"Labelling: {metrics}\n\n{_table(['', 'now'], lines)}"
+    return f"Labelling: {metrics}\n\n{_table(['requests', ''], lines)}"
 
 
 async def show_dataset(result: LabelResult, recipe: Recipe) -> None:
