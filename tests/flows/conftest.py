@@ -1,13 +1,13 @@
 """The only Prefect harness: one real API server on a fresh database for the session.
 
 `prefect_api` is Prefect's own, for flows that run in the tests' process. `prefect_server` is `prefect server start`, with
-the services that schedule runs and watch over them, for deployments.
+the services that schedule runs and watch over them, for deployments; `composed_server` is the same on PostgreSQL, as
+docker/compose.yaml starts both.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,8 +17,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import compose
+from tests.postgres import Postgres
+from tests.s3_server import free_ports
 
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="stillhouse-prefect-")  # before prefect is imported
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
@@ -35,6 +40,42 @@ def prefect_api() -> Iterator[None]:
         yield
 
 
+class ServerProcess:
+    """`prefect server start`; `start` and `kill` as often as wanted, on the same port."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], url: str, log: Path) -> None:
+        self._command = command
+        self._environment = environment
+        self._url = url
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("a") as output:
+            self._process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environment, stdout=output, stderr=output
+            )
+        for _ in range(240):
+            with suppress(OSError), urllib.request.urlopen(f"{self._url}/health", timeout=5):
+                return
+            assert self._process.poll() is None, self._log.read_text()
+            time.sleep(0.5)
+        raise AssertionError(f"the server never answered: {self._log.read_text()}")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(30)
+            self.kill()
+
+
 @dataclass(frozen=True)
 class PrefectServer:
     """A server of its own process; `environment` is what a command needs to speak to it."""
@@ -47,28 +88,56 @@ class PrefectServer:
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """`prefect server start` on SQLite, as the README starts it."""
     home = tmp_path_factory.mktemp("prefect-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": url, "DO_NOT_TRACK": "1"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = home / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    server = ServerProcess(command, environment, url, home / "server.log")
     try:
-        for _ in range(240):
-            with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
-                break
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.5)
-        else:
-            raise AssertionError(f"the server never answered: {log.read_text()}")
+        server.start()
         yield PrefectServer(url, environment)
     finally:
-        server.terminate()
+        server.close()
+
+
+@dataclass(frozen=True)
+class ComposedServer:
+    """The services `postgres` and `server` of docker/compose.yaml, as processes of this machine."""
+
+    url: str
+    user: tuple[str, str]  # and the password, as the server asks for them
+    database: Postgres
+    process: ServerProcess
+    home: Path  # Prefect's; its log lies in it
+    services: dict[str, Any]  # of docker/compose.yaml
+
+    def environment(self, service: str, **more: str) -> dict[str, str]:
+        """For a service that speaks to the server."""
+        given = compose.environment_of(self.services[service], PREFECT_API_URL=self.url)
+        return {**os.environ, "PREFECT_HOME": str(self.home), "DO_NOT_TRACK": "1", **given, **more}
+
+
+@pytest.fixture(scope="session")
+def composed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposedServer]:
+    """A Prefect server on PostgreSQL, with a password."""
+    home = tmp_path_factory.mktemp("composed-server")
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}/api"
+    user = ("admin", "letmein-88f1")
+    with tempfile.TemporaryDirectory(prefix="stillhouse-postgres-") as folder:
+        Path(folder).chmod(0o755)  # it may be another user's
+        database = Postgres(Path(folder))
+        services = compose.services(POSTGRES_PASSWORD=database.password, PREFECT_SERVER_API_AUTH_STRING=":".join(user))
+        service = services["server"]
+        here = {"PREFECT_SERVER_DATABASE_HOST": "127.0.0.1", "PREFECT_SERVER_DATABASE_PORT": str(database.port)}
+        environment = {**os.environ, "PREFECT_HOME": str(home), **compose.environment_of(service, **here)}
+        command = compose.command_of(service, host="127.0.0.1", port=str(port))
+        server = ServerProcess(command, environment, url, home / "server.log")
         try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
+            database.start()
+            database.make_database()
+            server.start()
+            yield ComposedServer(url, user, database, server, home, services)
+        finally:
             server.kill()
-            server.wait()
+            database.close()

@@ -1,0 +1,209 @@
+"""The services of docker/compose.yaml on a real PostgreSQL: what a kill of each leaves, and where no secret may be found.
+
+The tests run in the order they stand in, and share one server and one worker. The worker has one key in its environment,
+and another lies in a Secret block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.config import Recipe
+from pipeline.errors import RecipeError
+from tests import compose
+from tests.conftest import MakeRecipe
+from tests.flows.conftest import ComposedServer
+from tests.flows.test_deployments import kill_all
+from tests.s3_server import free_ports
+from tests.stand_in import RunningStandIn, running_stand_in
+from tests.test_secrets import holding
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Prefect's own
+
+KEY = "sk-live-1c09be5a-in-the-environment"
+BLOCK_KEY = "sk-live-e77d30f2-in-a-block"
+BLOCK = "teacher-key"
+# As docs/operations.md has it.
+MAKE_BLOCK = (
+    f"import os; from prefect.blocks.system import Secret; Secret(value=os.environ['TEACHER_KEY']).save('{BLOCK}')"
+)
+TELLING = "Name a bird. !key400*"  # the server says the key back, and the prompt is rejected
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is deployed, and a client of the server that knows its password."""
+
+    server: ComposedServer
+    folder: Path
+    worker_health: str
+    api: httpx.Client
+
+    def deploy(self) -> str:
+        """What the service prints, which ends."""
+        done = subprocess.run(
+            compose.command_of(self.server.services["deploy"]),
+            cwd=self.folder,
+            env=self.server.environment("deploy", STILLHOUSE_SECRETS=f"TEACHER_KEY={BLOCK}"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start_run(self, recipe: Path) -> str:
+        """The id of a run of label/nightly that is due now."""
+        nightly = self.api.get("/deployments/name/label/nightly").raise_for_status().json()["id"]
+        body = {"parameters": {"recipe": str(recipe)}, "state": {"type": "SCHEDULED"}}
+        run = self.api.post(f"/deployments/{nightly}/create_flow_run", json=body).raise_for_status()
+        return str(run.json()["id"])
+
+    def wait_for(self, run: str, seconds: float = 150) -> dict[str, Any]:
+        """The run, once it has ended."""
+        until = time.monotonic() + seconds
+        while True:
+            found: dict[str, Any] = self.api.get(f"/flow_runs/{run}").raise_for_status().json()
+            if found["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+                return found
+            assert time.monotonic() < until, (found["state"], self.logs())
+            time.sleep(0.5)
+
+    def running(self) -> list[str]:
+        """The names of runs that are said to run."""
+        wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
+        return [run["name"] for run in self.api.post("/flow_runs/filter", json=wanted).raise_for_status().json()]
+
+    def logs(self) -> str:
+        return "".join(f"\n{log}:\n{log.read_text()[-4000:]}" for log in self.server.home.glob("*.log"))
+
+
+@contextmanager
+def known(server: ComposedServer) -> Iterator[None]:
+    """Prefect's client in this process speaks to the server."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_API_AUTH_STRING: ":".join(server.user)}):
+        yield
+
+
+@pytest.fixture(scope="module")
+def job(composed_server: ComposedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """A Secret block, `deploy`, then `worker`, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("work")
+    (port,) = free_ports(1)
+    quickly = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
+    loudly = {"PREFECT_LOGGING_LEVEL": "DEBUG"}
+    environment = composed_server.environment("worker", OPENAI_API_KEY=KEY, **quickly, **loudly)
+    with httpx.Client(base_url=composed_server.url, auth=composed_server.user, timeout=30) as api:
+        job = Job(composed_server, folder, f"http://127.0.0.1:{port}/health", api)
+        with known(composed_server), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TEACHER_KEY", BLOCK_KEY)
+            exec(MAKE_BLOCK)
+        assert "deployed label/nightly" in job.deploy()
+        with (composed_server.home / "worker.log").open("w") as output:
+            command = compose.command_of(composed_server.services["worker"])
+            worker = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        try:
+            yield job
+        finally:
+            kill_all(worker.pid)
+            worker.wait()
+
+
+def wait_for_answers(teacher: RunningStandIn, count: int, job: Job) -> None:
+    until = time.monotonic() + 90
+    while teacher.stats.billed_answers < count:
+        assert time.monotonic() < until, job.logs()
+        time.sleep(0.05)
+
+
+def test_the_server_asks_for_its_password(composed_server: ComposedServer) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{composed_server.url}/version", timeout=30)
+    assert composed_server.database.ask("SELECT count(*) FROM flow_run") == "0\n"
+
+
+@pytest.mark.parametrize(
+    ("killed", "options", "key"),
+    [("server", None, KEY), ("database", {"api_key_env": "TEACHER_KEY"}, BLOCK_KEY)],
+)
+def test_a_run_goes_on_when_the_server_or_its_database_is_killed_and_comes_back(
+    job: Job,
+    api_recipe: MakeRecipe,
+    recipe_file: Callable[[Recipe], Path],
+    tmp_path: Path,
+    killed: str,
+    options: dict[str, Any] | None,
+    key: str,
+) -> None:
+    prompts = [f"Name thing {number} of the {killed}." for number in range(60)]
+    with running_stand_in(latency=0.3) as teacher:
+        recipe = api_recipe(teacher.base_url, [*prompts, TELLING], options=options, concurrency=2, shard_size=10)
+        run = job.start_run(recipe_file(recipe))
+        wait_for_answers(teacher, 12, job)
+        if killed == "server":
+            job.server.process.kill()
+            job.server.process.start()
+        else:
+            job.server.database.stop_immediately()
+            wait_for_answers(teacher, 20, job)  # it labels on
+            job.server.database.start()
+        ended = job.wait_for(run)
+        assert ended["state_type"] == "COMPLETED", (ended["state"], job.logs())
+        assert job.running() == []
+        assert urllib.request.urlopen(job.worker_health, timeout=30).status == 200
+        assert set(teacher.stats.billed) == set(prompts)
+        assert teacher.stats.billed_answers == len(prompts)  # none twice
+        assert teacher.stats.keys == {f"Bearer {key}"}
+    (version,) = Path(recipe.dataset.root, recipe.dataset.name).glob("v*")
+    assert sum(json.loads((version / "manifest.json").read_text())["rows"].values()) == len(prompts)
+    assert holding(tmp_path, key) == []
+
+
+def test_no_secret_is_in_the_database_the_logs_or_any_other_file(job: Job) -> None:
+    dump = job.server.database.dump()
+    assert "Labelling: 0 of 61" in dump and f"prefect.blocks.secret.{BLOCK}" in dump  # logs and deployments are there
+    for secret in (KEY, BLOCK_KEY, job.server.user[1], job.server.database.password):
+        assert secret not in dump
+        assert holding(job.server.home, secret) == holding(job.folder, secret) == []
+
+
+def test_a_block_that_is_not_there_is_named(composed_server: ComposedServer) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.keys import check_blocks
+
+    async def check(block: str) -> None:
+        async with get_client() as client:
+            await check_blocks(client, {"TEACHER_KEY": block})
+
+    with known(composed_server):
+        asyncio.run(check(BLOCK))
+        with pytest.raises(
+            RecipeError, match="--secret names the block 'teachers-key' for TEACHER_KEY, and the server has no"
+        ):
+            asyncio.run(check("teachers-key"))
+
+
+@pytest.mark.parametrize("given", ["OPENAI_API_KEY", "sk-live-55", "OPENAI_API_KEY=sk_live_55", "A-B=c", "A=b c"])
+def test_what_names_no_block_is_refused_and_not_repeated(given: str) -> None:
+    from flows.keys import secrets_from
+
+    assert secrets_from(["A_KEY=a-block", "B=b2"]) == {"A_KEY": "a-block", "B": "b2"}
+    with pytest.raises(RecipeError, match="VARIABLE=BLOCK") as told:
+        secrets_from(["A_KEY=a-block", given])
+    assert given not in str(told.value) or given == "OPENAI_API_KEY"
