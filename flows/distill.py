@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+from typing import Any
+
+from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State, TaskRun
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
+from pipeline.errors import UsageError
 from pipeline.stages import StudentResult, check_distill, dataset_of, distill_stage, students_to_train
 
 
-@task(name="train student", task_run_name="train {name}", retries=1, retry_delay_seconds=10, **TASK)
+def another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """What the recipe says wrongly stays wrong; whatever else it was, the store decides what is done."""
+    return not isinstance(state.data, UsageError)
+
+
+@task(
+    name="train student",
+    task_run_name="train {name}",
+    retries=1,
+    retry_delay_seconds=10,
+    retry_condition_fn=another_try_may_help,
+    **TASK,
+)
 def train_student(recipe: Recipe, place: int, dataset: Dataset, name: str) -> StudentResult:
     """Train one of the recipe's students; a retry goes on from its last checkpoint."""
-    return distill_stage(recipe, students_to_train(recipe)[place], dataset, logged_progress())
+    return distill_stage(recipe, students_to_train(recipe)[place], dataset, logged_progress(), get_run_logger().info)
 
 
 @flow(name="distill", flow_run_name="distill {recipe}", **FLOW)

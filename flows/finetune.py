@@ -6,14 +6,22 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
+from flows.distill import another_try_may_help
 from pipeline.config import Recipe, load_recipe
 from pipeline.stages import StudentResult, check_finetune, finetune_stage
 
 
-@task(name="fine-tune teacher", task_run_name="fine-tune teacher", retries=1, retry_delay_seconds=10, **TASK)
+@task(
+    name="fine-tune teacher",
+    task_run_name="fine-tune teacher",
+    retries=1,
+    retry_delay_seconds=10,
+    retry_condition_fn=another_try_may_help,
+    **TASK,
+)
 def finetune_teacher(recipe: Recipe) -> StudentResult | None:
     """Fine-tune the teacher, where it is not there yet; a retry goes on from its last checkpoint."""
-    return finetune_stage(recipe, logged_progress())
+    return finetune_stage(recipe, logged_progress(), get_run_logger().info)
 
 
 @flow(name="finetune", flow_run_name="finetune {recipe}", **FLOW)

@@ -18,7 +18,7 @@ from pipeline import shown
 from pipeline.cli_common import AsJson, errors_told, tell
 from pipeline.cli_datasets import datasets_app
 from pipeline.cli_flows import flows_app
-from pipeline.ranks import is_first, leave, one_process
+from pipeline.ranks import by_recipe, is_first, leave, one_process
 
 if TYPE_CHECKING:
     from pipeline.labelling.engine import LabelResult
@@ -128,7 +128,7 @@ def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
                 result = finetune_stage(loaded, progress)
             leave()
         assert result is not None
-        if is_first():
+        if is_first() and not by_recipe():
             shown.print_json({"teacher": shown.student_json(result)}) if as_json else shown.print_student(result)
 
 
@@ -158,7 +158,13 @@ def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_js
 
 
 @app.command()
-def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
+def distill(
+    recipe: RecipePath,
+    set_: Overrides = None,
+    flow: AsFlow = None,
+    as_json: AsJson = False,
+    only: Annotated[str | None, typer.Option("--only", metavar="MODE", hidden=True)] = None,  # for what launch.py starts
+) -> None:
     """Dataset -> student. It goes on from its last checkpoint."""
     with errors_told():
         from pipeline.config import load_recipe
@@ -174,10 +180,10 @@ def distill(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_
             results = distill_flow(recipe, set_)
         else:
             with shown_progress() as progress:
-                wanted = [(one, dataset_of(loaded, one, progress)) for one in students_to_train(loaded)]
+                wanted = [(one, dataset_of(loaded, one, progress)) for one in students_to_train(loaded, only)]
                 results = [distill_stage(loaded, student, dataset, progress) for student, dataset in wanted]
             leave()
-        if not is_first():
+        if not is_first() or by_recipe():  # whoever launched this tells of the student
             return
         if as_json:
             shown.print_json({"students": [shown.student_json(result) for result in results]})

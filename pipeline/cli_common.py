@@ -42,6 +42,7 @@ def errors_told() -> Iterator[None]:
     try:
         yield
     except StillhouseError as error:
+        ranks.leave_failure(error)
         if ranks.is_first() or not isinstance(error, UsageError):
             tell(f"{_who()}error: {error}")
         else:  # every process finds the same; the launcher ends all when the first one ends

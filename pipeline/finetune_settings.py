@@ -18,13 +18,14 @@ from pipeline.settings import Settings
 from pipeline.student_settings import (
     EarlyStoppingSettings,
     InitSettings,
+    LaunchSettings,
     LoraSettings,
     Part,
     StudentSettings,
 )
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes a folder's name
-_OF_A_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "head_chunk", "train")
+_OF_A_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "head_chunk", "train", "launch")
 
 
 class FinetuneSettings(Settings):
@@ -43,6 +44,7 @@ class FinetuneSettings(Settings):
     early_stopping: EarlyStoppingSettings | None = None
     head_chunk: int = Field(default=512, ge=1)
     train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
+    launch: LaunchSettings | None = None  # of accelerate
 
     @property
     def folder(self) -> str:

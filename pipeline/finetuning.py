@@ -24,6 +24,7 @@ from pipeline.errors import StillhouseError, TeacherUnavailable
 from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.labelling.engine import label
 from pipeline.labelling.plan import make_plan
+from pipeline.launch import check_launch
 from pipeline.progress import Progress, silent
 from pipeline.ranks import first_process_first, is_first, processes
 from pipeline.student.folder import StudentFolder, place_of, read_card, student_folder
@@ -31,7 +32,7 @@ from pipeline.student_settings import StudentSettings
 from pipeline.teachers.base import open_teacher
 
 _NAMES = (  # settings of a student -> where they stand in a recipe whose teacher is fine-tuned
-    (r"\bstudent\.(?=(train|max_length|freeze|packing|lora|early_stopping|head_chunk)\b)", "teacher.finetune."),
+    (r"\bstudent\.(?=(train|max_length|freeze|packing|lora|early_stopping|head_chunk|launch)\b)", "teacher.finetune."),
     (r"\bstudent\.init\.config\b", "teacher.finetune.config"),
     (r"\bstudent\.init(\.model)?\b", "teacher.model"),
     (r"\bstudent\.trust_remote_code\b", "teacher.options.trust_remote_code"),
@@ -169,6 +170,7 @@ def check_finetuning(recipe: Recipe) -> None:
 
     with told_of_the_teacher():
         training_arguments(tuning.recipe, tuning.student, Path(tuning.recipe.students))
+        check_launch(tuning.recipe, tuning.student)
         check_start(tuning.recipe, tuning.student)
         refuse_packed_encoder_decoder(tuning.recipe, tuning.student)
         check_adapters(tuning.recipe, tuning.student)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.config import Recipe, TeacherSettings, encoding_of
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.errors import RecipeError, TeacherUnavailable
+from pipeline.errors import RecipeError, TeacherUnavailable, TrainingError, UsageError
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
 from pipeline.evaluation.metrics.base import open_metrics
 from pipeline.finetuning import (
@@ -30,12 +30,15 @@ from pipeline.finetuning import (
 )
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.estimate import Estimate, estimate_labelling
+from pipeline.launch import Tell, check_launch, launch
 from pipeline.live_teacher import check_live_teacher, open_live_teacher
 from pipeline.progress import Progress, silent
 from pipeline.prompt_checks import check_prompts
-from pipeline.student.folder import StudentCard, student_folder
+from pipeline.ranks import is_launched
+from pipeline.student.folder import StudentCard, StudentFolder, student_folder
 from pipeline.student_settings import StudentSettings
 from pipeline.teachers.base import Checks, Finding, Serves, find_kind, open_teacher
+from pipeline.terminal import errors
 
 _LOG = logging.getLogger(__name__)
 
@@ -120,6 +123,7 @@ def check_student(recipe: Recipe) -> None:
     open_metrics(recipe.evaluate.metrics)
     open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
     training_arguments(recipe, student, Path(recipe.students))
+    check_launch(recipe, student)
     check_finetuning(recipe)
     recipe = before_finetuning(recipe)
     if student.needs_live_teacher:
@@ -224,11 +228,19 @@ def student_of(recipe: Recipe) -> StudentSettings:
     return recipe.student
 
 
-def students_to_train(recipe: Recipe) -> list[StudentSettings]:
-    """The baselines that the report asks for, gold first, and the student."""
+def students_to_train(recipe: Recipe, only: str | None = None) -> list[StudentSettings]:
+    """The baselines that the report asks for, gold first, and the student; or the one of a mode alone.
+
+    Raises:
+        UsageError: none of them has this mode.
+    """
     student = student_of(recipe)
     baselines = [mode for mode in ("gold", "black-box") if mode in recipe.evaluate.baselines and mode != student.mode]
-    return [*(student.model_copy(update={"mode": mode, "quantize": None}) for mode in baselines), student]
+    students = [*(student.model_copy(update={"mode": mode, "quantize": None}) for mode in baselines), student]
+    chosen = [one for one in students if only in (None, one.mode)]
+    if not chosen:
+        raise UsageError(f"--only is {only!r}: the recipe's students are {', '.join(one.mode for one in students)}")
+    return chosen
 
 
 def dataset_of(recipe: Recipe, student: StudentSettings, progress: Progress = silent) -> Dataset:
@@ -242,8 +254,10 @@ def dataset_of(recipe: Recipe, student: StudentSettings, progress: Progress = si
     return gold_dataset(recipe, progress)
 
 
-def finetune_stage(recipe: Recipe, progress: Progress = silent) -> StudentResult | None:
+def finetune_stage(recipe: Recipe, progress: Progress = silent, tell: Tell | None = None) -> StudentResult | None:
     """Fine-tune the teacher, where the recipe says so and it is not there yet (torch is imported only if it is not).
+
+    `tell` is as of `distill_stage`.
 
     Raises:
         PromptError: a prompt has no reference.
@@ -257,6 +271,10 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent) -> StudentResult
     card = place.finished()
     if card is not None:
         return StudentResult(card, str(place.path), trained=False)
+    if _is_to_be_launched(tuning.student):
+        with told_of_the_teacher():
+            card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
+        return StudentResult(card, str(place.path), trained=True)
     from pipeline.student.train import distill
 
     with told_of_the_teacher():
@@ -275,19 +293,56 @@ def plan_stage(recipe: Recipe) -> tuple[Estimate, bool]:
 
 
 def distill_stage(
-    recipe: Recipe, student: StudentSettings, dataset: Dataset, progress: Progress = silent
+    recipe: Recipe, student: StudentSettings, dataset: Dataset, progress: Progress = silent, tell: Tell | None = None
 ) -> StudentResult:
-    """Train one student, where it is not there yet (torch is imported only if it is not)."""
+    """Train one student, where it is not there yet (torch is imported only if it is not).
+
+    Where `student.launch` is set, other processes do it. `tell` then gets every line of their log; without it `progress`
+    gets how far they are, and standard error the rest.
+
+    Raises:
+        RecipeError, DatasetRefused, TrainingError: as `distill` and `launch` do.
+    """
     place = student_folder(recipe, student, student.mode, dataset)
     card = place.finished()
     if card is not None:
         return StudentResult(card, str(place.path), trained=False)
     there = place.trained() is not None  # all of it but its quantised copy
+    if _is_to_be_launched(student) and not there:
+        theirs = recipe if student.mode == "gold" else of_version(recipe, dataset)
+        card = _launched(theirs, student, place, ["distill", "--only", student.mode], progress, tell)
+        return StudentResult(card, str(place.path), trained=True)
     from pipeline.student.train import distill
 
     teacher = partial(open_live_teacher, recipe) if student.needs_live_teacher else None
     card = distill(recipe, student, dataset, progress, open_teacher=teacher)
     return StudentResult(card, str(place.path), trained=not there)
+
+
+def _is_to_be_launched(student: StudentSettings) -> bool:
+    return student.launch is not None and not is_launched()
+
+
+def _launched(
+    recipe: Recipe,
+    student: StudentSettings,
+    place: StudentFolder,
+    command: Sequence[str],
+    progress: Progress,
+    tell: Tell | None,
+) -> StudentCard:
+    """The card of a student that other processes trained."""
+    if tell is not None:
+        launch(recipe, student, place.work, [*command, "--no-flow"], tell)
+    else:
+        print_line = partial(errors.print, markup=False)
+        launch(recipe, student, place.work, [*command, "--no-flow"], print_line, progress)
+    card = place.finished()
+    if card is None:
+        raise TrainingError(
+            f"student.launch: the processes ended well, and {place.path} is not there: do all see the same disk and files?"
+        )
+    return card
 
 
 def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> EvaluationResult:

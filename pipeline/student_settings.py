@@ -122,6 +122,14 @@ class EarlyStoppingSettings(Settings):
     min_delta: float = Field(default=0.0, ge=0)  # nats by which a better one is better
 
 
+class LaunchSettings(Settings):
+    """Have `accelerate launch` start the processes that train; what is named as there means the same."""
+
+    num_processes: int | None = Field(default=None, ge=1)  # None: the config file's, or one for each GPU
+    config_file: str | None = None  # as `accelerate config` writes it; None: its default one, where there is one
+    arguments: tuple[str | int, ...] = ()  # further ones, as on its command line
+
+
 class StudentSettings(Settings):
     """The model that learns, and how."""
 
@@ -138,6 +146,7 @@ class StudentSettings(Settings):
     quantize: Literal["int8"] | None = None  # a smaller copy beside the student
     trust_remote_code: bool = False  # let a model's own code run here; only for models you have read
     train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
+    launch: LaunchSettings | None = None  # None: it is trained in the process that reads this
 
     @model_validator(mode="after")
     def _freeze_or_adapters(self) -> StudentSettings:

@@ -106,7 +106,7 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         raise RecipeError(f"student.train is wrong: {error}") from None
     check_reporting(arguments.report_to)
-    check_sharding(arguments)
+    check_sharding(arguments, student.launch)
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # a process has one device: torchrun starts one for each
     return arguments

@@ -8,7 +8,8 @@
     .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
 
 The key hashes everything that shapes a student, so a finished one is recognised, and a checkpoint of other inputs is never
-resumed. `student.quantize` shapes no weight of it: the copy is made of a finished student, and can be added later.
+resumed. `student.quantize` shapes no weight of it: the copy is made of a finished student, and can be added later. Nor does
+`student.launch`: with as many rows a step, several processes give the student that one gives.
 Nothing here needs torch.
 """
 
@@ -172,7 +173,7 @@ def place_of(recipe: Recipe, student: StudentSettings, variant: Variant, rows: S
     if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
         shaping["start"] = start_files(recipe, student.init).content_sha256
     if variant != "untrained":
-        unused = {"quantize"} | ({"loss", "labels"} if variant != "white-box" else set())
+        unused = {"quantize", "launch"} | ({"loss", "labels"} if variant != "white-box" else set())
         settings = student.model_dump(exclude=unused)
         shaping |= {
             "student": settings | {"mode": variant},

@@ -14,10 +14,11 @@ from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, TrainingArguments
 
 from pipeline.errors import RecipeError
-from pipeline.ranks import processes
+from pipeline.ranks import is_launched, processes
+from pipeline.student_settings import LaunchSettings
 
 
-def check_sharding(arguments: TrainingArguments) -> None:
+def check_sharding(arguments: TrainingArguments, launch: LaunchSettings | None = None) -> None:
     """Refuse what cannot be sharded here, before anything is trained.
 
     Raises:
@@ -25,10 +26,11 @@ def check_sharding(arguments: TrainingArguments) -> None:
     """
     if not arguments.fsdp:
         return
-    if processes() == 1:
+    if processes() == 1 and (launch is None or launch.num_processes == 1 or is_launched()):
         raise RecipeError(
-            "student.train.fsdp shards the student over several processes, and this is one: start it with `torchrun "
-            "--nproc_per_node 2 -m pipeline distill RECIPE`, or take student.train.fsdp away"
+            "student.train.fsdp shards the student over several processes, and this is one: set student.launch to "
+            "{num_processes: 2}, start it with `torchrun --nproc_per_node 2 -m pipeline distill RECIPE`, or take "
+            "student.train.fsdp away"
         )
     if arguments.use_cpu and arguments.fsdp_plugin_args["fsdp_version"] != 2:
         raise RecipeError(
