@@ -13,6 +13,7 @@ from prefect.states import Completed
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
 from flows.watching import show_dataset, show_plan, watched
+from flows.work_pool import runner_of
 from pipeline.config import load_recipe
 from pipeline.errors import BudgetSpent, TeacherRefused, UsageError
 from pipeline.labelling.engine import LabelJob, LabelResult, job_in_turn
@@ -59,6 +60,7 @@ async def label_flow(recipe: RecipePath, overrides: Overrides = None) -> LabelRe
         try:
             await show_plan(job, loaded)
             async with watched(job, loaded):
+                await job.ask_elsewhere(runner_of(loaded.label.runner))
                 await job.run(lambda number: label_shard(job, number, job.describe(number)))
         finally:
             await job.close()

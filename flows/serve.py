@@ -26,7 +26,7 @@ async def served(entry: dict[str, Any]) -> RunnerDeployment:
         parameters=entry["parameters"],
         description=entry["description"],
         tags=entry["tags"],
-        concurrency_limit=ConcurrencyLimitConfig(**entry["concurrency_limit"]),
+        concurrency_limit=ConcurrencyLimitConfig(**limit) if (limit := entry["concurrency_limit"]) else None,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 

@@ -30,7 +30,7 @@ from pipeline.records import (
 
 # --------------------------------------------------------------------------------------------------------------- schemas
 
-_MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 _TOKEN = [pa.field("token", pa.string()), pa.field("logprob", pa.float32())]
 _TOKEN_LOGPROBS = pa.list_(pa.struct([*_TOKEN, pa.field("top", pa.list_(pa.struct(_TOKEN)))]))
 
@@ -38,8 +38,8 @@ _TEXT_FIELDS = [
     pa.field("id", pa.string()),
     pa.field("prompt_id", pa.string()),
     pa.field("sample", pa.int32()),
-    pa.field("prompt", _MESSAGES),
-    pa.field("completion", _MESSAGES),
+    pa.field("prompt", MESSAGES),
+    pa.field("completion", MESSAGES),
     pa.field("reasoning", pa.string()),
     pa.field("reference", pa.string()),
     pa.field("finish_reason", pa.string()),

@@ -20,7 +20,7 @@ from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.finetune_settings import NAME, FinetuneSettings
 from pipeline.records import EncodingName
 from pipeline.settings import Settings, explain
-from pipeline.storage.location import location
+from pipeline.storage.location import Location, location
 from pipeline.student_settings import StudentSettings
 
 
@@ -131,6 +131,16 @@ class LimitSettings(Settings):
     tokens_per_minute: int | None = Field(default=None, ge=1)
 
 
+class RunnerSettings(Settings):
+    """Who asks the teacher: this process, or others, on as many machines as there are (docs/scale.md)."""
+
+    kind: Literal["local", "work-pool", "ray"] = "local"
+    workers: int = Field(default=2, ge=1)  # parts that are labelled at once; limits are shared among so many
+    shards: int = Field(default=10, ge=1)  # a part
+    deployment: str = Field(default="label/part", pattern=r"^[^/]+/[^/]+$")  # of a work pool: what labels a part
+    address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, or the one of this machine
+
+
 class LabelSettings(Settings):
     """How prompts become completions."""
 
@@ -143,6 +153,7 @@ class LabelSettings(Settings):
     shard_size: int = Field(default=1000, ge=1)  # prompts a shard
     concurrency: int = Field(default=64, ge=1)  # requests in flight
     limits: LimitSettings = LimitSettings()
+    runner: RunnerSettings = RunnerSettings()
     patience: float = Field(default=300, gt=0)  # seconds that a server may be away or refuse everybody
     budget_usd: float | None = Field(default=None, gt=0)  # for this dataset, all its runs and versions together
     max_rejected: float = Field(default=0.05, ge=0, le=1)  # share of requests; above it the exit status is 3
@@ -151,6 +162,16 @@ class LabelSettings(Settings):
     def _one_reference_one_score(self) -> LabelSettings:
         if self.mode == "score" and self.samples != 1:
             raise ValueError(f"mode is 'score' and samples is {self.samples}: scoring draws nothing, set samples to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_can_be_shared(self) -> LabelSettings:
+        shares = 1 if self.runner.kind == "local" else self.runner.workers
+        for name, limit in self.limits:
+            if limit is not None and limit < shares:
+                raise ValueError(
+                    f"limits.{name} is {limit}, which {shares} workers cannot share: set runner.workers to {limit} or less"
+                )
         return self
 
 
@@ -276,7 +297,7 @@ class Recipe(Settings):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `a.b=value` overrides (the value is YAML).
 
-    The path is looked up in the working folder, then among the recipes that ship with Stillhouse.
+    The path is looked up in the working folder, then among the recipes that ship with Stillhouse; or it is a URL.
 
     Raises:
         RecipeError: the file cannot be read, a key or value is wrong, or two settings contradict each other.
@@ -310,12 +331,11 @@ def recipe_from(raw: Mapping[str, Any], origin: str) -> Recipe:
         raise RecipeError(f"the recipe {origin} is wrong:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def find_input(path: str) -> Path | None:
-    """A file that a recipe names: in the working folder, or else among what ships with Stillhouse."""
-    for candidate in (Path(path), shipped_folder() / path):
-        if candidate.is_file():
-            return candidate
-    return None
+def find_input(path: str) -> Location | None:
+    """A file that a recipe names: in the working folder, or else among what ships with Stillhouse; or behind a URL."""
+    if "://" in path:
+        return far if (far := location(path)).is_file() else None
+    return next((file for file in (Path(path), shipped_folder() / path) if file.is_file()), None)
 
 
 def shipped_folder() -> Path:

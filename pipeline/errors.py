@@ -9,6 +9,7 @@
      ├─ BudgetSpent               the next request could pass label.budget_usd; what was answered is kept
      ├─ StorageFailed             the disk is full or cannot be written; what was durable is kept
      ├─ PrefectUnavailable        no Prefect server is configured, it does not answer, or it refuses
+     ├─ WorkerLost                a worker or its machine is gone, again and again; what was answered is kept
      ├─ DatasetError
      │   ├─ DatasetMissing        no such dataset or version
      │   ├─ DatasetRefused        it is there, but does not fit: checksum, format version, tokenizer
@@ -23,6 +24,8 @@ traceback.
 """
 
 from __future__ import annotations
+
+import re
 
 
 class StillhouseError(Exception):
@@ -65,6 +68,10 @@ class PrefectUnavailable(StillhouseError):
     """No Prefect server is configured, it does not answer, or it refuses what it is given."""
 
 
+class WorkerLost(StillhouseError):
+    """What labelled a part of a dataset ended without a word; what it had answered is kept."""
+
+
 class DatasetError(StillhouseError):
     """Base of what can be wrong with a dataset on disk."""
 
@@ -99,3 +106,15 @@ class StudentMissing(StudentError):
 
 class TrainingError(StudentError):
     """The student cannot be built or trained as asked."""
+
+
+def error_told(text: str) -> StillhouseError | None:
+    """The error of this tree that a text tells of, as Python writes it ("BudgetSpent: ..."); None where it tells of none.
+
+    For what was raised in another process, of which only words came back.
+    """
+    for name, message in re.findall(r"\b(\w+): (.*)", text, re.DOTALL):
+        kind = globals().get(name)
+        if isinstance(kind, type) and issubclass(kind, StillhouseError):
+            return kind(message)
+    return None

@@ -21,6 +21,7 @@ from pipeline.config import PromptSettings, find_input
 from pipeline.errors import PromptError
 from pipeline.records import Message, Prompt, Role, Split
 from pipeline.settings import nearest
+from pipeline.storage.location import Location, readable
 
 Row = Mapping[str, Any]
 
@@ -55,9 +56,9 @@ def _rows(settings: PromptSettings) -> Iterator[Row]:
     source = settings.source
     suffix = Path(source).suffix
     if suffix not in {".jsonl", ".parquet"}:
-        if suffix or source.startswith((".", "/")) or source.count("/") > 1:
+        if suffix or "://" in source or source.startswith((".", "/")) or source.count("/") > 1:
             raise PromptError(
-                f"prompts.source is {source!r}: give a .jsonl file, a .parquet file, or a hub data set's id"
+                f"prompts.source is {source!r}: give a .jsonl or a .parquet file, here or at a URL, or a hub data set's id"
             )
         return _hub_rows(source, settings.split)
     file = find_input(source)
@@ -68,8 +69,9 @@ def _rows(settings: PromptSettings) -> Iterator[Row]:
     return _jsonl_rows(file, source) if suffix == ".jsonl" else _parquet_rows(file, source)
 
 
-def _jsonl_rows(file: Path, source: str) -> Iterator[Row]:
-    with file.open("rb") as stream:
+def _jsonl_rows(file: Location, source: str) -> Iterator[Row]:
+    opened = readable(file)
+    with opened.open("rb") if isinstance(opened, Path) else opened as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -86,12 +88,12 @@ def _jsonl_rows(file: Path, source: str) -> Iterator[Row]:
             yield row
 
 
-def _parquet_rows(file: Path, source: str) -> Iterator[Row]:
+def _parquet_rows(file: Location, source: str) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(readable(file)) as parquet:
             for batch in parquet.iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
     except pa.ArrowInvalid as error:

@@ -4,7 +4,8 @@
 
 The newest version is read first. Over a source that grows it has every earlier answer, and is the one parent; an older
 one is a parent where prompts have come back that the versions since did not have. Of a version that has nothing more to
-give, only the keys are read.
+give, only the keys are read. What the teacher rejected is asked again in a new version; of a part of this one it stays
+rejected (`take_part`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from pipeline.labelling.plan import LabelPlan
 
 _ROWS_AT_ONCE = 1000
 _KEYS = ("id", "prompt_id", "sample", "completion")  # what says whether a row is wanted
+
+
+def take_part(plan: LabelPlan, journal: Journal, part: Dataset) -> int:
+    """Put what a part of a plan was answered into its journal, rejections of the teacher too; return how many answers."""
+    return sum(_take_file(plan, journal, part, entry, rejections=True) for entry in part.manifest.files)
 
 
 def take_over(plan: LabelPlan, journal: Journal, earlier: Sequence[Dataset]) -> list[str]:
@@ -41,10 +47,12 @@ def _take_version(plan: LabelPlan, journal: Journal, version: Dataset) -> int:
     return sum(_take_file(plan, journal, version, entry) for entry in version.manifest.files)
 
 
-def _take_file(plan: LabelPlan, journal: Journal, version: Dataset, entry: FileEntry) -> int:
+def _take_file(
+    plan: LabelPlan, journal: Journal, version: Dataset, entry: FileEntry, *, rejections: bool = False
+) -> int:
     with version.open(entry) as parquet:
         keys = parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(_KEYS))
-        wanted = [one for batch in keys for one in _wanted(plan, batch)]
+        wanted = [one for batch in keys for one in _wanted(plan, batch, rejections=rejections)]
     if not any(wanted):
         return 0
     taken = begin = 0
@@ -55,9 +63,9 @@ def _take_file(plan: LabelPlan, journal: Journal, version: Dataset, entry: FileE
     return taken
 
 
-def _wanted(plan: LabelPlan, batch: pa.RecordBatch) -> list[bool]:
-    """Which rows are answers to requests of the plan that no newer version had; a rejection without one is asked again."""
+def _wanted(plan: LabelPlan, batch: pa.RecordBatch, *, rejections: bool) -> list[bool]:
+    """Which rows are answers to requests of the plan that were not seen before; of a rejection without one, as told."""
     completions = batch.column("completion").to_pylist()
     texts = [None if turns is None else "".join(turn["content"] for turn in turns) for turns in completions]
     ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))
-    return plan.claim(list(zip(ids, prompts, samples, texts, strict=True)))
+    return plan.claim(list(zip(ids, prompts, samples, texts, strict=True)), rejections=rejections)

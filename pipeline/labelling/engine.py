@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 
 import pipeline
-from pipeline.config import FilterSettings, Recipe, encoding_of
+from pipeline.config import FilterSettings, Recipe, encoding_of, load_recipe
 from pipeline.dataset.card import write_card
 from pipeline.dataset.files import ShardFiles, tally
 from pipeline.dataset.manifest import Manifest, version_label, write_manifest
@@ -34,7 +34,9 @@ from pipeline.labelling.budget import Budget, check_budget
 from pipeline.labelling.estimate import Estimate, ToSend, estimate_plan, still_to_send
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.metrics import Meter, Metrics
+from pipeline.labelling.parts import Parts, Runner
 from pipeline.labelling.plan import LabelPlan, Shard, ShardName, make_plan
+from pipeline.labelling.runners import open_runner
 from pipeline.labelling.sender import Sender, now
 from pipeline.labelling.sorting import SortedOut, Sorter
 from pipeline.progress import Progress, TellsMore, silent
@@ -71,9 +73,11 @@ class LabelResult:
 
 
 async def label(recipe: Recipe, progress: Progress = silent) -> LabelResult:
-    """The whole of labelling: every shard, then the manifest."""
+    """The whole of labelling: what others answer, every shard, then the manifest."""
+    runner = open_runner(recipe.label.runner)
     async with job_in_turn(recipe, progress) as job:
         try:
+            await job.ask_elsewhere(runner)
             await job.run(job.label_shard)
         finally:
             await job.close()
@@ -150,6 +154,7 @@ class LabelJob:
         self._sorted_out: SortedOut | None = None  # of the shard whose turn it is, until it is written
         self._turn = asyncio.Condition()
         self._parents: list[str] = []
+        self._parts = Parts(recipe, plan, journal, self._budget)
         self._finished = self._same_version()
         if self._finished is None:
             self._folder = self._start_version()
@@ -177,6 +182,11 @@ class LabelJob:
         to_send = ToSend(0, 0, 0) if self._finished else still_to_send(self._recipe, self._plan, self._journal)
         manifest = newest.manifest if newest else None
         return estimate_plan(self._recipe, self._plan, to_send, manifest, self._teacher.price, self._budget.spent_usd)
+
+    async def ask_elsewhere(self, runner: Runner | None) -> None:
+        """Have others answer what has no answer yet; without a runner, finish here what an earlier run has handed out."""
+        if self._finished is None and (runner or self._parts.left):
+            await self._parts.label(runner or _Here(), self._progress, only_left=runner is None)
 
     async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
         """Call `label_one` with every shard's number, some at a time; the first failure stops all.
@@ -255,7 +265,8 @@ class LabelJob:
         write_manifest(self._folder, manifest)
         self._journal.note(_ADOPTED, "")  # what it forgets now must be taken over again, should this version be deleted
         self._journal.forget(self._plan.ids(), self._plan.requests)
-        return LabelResult(Dataset(self._folder, manifest), self._sender.sent, self._plan.requests - self._sender.sent)
+        sent = self._sender.sent + self._parts.answered
+        return LabelResult(Dataset(self._folder, manifest), sent, self._plan.requests - sent)
 
     async def close(self) -> None:
         """Let the teacher go; what it holds (a model's memory, a connection) is free afterwards."""
@@ -333,6 +344,13 @@ class LabelJob:
         alike = [version for version in earlier if encoding_of(version.manifest.soft) == self._soft]
         self._parents = take_over(self._plan, self._journal, alike)
         self._journal.note(_ADOPTED, " ".join([self._plan.sha256, *self._parents]))
+
+
+class _Here:
+    """Labels parts in this process."""
+
+    async def label(self, recipe: str, name: str) -> None:
+        await label(load_recipe(recipe))
 
 
 @contextmanager

@@ -46,6 +46,8 @@ _SELECT_AT_ONCE = 500  # SQLite's bound on variables in one statement is far abo
 _BATCHES_AT_ONCE = 8  # held in memory while their rows are picked
 _ADOPT_TOGETHER = 100  # rows a batch: prompts in another order than before find theirs in many batches
 
+_LEASE = "lent to "  # a part: the note of what it may spend
+
 Kind = Literal["completion", "rejection"]
 
 
@@ -156,6 +158,18 @@ class Journal:
         with self._storage(), self._writing, self._writer:
             self._writer.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
+    def lend(self, part: str, usd: float) -> None:
+        """Note what a part of the work may spend in all, elsewhere: it counts as spent until it is repaid."""
+        self.note(f"{_LEASE}{part}", str(usd))
+
+    def repay(self, part: str, spent_usd: float) -> bool:
+        """A part is done, and has spent so much; False where nothing is lent to it (any longer), and nothing changes."""
+        with self._storage(), self._writing, self._writer:
+            lent = self._writer.execute("DELETE FROM notes WHERE name = ?", (f"{_LEASE}{part}",)).rowcount > 0
+            if lent:
+                self._spend(spent_usd)
+        return lent
+
     # -------------------------------------------------------------------------------------------------------- reading
 
     def answered(self, ids: Sequence[str]) -> set[str]:
@@ -191,6 +205,13 @@ class Journal:
     def spent(self) -> float:
         """Dollars that were paid for this dataset, by all its runs."""
         return float(self.noted("spent_usd") or 0.0)
+
+    def lent(self) -> dict[str, float]:
+        """What is lent to each part that is not repaid yet."""
+        query = "SELECT name, value FROM notes WHERE name LIKE ?"
+        with self._storage(), self._lock:
+            rows = self._reader.execute(query, (f"{_LEASE}%",)).fetchall()
+        return {name.removeprefix(_LEASE): float(usd) for name, usd in rows}
 
     # -------------------------------------------------------------------------------------------------------- within
 
@@ -321,9 +342,10 @@ class JournalView:
             self._connection = None
 
     def spent(self) -> float:
-        """Dollars that were paid for this dataset, reservations of a run at work included."""
+        """Dollars that were paid for this dataset; what a run at work has reserved or lent is included."""
         noted = self._one("SELECT value FROM notes WHERE name = 'spent_usd'")
-        return float(noted or 0.0) + float(self._one("SELECT sum(usd) FROM reserved") or 0.0)
+        lent = self._one(f"SELECT sum(value) FROM notes WHERE name LIKE '{_LEASE}%'")
+        return sum(float(usd or 0.0) for usd in (noted, lent, self._one("SELECT sum(usd) FROM reserved")))
 
     def ids(self) -> Iterator[str]:
         """Every request that has an answer."""

@@ -15,7 +15,7 @@ import hashlib
 import math
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -116,7 +116,7 @@ class LabelPlan:
         )
         self._counts[split] += 1
         self.prompts += 1
-        first = next(self._requests(prompt))
+        first = next(self.requests_of(prompt))
         self.worst_prompt_tokens += most_prompt_tokens(first) * self._label.samples
         self.likely_prompt_tokens += likely_prompt_tokens(first) * self._label.samples
 
@@ -162,7 +162,7 @@ class LabelPlan:
         query = f"SELECT body FROM {name.split} WHERE position >= ? AND position < ? ORDER BY position"
         with self._lock:
             rows = self._store.execute(query, (first, first + self._label.shard_size)).fetchall()
-        requests = tuple(request for (body,) in rows for request in self._requests(_prompt(body)))
+        requests = tuple(request for (body,) in rows for request in self.requests_of(_prompt(body)))
         return Shard(name.number, name.split, name.index, name.of, requests)
 
     def ids(self) -> Iterator[str]:
@@ -170,10 +170,15 @@ class LabelPlan:
         for number in range(self.shards):
             yield from self.shard(number).ids
 
-    def claim(self, rows: Sequence[tuple[str, str, int, str | None]]) -> list[bool]:
+    def has(self, prompts: Iterable[str]) -> bool:
+        """Whether one of these prompts, by id, is in it."""
+        query = "SELECT 1 FROM ids WHERE id = ?"
+        return any(self._store.execute(query, (bytes.fromhex(id_),)).fetchone() for id_ in prompts)
+
+    def claim(self, rows: Sequence[tuple[str, str, int, str | None]], *, rejections: bool = False) -> list[bool]:
         """Which rows, each as (key, prompt id, sample, text), are the first answers seen to requests of this plan.
 
-        A row without a text is no answer. What is claimed once is not claimed again.
+        A row without a text is no answer, unless `rejections` count. What is claimed once is not claimed again.
         """
         known: set[bytes] = set()
         prompts = list({bytes.fromhex(prompt) for _, prompt, _, _ in rows})
@@ -183,7 +188,7 @@ class LabelPlan:
             known |= {id_ for (id_,) in self._store.execute(f"SELECT id FROM ids WHERE id IN ({marks})", part)}
         forced = self._label.mode == "score"
         return [
-            text is not None
+            (rejections or text is not None)
             and sample < self._label.samples
             and bytes.fromhex(prompt) in known
             and key == self.terms.key(prompt, sample, text if forced else None)
@@ -191,7 +196,8 @@ class LabelPlan:
             for key, prompt, sample, text in rows
         ]
 
-    def _requests(self, prompt: Prompt) -> Iterator[Request]:
+    def requests_of(self, prompt: Prompt) -> Iterator[Request]:
+        """One for each sample."""
         forced = prompt.reference if self._label.mode == "score" else None
         for sample in range(self._label.samples):
             yield Request(prompt, sample, self.terms, forced)

@@ -1,0 +1,64 @@
+"""Parts of a labelling job as tasks of a Ray cluster: `label.runner: {kind: ray}`.
+
+Each part is one task of one core, which labels an ordinary recipe in a process of Ray's. Ray starts it again where its
+process or its machine is lost; what it had answered is in the part's journal. Every machine of the cluster needs Stillhouse
+installed, the keys in its environment, and `dataset.root` under the same path or URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunnerSettings, load_recipe
+from pipeline.errors import RecipeError, StillhouseError, WorkerLost
+
+_TRIES = 3  # of Ray's own, at a task whose process or machine is lost
+
+
+class RayCluster:
+    """A connection to the cluster, kept until this process ends."""
+
+    def __init__(self, settings: RunnerSettings) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise RecipeError("label.runner.kind is 'ray': run `pip install 'stillhouse[ray]'`") from None
+        if not ray.is_initialized():
+            try:
+                ray.init(address=settings.address, configure_logging=False, log_to_driver=False)
+            except (ConnectionError, ValueError) as error:
+                raise WorkerLost(
+                    f"label.runner.address is {settings.address!r}, where no Ray cluster answers ({error}): start one with "
+                    "`ray start --head`, or leave the address out"
+                ) from None
+        self._ray: Any = ray
+        self._task: Any = ray.remote(max_retries=_TRIES, num_cpus=1)(_label)
+
+    async def label(self, recipe: str, name: str) -> None:
+        """As `Runner.label`."""
+        running = self._task.options(name=name).remote(recipe, str(Path.cwd()))
+        try:
+            refused = await running
+        except asyncio.CancelledError:
+            self._ray.cancel(running)
+            raise
+        except self._ray.exceptions.RayError as error:
+            raise WorkerLost(f"Ray lost {name}: {str(error).splitlines()[0]}") from None
+        if refused is not None:
+            raise refused
+
+
+def _label(recipe: str, folder: str) -> StillhouseError | None:
+    """In a process of Ray's: label, and hand back what stopped it (what is raised here comes back wrapped)."""
+    from pipeline.labelling.engine import label
+
+    os.chdir(folder)
+    try:
+        asyncio.run(label(load_recipe(recipe)))
+    except StillhouseError as error:
+        return error
+    return None
