@@ -113,8 +113,8 @@ def error_told(text: str) -> StillhouseError | None:
 
     For what was raised in another process, of which only words came back.
     """
-    for name, message in re.findall(r"\b(\w+): (.*)", text, re.DOTALL):
-        kind = globals().get(name)
+    for found in re.finditer(r"\b(\w+): ", text):
+        kind = globals().get(found[1])
         if isinstance(kind, type) and issubclass(kind, StillhouseError):
-            return kind(message)
+            return kind(text[found.end() :])
     return None

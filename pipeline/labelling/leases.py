@@ -6,6 +6,7 @@
 
 The budget: what is lent counts as spent, so nothing is ever sent that is not covered, whoever is killed meanwhile. A part
 gets the most that it can cost, or its share of what is left; one that has spent its lease waits until another is repaid.
+At the end of a budget a worker may be left with less than one request's worst case, which nobody else can spend.
 
 The rate limits: each worker gets an equal share of them, and no more parts than workers are ever out. A share that a slow
 worker leaves unused is lost: that is the price of never exceeding a limit.
@@ -43,16 +44,21 @@ class Leases:
             update={"budget_usd": budget, "limits": limits, "runner": RunnerSettings(), "max_rejected": 1.0}
         )
 
-    async def lend(self, part: str, worst_usd: float) -> None:
-        """Let a part spend so much more, or its share of what is left; `returned` must follow.
+    async def lend(self, part: str, worst_usd: float, *, more: bool = False) -> None:
+        """Let a part spend so much, or its share of what is left, beside what it has; `returned` must follow.
+
+        Args:
+            part: its name.
+            worst_usd: the most that it can cost.
+            more: whether it has spent its lease. Else a lease that it has is left as it is.
 
         Raises:
             BudgetSpent: nothing is left, and nobody is at work who could leave something.
         """
-        usd = worst_usd
-        if self._label.budget_usd is not None:
-            left = await self._left(self._label.budget_usd, had_one=part in self._lent)
-            usd = min(worst_usd, left / (self._label.runner.workers - self._out))
+        usd = worst_usd if more or part not in self._lent else 0.0
+        if usd and self._label.budget_usd is not None:
+            left = await self._left(self._label.budget_usd, patient=more)
+            usd = min(usd, left / (self._label.runner.workers - self._out))
         self._out += 1
         self._lent[part] = self._lent.get(part, 0.0) + usd
         self._journal.lend(part, self._lent[part])
@@ -69,17 +75,17 @@ class Leases:
             self._budget.count(spent_usd - self._lent.pop(part))
             self._repaid.set()
 
-    async def _left(self, limit: float, *, had_one: bool) -> float:
-        """What can be lent: to a part that has spent a lease, not before another has returned its own."""
-        while (left := limit - self._budget.spent_usd) <= _DUST or had_one:
+    async def _left(self, limit: float, *, patient: bool) -> float:
+        """What can be lent; who is patient first lets another bring back what it has not spent."""
+        while (left := limit - self._budget.spent_usd) <= _DUST or patient:
             if not self._out:
                 if left > _DUST:
                     break
                 raise BudgetSpent(
-                    f"label.budget_usd is {limit:g}: all of it is spent, or set aside for parts that are not done. What was "
-                    "answered is kept; raise the budget (--set label.budget_usd=...) to go on."
+                    f"label.budget_usd is {limit:g}: all of it is spent, or set aside for parts that are not done. What "
+                    "was answered is kept; raise the budget (--set label.budget_usd=...) to go on."
                 )
             self._repaid.clear()
             await self._repaid.wait()
-            had_one = False
+            patient = False
         return left

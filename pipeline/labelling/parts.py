@@ -4,8 +4,9 @@
     await parts.label(runner, progress)      # afterwards the journal has every answer, as if this process had asked
 
 A part is some shards' prompts, in a folder <dataset>/parts/<name>/: `prompts.parquet`, a `recipe.yaml`, and the dataset
-that an ordinary run of that recipe makes beside them. So whatever holds for a dataset holds for a part: one writer, a journal,
-the way back after a kill, its budget. When it is done, its answers go into the journal of the whole, and its folder goes.
+that an ordinary run of that recipe makes beside them. So whatever holds for a dataset holds for a part: one writer, a
+journal, the way back after a kill, a budget. When it is done, its answers go into the journal of the whole, and its folder
+goes.
 
     <dataset>/parts/3f1c…/prompts.parquet, recipe.yaml, v001/
     runner.label(recipe.yaml)  ->  done | BudgetSpent: more is lent | WorkerLost: it is handed out again
@@ -177,9 +178,9 @@ class Parts:
 
     async def _label(self, part: Part, runner: Runner, begun: bool) -> None:
         """Hand a part out until it is done."""
-        lost = 0
+        lost, more = 0, False
         while not versions(part.folder):
-            await self._leases.lend(part.name, part.worst_usd)
+            await self._leases.lend(part.name, part.worst_usd, more=more)
             try:
                 if begun:
                     await _nobody_at_work(part)
@@ -189,9 +190,10 @@ class Parts:
                 await runner.label(part.recipe, f"{self._recipe.dataset.name} {part.name}")
                 self._check_shared(part)
             except BudgetSpent:
+                more = True
                 _LOG.info("part %s has spent its lease: it gets another", part.name)
             except WorkerLost as error:
-                lost += 1
+                lost, more = lost + 1, False
                 if lost == _TRIES:
                     raise
                 _LOG.warning("%s: part %s is handed out again", error, part.name)

@@ -1,31 +1,29 @@
 """A job in parts that others label: the same dataset as one process makes, and bounds that hold for all together."""
 
 import asyncio
-import json
-from collections.abc import Callable
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import PriceSettings, Recipe, load_recipe, recipe_from
-from pipeline.dataset.store import dataset_folder, open_dataset
-from pipeline.errors import BudgetSpent, RecipeError, WorkerLost, error_told
-from pipeline.labelling import engine
+from pipeline.config import DatasetSettings, Recipe, load_recipe, recipe_from
+from pipeline.dataset.store import dataset_folder, journal_folder, open_dataset
+from pipeline.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRefused, WorkerLost, error_told
 from pipeline.labelling.begin import held_dataset
-from pipeline.labelling.engine import LabelResult, job_in_turn, label
+from pipeline.labelling.engine import LabelResult, job_in_turn, label, open_job
 from pipeline.labelling.journal import JournalView
 from tests.conftest import WORDS, MakeRecipe
-from tests.stand_in import PROMPT_TOKENS, running_stand_in
+from tests.stand_in import running_stand_in
 
 
 class InThisProcess:
     """Labels parts as a worker does, and tells what it was given."""
 
-    def __init__(self, workers: int = 2) -> None:
+    def __init__(self) -> None:
         self.recipes: list[Recipe] = []
         self.at_once = self.most_at_once = 0
-        self._workers = workers
 
     async def label(self, recipe: str, name: str) -> None:
         loaded = load_recipe(recipe)
@@ -89,3 +87,204 @@ def test_parts_make_the_dataset_that_one_process_makes(
     assert not result.dataset.problems()
     assert not (dataset_folder(together.dataset) / "parts").exists()
     assert in_parts(together, runner).fresh is False
+
+
+def test_a_prompt_that_the_teacher_rejects_in_a_part_is_rejected_and_not_asked_again(api_recipe: MakeRecipe) -> None:
+    prompts = ["Name a colour.", "!400policy* Name another.", "Name a third."]
+    with running_stand_in() as server:
+        recipe = split_up(api_recipe(server.base_url, prompts, shard_size=1, max_rejected=1.0))
+        result = in_parts(recipe, InThisProcess())
+        assert server.stats.seen["!400policy* Name another."] == 1
+    assert result.dataset.manifest.rejected == {"policy": 1}
+    assert sum(result.dataset.manifest.rows.values()) == 2
+
+
+def test_the_rate_limits_are_shared_among_the_workers(api_recipe: MakeRecipe) -> None:
+    with running_stand_in() as server:
+        limits = {"requests_per_minute": 601, "tokens_per_minute": None}
+        recipe = split_up(api_recipe(server.base_url, WORDS, shard_size=2, limits=limits), workers=3)
+        runner = InThisProcess()
+        in_parts(recipe, runner)
+    assert runner.most_at_once == 3
+    assert {one.label.limits.requests_per_minute for one in runner.recipes} == {200}
+    with pytest.raises(RecipeError, match=r"limits.requests_per_minute is 2, which 3 workers cannot share"):
+        split_up(api_recipe("http://127.0.0.1:1", WORDS, limits={"requests_per_minute": 2}), workers=3)
+
+
+# ------------------------------------------------------------------------------------------------------------ the budget
+
+PRICE = {"input_usd_per_million": 0.0, "output_usd_per_million": 100_000.0}  # a dollar an answer, by its usage
+WORST = 1.6  # by `max_tokens`
+
+
+def priced(api_recipe: MakeRecipe, base_url: str, prompts: int, budget: float, **label: Any) -> Recipe:
+    words = [f"Name {word}." for word in WORDS[:prompts]]
+    sampling = {"temperature": 0.0, "max_tokens": 16}
+    given = {"budget_usd": budget, "sampling": sampling, "shard_size": 1, **label}
+    return split_up(api_recipe(base_url, words, price=PRICE, **given), shards=2)
+
+
+def test_a_budget_that_covers_the_worst_case_is_lent_in_parts_and_what_is_not_spent_comes_back(
+    api_recipe: MakeRecipe,
+) -> None:
+    with running_stand_in() as server:
+        recipe = priced(api_recipe, server.base_url, 8, budget=20.0)
+        runner = InThisProcess()
+        result = in_parts(recipe, runner)
+        assert server.stats.billed_answers == 8
+    assert [one.label.budget_usd for one in runner.recipes] == [pytest.approx(2 * WORST)] * 4
+    assert result.dataset.manifest.totals.spent_usd == pytest.approx(8.0)
+
+
+def test_parts_share_a_small_budget_and_get_more_when_others_bring_something_back(api_recipe: MakeRecipe) -> None:
+    with running_stand_in() as server:
+        recipe = priced(api_recipe, server.base_url, 6, budget=6.7)
+        runner = InThisProcess()
+        in_parts(recipe, runner)
+        assert server.stats.billed_answers == 6
+    assert len(runner.recipes) > 3  # some part was lent to twice
+
+
+def test_all_together_never_pass_the_budget_and_a_larger_one_goes_on_where_they_stopped(api_recipe: MakeRecipe) -> None:
+    with running_stand_in() as server:
+        with pytest.raises(BudgetSpent, match=r"label.budget_usd is 5: .*raise the budget"):
+            in_parts(priced(api_recipe, server.base_url, 12, budget=5.0), InThisProcess())
+        assert 2 <= server.stats.billed_answers <= 5
+        with journal_of(priced(api_recipe, server.base_url, 12, budget=5.0)) as view:
+            assert view.spent() <= 5.0
+        larger = priced(api_recipe, server.base_url, 12, budget=14.0)
+        result = in_parts(larger, InThisProcess())
+        assert server.stats.billed_answers == 12
+        assert max(server.stats.billed.values()) == 1
+    assert result.dataset.manifest.totals.spent_usd == pytest.approx(12.0)
+
+
+def test_a_lease_counts_as_spent_until_its_part_is_done(api_recipe: MakeRecipe) -> None:
+    with running_stand_in() as server:
+        recipe = priced(api_recipe, server.base_url, 2, budget=10.0)
+        with pytest.raises(WorkerLost):
+            in_parts(recipe, Lost(times=3))
+        with journal_of(recipe) as view:
+            assert view.spent() == pytest.approx(2 * WORST)
+        result = in_parts(recipe, InThisProcess())
+    assert result.dataset.manifest.totals.spent_usd == pytest.approx(2.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- what is lost
+
+
+class Lost(InThisProcess):
+    """Workers that are gone in the middle of a part, the first `times` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._times = times
+
+    async def work(self, recipe: Recipe) -> None:
+        if self._times:
+            self._times -= 1
+            raise WorkerLost("the worker is gone")
+        await super().work(recipe)
+
+
+def journal_of(recipe: Recipe) -> Any:
+    return closing(JournalView(journal_folder(recipe.dataset)))
+
+
+def test_a_part_whose_worker_is_lost_is_handed_out_again_and_at_last_given_up(scripted_recipe: MakeRecipe) -> None:
+    recipe = split_up(scripted_recipe())
+    assert in_parts(recipe, Lost(times=2)).sent == len(WORDS)
+    changed = split_up(scripted_recipe(label={"shard_size": 4, "sampling": {"temperature": 0.1}}))
+    with pytest.raises(WorkerLost, match="the worker is gone"):
+        in_parts(changed, Lost(times=9))
+
+
+class StopsAfter(InThisProcess):
+    """Labels the first parts, and half of the next: what a kill of everything leaves."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self._parts = parts
+
+    async def work(self, recipe: Recipe) -> None:
+        if not self._parts:
+            with open_job(recipe) as job:
+                await job.label_shard(0)
+                await job.close()
+            raise StorageFailed("everything is killed")
+        self._parts -= 1
+        await super().work(recipe)
+
+
+@pytest.mark.parametrize("goes_on", ["elsewhere", "here"])
+def test_what_an_earlier_run_handed_out_is_finished_and_nothing_is_asked_twice(
+    api_recipe: MakeRecipe, goes_on: str
+) -> None:
+    with running_stand_in() as server:
+        recipe = split_up(api_recipe(server.base_url, WORDS, shard_size=2), workers=1, shards=3)
+        with pytest.raises(StorageFailed):
+            in_parts(recipe, StopsAfter(1))
+        assert 6 < server.stats.billed_answers < len(WORDS)
+        runner = InThisProcess()
+        result = in_parts(recipe, runner if goes_on == "elsewhere" else None)
+        assert server.stats.billed == Counter(WORDS)
+    assert len(runner.recipes) == (1 if goes_on == "elsewhere" else 0)
+    assert result.sent + result.reused == len(WORDS)
+    assert not (dataset_folder(recipe.dataset) / "parts").exists()
+
+
+def test_a_part_is_not_handed_out_while_its_old_worker_is_still_at_work(scripted_recipe: MakeRecipe) -> None:
+    recipe = split_up(scripted_recipe(), workers=1, shards=9)
+    with pytest.raises(StorageFailed):
+        in_parts(recipe, StopsAfter(0))
+    (part,) = (dataset_folder(recipe.dataset) / "parts").iterdir()
+    zombie = DatasetSettings(root=str(part.parent), name=part.name)
+    runner = InThisProcess()
+
+    async def both() -> None:
+        with held_dataset(zombie):
+            going = asyncio.create_task(asyncio.to_thread(in_parts, recipe, runner))
+            await asyncio.sleep(1.5)
+            assert not runner.recipes
+        await going
+
+    asyncio.run(both())
+    assert len(runner.recipes) == 1
+
+
+def test_a_root_that_the_workers_do_not_share_is_told_of(scripted_recipe: MakeRecipe) -> None:
+    class Elsewhere(InThisProcess):
+        async def work(self, recipe: Recipe) -> None:
+            return
+
+    with pytest.raises(RecipeError, match=r"dataset.root is .*not\s+seen here: give a folder that all workers share"):
+        in_parts(split_up(scripted_recipe()), Elsewhere())
+
+
+def test_a_failure_in_a_part_is_the_failure_of_the_job_and_stops_the_others(api_recipe: MakeRecipe) -> None:
+    with running_stand_in() as server:
+        recipe = split_up(api_recipe(server.base_url, ["!401* Say hello.", *WORDS], shard_size=1))
+        with pytest.raises(TeacherRefused):
+            in_parts(recipe, InThisProcess())
+
+
+# ----------------------------------------------------------------------------------------------------- settings and words
+
+
+def test_a_work_pool_needs_a_server(scripted_recipe: MakeRecipe) -> None:
+    with pytest.raises(RecipeError, match="label.runner.kind is 'work-pool', and no Prefect server is configured"):
+        asyncio.run(label(split_up(scripted_recipe(), kind="work-pool")))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("Flow run encountered an exception: BudgetSpent: label.budget_usd is 5", BudgetSpent, "label.budget_usd is 5"),
+        ("TeacherRefused: 401: a wrong key", TeacherRefused, "401: a wrong key"),
+        ("ValueError: BudgetSpent", None, None),
+        ("the run was cancelled", None, None),
+    ],
+)
+def test_an_error_comes_back_out_of_its_words(text: str, error: type[Exception] | None, message: str | None) -> None:
+    told = error_told(text)
+    assert (type(told), str(told)) == (error, message) if error else told is None
