@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
+from flows.watching import show_models
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import UsageError
@@ -52,17 +52,5 @@ def distill_flow(recipe: RecipePath, overrides: Overrides = None) -> list[Studen
     ]
     for result in results:
         get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "was there already")
-    create_table_artifact(
-        key="students",
-        description=f"Students of {loaded.name}, from dataset {datasets[-1].manifest.label}",
-        table=[
-            {
-                "student": r.card.variant,
-                "parameters": r.card.parameters,
-                "steps": r.card.steps,
-                "seconds": r.card.seconds,
-            }
-            for r in results
-        ],
-    )
+    show_models("students", f"Students of {loaded.name}, from dataset {datasets[-1].manifest.label}", results, loaded)
     return results

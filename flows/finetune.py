@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
 from flows.distill import another_try_may_help
+from flows.watching import show_models
 from pipeline.config import Recipe, load_recipe
 from pipeline.stages import StudentResult, check_finetune, finetune_stage
 
@@ -34,16 +34,6 @@ def finetune_flow(recipe: RecipePath, overrides: Overrides = None) -> StudentRes
     if result is not None:
         card = result.card
         get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "was there already")
-        create_table_artifact(
-            key="teacher",
-            description=f"Fine-tuned teacher of {loaded.name}, from dataset {card.dataset}",
-            table=[
-                {
-                    "teacher": result.folder,
-                    "parameters": card.parameters,
-                    "steps": card.steps,
-                    "seconds": card.seconds,
-                }
-            ],
-        )
+        about = f"Fine-tuned teacher of {loaded.name}, from dataset {card.dataset}"
+        show_models("teacher", about, [result], loaded)
     return result

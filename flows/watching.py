@@ -4,6 +4,8 @@
     labelling-quickstart    while it runs: how far it is, how fast, for how many dollars, how long it will still take
     labels-quickstart       the rows that it made, and those rejected
     card-quickstart         the dataset's card
+    teacher-quickstart      the fine-tuned teacher, where the recipe has one
+    students-quickstart     what was trained, and where it lies
     report-quickstart       the report, with the place of its page
 
 They are for people to look at, and nothing rests on them: where the server cannot be reached, the run goes on without.
@@ -36,6 +38,7 @@ from pipeline.evaluation.evaluate import EvaluationResult
 from pipeline.evaluation.report import markdown
 from pipeline.labelling.engine import LabelJob, LabelResult
 from pipeline.labelling.metrics import Metrics, dollars, duration
+from pipeline.stages import StudentResult
 from pipeline.terminal import estimate_lines
 
 EVERY = 10.0  # seconds between two looks at a run
@@ -136,7 +139,26 @@ async def show_dataset(result: LabelResult, recipe: Recipe) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ evaluation
+# ----------------------------------------------------------------------------------------------- training and evaluation
+
+
+def show_models(what: str, description: str, models: Sequence[StudentResult], recipe: Recipe) -> None:
+    """What was trained, now or before; `what` begins the key."""
+    lines = [
+        [
+            model.card.variant,
+            f"{model.card.parameters:,}",
+            f"{model.card.steps:,}",
+            duration(model.card.seconds),
+            f"`{model.folder}`",
+        ]
+        for model in models
+    ]
+    table = _table(["student", "parameters", "steps", "trained for", "folder"], lines)
+    try:
+        create_markdown_artifact(table, artifact_key(what, recipe), description)
+    except _TROUBLE as error:
+        _tell(error)
 
 
 def show_report(result: EvaluationResult, recipe: Recipe) -> None:

@@ -93,7 +93,10 @@ def test_the_run_flow_goes_the_whole_way_and_again_does_nothing(
     assert [student.trained for student in first.students] == [True, True]
     assert first.evaluation.fresh
     assert asyncio.run(task_names("distill")) == ["train black-box student", "train white-box student"]
-    assert "white-box student" in str(asyncio.run(artifact("report-test")))
+    students, report = asyncio.run(artifact("students-test")), asyncio.run(artifact("report-test"))
+    assert "students/test/white-box" in students
+    assert "white-box student" in report
+    assert f"({first.evaluation.files.html.resolve().as_uri()})" in report
     again = run_flow(recipe)
     assert again.labelled.sent == 0
     assert [student.trained for student in again.students] == [False, False]
@@ -122,7 +125,7 @@ def test_the_run_flow_fine_tunes_the_teacher_first(
     assert result.finetuned.trained
     assert [student.card.variant for student in result.students] == ["gold"]
     assert asyncio.run(task_names("finetune")) == ["fine-tune teacher"]
-    assert "teachers/test/gold" in str(asyncio.run(artifact("teacher")))
+    assert "teachers/test/gold" in str(asyncio.run(artifact("teacher-test")))
     again = finetune_flow(file)
     assert again is not None
     assert not again.trained
