@@ -38,6 +38,7 @@ from pipeline.evaluation.evaluate import EvaluationResult
 from pipeline.evaluation.report import markdown
 from pipeline.labelling.engine import LabelJob, LabelResult
 from pipeline.labelling.metrics import Metrics, dollars, duration
+from pipeline.labelling.parts import FOLDER as PARTS
 from pipeline.stages import StudentResult
 from pipeline.terminal import estimate_lines
 
@@ -50,12 +51,14 @@ _PATIENCE = 10.0  # seconds for the server to take an artifact
 def artifact_key(what: str, recipe: Recipe) -> str:
     """The key of one of a recipe's artifacts: lower-case letters, numbers and dashes, as Prefect wants them.
 
-    A name that has anything else gets some of its hash, so that no two recipes share a key.
+    A name that has anything else gets some of its hash, so that no two recipes share a key. What a worker labels of a whole
+    (pipeline/labelling/parts.py) has its recipe's name and keys of its own: `part-labels-quickstart`.
     """
     name = re.sub(r"[^a-z0-9]+", "-", recipe.name.lower()).strip("-")
     if name != recipe.name:
         name += f"-{hashlib.sha256(recipe.name.encode()).hexdigest()[:6]}"
-    return f"{what}-{name}"
+    is_part = recipe.dataset.root.rstrip("/").rpartition("/")[2] == PARTS
+    return f"part-{what}-{name}" if is_part else f"{what}-{name}"
 
 
 # ------------------------------------------------------------------------------------------------------------- labelling

@@ -50,6 +50,8 @@ def test_every_recipe_has_keys_of_its_own_that_prefect_takes(scripted_recipe: Ma
     keys = [artifact_key("labels", scripted_recipe(name=name)) for name in names]
     assert len(set(keys)) == len(names)
     assert keys[0] == "labels-a-b"
+    part = scripted_recipe(name="a-b", dataset={"root": "labels/a-b/parts", "name": "3f1c"})
+    assert artifact_key("labels", part) == "part-labels-a-b"
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", key) for key in keys)
 
 
