@@ -72,7 +72,7 @@ class Job:
         run = self.api.post(f"/deployments/{nightly}/create_flow_run", json=body).raise_for_status()
         return str(run.json()["id"])
 
-    def wait_for(self, run: str, seconds: float = 150) -> dict[str, Any]:
+    def wait_for(self, run: str, seconds: float = 240) -> dict[str, Any]:
         """The run, once it has ended."""
         until = time.monotonic() + seconds
         while True:
@@ -125,7 +125,7 @@ def job(composed_server: ComposedServer, tmp_path_factory: pytest.TempPathFactor
 
 
 def wait_for_answers(teacher: RunningStandIn, count: int, job: Job) -> None:
-    until = time.monotonic() + 90
+    until = time.monotonic() + 180
     while teacher.stats.billed_answers < count:
         assert time.monotonic() < until, job.logs()
         time.sleep(0.05)
