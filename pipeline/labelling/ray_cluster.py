@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ class RayCluster:
             raise RecipeError("label.runner.kind is 'ray': run `pip install 'stillhouse[ray]'`") from None
         if not ray.is_initialized():
             try:
+                _reach(settings.address)
                 ray.init(address=settings.address, configure_logging=False, log_to_driver=False)
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise WorkerLost(
                     f"label.runner.address is {settings.address!r}, where no Ray cluster answers ({error}): start one with "
                     "`ray start --head`, or leave the address out"
@@ -50,6 +52,13 @@ class RayCluster:
             raise WorkerLost(f"Ray lost {name}: {str(error).splitlines()[0]}") from None
         if refused is not None:
             raise refused
+
+
+def _reach(address: str | None) -> None:
+    """Ray itself waits for minutes where nobody listens."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _label(recipe: str, folder: str) -> StillhouseError | None:

@@ -19,13 +19,15 @@ def test_the_file_has_a_nightly_labelling_a_weekly_distillation_and_the_whole_wa
         "nightly": "label",
         "weekly": "distill",
         "on-demand": "run",
+        "part": "label",
     }
     assert {name: [one["cron"] for one in entry["schedules"]] for name, entry in entries.items()} == {
         "nightly": ["0 2 * * *"],
         "weekly": ["0 6 * * 0"],
         "on-demand": [],
+        "part": [],
     }
-    assert all(entry["concurrency_limit"]["limit"] == 1 for entry in entries.values())
+    assert [name for name, entry in entries.items() if entry["concurrency_limit"] is None] == ["part"]
 
 
 def test_a_change_reaches_what_it_names_and_nothing_else() -> None:
@@ -35,13 +37,13 @@ def test_a_change_reaches_what_it_names_and_nothing_else() -> None:
     (entry,) = read_definitions(changes).deployments
     assert entry["parameters"] == {"recipe": "flows/recipes/api.yaml", "overrides": ["label.samples=2"]}
     assert entry["schedules"] == [{"cron": "30 1 * * *", "timezone": "Europe/Lisbon", "slug": "nightly"}]
-    assert {entry["name"] for entry in read_definitions(Changes()).deployments} == {"nightly", "weekly", "on-demand"}
+    assert {one["name"] for one in read_definitions(Changes()).deployments} == {"nightly", "weekly", "on-demand", "part"}
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"only": "hourly"}, "--only is 'hourly'.*nightly, weekly, on-demand"),
+        ({"only": "hourly"}, "--only is 'hourly'.*nightly, weekly, on-demand, part"),
         ({"cron": "* * * * *"}, "name one with --only"),
         ({"only": "nightly", "cron": "every night"}, "cron 'every night'.*five fields"),
         ({"only": "nightly", "timezone": "Mars/Base"}, "time zone 'Mars/Base'.*IANA"),

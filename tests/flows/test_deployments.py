@@ -64,12 +64,12 @@ def home(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
 
 
 @contextmanager
-def running_worker(server: PrefectServer, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running_worker(server: PrefectServer, folder: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker of the pool, which starts in another folder than its runs work in."""
-    log = folder / f"worker-{time.time():.0f}.log"
+    log = folder / f"worker-{time.monotonic_ns()}.log"
     with log.open("w") as output:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "stillhouse"],
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "stillhouse", *options],
             cwd=folder,
             env={**server.environment, "OPENAI_API_KEY": KEY},
             stdout=output,

@@ -1,0 +1,133 @@
+"""A labelling job in parts, on a real work pool with two workers and on a real Ray cluster of two nodes; one is killed."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import Recipe, recipe_from
+from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
+from pipeline.errors import WorkerLost
+from pipeline.labelling.engine import label
+from tests.conftest import MakeRecipe
+from tests.flows.conftest import PrefectServer
+from tests.flows.test_deployments import command, kill_all, running_worker
+from tests.processes import processes
+from tests.stand_in import Stats, running_stand_in
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Prefect's own
+
+PROMPTS = [f"Name thing {number}." for number in range(32)]
+RecipeFile = Callable[[Recipe], Path]
+
+
+def in_parts(recipe: Recipe, kind: str, **runner: Any) -> Recipe:
+    raw = recipe.model_dump(mode="json", by_alias=True)
+    raw["label"]["runner"] = {"kind": kind, "workers": 2, "shards": 1, **runner}
+    return recipe_from(raw, origin="test")
+
+
+def until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def check(recipe: Recipe, stats: Stats, in_flight: int) -> Dataset:
+    """Every prompt labelled once; asked again at most what was in flight when something was killed."""
+    dataset = open_dataset(dataset_folder(recipe.dataset))
+    assert sum(dataset.manifest.rows.values()) == len(PROMPTS)
+    assert not dataset.problems()
+    assert set(stats.billed) == set(PROMPTS)
+    assert stats.billed_answers - len(PROMPTS) <= in_flight
+    return dataset
+
+
+def children(pid: int) -> list[int]:
+    return [process.pid for process in processes() if process.parent == pid]
+
+
+def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_killed(
+    prefect_server: PrefectServer, tmp_path: Path, api_recipe: MakeRecipe, recipe_file: RecipeFile
+) -> None:
+    command(prefect_server, tmp_path, "pipeline", "flows", "deploy", "--only", "part")
+    command(prefect_server, tmp_path, "pipeline", "flows", "guard", "--after", "40")
+    with running_stand_in(latency=1.0) as teacher, ExitStack() as running:
+        recipe = in_parts(api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8), "work-pool")
+        workers = [running.enter_context(running_worker(prefect_server, tmp_path, "--limit", "1")) for _ in range(2)]
+        label = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--json"]
+
+        def labelling() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(label, cwd=tmp_path, env=prefect_server.environment, stdout=subprocess.PIPE)
+
+        stopped = labelling()
+        until(lambda: teacher.stats.most_at_once > 1)  # both are at work
+        stopped.send_signal(signal.SIGINT)
+        assert stopped.wait(60) == 130
+        until(lambda: not any(children(worker.pid) for worker in workers))  # its parts' runs are cancelled
+        asked = teacher.stats.billed_answers
+        going = labelling()
+        try:
+            until(lambda: teacher.stats.billed_answers > asked + 4 and bool(children(workers[0].pid)))
+            kill_all(workers[0].pid)
+            workers[0].wait()
+            assert teacher.stats.billed_answers < len(PROMPTS) - 8
+            said, _ = going.communicate(timeout=240)
+        finally:
+            going.kill()
+        assert going.returncode == 0
+        assert json.loads(said)["sent"] <= len(PROMPTS)
+        dataset = check(recipe, teacher.stats, in_flight=1 + 2)
+    assert not (dataset.folder.parent / "parts").exists()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes with a core each, on this machine."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    soon_missed = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args={**node, "_system_config": soon_missed})
+    made.add_node(num_cpus=1, object_store_memory=100 << 20)
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def test_a_ray_cluster_shares_a_job_and_one_of_its_nodes_is_killed(
+    cluster: Any, tmp_path: Path, api_recipe: MakeRecipe
+) -> None:
+    with running_stand_in(latency=1.0) as teacher:
+        recipe = api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8)
+        recipe = in_parts(recipe, "ray", address=cluster.address)
+        with ThreadPoolExecutor(1) as pool:
+            going = pool.submit(lambda: asyncio.run(label(recipe)))
+            until(lambda: teacher.stats.most_at_once > 1 or going.done())  # both are at work
+            (other,) = cluster.worker_nodes
+            cluster.remove_node(other, allow_graceful=False)
+            assert teacher.stats.billed_answers < len(PROMPTS) - 8
+            result = going.result(240)
+        assert result.sent == len(PROMPTS)
+        check(recipe, teacher.stats, in_flight=1)
+
+
+def test_a_cluster_that_is_not_there_is_told_of(api_recipe: MakeRecipe) -> None:
+    recipe = in_parts(api_recipe("http://127.0.0.1:1", PROMPTS), "ray", address="127.0.0.1:1")
+    with pytest.raises(WorkerLost, match=r"label.runner.address is '127.0.0.1:1', where no Ray cluster answers"):
+        asyncio.run(label(recipe))
