@@ -34,11 +34,15 @@ def measure(small: bool) -> str:
     """The section, as Markdown."""
     count = 8 * SHARD if small else 40 * SHARD
     seconds = {}
-    with scratch() as folder, environment(PREFECT_HOME=str(folder / "home")), sqlite_server(folder):
-        with serving(LATENCY, folder / "server.log") as teacher:
-            for number in (1, 2):
-                with workers(folder, number):
-                    seconds[number] = _label(folder, teacher, number, count)
+    with (
+        scratch() as folder,
+        environment(PREFECT_HOME=str(folder / "home")),
+        sqlite_server(folder),
+        serving(LATENCY, folder / "server.log") as teacher,
+    ):
+        for number in (1, 2):
+            with workers(folder, number):
+                seconds[number] = _label(folder, teacher, number, count)
     rows = [[f"{number}", f"{each:.1f}", f"{count / each:.1f}"] for number, each in seconds.items()]
     return "\n\n".join(
         [
@@ -62,11 +66,7 @@ def _label(folder: Path, teacher: Server, number: int, count: int) -> float:
         shard_size=SHARD,
         concurrency=CONCURRENCY,
     )
-    runner = [
-        f"label.runner.{key}={value}"
-        for key, value in (("kind", "work-pool"), ("workers", number), ("shards", SHARDS_A_PART))
-    ]
-    settings = [part for setting in runner for part in ("--set", setting)]
+    runner = f"label.runner={{kind: work-pool, workers: {number}, shards: {SHARDS_A_PART}}}"
     before = teacher.stats()["billed"]
     ended = run([*STILLHOUSE, "label", str(recipe), "--flow", "--set", runner], folder / "log.txt")
     billed = teacher.stats()["billed"] - before
