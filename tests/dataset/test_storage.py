@@ -33,6 +33,7 @@ from pipeline.storage import service
 from pipeline.storage.location import RemotePath, location
 from tests.conftest import MakeRecipe
 from tests.dataset.conftest import forget_stores
+from tests.labelling.test_parts import InThisProcess, in_parts, split_up
 from tests.s3_server import BUCKET, READER_KEY, READER_SECRET, SECRET, Window
 
 
@@ -61,6 +62,19 @@ def test_a_dataset_in_s3_has_the_very_bytes_of_a_local_one(
     assert there.dataset.manifest.files == here.dataset.manifest.files
     assert there.dataset.problems() == []
     assert asyncio.run(label(at(scripted_recipe, s3_root))).sent == 0
+
+
+def test_parts_that_others_label_into_s3_make_the_very_bytes_of_one_run(
+    s3: Window, s3_root: str, scripted_recipe: MakeRecipe, one_moment: None
+) -> None:
+    runner = InThisProcess()
+    there = in_parts(split_up(at(scripted_recipe, s3_root)), runner)
+    here = asyncio.run(label(scripted_recipe()))
+    assert len(runner.recipes) > 1
+    assert contents(there.dataset.folder) == contents(here.dataset.folder) != {}
+    left = location(f"{s3_root}/words/parts")
+    assert isinstance(left, RemotePath)
+    assert not list(left.rglob("*"))
 
 
 def test_the_manifest_is_the_last_object_that_appears(
