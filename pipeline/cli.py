@@ -52,6 +52,8 @@ AsFlow = Annotated[
     ),
 ]
 
+Only = Annotated[str | None, typer.Option(metavar="MODE", hidden=True)]  # one of the students, as launch.py asks for it
+
 
 @app.command()
 def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
@@ -159,11 +161,7 @@ def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_js
 
 @app.command()
 def distill(
-    recipe: RecipePath,
-    set_: Overrides = None,
-    flow: AsFlow = None,
-    as_json: AsJson = False,
-    only: Annotated[str | None, typer.Option("--only", metavar="MODE", hidden=True)] = None,  # for what launch.py starts
+    recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False, only: Only = None
 ) -> None:
     """Dataset -> student. It goes on from its last checkpoint."""
     with errors_told():

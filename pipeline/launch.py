@@ -23,6 +23,7 @@ import json
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -288,7 +289,7 @@ def _failure(folder: Path, status: int, kept: Sequence[str]) -> StillhouseError:
 class _Running:
     """A command whose log is read, and which ends with the block that it runs in."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     read: queue.SimpleQueue[str | None]  # None: the end
 
     def lines(self) -> Iterator[str]:
@@ -307,9 +308,6 @@ def _running(command: Sequence[str], environment: dict[str, str]) -> Iterator[_R
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
     )
     read: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(process, read), daemon=True)
@@ -323,18 +321,18 @@ def _running(command: Sequence[str], environment: dict[str, str]) -> Iterator[_R
         try:
             process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
         watcher.join()
 
 
-def _read(process: subprocess.Popen[str], read: queue.SimpleQueue[str | None]) -> None:
+def _read(process: subprocess.Popen[bytes], read: queue.SimpleQueue[str | None]) -> None:
     assert process.stdout is not None
     with process.stdout as log:
         for line in log:
-            read.put(line)
+            read.put(line.decode("utf-8", "replace"))
 
 
-def _watch(process: subprocess.Popen[str], reader: threading.Thread, read: queue.SimpleQueue[str | None]) -> None:
+def _watch(process: subprocess.Popen[bytes], reader: threading.Thread, read: queue.SimpleQueue[str | None]) -> None:
     """When the launcher has ended, whoever it left behind does too, and then the log is at its end."""
     assert process.stdin is not None
     process.wait()
