@@ -55,7 +55,8 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 self._command, cwd=ROOT, env=self._environment, stdout=output, stderr=output
             )
-        for _ in range(240):
+        until = time.monotonic() + 300
+        while time.monotonic() < until:
             with suppress(OSError), urllib.request.urlopen(f"{self._url}/health", timeout=5):
                 return
             assert self._process.poll() is None, self._log.read_text()
