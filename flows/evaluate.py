@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+from typing import cast
+
+from prefect import flow, task
+from prefect.states import Completed
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
 from flows.watching import show_report
@@ -12,7 +15,7 @@ from pipeline.evaluation.evaluate import EvaluationResult
 from pipeline.stages import evaluate_stage, recipe_dataset
 
 
-@task(name="evaluate", retries=1, retry_delay_seconds=10, **TASK)
+@task(name="evaluate", task_run_name="evaluate", retries=1, retry_delay_seconds=10, **TASK)
 def measure_models(recipe: Recipe, dataset: Dataset) -> EvaluationResult:
     """Measure every model of the recipe, where the report is not there yet."""
     return evaluate_stage(recipe, dataset, logged_progress())
@@ -26,6 +29,5 @@ def evaluate_flow(recipe: RecipePath, overrides: Overrides = None) -> Evaluation
     dataset = recipe_dataset(loaded)
     name_run("evaluate", loaded, dataset.manifest)
     result = measure_models(loaded, dataset)
-    get_run_logger().info("report: %s", result.files.html)
     show_report(result, loaded)
-    return result
+    return cast(EvaluationResult, Completed(message=f"report: {result.files.html}", data=result))

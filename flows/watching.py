@@ -130,8 +130,8 @@ async def show_dataset(result: LabelResult, recipe: Recipe) -> None:
     manifest, folder = result.dataset.manifest, result.dataset.folder
     await _shown(
         acreate_table_artifact(
-            [{"rows": split, "count": count} for split, count in manifest.rows.items()]
-            + [{"rows": f"rejected: {reason}", "count": count} for reason, count in manifest.rejected.items()],
+            [{"rows": split, "count": f"{count:,}"} for split, count in manifest.rows.items()]
+            + [{"rows": f"rejected: {reason}", "count": f"{count:,}"} for reason, count in manifest.rejected.items()],
             artifact_key("labels", recipe),
             f"Dataset {manifest.label} in {folder}",
         )
@@ -168,7 +168,7 @@ def show_report(result: EvaluationResult, recipe: Recipe) -> None:
     """The report, and where its page with the plots lies."""
     try:
         create_markdown_artifact(
-            f"{_link('The report with its plots', str(result.files.html))}\n\n{markdown(result.report)}",
+            f"{_link('The report with its plots', str(result.files.html))}\n\n{markdown(result.report, narrow=True)}",
             artifact_key("report", recipe),
             f"Report of {recipe.name}",
         )

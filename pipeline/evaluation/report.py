@@ -55,9 +55,11 @@ def as_json(report: Report) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- markdown
 
 
-def markdown(report: Report) -> str:
-    """The report as GitHub Markdown."""
+def markdown(report: Report, *, narrow: bool = False) -> str:
+    """The report as GitHub Markdown; with `narrow`, models are columns, and four of them fit a page's middle part."""
     headers, *rows = comparison_table(report)
+    if narrow:
+        headers, *rows = [list(cells) for cells in zip(headers, *rows, strict=True)]
     lines = [f"# {report.recipe}", "", verdict(report), "", *_table(headers, rows), ""]
     if report.differences:
         headers, *rows = differences_table(report)

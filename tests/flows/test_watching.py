@@ -66,7 +66,7 @@ def test_a_run_shows_its_plan_its_end_its_rows_and_its_card(
     assert "| requests | 12: 0 answered already, 12 to send |" in shown["plan"].data
     assert shown["labelling"].data == 100
     assert shown["labelling"].description.startswith("Labelling: 12 of 12, 1 rejected, ")
-    assert '"rejected: refused", "count": 1' in shown["labels"].data
+    assert '"rejected: refused", "count": "1"' in shown["labels"].data
     card = (tmp_path / "labels/words/v001/README.md").read_text()
     assert card.startswith("---\n")
     assert shown["card"].data.startswith("\n# words/v001\n")
