@@ -66,12 +66,12 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
     with running_stand_in(latency=1.0) as teacher, ExitStack() as running:
         recipe = in_parts(api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8), "work-pool")
         workers = [running.enter_context(running_worker(prefect_server, tmp_path, "--limit", "1")) for _ in range(2)]
-        label = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--json"]
+        arguments = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--json"]
 
-        def labelling() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(label, cwd=tmp_path, env=prefect_server.environment, stdout=subprocess.PIPE)
+        def labelling(output: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(arguments, cwd=tmp_path, env=prefect_server.environment, stdout=output)
 
-        stopped = labelling()
+        stopped = labelling(subprocess.DEVNULL)
         until(lambda: teacher.stats.most_at_once > 1)  # both are at work
         stopped.send_signal(signal.SIGINT)
         assert stopped.wait(60) == 130
