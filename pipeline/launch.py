@@ -36,7 +36,7 @@ from typing import Any
 import yaml
 
 from pipeline import ranks
-from pipeline.config import Recipe, find_input
+from pipeline.config import Recipe
 from pipeline.durable import write_atomically
 from pipeline.errors import RecipeError, StillhouseError, TrainingError
 from pipeline.progress import Progress
@@ -87,9 +87,14 @@ def check_launch(recipe: Recipe, student: StudentSettings) -> None:
         return
     command = _accelerate(student, _gpus(recipe, student))
     parsed = _parsed([*command, "-m", "pipeline"], settings)
-    own = {"num_processes": int(command[command.index("--num_processes") + 1])}
-    own |= {"config_file": command[command.index("--config_file") + 1] if "--config_file" in command else None}
-    for name, (wanted, mend) in [*_ARGUMENTS.items(), *((n, (v, f"set student.launch.{n}")) for n, v in own.items())]:
+    number, file = (
+        command[command.index(name) + 1] if name in command else None for name in ("--num_processes", "--config_file")
+    )
+    ours = {
+        "num_processes": (int(number or 0), "set student.launch.num_processes"),
+        "config_file": (file, "set student.launch.config_file"),
+    }
+    for name, (wanted, mend) in {**_ARGUMENTS, **ours}.items():
         found = getattr(parsed, name)
         if found != wanted and (found or wanted):  # a flag that is not given is False or None
             raise RecipeError(
@@ -140,12 +145,12 @@ def _config(settings: LaunchSettings) -> _Config | None:
     if settings.config_file is None:
         from accelerate.commands.config.config_args import default_config_file
 
-        found = Path(default_config_file) if Path(default_config_file).is_file() else None
-        if found is None:
+        found = Path(default_config_file)
+        if not found.is_file():
             return None
     else:
-        found = find_input(settings.config_file)
-        if found is None:
+        found = Path(settings.config_file)
+        if not found.is_file():
             raise RecipeError(
                 f"student.launch.config_file is {settings.config_file!r}, which is not there: check the path, or write one "
                 f"with `accelerate config --config_file {settings.config_file}`"

@@ -100,20 +100,21 @@ def test_killed_with_its_processes_the_flow_goes_on_to_the_student_of_one_proces
         time.sleep(0.05)
     (result,) = distill_flow(str(recipe))
     assert result.trained
-    log = asyncio.run(log_of("distill"))
-    told = [line for line in log if line.startswith("Training the white-box student: ")]
+    run_log = asyncio.run(log_of("distill"))
+    told = [line for line in run_log if line.startswith("Training the white-box student: ")]
     steps = result.card.steps
     assert saved < int(told[0].split()[-3]) <= steps
     assert told[-1] == f"Training the white-box student: {steps} of {steps}"
-    assert not [line for line in log if "Traceback" in line]
+    assert not [line for line in run_log if "Traceback" in line]
 
     alone = load_recipe(written(place, "one", {}, ONE | OFTEN))
     distill_stage(alone, student_of(alone), recipe_dataset(alone))
     (one, weights), (two, others) = trained(alone), trained(load_recipe(recipe))
     assert one.key != two.key  # by the rows of a step, as they are named; `launch` is no part of it
     assert one.steps == two.steps
+    assert weights.keys() == others.keys()
     for key, weight in weights.items():
-        torch.testing.assert_close(weight, others[key], rtol=0, atol=1e-4, msg=lambda said, key=key: f"{key}: {said}")
+        torch.testing.assert_close(weight, others[key], rtol=0, atol=1e-4, msg=f"{key} is another")
 
 
 FLOW = """

@@ -159,7 +159,8 @@ def test_the_end_of_the_log_is_in_the_error(
     launched: MakeLaunched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_accelerate", lambda *_: ["--no-such-argument"])
-    recipe, told = launched(num_processes=1), []
+    recipe = launched(num_processes=1)
+    told: list[str] = []
     with pytest.raises(TrainingError, match=r"ended with status 2\. Its last lines say why[^$]*--no-such-argument"):
         launch.launch(recipe, student_of(recipe), tmp_path, ["distill"], told.append)
     assert "--no-such-argument" in told[-1]
