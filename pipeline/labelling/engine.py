@@ -173,7 +173,7 @@ class LabelJob:
 
     def metrics(self) -> Metrics:
         """How far the run is, how fast it goes, and what it has cost; to be asked for from the thread that runs it."""
-        done = self._plan.requests if self._finished else self._answered
+        done = self._plan.requests if self._finished else max(self._answered, self._parts.answered)
         return self._meter.look(self._plan.requests, done, self._budget.spent_usd, self._budget.limit_usd)
 
     def estimate(self) -> Estimate:
@@ -186,7 +186,8 @@ class LabelJob:
     async def ask_elsewhere(self, runner: Runner | None) -> None:
         """Have others answer what has no answer yet; without a runner, finish here what an earlier run has handed out."""
         if self._finished is None and (runner or self._parts.left):
-            await self._parts.label(runner or _Here(), self._progress, only_left=runner is None)
+            todo = [number for number in range(self.shards) if not self._is_written(number)] if runner else []
+            await self._parts.label(runner or _Here(), self._progress, todo)
 
     async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
         """Call `label_one` with every shard's number, some at a time; the first failure stops all.
@@ -221,7 +222,7 @@ class LabelJob:
         """
         files = self._files(self._plan.names[number])
         key = self._shard_key(number)
-        if files.is_done(key):
+        if self._is_written(number):
             self._count_earlier(number, self._plan.requests_in(number))
             async with self._its_turn(number):
                 await asyncio.to_thread(self._sorter.remember, files.data)
@@ -292,6 +293,9 @@ class LabelJob:
 
     def _files(self, shard: ShardName, folder: Location | None = None) -> ShardFiles:
         return ShardFiles(folder or self._folder, shard.split, shard.index, shard.of)
+
+    def _is_written(self, number: int) -> bool:
+        return self._files(self._plan.names[number]).is_done(self._shard_key(number))
 
     def _shard_key(self, number: int) -> str:
         name = self._plan.names[number]

@@ -1,7 +1,7 @@
 """A labelling job in parts, which others label: on as many machines as see the dataset's root.
 
     parts = Parts(recipe, plan, journal, budget)
-    await parts.label(runner, progress)      # afterwards the journal has every answer, as if this process had asked
+    await parts.label(runner, progress, shards)      # afterwards the journal has every answer, as if this process had asked
 
 A part is some shards' prompts, in a folder <dataset>/parts/<name>/: `prompts.parquet`, a `recipe.yaml`, and the dataset
 that an ordinary run of that recipe makes beside them. So whatever holds for a dataset holds for a part: one writer, a
@@ -103,8 +103,13 @@ class Parts:
         """Parts that an earlier run handed out and did not take in."""
         return len(self._left)
 
-    async def label(self, runner: Runner, progress: Progress, *, only_left: bool = False) -> None:
-        """Have everything labelled that has no answer yet, or what was handed out before; the first failure stops all.
+    async def label(self, runner: Runner, progress: Progress, shards: Sequence[int]) -> None:
+        """Have labelled what was handed out before, and what has no answer yet of some shards; the first failure stops all.
+
+        Args:
+            runner: whom parts are handed to.
+            progress: told of each part that has come back.
+            shards: the numbers of those that are not written.
 
         Raises:
             BudgetSpent, TeacherUnavailable, StorageFailed: as labelling here would.
@@ -125,7 +130,7 @@ class Parts:
                 for part in self._left:
                     await places.acquire()
                     group.create_task(one(part, True))
-                for part in () if only_left else self._new():
+                for part in self._new(shards):
                     await places.acquire()
                     group.create_task(one(part, False))
         except BaseExceptionGroup as failed:  # the first failure stopped the others; it is the one to tell of
@@ -142,12 +147,12 @@ class Parts:
             if folder.name.startswith(self._plan.terms.id[:8]) and (folder / _PROMPTS).is_file():
                 yield self._part(folder.name, list(read_prompts(PromptSettings(source=str(folder / _PROMPTS)))))
 
-    def _new(self) -> Iterator[Part]:
+    def _new(self, shards: Sequence[int]) -> Iterator[Part]:
         """What has no answer and is in no part that was left. Of a prompt that has some answers the rest is asked here."""
         size = self._recipe.label.runner.shards * self._recipe.label.shard_size
         taken = frozenset[str]().union(*(part.prompts for part in self._left))
         waiting: list[Prompt] = []
-        for number in range(self._plan.shards):
+        for number in shards:
             shard = self._plan.shard(number)
             known = self._journal.answered(shard.ids)
             begun = taken | {request.prompt.id for request in shard.requests if request.key in known}

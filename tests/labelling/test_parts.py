@@ -233,6 +233,25 @@ def test_what_an_earlier_run_handed_out_is_finished_and_nothing_is_asked_twice(
     assert not (dataset_folder(recipe.dataset) / "parts").exists()
 
 
+def test_a_shard_that_is_written_is_not_asked_again_where_its_journal_is_gone(api_recipe: MakeRecipe) -> None:
+    with running_stand_in() as server:
+        recipe = split_up(api_recipe(server.base_url, WORDS, shard_size=2))
+
+        async def half() -> None:
+            with open_job(recipe) as job:
+                for number in range(job.shards // 2):
+                    await job.label_shard(number)
+                await job.close()
+
+        asyncio.run(half())
+        asked = server.stats.billed_answers
+        for file in dataset_folder(recipe.dataset).glob("journal.sqlite*"):
+            file.unlink()
+        in_parts(recipe, InThisProcess())
+        assert 0 < asked < len(WORDS)
+        assert server.stats.billed == Counter(WORDS)
+
+
 def test_a_part_is_not_handed_out_while_its_old_worker_is_still_at_work(scripted_recipe: MakeRecipe) -> None:
     recipe = split_up(scripted_recipe(), workers=1, shards=9)
     with pytest.raises(StorageFailed):
