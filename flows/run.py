@@ -11,6 +11,7 @@ from flows.distill import distill_flow
 from flows.evaluate import evaluate_flow
 from flows.finetune import finetune_flow
 from flows.label import label_flow
+from flows.work_pool import runner_of
 from pipeline.config import load_recipe
 from pipeline.finetuning import make_gold
 from pipeline.stages import RunResult, check_run, of_version
@@ -29,6 +30,7 @@ def run_flow(recipe: RecipePath, overrides: Overrides = None) -> RunResult:
     loaded = load_recipe(recipe, overrides or [])
     name_run("run", loaded)
     check_run(loaded)
+    runner_of(loaded.label.runner)  # whoever is to label is there, before anything is trained
     finetuned = finetune_flow(recipe, overrides) if loaded.teacher.finetune else None
     if loaded.needs_gold and finetuned is None:
         make_gold(loaded, logged_progress())

@@ -30,6 +30,7 @@ from pipeline.finetuning import (
 )
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.estimate import Estimate, estimate_labelling
+from pipeline.labelling.runners import open_runner
 from pipeline.launch import Tell, check_launch, launch
 from pipeline.live_teacher import check_live_teacher, open_live_teacher
 from pipeline.progress import Progress, silent
@@ -353,6 +354,7 @@ def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent
 
 def run_stages(recipe: Recipe, progress: Progress = silent) -> RunResult:
     """The whole way, without Prefect."""
+    open_runner(recipe.label.runner)  # whoever is to label is there, before anything is trained
     finetuned = finetune_stage(recipe, progress)
     if recipe.needs_gold and finetuned is None:
         make_gold(recipe, progress)
