@@ -34,7 +34,8 @@ def test_the_cpu_target_is_the_default_and_the_gpu_target_differs_in_torch_and_i
     assert list(targets)[-1] == "cpu" and "gpu" in targets
     cpu, gpu = targets["cpu"], targets["gpu"]
     assert {value for name, value in cpu if name == "COPY"} == {value for name, value in gpu if name == "COPY"}
-    assert any("download.pytorch.org/whl/cpu" in value for _, value in cpu)
+    assert ("ARG", "TORCH_INDEX=") in cpu
+    assert any("--extra-index-url" in value for _, value in cpu)
     assert not any("--extra-index-url" in value for _, value in gpu)
 
 
