@@ -31,7 +31,7 @@ def secrets_from(given: Sequence[str]) -> dict[str, str]:
             "--secret is not of the form VARIABLE=BLOCK: give the environment variable that the recipe reads and the name "
             "of a Prefect Secret block (small letters, digits, dashes), never the key itself: OPENAI_API_KEY=openai-api-key"
         )
-    return dict(one.groups() for one in found if one is not None)
+    return {one[1]: one[2] for one in found if one is not None}
 
 
 async def check_blocks(client: PrefectClient, secrets: Mapping[str, str]) -> None:

@@ -37,7 +37,12 @@ def test_a_change_reaches_what_it_names_and_nothing_else() -> None:
     (entry,) = read_definitions(changes).deployments
     assert entry["parameters"] == {"recipe": "flows/recipes/api.yaml", "overrides": ["label.samples=2"]}
     assert entry["schedules"] == [{"cron": "30 1 * * *", "timezone": "Europe/Lisbon", "slug": "nightly"}]
-    assert {one["name"] for one in read_definitions(Changes()).deployments} == {"nightly", "weekly", "on-demand", "part"}
+    assert {one["name"] for one in read_definitions(Changes()).deployments} == {
+        "nightly",
+        "weekly",
+        "on-demand",
+        "part",
+    }
 
 
 @pytest.mark.parametrize(
