@@ -34,17 +34,21 @@ def test_the_tokenizer_has_one_token_a_letter_and_one_a_phoneme(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("experiment", [t5.WHOLE, t5.QUICK])
-def test_every_run_is_a_recipe_and_all_share_one_teacher_and_one_dataset(experiment: t5.Experiment) -> None:
+def test_every_run_is_a_recipe_and_all_share_one_teacher(experiment: t5.Experiment) -> None:
     recipes = [load_recipe(t5.RECIPE, [*experiment.shared, *run.settings]) for run in t5.runs(experiment)]
-    assert len({recipe.name for recipe in recipes}) == len(recipes) == 3 * len(experiment.seeds)
+    assert len({recipe.name for recipe in recipes}) == len(recipes) == 4 * len(experiment.seeds)
     assert {recipe.teacher.finetune.model_dump_json() for recipe in recipes if recipe.teacher.finetune} == {
         recipes[0].teacher.finetune.model_dump_json()  # type: ignore[union-attr]
     }
-    assert {recipe.dataset.name for recipe in recipes} == {experiment.name}
-    fresh, live, copied = (recipe.student for recipe in recipes[:: len(experiment.seeds)])
-    assert fresh and live and copied
-    assert (fresh.init, fresh.loss, fresh.train) == (live.init, live.loss, live.train)
-    assert (fresh.labels, live.labels, copied.mode) == ("stored", "live", "gold")
+    live, fresh, text, copied = recipes[:: len(experiment.seeds)]
+    assert live.student and fresh.student and text.student and copied.student
+    assert fresh.dataset == live.dataset == copied.dataset
+    assert (text.dataset.name, text.label.mode, text.label.soft) == (f"{experiment.name}-text", "generate", None)
+    assert fresh.student.init == live.student.init == text.student.init
+    assert fresh.student.train == live.student.train == text.student.train
+    assert fresh.student.loss == live.student.loss
+    assert (fresh.student.labels, live.student.labels) == ("stored", "live")
+    assert (text.student.mode, copied.student.mode) == ("black-box", "gold")
 
 
 def row(name: str, parameters: int, *right: list[int]) -> Row:

@@ -27,7 +27,7 @@ ROWS = (
     (TEACHER, "fresh", "teacher"),
     ("copied layers, gold", "copied", "gold student"),
     (GOLD, "fresh", "gold student"),
-    ("black-box", "fresh", "black-box student"),
+    ("black-box", "text", "black-box student"),
     (WHITE_BOX, "fresh", "white-box student"),
     ("white-box, stored labels, int8", "fresh", "white-box student, int8"),
     ("white-box, live teacher", "live", "white-box student"),
