@@ -40,6 +40,7 @@ def test_every_run_is_a_recipe_and_all_share_one_teacher(experiment: t5.Experime
     assert {recipe.teacher.finetune.model_dump_json() for recipe in recipes if recipe.teacher.finetune} == {
         recipes[0].teacher.finetune.model_dump_json()  # type: ignore[union-attr]
     }
+    load_recipe(t5.RECIPE, [*experiment.shared, *experiment.as_text])  # as it is labelled
     live, fresh, text, copied = recipes[:: len(experiment.seeds)]
     assert live.student and fresh.student and text.student and copied.student
     assert fresh.dataset == live.dataset == copied.dataset

@@ -41,8 +41,8 @@ class Experiment:
 
     @property
     def as_text(self) -> tuple[str, ...]:
-        """What makes the teacher's own answers the dataset, as text."""
-        return (f"dataset.name={self.name}-text", "label.mode=generate", "label.soft=null")
+        """What makes the teacher's own answers the dataset, as text, and the student one that learns from it."""
+        return (f"dataset.name={self.name}-text", "label.mode=generate", "label.soft=null", "student.mode=black-box")
 
     @property
     def shared(self) -> list[str]:
@@ -74,7 +74,7 @@ def runs(experiment: Experiment) -> Iterator[Run]:
     kinds = {
         "live": ("student.labels=live", *ONE_STUDENT),
         "fresh": (),  # the recipe as it is: gold and white-box students of one shape
-        "text": (*experiment.as_text, "student.mode=black-box", *ONE_STUDENT),
+        "text": (*experiment.as_text, *ONE_STUDENT),
         "copied": (f"student.init={COPIED}", "student.mode=gold", *ONE_STUDENT),
     }
     for kind, settings in kinds.items():
