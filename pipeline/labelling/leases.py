@@ -39,7 +39,7 @@ class Leases:
         """How a part is labelled: with its lease as its budget, and its share of the limits."""
         workers = self._label.runner.workers
         limits = LimitSettings(**{name: limit and limit // workers for name, limit in self._label.limits})
-        budget = None if self._label.budget_usd is None else self._lent[part]
+        budget = None if self._label.budget_usd is None else max(self._lent[part], _DUST)  # a budget is never naught
         return self._label.model_copy(
             update={"budget_usd": budget, "limits": limits, "runner": RunnerSettings(), "max_rejected": 1.0}
         )

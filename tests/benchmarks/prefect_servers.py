@@ -98,7 +98,6 @@ def workers(folder: Path, count: int) -> Iterator[None]:
         try:
             yield
         finally:
-            for worker in running:
-                worker.terminate()
-            for worker in running:
+            for worker in running:  # they have nothing to do, and one that is asked to end may wait for ever
+                worker.kill()
                 worker.wait()

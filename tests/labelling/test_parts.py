@@ -159,6 +159,13 @@ def test_all_together_never_pass_the_budget_and_a_larger_one_goes_on_where_they_
     assert result.dataset.manifest.totals.spent_usd == pytest.approx(12.0)
 
 
+def test_a_budget_for_a_teacher_that_costs_nothing_is_no_hindrance(api_recipe: MakeRecipe) -> None:
+    free = {"input_usd_per_million": 0.0, "output_usd_per_million": 0.0}
+    with running_stand_in() as server:
+        recipe = api_recipe(server.base_url, ["Name a colour."], price=free, budget_usd=1.0)
+        assert in_parts(split_up(recipe), InThisProcess()).sent == 1
+
+
 def test_a_lease_counts_as_spent_until_its_part_is_done(api_recipe: MakeRecipe) -> None:
     with running_stand_in() as server:
         recipe = priced(api_recipe, server.base_url, 2, budget=10.0)
