@@ -135,7 +135,7 @@ def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
 
 
 def test_a_suffix_that_is_not_known() -> None:
-    assert "give a .jsonl file" in refusal(PromptSettings(source="prompts/x.csv"))
+    assert "give a .jsonl or a .parquet file" in refusal(PromptSettings(source="prompts/x.csv"))
 
 
 def test_the_hold_out_is_fixed_by_content_and_has_its_share() -> None:
