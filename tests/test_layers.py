@@ -52,6 +52,8 @@ def test_a_module_imports_only_from_its_left(path: Path) -> None:
     "module", ["pipeline.cli", "pipeline.stages", "pipeline.labelling.engine", "pipeline.student.folder"]
 )
 def test_heavy_libraries_are_not_imported_before_they_are_used(module: str) -> None:
-    probe = f"import sys, {module}; print(*{{'torch', 'transformers', 'prefect', 'datasets', 'ray'}} & set(sys.modules))"
+    probe = (
+        f"import sys, {module}; print(*{{'torch', 'transformers', 'prefect', 'datasets', 'ray'}} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

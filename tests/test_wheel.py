@@ -55,4 +55,4 @@ def test_what_is_scheduled_comes_along(stillhouse: Path, tmp_path: Path) -> None
     python = stillhouse.parent / "python"
     quiet = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     done = subprocess.run([python, "-c", probe], cwd=tmp_path, env=quiet, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['nightly', 'weekly', 'on-demand']"
+    assert done.stdout.strip() == "['nightly', 'weekly', 'on-demand', 'part']"

@@ -7,6 +7,7 @@ docker/compose.yaml starts both.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -29,6 +30,13 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="stillhouse-prefect-")  # b
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 ROOT = Path(__file__).parent.parent.parent  # prefect.toml is there
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_to_be_collected() -> Iterator[None]:
+    """Prefect leaves sockets and event loops unclosed: they are collected here, where its warnings are no errors."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from pipeline.errors import WorkerLost
 from pipeline.labelling.engine import label
 from tests.conftest import MakeRecipe
 from tests.flows.conftest import PrefectServer
-from tests.flows.test_deployments import command, kill_all, running_worker
+from tests.flows.test_deployments import ask, command, kill_all, running_worker
 from tests.processes import processes
 from tests.stand_in import Stats, running_stand_in
 
@@ -58,6 +58,12 @@ def children(pid: int) -> list[int]:
     return [process.pid for process in processes() if process.parent == pid]
 
 
+def online(server: PrefectServer) -> set[str]:
+    """The names of the pool's workers that have said that they are there."""
+    found = ask(server, lambda client: client.read_workers_for_work_pool("stillhouse"))
+    return {worker.name for worker in found if worker.status.value == "ONLINE"}
+
+
 def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_killed(
     prefect_server: PrefectServer, tmp_path: Path, api_recipe: MakeRecipe, recipe_file: RecipeFile
 ) -> None:
@@ -65,7 +71,12 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
     command(prefect_server, tmp_path, "pipeline", "flows", "guard", "--after", "40")
     with running_stand_in(latency=1.0) as teacher, ExitStack() as running:
         recipe = in_parts(api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8), "work-pool")
-        workers = [running.enter_context(running_worker(prefect_server, tmp_path, "--limit", "1")) for _ in range(2)]
+        names = ["parts-1", "parts-2"]
+        workers = [
+            running.enter_context(running_worker(prefect_server, tmp_path, "--limit", "1", "--name", name))
+            for name in names
+        ]
+        until(lambda: online(prefect_server) >= {*names})
         arguments = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--json"]
 
         def labelling(output: int = subprocess.PIPE) -> subprocess.Popen[bytes]:

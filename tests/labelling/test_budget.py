@@ -278,6 +278,9 @@ class Ledger:
     def spent(self) -> float:
         return self.spent_usd
 
+    def lent(self) -> dict[str, float]:
+        return {}
+
     def later(self, change: Change) -> "asyncio.Future[None]":
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((change, done))
