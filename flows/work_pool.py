@@ -18,8 +18,8 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from flows.common import TAG
-from pipeline.config import RunnerSettings
 from pipeline.errors import PrefectUnavailable, WorkerLost, error_told
+from pipeline.label_settings import RunnerSettings
 from pipeline.labelling.parts import Runner
 from pipeline.labelling.runners import open_runner
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import LabelSettings, Recipe, TeacherSettings
+from pipeline.config import Recipe, TeacherSettings
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, versions
 from pipeline.errors import StillhouseError, TeacherUnavailable
 from pipeline.evaluate_settings import EvaluateSettings
+from pipeline.label_settings import LabelSettings
 from pipeline.labelling.engine import label
 from pipeline.labelling.plan import make_plan
 from pipeline.launch import check_launch

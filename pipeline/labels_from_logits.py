@@ -24,8 +24,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from pipeline.config import SoftSettings
 from pipeline.generation import GenerationHooks
+from pipeline.label_settings import SoftSettings
 from pipeline.records import SampledLabels, SoftLabels
 
 _POSITIONS_AT_ONCE = 64  # whose cumulated distributions are held

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Recipe, TeacherSettings, encoding_of
+from pipeline.config import Recipe, TeacherSettings
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import RecipeError, TeacherUnavailable, TrainingError, UsageError
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
@@ -28,6 +28,7 @@ from pipeline.finetuning import (
     make_gold,
     told_of_the_teacher,
 )
+from pipeline.label_settings import encoding_of
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.estimate import Estimate, estimate_labelling
 from pipeline.labelling.runners import open_runner

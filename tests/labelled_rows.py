@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.config import SoftSettings
 from pipeline.dataset import writer
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.writer import Origin, new_version
+from pipeline.label_settings import SoftSettings
 from pipeline.records import (
     Completion,
     EncodingName,

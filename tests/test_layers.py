@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
-    {"settings", "config", "student_settings", "evaluate_settings", "finetune_settings", "plugins", "pricing"},
+    {"settings", "label_settings", "student_settings", "evaluate_settings", "finetune_settings"},
+    {"config", "plugins", "pricing"},
     {"model_files", "language_model", "layout", "generation", "head", "labels_from_logits"},
     {"dataset", "prompts", "prompt_checks"},
     {"teachers", "serving", "live_teacher"},

@@ -17,9 +17,9 @@ import jinja2
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.config import SoftSettings
 from pipeline.dataset.manifest import Manifest
 from pipeline.durable import write_atomically
+from pipeline.label_settings import SoftSettings
 from pipeline.records import TeacherIdentity
 from pipeline.storage.location import Location
 

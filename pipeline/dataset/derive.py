@@ -17,12 +17,12 @@ from typing import Literal, get_args
 import pyarrow as pa
 
 from pipeline.columns import completion_schema, prompt_at
-from pipeline.config import encoding_of
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.where import Condition
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.errors import UsageError
+from pipeline.label_settings import encoding_of
 from pipeline.prompts import split_of
 from pipeline.records import Split
 from pipeline.storage.location import Location

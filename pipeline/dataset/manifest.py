@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from pipeline.config import SamplingSettings, SoftSettings
 from pipeline.durable import sha256_of_file, write_atomically
 from pipeline.errors import DatasetMissing, DatasetRefused
+from pipeline.label_settings import SamplingSettings, SoftSettings
 from pipeline.records import FORMAT_VERSION, TeacherIdentity
 from pipeline.storage.location import Location
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pipeline.columns import completion_schema
-from pipeline.config import encoding_of
 from pipeline.dataset.derive import SPLITS, Derived, check_name, chosen, counted, fitting
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.errors import DatasetRefused, UsageError
+from pipeline.label_settings import encoding_of
 from pipeline.records import Split
 from pipeline.storage.location import Location
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.columns import completion_at
-from pipeline.config import SoftSettings
 from pipeline.dataset.statistics import entropies_of
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.token_texts import TokenTexts
 from pipeline.encodings import find_encoding
+from pipeline.label_settings import SoftSettings
 from pipeline.records import Completion, Split
 
 _ALTERNATIVES = 10  # of one token

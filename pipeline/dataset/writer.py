@@ -22,13 +22,13 @@ import pyarrow as pa
 
 import pipeline
 from pipeline.columns import completion_schema, rejection_schema
-from pipeline.config import SamplingSettings, SoftSettings, encoding_of
 from pipeline.dataset.card import write_card
 from pipeline.dataset.files import ShardFiles, tally
 from pipeline.dataset.manifest import FileEntry, MadeBy, Manifest, version_label, write_manifest
 from pipeline.dataset.store import Dataset, started_versions
 from pipeline.durable import sole_writer
 from pipeline.errors import StorageFailed
+from pipeline.label_settings import SamplingSettings, SoftSettings, encoding_of
 from pipeline.records import FORMAT_VERSION, Split, TeacherIdentity, content_hash
 from pipeline.storage.location import Location, move, remove_tree
 

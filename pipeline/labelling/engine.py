@@ -21,13 +21,14 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 
 import pipeline
-from pipeline.config import FilterSettings, Recipe, encoding_of, load_recipe
+from pipeline.config import FilterSettings, Recipe, load_recipe
 from pipeline.dataset.card import write_card
 from pipeline.dataset.files import ShardFiles, tally
 from pipeline.dataset.manifest import Manifest, version_label, write_manifest
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
 from pipeline.durable import write_atomically
 from pipeline.errors import DatasetBusy
+from pipeline.label_settings import encoding_of
 from pipeline.labelling.adopt import take_over
 from pipeline.labelling.begin import held_dataset, held_in_turn, newest_version, opened_journal
 from pipeline.labelling.budget import Budget, check_budget

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from pipeline.config import LabelSettings, Recipe
+from pipeline.config import Recipe
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
+from pipeline.label_settings import LabelSettings
 from pipeline.labelling.budget import check_budget
 from pipeline.labelling.journal import Journal, JournalView
 from pipeline.labelling.plan import LabelPlan, Shard, make_plan

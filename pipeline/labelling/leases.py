@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 
-from pipeline.config import LabelSettings, LimitSettings, RunnerSettings
 from pipeline.errors import BudgetSpent
+from pipeline.label_settings import LabelSettings, LimitSettings, RunnerSettings
 from pipeline.labelling.budget import Budget
 from pipeline.labelling.journal import Journal
 

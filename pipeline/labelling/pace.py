@@ -18,7 +18,7 @@ from collections import deque
 
 from aiolimiter import AsyncLimiter
 
-from pipeline.config import LimitSettings
+from pipeline.label_settings import LimitSettings
 
 _FIRST = 4  # requests at once before the first answer: what a wrong key or a wrong model costs
 

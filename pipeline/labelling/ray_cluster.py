@@ -13,8 +13,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunnerSettings, load_recipe
+from pipeline.config import load_recipe
 from pipeline.errors import RecipeError, StillhouseError, WorkerLost
+from pipeline.label_settings import RunnerSettings
 
 _TRIES = 3  # of Ray's own, at a task whose process or machine is lost
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.config import RunnerSettings
 from pipeline.errors import RecipeError
+from pipeline.label_settings import RunnerSettings
 from pipeline.labelling.parts import Runner
 
 

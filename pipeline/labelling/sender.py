@@ -25,8 +25,8 @@ from datetime import UTC, datetime
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 
-from pipeline.config import LabelSettings
 from pipeline.errors import StillhouseError, TeacherUnavailable
+from pipeline.label_settings import LabelSettings
 from pipeline.labelling.budget import Budget, Reservation
 from pipeline.labelling.journal import Change, Journal
 from pipeline.labelling.metrics import Counts

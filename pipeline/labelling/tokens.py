@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config import LabelSettings
+from pipeline.label_settings import LabelSettings
 from pipeline.teachers.base import Request
 
 _MESSAGE_TOKENS = 16  # what a chat template puts around one message, at the most

@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 from pydantic import SecretStr, ValidationError
 
-from pipeline.config import LabelSettings, SamplingSettings, TeacherSettings
+from pipeline.config import TeacherSettings
 from pipeline.dataset.exchange.conversations import messages
 from pipeline.dataset.exchange.formats.base import Answered, Json, LeftOut, Place, Read, RequestKey
+from pipeline.label_settings import LabelSettings, SamplingSettings
 from pipeline.records import Message, Prompt, content_hash
 from pipeline.serving.openai_api import NO_KEY, Endpoint, Reply, Timeouts
 from pipeline.teachers.base import Answer, Refusal, Terms, TryAgain

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-from pipeline.config import Recipe, encoding_of
+from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.durable import fsync_files, write_atomically
 from pipeline.errors import TrainingError
+from pipeline.label_settings import encoding_of
 from pipeline.language_model import LanguageModel, load_language_model, load_weights
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent

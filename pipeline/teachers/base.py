@@ -20,7 +20,8 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import pipeline.teachers
-from pipeline.config import LabelSettings, SamplingSettings, SoftSettings, TeacherSettings
+from pipeline.config import TeacherSettings
+from pipeline.label_settings import LabelSettings, SamplingSettings, SoftSettings
 from pipeline.plugins import load_kind
 from pipeline.pricing import Price
 from pipeline.progress import Progress

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, SecretStr
 
-from pipeline.config import LabelSettings, TeacherSettings
+from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError
+from pipeline.label_settings import LabelSettings
 from pipeline.pricing import Price, find_price
 from pipeline.records import FinishReason, TeacherIdentity, TokenLogprob, content_hash
 from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config import LabelSettings, TeacherSettings
+from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError
+from pipeline.label_settings import LabelSettings
 from pipeline.pricing import FREE
 from pipeline.records import TeacherIdentity
 from pipeline.settings import Settings, parse_options

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.config import LabelSettings, SoftSettings, TeacherSettings
+from pipeline.config import TeacherSettings
+from pipeline.label_settings import LabelSettings, SoftSettings
 from pipeline.pricing import FREE
 from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from pipeline.settings import Settings, parse_options

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import LabelSettings, TeacherSettings
+from pipeline.config import TeacherSettings
+from pipeline.label_settings import LabelSettings
 from pipeline.model_files import ModelFiles, labelling_files, refuse_own_code, refuse_without_decoder_start
 from pipeline.pricing import FREE
 from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, SecretStr, model_validator
 
-from pipeline.config import LabelSettings, TeacherSettings
+from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError
+from pipeline.label_settings import LabelSettings
 from pipeline.model_files import ModelFiles, find_model
 from pipeline.pricing import FREE, Price, find_price
 from pipeline.progress import Progress

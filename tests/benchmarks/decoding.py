@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.columns import completion_schema
-from pipeline.config import SoftSettings
 from pipeline.dataset.store import open_dataset
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.encodings import find_encoding
+from pipeline.label_settings import SoftSettings
 from pipeline.records import TeacherIdentity
 from tests.benchmarks.shared import MIB, PYTHON, measured_on, run, scratch, table, versions_of, write_section
 

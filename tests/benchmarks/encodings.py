@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.config import SoftSettings, load_recipe
+from pipeline.config import load_recipe
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.encodings import find_encoding
 from pipeline.encodings.top_k import rounded
+from pipeline.label_settings import SoftSettings
 from pipeline.labels_from_logits import sampled, top_k
 from pipeline.language_model import encode_completion, encode_prompt, load_language_model
 from pipeline.prompts import read_prompts

@@ -87,6 +87,7 @@ def measure(small: bool) -> str:
 
 
 def _cost(folder: Path, way: str, counts: tuple[int, int], options: Sequence[str]) -> Cost:
+    _label(folder, f"{way}-first", PART, options)  # which makes databases and fills caches
     few, many = (_label(folder, f"{way}-{count}", count, options).seconds for count in counts)
     shard = (many - few) / (counts[1] - counts[0])
     return Cost(shard, few - shard * counts[0])

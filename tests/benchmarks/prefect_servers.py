@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,18 +53,16 @@ def sqlite_server(folder: Path) -> Iterator[Server]:
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[Server]:
     """The same on a PostgreSQL of its own."""
-    place = folder / "postgres"
-    place.mkdir()
-    place.chmod(0o755)  # it may be another user's
-    database = Postgres(place)
-    try:
+    with ExitStack() as running:
+        place = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="postgres-", dir="/var/tmp")))  # a disk
+        place.chmod(0o755)  # PostgreSQL may be another user's, who may not enter this clone
+        database = Postgres(place)
+        running.callback(database.close)
         database.start()
         database.make_database()
         url = f"postgresql+asyncpg://{USER}:{database.password}@127.0.0.1:{database.port}/{NAME}"
-        with _server(folder / "on-postgres", {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}) as server:
-            yield server
-    finally:
-        database.close()
+        variables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+        yield running.enter_context(_server(folder / "on-postgres", variables))
 
 
 @contextmanager

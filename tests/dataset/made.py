@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.config import SamplingSettings, SoftSettings, encoding_of
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.writer import Origin, new_version
+from pipeline.label_settings import SamplingSettings, SoftSettings, encoding_of
 from pipeline.records import (
     Completion,
     Message,

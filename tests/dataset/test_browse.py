@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config import SoftSettings
 from pipeline.dataset.browse import level, percent, render_page
 from pipeline.dataset.samples import pick_samples
 from pipeline.dataset.statistics import measure
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.token_texts import TokenTexts
+from pipeline.label_settings import SoftSettings
 from pipeline.model_files import ModelFiles
 from pipeline.records import Message, Prompt, TokenLogprob
 from tests.dataset.chromium import Page, open_page

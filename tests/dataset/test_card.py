@@ -8,8 +8,8 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from pipeline.config import SoftSettings
 from pipeline.dataset.card import exactness, render_card
+from pipeline.label_settings import SoftSettings
 from pipeline.labelling.engine import label
 from tests.conftest import MakeRecipe
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config import SoftSettings
 from pipeline.dataset.listing import bin_name, sample_lines, short, statistics_lines
 from pipeline.dataset.samples import pick_samples
 from pipeline.dataset.statistics import entropies_of, histogram, measure
 from pipeline.dataset.token_texts import TokenTexts, find_token_texts
 from pipeline.encodings import PackedLabels
 from pipeline.errors import UsageError
+from pipeline.label_settings import SoftSettings
 from pipeline.model_files import ModelFiles
 from pipeline.records import Message, Prompt
 from tests.conftest import make_tiny_model

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import LabelSettings
+from pipeline.label_settings import LabelSettings
 from pipeline.labelling.order import in_order
 from pipeline.records import Message, Prompt, TeacherIdentity
 from pipeline.teachers.base import Request, Terms

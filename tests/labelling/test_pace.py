@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 
-from pipeline.config import LimitSettings
+from pipeline.label_settings import LimitSettings
 from pipeline.labelling import pace as module
 from pipeline.labelling.pace import Pace
 

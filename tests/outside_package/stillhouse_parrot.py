@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.config import LabelSettings, TeacherSettings
+from pipeline.config import TeacherSettings
 from pipeline.evaluation.metrics.base import Floats, quotient
+from pipeline.label_settings import LabelSettings
 from pipeline.pricing import FREE
 from pipeline.quality.base import Filter
 from pipeline.records import Completion, TeacherIdentity

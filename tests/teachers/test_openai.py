@@ -11,8 +11,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from pipeline.config import LabelSettings, PriceSettings, TeacherSettings
+from pipeline.config import PriceSettings, TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
+from pipeline.label_settings import LabelSettings
 from pipeline.records import Message, Prompt, TokenLogprob
 from pipeline.serving import openai_api
 from pipeline.serving.openai_api import Reply

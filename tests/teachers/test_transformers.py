@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipeline.config import LabelSettings, TeacherSettings
+from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.generation import Sampling, generate
+from pipeline.label_settings import LabelSettings
 from pipeline.language_model import encode_prompt, load_language_model
 from pipeline.records import Message, Prompt, SampledLabels
 from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.config import DatasetSettings, SamplingSettings, SoftSettings, encoding_of
+from pipeline.config import DatasetSettings
 from pipeline.dataset.exchange.export import read_note
 from pipeline.dataset.exchange.formats.base import Answered, Interpret, LeftOut, Read, RequestKey, Source, find_format
 from pipeline.dataset.exchange.lines import input_files
@@ -32,6 +32,7 @@ from pipeline.dataset.exchange.numbering import Numbering
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.errors import UsageError
+from pipeline.label_settings import SamplingSettings, SoftSettings, encoding_of
 from pipeline.prompts import split_of
 from pipeline.records import Completion, Split, TeacherIdentity, content_hash
 from pipeline.storage.location import Location

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import SoftSettings
 from pipeline.dataset.store import Dataset
 from pipeline.encodings import Encoding, find_encoding
 from pipeline.errors import UsageError
+from pipeline.label_settings import SoftSettings
 from pipeline.records import Message, Prompt, SampledLabels, SoftLabels
 
 _MOST_TURNS = 9  # of the user, in one prompt

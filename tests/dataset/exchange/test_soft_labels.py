@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from pipeline.columns import completion_at, completion_row, completion_schema, record_batch
-from pipeline.config import SoftSettings
 from pipeline.dataset.exchange.export import export_dataset
 from pipeline.dataset.exchange.formats.base import ExportOptions
 from pipeline.dataset.exchange.formats.distillkit import CONFIG, Layout
@@ -21,6 +20,7 @@ from pipeline.dataset.store import Dataset
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.encodings.top_k import COARSEST
 from pipeline.errors import UsageError
+from pipeline.label_settings import SoftSettings
 from pipeline.labelling.engine import label
 from pipeline.model_files import find_model
 from pipeline.records import (

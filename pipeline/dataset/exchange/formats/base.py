@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from pipeline.config import SamplingSettings, SoftSettings
 from pipeline.dataset.exchange import formats
 from pipeline.dataset.store import Dataset
 from pipeline.errors import UsageError
+from pipeline.label_settings import SamplingSettings, SoftSettings
 from pipeline.plugins import load_kind
 from pipeline.records import FinishReason, Prompt, TeacherIdentity, TokenLogprob, TokenTrace
 
