@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -149,7 +150,8 @@ class Parts:
 
     def _new(self, shards: Sequence[int]) -> Iterator[Part]:
         """What has no answer and is in no part that was left. Of a prompt that has some answers the rest is asked here."""
-        size = self._recipe.label.runner.shards * self._recipe.label.shard_size
+        runner = self._recipe.label.runner
+        size = min(runner.shards, math.ceil(len(shards) / runner.workers)) * self._recipe.label.shard_size
         taken = frozenset[str]().union(*(part.prompts for part in self._left))
         waiting: list[Prompt] = []
         for number in shards:

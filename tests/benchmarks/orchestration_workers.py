@@ -26,13 +26,13 @@ from tests.benchmarks.shared import (
 LATENCY = 0.5
 CONCURRENCY = 32  # a worker
 SHARD = 200
-SHARDS_A_PART = 10
+SHARDS_A_PART = 20
 WANTED = 1.8
 
 
 def measure(small: bool) -> str:
     """The section, as Markdown."""
-    count = 8 * SHARD if small else 40 * SHARD
+    count = 8 * SHARD if small else 80 * SHARD
     seconds = {}
     with (
         scratch() as folder,

@@ -89,6 +89,13 @@ def test_parts_make_the_dataset_that_one_process_makes(
     assert in_parts(together, runner).fresh is False
 
 
+def test_every_worker_has_a_part_however_large_parts_may_be(scripted_recipe: MakeRecipe) -> None:
+    recipe = split_up(scripted_recipe(label={"shard_size": 1}), workers=4, shards=100)
+    runner = InThisProcess()
+    in_parts(recipe, runner)
+    assert len(runner.recipes) == runner.most_at_once == 4
+
+
 def test_a_prompt_that_the_teacher_rejects_in_a_part_is_rejected_and_not_asked_again(api_recipe: MakeRecipe) -> None:
     prompts = ["Name a colour.", "!400policy* Name another.", "Name a third."]
     with running_stand_in() as server:
