@@ -12,7 +12,8 @@ from flows.watching import show_models
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import UsageError
-from pipeline.stages import StudentResult, check_distill, dataset_of, distill_stage, students_to_train
+from pipeline.recipe_checks import check_distill
+from pipeline.stages import StudentResult, dataset_of, distill_stage, students_to_train
 
 
 def another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -8,7 +8,8 @@ from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, nam
 from flows.distill import another_try_may_help
 from flows.watching import show_models
 from pipeline.config import Recipe, load_recipe
-from pipeline.stages import StudentResult, check_finetune, finetune_stage
+from pipeline.recipe_checks import check_finetune
+from pipeline.stages import StudentResult, finetune_stage
 
 
 @task(

@@ -17,7 +17,7 @@ from flows.work_pool import runner_of
 from pipeline.config import load_recipe
 from pipeline.errors import BudgetSpent, TeacherRefused, UsageError
 from pipeline.labelling.engine import LabelJob, LabelResult, job_in_turn
-from pipeline.stages import check_labels
+from pipeline.recipe_checks import check_labels
 
 
 async def _another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -14,7 +14,8 @@ from flows.label import label_flow
 from flows.work_pool import runner_of
 from pipeline.config import load_recipe
 from pipeline.finetuning import make_gold
-from pipeline.stages import RunResult, check_run, of_version
+from pipeline.recipe_checks import check_run
+from pipeline.stages import RunResult, of_version
 
 
 @flow(name="run", flow_run_name="run {recipe}", **FLOW)

@@ -1,13 +1,13 @@
 """Parts of a labelling job as runs of a deployment: `label.runner: {kind: work-pool}`.
 
 The deployment `label/part` (flows/prefect.yaml) is the labelling flow itself, in a work pool: Prefect gives its runs to the
-workers, on as many machines as have one. A run that is lost ends as Crashed (recovery.py) and its part is handed out again.
+workers, on as many machines as have one. A run that is lost, begun or not, ends as Crashed (recovery.py), and its part is
+handed out again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -24,7 +24,6 @@ from pipeline.labelling.parts import Runner
 from pipeline.labelling.runners import open_runner
 
 _LOOK_EVERY = 2.0  # seconds, at a run that is under way
-_START_WITHIN = 600.0  # seconds: one that is killed before its first sign of life stays Pending, and nobody ends it
 
 
 class WorkPool:
@@ -42,7 +41,7 @@ class WorkPool:
         run = await self._start(recipe, name)
         try:
             state = await _end_of(run)
-        except (asyncio.CancelledError, WorkerLost):
+        except asyncio.CancelledError:
             async with get_client() as client:
                 await client.set_flow_run_state(run.id, Cancelling(message="The run that asked for it was stopped."))
             raise
@@ -77,12 +76,6 @@ def runner_of(settings: RunnerSettings) -> Runner | None:
 async def _end_of(run: FlowRun) -> State[Any]:
     async with get_client() as client:
         while run.state is None or not run.state.is_final():
-            if run.state is not None and run.state.is_pending() and _seconds_since(run.state.timestamp) > _START_WITHIN:
-                raise WorkerLost(f"a worker took the run {run.name} and has not begun it for {_START_WITHIN:.0f} s")
             await asyncio.sleep(_LOOK_EVERY)
             run = await client.read_flow_run(run.id)
     return run.state
-
-
-def _seconds_since(moment: datetime) -> float:
-    return (datetime.now(UTC) - moment).total_seconds()

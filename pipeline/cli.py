@@ -61,7 +61,8 @@ def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json
     with errors_told():
         one_process("run")
         from pipeline.config import load_recipe
-        from pipeline.stages import check_run, run_stages
+        from pipeline.recipe_checks import check_run
+        from pipeline.stages import run_stages
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])
@@ -115,7 +116,8 @@ def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
     """References -> the teacher, where the recipe has `teacher.finetune`. It goes on from its last checkpoint."""
     with errors_told():
         from pipeline.config import load_recipe
-        from pipeline.stages import check_finetune, finetune_stage
+        from pipeline.recipe_checks import check_finetune
+        from pipeline.stages import finetune_stage
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])
@@ -143,7 +145,7 @@ def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_js
 
         from pipeline.config import load_recipe
         from pipeline.labelling import engine
-        from pipeline.stages import check_labels
+        from pipeline.recipe_checks import check_labels
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])
@@ -166,7 +168,8 @@ def distill(
     """Dataset -> student. It goes on from its last checkpoint."""
     with errors_told():
         from pipeline.config import load_recipe
-        from pipeline.stages import check_distill, dataset_of, distill_stage, students_to_train
+        from pipeline.recipe_checks import check_distill
+        from pipeline.stages import dataset_of, distill_stage, students_to_train
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])

@@ -78,6 +78,9 @@ def flows_guard(
     after: Annotated[
         float, typer.Option("--after", metavar="SECONDS", help="Without a sign of life, until a run has crashed.")
     ] = 90,
+    begins_within: Annotated[
+        float, typer.Option("--begins-within", metavar="SECONDS", help="From a worker's taking a run to its beginning.")
+    ] = 600,
 ) -> None:
     """Let the server end runs whose process is gone, as Crashed; a retry then goes on where the run was."""
     with errors_told():
@@ -85,8 +88,11 @@ def flows_guard(
         from flows.recovery import guard
         from pipeline.terminal import output
 
-        guard(after)
-        output.print(f"guarded: a run without a sign of life for {after:g} seconds ends as Crashed", markup=False)
+        guard(after, begins_within)
+        told = (
+            f"a run without a sign of life for {after:g} seconds, or taken and not begun within {begins_within:g}, ends"
+        )
+        output.print(f"guarded: {told} as Crashed", markup=False)
 
 
 def _quietly() -> None:

@@ -72,7 +72,7 @@ class RunnerSettings(Settings):
 
     kind: Literal["local", "work-pool", "ray"] = "local"
     workers: int = Field(default=2, ge=1)  # parts that are labelled at once; limits are shared among so many
-    shards: int = Field(default=25, ge=1)  # a part, at the most: fewer where else some workers had none
+    shards: int = Field(default=40, ge=1)  # a part, at the most: fewer where else some workers had none
     deployment: str = Field(default="label/part", pattern=r"^[^/]+/[^/]+$")  # of a work pool: what labels a part
     address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, or the one of this machine
 

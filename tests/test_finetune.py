@@ -20,11 +20,9 @@ from pipeline.finetuning import check_finetuned, finetuning_of, make_gold, open_
 from pipeline.labelling.engine import label
 from pipeline.language_model import load_language_model
 from pipeline.model_files import teacher_files
+from pipeline.recipe_checks import check_distill, check_labels, check_run
 from pipeline.stages import (
     RunResult,
-    check_distill,
-    check_labels,
-    check_run,
     distill_stage,
     finetune_stage,
     plan_stage,

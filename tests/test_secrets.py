@@ -24,7 +24,8 @@ from pipeline.config import Recipe
 from pipeline.errors import TeacherUnavailable
 from pipeline.labelling import sender
 from pipeline.labelling.engine import label
-from pipeline.labelling.journal import Journal, JournalView
+from pipeline.labelling.journal import Journal
+from pipeline.labelling.journal_view import JournalView
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import RunningStandIn, running_stand_in

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.config import Recipe, load_recipe
 from pipeline.errors import RecipeError
-from pipeline.stages import check_labels, run_stages
+from pipeline.recipe_checks import check_labels
+from pipeline.stages import run_stages
 from tests.t5_small import t5_small
 
 TALKS = [

@@ -24,12 +24,10 @@ import pipeline
 from pipeline.config import FilterSettings, Recipe, load_recipe
 from pipeline.dataset.card import write_card
 from pipeline.dataset.files import ShardFiles, tally
-from pipeline.dataset.manifest import Manifest, version_label, write_manifest
-from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
-from pipeline.durable import write_atomically
+from pipeline.dataset.manifest import Manifest, write_manifest
+from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, versions
 from pipeline.errors import DatasetBusy
 from pipeline.label_settings import encoding_of
-from pipeline.labelling.adopt import take_over
 from pipeline.labelling.begin import held_dataset, held_in_turn, newest_version, opened_journal
 from pipeline.labelling.budget import Budget, check_budget
 from pipeline.labelling.estimate import Estimate, ToSend, estimate_plan, still_to_send
@@ -40,14 +38,13 @@ from pipeline.labelling.plan import LabelPlan, Shard, ShardName, make_plan
 from pipeline.labelling.runners import open_runner
 from pipeline.labelling.sender import Sender, now
 from pipeline.labelling.sorting import SortedOut, Sorter
+from pipeline.labelling.version import let_go, same_version, shard_files, start_version
 from pipeline.progress import Progress, TellsMore, silent
 from pipeline.quality.base import NamedFilter, open_filters
 from pipeline.records import FORMAT_VERSION
-from pipeline.storage.location import Location
 from pipeline.teachers.base import Teacher, open_teacher
 
 _ACTIVITY = "Labelling"
-_ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
 
 
 @dataclass(frozen=True)
@@ -154,11 +151,10 @@ class LabelJob:
         self._written = 0  # shards, from the first on
         self._sorted_out: SortedOut | None = None  # of the shard whose turn it is, until it is written
         self._turn = asyncio.Condition()
-        self._parents: list[str] = []
         self._parts = Parts(recipe, plan, journal, self._budget)
-        self._finished = self._same_version()
+        self._finished = same_version(self._base, plan)
         if self._finished is None:
-            self._folder = self._start_version()
+            self._folder, self._parents = start_version(recipe, plan, journal)
         if isinstance(progress, TellsMore):
             progress.tell_more(_ACTIVITY, lambda: self.metrics().details())
 
@@ -265,8 +261,7 @@ class LabelJob:
         )
         write_card(self._folder, manifest)
         write_manifest(self._folder, manifest)
-        self._journal.note(_ADOPTED, "")  # what it forgets now must be taken over again, should this version be deleted
-        self._journal.forget(self._plan.ids(), self._plan.requests)
+        let_go(self._plan, self._journal)
         sent = self._sender.sent + self._parts.answered
         return LabelResult(Dataset(self._folder, manifest), sent, self._plan.requests - sent)
 
@@ -292,8 +287,8 @@ class LabelJob:
             self._written += 1
             self._turn.notify_all()
 
-    def _files(self, shard: ShardName, folder: Location | None = None) -> ShardFiles:
-        return ShardFiles(folder or self._folder, shard.split, shard.index, shard.of)
+    def _files(self, shard: ShardName) -> ShardFiles:
+        return shard_files(self._folder, shard)
 
     def _is_written(self, number: int) -> bool:
         return self._files(self._plan.names[number]).is_done(self._shard_key(number))
@@ -310,45 +305,6 @@ class LabelJob:
     def _count(self, requests: int) -> None:
         self._answered += requests
         self._progress(_ACTIVITY, self._answered, self._plan.requests)
-
-    # ------------------------------------------------------------------------------------------------------- versions
-
-    def _same_version(self) -> Dataset | None:
-        """The newest finished version, if it was made from this very plan."""
-        if not versions(self._base):
-            return None
-        newest = open_dataset(self._base)
-        return newest if newest.manifest.plan_sha256 == self._plan.sha256 else None
-
-    def _start_version(self) -> Location:
-        """The folder of the version to write: one that was begun, or the next. Earlier answers are taken over."""
-        finished = versions(self._base)
-        begun = [number for number in started_versions(self._base) if number not in finished]
-        number = begun[-1] if begun else max(finished, default=0) + 1
-        folder = self._base / version_label(number)
-        self._drop_stale(folder)
-        self._adopt([open_dataset(self._base, parent) for parent in finished])
-        write_atomically(folder / "recipe.yaml", self._recipe.as_yaml().encode())
-        return folder
-
-    def _drop_stale(self, folder: Location) -> None:
-        """Remove half-written files of a killed run, and shards cut from another plan: their answers are in the journal."""
-        wanted = {self._files(name, folder).name for name in self._plan.names}
-        for part in ("data", "rejected"):
-            for file in (folder / part).glob("*"):
-                if file.name not in wanted:
-                    file.unlink()
-
-    def _adopt(self, earlier: Sequence[Dataset]) -> None:
-        """Take answers to this plan's requests out of earlier versions into the journal, once a plan."""
-        noted = self._journal.noted(_ADOPTED) or ""
-        plan, _, parents = noted.partition(" ")
-        if plan == self._plan.sha256:
-            self._parents = parents.split()
-            return
-        alike = [version for version in earlier if encoding_of(version.manifest.soft) == self._soft]
-        self._parents = take_over(self._plan, self._journal, alike)
-        self._journal.note(_ADOPTED, " ".join([self._plan.sha256, *self._parents]))
 
 
 class _Here:

@@ -21,7 +21,8 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
 from pipeline.label_settings import LabelSettings
 from pipeline.labelling.budget import check_budget
-from pipeline.labelling.journal import Journal, JournalView
+from pipeline.labelling.journal import Journal
+from pipeline.labelling.journal_view import JournalView
 from pipeline.labelling.plan import LabelPlan, Shard, make_plan
 from pipeline.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from pipeline.pricing import Price

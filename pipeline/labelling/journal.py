@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,7 +45,7 @@ _SELECT_AT_ONCE = 500  # SQLite's bound on variables in one statement is far abo
 _BATCHES_AT_ONCE = 8  # held in memory while their rows are picked
 _ADOPT_TOGETHER = 100  # rows a batch: prompts in another order than before find theirs in many batches
 
-_LEASE = "lent to "  # a part: the note of what it may spend
+LEASE = "lent to "  # a part: the note of what it may spend
 
 Kind = Literal["completion", "rejection"]
 
@@ -160,12 +159,12 @@ class Journal:
 
     def lend(self, part: str, usd: float) -> None:
         """Note what a part of the work may spend in all, elsewhere: it counts as spent until it is repaid."""
-        self.note(f"{_LEASE}{part}", str(usd))
+        self.note(f"{LEASE}{part}", str(usd))
 
     def repay(self, part: str, spent_usd: float) -> bool:
         """A part is done, and has spent so much; False where nothing is lent to it (any longer), and nothing changes."""
         with self._storage(), self._writing, self._writer:
-            lent = self._writer.execute("DELETE FROM notes WHERE name = ?", (f"{_LEASE}{part}",)).rowcount > 0
+            lent = self._writer.execute("DELETE FROM notes WHERE name = ?", (f"{LEASE}{part}",)).rowcount > 0
             if lent:
                 self._spend(spent_usd)
         return lent
@@ -210,8 +209,8 @@ class Journal:
         """What is lent to each part that is not repaid yet."""
         query = "SELECT name, value FROM notes WHERE name LIKE ?"
         with self._storage(), self._lock:
-            rows = self._reader.execute(query, (f"{_LEASE}%",)).fetchall()
-        return {name.removeprefix(_LEASE): float(usd) for name, usd in rows}
+            rows = self._reader.execute(query, (f"{LEASE}%",)).fetchall()
+        return {name.removeprefix(LEASE): float(usd) for name, usd in rows}
 
     # -------------------------------------------------------------------------------------------------------- within
 
@@ -329,34 +328,3 @@ def _tell(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) 
         else:
             done.set_exception(error)
             done.exception()  # where nobody waits (`later`), it is not told of twice
-
-
-class JournalView:
-    """A journal as it is, without becoming its writer: another run may be at work on it."""
-
-    def __init__(self, folder: Path) -> None:
-        file = folder / FILE_NAME
-        self._connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True) if file.is_file() else None
-        if self._one("SELECT count(*) FROM sqlite_master WHERE name IN ('answers', 'reserved', 'notes')") != 3:
-            self.close()  # its run has just begun, or it is of a pre-release
-            self._connection = None
-
-    def spent(self) -> float:
-        """Dollars that were paid for this dataset; what a run at work has reserved or lent is included."""
-        noted = self._one("SELECT value FROM notes WHERE name = 'spent_usd'")
-        lent = self._one(f"SELECT sum(value) FROM notes WHERE name LIKE '{_LEASE}%'")
-        return sum(float(usd or 0.0) for usd in (noted, lent, self._one("SELECT sum(usd) FROM reserved")))
-
-    def ids(self) -> Iterator[str]:
-        """Every request that has an answer."""
-        if self._connection is not None:
-            yield from (id_ for (id_,) in self._connection.execute("SELECT id FROM answers"))
-
-    def close(self) -> None:
-        """Let the file go."""
-        if self._connection is not None:
-            self._connection.close()
-
-    def _one(self, query: str) -> Any:
-        row = self._connection.execute(query).fetchone() if self._connection is not None else None
-        return row[0] if row else None

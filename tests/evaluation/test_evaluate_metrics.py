@@ -24,8 +24,8 @@ from pipeline.evaluation.subject import Task
 from pipeline.generation import generate
 from pipeline.labelling.engine import label
 from pipeline.language_model import decode_completion, encode_prompt, load_language_model
+from pipeline.recipe_checks import check_labels, check_student
 from pipeline.records import Completion
-from pipeline.stages import check_labels, check_student
 from pipeline.student.train import distill
 from tests.conftest import WORDS, MakeRecipe
 from tests.encoder_decoders import LETTERS, PHONEMES, tiny_t5

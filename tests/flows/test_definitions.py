@@ -93,6 +93,8 @@ def test_without_a_server_a_command_says_how_to_start_one(tmp_path: Path, monkey
             guard()
         with pytest.raises(RecipeError, match="--after is 30"):
             guard(30)
+        with pytest.raises(RecipeError, match="--begins-within is 5: .* give 30 or more"):
+            guard(begins_within=5)
 
 
 def test_the_commands_are_quick_to_ask_for_help() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.states import Pending
 
 from pipeline.config import Recipe
 from tests.conftest import WORDS, MakeRecipe
@@ -28,6 +29,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Prefec
 
 KEY = "sk-live-77aa01c3-do-not-show"
 GONE = 40  # seconds without a sign of life
+NOT_BEGUN = 30  # seconds from a worker's taking a run
+TAKEN = "taken and not begun"
 
 
 def command(server: PrefectServer, folder: Path, *arguments: str) -> str:
@@ -156,12 +159,27 @@ def test_the_api_refuses_wrong_parameters(
         start_run(prefect_server, **parameters)
 
 
-def test_the_guard_is_one_however_often_it_is_set_up(prefect_server: PrefectServer, home: Path) -> None:
+def test_the_guard_is_one_pair_however_often_it_is_set_up(prefect_server: PrefectServer, home: Path) -> None:
+    seconds = ["--after", str(GONE), "--begins-within", str(NOT_BEGUN)]
     for _ in range(2):
-        command(prefect_server, home, "pipeline", "flows", "guard", "--after", str(GONE))
-    (automation,) = ask(prefect_server, lambda client: client.read_automations())
-    assert automation.trigger.within.total_seconds() == GONE
-    assert automation.enabled
+        command(prefect_server, home, "pipeline", "flows", "guard", *seconds)
+    automations = ask(prefect_server, lambda client: client.read_automations())
+    assert sorted(one.trigger.within.total_seconds() for one in automations) == [NOT_BEGUN, GONE]
+    assert all(one.enabled for one in automations)
+
+
+def test_a_worker_takes_a_run_and_is_gone(prefect_server: PrefectServer, home: Path) -> None:
+    """What is left of it is looked at by a later test: it takes a while."""
+    command(prefect_server, home, "pipeline", "flows", "deploy", "--only", "part")
+
+    async def taken(client: Any) -> Any:
+        deployment = await client.read_deployment_by_name("label/part")
+        run = await client.create_flow_run_from_deployment(
+            deployment.id, parameters={"recipe": "words.yaml"}, name=TAKEN, state=Pending()
+        )
+        return await client.read_flow_run(run.id)
+
+    assert ask(prefect_server, taken).state_name == "Pending"
 
 
 def test_a_due_run_happens_and_a_failed_one_says_the_mend_without_the_key(
@@ -181,6 +199,12 @@ def test_a_due_run_happens_and_a_failed_one_says_the_mend_without_the_key(
     assert {"stillhouse", "label", "words"} <= set(due.tags)
     manifest = json.loads((home / "labels/words/v001/manifest.json").read_text())
     assert sum(manifest["rows"].values()) == len(WORDS)
+
+
+def test_a_run_that_was_taken_and_never_begun_has_crashed(prefect_server: PrefectServer) -> None:
+    crashed = wait_for_run(prefect_server, lambda run: run.name == TAKEN and run.state.is_final())
+    assert crashed.state_name == "Crashed"
+    assert f"did not begin it within {NOT_BEGUN} seconds" in crashed.state.message
 
 
 def test_a_run_that_is_killed_with_its_worker_ends_as_crashed_and_a_retry_goes_on(

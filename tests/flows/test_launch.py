@@ -16,7 +16,8 @@ import torch
 from pipeline.config import load_recipe
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.labelling.engine import label
-from pipeline.stages import distill_stage, recipe_dataset, student_of
+from pipeline.recipe_checks import student_of
+from pipeline.stages import distill_stage, recipe_dataset
 from tests.conftest import WORDS, make_tiny_model
 from tests.processes import Process, processes
 from tests.student.test_distributed import ONE, ROOT, TWO, trained, written

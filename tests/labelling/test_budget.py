@@ -26,7 +26,8 @@ from pipeline.errors import BudgetSpent, RecipeError, StorageFailed
 from pipeline.labelling import engine, sender
 from pipeline.labelling.budget import Budget, Reservation
 from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.journal import Change, Journal, JournalView
+from pipeline.labelling.journal import Change, Journal
+from pipeline.labelling.journal_view import JournalView
 from pipeline.labelling.tokens import most_prompt_tokens
 from pipeline.pricing import Flat
 from pipeline.records import Message, Prompt, TeacherIdentity

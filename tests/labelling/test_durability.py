@@ -26,7 +26,8 @@ from pipeline.durable import write_atomically
 from pipeline.errors import StorageFailed
 from pipeline.labelling import engine
 from pipeline.labelling.engine import label
-from pipeline.labelling.journal import Journal, JournalView
+from pipeline.labelling.journal import Journal
+from pipeline.labelling.journal_view import JournalView
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import Stats, running_stand_in

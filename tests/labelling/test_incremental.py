@@ -17,7 +17,7 @@ from pipeline.columns import completion_at
 from pipeline.config import Recipe, recipe_from
 from pipeline.dataset.store import Dataset, dataset_folder, versions
 from pipeline.errors import TeacherUnavailable
-from pipeline.labelling import engine
+from pipeline.labelling import engine, version
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.plan import make_plan
 from pipeline.prompts import split_of
@@ -185,7 +185,7 @@ def test_an_unchanged_plan_takes_over_once_and_still_knows_its_parents(
     write_words(word_prompts, [*WORDS, "anchor", "basket"])
     assert run(scripted_recipe(), asked, leaves_after=1) is None
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "take_over", None)  # is not called
+        patch.setattr(version, "take_over", None)  # is not called
         second = done(scripted_recipe(), asked)
     assert (second.sent, second.reused) == (1, 13)
     assert second.dataset.manifest.parents == ("words/v001",)

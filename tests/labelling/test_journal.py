@@ -23,7 +23,8 @@ from pipeline.columns import (
 )
 from pipeline.errors import StorageFailed
 from pipeline.labelling import journal as journal_module
-from pipeline.labelling.journal import FILE_NAME, Change, Journal, JournalView
+from pipeline.labelling.journal import FILE_NAME, Change, Journal
+from pipeline.labelling.journal_view import JournalView
 from pipeline.records import Completion, Message, Prompt, Rejection
 
 

@@ -13,7 +13,7 @@ from pipeline.dataset.store import dataset_folder, journal_folder, open_dataset
 from pipeline.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRefused, WorkerLost, error_told
 from pipeline.labelling.begin import held_dataset
 from pipeline.labelling.engine import LabelResult, job_in_turn, label, open_job
-from pipeline.labelling.journal import JournalView
+from pipeline.labelling.journal_view import JournalView
 from tests.conftest import WORDS, MakeRecipe
 from tests.stand_in import running_stand_in
 

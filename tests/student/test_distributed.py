@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from pipeline.config import Recipe, load_recipe
 from pipeline.labelling.engine import label
-from pipeline.stages import distill_stage, recipe_dataset, student_of
+from pipeline.recipe_checks import student_of
+from pipeline.stages import distill_stage, recipe_dataset
 from pipeline.student.folder import StudentCard, read_card
 from tests.conftest import WORDS, make_tiny_model
 from tests.encoder_decoders import tiny_t5

@@ -29,7 +29,7 @@ from pipeline.config import Recipe
 from pipeline.errors import RecipeError
 from pipeline.generation import generate
 from pipeline.language_model import load_language_model
-from pipeline.stages import check_labels, check_student
+from pipeline.recipe_checks import check_labels, check_student
 from pipeline.student.frozen import freeze
 from pipeline.student.start_config import check_start, without_weights
 from tests.encoder_decoders import tiny_bart, tiny_t5

@@ -22,7 +22,8 @@ from pipeline.evaluation.subject import Subject, Task
 from pipeline.labelling.engine import label
 from pipeline.language_model import load_language_model, load_weights
 from pipeline.model_files import ModelFiles
-from pipeline.stages import check_labels, check_student, distill_stage, student_of
+from pipeline.recipe_checks import check_labels, check_student, student_of
+from pipeline.stages import distill_stage
 from pipeline.student.examples import read_examples
 from pipeline.student.folder import StudentCard, student_folder
 from pipeline.student.initialise import copy_layers

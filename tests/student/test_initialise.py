@@ -32,7 +32,7 @@ from pipeline.generation import generate
 from pipeline.labelling.engine import label
 from pipeline.language_model import decode_completion, load_language_model
 from pipeline.model_files import find_model
-from pipeline.stages import check_student
+from pipeline.recipe_checks import check_student
 from pipeline.student.stacks import evenly_spaced
 from pipeline.student.train import distill, prepare_untrained
 from tests.student.starts import Make, made, refused, start

@@ -14,7 +14,8 @@ from pipeline import launch, ranks
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.finetuning import check_finetuning
-from pipeline.stages import check_distill, check_student, student_of, students_to_train
+from pipeline.recipe_checks import check_distill, check_student, student_of
+from pipeline.stages import students_to_train
 from pipeline.student.folder import place_of
 from tests.conftest import MakeRecipe
 from tests.processes import processes

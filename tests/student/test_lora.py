@@ -16,7 +16,7 @@ from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
 from pipeline.language_model import LanguageModel, load_language_model
-from pipeline.stages import check_student
+from pipeline.recipe_checks import check_student
 from pipeline.student import train as training
 from pipeline.student.forward import end_in_loss
 from pipeline.student.lora import add_adapters, merged, trainable

@@ -14,7 +14,8 @@ from pipeline.errors import RecipeError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.labelling.engine import label
 from pipeline.language_model import load_language_model
-from pipeline.stages import check_student, students_to_train
+from pipeline.recipe_checks import check_student
+from pipeline.stages import students_to_train
 from pipeline.student.initialise import initialise
 from pipeline.student.train import distill
 from tests.encoder_decoders import tiny_t5

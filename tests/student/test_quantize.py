@@ -26,7 +26,8 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.generation import generate
 from pipeline.labelling.engine import label
 from pipeline.language_model import load_language_model
-from pipeline.stages import check_student, distill_stage, students_to_train
+from pipeline.recipe_checks import check_student
+from pipeline.stages import distill_stage, students_to_train
 from pipeline.student import train as training
 from pipeline.student.folder import read_card, student_folder
 from pipeline.student.quantize import quantize

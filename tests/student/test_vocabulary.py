@@ -24,8 +24,9 @@ from pipeline.encodings import PackedLabels
 from pipeline.errors import DatasetRefused, RecipeError, TrainingError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.labelling.engine import label
+from pipeline.recipe_checks import check_labels, check_student
 from pipeline.records import EncodingName
-from pipeline.stages import check_labels, check_student, distill_stage, students_to_train
+from pipeline.stages import distill_stage, students_to_train
 from pipeline.student.losses.base import DenseLabels, SparseLabels
 from pipeline.student.objective import open_objective
 from pipeline.student.rows import example_of, packed

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline import ranks
 from pipeline.config import load_recipe
-from pipeline.stages import distill_stage, recipe_dataset, student_of
+from pipeline.recipe_checks import student_of
+from pipeline.stages import distill_stage, recipe_dataset
 
 
 def main(files: list[str]) -> None:
