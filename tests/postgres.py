@@ -97,6 +97,15 @@ class Postgres:
         """Every row of every table, and all that defines them."""
         return self._command("pg_dump", *self._where(), "-d", database)
 
+    def restore(self, dump: str, database: str = NAME) -> None:
+        """Put a dump into an empty database in the place of the one that is there; nobody is connected to it."""
+        self.ask(f'DROP DATABASE "{database}"', database="postgres")
+        self.make_database(database)
+        file = self._folder / "dump.sql"
+        file.write_text(dump)
+        file.chmod(0o644)
+        self._command("psql", *self._where(), "-d", database, "-Xq", "-v", "ON_ERROR_STOP=1", "-f", str(file))
+
     def _where(self) -> list[str]:
         return ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
 

@@ -68,11 +68,11 @@ def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
         row(name, 100_000 * (9 - place), *[words.get(name, [1, 1] * 100)] * 2)
         for place, (name, _, _) in enumerate(t5_table.ROWS)
     ]
-    text = t5_table.section(replace(t5.WHOLE, seeds=(1, 2)), rows, [10.0, 2.0, 30.0])
+    text = t5_table.section(replace(t5.WHOLE, seeds=(1, 2)), rows, [10.0, 2.0, 30.0, 3.0])
     assert all(f"| {name} |" in text for name, _, _ in t5_table.ROWS)
     assert re.search(r"\| gold \|.* 50\.0 \[4\d\.\d, 5\d\.\d\] \| 50\.0, 50\.0 \| 11\.0 \| 50\.0 \|", text)
     assert re.search(r"less gold, .*: 25\.0 \[1\d\.\d, 3\d\.\d\] points", text)
     assert "200 words are held out" in text
-    assert "in all 42" in text
+    assert "in all 45 (wanted: 90)" in text
     t5_table.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,7 +27,7 @@ from pipeline.errors import RecipeError
 from tests import compose
 from tests.conftest import MakeRecipe
 from tests.flows.conftest import ComposedServer
-from tests.flows.test_deployments import kill_all
+from tests.flows.test_deployments import GONE, kill_all
 from tests.s3_server import free_ports
 from tests.stand_in import RunningStandIn, running_stand_in
 from tests.test_secrets import holding
@@ -43,19 +44,53 @@ MAKE_BLOCK = (
 TELLING = "Name a bird. !key400*"  # the server says the key back, and the prompt is rejected
 
 
+class Worker:
+    """The service `worker`; `start` and `kill` as often as wanted."""
+
+    def __init__(self, server: ComposedServer, folder: Path) -> None:
+        (port,) = free_ports(1)
+        self.health = f"http://127.0.0.1:{port}/health"
+        self._command = compose.command_of(server.services["worker"])
+        self._folder = folder
+        self._log = server.home / "worker.log"
+        quickly = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
+        loudly = {"PREFECT_LOGGING_LEVEL": "DEBUG"}
+        self._environment = server.environment("worker", OPENAI_API_KEY=KEY, **quickly, **loudly)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("a") as output:
+            self._process = subprocess.Popen(
+                self._command, cwd=self._folder, env=self._environment, stdout=output, stderr=output
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, and for its runs too."""
+        if self._process is not None:
+            kill_all(self._process.pid)
+            self._process.wait()
+
+
 @dataclass(frozen=True)
 class Job:
     """What is deployed, and a client of the server that knows its password."""
 
     server: ComposedServer
     folder: Path
-    worker_health: str
+    worker: Worker
     api: httpx.Client
 
     def deploy(self) -> str:
         """What the service prints, which ends."""
+        return self._told(compose.command_of(self.server.services["deploy"]))
+
+    def command(self, *arguments: str) -> str:
+        """What `python -m ...` prints."""
+        return self._told([sys.executable, "-m", *arguments])
+
+    def _told(self, command: list[str]) -> str:
         done = subprocess.run(
-            compose.command_of(self.server.services["deploy"]),
+            command,
             cwd=self.folder,
             env=self.server.environment("deploy", STILLHOUSE_SECRETS=f"TEACHER_KEY={BLOCK}"),
             capture_output=True,
@@ -104,31 +139,28 @@ def known(server: ComposedServer) -> Iterator[None]:
 def job(composed_server: ComposedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     """A Secret block, `deploy`, then `worker`, in a folder of their own."""
     folder = tmp_path_factory.mktemp("work")
-    (port,) = free_ports(1)
-    quickly = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
-    loudly = {"PREFECT_LOGGING_LEVEL": "DEBUG"}
-    environment = composed_server.environment("worker", OPENAI_API_KEY=KEY, **quickly, **loudly)
     with httpx.Client(base_url=composed_server.url, auth=composed_server.user, timeout=30) as api:
-        job = Job(composed_server, folder, f"http://127.0.0.1:{port}/health", api)
+        job = Job(composed_server, folder, Worker(composed_server, folder), api)
         with known(composed_server), pytest.MonkeyPatch.context() as patch:
             patch.setenv("TEACHER_KEY", BLOCK_KEY)
             exec(MAKE_BLOCK)
         assert "deployed label/nightly" in job.deploy()
-        with (composed_server.home / "worker.log").open("w") as output:
-            command = compose.command_of(composed_server.services["worker"])
-            worker = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        job.worker.start()
         try:
             yield job
         finally:
-            kill_all(worker.pid)
-            worker.wait()
+            job.worker.kill()
+
+
+def until_true(happened: Callable[[], bool], job: Job) -> None:
+    until = time.monotonic() + 180
+    while not happened():
+        assert time.monotonic() < until, job.logs()
+        time.sleep(0.05)
 
 
 def wait_for_answers(teacher: RunningStandIn, count: int, job: Job) -> None:
-    until = time.monotonic() + 180
-    while teacher.stats.billed_answers < count:
-        assert time.monotonic() < until, job.logs()
-        time.sleep(0.05)
+    until_true(lambda: teacher.stats.billed_answers >= count, job)
 
 
 def test_the_server_asks_for_its_password(composed_server: ComposedServer) -> None:
@@ -165,13 +197,43 @@ def test_a_run_goes_on_when_the_server_or_its_database_is_killed_and_comes_back(
         ended = job.wait_for(run)
         assert ended["state_type"] == "COMPLETED", (ended["state"], job.logs())
         assert job.running() == []
-        assert urllib.request.urlopen(job.worker_health, timeout=30).status == 200
+        assert urllib.request.urlopen(job.worker.health, timeout=30).status == 200
         assert set(teacher.stats.billed) == set(prompts)
         assert teacher.stats.billed_answers == len(prompts)  # none twice
         assert teacher.stats.keys == {f"Bearer {key}"}
     (version,) = Path(recipe.dataset.root, recipe.dataset.name).glob("v*")
     assert sum(json.loads((version / "manifest.json").read_text())["rows"].values()) == len(prompts)
     assert holding(tmp_path, key) == []
+
+
+def test_a_power_cut_and_a_database_from_its_copy_and_a_retry_goes_on(
+    job: Job, api_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
+) -> None:
+    prompts = [f"Name thing {number} of the cut." for number in range(60)]
+    database = job.server.database
+    job.command("pipeline", "flows", "guard", "--after", str(GONE))
+    with running_stand_in(latency=0.5) as teacher:
+        run = job.start_run(recipe_file(api_recipe(teacher.base_url, prompts, concurrency=2, shard_size=10)))
+        wait_for_answers(teacher, 20, job)
+        until_true(lambda: database.ask("SELECT count(*) FROM automation_bucket") != "0\n", job)  # it lives
+        copy = database.dump()
+        job.worker.kill()
+        job.server.process.kill()
+        database.stop_immediately()
+        assert teacher.stats.billed_answers < len(prompts)
+        database.start()
+        database.restore(copy)
+        job.server.process.start()
+        crashed = job.wait_for(run)
+        assert crashed["state_type"] == "CRASHED", (crashed["state"], job.logs())
+        assert "retry this run" in crashed["state"]["message"]
+        assert job.running() == []
+        job.worker.start()
+        job.command("prefect", "flow-run", "retry", run)
+        done = job.wait_for(run)
+        assert done["state_type"] == "COMPLETED", (done["state"], job.logs())
+        assert set(teacher.stats.billed) == set(prompts)
+        assert teacher.stats.billed_answers - len(prompts) <= 2  # what was in flight
 
 
 def test_no_secret_is_in_the_database_the_logs_or_any_other_file(job: Job) -> None:
