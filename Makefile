@@ -13,7 +13,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 RECIPE ?= flows/recipes/quickstart.yaml
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
@@ -57,7 +57,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# Two processes at a time: much of a test is waiting. `make test WORKERS=0` runs them one after another.
+# Three processes at a time: much of a test is waiting. `make test WORKERS=0` runs them one after another.
 test: install-dev
 	$(BIN)/stillhouse teacher fetch-demo
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

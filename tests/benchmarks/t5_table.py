@@ -63,7 +63,7 @@ def read_rows(runs: Sequence[Run]) -> list[Row]:
     for name, kind, role in ROWS:
         models = [_model(report, role) for of, report in reports if of == kind][: 1 if name == TEACHER else None]
         folders = [Path(model["model"]) for model in models]
-        measured = [_measured(folder) for folder in folders]
+        measured = _measured(folders)
         for model, one in zip(models, measured, strict=True):
             if abs(float(np.mean(one["right"])) - model["scores"][RIGHT]["mean"]) > 1e-9:
                 raise SystemExit(f"{model['model']} has another share of words right than its report says")
@@ -164,6 +164,7 @@ def _int8_megabytes(folder: Path) -> float:
         return quantize(folder, made / "int8").megabytes
 
 
-def _measured(folder: Path) -> dict[str, Any]:
+def _measured(folders: Sequence[Path]) -> list[dict[str, Any]]:
     with scratch() as logs:
-        return run([PYTHON, "-m", "tests.benchmarks.t5_model", folder], logs / "log.txt").last_json
+        measured = run([PYTHON, "-m", "tests.benchmarks.t5_model", *folders], logs / "log.txt").last_json
+    return list(measured["models"])
