@@ -1,6 +1,8 @@
 """Refuse a recipe that could not be carried out before anything is sent, trained or written.
 
-check_run(recipe)       # of `stillhouse run`; the other commands have one each
+    check_run(recipe)       # of `stillhouse run`
+
+Each command has one of its own, which looks at what that command would use.
 """
 
 from __future__ import annotations

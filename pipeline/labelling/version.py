@@ -1,8 +1,9 @@
 """A dataset version from its first file to the moment when the journal may forget.
 
-folder, parents = start_version(recipe, plan, journal)      # one that was begun, or the next
-...                                                         # its shards, its manifest
-let_go(plan, journal)
+    folder, parents = start_version(recipe, plan, journal)      # one that was begun, or the next
+    let_go(plan, journal)                                       # after its shards and its manifest
+
+The engine writes what lies between.
 """
 
 from __future__ import annotations
