@@ -125,6 +125,11 @@ class ComposedServer:
         given = compose.environment_of(self.services[service], PREFECT_API_URL=self.url)
         return {**os.environ, "PREFECT_HOME": str(self.home), "DO_NOT_TRACK": "1", **given, **more}
 
+    def from_outside(self) -> PrefectServer:
+        """For commands of this machine, as docs/operations.md gives them."""
+        address = {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": ":".join(self.user)}
+        return PrefectServer(self.url, {**os.environ, "PREFECT_HOME": str(self.home), "DO_NOT_TRACK": "1", **address})
+
 
 @pytest.fixture(scope="session")
 def composed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposedServer]:

@@ -20,8 +20,8 @@ from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import WorkerLost
 from pipeline.labelling.engine import label
 from tests.conftest import MakeRecipe
-from tests.flows.conftest import PrefectServer
-from tests.flows.test_deployments import ask, command, kill_all, running_worker
+from tests.flows.conftest import ComposedServer, PrefectServer
+from tests.flows.test_deployments import PATIENCE, ask, command, kill_all, running_worker
 from tests.processes import processes
 from tests.stand_in import Stats, running_stand_in
 
@@ -37,7 +37,7 @@ def in_parts(recipe: Recipe, kind: str, **runner: Any) -> Recipe:
     return recipe_from(raw, origin="test")
 
 
-def until(happened: Callable[[], bool], seconds: float = 120) -> None:
+def until(happened: Callable[[], bool], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end
@@ -65,27 +65,27 @@ def online(server: PrefectServer) -> set[str]:
 
 
 def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_killed(
-    prefect_server: PrefectServer, tmp_path: Path, api_recipe: MakeRecipe, recipe_file: RecipeFile
+    composed_server: ComposedServer, tmp_path: Path, api_recipe: MakeRecipe, recipe_file: RecipeFile
 ) -> None:
-    command(prefect_server, tmp_path, "pipeline", "flows", "deploy", "--only", "part")
-    command(prefect_server, tmp_path, "pipeline", "flows", "guard", "--after", "40")
+    server = composed_server.from_outside()
+    command(server, tmp_path, "pipeline", "flows", "deploy", "--only", "part")
+    command(server, tmp_path, "pipeline", "flows", "guard", "--after", "40")
     with running_stand_in(latency=2.0) as teacher, ExitStack() as running:
         recipe = in_parts(api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8), "work-pool")
         names = ["parts-1", "parts-2"]
         workers = [
-            running.enter_context(running_worker(prefect_server, tmp_path, "--limit", "1", "--name", name))
-            for name in names
+            running.enter_context(running_worker(server, tmp_path, "--limit", "1", "--name", name)) for name in names
         ]
-        until(lambda: online(prefect_server) >= {*names})
+        until(lambda: online(server) >= {*names})
         arguments = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--json"]
 
         def labelling(output: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-            return subprocess.Popen(arguments, cwd=tmp_path, env=prefect_server.environment, stdout=output)
+            return subprocess.Popen(arguments, cwd=tmp_path, env=server.environment, stdout=output)
 
         stopped = labelling(subprocess.DEVNULL)
         until(lambda: teacher.stats.most_at_once > 1)  # both are at work
         stopped.send_signal(signal.SIGINT)
-        assert stopped.wait(60) == 130
+        assert stopped.wait(PATIENCE) == 130
         until(lambda: not any(children(worker.pid) for worker in workers))  # its parts' runs are cancelled
         teacher.stats.most_at_once = 0
         going = labelling()
@@ -94,7 +94,7 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
             kill_all(workers[0].pid)
             workers[0].wait()
             assert teacher.stats.billed_answers < len(PROMPTS) - 8
-            said, _ = going.communicate(timeout=240)
+            said, _ = going.communicate(timeout=PATIENCE)
         finally:
             going.kill()
         assert going.returncode == 0
@@ -133,7 +133,7 @@ def test_a_ray_cluster_shares_a_job_and_one_of_its_nodes_is_killed(
             (other,) = cluster.worker_nodes
             cluster.remove_node(other, allow_graceful=False)
             assert teacher.stats.billed_answers < len(PROMPTS) - 8
-            result = going.result(240)
+            result = going.result(PATIENCE)
         assert result.sent == len(PROMPTS)
         check(recipe, teacher.stats, in_flight=1)
 
