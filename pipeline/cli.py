@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import pipeline.cli_exchange  # noqa: F401  its commands join those of `stillhouse datasets`
-from pipeline import shown
+from pipeline import __version__, shown
 from pipeline.cli_common import AsJson, errors_told, tell
 from pipeline.cli_datasets import datasets_app
 from pipeline.cli_flows import flows_app
@@ -53,6 +53,21 @@ AsFlow = Annotated[
 ]
 
 Only = Annotated[str | None, typer.Option(metavar="MODE", hidden=True)]  # one of the students, as launch.py asks for it
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stillhouse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version, and exit.")
+    ] = False,
+) -> None:
+    """What holds for every command."""
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import __version__
 from pipeline.config import Recipe
 from tests.conftest import MakeRecipe
 
@@ -36,6 +37,11 @@ def test_help_lists_the_commands(stillhouse: Stillhouse) -> None:
     assert done.returncode == 0
     for command in ("run", "plan", "finetune", "label", "distill", "evaluate", "datasets", "teacher"):
         assert command in done.stdout
+
+
+def test_it_tells_its_version(stillhouse: Stillhouse) -> None:
+    done = stillhouse("--version")
+    assert (done.returncode, done.stdout) == (0, f"stillhouse {__version__}\n")
 
 
 def test_the_whole_way(stillhouse: Stillhouse, tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]) -> None:
