@@ -58,12 +58,6 @@ class _Tries:
     lost_usd: float = 0.0  # billed for attempts that gave nothing
 
 
-def _looked_at(task: asyncio.Task[None]) -> None:
-    """Several may find the disk full, and one is told of: asyncio shall not print the others when `ask` is cancelled."""
-    if not task.cancelled():
-        task.exception()
-
-
 class Sender:
     """Shared by every shard of a run; used from one event loop. `counts` tells what it has done."""
 
@@ -105,14 +99,17 @@ class Sender:
         if self.counts.began is None:
             self.counts.began = time.monotonic()
         tasks = {asyncio.create_task(self._until_answered(_Tries(batch), answered)) for batch in batches}
-        for task in tasks:
-            task.add_done_callback(_looked_at)
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()
         finally:
-            await self._wind_down(tasks)
+            ending = asyncio.create_task(self._wind_down(tasks))
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:  # another shard has failed: what is under way here is paid for all the same
+                await ending
+                raise
 
     async def _prepare(self) -> None:
         async with self._preparing:

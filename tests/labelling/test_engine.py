@@ -1,6 +1,7 @@
 """The labelling engine: nothing lost, nothing asked twice, and what is on disk can be read by anyone."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -208,6 +209,53 @@ def test_a_teacher_that_leaves_costs_nothing_that_was_answered(
     result = run(recipe)
     assert (result.sent, result.reused) == (12 - teacher.answered, teacher.answered)
     assert words_in(result) == sorted(WORDS)
+
+
+class FailingTwice(Failing):
+    """The first request that it is `asked` fails, another one later, and the rest is answered later still."""
+
+    def __init__(self, inner: Teacher) -> None:
+        super().__init__(inner, calls=0)
+        self.batch_size, self.parallel = 1, None
+        self.has_failed = asyncio.Event()
+        self.asked = 0
+
+    async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        self.asked += 1
+        place = self.asked
+        await asyncio.sleep(0.05 * min(place, 3))  # all are under way by then
+        if place < 3:
+            self.has_failed.set()
+            raise TeacherUnavailable("the teacher left")
+        self.answered += 1
+        return await self._inner.answer(requests)
+
+
+def test_what_is_under_way_ends_even_where_another_shard_fails_meanwhile(
+    scripted_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shard that has failed waits for what it has sent, and is stopped while it waits."""
+    recipe = scripted_recipe()
+    teacher = FailingTwice(open_teacher(recipe.teacher, recipe.label, recipe.seed))
+
+    async def stopped_twice() -> None:
+        with open_job(recipe) as job:
+            labelling = asyncio.create_task(job.label_shard(0))
+            await teacher.has_failed.wait()
+            await asyncio.sleep(0.01)
+            labelling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await labelling
+            await job.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "open_teacher", lambda *_: teacher)
+        asyncio.run(stopped_twice())
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+    assert teacher.answered == teacher.asked - 2 > 0
+    result = run(recipe)
+    assert (result.sent, result.reused) == (12 - teacher.answered, teacher.answered)
 
 
 def test_prompts_edited_between_a_stop_and_the_next_run(
