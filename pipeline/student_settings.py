@@ -1,7 +1,7 @@
 """The `student` part of a recipe: what the student starts from, what it minimises, and how it is trained.
 
 student:
-  init:   {from: teacher, layers: 10}
+  init:   {from: teacher, layers: 16}
   loss:   {kind: forward-kl, temperature: 2.0, weight: 1.0, cross_entropy_weight: 0.1}
   train:  {num_train_epochs: 3, learning_rate: 1.0e-3, bf16: true}
 """
@@ -16,7 +16,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pipeline.settings import Settings
 
 Part = Literal["embedding", "head"]
-Layers = int | tuple[int, ...]  # so many, evenly spaced, first and last included; or these, from 0
+Layers = int | tuple[int, ...]  # so many, chosen as `choose` says; or these, from 0
+Width = int | float  # so many; or a share of the teacher's, such as 0.5 (1.0: all)
+Choose = Literal["importance", "greedy", "leave-one-out", "block-influence", "even"]
 
 
 class StackLayers(Settings):
@@ -26,13 +28,40 @@ class StackLayers(Settings):
     decoder: Layers | None = None
 
 
+class WidthSettings(Settings):
+    """Widths that are cut out of the teacher's matrices, the same in every layer; one that is not named stays whole."""
+
+    feed_forward: Width | None = None  # neurons between the two feed-forward matrices
+    heads: Width | None = None  # attention heads, in whole groups that share a key-value head
+    hidden: Width | None = None  # channels of the residual stream, embedding and norms included
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _greater_than_zero(cls, given: Width | None) -> Width | None:
+        if given is not None and (given <= 0 or (isinstance(given, float) and given > 1)):
+            raise ValueError(
+                f"{given} is no width: give a whole number from 1 up, or a share between 0 and 1 such as 0.5"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> WidthSettings:
+        if self.feed_forward is None and self.heads is None and self.hidden is None:
+            raise ValueError("names no width: give feed_forward, heads or hidden, for instance {feed_forward: 0.5}")
+        return self
+
+
 class InitSettings(Settings):
-    """What the student starts from: layers of the teacher, a model of its own, or a config with fresh weights."""
+    """What the student starts from: parts of the teacher, a model of its own, or a config with fresh weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     from_: Literal["teacher"] | None = Field(default=None, alias="from")
     layers: Layers | StackLayers | None = None  # of both stacks of an encoder-decoder, or {encoder: ..., decoder: ...}
+    choose: Choose = "importance"  # how layers are chosen where `layers` is a number
+    width: WidthSettings | None = None  # widths by importance; None: the teacher's
+    vocabulary: Literal["all", "used"] = "all"  # used: the tokens that the dataset needs, and a tokenizer cut to match
+    rows: int = Field(default=64, ge=1, le=512)  # of the dataset's training split, on which importance is measured
     model: str | None = None  # a folder or a hub id
     revision: str | None = None  # of a hub model
     config: dict[str, Any] | None = (
@@ -62,8 +91,31 @@ class InitSettings(Settings):
             )
         if sum(origins) != 1:
             raise ValueError("give exactly one of `from: teacher` (with `layers`), `model`, or `config`")
-        if (self.from_ is not None) != (self.layers is not None):
-            raise ValueError("`layers` goes with `from: teacher`: give both, for instance {from: teacher, layers: 10}")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_the_teacher(self) -> InitSettings:
+        parts = [self.layers is not None, self.width is not None, self.vocabulary == "used"]
+        if self.from_ is None and any(parts[:2]):
+            named = "layers" if parts[0] else "width"
+            raise ValueError(
+                f"`{named}` goes with `from: teacher`: give both, for instance {{from: teacher, layers: 16}}"
+            )
+        if self.from_ is not None and not any(parts):
+            raise ValueError(
+                "`from: teacher` needs what is to be kept of it: give `layers`, `width` or `vocabulary: used`, for "
+                "instance {from: teacher, layers: 16}"
+            )
+        if self.config is not None and parts[2]:
+            raise ValueError(
+                "vocabulary is 'used', which keeps rows of a model's embedding, and `config` starts from fresh weights: "
+                "take one of the two away"
+            )
+        if "choose" in self.model_fields_set and not self._counts:
+            raise ValueError(
+                f"choose is {self.choose!r}, and `layers` gives no number of layers to choose: give it a number such as 16, "
+                "or take `choose` away"
+            )
         if self.revision is not None and self.model is None:
             raise ValueError("`revision` goes with `model`: give both, or take it away")
         return self
@@ -80,6 +132,36 @@ class InitSettings(Settings):
                     f"{where} is {[*layers]}: list layers of the teacher from 0 in rising order, such as [0, 5, 11]"
                 )
         return self
+
+    @property
+    def _counts(self) -> bool:
+        """Whether a stack's layers are given as a number, from which `choose` makes a choice."""
+        of = [self.layers.encoder, self.layers.decoder] if isinstance(self.layers, StackLayers) else [self.layers]
+        return any(isinstance(one, int) for one in of)
+
+    @property
+    def measures_layers(self) -> bool:
+        """Whether layers are chosen by what they do on rows of the dataset."""
+        return self._counts and self.choose != "even"
+
+    @property
+    def needs_dataset(self) -> bool:
+        """Whether the start depends on rows of the dataset: it cannot be made before they are labelled."""
+        return self.measures_layers or self.width is not None or self.vocabulary == "used"
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """What shapes the start, for a student's key; settings without effect are left out, as older keys have none."""
+        shaping = self.model_dump(include={"from_", "layers", "model", "revision", "config"})
+        if self.measures_layers:
+            shaping["choose"] = self.choose
+        if self.measures_layers or self.width is not None:
+            shaping["rows"] = self.rows
+        if self.width is not None:
+            shaping["width"] = self.width.model_dump()
+        if self.vocabulary == "used":
+            shaping["vocabulary"] = self.vocabulary
+        return shaping
 
 
 class LossSettings(Settings):

@@ -194,7 +194,7 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
     """
     baselines: list[Variant] = [name for name in recipe.evaluate.baselines if name != student.mode]
     variants = [*baselines, student.mode]
-    places = [student_folder(recipe, student, one, _learnt_from(recipe, one, dataset)) for one in variants]
+    places = [student_folder(recipe, student, one, _learnt_from(recipe, one, dataset), dataset) for one in variants]
     for place in places:
         if place.finished() is None:
             found = read_card(place.path)

@@ -24,8 +24,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
+from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.durable import fsync_folder, write_atomically
+from pipeline.errors import DatasetMissing
 from pipeline.model_files import has_files, start_files, teacher_files
 from pipeline.records import content_hash
 from pipeline.student_settings import StudentSettings
@@ -151,24 +152,76 @@ def weight_megabytes(folder: Path) -> float:
 
 
 def student_folder(
-    recipe: Recipe, student: StudentSettings, variant: Variant, dataset: Dataset | None
+    recipe: Recipe,
+    student: StudentSettings,
+    variant: Variant,
+    dataset: Dataset | None,
+    labelled: Dataset | None = None,
 ) -> StudentFolder:
     """The place of one student; its key covers the dataset's content, the start, the loss and the training settings.
 
-    `dataset` is what this variant learns from: for a gold one, the references.
+    Args:
+        recipe: names the teacher, the dataset and the folder.
+        student: its settings.
+        variant: which student.
+        dataset: what this variant learns from: for a gold one, the references; None for the untrained one.
+        labelled: the teacher's completions, where the start is made with them; None: see `start_dataset`.
+
+    Raises:
+        DatasetMissing: the start is made with the teacher's completions, and they have not been labelled.
     """
+    made_with = start_dataset(recipe, student, labelled or (None if variant == "gold" else dataset))
     if dataset is None:
         rows = []
     elif variant == "gold":  # the plan names every row's content, and is the same if the rows are written anew
         rows = [dataset.manifest.plan_sha256]
     else:
         rows = [file.sha256 for file in dataset.manifest.files]
-    return place_of(recipe, student, variant, rows)
+    return place_of(recipe, student, variant, rows, made_with)
 
 
-def place_of(recipe: Recipe, student: StudentSettings, variant: Variant, rows: Sequence[str | None]) -> StudentFolder:
-    """As `student_folder`; `rows` name the content of what is learnt from."""
-    shaping: dict[str, Any] = {"init": student.init.model_dump(), "seed": recipe.seed}
+def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None) -> Dataset | None:
+    """The teacher's completions that the start is made with: importance is measured on them, and their tokens are kept.
+
+    Args:
+        recipe: names the dataset.
+        student: whose start it is.
+        labelled: the dataset, where it is open already.
+
+    Returns:
+        None for a start that needs no dataset.
+
+    Raises:
+        DatasetMissing: it has not been labelled yet.
+    """
+    if not student.init.needs_dataset:
+        return None
+    if labelled is not None:
+        return labelled
+    try:
+        return open_dataset(dataset_folder(recipe.dataset), recipe.dataset.version)
+    except DatasetMissing as error:
+        measured = (
+            "vocabulary is 'used', which keeps the tokens of the dataset's texts"
+            if student.init.vocabulary == "used"
+            else "chooses what to keep of the teacher by importance, which is measured on the teacher's completions"
+        )
+        raise DatasetMissing(
+            f"student.init {measured}, and {error} Or keep listed layers, such as layers: [0, 1, 2], or choose: even."
+        ) from None
+
+
+def place_of(
+    recipe: Recipe,
+    student: StudentSettings,
+    variant: Variant,
+    rows: Sequence[str | None],
+    made_with: Dataset | None = None,
+) -> StudentFolder:
+    """As `student_folder`; `rows` name the content of what is learnt from, `made_with` is that of `start_dataset`."""
+    shaping: dict[str, Any] = {"init": student.init.shaping, "seed": recipe.seed}
+    if made_with is not None:
+        shaping["made_with"] = [file.sha256 for file in made_with.manifest.files]
     own = student.init.model
     if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
         shaping["start"] = start_files(recipe, student.init).content_sha256
@@ -176,7 +229,7 @@ def place_of(recipe: Recipe, student: StudentSettings, variant: Variant, rows: S
         unused = {"quantize", "launch"} | ({"loss", "labels"} if variant != "white-box" else set())
         settings = student.model_dump(exclude=unused)
         shaping |= {
-            "student": settings | {"mode": variant},
+            "student": settings | {"mode": variant, "init": student.init.shaping},
             "rows": rows,
         }
     if variant == "white-box" and student.needs_live_teacher:  # stored labels are rows, these are the model's own

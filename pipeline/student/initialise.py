@@ -1,6 +1,6 @@
-"""Where a student starts: layers of the teacher, a model of its own, or a config with fresh weights.
+"""Where a student starts: parts of the teacher, a model of its own, or a config with fresh weights.
 
-Copying evenly spaced layers is the start of DistilBERT and its kin (Shleifer and Rush, arXiv 2010.13002); as a baseline it
+The parts that matter most are kept (Minitron, arXiv 2407.14679); start/ measures which they are. As a baseline the start
 stands in every report, untrained. start_config.py says what is refused before any weights are loaded.
 """
 
@@ -13,21 +13,36 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.config import Recipe
+from pipeline.dataset.store import Dataset
 from pipeline.durable import write_atomically
-from pipeline.errors import TrainingError
 from pipeline.language_model import auto_class, load_tokenizer, load_weights, quiet_transformers, token_ids_alone
 from pipeline.model_files import ModelFiles, start_files
+from pipeline.progress import Progress, silent
 from pipeline.student.fresh_config import ending_of_fresh, fresh_config
 from pipeline.student.kinds import read_config
-from pipeline.student.stacks import kept_layers, renumbered, with_layers
+from pipeline.student.start.parts import parts_of_teacher
+from pipeline.student.start.record import Start
 from pipeline.student.start_config import check_start
-from pipeline.student_settings import Layers, StackLayers, StudentSettings
+from pipeline.student_settings import StudentSettings
 
 _GENERATION = "generation_config.json"
 
 
-def initialise(recipe: Recipe, student: StudentSettings, folder: Path) -> None:
+def initialise(
+    recipe: Recipe,
+    student: StudentSettings,
+    folder: Path,
+    labelled: Dataset | None = None,
+    progress: Progress = silent,
+) -> None:
     """Write the untrained student, weights and tokenizer, into `folder`.
+
+    Args:
+        recipe: names the teacher.
+        student: its settings.
+        folder: where it is written.
+        labelled: the teacher's completions; needed where `student.init.needs_dataset`.
+        progress: is told how far measuring importance is.
 
     Raises:
         RecipeError: as `check_start` does, and nothing is written then.
@@ -39,14 +54,17 @@ def initialise(recipe: Recipe, student: StudentSettings, folder: Path) -> None:
     torch.manual_seed(recipe.seed)
     init, trusted = student.init, student.trust_remote_code
     files = start_files(recipe, init)
+    start: Start | None = None
     if init.config is not None:
         model = _fresh(recipe, student, files)
     else:
         model = load_weights(files.folder, dtype="auto", trust_remote_code=trusted)
-        if init.layers is not None:
-            model = copy_layers(model, init.layers)
+        if init.from_ is not None:
+            model, start = parts_of_teacher(recipe, student, model, labelled, progress)
     of_its_own = init.config is not None and "model_type" in init.config  # may not know how the teacher likes to sample
     write_model(model, files.folder, folder, trust_remote_code=trusted, sampling=not of_its_own)
+    if start is not None:
+        start.write(folder)
 
 
 def write_model(
@@ -70,33 +88,6 @@ def _write_generation(model: PreTrainedModel, source: Path, file: Path) -> None:
     settings = json.loads(theirs)
     changed = {name: value for name, value in tokens.items() if value is not None and settings.get(name) != value}
     write_atomically(file, json.dumps(settings | changed, indent=2).encode() + b"\n" if changed else theirs)
-
-
-def copy_layers(teacher: PreTrainedModel, layers: Layers | StackLayers) -> PreTrainedModel:
-    """A model of the teacher's kind and width with only some of its layers; everything else is the teacher's.
-
-    `layers` is how many, evenly spaced, or which, counted from 0; of an encoder-decoder's two stacks, or of each.
-    """
-    kept = kept_layers(teacher.config, layers)
-    config = type(teacher.config).from_dict(with_layers(teacher.config, kept))
-    student = type(teacher)(config).to(teacher.dtype)
-    _untie(student, teacher)
-    missing, unexpected = student.load_state_dict(renumbered(teacher.state_dict(), kept), strict=False)
-    if missing or unexpected:
-        raise TrainingError(
-            f"layers of a {config.model_type} model cannot be copied: {[*missing, *unexpected][:3]} do not match. "
-            "Set student.init.model to a small model of the same tokenizer instead."
-        )
-    student.generation_config = token_ids_alone(teacher.generation_config)
-    return student
-
-
-def _untie(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Give the student a head of its own where the teacher has one, whatever the config says: every T5's says otherwise."""
-    embedding, head = teacher.get_input_embeddings(), teacher.get_output_embeddings()
-    own = student.get_output_embeddings()
-    if head is not None and head.weight is not embedding.weight and own.weight is student.get_input_embeddings().weight:
-        own.weight = torch.nn.Parameter(own.weight.detach().clone())
 
 
 def _fresh(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> PreTrainedModel:

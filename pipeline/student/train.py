@@ -31,7 +31,15 @@ from pipeline.ranks import first_process_first, is_first, wait_for_all
 from pipeline.student.arguments import training_arguments, without_validation
 from pipeline.student.card import software_versions, told_arguments, write_cards
 from pipeline.student.examples import Examples, read_examples
-from pipeline.student.folder import RECIPE, Step, StudentCard, StudentFolder, student_folder, weight_megabytes
+from pipeline.student.folder import (
+    RECIPE,
+    Step,
+    StudentCard,
+    StudentFolder,
+    start_dataset,
+    student_folder,
+    weight_megabytes,
+)
 from pipeline.student.forward import LiveTeacher
 from pipeline.student.frozen import freeze
 from pipeline.student.initialise import initialise, write_model
@@ -40,24 +48,34 @@ from pipeline.student.lora import add_adapters, merged, trainable
 from pipeline.student.objective import Objective, open_objective
 from pipeline.student.packing import check_both
 from pipeline.student.quantize import add_int8
+from pipeline.student.start.record import read_start
 from pipeline.student.stopping import StopEarly
 from pipeline.student.trainer import WHOLE, StudentTrainer, Watch
 from pipeline.student.vocabulary import other_layout, other_tokenizer
 from pipeline.student_settings import StudentSettings
 
 
-def prepare_untrained(recipe: Recipe, student: StudentSettings) -> StudentFolder:
+def prepare_untrained(
+    recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None, progress: Progress = silent
+) -> StudentFolder:
     """Write the student before its first step, where it is not there yet.
 
+    Args:
+        recipe: names the teacher.
+        student: its settings.
+        labelled: the teacher's completions; None: those of the recipe, where the start is made with them.
+        progress: is told how far measuring importance is.
+
     Raises:
-        RecipeError, TeacherUnavailable, TrainingError: as `initialise` does.
+        RecipeError, TeacherUnavailable, TrainingError, DatasetMissing: as `initialise` and `start_dataset` do.
     """
-    place = student_folder(recipe, student, "untrained", None)
+    labelled = start_dataset(recipe, student, labelled)
+    place = student_folder(recipe, student, "untrained", None, labelled)
     if place.finished():
         return place
     made = place.work / "model"
     shutil.rmtree(made, ignore_errors=True)
-    initialise(recipe, student, made)
+    initialise(recipe, student, made, labelled, progress)
     model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
     _publish(recipe, place, made, _card(recipe, place, made, model))
     return place
@@ -82,7 +100,8 @@ def distill(
         DatasetRefused: the dataset is damaged, or of another tokenizer.
         TrainingError: the rows cannot be learnt from by this student.
     """
-    place = student_folder(recipe, student, student.mode, dataset)
+    labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
+    place = student_folder(recipe, student, student.mode, dataset, labelled)
     card = place.finished()
     if card is not None:
         return card
@@ -92,7 +111,7 @@ def distill(
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
     with first_process_first():
-        start = prepare_untrained(recipe, student)
+        start = prepare_untrained(recipe, student, labelled, progress)
         checkpoint = _last_whole_checkpoint(place.work)
     other_tokens = other_tokenizer(dataset, ModelFiles("the student", start.path), refused=student.needs_soft_labels)
     lm = load_language_model(start.path, trust_remote_code=student.trust_remote_code)
@@ -211,6 +230,8 @@ def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: boo
     model = load_weights(start, dtype="auto", trust_remote_code=trusted)
     model.load_state_dict(weights)
     write_model(model, start, folder, trust_remote_code=trusted)
+    if (made_of := read_start(start)) is not None:
+        made_of.write(folder)
     return model
 
 
