@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Annotated, Any
 
-from prefect import get_run_logger
+from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from pydantic import Field
 
 from pipeline.config import Recipe
 from pipeline.dataset.manifest import Manifest, version_label
-from pipeline.errors import StillhouseError
+from pipeline.errors import StillhouseError, UsageError
 from pipeline.progress import Progress
 from pipeline.terminal import PlainProgress
 
@@ -31,6 +32,11 @@ Overrides = list[Annotated[str, Field(pattern=r"^[^=\s]+=")]] | None
 def logged_progress() -> Progress:
     """Progress as lines of the run's log."""
     return PlainProgress(get_run_logger().info, LOG_EVERY)
+
+
+def another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """What the recipe says wrongly stays wrong; whatever else it was, the store decides what is done."""
+    return not isinstance(state.data, UsageError)
 
 
 class _NoTraceback(logging.Filter):

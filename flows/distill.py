@@ -1,24 +1,17 @@
-"""The distillation flow: dataset -> student (and its baselines), one task a student."""
+"""The distillation flow: dataset -> student (and its baselines), or the students of a sweep; one task a student."""
 
 from __future__ import annotations
 
-from typing import Any
+from prefect import flow, get_run_logger, task
 
-from prefect import Task, flow, get_run_logger, task
-from prefect.client.schemas.objects import State, TaskRun
-
-from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
+from flows.common import FLOW, TASK, Overrides, RecipePath, another_try_may_help, logged_progress, name_run
+from flows.sweep import train_sweep
 from flows.watching import show_models
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
-from pipeline.errors import UsageError
 from pipeline.recipe_checks import check_distill
-from pipeline.stages import StudentResult, dataset_of, distill_stage, students_to_train
-
-
-def another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """What the recipe says wrongly stays wrong; whatever else it was, the store decides what is done."""
-    return not isinstance(state.data, UsageError)
+from pipeline.stages import dataset_of, distill_stage, points_to_train, students_to_train
+from pipeline.student.folder import StudentResult
 
 
 @task(
@@ -45,13 +38,20 @@ def distill_flow(recipe: RecipePath, overrides: Overrides = None) -> list[Studen
     loaded = load_recipe(recipe, overrides or [])
     name_run("distill", loaded)
     check_distill(loaded)
-    datasets = [dataset_of(loaded, student, logged_progress()) for student in students_to_train(loaded)]
-    name_run("distill", loaded, datasets[-1].manifest)
-    results = [
-        train_student(loaded, place, dataset, f"{student.mode} student")
-        for place, (student, dataset) in enumerate(zip(students_to_train(loaded), datasets, strict=True))
-    ]
+    if loaded.sweep is not None:
+        trainings = points_to_train(loaded, progress=logged_progress())
+        dataset = trainings[-1].dataset
+        name_run("distill", loaded, dataset.manifest)
+        results = train_sweep(trainings, loaded.sweep.at_a_time)
+    else:
+        datasets = [dataset_of(loaded, student, logged_progress()) for student in students_to_train(loaded)]
+        dataset = datasets[-1]
+        name_run("distill", loaded, dataset.manifest)
+        results = [
+            train_student(loaded, place, one, f"{student.mode} student")
+            for place, (student, one) in enumerate(zip(students_to_train(loaded), datasets, strict=True))
+        ]
     for result in results:
         get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "was there already")
-    show_models("students", f"Students of {loaded.name}, from dataset {datasets[-1].manifest.label}", results, loaded)
+    show_models("students", f"Students of {loaded.name}, from dataset {dataset.manifest.label}", results, loaded)
     return results

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger, task
 
-from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
-from flows.distill import another_try_may_help
+from flows.common import FLOW, TASK, Overrides, RecipePath, another_try_may_help, logged_progress, name_run
 from flows.watching import show_models
 from pipeline.config import Recipe, load_recipe
 from pipeline.recipe_checks import check_finetune
-from pipeline.stages import StudentResult, finetune_stage
+from pipeline.stages import finetune_stage
+from pipeline.student.folder import StudentResult
 
 
 @task(

@@ -7,6 +7,7 @@
     teacher-quickstart      the fine-tuned teacher, where the recipe has one
     students-quickstart     what was trained, and where it lies
     report-quickstart       the report, with the place of its page
+    sweep-quickstart        the report of a sweep, likewise
 
 They are for people to look at, and nothing rests on them: where the server cannot be reached, the run goes on without.
 """
@@ -35,11 +36,13 @@ from prefect.exceptions import PrefectException
 
 from pipeline.config import Recipe
 from pipeline.evaluation.evaluate import EvaluationResult
-from pipeline.evaluation.report import markdown
+from pipeline.evaluation.report import ReportFiles, markdown
+from pipeline.evaluation.sweep import SweepEvaluation
+from pipeline.evaluation.sweep_report import sweep_markdown
 from pipeline.labelling.engine import LabelJob, LabelResult
 from pipeline.labelling.metrics import Metrics, dollars, duration
 from pipeline.labelling.parts import FOLDER as PARTS
-from pipeline.stages import StudentResult
+from pipeline.student.folder import StudentResult
 from pipeline.terminal import estimate_lines
 
 EVERY = 10.0  # seconds between two looks at a run
@@ -149,7 +152,7 @@ def show_models(what: str, description: str, models: Sequence[StudentResult], re
     """What was trained, now or before; `what` begins the key."""
     lines = [
         [
-            model.card.variant,
+            model.label or model.card.variant,
             f"{model.card.parameters:,}",
             f"{model.card.steps:,}",
             duration(model.card.seconds),
@@ -166,12 +169,19 @@ def show_models(what: str, description: str, models: Sequence[StudentResult], re
 
 def show_report(result: EvaluationResult, recipe: Recipe) -> None:
     """The report, and where its page with the plots lies."""
+    _show_report("report", f"Report of {recipe.name}", result.files, markdown(result.report, narrow=True), recipe)
+
+
+def show_sweep(result: SweepEvaluation, recipe: Recipe) -> None:
+    """The report of a sweep, and where its page with the plots lies."""
+    words = f"Size against quality: the sweep of {recipe.name}"
+    _show_report("sweep", words, result.files, sweep_markdown(result.report), recipe)
+
+
+def _show_report(what: str, description: str, files: ReportFiles, text: str, recipe: Recipe) -> None:
+    link = _link("The report with its plots", str(files.html))
     try:
-        create_markdown_artifact(
-            f"{_link('The report with its plots', str(result.files.html))}\n\n{markdown(result.report, narrow=True)}",
-            artifact_key("report", recipe),
-            f"Report of {recipe.name}",
-        )
+        create_markdown_artifact(f"{link}\n\n{text}", artifact_key(what, recipe), description)
     except _TROUBLE as error:
         _tell(error)
 

@@ -180,11 +180,11 @@ def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_js
 def distill(
     recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False, only: Only = None
 ) -> None:
-    """Dataset -> student. It goes on from its last checkpoint."""
+    """Dataset -> student, or all students of a sweep. It goes on from its last checkpoint."""
     with errors_told():
         from pipeline.config import load_recipe
         from pipeline.recipe_checks import check_distill
-        from pipeline.stages import dataset_of, distill_stage, students_to_train
+        from pipeline.stages import distill_students
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])
@@ -196,8 +196,7 @@ def distill(
             results = distill_flow(recipe, set_)
         else:
             with shown_progress() as progress:
-                wanted = [(one, dataset_of(loaded, one, progress)) for one in students_to_train(loaded, only)]
-                results = [distill_stage(loaded, student, dataset, progress) for student, dataset in wanted]
+                results = distill_students(loaded, progress, only)
             leave()
         if not is_first() or by_recipe():  # whoever launched this tells of the student
             return
@@ -210,7 +209,7 @@ def distill(
 
 @app.command()
 def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
-    """Teacher, untrained student, black-box baseline, student -> report (Markdown, HTML, JSON)."""
+    """Teacher, baselines and student, or all students of a sweep -> report (Markdown, HTML, JSON)."""
     with errors_told():
         one_process("evaluate")
         from pipeline.config import load_recipe

@@ -22,6 +22,7 @@ from pipeline.label_settings import LabelSettings
 from pipeline.settings import Settings, explain
 from pipeline.storage.location import Location, location
 from pipeline.student_settings import StudentSettings
+from pipeline.sweep_settings import GridPoint, SweepSettings
 
 
 class PromptSettings(Settings):
@@ -128,6 +129,7 @@ class Recipe(Settings):
     student: StudentSettings | None = None
     students: str = "data/students"
     evaluate: EvaluateSettings = EvaluateSettings()
+    sweep: SweepSettings | None = None  # several students of one dataset; `student` is what they have in common
 
     @model_validator(mode="before")
     @classmethod
@@ -177,12 +179,56 @@ class Recipe(Settings):
     @property
     def needs_gold(self) -> bool:
         """Whether somebody learns from the references."""
-        of_students = self.student is not None and (self.student.mode == "gold" or "gold" in self.evaluate.baselines)
-        return self.teacher.finetune is not None or of_students
+        if self.teacher.finetune is not None or self.student is None:
+            return self.teacher.finetune is not None
+        if self.sweep is not None:
+            return any(
+                one.student is not None and one.student.mode == "gold" for one in map(self.at, self.sweep.grid())
+            )
+        return self.student.mode == "gold" or "gold" in self.evaluate.baselines
+
+    @model_validator(mode="after")
+    def _points_are_students(self) -> Recipe:
+        if self.sweep is None:
+            return self
+        if self.student is None:
+            raise ValueError(
+                "sweep is set, and the recipe has no `student` whose settings it could change: add one, for instance "
+                "{init: {from: teacher, layers: 10}}"
+            )
+        shapes: dict[str, str] = {}
+        for point in self.sweep.grid():
+            student = self.at(point).student
+            assert student is not None
+            shape = repr(student.shaping(student.mode))
+            if shape in shapes:
+                raise ValueError(
+                    f"sweep: `{shapes[shape]}` and `{point.label}` are the same student (launch and quantize "
+                    "change no weight): take one of the two values away"
+                )
+            shapes[shape] = point.label
+        return self
+
+    def at(self, point: GridPoint) -> Recipe:
+        """The recipe of one student of the sweep: as if its settings and its name had been given by --set.
+
+        What was filled in from this recipe's name stays, so that all students have one teacher and one dataset.
+
+        Raises:
+            ValueError: a setting is unknown, or its value is wrong.
+        """
+        raw = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        raw |= {"sweep": None, "name": f"{self.name}-{point.slug}"}
+        try:
+            for path, value in point.settings.items():
+                _put(raw, path, value, f"sweep.{path}")
+            return recipe_from(raw, origin=f"at {point.label}")
+        except RecipeError as error:
+            raise ValueError(f"sweep: {error}") from None
 
     @model_validator(mode="after")
     def _white_box_needs_soft_labels(self) -> Recipe:
-        if self.student is not None and self.student.needs_soft_labels and self.label.soft is None:
+        if self.sweep is None and self.student and self.student.needs_soft_labels and self.label.soft is None:
             raise ValueError(
                 "student.mode is 'white-box' and label.soft is null: set label.soft to {encoding: top-k, k: 32} or "
                 "{encoding: sampled, draws: 50}, student.labels to 'live', or student.mode to 'black-box'"
@@ -254,6 +300,15 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
+    _put(raw, path, value, f"--set {override}")
+
+
+def _put(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Set what a dotted path names; `where` begins the error.
+
+    Raises:
+        RecipeError: the path leads through something that has no settings inside.
+    """
     *parents, last = path.split(".")
     place = raw
     for parent in parents:
@@ -261,6 +316,6 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if step is None:
             step = place[parent] = {}
         if not isinstance(step, dict):
-            raise RecipeError(f"--set {override}: {parent!r} is {step!r}, which has no settings inside")
+            raise RecipeError(f"{where}: {parent!r} is {step!r}, which has no settings inside")
         place = step
     place[last] = value

@@ -108,13 +108,18 @@ class TrainingError(StudentError):
     """The student cannot be built or trained as asked."""
 
 
+def error_named(kind: str, message: str) -> StillhouseError | None:
+    """The error of this tree of that name; None where there is none."""
+    found = globals().get(kind)
+    return found(message) if isinstance(found, type) and issubclass(found, StillhouseError) else None
+
+
 def error_told(text: str) -> StillhouseError | None:
     """The error of this tree that a text tells of, as Python writes it ("BudgetSpent: ..."); None where it tells of none.
 
     For what was raised in another process, of which only words came back.
     """
     for found in re.finditer(r"\b(\w+): ", text):
-        kind = globals().get(found[1])
-        if isinstance(kind, type) and issubclass(kind, StillhouseError):
-            return kind(text[found.end() :])
+        if (error := error_named(found[1], text[found.end() :])) is not None:
+            return error
     return None

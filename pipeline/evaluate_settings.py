@@ -44,4 +44,5 @@ class EvaluateSettings(Settings):
     latency_prompts: int = Field(default=10, ge=2)  # answered one at a time, for latency and tokens a second
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     near_duplicate: float = Field(default=0.8, gt=0, le=1)  # Jaccard similarity from which a prompt is a near duplicate
+    keep: float = Field(default=0.97, gt=0, le=1)  # share of the teacher's first metric (sweep)
     reports: str = "data/reports"

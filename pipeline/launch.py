@@ -4,14 +4,9 @@
     launch(recipe, student, work, ["distill", ...], tell)      # accelerate launch ... -m pipeline distill RECIPE ...
 
 The launcher is accelerate's own, as a command in a session of its own; what is started is the command that a shell would
-give it, with the resolved recipe from a file. All of it ends with the process that called `launch`, however that ends:
-
-    asked to stop, an error    SIGTERM for the launcher and what it started, SIGKILL some seconds later (serving/child.py)
-    kill -9                    the same, by the kernel's word on Linux; and every training process waits for the end of its
-                               standard input, whose other end is held here, and then ends at once (ranks.py)
-
-torch's launcher puts each training process into a session of its own, so no signal to a group reaches them all: the second
-line is needed wherever the launcher itself is killed.
+give it, with the resolved recipe from a file. All of it ends with the process that called `launch`, however that ends
+(children.py). torch's launcher puts each training process into a session of its own, so no signal to a group reaches them
+all: that they wait for the end of their standard input is needed wherever the launcher itself is killed.
 """
 
 from __future__ import annotations
@@ -19,16 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
-import os
-import queue
-import re
-import signal
-import subprocess
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,18 +23,13 @@ from typing import Any
 import yaml
 
 from pipeline import ranks
+from pipeline.children import RECIPE, Tell, follow
 from pipeline.config import Recipe
-from pipeline.durable import write_atomically
-from pipeline.errors import RecipeError, StillhouseError, TrainingError
+from pipeline.errors import RecipeError
 from pipeline.progress import Progress
 from pipeline.student_settings import LaunchSettings, StudentSettings
 
-Tell = Callable[[str], None]
-
-_GRACE_SECONDS = 15.0  # for the group to end; child.py kills it before
-_LINES_KEPT = 20  # of the log, for an error's message
-_PROGRESS = re.compile(r"(?P<activity>.+): (?P<done>[\d,]+) of (?P<total>[\d,]+)")  # as PlainProgress writes it
-_ERROR = re.compile(r"(process \d+: )?error: ")  # as cli_common.py writes it
+_LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch")
 _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")  # distributed types that --multi_gpu starts, with a GPU or without
 _OTHERS = ("MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_HPU", "MULTI_NEURON")
 _ARGUMENTS: dict[str, tuple[Any, str]] = {  # what accelerate's parser must make of ours -> the mend of what changed it
@@ -249,98 +231,10 @@ def launch(
         progress: gets the lines that tell how far it is in place of `tell`, where it is given.
 
     Raises:
-        RecipeError: as `check_launch` does, or the command found the recipe wrong.
-        TrainingError: the launcher or a process failed.
+        RecipeError: as `check_launch` does.
+        StillhouseError, TrainingError: as `follow` does.
     """
-    folder = work / "launch"
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
-    file = folder / "recipe.yaml"
-    write_atomically(file, recipe.as_yaml().encode())
-    arguments = [*_accelerate(student, _gpus(recipe, student)), "-m", "pipeline", command[0], str(file), *command[1:]]
-    environment = {**os.environ, ranks.LAUNCH: str(folder), "PYTHONUNBUFFERED": "1"}
-    kept: deque[str] = deque(maxlen=_LINES_KEPT)
-    failed = False
-    with _running([sys.executable, "-m", "accelerate.commands.launch", *arguments], environment) as running:
-        for line in running.lines():
-            kept.append(line)
-            failed = failed or (_ERROR.match(line) is not None and ranks.failure_file(folder).exists())
-            if failed or not line:
-                continue  # the error is raised here, and the launcher tells of it at length
-            told = _PROGRESS.fullmatch(line) if progress else None
-            if told and progress:
-                progress(told["activity"], *(int(told[part].replace(",", "")) for part in ("done", "total")))
-            else:
-                tell(line)
-        status = running.process.wait()
-    if status != 0:
-        raise _failure(folder, status, kept)
-
-
-def _failure(folder: Path, status: int, kept: Sequence[str]) -> StillhouseError:
-    """What the command itself said, or else the end of the log."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        said = json.loads(ranks.failure_file(folder).read_text(encoding="utf-8"))
-        return RecipeError(said["message"]) if said["exit_status"] == 2 else TrainingError(said["message"])
-    ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-    return TrainingError(
-        f"`accelerate launch`, started as student.launch says, {ended}. Its last lines say why; run again, and the "
-        "training goes on from its last checkpoint:\n" + "\n".join(kept)
-    )
-
-
-@dataclass(frozen=True)
-class _Running:
-    """A command whose log is read, and which ends with the block that it runs in."""
-
-    process: subprocess.Popen[bytes]
-    read: queue.SimpleQueue[str | None]  # None: the end
-
-    def lines(self) -> Iterator[str]:
-        """Each line when it comes; of one that was written over (a progress bar), what was last there."""
-        while (line := self.read.get()) is not None:
-            yield line.rstrip().rpartition("\r")[2]
-
-
-@contextlib.contextmanager
-def _running(command: Sequence[str], environment: dict[str, str]) -> Iterator[_Running]:
-    """Run a command until it ends, or the block does; either way nothing of it is left."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.serving.child", *command],
-        env=environment,
-        stdin=subprocess.PIPE,  # nothing is ever written: its end is the end of this process
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    read: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    reader = threading.Thread(target=_read, args=(process, read), daemon=True)
-    watcher = threading.Thread(target=_watch, args=(process, reader, read), daemon=True)
-    reader.start()
-    watcher.start()
-    try:
-        yield _Running(process, read)
-    finally:
-        process.terminate()
-        try:
-            process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        watcher.join()
-
-
-def _read(process: subprocess.Popen[bytes], read: queue.SimpleQueue[str | None]) -> None:
-    assert process.stdout is not None
-    with process.stdout as log:
-        for line in log:
-            read.put(line.decode("utf-8", "replace"))
-
-
-def _watch(process: subprocess.Popen[bytes], reader: threading.Thread, read: queue.SimpleQueue[str | None]) -> None:
-    """When the launcher has ended, whoever it left behind does too, and then the log is at its end."""
-    assert process.stdin is not None
-    process.wait()
-    process.stdin.close()
-    reader.join(_GRACE_SECONDS)  # a service that an integration leaves behind may keep the log open
-    read.put(None)
+    command = [command[0], RECIPE, *command[1:]]
+    starter = [*_LAUNCHER, *_accelerate(student, _gpus(recipe, student)), "-m", "pipeline"]
+    what = "`accelerate launch`, started as student.launch says,"
+    follow(recipe, work / "launch", [*starter, *command], tell, progress, what=what)

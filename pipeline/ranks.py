@@ -74,7 +74,7 @@ def leave_failure(error: StillhouseError) -> None:
     if not by_recipe():
         return
     with suppress(OSError), failure_file(Path(os.environ[LAUNCH])).open("x", encoding="utf-8") as file:
-        json.dump({"exit_status": error.exit_status, "message": str(error)}, file)
+        json.dump({"kind": type(error).__name__, "message": str(error)}, file)
 
 
 def one_process(command: str) -> None:

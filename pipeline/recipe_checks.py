@@ -19,6 +19,7 @@ from pipeline.launch import check_launch
 from pipeline.live_teacher import check_live_teacher
 from pipeline.prompt_checks import check_prompts
 from pipeline.student_settings import StudentSettings
+from pipeline.sweep_checks import check_sweep
 from pipeline.teachers.base import find_kind
 
 _LOG = logging.getLogger(__name__)
@@ -78,11 +79,16 @@ def check_distill(recipe: Recipe) -> None:
 def check_student(recipe: Recipe) -> None:
     """Refuse a student that could not be trained, or a teacher that could not be fine-tuned, before anything is sent.
 
+    Of a sweep, every student is looked at.
+
     Raises:
         RecipeError: the recipe has no student, or its start, its loss, its training arguments or a metric are
             wrong.
         TeacherUnavailable: the model that it starts from is not there.
     """
+    if recipe.sweep is not None:
+        check_sweep(recipe, check_student)
+        return
     from pipeline.student.arguments import training_arguments
     from pipeline.student.lora import check_adapters
     from pipeline.student.objective import open_objective
@@ -121,14 +127,20 @@ def check_labels(recipe: Recipe) -> None:
     open_metrics(recipe.evaluate.metrics)
     check_prompts(recipe)
     check_finetuned(recipe, read_prompts=True)
-    if recipe.student is None:
-        return
+    if recipe.sweep is not None:
+        check_sweep(recipe, _check_learner)
+    elif recipe.student is not None:
+        _check_learner(recipe)
+
+
+def _check_learner(recipe: Recipe) -> None:
+    """Refuse labels that the student could not learn from."""
     from pipeline.student.objective import open_objective
     from pipeline.student.packing import refuse_packed_encoder_decoder
     from pipeline.student.start_config import check_start
     from pipeline.student.vocabulary import check_tokenizers
 
-    student = recipe.student
+    student = student_of(recipe)
     open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
     try:
         check_start(recipe, student)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.dataset.manifest import Manifest
     from pipeline.evaluation.evaluate import EvaluationResult
+    from pipeline.evaluation.sweep import SweepEvaluation
     from pipeline.labelling.engine import LabelResult
-    from pipeline.stages import StudentResult
+    from pipeline.student.folder import StudentResult
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -67,8 +68,9 @@ def print_labels(result: LabelResult) -> None:
 
 
 def student_json(result: StudentResult) -> dict[str, Any]:
-    """A student, for programs."""
-    return result.card.model_dump(mode="json") | {"folder": result.folder, "trained": result.trained}
+    """A student, for programs; `label` is there of one of a sweep."""
+    own = {"label": result.label} if result.label else {}
+    return result.card.model_dump(mode="json") | own | {"folder": result.folder, "trained": result.trained}
 
 
 def print_student(result: StudentResult) -> None:
@@ -83,7 +85,7 @@ def print_student(result: StudentResult) -> None:
     output.print(f"{'teacher' if card.is_teacher else 'student'}  {result.folder}: {what}, {did}{copy}", markup=False)
 
 
-def report_json(result: EvaluationResult) -> dict[str, Any]:
+def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:
     """A report and where its files lie, for programs."""
     from pipeline.evaluation.report import as_json
 
@@ -93,12 +95,18 @@ def report_json(result: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def print_report(result: EvaluationResult) -> None:
-    """A report's table, and where the page lies."""
+def print_report(result: EvaluationResult | SweepEvaluation) -> None:
+    """A report's table, and where the page lies; of a sweep, which student to take as well."""
+    from pipeline.evaluation.sweep_report import sweep_table
+    from pipeline.evaluation.sweep_results import SweepReport
+    from pipeline.evaluation.sweep_verdict import sweep_verdict
     from pipeline.evaluation.tables import comparison_table
     from pipeline.terminal import output, show_comparison
 
-    headers, *rows = comparison_table(result.report)
+    report = result.report
+    headers, *rows = sweep_table(report) if isinstance(report, SweepReport) else comparison_table(report)
     output.print()
     show_comparison(headers, rows)
+    if isinstance(report, SweepReport):
+        output.print(f"\n{sweep_verdict(report)}", markup=False)
     output.print(f"\nreport   {result.files.html}", markup=False)

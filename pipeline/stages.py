@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from pipeline.children import Tell
 from pipeline.config import Recipe, TeacherSettings
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import RecipeError, TeacherUnavailable, TrainingError, UsageError
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
+from pipeline.evaluation.sweep import SweepEvaluation, evaluate_sweep
 from pipeline.finetuning import (
     check_finetuned,
     finetuning_of,
@@ -26,24 +28,17 @@ from pipeline.finetuning import (
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.estimate import Estimate, estimate_labelling
 from pipeline.labelling.runners import open_runner
-from pipeline.launch import Tell, launch
+from pipeline.launch import launch
 from pipeline.live_teacher import open_live_teacher
 from pipeline.progress import Progress, silent
 from pipeline.ranks import is_launched
 from pipeline.recipe_checks import student_of
-from pipeline.student.folder import StudentCard, StudentFolder, student_folder
+from pipeline.student.folder import StudentCard, StudentFolder, StudentResult, student_folder
 from pipeline.student_settings import StudentSettings
+from pipeline.sweep import PointTraining, refuse_same_students, train_points
+from pipeline.sweep_points import points
 from pipeline.teachers.base import Checks, Finding, Serves, open_teacher
 from pipeline.terminal import errors
-
-
-@dataclass(frozen=True)
-class StudentResult:
-    """One student, and whether it was trained now or stood there already."""
-
-    card: StudentCard
-    folder: str
-    trained: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class RunResult:
     finetuned: StudentResult | None  # the teacher, where the recipe fine-tunes it
     labelled: LabelResult
     students: list[StudentResult]
-    evaluation: EvaluationResult
+    evaluation: EvaluationResult | SweepEvaluation
 
 
 async def check_teacher(recipe: Recipe, progress: Progress = silent) -> Sequence[Finding]:
@@ -225,9 +220,46 @@ def _launched(
     return card
 
 
-def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> EvaluationResult:
+def points_to_train(recipe: Recipe, only: str | None = None, progress: Progress = silent) -> list[PointTraining]:
+    """The students of a sweep, each with what it learns from: one version of the dataset for all.
+
+    Raises:
+        DatasetMissing: the prompts have not been labelled yet.
+        RecipeError: two of them are the same student.
+        UsageError: none of them has the mode `only`.
+    """
+    trainings = []
+    for point in points(recipe):
+        if only in (None, point.student.mode):
+            dataset = dataset_of(point.recipe, point.student, progress)
+            own = point.recipe if point.student.mode == "gold" else of_version(point.recipe, dataset)
+            trainings.append(PointTraining(replace(point, recipe=own), dataset))
+    if not trainings:
+        modes = dict.fromkeys(point.student.mode for point in points(recipe))
+        raise UsageError(f"--only is {only!r}: the sweep's students are {', '.join(modes)}")
+    refuse_same_students(trainings)
+    return trainings
+
+
+def distill_students(recipe: Recipe, progress: Progress = silent, only: str | None = None) -> list[StudentResult]:
+    """Train a recipe's student and its baselines, or every student of its sweep, where they are not there yet.
+
+    Raises:
+        DatasetMissing, UsageError: as `students_to_train` and `points_to_train` do.
+        RecipeError, DatasetRefused, TrainingError: as `distill_stage` does.
+    """
+    if recipe.sweep is not None:
+        trainings = points_to_train(recipe, only, progress)
+        return train_points(trainings, recipe.sweep.at_a_time, distill_stage, progress)
+    wanted = [(one, dataset_of(recipe, one, progress)) for one in students_to_train(recipe, only)]
+    return [distill_stage(recipe, student, dataset, progress) for student, dataset in wanted]
+
+
+def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> EvaluationResult | SweepEvaluation:
     """Measure every model of the recipe, where the report is not there yet."""
     check_finetuned(recipe)
+    if recipe.sweep is not None:
+        return evaluate_sweep(recipe, dataset, progress)
     return evaluate(recipe, student_of(recipe), dataset, progress)
 
 
@@ -239,7 +271,5 @@ def run_stages(recipe: Recipe, progress: Progress = silent) -> RunResult:
         make_gold(recipe, progress)
     labelled = asyncio.run(label(recipe, progress))
     recipe = of_version(recipe, labelled.dataset)
-    students = [
-        distill_stage(recipe, student, dataset_of(recipe, student), progress) for student in students_to_train(recipe)
-    ]
+    students = distill_students(recipe, progress)
     return RunResult(finetuned, labelled, students, evaluate_stage(recipe, recipe_dataset(recipe), progress))

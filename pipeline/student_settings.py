@@ -111,10 +111,10 @@ class InitSettings(Settings):
                 "vocabulary is 'used', which keeps rows of a model's embedding, and `config` starts from fresh weights: "
                 "take one of the two away"
             )
-        if "choose" in self.model_fields_set and not self._counts:
+        if self.choose != "importance" and not self._counts:  # the default is written out in a resolved recipe
             raise ValueError(
-                f"choose is {self.choose!r}, and `layers` gives no number of layers to choose: give it a number such as 16, "
-                "or take `choose` away"
+                f"choose is {self.choose!r}, and `layers` gives no number of layers to choose: give it a number such as "
+                "16, or take `choose` away"
             )
         if self.revision is not None and self.model is None:
             raise ValueError("`revision` goes with `model`: give both, or take it away")
@@ -248,3 +248,8 @@ class StudentSettings(Settings):
     def needs_live_teacher(self) -> bool:
         """Whether the teacher must be there while it learns."""
         return self.mode == "white-box" and self.labels == "live"
+
+    def shaping(self, mode: str) -> dict[str, Any]:
+        """What shapes a student's weights if it is trained in this mode: the same for two settings of one student."""
+        unused = {"quantize", "launch"} | ({"loss", "labels"} if mode != "white-box" else set())
+        return self.model_dump(exclude=unused) | {"mode": mode, "init": self.init.shaping}

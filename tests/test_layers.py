@@ -10,15 +10,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
-    {"settings", "label_settings", "student_settings", "evaluate_settings", "finetune_settings"},
-    {"config", "plugins", "pricing"},
+    {"settings", "label_settings", "student_settings", "sweep_settings", "evaluate_settings", "finetune_settings"},
+    {"config", "sweep_points", "plugins", "pricing"},
     {"model_files", "language_model", "layout", "generation", "head", "labels_from_logits"},
     {"dataset", "prompts", "prompt_checks"},
     {"teachers", "serving", "live_teacher"},
     {"labelling", "quality"},
     {"student"},
     {"evaluation"},
-    {"stages", "recipe_checks", "launch", "finetuning", "demo", "terminal", "shown"},
+    {
+        "children",
+        "stages",
+        "sweep",
+        "sweep_checks",
+        "recipe_checks",
+        "launch",
+        "finetuning",
+        "demo",
+        "terminal",
+        "shown",
+    },
     {"cli", "cli_common", "cli_datasets", "cli_exchange", "cli_flows", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

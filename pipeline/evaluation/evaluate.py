@@ -9,43 +9,38 @@ figures stand in the students' own cards too.
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from pipeline.columns import completion_at, prompt_at
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.errors import DatasetMissing, RecipeError, StudentMissing
+from pipeline.errors import DatasetMissing, StudentMissing
 from pipeline.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.metrics.base import open_metrics
+from pipeline.evaluation.held_out import label_summary, overlap_of, read_held_out, shown_answers, versions_of
 from pipeline.evaluation.models import measure_all, scored
 from pipeline.evaluation.notes import notes
-from pipeline.evaluation.overlap import find_overlap
 from pipeline.evaluation.report import ReportFiles, write_report
-from pipeline.evaluation.results import Answers, Curve, LabelSummary, Overlap, Report
-from pipeline.evaluation.scoring import asked_rows, refuse_without_references
-from pipeline.evaluation.subject import Subject, Task
+from pipeline.evaluation.results import Curve, Report
+from pipeline.evaluation.stored import figures_of, stored_report
+from pipeline.evaluation.subject import Subject
+from pipeline.evaluation.subjects import student_subjects, teacher_subjects
 from pipeline.evaluation.tables import comparison_table
-from pipeline.live_teacher import teacher_options
-from pipeline.model_files import ModelFiles, find_model, runs_here, teacher_files
+from pipeline.model_files import find_model
 from pipeline.progress import Progress, silent
-from pipeline.records import Completion, Split, content_hash
-from pipeline.student.card import Figures, software_versions, write_cards
+from pipeline.records import content_hash
+from pipeline.student.card import write_cards
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
 from pipeline.student.quantize import require_torchao
 from pipeline.student_settings import StudentSettings
 
 _STORED = TypeAdapter(Report)
 BEFORE = "teacher before fine-tuning"
-_WITHOUT_EFFECT = {"reports", "batch_size"}  # on the figures
+_WITHOUT_EFFECT = {"reports", "batch_size", "keep"}  # on the figures
 
 
 @dataclass(frozen=True)
@@ -77,10 +72,11 @@ def evaluate(
         ]
     )
     folder = Path(recipe.evaluate.reports) / recipe.name
-    stored = _stored(folder, key)
+    files = ReportFiles.in_folder(folder)
+    stored = stored_report(_STORED, files, key)
     if stored is not None:
         _tell_cards(stored, recipe, dataset, students)
-        return EvaluationResult(stored, ReportFiles.in_folder(folder), fresh=False)
+        return EvaluationResult(stored, files, fresh=False)
     report = _measured(recipe, student, dataset, students, key, progress)
     files = write_report(report, folder)
     _tell_cards(report, recipe, dataset, students)
@@ -94,13 +90,7 @@ def key_of_settings(settings: EvaluateSettings) -> dict[str, Any]:
 
 def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> None:
     """Write the report's figures into the students' model cards."""
-    figures = Figures(
-        key=report.key,
-        created_at=report.created_at,
-        machine=report.versions["machine"],
-        table=tuple(tuple(row) for row in comparison_table(report)),
-        notes=report.notes,
-    )
+    figures = figures_of(report, comparison_table(report))
     for place in students:
         if (card := place.trained()) is not None:
             learnt_from = _learnt_from(recipe, place.variant, dataset)
@@ -117,42 +107,22 @@ def _measured(
 ) -> Report:
     if student.quantize:
         require_torchao()
-    dataset.check()
-    rows = tuple(_held_out(dataset, recipe.evaluate.limit))
-    if not rows:
-        raise RecipeError(
-            f"prompts.holdout is {recipe.prompts.holdout}, and dataset {dataset.manifest.label} has no validation rows: "
-            "set prompts.holdout to a share such as 0.2"
-        )
-    metrics = open_metrics(recipe.evaluate.metrics)
-    asked = asked_rows(rows, recipe.evaluate)
-    refuse_without_references(recipe, metrics, asked)
-    task = Task(
-        rows=rows,
-        settings=recipe.evaluate,
-        max_tokens=recipe.label.sampling.max_tokens,
-        vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
-        soft=dataset.manifest.soft is not None,
-        asked=asked.rows,
-        teacher_answers=bool(metrics),
-    )
-    measured = measure_all(_subjects(recipe, student, dataset, students), task, progress)
-    models = scored(measured, metrics, asked, recipe)
+    held_out = read_held_out(recipe, dataset)
+    asked = held_out.asked
+    measured = measure_all(_subjects(recipe, student, dataset, students), held_out.task, progress)
+    models = scored(measured, held_out.metrics, asked, recipe)
     cards = [card for place in students if (card := place.finished())]
     return Report(
         recipe=recipe.name,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(cards[-1]) | {"machine": _machine()},
-        labels=_label_summary(dataset),
-        overlap=_overlap(dataset, recipe.evaluate.near_duplicate),
+        versions=versions_of(cards[-1]),
+        labels=label_summary(dataset),
+        overlap=overlap_of(dataset, recipe.evaluate.near_duplicate),
         models=models.rows,
-        answers=tuple(
-            Answers(row.prompt.text, row.prompt.reference, tuple(written[place] for written in models.answers))
-            for place, row in enumerate(asked.rows[: asked.shown])
-        ),
+        answers=shown_answers(asked, models),
         curves=tuple(_curve(card) for card in cards if card.log),
         recipe_yaml=recipe.as_yaml(),
-        notes=tuple(notes(recipe, student, dataset, len(rows), asked, models.metrics)),
+        notes=tuple(notes(recipe, student, dataset, len(held_out.task.rows), asked, models.metrics)),
         key=key,
         metrics=models.metrics,
         differences=models.differences,
@@ -164,25 +134,13 @@ def _subjects(
     recipe: Recipe, student: StudentSettings, dataset: Dataset, students: Sequence[StudentFolder]
 ) -> list[Subject]:
     """The teacher, where it is a model that can be run here, and the students."""
-    tokenizer = dataset.manifest.teacher.tokenizer_sha256
-    subjects = []
-    if runs_here(recipe.teacher):
-        files = teacher_files(recipe)
-        trusted = teacher_options(recipe).trust_remote_code
-        subjects.append(Subject("teacher", files.name, files.folder, is_teacher=True, trust_remote_code=trusted))
-        if _told_of_its_start(recipe):
-            start = find_model(recipe.teacher.model, recipe.teacher.revision)
-            subjects.append(Subject(BEFORE, start.name, start.folder, trust_remote_code=trusted))
+    subjects = teacher_subjects(recipe)
+    if subjects and _told_of_its_start(recipe):
+        start = find_model(recipe.teacher.model, recipe.teacher.revision)
+        trusted = subjects[0].trust_remote_code
+        subjects.append(Subject(BEFORE, start.name, start.folder, trust_remote_code=trusted))
     for place in students:
-        files = ModelFiles(str(place.path), place.path)
-        shares = tokenizer is None or files.tokenizer_sha256 == tokenizer
-        role, trusted = f"{place.variant} student", student.trust_remote_code
-        one = Subject(role, files.name, files.folder, shares_tokenizer=shares, trust_remote_code=trusted)
-        subjects.append(one)
-        if place.wants_int8:
-            subjects.append(
-                dataclasses.replace(one, role=f"{role}, int8", name=str(place.int8), folder=place.int8, is_int8=True)
-            )
+        subjects += student_subjects(f"{place.variant} student", place, student, dataset)
     return subjects
 
 
@@ -229,48 +187,6 @@ def _told_of_its_start(recipe: Recipe) -> list[str]:
     return [BEFORE] if tuned is not None and tuned.config is None else []
 
 
-def _stored(folder: Path, key: str) -> Report | None:
-    """The report that lies there, if it stands for `key` and is whole."""
-    files = ReportFiles.in_folder(folder)
-    if not all(file.is_file() for file in (files.markdown, files.html, files.json)):
-        return None
-    try:
-        report = _STORED.validate_json(files.json.read_bytes())
-    except ValidationError:
-        return None
-    return report if report.key == key else None
-
-
-def _held_out(dataset: Dataset, limit: int) -> Iterator[Completion]:
-    rows = ((batch, index) for batch in dataset.batches("validation") for index in range(batch.num_rows))
-    for _, (batch, index) in zip(range(limit), rows, strict=False):
-        yield completion_at(batch, index)
-
-
-def _overlap(dataset: Dataset, threshold: float) -> Overlap:
-    return find_overlap(_prompt_texts(dataset, "validation"), _prompt_texts(dataset, "train"), threshold)
-
-
-def _prompt_texts(dataset: Dataset, split: Split) -> list[str]:
-    """What the user asks in each prompt of a split, once a prompt however many samples it has."""
-    texts = (prompt_at(batch, index).text for batch in dataset.batches(split) for index in range(batch.num_rows))
-    return list(dict.fromkeys(texts))
-
-
-def _label_summary(dataset: Dataset) -> LabelSummary:
-    manifest = dataset.manifest
-    return LabelSummary(
-        dataset=manifest.label,
-        train_rows=manifest.rows.get("train", 0),
-        validation_rows=manifest.rows.get("validation", 0),
-        rejected=manifest.rejected,
-        prompt_tokens=manifest.totals.prompt_tokens,
-        completion_tokens=manifest.totals.completion_tokens,
-        cost_usd=manifest.totals.cost_usd,
-        soft=str(manifest.soft) if manifest.soft else None,
-    )
-
-
 def _curve(card: StudentCard) -> Curve:
     losses = [(step.step, step.loss) for step in card.log if step.loss is not None]
     evaluations = [(step.step, step.eval_loss) for step in card.log if step.eval_loss is not None]
@@ -281,11 +197,3 @@ def _curve(card: StudentCard) -> Curve:
         evaluation_steps=tuple(step for step, _ in evaluations),
         evaluation_loss=tuple(loss for _, loss in evaluations),
     )
-
-
-def _versions(card: StudentCard) -> dict[str, str]:
-    return software_versions() | ({"torchao": card.int8.torchao} if card.int8 else {})
-
-
-def _machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} processors"

@@ -25,6 +25,7 @@ class Models:
     metrics: tuple[MetricColumn, ...] = ()
     differences: tuple[Difference, ...] = ()
     kept: dict[str, Interval] = dataclasses.field(default_factory=dict)
+    shares: tuple[dict[str, Interval], ...] = ()  # what each model keeps of the teacher's scores, by metric
 
 
 def measure_all(subjects: Sequence[Subject], task: Task, progress: Progress) -> Models:
@@ -88,4 +89,5 @@ def scored(models: Models, metrics: Sequence[NamedMetric], asked: Asked, recipe:
         metrics=scores.columns,
         differences=tuple(Difference(roles[place], scores.differences[place]) for place in others),
         kept=scores.kept,
+        shares=scores.shares,
     )

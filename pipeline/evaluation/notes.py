@@ -16,6 +16,14 @@ def notes(
     recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int, asked: Asked, metrics: Sequence[MetricColumn]
 ) -> Iterator[str]:
     """The report's notes; `rows` is the number of held-out completions."""
+    yield from measurement_notes(recipe, student, dataset, rows, asked, metrics)
+    yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
+
+
+def measurement_notes(
+    recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int, asked: Asked, metrics: Sequence[MetricColumn]
+) -> Iterator[str]:
+    """How the figures were measured."""
     settings = recipe.evaluate
     yield (
         f"Quality is measured on {rows} held-out completions of the teacher, in {settings.dtype}. Intervals are 95 % "
@@ -45,7 +53,6 @@ def notes(
             f"The int8 copy keeps its linear layers in 8 bits and computes in {settings.dtype}: weights are turned back as "
             "they are used. That saves space on disk, and seldom time; what it does to memory is in the table."
         )
-    yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
 
 
 def _of_the_task(recipe: Recipe, asked: Asked, metrics: Sequence[MetricColumn]) -> Iterator[str]:

@@ -6,7 +6,7 @@ Each returns one `<svg>` that scales to the width of its place; marks differ in 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -129,8 +129,11 @@ def size_and_distance(models: Sequence[ModelRow]) -> str:
     return _svg(width, height, f"Megabytes on disk against KL: {described}", parts)
 
 
-def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
-    """Parameters against a metric of the task, with 95 % intervals; a model whose size is not known is left out."""
+def size_and_score(models: Sequence[ModelRow], metric: MetricColumn, front: Collection[int] = ()) -> str:
+    """Parameters against a metric of the task, with 95 % intervals; a model whose size is not known is left out.
+
+    Models whose places are in `front` have a ring around their mark, and a dashed line joins them.
+    """
     scale = 100 if metric.percent else 1
     shown = [
         (place, row, row.parameters / 1e6, [scale * value for value in (score.low, score.mean, score.high)])
@@ -150,16 +153,20 @@ def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
     parts.append(_text(left, 14, f"{metric.name}{', %' if metric.percent else ''} ({better} is better)", "start"))
     labels = _apart([up.place(mean) + 4 for *_, (_, mean, _) in shown], bottom)
     sizes = [millions for _, _, millions, _ in shown]
+    joined: list[tuple[float, float]] = []
     for number, ((place, row, millions, (low, mean, high)), label) in enumerate(zip(shown, labels, strict=True)):
         aside = 9 * (sizes.count(millions) - 1) / 2  # models of one size stand side by side
         x = across.place(millions) - aside + 9 * sizes[:number].count(millions)
         parts.append(_whisker(x, up.place(low), x, up.place(high), place))
         parts.append(_mark(x, up.place(mean), place))
+        if place in front:
+            joined.append((x, up.place(mean)))
         beyond = " ↑" if mean > up.top else " ↓" if mean < up.base else ""
         said = f"{row.role} {mean:.{metric.digits}f}{beyond}"
         right = across.place(millions) < width * 0.66
         edge = across.place(millions) + (aside + 14 if right else -aside - 14)
         parts.append(_text(edge, label, said, "start" if right else "end", f"who {role_class(place)}"))
+    parts += _front(joined)
     described = "; ".join(
         f"{row.role} {millions:.2f} million, {mean:.{metric.digits}f}" for _, row, millions, (_, mean, _) in shown
     )
@@ -190,6 +197,15 @@ def curve(one: Curve, place: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[str]:
+    """A ring around each point, and a line that joins them in the order of their size."""
+    rings = [f'<circle class="front" cx="{x:.1f}" cy="{y:.1f}" r="12"/>' for x, y in points]
+    if len(points) < 2:
+        return rings
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(points))
+    return [f'<polyline class="front" points="{line}"/>', *rings]
 
 
 def _with_kl(models: Sequence[ModelRow]) -> list[tuple[int, ModelRow, Interval]]:

@@ -10,18 +10,48 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.durable import write_atomically
 from pipeline.evaluation import plots
-from pipeline.evaluation.results import Report
-from pipeline.evaluation.tables import DASH, comparison_table, differences_table
+from pipeline.evaluation.results import Answers, LabelSummary, Overlap, Report
+from pipeline.evaluation.tables import DASH, Compared, comparison_table, differences_table
 from pipeline.evaluation.verdict import verdict
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+class Shown(Compared, Protocol):
+    """What every report shows besides its table."""
+
+    @property
+    def answers(self) -> tuple[Answers, ...]:
+        """To the first held-out prompts, in the order of the models."""
+
+    @property
+    def overlap(self) -> Overlap:
+        """How far the held-out prompts stand apart from the training prompts."""
+
+    @property
+    def labels(self) -> LabelSummary:
+        """What labelling left behind."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know to believe the figures."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Software, and the machine."""
+
+    @property
+    def created_at(self) -> str:
+        """ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +63,26 @@ class ReportFiles:
     json: Path
 
     @classmethod
-    def in_folder(cls, folder: Path) -> ReportFiles:
-        """The three files of a report's folder."""
-        return cls(folder / "report.md", folder / "report.html", folder / "report.json")
+    def in_folder(cls, folder: Path, name: str = "report") -> ReportFiles:
+        """The three files of a report's folder; `sweep` is the other name."""
+        return cls(*(folder / f"{name}.{kind}" for kind in ("md", "html", "json")))
 
 
 def write_report(report: Report, folder: Path) -> ReportFiles:
     """Write the three files, each whole or not at all; the JSON, by which a report is recognised, last."""
     written = ReportFiles.in_folder(folder)
-    write_atomically(written.markdown, markdown(report).encode())
-    write_atomically(written.html, html(report).encode())
-    write_atomically(written.json, json.dumps(as_json(report), indent=2, ensure_ascii=False, allow_nan=False).encode())
+    write_files(written, markdown(report), html(report), as_json(report))
     return written
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def write_files(files: ReportFiles, markdown: str, html: str, content: dict[str, Any]) -> None:
+    """Write the three forms of a report; the JSON last."""
+    write_atomically(files.markdown, markdown.encode())
+    write_atomically(files.html, html.encode())
+    write_atomically(files.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode())
+
+
+def as_json(report: DataclassInstance) -> dict[str, Any]:
     """The report as plain JSON values."""
     return dataclasses.asdict(report)
 
@@ -60,27 +95,34 @@ def markdown(report: Report, *, narrow: bool = False) -> str:
     headers, *rows = comparison_table(report)
     if narrow:
         headers, *rows = [list(cells) for cells in zip(headers, *rows, strict=True)]
-    lines = [f"# {report.recipe}", "", verdict(report), "", *_table(headers, rows), ""]
+    lines = [f"# {report.recipe}", "", verdict(report), "", *markdown_table(headers, rows), ""]
     if report.differences:
         headers, *rows = differences_table(report)
-        lines += ["## Differences from the student", "", *_table(headers, rows), ""]
-    lines += ["## Held-out prompts", "", overlap_text(report), ""]
+        lines += ["## Differences from the student", "", *markdown_table(headers, rows), ""]
+    return "\n".join([*lines, *closing_lines(report)])
+
+
+def closing_lines(report: Shown) -> list[str]:
+    """What every report ends with: the held-out prompts and their answers, the labels, the notes, the versions."""
+    lines = ["## Held-out prompts", "", overlap_text(report), ""]
     lines += ["## Answers side by side", ""]
     for one in report.answers:
         said = [("prompt", one.prompt)] + ([("reference", one.reference)] if one.reference else [])
         said += [(row.role, answer) for row, answer in zip(report.models, one.answers, strict=True)]
-        lines += [*_table(["", ""], [[who, text] for who, text in said]), ""]
-    lines += ["## Labels", "", *_table(["", ""], [list(pair) for pair in label_facts(report)]), ""]
+        lines += [*markdown_table(["", ""], [[who, text] for who, text in said]), ""]
+    lines += ["## Labels", "", *markdown_table(["", ""], [list(pair) for pair in label_facts(report)]), ""]
     lines += ["## Notes", "", *(f"- {note}" for note in report.notes)]
-    lines += [
+    return [
+        *lines,
         "",
         ", ".join(f"{name} {version}" for name, version in report.versions.items()) + f"; {report.created_at}",
         "",
     ]
-    return "\n".join(lines)
 
 
-def _table(headers: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table; cells are escaped."""
+
     def line(cells: list[str]) -> str:
         return (
             "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;") for cell in cells) + " |"
@@ -89,7 +131,7 @@ def _table(headers: list[str], rows: list[list[str]]) -> list[str]:
     return [line(headers), "|" + " --- |" * len(headers), *(line(row) for row in rows)]
 
 
-def overlap_text(report: Report) -> str:
+def overlap_text(report: Shown) -> str:
     """What the check of the held-out prompts found."""
     overlap = report.overlap
     found = (
@@ -103,7 +145,7 @@ def overlap_text(report: Report) -> str:
     )
 
 
-def label_facts(report: Report) -> list[tuple[str, str]]:
+def label_facts(report: Shown) -> list[tuple[str, str]]:
     """What labelling left behind, as name and value."""
     labels = report.labels
     rejected = ", ".join(f"{count} {reason}" for reason, count in labels.rejected.items()) or "none"
@@ -122,30 +164,39 @@ def label_facts(report: Report) -> list[tuple[str, str]]:
 
 def html(report: Report) -> str:
     """The report as one page that needs nothing else."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(
-        package_files("pipeline.evaluation").joinpath("report.html.j2").read_text("utf-8")
-    )
     headers, *rows = comparison_table(report)
     difference_headers, *differences = differences_table(report)
-    largest = max(row.parameters or 0 for row in report.models)
     score_plots = [(one.name, plots.size_and_score(report.models, one)) for one in report.metrics[:2]]
-    return template.render(
-        report=report,
+    return page(
+        "report.html.j2",
+        report,
         verdict=verdict(report),
         headers=headers,
         rows=rows,
-        shares=[(row.parameters or largest) / largest for row in report.models],
         difference_headers=difference_headers,
         differences=[(_place(report, row[0]), row) for row in differences],
         score_plots=[(name, Markup(plot)) for name, plot in score_plots if plot],
-        overlap=overlap_text(report),
-        facts=label_facts(report),
         kl_plot=Markup(plots.intervals(report.models)),
         size_plot=Markup(plots.size_and_distance(report.models)),
         curves=[(curve.role, Markup(plots.curve(curve, _place(report, curve.role)))) for curve in report.curves],
+    )
+
+
+def page(template: str, report: Shown, **parts: Any) -> str:
+    """A page by a template of this folder, with what every report's page shows; `parts` are its own."""
+    loader = PackageLoader("pipeline.evaluation", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    largest = max(row.parameters or 0 for row in report.models)
+    return environment.get_template(template).render(
+        report=report,
+        shares=[(row.parameters or largest) / largest for row in report.models],
+        overlap=overlap_text(report),
+        facts=label_facts(report),
         role_class=plots.role_class,
         colours=len(plots.SHAPES),
+        **parts,
     )
 
 

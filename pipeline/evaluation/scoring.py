@@ -42,6 +42,7 @@ class Scores:
     models: tuple[dict[str, Interval], ...]  # in the order of the models
     differences: tuple[dict[str, Interval], ...]  # the student less each model
     kept: dict[str, Interval]  # the student by the teacher, where higher is better
+    shares: tuple[dict[str, Interval], ...]  # the same of every model
 
 
 def asked_rows(rows: Sequence[Completion], settings: EvaluateSettings) -> Asked:
@@ -103,17 +104,22 @@ def score(
         """(metrics, 1 + resamples) -> by name"""
         return {one.name: _interval(row) for one, row in zip(metrics, figures, strict=True)}
 
+    def share(figures: Floats) -> dict[str, Interval]:
+        """(metrics, 1 + resamples) -> by name, by the teacher's on the same prompts"""
+        return {
+            one.name: _interval(figures[place] / drawn[teacher, place])
+            for place, one in enumerate(metrics)
+            if teacher is not None and not one.metric.lower_is_better and drawn[teacher, place].min() > 0
+        }
+
     own = drawn[student]
-    kept = {
-        one.name: _interval(own[place] / drawn[teacher, place])
-        for place, one in enumerate(metrics)
-        if teacher is not None and not one.metric.lower_is_better and drawn[teacher, place].min() > 0
-    }
+    shares = tuple(share(row) for row in drawn)
     return Scores(
         columns=tuple(_column(one) for one in metrics),
         models=tuple(intervals(row) for row in drawn),
         differences=tuple(intervals(own - row) for row in drawn),
-        kept=kept,
+        kept=shares[student],
+        shares=shares,
     )
 
 

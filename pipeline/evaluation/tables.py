@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from pipeline.evaluation.results import Difference, Interval, MetricColumn, ModelRow, Report
 from pipeline.student.card import count_in_words, megabytes_in_words
 
 DASH = "–"
 
 
-def comparison_table(report: Report) -> list[list[str]]:
+class Compared(Protocol):
+    """A report with a line for each model."""
+
+    @property
+    def models(self) -> tuple[ModelRow, ...]:
+        """The lines."""
+
+    @property
+    def metrics(self) -> tuple[MetricColumn, ...]:
+        """Of the task, the most important first."""
+
+
+def comparison_table(report: Compared) -> list[list[str]]:
     """Headers, then one row a model: metrics of the task beside its size, then what it costs, then its distance."""
     headers = ["model", "parameters", "MB", *(one.name for one in report.metrics)]
     headers += ["peak MB", "tokens/s", "p50 ms", "p95 ms", "KL/token", "agreement", "perplexity"]

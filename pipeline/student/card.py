@@ -55,6 +55,7 @@ class Figures:
     machine: str
     table: tuple[tuple[str, ...], ...]  # headers, then a model in each row, its name first
     notes: tuple[str, ...]  # what a reader must know to believe them
+    own: str | None = None  # the student's name in the table; None: its role
 
 
 @dataclass(frozen=True)

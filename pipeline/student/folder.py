@@ -92,6 +92,16 @@ class StudentCard(BaseModel):
 
 
 @dataclass(frozen=True)
+class StudentResult:
+    """One student, and whether it was trained now or stood there already."""
+
+    card: StudentCard
+    folder: str
+    trained: bool
+    label: str | None = None  # "16 layers", of one of a sweep
+
+
+@dataclass(frozen=True)
 class StudentFolder:
     """One student of a recipe on disk."""
 
@@ -226,12 +236,7 @@ def place_of(
     if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
         shaping["start"] = start_files(recipe, student.init).content_sha256
     if variant != "untrained":
-        unused = {"quantize", "launch"} | ({"loss", "labels"} if variant != "white-box" else set())
-        settings = student.model_dump(exclude=unused)
-        shaping |= {
-            "student": settings | {"mode": variant, "init": student.init.shaping},
-            "rows": rows,
-        }
+        shaping |= {"student": student.shaping(variant), "rows": rows}
     if variant == "white-box" and student.needs_live_teacher:  # stored labels are rows, these are the model's own
         shaping["live"] = [teacher_files(recipe).content_sha256, recipe.teacher.options.get("dtype")]
     wants_int8 = student.quantize == "int8" and variant == student.mode

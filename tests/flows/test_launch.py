@@ -121,13 +121,13 @@ def test_killed_with_its_processes_the_flow_goes_on_to_the_student_of_one_proces
 FLOW = """
 import os, sys
 from prefect import flow, task
-from pipeline import launch, ranks
+from pipeline import children, launch, ranks
 from pipeline.cli_common import errors_told
 
 @task(retries=1)
 def train():
     environment = {**os.environ, ranks.LAUNCH: sys.argv[1]}
-    with launch._running([sys.executable, "-c", sys.argv[2], sys.argv[1]], environment) as running:
+    with children.running([sys.executable, "-c", sys.argv[2], sys.argv[1]], environment) as running:
         for line in running.lines():
             print(line, flush=True)
 

@@ -21,7 +21,7 @@ from pipeline.labelling import engine
 from pipeline.labelling.engine import LabelResult, label, open_job
 from pipeline.labelling.plan import LabelPlan
 from pipeline.shown import print_student
-from pipeline.stages import StudentResult
+from pipeline.student.folder import StudentResult
 from tests.conftest import WORDS, MakeRecipe
 from tests.labelling.test_durability import CONCURRENCY, command, completed, durable_ids, until
 from tests.rows import rows_by_prompt

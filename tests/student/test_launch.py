@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import launch, ranks
+from pipeline import children, launch, ranks
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError, TrainingError
 from pipeline.finetuning import check_finetuning
@@ -176,7 +176,7 @@ def test_a_process_that_the_launcher_left_behind_ends_with_it(tmp_path: Path) ->
     )
     started = f"subprocess.Popen([sys.executable, '-c', {training!r}], start_new_session=True).wait()"
     command = [sys.executable, "-c", f"import subprocess, sys; {started}"]
-    with launch._running(command, {**os.environ, ranks.LAUNCH: mark}) as running:
+    with children.running(command, {**os.environ, ranks.LAUNCH: mark}) as running:
         lines = running.lines()
         assert next(lines) == mark
         (launcher,) = [one for one in processes() if one.parent == running.process.pid]

@@ -1,0 +1,57 @@
+"""A report that lies there already, and its figures in the students' model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.evaluation.report import ReportFiles
+from pipeline.student.card import Figures
+
+
+class Measured(Protocol):
+    """What every report says of its measurement."""
+
+    @property
+    def key(self) -> str:
+        """Names the dataset, the students and the settings that the figures stand for."""
+
+    @property
+    def created_at(self) -> str:
+        """ISO 8601, UTC."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Software, and the machine."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know to believe the figures."""
+
+
+Found = TypeVar("Found", bound=Measured)
+
+
+def stored_report(kind: TypeAdapter[Found], files: ReportFiles, key: str) -> Found | None:
+    """The report that lies there, if it stands for `key` and is whole."""
+    if not all(file.is_file() for file in (files.markdown, files.html, files.json)):
+        return None
+    try:
+        report = kind.validate_json(files.json.read_bytes())
+    except ValidationError:
+        return None
+    return report if report.key == key else None
+
+
+def figures_of(report: Measured, table: Sequence[Sequence[str]], own: str | None = None) -> Figures:
+    """A report's figures as a student's card shows them; `own` is the student's name in the table's first column."""
+    return Figures(
+        key=report.key,
+        created_at=report.created_at,
+        machine=report.versions["machine"],
+        table=tuple(tuple(row) for row in table),
+        notes=report.notes,
+        own=own,
+    )

@@ -1,0 +1,35 @@
+"""The models of a recipe as subjects of a measurement: its teacher, and its students with their quantised copies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.config import Recipe
+from pipeline.dataset.store import Dataset
+from pipeline.evaluation.subject import Subject
+from pipeline.live_teacher import teacher_options
+from pipeline.model_files import ModelFiles, runs_here, teacher_files
+from pipeline.student.folder import StudentFolder
+from pipeline.student_settings import StudentSettings
+
+
+def teacher_subjects(recipe: Recipe) -> list[Subject]:
+    """The teacher; none where it is no model that can be run here."""
+    if not runs_here(recipe.teacher):
+        return []
+    files = teacher_files(recipe)
+    trusted = teacher_options(recipe).trust_remote_code
+    return [Subject("teacher", files.name, files.folder, is_teacher=True, trust_remote_code=trusted)]
+
+
+def student_subjects(role: str, place: StudentFolder, student: StudentSettings, dataset: Dataset) -> list[Subject]:
+    """A finished student, and its quantised copy where one was asked for; `role` is what the report calls it."""
+    files = ModelFiles(str(place.path), place.path)
+    tokenizer = dataset.manifest.teacher.tokenizer_sha256
+    shares = tokenizer is None or files.tokenizer_sha256 == tokenizer
+    trusted = student.trust_remote_code
+    one = Subject(role, files.name, files.folder, shares_tokenizer=shares, trust_remote_code=trusted)
+    if not place.wants_int8:
+        return [one]
+    copy = dataclasses.replace(one, role=f"{role}, int8", name=str(place.int8), folder=place.int8, is_int8=True)
+    return [one, copy]

@@ -1,0 +1,88 @@
+"""Draw the report of a sweep: Markdown, JSON, and one HTML file with a plot of size against quality.
+
+    write_sweep_report(report, Path("data/reports/quickstart"))     # sweep.{md,html,json}
+
+What it has in common with a student's report is drawn by report.py; sweep.html.j2 extends that page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from markupsafe import Markup
+
+from pipeline.evaluation import plots
+from pipeline.evaluation.report import ReportFiles, as_json, closing_lines, markdown_table, page, write_files
+from pipeline.evaluation.results import MetricColumn, ModelRow
+from pipeline.evaluation.sweep_choice import DISTANCE
+from pipeline.evaluation.sweep_results import SweepReport
+from pipeline.evaluation.sweep_verdict import sweep_verdict
+from pipeline.evaluation.tables import DASH, comparison_table, shown
+
+NAME = "sweep"
+
+
+def write_sweep_report(report: SweepReport, folder: Path) -> None:
+    """Write the three files, each whole or not at all; the JSON, by which a report is recognised, last."""
+    files = ReportFiles.in_folder(folder, NAME)
+    write_files(files, sweep_markdown(report), sweep_html(report), as_json(report))
+
+
+def sweep_table(report: SweepReport) -> list[list[str]]:
+    """Headers, then one row a model: with the share of the teacher's lead metric that it keeps, and a mark of the front.
+
+    There is no such share where lower is better.
+    """
+    headers, *rows = [list(cells) for cells in comparison_table(report)]
+    lead = report.lead
+    kept = {one.row.role: one.kept[lead.name] for one in report.students if lead and lead.name in one.kept}
+    place = headers.index("peak MB")
+    if kept:
+        headers.insert(place, "kept")
+        for cells in rows:
+            cells.insert(place, shown(kept.get(cells[0]), 1, percent=True))
+    table = [[*headers, "front"]]
+    for cells in rows:
+        table.append([*cells, "yes" if cells[0] in report.choice.front else DASH])
+    return table
+
+
+def sweep_markdown(report: SweepReport, *, narrow: bool = False) -> str:
+    """The report as GitHub Markdown; with `narrow`, models are columns."""
+    headers, *rows = sweep_table(report)
+    if narrow:
+        headers, *rows = [list(cells) for cells in zip(headers, *rows, strict=True)]
+    lines = [f"# {report.recipe}: a sweep", "", sweep_verdict(report), "", *markdown_table(headers, rows), ""]
+    return "\n".join([*lines, *closing_lines(report)])
+
+
+def sweep_html(report: SweepReport) -> str:
+    """The report as one page that needs nothing else."""
+    headers, *rows = sweep_table(report)
+    metric, models = _drawn(report)
+    on_front = {place for place, row in enumerate(report.models) if row.role in report.choice.front}
+    return page(
+        "sweep.html.j2",
+        report,
+        verdict=sweep_verdict(report),
+        headers=headers,
+        rows=rows,
+        caption=(
+            f"Parameters against {metric.name}, with 95 % intervals. Ringed, and joined by the dashed line: the front, "
+            "students to which no other is preferable in both"
+        ),
+        plot=Markup(plots.size_and_score(models, metric, on_front)),
+        kl_plot=Markup(plots.intervals(report.models)),
+    )
+
+
+def _drawn(report: SweepReport) -> tuple[MetricColumn, list[ModelRow]]:
+    """What stands for quality in the plot, and the models with it among their scores."""
+    if report.lead is not None:
+        return report.lead, list(report.models)
+    by_distance = [
+        dataclasses.replace(row, scores={DISTANCE.name: row.kl_per_token} if row.kl_per_token else {})
+        for row in report.models
+    ]
+    return DISTANCE, by_distance
