@@ -13,6 +13,7 @@ from pipeline import ranks
 from pipeline.config import Recipe
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.finetuning import before_finetuning
+from pipeline.records import content_hash
 from pipeline.sweep import told_of
 from pipeline.sweep_points import Point, points
 
@@ -70,10 +71,10 @@ def _start(point: Point) -> str:
         try:
             config = student_config(before_finetuning(point.recipe), student)
         except TeacherUnavailable:  # it is looked at later
-            return repr(shaping)
+            return content_hash(shaping)
         kept = kept_layers(config, student.init.layers)
         if not student.init.measures_layers or all(len(one.layers) == one.stack.depth for one in kept):
             listed = {one.stack.name: one.layers for one in kept}
             chosen = {"choose"} | ({"rows"} if student.init.width is None else set())  # which says nothing any more
             shaping["init"] = {**shaping["init"], "layers": listed} | dict.fromkeys(chosen)
-    return repr(shaping)
+    return content_hash(shaping)
