@@ -160,10 +160,11 @@ def _label(named: Sequence[tuple[str, Any]]) -> str:
 
 
 def _in_words(value: Any) -> str:
-    """A value as YAML writes it in a line."""
+    """A value as YAML writes it in a line; ", " is left for what parts one setting from the next."""
     if isinstance(value, str):
         return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip().removesuffix("\n...")
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+    return text.strip().removesuffix("\n...").replace(", ", ",")
 
 
 def _slug(named: Sequence[tuple[str, Any]]) -> str:

@@ -21,10 +21,19 @@ from pipeline.errors import DatasetRefused, RecipeError, StillhouseError, Studen
 from pipeline.evaluation.sweep import SweepEvaluation, evaluate_sweep
 from pipeline.labelling.engine import label
 from pipeline.progress import silent
-from pipeline.stages import distill_stage, distill_students, evaluate_stage, points_to_train, recipe_dataset, run_stages
+from pipeline.stages import (
+    distill_stage,
+    distill_students,
+    evaluate_stage,
+    of_version,
+    points_to_train,
+    recipe_dataset,
+    run_stages,
+)
 from pipeline.student import train as training
 from pipeline.student.folder import read_card
 from pipeline.sweep import Children, train_points
+from pipeline.sweep_points import points
 from tests.conftest import MakeRecipe
 from tests.processes import processes
 from tests.student.test_train import power_cut_at
@@ -124,6 +133,22 @@ def test_one_student_under_two_names_is_refused_before_it_is_trained(
     monkeypatch.setattr("pipeline.sweep.student_folder", lambda *_: type("Place", (), {"key": "same"}))
     with pytest.raises(RecipeError, match="`3 layers` and `1 layer` are the same student"):
         points_to_train(recipe)
+
+
+def test_all_students_learn_from_the_version_that_the_recipe_names(recipe: Recipe) -> None:
+    named = of_version(recipe, recipe_dataset(recipe))
+    assert [point.recipe.dataset.version for point in points(named)] == [1, 1]
+    assert [one.point.recipe.dataset.version for one in points_to_train(recipe)] == [1, 1]
+
+
+def test_gold_students_have_the_references(recipe: Recipe) -> None:
+    gold = swept(recipe, **{"student.mode": ["gold", "black-box"]})
+    dataset = recipe_dataset(gold)
+    with pytest.raises(StudentMissing, match="there is no gold student of this recipe"):
+        evaluate_stage(gold, dataset)
+    assert [one.card.dataset for one in distill_students(gold)] == ["words-gold/v001", "words/v001"]
+    found = evaluate_sweep(gold, dataset)
+    assert [one.row.role for one in found.report.students] == ["mode gold", "mode black-box"]
 
 
 def test_only_students_of_a_mode(recipe: Recipe) -> None:

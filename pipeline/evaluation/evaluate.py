@@ -93,7 +93,7 @@ def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequ
     figures = figures_of(report, comparison_table(report))
     for place in students:
         if (card := place.trained()) is not None:
-            learnt_from = _learnt_from(recipe, place.variant, dataset)
+            learnt_from = learning_dataset(recipe, place.variant, dataset)
             write_cards(place.path, card, recipe, learnt_from.manifest if learnt_from else None, figures)
 
 
@@ -152,7 +152,7 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
     """
     baselines: list[Variant] = [name for name in recipe.evaluate.baselines if name != student.mode]
     variants = [*baselines, student.mode]
-    places = [student_folder(recipe, student, one, _learnt_from(recipe, one, dataset), dataset) for one in variants]
+    places = [student_folder(recipe, student, one, learning_dataset(recipe, one, dataset), dataset) for one in variants]
     for place in places:
         if place.finished() is None:
             found = read_card(place.path)
@@ -165,7 +165,7 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
     return places
 
 
-def _learnt_from(recipe: Recipe, variant: Variant, dataset: Dataset) -> Dataset | None:
+def learning_dataset(recipe: Recipe, variant: Variant, dataset: Dataset) -> Dataset | None:
     """The dataset of a student: the references of a gold one.
 
     Raises:

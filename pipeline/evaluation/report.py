@@ -19,6 +19,7 @@ from markupsafe import Markup
 from pipeline.durable import write_atomically
 from pipeline.evaluation import plots
 from pipeline.evaluation.results import Answers, LabelSummary, Overlap, Report
+from pipeline.evaluation.svg import SHAPES, role_class
 from pipeline.evaluation.tables import DASH, Compared, comparison_table, differences_table
 from pipeline.evaluation.verdict import verdict
 
@@ -194,8 +195,8 @@ def page(template: str, report: Shown, **parts: Any) -> str:
         shares=[(row.parameters or largest) / largest for row in report.models],
         overlap=overlap_text(report),
         facts=label_facts(report),
-        role_class=plots.role_class,
-        colours=len(plots.SHAPES),
+        role_class=role_class,
+        colours=len(SHAPES),
         **parts,
     )
 

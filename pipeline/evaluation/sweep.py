@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
+from pipeline.dataset.store import Dataset
 from pipeline.errors import StudentMissing
-from pipeline.evaluation.evaluate import key_of_settings
+from pipeline.evaluation.evaluate import key_of_settings, learning_dataset
 from pipeline.evaluation.held_out import (
     HeldOut,
     label_summary,
@@ -103,7 +103,7 @@ def _finished(point: Point, dataset: Dataset) -> _Finished:
         StudentMissing: it is not there.
     """
     mode = point.student.mode
-    learnt_from = open_dataset(dataset_folder(point.recipe.dataset.gold)) if mode == "gold" else dataset
+    learnt_from = learning_dataset(point.recipe, mode, dataset) or dataset
     place = student_folder(point.recipe, point.student, mode, learnt_from, dataset)
     card = place.finished()
     if card is None:

@@ -16,11 +16,13 @@ from pipeline.evaluation import plots
 from pipeline.evaluation.report import ReportFiles, as_json, closing_lines, markdown_table, page, write_files
 from pipeline.evaluation.results import MetricColumn, ModelRow
 from pipeline.evaluation.sweep_choice import DISTANCE
+from pipeline.evaluation.sweep_plot import size_and_quality
 from pipeline.evaluation.sweep_results import SweepReport
 from pipeline.evaluation.sweep_verdict import sweep_verdict
 from pipeline.evaluation.tables import DASH, comparison_table, shown
 
 NAME = "sweep"
+_LEFT_OUT = ("p95 ms", "perplexity")  # of the table, so that it fits a page; they are in the JSON
 
 
 def write_sweep_report(report: SweepReport, folder: Path) -> None:
@@ -34,17 +36,17 @@ def sweep_table(report: SweepReport) -> list[list[str]]:
 
     There is no such share where lower is better.
     """
-    headers, *rows = [list(cells) for cells in comparison_table(report)]
+    whole = comparison_table(report)
+    shown_columns = [place for place, header in enumerate(whole[0]) if header not in _LEFT_OUT]
+    headers, *rows = [[cells[place] for place in shown_columns] for cells in whole]
     lead = report.lead
     kept = {one.row.role: one.kept[lead.name] for one in report.students if lead and lead.name in one.kept}
     place = headers.index("peak MB")
-    if kept:
-        headers.insert(place, "kept")
-        for cells in rows:
-            cells.insert(place, shown(kept.get(cells[0]), 1, percent=True))
-    table = [[*headers, "front"]]
+    table = [[*headers[:place], *(["kept"] if kept else []), "front", *headers[place:]]]
     for cells in rows:
-        table.append([*cells, "yes" if cells[0] in report.choice.front else DASH])
+        own = [shown(kept.get(cells[0]), 1, percent=True)] if kept else []
+        own.append("yes" if cells[0] in report.choice.front else DASH)
+        table.append([*cells[:place], *own, *cells[place:]])
     return table
 
 
@@ -72,7 +74,7 @@ def sweep_html(report: SweepReport) -> str:
             f"Parameters against {metric.name}, with 95 % intervals. Ringed, and joined by the dashed line: the front, "
             "students to which no other is preferable in both"
         ),
-        plot=Markup(plots.size_and_score(models, metric, on_front)),
+        plot=Markup(size_and_quality(models, metric, on_front)),
         kl_plot=Markup(plots.intervals(report.models)),
     )
 
