@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pipeline import sweep as sweeping
@@ -176,7 +177,18 @@ def test_a_power_cut_in_the_middle(tiny_recipe: MakeRecipe, monkeypatch: pytest.
 # ------------------------------------------------------------------------------------------------------------ side by side
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process computes with one thread, and so does each of two that share two: the number shapes the last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_side_by_side_gives_the_students_of_one_after_another(recipe: Recipe, tmp_path: Path) -> None:
     one_by_one = recipe.model_copy(update={"students": str(tmp_path / "one")})
     distill_students(one_by_one)
