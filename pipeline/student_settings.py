@@ -111,10 +111,10 @@ class InitSettings(Settings):
                 "vocabulary is 'used', which keeps rows of a model's embedding, and `config` starts from fresh weights: "
                 "take one of the two away"
             )
-        if "choose" in self.model_fields_set and not self._counts:
+        if self.choose != "importance" and not self._counts:
             raise ValueError(
-                f"choose is {self.choose!r}, and `layers` gives no number of layers to choose: give it a number such as 16, "
-                "or take `choose` away"
+                f"choose is {self.choose!r}, and `layers` gives no number of layers: give it a number such as 16, or take "
+                "`choose` away"
             )
         if self.revision is not None and self.model is None:
             raise ValueError("`revision` goes with `model`: give both, or take it away")

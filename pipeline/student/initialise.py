@@ -60,7 +60,7 @@ def initialise(
     else:
         model = load_weights(files.folder, dtype="auto", trust_remote_code=trusted)
         if init.from_ is not None:
-            model, start = parts_of_teacher(recipe, student, model, labelled, progress)
+            model, start = parts_of_teacher(recipe, student, files, model, labelled, progress)
     of_its_own = init.config is not None and "model_type" in init.config  # may not know how the teacher likes to sample
     write_model(model, files.folder, folder, trust_remote_code=trusted, sampling=not of_its_own)
     if start is not None:
