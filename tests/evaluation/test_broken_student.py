@@ -96,7 +96,7 @@ def test_a_student_that_never_ends_is_called_broken_wherever_it_is_shown(
     assert teacher.tokens == Interval(1, 1, 1)  # the end token alone
     assert teacher.empty == Interval(1, 1, 1)
     assert broken.files.markdown.read_text().startswith(f"# test\n\n**{said}** ")
-    assert said in broken.files.html.read_text()
+    assert said.replace(" %", "\N{NO-BREAK SPACE}%") in broken.files.html.read_text()
     card = (folder / "README.md").read_text()
     assert f"# test: white-box student\n\n> **Warning.** {said}\n" in card
     assert "| **white-box student** | 0.0 % | 100.0 % | 0.0 % | 0.0 % | 12.0 |" in card
