@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.dataset.store import Dataset
+from pipeline.records import Row
 from pipeline.text import bare_words
 
 COPYABLE_WORDS = 8
@@ -42,12 +43,16 @@ def normalised(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def training_answers(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """(prompt id, text) of every completion and every reference of the training split; no other column is read."""
-    for entry in dataset.files("train"):
-        with dataset.open(entry) as parquet:
-            for batch in parquet.iter_batches(columns=["prompt_id", "completion", "reference"]):
-                for row in batch.to_pylist():
-                    yield row["prompt_id"], "".join(message["content"] for message in row["completion"])
-                    if row["reference"]:
-                        yield row["prompt_id"], row["reference"]
+def training_answers(datasets: Iterable[Dataset]) -> Iterator[tuple[str, str]]:
+    """(prompt id, text) of every completion and every reference of the training splits; no other column is read."""
+    for dataset in datasets:
+        for entry in dataset.files("train"):
+            with dataset.open(entry) as parquet:
+                for batch in parquet.iter_batches(columns=["prompt_id", "completion", "reference"]):
+                    yield from (pair for row in batch.to_pylist() for pair in _answers_of(row))
+
+
+def _answers_of(row: Row) -> Iterator[tuple[str, str]]:
+    yield row["prompt_id"], "".join(message["content"] for message in row["completion"])
+    if row["reference"]:
+        yield row["prompt_id"], row["reference"]

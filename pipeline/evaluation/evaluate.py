@@ -142,7 +142,10 @@ def _measured(
         asked=asked.rows,
     )
     measured = with_labels(measure_all(_subjects(recipe, student, dataset, students), task, progress), asked, recipe)
-    models = scored(described(measured, asked, _training_answers(recipe, dataset, students)), metrics, asked)
+    learnt = {
+        one.manifest.plan_sha256: one for place in students if (one := _learnt_from(recipe, place.variant, dataset))
+    }
+    models = scored(described(measured, asked, training_answers(learnt.values())), metrics, asked)
     cards = [card for place in students if (card := place.finished())]
     return Report(
         recipe=recipe.name,
@@ -250,13 +253,6 @@ def _held_out(dataset: Dataset, limit: int) -> Iterator[Completion]:
     rows = ((batch, index) for batch in dataset.batches("validation") for index in range(batch.num_rows))
     for _, (batch, index) in zip(range(limit), rows, strict=False):
         yield completion_at(batch, index)
-
-
-def _training_answers(recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> Iterator[tuple[str, str]]:
-    """(prompt id, text) of every training answer that one of the students may have learnt."""
-    yield from training_answers(dataset)
-    for gold in (_learnt_from(recipe, place.variant, dataset) for place in students if place.variant == "gold"):
-        yield from training_answers(gold) if gold else ()
 
 
 def _overlap(dataset: Dataset, threshold: float) -> Overlap:
