@@ -36,6 +36,7 @@ from prefect.exceptions import PrefectException
 from pipeline.config import Recipe
 from pipeline.evaluation.evaluate import EvaluationResult
 from pipeline.evaluation.report import markdown
+from pipeline.evaluation.warnings import warnings
 from pipeline.labelling.engine import LabelJob, LabelResult
 from pipeline.labelling.metrics import Metrics, dollars, duration
 from pipeline.labelling.parts import FOLDER as PARTS
@@ -165,12 +166,14 @@ def show_models(what: str, description: str, models: Sequence[StudentResult], re
 
 
 def show_report(result: EvaluationResult, recipe: Recipe) -> None:
-    """The report, and where its page with the plots lies."""
+    """The report, what is wrong with the student first, and where its page with the plots lies."""
+    page = _link("The report with its plots", str(result.files.html))
+    said = " ".join(warnings(result.report))
     try:
         create_markdown_artifact(
-            f"{_link('The report with its plots', str(result.files.html))}\n\n{markdown(result.report, narrow=True)}",
+            markdown(result.report, narrow=True, page=page),
             artifact_key("report", recipe),
-            f"Report of {recipe.name}",
+            f"Report of {recipe.name}{f'. {said}' if said else ''}",
         )
     except _TROUBLE as error:
         _tell(error)

@@ -86,19 +86,28 @@ def print_student(result: StudentResult) -> None:
 def report_json(result: EvaluationResult) -> dict[str, Any]:
     """A report and where its files lie, for programs."""
     from pipeline.evaluation.report import as_json
+    from pipeline.evaluation.warnings import warnings
 
     return as_json(result.report) | {
+        "warnings": warnings(result.report),
         "fresh": result.fresh,
         "files": [str(file) for file in (result.files.markdown, result.files.html, result.files.json)],
     }
 
 
 def print_report(result: EvaluationResult) -> None:
-    """A report's table, and where the page lies."""
-    from pipeline.evaluation.tables import comparison_table
+    """What is wrong with the student, the report's tables, and where the page lies."""
+    from pipeline.evaluation.report import LOOKS
+    from pipeline.evaluation.tables import answer_quality_table, comparison_table
+    from pipeline.evaluation.warnings import warnings
     from pipeline.terminal import output, show_comparison
 
-    headers, *rows = comparison_table(result.report)
     output.print()
+    for warning in warnings(result.report):
+        output.print(f"WARNING  {warning}\n", style="bold", markup=False)
+    headers, *rows = comparison_table(result.report)
     show_comparison(headers, rows)
+    if looks := answer_quality_table(result.report):
+        output.print(f"\n{LOOKS}", markup=False)
+        show_comparison(looks[0], looks[1:])
     output.print(f"\nreport   {result.files.html}", markup=False)

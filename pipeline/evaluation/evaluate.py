@@ -25,15 +25,17 @@ from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import DatasetMissing, RecipeError, StudentMissing
 from pipeline.evaluate_settings import EvaluateSettings
+from pipeline.evaluation.copying import training_answers
 from pipeline.evaluation.metrics.base import open_metrics
-from pipeline.evaluation.models import measure_all, scored
+from pipeline.evaluation.models import described, measure_all, scored, with_labels
 from pipeline.evaluation.notes import notes
 from pipeline.evaluation.overlap import find_overlap
 from pipeline.evaluation.report import ReportFiles, write_report
 from pipeline.evaluation.results import Answers, Curve, LabelSummary, Overlap, Report
 from pipeline.evaluation.scoring import asked_rows, refuse_without_references
 from pipeline.evaluation.subject import Subject, Task
-from pipeline.evaluation.tables import comparison_table
+from pipeline.evaluation.tables import answer_quality_table, comparison_table
+from pipeline.evaluation.warnings import warning_of
 from pipeline.live_teacher import teacher_options
 from pipeline.model_files import ModelFiles, find_model, runs_here, teacher_files
 from pipeline.progress import Progress, silent
@@ -46,6 +48,7 @@ from pipeline.student_settings import StudentSettings
 _STORED = TypeAdapter(Report)
 BEFORE = "teacher before fine-tuning"
 _WITHOUT_EFFECT = {"reports", "batch_size"}  # on the figures
+_FIGURES = 2  # goes up when other things are measured: older reports are then made again
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def evaluate(
             [place.key for place in students] + (["int8"] if student.quantize else []) + _told_of_its_start(recipe),
             dataset.manifest.plan_sha256,
             key_of_settings(recipe.evaluate),
+            _FIGURES,
         ]
     )
     folder = Path(recipe.evaluate.reports) / recipe.name
@@ -99,7 +103,9 @@ def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequ
         created_at=report.created_at,
         machine=report.versions["machine"],
         table=tuple(tuple(row) for row in comparison_table(report)),
+        answers=tuple(tuple(row) for row in answer_quality_table(report)),
         notes=report.notes,
+        warnings={row.role: warning for row in report.models if (warning := warning_of(report, row))},
     )
     for place in students:
         if (card := place.trained()) is not None:
@@ -134,10 +140,12 @@ def _measured(
         vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
         soft=dataset.manifest.soft is not None,
         asked=asked.rows,
-        teacher_answers=bool(metrics),
     )
-    measured = measure_all(_subjects(recipe, student, dataset, students), task, progress)
-    models = scored(measured, metrics, asked, recipe)
+    measured = with_labels(measure_all(_subjects(recipe, student, dataset, students), task, progress), asked, recipe)
+    learnt = {
+        one.manifest.plan_sha256: one for place in students if (one := _learnt_from(recipe, place.variant, dataset))
+    }
+    models = scored(described(measured, asked, training_answers(learnt.values())), metrics, asked)
     cards = [card for place in students if (card := place.finished())]
     return Report(
         recipe=recipe.name,
@@ -147,7 +155,7 @@ def _measured(
         overlap=_overlap(dataset, recipe.evaluate.near_duplicate),
         models=models.rows,
         answers=tuple(
-            Answers(row.prompt.text, row.prompt.reference, tuple(written[place] for written in models.answers))
+            Answers(row.prompt.text, row.prompt.reference, tuple(written.texts[place] for written in models.answers))
             for place, row in enumerate(asked.rows[: asked.shown])
         ),
         curves=tuple(_curve(card) for card in cards if card.log),

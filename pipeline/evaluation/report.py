@@ -20,8 +20,11 @@ from markupsafe import Markup
 from pipeline.durable import write_atomically
 from pipeline.evaluation import plots
 from pipeline.evaluation.results import Report
-from pipeline.evaluation.tables import DASH, comparison_table, differences_table
-from pipeline.evaluation.verdict import verdict
+from pipeline.evaluation.tables import DASH, answer_quality_table, comparison_table, differences_table
+from pipeline.evaluation.verdict import findings
+from pipeline.evaluation.warnings import warnings
+
+LOOKS = "Answers: what they look like"
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,21 @@ def as_json(report: Report) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- markdown
 
 
-def markdown(report: Report, *, narrow: bool = False) -> str:
-    """The report as GitHub Markdown; with `narrow`, models are columns, and four of them fit a page's middle part."""
-    headers, *rows = comparison_table(report)
-    if narrow:
-        headers, *rows = [list(cells) for cells in zip(headers, *rows, strict=True)]
-    lines = [f"# {report.recipe}", "", verdict(report), "", *_table(headers, rows), ""]
+def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
+    """The report as GitHub Markdown, what is wrong with the student first.
+
+    With `narrow`, models are columns, and four of them fit a page's middle part. `page` is a line that says where the HTML
+    lies, below the verdict.
+    """
+    verdict = " ".join([*(f"**{warning}**" for warning in warnings(report)), findings(report)])
+    lines = [f"# {report.recipe}", "", verdict, "", *([page, ""] if page else [])]
+    lines += [*_models_table(comparison_table(report), narrow=narrow), ""]
     if report.differences:
         headers, *rows = differences_table(report)
         lines += ["## Differences from the student", "", *_table(headers, rows), ""]
     lines += ["## Held-out prompts", "", overlap_text(report), ""]
+    if looks := answer_quality_table(report):
+        lines += [f"## {LOOKS}", "", *_models_table(looks, narrow=narrow), ""]
     lines += ["## Answers side by side", ""]
     for one in report.answers:
         said = [("prompt", one.prompt)] + ([("reference", one.reference)] if one.reference else [])
@@ -78,6 +86,12 @@ def markdown(report: Report, *, narrow: bool = False) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _models_table(table: list[list[str]], *, narrow: bool) -> list[str]:
+    """A table of headers and a row a model; with `narrow` the other way round."""
+    headers, *rows = [list(cells) for cells in zip(*table, strict=True)] if narrow else table
+    return _table(headers, rows)
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> list[str]:
@@ -132,13 +146,16 @@ def html(report: Report) -> str:
     score_plots = [(one.name, plots.size_and_score(report.models, one)) for one in report.metrics[:2]]
     return template.render(
         report=report,
-        verdict=verdict(report),
+        warnings=warnings(report),
+        findings=findings(report),
         headers=headers,
         rows=rows,
         shares=[(row.parameters or largest) / largest for row in report.models],
         difference_headers=difference_headers,
         differences=[(_place(report, row[0]), row) for row in differences],
         score_plots=[(name, Markup(plot)) for name, plot in score_plots if plot],
+        looks_title=LOOKS,
+        looks=answer_quality_table(report),
         overlap=overlap_text(report),
         facts=label_facts(report),
         kl_plot=Markup(plots.intervals(report.models)),

@@ -32,4 +32,3 @@ class Task:
     vocabulary: int  # the teacher's, 0 where it is not known
     soft: bool  # whether the rows have soft labels
     asked: tuple[Completion, ...] = ()  # whose prompts every model answers
-    teacher_answers: bool = False  # whether the teacher does too; else its labels are its answers

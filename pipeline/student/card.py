@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +55,8 @@ class Figures:
     machine: str
     table: tuple[tuple[str, ...], ...]  # headers, then a model in each row, its name first
     notes: tuple[str, ...]  # what a reader must know to believe them
+    answers: tuple[tuple[str, ...], ...] = ()  # what the answers look like, in the form of `table`
+    warnings: Mapping[str, str] = field(default_factory=dict)  # what is wrong with a model, by its name in the table
 
 
 @dataclass(frozen=True)
