@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
-from pipeline.evaluation.results import MetricColumn
+from pipeline.evaluation.results import MetricColumn, ModelRow
 from pipeline.evaluation.scoring import Asked
 from pipeline.model_files import runs_here
 from pipeline.student_settings import StudentSettings
@@ -46,6 +46,21 @@ def notes(
             "they are used. That saves space on disk, and seldom time; what it does to memory is in the table."
         )
     yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
+
+
+def of_the_vocabularies(models: Sequence[ModelRow], *, at_least: bool) -> Iterator[str]:
+    """How to read the distance of a student with a part of the teacher's tokens; nothing where all have all of them.
+
+    `at_least` says that the mass was measured on top-k labels, whose tail may hold more of it.
+    """
+    for model in models:
+        if (lost := model.lost_mass) is not None:
+            yield (
+                f"The {model.role} has a part of the teacher's tokens: {'at least ' if at_least else ''}{lost.mean:.2%} of "
+                f"the teacher's probability mass is on tokens that it lacks (95 % interval {lost.low:.2%} to "
+                f"{lost.high:.2%}). Its KL is over the tokens that both have; where it lacks the teacher's most likely token, "
+                "the two do not agree."
+            )
 
 
 def _of_the_task(recipe: Recipe, asked: Asked, metrics: Sequence[MetricColumn]) -> Iterator[str]:

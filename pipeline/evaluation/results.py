@@ -39,6 +39,9 @@ class ModelRow:
     reference_score: Interval | None = None  # token F1 of the shown answers, 0..1; None where the recipe has metrics
     is_int8: bool = False  # the quantised copy of the model in the row before
     scores: dict[str, Interval] = field(default_factory=dict)  # by the names of `Report.metrics`
+    lost_mass: Interval | None = (
+        None  # share of the teacher's mass on tokens that this model lacks, 0..1; None: has all
+    )
 
 
 @dataclass(frozen=True)
