@@ -55,11 +55,11 @@ def of_the_vocabularies(models: Sequence[ModelRow], *, at_least: bool) -> Iterat
     """
     for model in models:
         if (lost := model.lost_mass) is not None:
+            share = f"{'at least ' if at_least else ''}{lost.mean:.2%}"
             yield (
-                f"The {model.role} has a part of the teacher's tokens: {'at least ' if at_least else ''}{lost.mean:.2%} of "
-                f"the teacher's probability mass is on tokens that it lacks (95 % interval {lost.low:.2%} to "
-                f"{lost.high:.2%}). Its KL is over the tokens that both have; where it lacks the teacher's most likely token, "
-                "the two do not agree."
+                f"The {model.role} has a part of the teacher's tokens: {share} of the teacher's probability mass is on "
+                f"tokens that it lacks (95 % interval {lost.low:.2%} to {lost.high:.2%}). Its KL is over the tokens that "
+                "both have; where it lacks the teacher's most likely token, the two do not agree."
             )
 
 
