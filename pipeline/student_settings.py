@@ -231,6 +231,15 @@ class StudentSettings(Settings):
     launch: LaunchSettings | None = None  # None: it is trained in the process that reads this
 
     @model_validator(mode="after")
+    def _whole_vocabulary_for_a_live_teacher(self) -> StudentSettings:
+        if self.needs_live_teacher and self.init.vocabulary == "used":
+            raise ValueError(
+                "labels is 'live' and init.vocabulary is 'used': a live teacher reads its own token ids, and the student "
+                "has a part of them. Set labels to 'stored', or init.vocabulary to 'all'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _freeze_or_adapters(self) -> StudentSettings:
         if self.freeze and self.lora is not None:
             raise ValueError(

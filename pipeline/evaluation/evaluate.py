@@ -28,7 +28,7 @@ from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.copying import training_answers
 from pipeline.evaluation.metrics.base import open_metrics
 from pipeline.evaluation.models import described, measure_all, scored, with_labels
-from pipeline.evaluation.notes import notes
+from pipeline.evaluation.notes import notes, of_the_vocabularies
 from pipeline.evaluation.overlap import find_overlap
 from pipeline.evaluation.report import ReportFiles, write_report
 from pipeline.evaluation.results import Answers, Curve, LabelSummary, Overlap, Report
@@ -43,6 +43,7 @@ from pipeline.records import Completion, Split, content_hash
 from pipeline.student.card import Figures, software_versions, write_cards
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
 from pipeline.student.quantize import require_torchao
+from pipeline.student.start.renumbering import renumbering_of, shares_tokenizer
 from pipeline.student_settings import StudentSettings
 
 _STORED = TypeAdapter(Report)
@@ -160,7 +161,10 @@ def _measured(
         ),
         curves=tuple(_curve(card) for card in cards if card.log),
         recipe_yaml=recipe.as_yaml(),
-        notes=tuple(notes(recipe, student, dataset, len(rows), asked, models.metrics)),
+        notes=(
+            *notes(recipe, student, dataset, len(rows), asked, models.metrics),
+            *of_the_vocabularies(models.rows, at_least=_of_top_k(recipe, dataset)),
+        ),
         key=key,
         metrics=models.metrics,
         differences=models.differences,
@@ -183,9 +187,16 @@ def _subjects(
             subjects.append(Subject(BEFORE, start.name, start.folder, trust_remote_code=trusted))
     for place in students:
         files = ModelFiles(str(place.path), place.path)
-        shares = tokenizer is None or files.tokenizer_sha256 == tokenizer
+        shares, renumbering = shares_tokenizer(files, tokenizer), renumbering_of(files, tokenizer)
         role, trusted = f"{place.variant} student", student.trust_remote_code
-        one = Subject(role, files.name, files.folder, shares_tokenizer=shares, trust_remote_code=trusted)
+        one = Subject(
+            role,
+            files.name,
+            files.folder,
+            shares_tokenizer=shares,
+            trust_remote_code=trusted,
+            renumbering=renumbering,
+        )
         subjects.append(one)
         if place.wants_int8:
             subjects.append(
@@ -247,6 +258,11 @@ def _stored(folder: Path, key: str) -> Report | None:
     except ValidationError:
         return None
     return report if report.key == key else None
+
+
+def _of_top_k(recipe: Recipe, dataset: Dataset) -> bool:
+    """Whether students are compared with stored top-k labels, as the teacher does not run here."""
+    return not runs_here(recipe.teacher) and dataset.manifest.soft is not None and dataset.manifest.soft.draws is None
 
 
 def _held_out(dataset: Dataset, limit: int) -> Iterator[Completion]:

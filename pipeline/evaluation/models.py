@@ -59,6 +59,7 @@ def measure_all(subjects: Sequence[Subject], task: Task, progress: Progress) -> 
             perplexity=distance.perplexity,
             reference_score=_reference_score(task.asked, one.written, task.settings),
             is_int8=subject.is_int8,
+            lost_mass=distance.lost_mass,
         )
         for subject, one, distance in zip(subjects, measured, compared, strict=True)
     )

@@ -8,7 +8,7 @@ from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.evaluation.answer_quality import GRAM, REPEATED_SHARE
 from pipeline.evaluation.copying import COPYABLE_WORDS
-from pipeline.evaluation.results import MetricColumn
+from pipeline.evaluation.results import MetricColumn, ModelRow
 from pipeline.evaluation.scoring import Asked
 from pipeline.evaluation.warnings import CLEARLY_MORE, MUCH_LONGER, percent
 from pipeline.model_files import runs_here
@@ -47,6 +47,21 @@ def notes(
             "they are used. That saves space on disk, and seldom time; what it does to memory is in the table."
         )
     yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
+
+
+def of_the_vocabularies(models: Sequence[ModelRow], *, at_least: bool) -> Iterator[str]:
+    """How to read the distance of a student with a part of the teacher's tokens; nothing where all have all of them.
+
+    `at_least` says that the mass was measured on top-k labels, whose tail may hold more of it.
+    """
+    for model in models:
+        if (lost := model.lost_mass) is not None:
+            share = f"{'at least ' if at_least else ''}{lost.mean:.2%}"
+            yield (
+                f"The {model.role} has a part of the teacher's tokens: {share} of the teacher's probability mass is on "
+                f"tokens that it lacks (95 % interval {lost.low:.2%} to {lost.high:.2%}). Its KL is over the tokens that "
+                "both have; where it lacks the teacher's most likely token, the two do not agree."
+            )
 
 
 def _of_the_answers(recipe: Recipe, asked: Asked) -> Iterator[str]:

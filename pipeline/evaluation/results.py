@@ -63,6 +63,9 @@ class ModelRow:
     is_int8: bool = False  # the quantised copy of the model in the row before
     scores: dict[str, Interval] = field(default_factory=dict)  # by the names of `Report.metrics`
     answer_quality: AnswerQuality | None = None  # None in reports made before it was measured
+    lost_mass: Interval | None = (
+        None  # share of the teacher's mass on tokens that this model lacks, 0..1; None: has all
+    )
 
 
 @dataclass(frozen=True)

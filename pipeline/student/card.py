@@ -34,6 +34,7 @@ from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, has_files
 from pipeline.records import TeacherIdentity
 from pipeline.student.folder import INT8, StudentCard
+from pipeline.student.start.record import Start, read_start
 from pipeline.student_settings import InitSettings, Layers, LossSettings, StackLayers, StudentSettings
 
 README = "README.md"
@@ -73,6 +74,7 @@ class CardFacts:
     encoder_decoder: bool = False
     task_prefix: str = ""  # what its prompts begin with
     figures: Figures | None = None
+    start: Start | None = None  # what it was made of
 
 
 def write_cards(
@@ -104,6 +106,7 @@ def card_facts(
         encoder_decoder=files.is_encoder_decoder,
         task_prefix=recipe.teacher.task_prefix or "",
         figures=figures,
+        start=read_start(folder),
     )
 
 
@@ -120,7 +123,7 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
         int8=int8,
         role=_role(facts.card, int8=int8),
         teacher=describe_teacher(facts.teacher),
-        start=start_in_words(facts.student.init, encoder_decoder=facts.encoder_decoder),
+        start=start_in_words(facts.student.init, encoder_decoder=facts.encoder_decoder) + _tokens(facts.start),
         loss=formula(facts.student.loss, facts.card.variant),
         loss_options=settings_line(facts.student.loss.options),
         settings=_training(facts),
@@ -137,6 +140,8 @@ def start_in_words(init: InitSettings, *, encoder_decoder: bool = False) -> str:
         stacks = ("encoder", "decoder") if encoder_decoder else ("",)
         words = ", and ".join(_layers(kept, stack) for stack in stacks)
         return f"{words}, with its embeddings, norms and head"
+    if init.from_ is not None:
+        return "the teacher's layers, norms and head"
     if init.model is not None:
         revision = f", revision {init.revision}" if init.revision else ""
         return f"the model `{cell(public(init.model))}`{revision}"
@@ -144,6 +149,14 @@ def start_in_words(init: InitSettings, *, encoder_decoder: bool = False) -> str:
     kind = given.pop("model_type", None)
     shape = f"a {kind} of its own config" if kind else "the teacher's config, changed"
     return f"random weights, {shape}: {cell(settings_line(given) or 'defaults')}"
+
+
+def _tokens(start: Start | None) -> str:
+    """How many of the teacher's tokens a start has, where it has not all of them."""
+    if start is None or start.vocabulary is None:
+        return ""
+    kept, of = start.vocabulary
+    return f", and {kept:,} of the teacher's {of:,} tokens"
 
 
 def _layers(kept: Layers | StackLayers, stack: str) -> str:
