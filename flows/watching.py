@@ -39,6 +39,8 @@ from pipeline.evaluation.evaluate import EvaluationResult
 from pipeline.evaluation.report import ReportFiles, markdown
 from pipeline.evaluation.sweep import SweepEvaluation
 from pipeline.evaluation.sweep_report import sweep_markdown
+from pipeline.evaluation.sweep_verdict import sweep_warnings
+from pipeline.evaluation.warnings import warnings
 from pipeline.labelling.engine import LabelJob, LabelResult
 from pipeline.labelling.metrics import Metrics, dollars, duration
 from pipeline.labelling.parts import FOLDER as PARTS
@@ -168,20 +170,26 @@ def show_models(what: str, description: str, models: Sequence[StudentResult], re
 
 
 def show_report(result: EvaluationResult, recipe: Recipe) -> None:
-    """The report, and where its page with the plots lies."""
-    _show_report("report", f"Report of {recipe.name}", result.files, markdown(result.report, narrow=True), recipe)
+    """The report, what is wrong with the student first, and where its page with the plots lies."""
+    text = markdown(result.report, narrow=True, page=_page(result.files))
+    _show_report("report", f"Report of {recipe.name}", warnings(result.report), text, recipe)
 
 
 def show_sweep(result: SweepEvaluation, recipe: Recipe) -> None:
-    """The report of a sweep, and where its page with the plots lies."""
+    """The report of a sweep, what is wrong with its students first, and where its page with the plots lies."""
     words = f"Size against quality: the sweep of {recipe.name}"
-    _show_report("sweep", words, result.files, sweep_markdown(result.report), recipe)
+    text = sweep_markdown(result.report, page=_page(result.files))
+    _show_report("sweep", words, sweep_warnings(result.report), text, recipe)
 
 
-def _show_report(what: str, description: str, files: ReportFiles, text: str, recipe: Recipe) -> None:
-    link = _link("The report with its plots", str(files.html))
+def _page(files: ReportFiles) -> str:
+    return _link("The report with its plots", str(files.html))
+
+
+def _show_report(what: str, description: str, warnings: Sequence[str], text: str, recipe: Recipe) -> None:
+    said = " ".join(warnings)
     try:
-        create_markdown_artifact(f"{link}\n\n{text}", artifact_key(what, recipe), description)
+        create_markdown_artifact(text, artifact_key(what, recipe), f"{description}{f'. {said}' if said else ''}")
     except _TROUBLE as error:
         _tell(error)
 

@@ -37,10 +37,10 @@ class EvaluateSettings(Settings):
     """What the report measures."""
 
     baselines: tuple[Literal["untrained", "black-box", "gold"], ...] = ("untrained", "black-box")
-    limit: int = Field(default=200, ge=1)  # held-out rows that quality is measured on
+    limit: int = Field(default=200, ge=1)  # held-out rows that quality is measured on, and whose prompts are answered
     metrics: tuple[MetricSettings, ...] = ()  # of answers to all of these rows that have a reference
     batch_size: int = Field(default=16, ge=1)  # prompts answered together, where no time is taken
-    answers: int = Field(default=20, ge=1)  # held-out prompts answered by every model, side by side in the report
+    answers: int = Field(default=20, ge=1)  # held-out prompts whose answers stand side by side in the report
     latency_prompts: int = Field(default=10, ge=2)  # answered one at a time, for latency and tokens a second
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     near_duplicate: float = Field(default=0.8, gt=0, le=1)  # Jaccard similarity from which a prompt is a near duplicate

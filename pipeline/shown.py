@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.dataset.manifest import Manifest
     from pipeline.evaluation.evaluate import EvaluationResult
+    from pipeline.evaluation.results import Report
     from pipeline.evaluation.sweep import SweepEvaluation
+    from pipeline.evaluation.sweep_results import SweepReport
     from pipeline.labelling.engine import LabelResult
     from pipeline.student.folder import StudentResult
 
@@ -90,23 +92,39 @@ def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:
     from pipeline.evaluation.report import as_json
 
     return as_json(result.report) | {
+        "warnings": _warnings(result.report),
         "fresh": result.fresh,
         "files": [str(file) for file in (result.files.markdown, result.files.html, result.files.json)],
     }
 
 
 def print_report(result: EvaluationResult | SweepEvaluation) -> None:
-    """A report's table, and where the page lies; of a sweep, which student to take as well."""
+    """What is wrong with the students, the report's tables, and where the page lies; of a sweep, which student to take."""
+    from pipeline.evaluation.report import LOOKS
     from pipeline.evaluation.sweep_report import sweep_table
     from pipeline.evaluation.sweep_results import SweepReport
-    from pipeline.evaluation.sweep_verdict import sweep_verdict
-    from pipeline.evaluation.tables import comparison_table
+    from pipeline.evaluation.sweep_verdict import sweep_findings
+    from pipeline.evaluation.tables import answer_quality_table, comparison_table
     from pipeline.terminal import output, show_comparison
 
     report = result.report
-    headers, *rows = sweep_table(report) if isinstance(report, SweepReport) else comparison_table(report)
     output.print()
+    for warning in _warnings(report):
+        output.print(f"WARNING  {warning}\n", style="bold", markup=False)
+    headers, *rows = sweep_table(report) if isinstance(report, SweepReport) else comparison_table(report)
     show_comparison(headers, rows)
+    if looks := answer_quality_table(report):
+        output.print(f"\n{LOOKS}", markup=False)
+        show_comparison(looks[0], looks[1:])
     if isinstance(report, SweepReport):
-        output.print(f"\n{sweep_verdict(report)}", markup=False)
+        output.print(f"\n{sweep_findings(report)}", markup=False)
     output.print(f"\nreport   {result.files.html}", markup=False)
+
+
+def _warnings(report: Report | SweepReport) -> list[str]:
+    """What is wrong with the students."""
+    from pipeline.evaluation.sweep_results import SweepReport
+    from pipeline.evaluation.sweep_verdict import sweep_warnings
+    from pipeline.evaluation.warnings import warnings
+
+    return sweep_warnings(report) if isinstance(report, SweepReport) else warnings(report)

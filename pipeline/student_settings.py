@@ -113,8 +113,8 @@ class InitSettings(Settings):
             )
         if self.choose != "importance" and not self._counts:  # the default is written out in a resolved recipe
             raise ValueError(
-                f"choose is {self.choose!r}, and `layers` gives no number of layers to choose: give it a number such as "
-                "16, or take `choose` away"
+                f"choose is {self.choose!r}, and `layers` gives no number of layers: give it a number such as 16, or take "
+                "`choose` away"
             )
         if self.revision is not None and self.model is None:
             raise ValueError("`revision` goes with `model`: give both, or take it away")
@@ -229,6 +229,15 @@ class StudentSettings(Settings):
     trust_remote_code: bool = False  # let a model's own code run here; only for models you have read
     train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
     launch: LaunchSettings | None = None  # None: it is trained in the process that reads this
+
+    @model_validator(mode="after")
+    def _whole_vocabulary_for_a_live_teacher(self) -> StudentSettings:
+        if self.needs_live_teacher and self.init.vocabulary == "used":
+            raise ValueError(
+                "labels is 'live' and init.vocabulary is 'used': a live teacher reads its own token ids, and the student "
+                "has a part of them. Set labels to 'stored', or init.vocabulary to 'all'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _freeze_or_adapters(self) -> StudentSettings:

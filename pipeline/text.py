@@ -18,12 +18,19 @@ _MARKS = re.compile(r"[.,:](?!\d)|[;!?…¿¡。、]")
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs: written without spaces
 _WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:]\d+)*|[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
 _PLAIN_WORD = re.compile(r"\w+")
+_BARE_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
 
 
 def words(text: str) -> list[str]:
     """The words of a text in their order, folded (Unicode NFKC and case); a number, a sign, an ideograph is a word."""
     folded = unicodedata.normalize("NFKC", text).casefold().translate(_DASHES)
     return _WORD.findall(_MARKS.sub(" ", _QUOTES.sub("", folded)))
+
+
+def bare_words(text: str) -> list[str]:
+    """The words of a text in their order, without case, quotes or any sign; an ideograph or a kana is a word of its own."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return _BARE_WORD.findall(_QUOTES.sub("", folded))
 
 
 def shingles(text: str, size: int = 3) -> set[str]:

@@ -171,7 +171,7 @@ def tiny_recipe(scripted_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path) -
             "teacher": {"kind": "transformers", "model": str(tiny_model), "options": {"batch_size": 4}},
             "label": {"sampling": {"temperature": 0.8, "max_tokens": 12}, "soft": {"k": 16}, "shard_size": 5},
             "student": {
-                "init": {"from": "teacher", "layers": 2},
+                "init": {"from": "teacher", "layers": 2, "choose": "even"},
                 "loss": {"temperature": 2.0},
                 "train": {
                     "num_train_epochs": 2,

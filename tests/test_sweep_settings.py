@@ -21,6 +21,7 @@ from tests.conftest import MakeRecipe
 
 RecipeFile = Callable[[Recipe], Path]
 LAYERS = "student.init.layers"
+ALL = {"from": "teacher", "layers": 4, "choose": "even"}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,10 @@ def test_soft_labels_are_asked_for_where_a_student_of_the_sweep_needs_them(tiny_
     ("sweep", "words"),
     [
         ({LAYERS: [2, 9]}, "sweep, 9 layers: student.init.layers is 9, and the teacher has only 4"),
-        ({LAYERS: [4, [0, 1, 2, 3]]}, "`4 layers` and `layers [0,1,2,3]` are the same student"),
+        (
+            {"student.init": [ALL, {"from": "teacher", "layers": [0, 1, 2, 3]}]},
+            "are the same student, with the same layers",
+        ),
         ({LAYERS: [2, [0, 3]], "student.init.choose": ["even"]}, "give it a number such as 16"),
         ({"student.loss.kind": ["forward-kl", "forwardkl"]}, "sweep, kind forwardkl: "),
     ],

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.encodings import PackedLabels
 from pipeline.evaluation.bootstrap import mean_per_token
 from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
@@ -23,7 +25,8 @@ from pipeline.records import Completion
 from pipeline.student.batches import Batch, collator, soft_labels_of, tokens_of
 from pipeline.student.losses.base import student_outcomes, teacher_outcomes
 from pipeline.student.losses.forward_kl import divergence
-from pipeline.student.rows import Example, example_of
+from pipeline.student.rows import Example, example_of, packed
+from pipeline.student.start.renumbering import Renumbering
 
 _BATCH = 16  # rows
 _BLOCK_BYTES = 1 << 30  # of the teacher's distributions that are held at once
@@ -36,6 +39,7 @@ class Distance:
     kl: Interval | None  # KL(teacher || model), nats a completion token
     agreement: Interval | None  # share of positions with the same most likely token, 0..1
     perplexity: Interval | None  # on the teacher's text
+    lost_mass: Interval | None = None  # share of the teacher's mass on tokens that the model lacks, 0..1; None: has all
 
 
 @dataclass
@@ -46,6 +50,7 @@ class _Sums:
     surprise: list[float] = field(default_factory=list)  # of the teacher's tokens, nats
     kl: list[float] = field(default_factory=list)
     agreed: list[float] = field(default_factory=list)
+    lost: list[float] = field(default_factory=list)  # of the teacher's mass, where the model has a part of its tokens
 
 
 def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
@@ -57,12 +62,13 @@ def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
             trusted = subject.trust_remote_code
             lm = load_language_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
             soft = task.soft and subject.shares_tokenizer
-            examples = [example_of(row, lm, soft=soft, by_text=not subject.shares_tokenizer) for row in rows]
+            by_text, renumbering = not subject.shares_tokenizer, subject.renumbering
+            examples = [example_of(row, lm, soft=soft, by_text=by_text, renumbering=renumbering) for row in rows]
             for place, (example, logits) in enumerate(zip(examples, _logits(lm, examples), strict=True)):
                 logprobs = logits.log_softmax(dim=-1)
                 if subject.is_teacher:
                     known[place] = logprobs.cpu()
-                _add(total, subject, example, logprobs, known[place])
+                _add(total, subject, rows[place], example, logprobs, known[place])
     return [_distance(total, subject) for total, subject in zip(sums, subjects, strict=True)]
 
 
@@ -91,17 +97,27 @@ def _logits(lm: LanguageModel, examples: Sequence[Example]) -> Iterator[Tensor]:
         yield from logits.split([len(example.completion) for example in part])
 
 
-def _add(sums: _Sums, subject: Subject, example: Example, logprobs: Tensor, known: Tensor | None) -> None:
+def _add(
+    sums: _Sums, subject: Subject, row: Completion, example: Example, logprobs: Tensor, known: Tensor | None
+) -> None:
     """Count one row; `logprobs` are the model's own, (completion tokens, vocabulary)."""
     targets = torch.tensor(example.completion, dtype=torch.int64, device=logprobs.device)
     sums.tokens.append(len(example.completion))
     sums.surprise.append(-float(logprobs.gather(-1, targets[:, None]).double().sum()))
     if subject.is_teacher or not subject.shares_tokenizer:
         return
-    if known is not None:
+    renumbering, trace = subject.renumbering, row.trace
+    if known is not None and renumbering is not None:
+        kl, agrees, lost = against_teacher_of_more(logprobs, known.to(logprobs.device), renumbering)
+        sums.lost.append(float(lost.double().sum()))
+    elif known is not None:
         kl, agrees = against_teacher(logprobs, known.to(logprobs.device))
     elif example.soft is not None:
         kl, agrees = against_labels(logprobs, example)
+        if renumbering is not None and trace is not None and trace.soft is not None:
+            likeliest, mass = of_more_tokens(packed(trace.soft), renumbering)
+            agrees = torch.from_numpy(likeliest).to(logprobs.device) == logprobs.argmax(dim=-1)
+            sums.lost.append(float(mass.sum()))
     else:
         return
     sums.kl.append(float(kl.double().sum()))
@@ -117,6 +133,41 @@ def against_teacher(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     shared = min(known.shape[-1], logprobs.shape[-1])
     teacher, student = (each[:, :shared].log_softmax(dim=-1) for each in (known, logprobs))
     return divergence(teacher, student), teacher.argmax(dim=-1) == student.argmax(dim=-1)
+
+
+def against_teacher_of_more(logprobs: Tensor, known: Tensor, renumbering: Renumbering) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for a student with a part of the teacher's tokens, and the teacher's mass on the others: (positions,) each.
+
+    The KL is over the student's tokens, with the teacher's distribution normalised over them. The most likely token is that
+    of all of the teacher's tokens: where the student lacks it, they do not agree.
+
+    Args:
+        logprobs: the student's, (positions, the student's tokens).
+        known: the teacher's, (positions, the teacher's tokens).
+        renumbering: from the one's tokens to the other's.
+    """
+    ids = torch.from_numpy(renumbering.teacher_ids).long().to(known.device)
+    both = known[:, ids]  # (positions, the student's tokens)
+    kl = divergence(both.log_softmax(dim=-1), logprobs)
+    lost = (1 - both.double().logsumexp(dim=-1).exp()).clamp(min=0)
+    return kl, known.argmax(dim=-1) == ids[logprobs.argmax(dim=-1)], lost
+
+
+def of_more_tokens(
+    labels: PackedLabels, renumbering: Renumbering
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Of stored labels the most likely token as the student numbers it, -1 where it is gone, and the mass that is gone.
+
+    Both are (positions,). Of top-k labels that is the listed mass: what their tail may hold of it is not known.
+    """
+    own = renumbering.student_ids(labels.token_ids)
+    entries = np.diff(labels.offsets)
+    of = np.repeat(np.arange(len(entries)), entries)  # (entries,), each one's position
+    mass = np.bincount(of, np.where(own < 0, np.exp(labels.logprobs, dtype=np.float64), 0.0), minlength=len(entries))
+    order = np.lexsort((-labels.logprobs, of))  # by position, most likely first
+    likeliest = np.full(len(entries), -1, dtype=np.int64)
+    likeliest[entries > 0] = own[order][labels.offsets[:-1][entries > 0]]
+    return likeliest, mass.astype(np.float64)
 
 
 def against_labels(logprobs: Tensor, example: Example) -> tuple[Tensor, Tensor]:
@@ -137,4 +188,5 @@ def _distance(sums: _Sums, subject: Subject) -> Distance:
         return Distance(None, None, None)
     if not sums.kl:
         return Distance(None, None, perplexity)
-    return Distance(mean_per_token(sums.kl, sums.tokens), mean_per_token(sums.agreed, sums.tokens), perplexity)
+    lost = mean_per_token(sums.lost, sums.tokens) if sums.lost else None
+    return Distance(mean_per_token(sums.kl, sums.tokens), mean_per_token(sums.agreed, sums.tokens), perplexity, lost)

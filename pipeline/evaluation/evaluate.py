@@ -21,9 +21,15 @@ from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import DatasetMissing, StudentMissing
 from pipeline.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.held_out import label_summary, overlap_of, read_held_out, shown_answers, versions_of
-from pipeline.evaluation.models import measure_all, scored
-from pipeline.evaluation.notes import notes
+from pipeline.evaluation.held_out import (
+    label_summary,
+    measured_models,
+    overlap_of,
+    read_held_out,
+    shown_answers,
+    versions_of,
+)
+from pipeline.evaluation.notes import notes, of_the_vocabularies
 from pipeline.evaluation.report import ReportFiles, write_report
 from pipeline.evaluation.results import Curve, Report
 from pipeline.evaluation.stored import figures_of, stored_report
@@ -41,6 +47,7 @@ from pipeline.student_settings import StudentSettings
 _STORED = TypeAdapter(Report)
 BEFORE = "teacher before fine-tuning"
 _WITHOUT_EFFECT = {"reports", "batch_size", "keep"}  # on the figures
+FIGURES = 2  # goes up when other things are measured: older reports are then made again
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def evaluate(
             [place.key for place in students] + (["int8"] if student.quantize else []) + _told_of_its_start(recipe),
             dataset.manifest.plan_sha256,
             key_of_settings(recipe.evaluate),
+            FIGURES,
         ]
     )
     folder = Path(recipe.evaluate.reports) / recipe.name
@@ -108,9 +116,9 @@ def _measured(
     if student.quantize:
         require_torchao()
     held_out = read_held_out(recipe, dataset)
-    asked = held_out.asked
-    measured = measure_all(_subjects(recipe, student, dataset, students), held_out.task, progress)
-    models = scored(measured, held_out.metrics, asked, recipe)
+    learnt_from = [one for place in students if (one := learning_dataset(recipe, place.variant, dataset))]
+    subjects = _subjects(recipe, student, dataset, students)
+    models = measured_models(subjects, held_out, recipe, learnt_from, progress)
     cards = [card for place in students if (card := place.finished())]
     return Report(
         recipe=recipe.name,
@@ -119,10 +127,13 @@ def _measured(
         labels=label_summary(dataset),
         overlap=overlap_of(dataset, recipe.evaluate.near_duplicate),
         models=models.rows,
-        answers=shown_answers(asked, models),
+        answers=shown_answers(held_out.asked, models),
         curves=tuple(_curve(card) for card in cards if card.log),
         recipe_yaml=recipe.as_yaml(),
-        notes=tuple(notes(recipe, student, dataset, len(held_out.task.rows), asked, models.metrics)),
+        notes=(
+            *notes(recipe, student, dataset, len(held_out.task.rows), held_out.asked, models.metrics),
+            *of_the_vocabularies(models.rows, recipe, dataset),
+        ),
         key=key,
         metrics=models.metrics,
         differences=models.differences,

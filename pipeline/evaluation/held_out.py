@@ -1,26 +1,28 @@
 """What every report is measured on, and what it says of the dataset: the same for a student and for a sweep.
 
 held_out = read_held_out(recipe, dataset)
-models = scored(measure_all(subjects, held_out.task, progress), held_out.metrics, held_out.asked, recipe)
+models = measured_models(subjects, held_out, recipe, learnt_from, progress)
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.columns import completion_at, prompt_at
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
+from pipeline.evaluation.copying import training_answers
 from pipeline.evaluation.metrics.base import NamedMetric, open_metrics
-from pipeline.evaluation.models import Models
+from pipeline.evaluation.models import Models, described, measure_all, scored, with_labels
 from pipeline.evaluation.overlap import find_overlap
 from pipeline.evaluation.results import Answers, LabelSummary, Overlap
 from pipeline.evaluation.scoring import Asked, asked_rows, refuse_without_references
-from pipeline.evaluation.subject import Task
+from pipeline.evaluation.subject import Subject, Task
+from pipeline.progress import Progress
 from pipeline.records import Completion, Split
 from pipeline.student.card import software_versions
 from pipeline.student.folder import StudentCard
@@ -59,15 +61,30 @@ def read_held_out(recipe: Recipe, dataset: Dataset) -> HeldOut:
         vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
         soft=dataset.manifest.soft is not None,
         asked=asked.rows,
-        teacher_answers=bool(metrics),
     )
     return HeldOut(task, tuple(metrics), asked)
+
+
+def measured_models(
+    subjects: Sequence[Subject], held_out: HeldOut, recipe: Recipe, learnt_from: Iterable[Dataset], progress: Progress
+) -> Models:
+    """Every model's line: what it costs, how far it is from the teacher, what its answers look like, and its scores.
+
+    `learnt_from` are the datasets of the students, whose training answers an answer may be a copy of.
+
+    Raises:
+        RecipeError: a metric gives what cannot be summed or shown.
+    """
+    asked = held_out.asked
+    once = {one.manifest.plan_sha256: one for one in learnt_from}
+    measured = with_labels(measure_all(subjects, held_out.task, progress), asked, recipe)
+    return scored(described(measured, asked, training_answers(once.values())), held_out.metrics, asked)
 
 
 def shown_answers(asked: Asked, models: Models) -> tuple[Answers, ...]:
     """The first prompts, with what every model wrote."""
     return tuple(
-        Answers(row.prompt.text, row.prompt.reference, tuple(written[place] for written in models.answers))
+        Answers(row.prompt.text, row.prompt.reference, tuple(written.texts[place] for written in models.answers))
         for place, row in enumerate(asked.rows[: asked.shown])
     )
 

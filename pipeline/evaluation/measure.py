@@ -1,7 +1,8 @@
 """What one model costs to run, and what it answers.
 
 It answers prompts one at a time (latency, tokens a second, memory), then all that are asked, several together (what the
-report shows and the metrics score). Run in a process of its own, so that the peak memory is the model's alone.
+report shows and describes, and the metrics score). Run in a process of its own, so that the peak memory is the model's
+alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.evaluation.answer_quality import Written
 from pipeline.evaluation.bootstrap import mean_per_token
 from pipeline.evaluation.results import Interval
 from pipeline.evaluation.subject import Subject, Task
@@ -32,7 +34,7 @@ class Measured:
     tokens_per_second: Interval
     latency_p50_ms: float
     latency_p95_ms: float
-    answers: tuple[str, ...]  # to `task.asked`
+    written: Written  # to `task.asked`
 
 
 def measure(subject: Subject, task: Task) -> Measured:
@@ -43,8 +45,6 @@ def measure(subject: Subject, task: Task) -> Measured:
     seconds, tokens = _timed_answers(lm, task)
     p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
     peak = _peak_megabytes(lm.device)
-    labelled = subject.is_teacher and not task.teacher_answers
-    answers = [row.text for row in task.asked] if labelled else _answers(lm, task)
     return Measured(
         parameters=sum(parameter.numel() for parameter in lm.model.parameters()),
         megabytes=weight_megabytes(subject.folder),
@@ -52,7 +52,7 @@ def measure(subject: Subject, task: Task) -> Measured:
         tokens_per_second=mean_per_token(tokens, seconds),
         latency_p50_ms=float(p50),
         latency_p95_ms=float(p95),
-        answers=tuple(answers),
+        written=_answers(lm, task),
     )
 
 
@@ -70,19 +70,23 @@ def _timed_answers(lm: LanguageModel, task: Task) -> tuple[list[float], list[int
     return seconds, tokens
 
 
-def _answers(lm: LanguageModel, task: Task) -> list[str]:
+def _answers(lm: LanguageModel, task: Task) -> Written:
     """The model's most likely answers to what is asked, several prompts at a time: those of about one length together."""
     prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in task.asked]
     by_length = sorted(
         range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True
     )  # the largest batch first
-    answers = [""] * len(prompts)
+    answers: list[list[int]] = [[]] * len(prompts)
     for start in range(0, len(prompts), task.settings.batch_size):
         part = by_length[start : start + task.settings.batch_size]
         written = generate(lm, [prompts[place] for place in part], max_tokens=task.max_tokens)
         for place, tokens in zip(part, written, strict=True):
-            answers[place] = decode_completion(lm, tokens)
-    return answers
+            answers[place] = tokens
+    return Written(
+        texts=tuple(decode_completion(lm, tokens) for tokens in answers),
+        tokens=tuple(len(tokens) for tokens in answers),
+        cut=tuple(tokens[-1] not in lm.end_ids for tokens in answers),
+    )
 
 
 def _peak_megabytes(device: torch.device) -> float:

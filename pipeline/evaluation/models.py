@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Recipe
+from pipeline.evaluate_settings import EvaluateSettings
+from pipeline.evaluation.answer_quality import Written, answer_qualities, written_as_labels
+from pipeline.evaluation.copying import find_copies
 from pipeline.evaluation.metrics.base import NamedMetric
 from pipeline.evaluation.processes import fresh_processes
 from pipeline.evaluation.results import Difference, Interval, MetricColumn, ModelRow
@@ -14,6 +17,7 @@ from pipeline.evaluation.scoring import Asked, reference_score, score
 from pipeline.evaluation.subject import Subject, Task
 from pipeline.model_files import runs_here
 from pipeline.progress import Progress
+from pipeline.records import Completion
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Models:
     """The lines, and what the models wrote."""
 
     rows: tuple[ModelRow, ...]
-    answers: tuple[tuple[str, ...], ...]  # a model's to the rows that were asked
+    answers: tuple[Written, ...]  # a model's to the rows that were asked
     metrics: tuple[MetricColumn, ...] = ()
     differences: tuple[Difference, ...] = ()
     kept: dict[str, Interval] = dataclasses.field(default_factory=dict)
@@ -54,30 +58,58 @@ def measure_all(subjects: Sequence[Subject], task: Task, progress: Progress) -> 
             kl_per_token=distance.kl,
             agreement=distance.agreement,
             perplexity=distance.perplexity,
-            reference_score=None if task.settings.metrics else reference_score(task.asked, one.answers),
+            reference_score=_reference_score(task.asked, one.written, task.settings),
             is_int8=subject.is_int8,
+            lost_mass=distance.lost_mass,
         )
         for subject, one, distance in zip(subjects, measured, compared, strict=True)
     )
-    return Models(rows, tuple(one.answers for one in measured))
+    return Models(rows, tuple(one.written for one in measured))
 
 
-def scored(models: Models, metrics: Sequence[NamedMetric], asked: Asked, recipe: Recipe) -> Models:
-    """The same with metrics of the task; a teacher that does not run here gets a line for its labels.
+def _reference_score(asked: Sequence[Completion], written: Written, settings: EvaluateSettings) -> Interval | None:
+    """Token F1 of the answers that the report shows; None where the recipe has metrics."""
+    shown = settings.answers
+    return None if settings.metrics else reference_score(asked[:shown], written.texts[:shown])
+
+
+def with_labels(models: Models, asked: Asked, recipe: Recipe) -> Models:
+    """The same, where a teacher that does not run here gets a line for its labels."""
+    if runs_here(recipe.teacher) or recipe.label.mode != "generate":  # in other modes the labels are the references
+        return models
+    labels = written_as_labels(asked.rows)
+    score = _reference_score(asked.rows, labels, recipe.evaluate)
+    row = ModelRow("teacher", recipe.teacher.model, reference_score=score)
+    return Models((row, *models.rows), (labels, *models.answers))
+
+
+def described(models: Models, asked: Asked, training: Iterable[tuple[str, str]]) -> Models:
+    """The same with what the answers look like; `training` is (prompt id, text) of every training answer.
+
+    Models are held against the teacher's answers, or against the labels where no line is the teacher's.
+    """
+    roles = [row.role for row in models.rows]
+    written = [*models.answers, *([] if "teacher" in roles else [written_as_labels(asked.rows)])]
+    copied = find_copies([one.texts for one in written], [row.prompt.id for row in asked.rows], training)
+    teacher = roles.index("teacher") if "teacher" in roles else len(roles)
+    qualities = answer_qualities(written, copied, teacher)[: len(roles)]
+    rows = tuple(dataclasses.replace(row, answer_quality=one) for row, one in zip(models.rows, qualities, strict=True))
+    return dataclasses.replace(models, rows=rows)
+
+
+def scored(models: Models, metrics: Sequence[NamedMetric], asked: Asked) -> Models:
+    """The same with metrics of the task.
 
     Raises:
         RecipeError: a metric gives what cannot be summed or shown.
     """
     if not metrics:
         return models
-    if not runs_here(recipe.teacher) and recipe.label.mode == "generate":  # else the labels are the references
-        labels = ModelRow("teacher", recipe.teacher.model)
-        models = Models((labels, *models.rows), (tuple(row.text for row in asked.rows), *models.answers))
     roles = [row.role for row in models.rows]
     student = max(place for place, row in enumerate(models.rows) if not row.is_int8)
     scores = score(
         metrics,
-        [[written[place] for place in asked.scored] for written in models.answers],
+        [[written.texts[place] for place in asked.scored] for written in models.answers],
         [asked.rows[place].prompt.reference or "" for place in asked.scored],
         student=student,
         teacher=roles.index("teacher") if "teacher" in roles else None,

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
-from pipeline.evaluation.results import MetricColumn
+from pipeline.evaluation.answer_quality import GRAM, REPEATED_SHARE
+from pipeline.evaluation.copying import COPYABLE_WORDS
+from pipeline.evaluation.results import MetricColumn, ModelRow
 from pipeline.evaluation.scoring import Asked
+from pipeline.evaluation.warnings import CLEARLY_MORE, MUCH_LONGER, percent
 from pipeline.model_files import runs_here
 from pipeline.student_settings import StudentSettings
 
@@ -41,13 +44,11 @@ def measurement_notes(
         f"Tokens a second and latency are of {settings.latency_prompts} whole answers, one at a time; peak memory is that "
         "of a process which does nothing else, libraries included."
     )
+    yield from _of_the_answers(recipe, asked)
     if metrics:
-        yield from _of_the_task(recipe, asked, metrics)
+        yield from _of_the_task(asked, metrics)
     else:
-        yield (
-            "Students answer greedily; the teacher's answers are its labels. The reference score is the token F1 of the "
-            f"first {settings.answers} answers."
-        )
+        yield f"The reference score is the token F1 of the first {asked.shown} answers."
     if student.quantize:
         yield (
             f"The int8 copy keeps its linear layers in 8 bits and computes in {settings.dtype}: weights are turned back as "
@@ -55,15 +56,55 @@ def measurement_notes(
         )
 
 
-def _of_the_task(recipe: Recipe, asked: Asked, metrics: Sequence[MetricColumn]) -> Iterator[str]:
-    names = [f"{one.name} ({'lower' if one.lower_is_better else 'higher'} is better)" for one in metrics]
+def of_the_vocabularies(
+    models: Sequence[ModelRow], recipe: Recipe, dataset: Dataset, *, article: str = "The "
+) -> Iterator[str]:
+    """How to read the distance of a student with a part of the teacher's tokens; nothing where all have all of them.
+
+    `article` comes before a model's name. Mass measured on top-k labels is a lower bound: their tail may hold more.
+    """
+    soft = dataset.manifest.soft
+    at_least = not runs_here(recipe.teacher) and soft is not None and soft.draws is None
+    for model in models:
+        if (lost := model.lost_mass) is not None:
+            share = f"{'at least ' if at_least else ''}{lost.mean:.2%}"
+            yield (
+                f"{article}{model.role} has a part of the teacher's tokens: {share} of the teacher's probability mass is "
+                f"on tokens that it lacks (95 % interval {lost.low:.2%} to {lost.high:.2%}). Its KL is over the tokens that "
+                "both have; where it lacks the teacher's most likely token, the two do not agree."
+            )
+
+
+def _of_the_answers(recipe: Recipe, asked: Asked) -> Iterator[str]:
+    """Who answers what, and what is said of the answers."""
+    prompts = (
+        f"each of the {len(asked.rows)} held-out prompts once, in at most {recipe.label.sampling.max_tokens} tokens"
+    )
     if runs_here(recipe.teacher):
-        who = "Every model answers them greedily, the teacher too."
-    elif recipe.label.mode == "generate":
-        who = "Every student answers them greedily; the teacher does not run here, and its labels stand for it."
+        yield f"Every model answers {prompts}, greedily, the teacher too."
     else:
-        who = "Every student answers them greedily; the teacher does not run here, and its labels are the references."
-    yield f"Of {len(asked.scored)} held-out prompts with a reference: {', '.join(names)}. {who}"
+        labels = "labels" if recipe.label.mode == "generate" else "labels, which are the references,"
+        yield (
+            f"Every student answers {prompts}, greedily. The teacher does not run here, and its {labels} stand for it: "
+            "answers that were rejected when labelled, cut ones among them, are not counted."
+        )
+    yield (
+        f"An answer repeats itself when at least {percent(REPEATED_SHARE)} of its {GRAM}-word n-grams occurred earlier in "
+        "it, without case and punctuation (a Chinese or Japanese character is a word). It reaches the token limit when it "
+        f"has no end token. It is copied when it has at least {COPYABLE_WORDS} words and is, word for word, a training "
+        "answer to another prompt."
+    )
+    yield (
+        "A student is called broken when its answers repeat themselves, reach the limit or are empty clearly more often "
+        f"than its teacher's: by at least {CLEARLY_MORE * 100:.0f} points, with the paired 95 % interval above 0. It runs "
+        f"on when they are clearly more than {MUCH_LONGER} times as long in characters; it copies when clearly more of "
+        "them are copied."
+    )
+
+
+def _of_the_task(asked: Asked, metrics: Sequence[MetricColumn]) -> Iterator[str]:
+    names = [f"{one.name} ({'lower' if one.lower_is_better else 'higher'} is better)" for one in metrics]
+    yield f"Of {len(asked.scored)} held-out prompts with a reference: {', '.join(names)}."
     if asked.without:
         yield f"{asked.without} held-out prompts have no reference, and are left out of these."
     yield (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,8 +21,11 @@ from pipeline.durable import write_atomically
 from pipeline.evaluation import plots
 from pipeline.evaluation.results import Answers, LabelSummary, Overlap, Report
 from pipeline.evaluation.svg import SHAPES, role_class
-from pipeline.evaluation.tables import DASH, Compared, comparison_table, differences_table
-from pipeline.evaluation.verdict import verdict
+from pipeline.evaluation.tables import DASH, Compared, answer_quality_table, comparison_table, differences_table
+from pipeline.evaluation.verdict import findings
+from pipeline.evaluation.warnings import warnings
+
+LOOKS = "Answers: what they look like"
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -91,21 +95,31 @@ def as_json(report: DataclassInstance) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- markdown
 
 
-def markdown(report: Report, *, narrow: bool = False) -> str:
-    """The report as GitHub Markdown; with `narrow`, models are columns, and four of them fit a page's middle part."""
-    headers, *rows = comparison_table(report)
-    if narrow:
-        headers, *rows = [list(cells) for cells in zip(headers, *rows, strict=True)]
-    lines = [f"# {report.recipe}", "", verdict(report), "", *markdown_table(headers, rows), ""]
+def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
+    """The report as GitHub Markdown, what is wrong with the student first.
+
+    With `narrow`, models are columns, and four of them fit a page's middle part. `page` is a line that says where the HTML
+    lies, below the verdict.
+    """
+    lines = opening_lines(report.recipe, warnings(report), findings(report), page)
+    lines += [*models_table(comparison_table(report), narrow=narrow), ""]
     if report.differences:
         headers, *rows = differences_table(report)
         lines += ["## Differences from the student", "", *markdown_table(headers, rows), ""]
-    return "\n".join([*lines, *closing_lines(report)])
+    return "\n".join([*lines, *closing_lines(report, narrow=narrow)])
 
 
-def closing_lines(report: Shown) -> list[str]:
+def opening_lines(title: str, warnings: Sequence[str], findings: str, page: str) -> list[str]:
+    """What every report begins with: its title, the warnings in bold, the findings, and the line `page` if there is one."""
+    verdict = " ".join([*(f"**{warning}**" for warning in warnings), findings])
+    return [f"# {title}", "", verdict, "", *([page, ""] if page else [])]
+
+
+def closing_lines(report: Shown, *, narrow: bool = False) -> list[str]:
     """What every report ends with: the held-out prompts and their answers, the labels, the notes, the versions."""
     lines = ["## Held-out prompts", "", overlap_text(report), ""]
+    if looks := answer_quality_table(report):
+        lines += [f"## {LOOKS}", "", *models_table(looks, narrow=narrow), ""]
     lines += ["## Answers side by side", ""]
     for one in report.answers:
         said = [("prompt", one.prompt)] + ([("reference", one.reference)] if one.reference else [])
@@ -119,6 +133,12 @@ def closing_lines(report: Shown) -> list[str]:
         ", ".join(f"{name} {version}" for name, version in report.versions.items()) + f"; {report.created_at}",
         "",
     ]
+
+
+def models_table(table: list[list[str]], *, narrow: bool) -> list[str]:
+    """The lines of a table of headers and a row a model; with `narrow` the other way round."""
+    headers, *rows = [list(cells) for cells in zip(*table, strict=True)] if narrow else table
+    return markdown_table(headers, rows)
 
 
 def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
@@ -171,7 +191,8 @@ def html(report: Report) -> str:
     return page(
         "report.html.j2",
         report,
-        verdict=verdict(report),
+        warnings=warnings(report),
+        findings=findings(report),
         headers=headers,
         rows=rows,
         difference_headers=difference_headers,
@@ -193,6 +214,8 @@ def page(template: str, report: Shown, **parts: Any) -> str:
     return environment.get_template(template).render(
         report=report,
         shares=[(row.parameters or largest) / largest for row in report.models],
+        looks_title=LOOKS,
+        looks=answer_quality_table(report),
         overlap=overlap_text(report),
         facts=label_facts(report),
         role_class=role_class,

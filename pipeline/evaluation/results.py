@@ -18,6 +18,29 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class FromTeacher:
+    """One model's answers less its teacher's, on the same prompts, resampled together; shares are differences, -1..1."""
+
+    repeats: Interval
+    cut: Interval
+    empty: Interval
+    copied: Interval
+    length_ratio: Interval | None  # of the summed characters; None where the teacher wrote next to nothing
+
+
+@dataclass(frozen=True)
+class AnswerQuality:
+    """What one model's answers to the held-out prompts look like; shares are 0..1 of the prompts. See answer_quality.py."""
+
+    repeats: Interval  # share of answers that repeat themselves
+    cut: Interval  # share that ran into the token limit
+    empty: Interval  # share without any text
+    copied: Interval  # share that is word for word a training answer to another prompt
+    tokens: Interval | None  # mean length, the end token included; None where labels were not counted
+    from_teacher: FromTeacher | None = None  # None for the teacher
+
+
+@dataclass(frozen=True)
 class ModelRow:
     """One line of the comparison: one model on the held-out prompts.
 
@@ -39,6 +62,10 @@ class ModelRow:
     reference_score: Interval | None = None  # token F1 of the shown answers, 0..1; None where the recipe has metrics
     is_int8: bool = False  # the quantised copy of the model in the row before
     scores: dict[str, Interval] = field(default_factory=dict)  # by the names of `Report.metrics`
+    answer_quality: AnswerQuality | None = None  # None in reports made before it was measured
+    lost_mass: Interval | None = (
+        None  # share of the teacher's mass on tokens that this model lacks, 0..1; None: has all
+    )
 
 
 @dataclass(frozen=True)

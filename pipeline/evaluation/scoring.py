@@ -1,4 +1,4 @@
-"""Metrics of the task: which prompts are answered for them, and what the answers are worth.
+"""Which prompts every model answers, and the metrics of the task: what the answers are worth.
 
     asked = asked_rows(rows, settings)                  # what every model answers
     scores = score(metrics, answers, asked, ...)        # with intervals, and the differences between models
@@ -46,16 +46,13 @@ class Scores:
 
 
 def asked_rows(rows: Sequence[Completion], settings: EvaluateSettings) -> Asked:
-    """The first `answers` rows; with metrics each prompt once, and all others that have a reference too."""
-    shown = tuple(rows[: settings.answers])
-    if not settings.metrics:
-        return Asked(shown, len(shown), (), 0)
-    once = {row.prompt.id: row for row in reversed(rows)}
-    first = dict.fromkeys(row.prompt.id for row in shown)
-    referenced = [key for key in dict.fromkeys(row.prompt.id for row in rows) if has_reference(once[key])]
-    asked = tuple(once[key] for key in dict.fromkeys([*first, *referenced]))
+    """Each held-out prompt once, by its first row."""
+    first: dict[str, Completion] = {}
+    for row in rows:
+        first.setdefault(row.prompt.id, row)
+    asked = tuple(first.values())
     scored = tuple(place for place, row in enumerate(asked) if has_reference(row))
-    return Asked(asked, len(first), scored, len(once) - len(scored))
+    return Asked(asked, min(settings.answers, len(asked)), scored, len(asked) - len(scored))
 
 
 def has_reference(row: Completion) -> bool:

@@ -8,10 +8,12 @@ from typing import Protocol, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.evaluation.report import ReportFiles
+from pipeline.evaluation.tables import Compared, answer_quality_table
+from pipeline.evaluation.warnings import warning_of
 from pipeline.student.card import Figures
 
 
-class Measured(Protocol):
+class Measured(Compared, Protocol):
     """What every report says of its measurement."""
 
     @property
@@ -52,6 +54,8 @@ def figures_of(report: Measured, table: Sequence[Sequence[str]], own: str | None
         created_at=report.created_at,
         machine=report.versions["machine"],
         table=tuple(tuple(row) for row in table),
+        answers=tuple(tuple(row) for row in answer_quality_table(report)),
         notes=report.notes,
+        warnings={row.role: warning for row in report.models if (warning := warning_of(report, row))},
         own=own,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.records import Completion
+from pipeline.student.start.renumbering import Renumbering
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Subject:
     shares_tokenizer: bool = True  # with the teacher: else nothing can be compared token by token
     is_int8: bool = False  # a student's quantised copy
     trust_remote_code: bool = False  # as teacher.options or the student says
+    renumbering: Renumbering | None = None  # of a student with a part of the teacher's tokens
 
 
 @dataclass(frozen=True)
@@ -32,4 +34,3 @@ class Task:
     vocabulary: int  # the teacher's, 0 where it is not known
     soft: bool  # whether the rows have soft labels
     asked: tuple[Completion, ...] = ()  # whose prompts every model answers
-    teacher_answers: bool = False  # whether the teacher does too; else its labels are its answers

@@ -10,6 +10,7 @@ from pipeline.evaluation.subject import Subject
 from pipeline.live_teacher import teacher_options
 from pipeline.model_files import ModelFiles, runs_here, teacher_files
 from pipeline.student.folder import StudentFolder
+from pipeline.student.start.renumbering import renumbering_of, shares_tokenizer
 from pipeline.student_settings import StudentSettings
 
 
@@ -26,9 +27,14 @@ def student_subjects(role: str, place: StudentFolder, student: StudentSettings, 
     """A finished student, and its quantised copy where one was asked for; `role` is what the report calls it."""
     files = ModelFiles(str(place.path), place.path)
     tokenizer = dataset.manifest.teacher.tokenizer_sha256
-    shares = tokenizer is None or files.tokenizer_sha256 == tokenizer
-    trusted = student.trust_remote_code
-    one = Subject(role, files.name, files.folder, shares_tokenizer=shares, trust_remote_code=trusted)
+    one = Subject(
+        role,
+        files.name,
+        files.folder,
+        shares_tokenizer=shares_tokenizer(files, tokenizer),
+        trust_remote_code=student.trust_remote_code,
+        renumbering=renumbering_of(files, tokenizer),
+    )
     if not place.wants_int8:
         return [one]
     copy = dataclasses.replace(one, role=f"{role}, int8", name=str(place.int8), folder=place.int8, is_int8=True)

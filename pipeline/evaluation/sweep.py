@@ -20,17 +20,18 @@ from pydantic import TypeAdapter
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import StudentMissing
-from pipeline.evaluation.evaluate import key_of_settings, learning_dataset
+from pipeline.evaluation.evaluate import FIGURES, key_of_settings, learning_dataset
 from pipeline.evaluation.held_out import (
     HeldOut,
     label_summary,
+    measured_models,
     overlap_of,
     read_held_out,
     shown_answers,
     versions_of,
 )
-from pipeline.evaluation.models import Models, measure_all, scored
-from pipeline.evaluation.notes import measurement_notes
+from pipeline.evaluation.models import Models
+from pipeline.evaluation.notes import measurement_notes, of_the_vocabularies
 from pipeline.evaluation.report import ReportFiles
 from pipeline.evaluation.stored import figures_of, stored_report
 from pipeline.evaluation.subjects import student_subjects, teacher_subjects
@@ -81,6 +82,7 @@ def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent
             [[one.point.label, one.place.key, one.place.wants_int8] for one in students],
             dataset.manifest.plan_sha256,
             {name: value for name, value in key_of_settings(recipe.evaluate).items() if name != "baselines"},
+            FIGURES,
         ]
     )
     folder = Path(recipe.evaluate.reports) / recipe.name
@@ -126,8 +128,7 @@ def _measured(
         own = student_subjects(one.point.label, one.place, one.point.student, dataset)
         settings += [one.point.settings] * len(own)
         subjects += own
-    measured = measure_all(subjects, held_out.task, progress)
-    models = scored(measured, held_out.metrics, held_out.asked, recipe)
+    models = measured_models(subjects, held_out, recipe, [one.learnt_from for one in students], progress)
     swept = _swept(models, settings)
     others = models.rows[: len(models.rows) - len(swept)]
     return SweepReport(
@@ -162,11 +163,13 @@ def _notes(
     measured = measurement_notes(recipe, quantised.point.student, dataset, rows, held_out.asked, models.metrics)
     return (
         *measured,
+        *of_the_vocabularies(models.rows, recipe, dataset, article=""),
         "All students learnt from the same labels with the same seed. What another seed would change is not in the "
         "intervals: a difference between two sizes that is small may be chance in training.",
         "A student keeps a share of the teacher's score if its own score divided by the teacher's, on the same prompts, is "
         "at least that share. A student is on the front if no other is as small and better, or smaller and as good, "
-        "whatever the intervals say.",
+        "whatever the intervals say. A student that is broken, runs on or copies is neither named nor on the front, "
+        "however well it scores: the column of the front has the word.",
     )
 
 

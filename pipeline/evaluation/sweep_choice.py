@@ -1,5 +1,7 @@
 """Which student of a sweep to take: the smallest that keeps enough of the teacher, and the front of size and quality.
 
+A student with a warning (warnings.py) is never taken: its scores may be good though its answers repeat themselves.
+
 choice = choose(students, metrics, keep=0.97)
 """
 
@@ -9,6 +11,7 @@ from collections.abc import Sequence
 
 from pipeline.evaluation.results import MetricColumn, ModelRow
 from pipeline.evaluation.sweep_results import Choice, SweptStudent
+from pipeline.evaluation.warnings import fault_of
 
 DISTANCE = MetricColumn("KL to the teacher, nats a token", lower_is_better=True, percent=False, digits=2)
 
@@ -17,14 +20,14 @@ def choose(students: Sequence[SweptStudent], metrics: Sequence[MetricColumn], ke
     """Choose by the first metric; without metrics the front is that of size and distance, and no student is named.
 
     Args:
-        students: of the sweep; quantised copies are not chosen among.
+        students: of the sweep; quantised copies and students with a warning are not chosen among.
         metrics: of the task, the most important first.
         keep: share of the teacher's score.
 
     Returns:
         The choice. A student keeps the share if its own share, the mean of the interval, is at least `keep`.
     """
-    whole = [one for one in students if not one.row.is_int8]
+    whole = [one for one in students if not one.row.is_int8 and not fault_of(one.row)]
     lead = metrics[0].name if metrics else None
     shares = [(one, one.kept[lead].mean) for one in whole if lead in one.kept] if lead else []
     keeping = [one for one, share in shares if share >= keep]

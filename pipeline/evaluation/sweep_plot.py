@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from pipeline.evaluation.results import MetricColumn, ModelRow
 from pipeline.evaluation.svg import Axis, apart, mark, most_of, role_class, rules, short, svg, text_at, whisker
+from pipeline.evaluation.warnings import fault_of
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 360, 60, 310
 _LETTER = 10  # pixels of a label's letter, on a phone
@@ -16,7 +17,8 @@ def size_and_quality(models: Sequence[ModelRow], metric: MetricColumn, front: Co
     """Parameters against a metric, with 95 % intervals; empty where no model has both.
 
     Labels stand in a column on the right, each with a line to its mark, so that no label lies on a mark. Models whose
-    places are in `front` have a ring around their mark, and a dashed line joins them.
+    places are in `front` have a ring around their mark, and a dashed line joins them. The label of a model with a warning
+    ends with its word, such as "broken".
     """
     scale = 100 if metric.percent else 1
     shown = [
@@ -26,7 +28,10 @@ def size_and_quality(models: Sequence[ModelRow], metric: MetricColumn, front: Co
     ]
     if not shown:
         return ""
-    labels = [f"{row.role} {mean:.{metric.digits}f}" for _, row, _, (_, mean, _) in shown]
+    labels = [
+        ", ".join(filter(None, [f"{row.role} {mean:.{metric.digits}f}", fault_of(row)]))
+        for _, row, _, (_, mean, _) in shown
+    ]
     column = max(_LEFT + _NARROWEST, _WIDTH - _LETTER * max(map(len, labels)))
     lowest, highest = most_of([score for *_, score in shown])
     across = Axis.over(max(millions for _, _, millions, _ in shown), _LEFT, column - 40)

@@ -13,13 +13,22 @@ from pathlib import Path
 from markupsafe import Markup
 
 from pipeline.evaluation import plots
-from pipeline.evaluation.report import ReportFiles, as_json, closing_lines, markdown_table, page, write_files
+from pipeline.evaluation.report import (
+    ReportFiles,
+    as_json,
+    closing_lines,
+    models_table,
+    opening_lines,
+    page,
+    write_files,
+)
 from pipeline.evaluation.results import MetricColumn, ModelRow
 from pipeline.evaluation.sweep_choice import DISTANCE
 from pipeline.evaluation.sweep_plot import size_and_quality
 from pipeline.evaluation.sweep_results import SweepReport
-from pipeline.evaluation.sweep_verdict import sweep_verdict
+from pipeline.evaluation.sweep_verdict import sweep_findings, sweep_warnings
 from pipeline.evaluation.tables import DASH, comparison_table, shown
+from pipeline.evaluation.warnings import fault_of
 
 NAME = "sweep"
 _LEFT_OUT = ("p95 ms", "perplexity")  # of the table, so that it fits a page; they are in the JSON
@@ -34,7 +43,7 @@ def write_sweep_report(report: SweepReport, folder: Path) -> None:
 def sweep_table(report: SweepReport) -> list[list[str]]:
     """Headers, then one row a model: with the share of the teacher's lead metric that it keeps, and a mark of the front.
 
-    There is no such share where lower is better.
+    There is no such share where lower is better. A model with a warning has its word in place of the mark.
     """
     whole = comparison_table(report)
     shown_columns = [place for place, header in enumerate(whole[0]) if header not in _LEFT_OUT]
@@ -43,20 +52,18 @@ def sweep_table(report: SweepReport) -> list[list[str]]:
     kept = {one.row.role: one.kept[lead.name] for one in report.students if lead and lead.name in one.kept}
     place = headers.index("peak MB")
     table = [[*headers[:place], *(["kept"] if kept else []), "front", *headers[place:]]]
-    for cells in rows:
+    for model, cells in zip(report.models, rows, strict=True):
         own = [shown(kept.get(cells[0]), 1, percent=True)] if kept else []
-        own.append("yes" if cells[0] in report.choice.front else DASH)
+        own.append(fault_of(model) or ("yes" if model.role in report.choice.front else DASH))
         table.append([*cells[:place], *own, *cells[place:]])
     return table
 
 
-def sweep_markdown(report: SweepReport, *, narrow: bool = False) -> str:
-    """The report as GitHub Markdown; with `narrow`, models are columns."""
-    headers, *rows = sweep_table(report)
-    if narrow:
-        headers, *rows = [list(cells) for cells in zip(headers, *rows, strict=True)]
-    lines = [f"# {report.recipe}: a sweep", "", sweep_verdict(report), "", *markdown_table(headers, rows), ""]
-    return "\n".join([*lines, *closing_lines(report)])
+def sweep_markdown(report: SweepReport, *, narrow: bool = False, page: str = "") -> str:
+    """The report as GitHub Markdown, what is wrong with the students first; `narrow` and `page` as of `report.markdown`."""
+    lines = opening_lines(f"{report.recipe}: a sweep", sweep_warnings(report), sweep_findings(report), page)
+    lines += [*models_table(sweep_table(report), narrow=narrow), ""]
+    return "\n".join([*lines, *closing_lines(report, narrow=narrow)])
 
 
 def sweep_html(report: SweepReport) -> str:
@@ -67,12 +74,14 @@ def sweep_html(report: SweepReport) -> str:
     return page(
         "sweep.html.j2",
         report,
-        verdict=sweep_verdict(report),
+        warnings=sweep_warnings(report),
+        findings=sweep_findings(report),
         headers=headers,
         rows=rows,
         caption=(
             f"Parameters against {metric.name}, with 95 % intervals. Ringed, and joined by the dashed line: the front, "
             "students to which no other is preferable in both"
+            f"{'; one with a warning is not on it' if sweep_warnings(report) else ''}"
         ),
         plot=Markup(size_and_quality(models, metric, on_front)),
         kl_plot=Markup(plots.intervals(report.models)),

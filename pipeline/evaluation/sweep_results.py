@@ -26,10 +26,9 @@ class Choice:
 
     keep: float  # share of the teacher's first metric that is asked for
     smallest: str | None  # the smallest student that keeps it; None where none does, or there is no telling
-    nearest: str | None  # the student that keeps the largest share; None where there is no telling
-    front: tuple[
-        str, ...
-    ]  # students to which no other is preferable: none is as small and better, or smaller and as good
+    nearest: str | None  # the student without a warning that keeps the largest share; None where there is no telling
+    # students without a warning to which no other is preferable: none is as small and better, or smaller and as good
+    front: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class SweepReport:
     versions: dict[str, str]  # stillhouse, torch, transformers, python, and the machine
     labels: LabelSummary
     overlap: Overlap
-    teacher: ModelRow | None  # None where it does not run here and no metric scores its labels
+    teacher: ModelRow | None  # None where it does not run here and the labels are the references
     students: tuple[SweptStudent, ...]
     choice: Choice
     answers: tuple[Answers, ...]  # in the order of `models`

@@ -6,10 +6,28 @@ from pipeline.evaluation.results import Interval, MetricColumn
 from pipeline.evaluation.sweep_choice import quality
 from pipeline.evaluation.sweep_results import SweepReport, SweptStudent
 from pipeline.evaluation.tables import shown
+from pipeline.evaluation.warnings import fault_of, warning_of
 from pipeline.student.card import count_in_words
 
 
 def sweep_verdict(report: SweepReport) -> str:
+    """What is wrong with the students, if anything is, and then the findings."""
+    return " ".join([*sweep_warnings(report), sweep_findings(report)])
+
+
+def sweep_warnings(report: SweepReport) -> list[str]:
+    """What is wrong with each student; with its int8 copy where the student itself is sound."""
+    sentences, is_sound, name = [], True, ""
+    for row in (one.row for one in report.students):
+        if not row.is_int8:
+            name, is_sound = row.role, not fault_of(row)
+        elif not is_sound:
+            continue
+        sentences.append(warning_of(report, row, f"The int8 copy of {name}" if row.is_int8 else name))
+    return [one for one in sentences if one]
+
+
+def sweep_findings(report: SweepReport) -> str:
     """The smallest student that keeps `evaluate.keep` of the teacher's first metric, or why none is named; the front."""
     sentences = [_named(report)]
     if len(report.choice.front) > 1:
@@ -19,6 +37,8 @@ def sweep_verdict(report: SweepReport) -> str:
 
 def _named(report: SweepReport) -> str:
     lead, asked = report.lead, f"{report.choice.keep:.0%}"
+    if all(fault_of(one.row) for one in report.students if not one.row.is_int8):
+        return "No student is named: something is wrong with each of them."
     if lead is None:
         return (
             "The recipe has no metric of the task, so no student is named: set evaluate.metrics, for instance "
@@ -40,8 +60,9 @@ def _named(report: SweepReport) -> str:
         return f"What the students keep of the teacher's {lead.name} cannot be told: {why}.{_best(report)}"
     if report.choice.smallest is None:
         nearest = report.named(report.choice.nearest)
+        sound = "sound " if any(fault_of(one.row) for one in report.students) else ""
         return (
-            f"No student keeps {asked} of the teacher's {lead.name}. The nearest is {nearest.row.role}"
+            f"No {sound}student keeps {asked} of the teacher's {lead.name}. The nearest is {nearest.row.role}"
             f"{_size(report, nearest)}: it keeps {_share(nearest.kept[lead.name])}."
         )
     smallest = report.named(report.choice.smallest)
@@ -59,7 +80,8 @@ def _named(report: SweepReport) -> str:
 
 def _best(report: SweepReport) -> str:
     """The best student by what there is."""
-    rated = [(worth, one) for one in report.students if (worth := quality(one.row, report.metrics)) is not None]
+    sound = [one for one in report.students if not fault_of(one.row)]
+    rated = [(worth, one) for one in sound if (worth := quality(one.row, report.metrics)) is not None]
     if not rated:
         return ""
     best = max(rated, key=lambda pair: pair[0])[1].row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pipeline.evaluation.results import Difference, Interval, MetricColumn, ModelRow, Report
+from pipeline.evaluation.results import AnswerQuality, Difference, Interval, MetricColumn, ModelRow, Report
 from pipeline.student.card import count_in_words, megabytes_in_words
 
 DASH = "–"
@@ -37,6 +37,14 @@ def differences_table(report: Report) -> list[list[str]]:
     return [headers, *([row.role, *(_difference(row, one) for one in report.metrics)] for row in report.differences)]
 
 
+def answer_quality_table(report: Compared) -> list[list[str]]:
+    """Headers, then what each model's answers look like; empty where nothing of it was measured."""
+    if not any(row.answer_quality for row in report.models):
+        return []
+    headers = ["model", "repeat themselves", "reach the token limit", "empty", "copied", "mean tokens"]
+    return [headers, *([row.role, *_looks(row.answer_quality)] for row in report.models)]
+
+
 def judged(difference: Interval, *, lower_is_better: bool) -> str:
     """What a difference from the student says of the student."""
     if difference.low <= 0 <= difference.high:
@@ -58,6 +66,13 @@ def _cells(row: ModelRow, metrics: tuple[MetricColumn, ...]) -> list[str]:
         shown(row.agreement, 1, percent=True),
         shown(row.perplexity, 1),
     ]
+
+
+def _looks(quality: AnswerQuality | None) -> list[str]:
+    if quality is None:
+        return [DASH] * 5
+    shares = (quality.repeats, quality.cut, quality.empty, quality.copied)
+    return [*(shown(share, 1, percent=True) for share in shares), shown(quality.tokens, 1)]
 
 
 def _whole(value: float | None) -> str:

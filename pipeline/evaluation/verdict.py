@@ -6,9 +6,15 @@ from collections.abc import Iterator
 
 from pipeline.evaluation.results import Interval, MetricColumn, ModelRow, Report
 from pipeline.evaluation.tables import judged, shown
+from pipeline.evaluation.warnings import warnings
 
 
 def verdict(report: Report) -> str:
+    """What is wrong with the student, if anything is, and then the findings."""
+    return " ".join([*warnings(report), findings(report)])
+
+
+def findings(report: Report) -> str:
     """The student against the teacher and the baselines, by the first metric of the task or by the distance."""
     student = report.student
     others = [row for row in report.models if row is not student and not row.is_int8]

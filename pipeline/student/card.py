@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +34,7 @@ from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, has_files
 from pipeline.records import TeacherIdentity
 from pipeline.student.folder import INT8, StudentCard
+from pipeline.student.start.record import Start, read_start
 from pipeline.student_settings import InitSettings, Layers, LossSettings, StackLayers, StudentSettings
 
 README = "README.md"
@@ -56,6 +57,8 @@ class Figures:
     table: tuple[tuple[str, ...], ...]  # headers, then a model in each row, its name first
     notes: tuple[str, ...]  # what a reader must know to believe them
     own: str | None = None  # the student's name in the table; None: its role
+    answers: tuple[tuple[str, ...], ...] = ()  # what the answers look like, in the form of `table`
+    warnings: Mapping[str, str] = field(default_factory=dict)  # what is wrong with a model, by its name in the table
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class CardFacts:
     encoder_decoder: bool = False
     task_prefix: str = ""  # what its prompts begin with
     figures: Figures | None = None
+    start: Start | None = None  # what it was made of
 
 
 def write_cards(
@@ -103,6 +107,7 @@ def card_facts(
         encoder_decoder=files.is_encoder_decoder,
         task_prefix=recipe.teacher.task_prefix or "",
         figures=figures,
+        start=read_start(folder),
     )
 
 
@@ -118,8 +123,9 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
         card=facts.card,
         int8=int8,
         role=_role(facts.card, int8=int8),
+        named=_named(facts, int8=int8),
         teacher=describe_teacher(facts.teacher),
-        start=start_in_words(facts.student.init, encoder_decoder=facts.encoder_decoder),
+        start=start_in_words(facts.student.init, encoder_decoder=facts.encoder_decoder) + _tokens(facts.start),
         loss=formula(facts.student.loss, facts.card.variant),
         loss_options=settings_line(facts.student.loss.options),
         settings=_training(facts),
@@ -136,6 +142,8 @@ def start_in_words(init: InitSettings, *, encoder_decoder: bool = False) -> str:
         stacks = ("encoder", "decoder") if encoder_decoder else ("",)
         words = ", and ".join(_layers(kept, stack) for stack in stacks)
         return f"{words}, with its embeddings, norms and head"
+    if init.from_ is not None:
+        return "the teacher's layers, norms and head"
     if init.model is not None:
         revision = f", revision {init.revision}" if init.revision else ""
         return f"the model `{cell(public(init.model))}`{revision}"
@@ -143,6 +151,14 @@ def start_in_words(init: InitSettings, *, encoder_decoder: bool = False) -> str:
     kind = given.pop("model_type", None)
     shape = f"a {kind} of its own config" if kind else "the teacher's config, changed"
     return f"random weights, {shape}: {cell(settings_line(given) or 'defaults')}"
+
+
+def _tokens(start: Start | None) -> str:
+    """How many of the teacher's tokens a start has, where it has not all of them."""
+    if start is None or start.vocabulary is None:
+        return ""
+    kept, of = start.vocabulary
+    return f", and {kept:,} of the teacher's {of:,} tokens"
 
 
 def _layers(kept: Layers | StackLayers, stack: str) -> str:
@@ -221,6 +237,13 @@ def _front_matter(facts: CardFacts, *, int8: bool) -> dict[str, Any]:
 def _role(card: StudentCard, *, int8: bool) -> str:
     """What the report calls it, if it has a line there."""
     return "fine-tuned teacher" if card.is_teacher else f"{card.variant} student{', int8' if int8 else ''}"
+
+
+def _named(facts: CardFacts, *, int8: bool) -> str:
+    """Its name in the tables of the figures."""
+    if facts.figures is None or facts.figures.own is None:
+        return _role(facts.card, int8=int8)
+    return f"{facts.figures.own}{', int8' if int8 else ''}"
 
 
 def _training(facts: CardFacts) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from pipeline.errors import TrainingError
 from pipeline.language_model import LanguageModel
 from pipeline.records import Split
 from pipeline.student.rows import Example, Rows, TextRows, TokenRows
+from pipeline.student.start.renumbering import Renumbering
 
 
 class Examples:
@@ -73,6 +74,7 @@ def read_examples(
     by_text: bool,
     max_length: int,
     capacity: int = CACHE_BYTES,
+    renumbering: Renumbering | None = None,
 ) -> Examples:
     """The examples of a split; `capacity` bounds the bytes of decoded rows that are held (see `Examples`).
 
@@ -83,6 +85,8 @@ def read_examples(
         soft: ask for their soft labels too.
         by_text: take the text alone, since the token ids in the rows are those of another tokenizer.
         max_length: in tokens of prompt and completion.
+        capacity: see `Examples`.
+        renumbering: from the teacher's tokens to those of a student with a part of them.
 
     Raises:
         DatasetRefused: a file is not what the manifest says.
@@ -98,8 +102,8 @@ def read_examples(
     if settings is None or by_text:
         rows: Rows = TextRows(dataset, split, lm, capacity, tokens=False)
     elif soft:
-        rows = TokenRows(dataset, split, vocabulary, find_encoding(settings.encoding), capacity)
+        rows = TokenRows(dataset, split, vocabulary, find_encoding(settings.encoding), capacity, renumbering)
     else:
-        tokens = TokenRows(dataset, split, vocabulary, None, capacity)
-        rows = tokens if tokens.whole else TextRows(dataset, split, lm, capacity, tokens=True)
+        tokens = TokenRows(dataset, split, vocabulary, None, capacity, renumbering)
+        rows = tokens if tokens.whole else TextRows(dataset, split, lm, capacity, tokens=True, renumbering=renumbering)
     return Examples(rows, max_length, capacity)

@@ -7,6 +7,7 @@ stands in every report, untrained. start_config.py says what is refused before a
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from pipeline.student.fresh_config import ending_of_fresh, fresh_config
 from pipeline.student.kinds import read_config
 from pipeline.student.start.parts import parts_of_teacher
 from pipeline.student.start.record import Start
+from pipeline.student.start.renumbering import copy_renumbering
+from pipeline.student.start.vocabulary import cut_vocabulary
 from pipeline.student.start_config import check_start
 from pipeline.student_settings import StudentSettings
 
@@ -47,7 +50,8 @@ def initialise(
     Raises:
         RecipeError: as `check_start` does, and nothing is written then.
         TeacherUnavailable: a model that is named is not there.
-        TrainingError: the teacher's layers cannot be told apart.
+        DatasetRefused: the dataset's token ids are not of the teacher's tokenizer, and its tokens are to be kept.
+        TrainingError: the teacher's layers cannot be told apart, or its vocabulary cannot be cut.
     """
     quiet_transformers()
     check_start(recipe, student)
@@ -60,11 +64,33 @@ def initialise(
     else:
         model = load_weights(files.folder, dtype="auto", trust_remote_code=trusted)
         if init.from_ is not None:
-            model, start = parts_of_teacher(recipe, student, model, labelled, progress)
+            model, start = parts_of_teacher(recipe, student, files, model, labelled, progress)
+    if init.vocabulary == "used":
+        start = _write_cut(model, files, labelled, folder, start, trusted=trusted)
+        start.write(folder)
+        return
     of_its_own = init.config is not None and "model_type" in init.config  # may not know how the teacher likes to sample
     write_model(model, files.folder, folder, trust_remote_code=trusted, sampling=not of_its_own)
     if start is not None:
         start.write(folder)
+
+
+def _write_cut(
+    model: PreTrainedModel,
+    files: ModelFiles,
+    labelled: Dataset | None,
+    folder: Path,
+    start: Start | None,
+    *,
+    trusted: bool,
+) -> Start:
+    """Write the model with the tokens that the dataset uses, and say how many these are."""
+    assert labelled is not None  # `init.needs_dataset`
+    with tempfile.TemporaryDirectory() as scratch:
+        cut = cut_vocabulary(model, files, labelled, Path(scratch), trust_remote_code=trusted)
+        write_model(cut.model, Path(scratch), folder, trust_remote_code=trusted)
+    start = start or Start(teacher=files.name, dataset=labelled.manifest.label)
+    return start.model_copy(update={"vocabulary": (cut.kept, cut.of)})
 
 
 def write_model(
@@ -79,6 +105,7 @@ def write_model(
     if sampling and (source / _GENERATION).is_file():
         _write_generation(model, source / _GENERATION, folder / _GENERATION)
     load_tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
+    copy_renumbering(source, folder)
 
 
 def _write_generation(model: PreTrainedModel, source: Path, file: Path) -> None:

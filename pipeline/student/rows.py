@@ -22,6 +22,7 @@ from pipeline.encodings.base import list_values
 from pipeline.errors import TrainingError
 from pipeline.language_model import LanguageModel, encode_completion, encode_prompt
 from pipeline.records import Completion, Message, SampledLabels, SoftLabels, Split
+from pipeline.student.start.renumbering import Renumbering
 from pipeline.student.vocabulary import known_labels
 
 Ids = npt.NDArray[np.int32]
@@ -89,9 +90,11 @@ class TokenRows:
         vocabulary: int,
         encoding: Encoding[SoftLabels | SampledLabels] | None,
         capacity: int = CACHE_BYTES,
+        renumbering: Renumbering | None = None,
     ) -> None:
         self._encoding = encoding
         self._vocabulary = vocabulary
+        self._renumbering = renumbering
         # Where the teacher's tokenizer is known to be the student's, ids past its tokens are padding: vocabulary.py.
         self._padded = dataset.manifest.teacher.tokenizer_sha256 is not None
         self._reader = SplitReader(dataset, split, [_PROMPT, _COMPLETION, *(encoding.columns if encoding else ())])
@@ -117,6 +120,9 @@ class TokenRows:
             if self._suspicious(group):
                 self._decode(number)
             table = self._reader.read(number, (_PROMPT, _COMPLETION))
+            if self._renumbering is not None:  # no footer tells which tokens are among them
+                for column in (_PROMPT, _COMPLETION):
+                    self._own_ids(number, table, column)
             tokens = list_lengths(table[_PROMPT]) + list_lengths(table[_COMPLETION])
             lengths[group.first : group.first + group.rows] = tokens
         return lengths
@@ -135,7 +141,7 @@ class TokenRows:
                 return True
             if not column.endswith("token_ids") or (self._padded and column not in (_PROMPT, _COMPLETION)):
                 continue
-            if not (facts.highest is not None and facts.highest < self._vocabulary):
+            if self._renumbering is None and not (facts.highest is not None and facts.highest < self._vocabulary):
                 return True
         return False
 
@@ -150,16 +156,25 @@ class TokenRows:
             )
             if column in columns:
                 self._refuse(number, np.flatnonzero(own != lengths), f"has {column} for another number of tokens")
-        decoded = _Decoded(
-            prompts=list_values(table, _PROMPT),
+        return _Decoded(
+            prompts=self._own_ids(number, table, _PROMPT),
             prompt_bounds=_bounds(list_lengths(table[_PROMPT])),
-            completions=list_values(table, _COMPLETION),
+            completions=self._own_ids(number, table, _COMPLETION),
             bounds=_bounds(lengths),
             labels=self._labels(number, table, _bounds(lengths)),
         )
-        self._check_tokens(number, decoded.prompts, decoded.prompt_bounds)
-        self._check_tokens(number, decoded.completions, decoded.bounds)
-        return decoded
+
+    def _own_ids(self, number: int, table: pa.Table, column: str) -> Ids:
+        """The tokens of a column as the student numbers them."""
+        ids, bounds = list_values(table, column), _bounds(list_lengths(table[column]))
+        if self._renumbering is None:
+            self._check_tokens(number, ids, bounds)
+            return ids
+        own = self._renumbering.student_ids(ids)
+        if len(gone := np.flatnonzero(own < 0)):
+            row = np.searchsorted(bounds, int(gone[0]), side="right") - 1
+            raise _gone_token(self._id(number, int(row)), int(ids[gone[0]]), len(self._renumbering))
+        return own
 
     def _labels(self, number: int, table: pa.Table, bounds: npt.NDArray[np.int64]) -> PackedLabels | None:
         if self._encoding is None:
@@ -167,7 +182,7 @@ class TokenRows:
         labels = self._encoding.decode(table)
         if not self._padded:
             self._check_tokens(number, labels.token_ids, labels.offsets[bounds])
-        return known_labels(labels, self._vocabulary, self._encoding.name)
+        return known_labels(labels, self._vocabulary, self._encoding.name, self._renumbering)
 
     def _check_tokens(self, number: int, ids: Ids, bounds: npt.NDArray[np.int64]) -> None:
         """`bounds` say which of the ids are whose row's: (rows + 1,)."""
@@ -205,11 +220,21 @@ def _slice(labels: PackedLabels, first: int, last: int) -> PackedLabels:
 class TextRows:
     """Rows of text, tokenised a row group at a time; with `tokens`, those that have token ids are taken as they are."""
 
-    def __init__(self, dataset: Dataset, split: Split, lm: LanguageModel, capacity: int, *, tokens: bool) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        lm: LanguageModel,
+        capacity: int,
+        *,
+        tokens: bool,
+        renumbering: Renumbering | None = None,
+    ) -> None:
         columns = ["id", "prompt", "completion", "reference", *((_PROMPT, _COMPLETION) if tokens else ())]
         self._reader = SplitReader(dataset, split, columns)
         self._lm = lm
         self._tokens = tokens
+        self._renumbering = renumbering  # of the token ids that are taken as they are
         self._cache = Cache(self.groups, self._decode, capacity)
 
     @property
@@ -241,6 +266,7 @@ class TextRows:
         if self._tokens and table[_COMPLETION][row].is_valid:
             one = table.slice(row, 1)
             ids = list_values(one, _PROMPT), list_values(one, _COMPLETION)
+            ids = _own_ids(table["id"][row].as_py(), *ids, self._renumbering)
         else:
             text = "".join(message["content"] for message in table["completion"][row].as_py())
             ids = _token_ids(self._lm, prompt_at(table, row).messages, text)
@@ -248,7 +274,9 @@ class TextRows:
         return ids
 
 
-def example_of(row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool) -> Example:
+def example_of(
+    row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool, renumbering: Renumbering | None = None
+) -> Example:
     """One completion as token ids of this model; the arguments are those of `read_examples`.
 
     Raises:
@@ -258,11 +286,11 @@ def example_of(row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool)
     if trace is None:
         prompt, completion = _token_ids(lm, row.prompt.messages, row.text)
     else:
-        prompt, completion = trace.prompt_token_ids, trace.completion_token_ids
+        prompt, completion = _own_ids(row.id, trace.prompt_token_ids, trace.completion_token_ids, renumbering)
     labels = None
     if trace is not None and trace.soft is not None and soft:
         vocabulary = int(lm.model.config.vocab_size)
-        labels = known_labels(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name)
+        labels = known_labels(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name, renumbering)
     if soft and labels is None:
         raise TrainingError(
             f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
@@ -286,11 +314,29 @@ def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str) -> tup
     return prompt, np.asarray(encode_completion(lm, text), dtype=np.int32)
 
 
+def _own_ids(id_: str, prompt: Ids, completion: Ids, renumbering: Renumbering | None) -> tuple[Ids, Ids]:
+    """A row's tokens as the student numbers them."""
+    if renumbering is None:
+        return prompt, completion
+    for ids in (prompt, completion):
+        if len(gone := ids[renumbering.student_ids(ids) < 0]):
+            raise _gone_token(id_, int(gone[0]), len(renumbering))
+    return renumbering.student_ids(prompt), renumbering.student_ids(completion)
+
+
 def _refuse_unknown(id_: str, prompt: Ids, completion: Ids, lm: LanguageModel) -> None:
     vocabulary = int(lm.model.config.vocab_size)
     highest = max(int(ids.max(initial=0)) for ids in (prompt, completion))
     if highest >= vocabulary:
         raise _unknown_token(id_, highest, vocabulary)
+
+
+def _gone_token(id_: str, token: int, kept: int) -> TrainingError:
+    return TrainingError(
+        f"row {id_} has the teacher's token {token}, which is not among the {kept} tokens that this student has "
+        "(student.init.vocabulary: used, on rows without it): make the start again on this dataset, with "
+        "student.init: {from: teacher, vocabulary: used}"
+    )
 
 
 def _unknown_token(id_: str, token: int, vocabulary: int) -> TrainingError:

@@ -19,8 +19,8 @@ from pipeline.errors import RecipeError
 from pipeline.student_settings import Layers, StackLayers
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PretrainedConfig
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _KEY = "student.init.layers"
 _COUNTS = {  # what configs call the number of layers of each stack
@@ -71,6 +71,25 @@ def stacks_of(config: PretrainedConfig) -> tuple[Stack, ...]:
         elif count := next((key for key in counts if isinstance(getattr(config, key, None), int)), None):
             stacks.append(Stack(name, getattr(config, count), count))
     return tuple(stacks) if len(stacks) == len(_COUNTS) else ()
+
+
+def layer_modules(model: PreTrainedModel, stack: Stack) -> list[nn.Module]:
+    """The modules of one stack's layers, in order.
+
+    Raises:
+        RecipeError: the model does not keep them in a list of as many modules as its config says.
+    """
+    found: dict[int, nn.Module] = {}
+    for name, module in model.named_modules():
+        match = (_OF_ONE if stack.name == "model" else _OF_TWO).match(f"{name}.")
+        if match and not match["rest"] and match.groupdict().get("stack", "model") == stack.name:
+            found[int(match["layer"])] = module
+    if sorted(found) != list(range(stack.depth)):
+        raise RecipeError(
+            f"student.init.choose: the layers of a {model.config.model_type} model cannot be told apart, so none can be "
+            "left out to measure it: set choose to even, or list the layers"
+        )
+    return [found[layer] for layer in range(stack.depth)]
 
 
 def own_name(config: PretrainedConfig | type[PretrainedConfig], key: str) -> str:

@@ -49,6 +49,7 @@ from pipeline.student.objective import Objective, open_objective
 from pipeline.student.packing import check_both
 from pipeline.student.quantize import add_int8
 from pipeline.student.start.record import read_start
+from pipeline.student.start.renumbering import Renumbering, renumbering_of
 from pipeline.student.stopping import StopEarly
 from pipeline.student.trainer import WHOLE, StudentTrainer, Watch
 from pipeline.student.vocabulary import other_layout, other_tokenizer
@@ -113,10 +114,12 @@ def distill(
     with first_process_first():
         start = prepare_untrained(recipe, student, labelled, progress)
         checkpoint = _last_whole_checkpoint(place.work)
-    other_tokens = other_tokenizer(dataset, ModelFiles("the student", start.path), refused=student.needs_soft_labels)
+    files = ModelFiles("the student", start.path)
+    other_tokens = other_tokenizer(dataset, files, refused=student.needs_soft_labels)
+    renumbering = renumbering_of(files, dataset.manifest.teacher.tokenizer_sha256)
     lm = load_language_model(start.path, trust_remote_code=student.trust_remote_code)
     other_rows = other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=student.needs_soft_labels)
-    rows = _rows(dataset, student, lm, by_text=other_tokens or other_rows)
+    rows = _rows(dataset, student, lm, renumbering, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
         without_validation(arguments, student)
     settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
@@ -145,11 +148,20 @@ class _Rows:
     validation: Examples
 
 
-def _rows(dataset: Dataset, student: StudentSettings, lm: LanguageModel, *, by_text: bool) -> _Rows:
-    soft = student.needs_soft_labels
+def _rows(
+    dataset: Dataset, student: StudentSettings, lm: LanguageModel, renumbering: Renumbering | None, *, by_text: bool
+) -> _Rows:
     rows = _Rows(
         *(
-            read_examples(dataset, split, lm, soft=soft, by_text=by_text, max_length=student.max_length)
+            read_examples(
+                dataset,
+                split,
+                lm,
+                soft=student.needs_soft_labels,
+                by_text=by_text,
+                max_length=student.max_length,
+                renumbering=renumbering,
+            )
             for split in ("train", "validation")
         )
     )

@@ -1,5 +1,8 @@
 """Whether teacher and student number their tokens alike, and what becomes of labels that name rows only the teacher has.
 
+A student with a part of the teacher's tokens (`student.init.vocabulary: used`) numbers them anew: start/renumbering.py says
+how, and labels that name a token that is gone are treated as those that name padding.
+
 Models of one tokenizer may have more rows in their output layers than the tokenizer has tokens, padded to a round number,
 and not all of them to the same: Qwen2.5 has 151,665 tokens, and 151,936 or 152,064 rows. Stored labels may then name ids
 that the student has no row for. No text holds such a token, so completions are never of them; of the labels:
@@ -26,18 +29,24 @@ from pipeline.errors import DatasetRefused, RecipeError
 from pipeline.model_files import ModelFiles, has_files, start_files, teacher_files
 from pipeline.records import EncodingName
 from pipeline.student.losses.base import NO_TOKEN
+from pipeline.student.start.renumbering import Renumbering, shares_tokenizer
 from pipeline.student_settings import StudentSettings
 
 
-def known_labels(labels: PackedLabels, vocabulary: int, encoding: EncodingName) -> PackedLabels:
+def known_labels(
+    labels: PackedLabels, vocabulary: int, encoding: EncodingName, renumbering: Renumbering | None = None
+) -> PackedLabels:
     """The labels for a student with so many rows; entries that it has none for are `NO_TOKEN`. See the module's docstring.
 
     Args:
-        labels: of some positions.
+        labels: of some positions, with the teacher's token ids.
         vocabulary: rows of the student's output layer.
         encoding: what the labels came in.
+        renumbering: of a student with a part of the teacher's tokens; None: ids are the student's, up to its rows.
     """
-    lacking = labels.token_ids >= vocabulary  # (entries,)
+    if renumbering is not None:
+        labels = replace(labels, token_ids=renumbering.student_ids(labels.token_ids))
+    lacking = (labels.token_ids < 0) | (labels.token_ids >= vocabulary)  # (entries,)
     entries = np.diff(labels.offsets)  # (positions,)
     full = bool(entries.max(initial=0) >= vocabulary)
     if not full and not lacking.any():
@@ -71,7 +80,7 @@ def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
         return
     teacher = teacher_files(recipe, weights=False)
     own = start_files(recipe, student.init, weights=False)
-    if teacher.tokenizer_sha256 != own.tokenizer_sha256:
+    if not shares_tokenizer(own, teacher.tokenizer_sha256):
         raise RecipeError(
             f"student.mode is 'white-box', and student.init.model ({own.name}) has another tokenizer (sha256 "
             f"{own.tokenizer_sha256[:12]}…) than teacher.model ({teacher.name}, sha256 {teacher.tokenizer_sha256[:12]}…): "
@@ -102,13 +111,13 @@ def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> b
 
 
 def other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
-    """Whether the student numbers its tokens otherwise than the dataset's teacher does.
+    """Whether the student's tokens are others than those of the dataset's teacher; a part of them, renumbered, is not.
 
     Raises:
         DatasetRefused: it does, and that is `refused`: soft labels by token id would mean nothing to it.
     """
     teacher = dataset.manifest.teacher
-    if teacher.tokenizer_sha256 is None or teacher.tokenizer_sha256 == student.tokenizer_sha256:
+    if teacher.tokenizer_sha256 is None or shares_tokenizer(student, teacher.tokenizer_sha256):
         return False
     if refused:
         raise DatasetRefused(

@@ -14,12 +14,13 @@ from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import RecipeError
 from pipeline.evaluate_settings import EvaluateSettings
+from pipeline.evaluation.answer_quality import Written
 from pipeline.evaluation.evaluate import evaluate, key_of_settings
 from pipeline.evaluation.measure import _answers
 from pipeline.evaluation.metrics.base import open_metrics
-from pipeline.evaluation.models import Models, scored
-from pipeline.evaluation.results import ModelRow
-from pipeline.evaluation.scoring import Asked, asked_rows
+from pipeline.evaluation.models import Models, described, scored, with_labels
+from pipeline.evaluation.results import Interval, ModelRow
+from pipeline.evaluation.scoring import asked_rows
 from pipeline.evaluation.subject import Task
 from pipeline.generation import generate
 from pipeline.labelling.engine import label
@@ -127,20 +128,48 @@ def test_metrics_stand_in_a_recipe_and_come_back(tiny_recipe: MakeRecipe) -> Non
     assert Recipe.model_validate(recipe.model_dump(mode="json", by_alias=True)) == recipe
 
 
+def written(*texts: str) -> Written:
+    return Written(texts, tuple(len(text) for text in texts), tuple(False for _ in texts))
+
+
 def test_labels_stand_for_a_teacher_that_does_not_run_here(scripted_recipe: MakeRecipe) -> None:
     recipe = settings(scripted_recipe(label={"soft": None}), metrics=["exact-match"])
-    rows = [completion(text, question=text, reference=right) for text, right in [("a", "a"), ("b", "b"), ("c", "x")]]
+    rows = [
+        completion(text, question=text, reference=right, finish_reason="length" if text == "c" else "stop")
+        for text, right in [("a", "a"), ("b", "b"), ("c", "x")]
+    ]
     asked = asked_rows(rows, recipe.evaluate)
-    models = Models((ModelRow("black-box student", "s", 1, 1.0),), (("a", "no", "no"),))
+    students = Models((ModelRow("black-box student", "s", 1, 1.0),), (written("a", "no", "no"),))
     metrics = open_metrics(recipe.evaluate.metrics)
-    found = scored(models, metrics, asked, recipe)
+    found = scored(described(with_labels(students, asked, recipe), asked, ()), metrics, asked)
     teacher, student = found.rows
     assert (teacher.role, teacher.parameters, teacher.tokens_per_second) == ("teacher", None, None)
     assert teacher.scores["exact match"].mean == pytest.approx(2 / 3)
     assert student.scores["exact match"].mean == pytest.approx(1 / 3)
-    assert found.answers == (("a", "b", "c"), ("a", "no", "no"))
+    assert [one.texts for one in found.answers] == [("a", "b", "c"), ("a", "no", "no")]
+    assert teacher.answer_quality is not None
+    assert teacher.answer_quality.cut.mean == pytest.approx(1 / 3)
+    assert teacher.answer_quality.tokens == Interval(5, 5, 5)
+    assert student.answer_quality is not None
+    assert student.answer_quality.from_teacher is not None
+    assert student.answer_quality.from_teacher.cut.mean == pytest.approx(-1 / 3)
+    assert student.answer_quality.from_teacher.length_ratio is not None
+    assert student.answer_quality.from_teacher.length_ratio.mean == pytest.approx(5 / 3)
+
+
+def test_where_the_labels_are_the_references_they_have_no_line_and_are_compared_with(
+    scripted_recipe: MakeRecipe,
+) -> None:
+    recipe = settings(scripted_recipe(label={"soft": None}))
     forced = recipe.model_copy(update={"label": recipe.label.model_copy(update={"mode": "score"})})
-    assert [row.role for row in scored(models, metrics, asked, forced).rows] == ["black-box student"]
+    asked = asked_rows([completion("a", question="a", reference="a")], recipe.evaluate)
+    students = Models((ModelRow("black-box student", "s", 1, 1.0),), (written(""),))
+    found = described(with_labels(students, asked, forced), asked, ())
+    (student,) = found.rows
+    assert len(found.answers) == 1
+    assert student.answer_quality is not None
+    assert student.answer_quality.from_teacher is not None
+    assert student.answer_quality.from_teacher.empty == Interval(1, 1, 1)
 
 
 def test_prompts_of_an_encoder_decoder_are_answered_in_any_order(tmp_path: Path) -> None:
@@ -148,10 +177,12 @@ def test_prompts_of_an_encoder_decoder_are_answered_in_any_order(tmp_path: Path)
     spelt = [" ".join(word) for word in ("abacus", "zoo", "i", "questions", "hello", "ox", "jumping")]
     rows = tuple(completion(question=word) for word in spelt)
     task = Task(rows, EvaluateSettings(batch_size=3), max_tokens=6, vocabulary=0, soft=False, asked=rows)
-    alone = [_answers(lm, dataclasses.replace(task, asked=(row,)))[0] for row in rows]
-    assert _answers(lm, task) == alone
-    assert len(set(alone)) > 2
-    assert asked_rows(rows, task.settings) == Asked(rows, 7, (), 0)
+    alone = [_answers(lm, dataclasses.replace(task, asked=(row,))) for row in rows]
+    together = _answers(lm, task)
+    assert [(text,) for text in together.texts] == [one.texts for one in alone]
+    assert [(count,) for count in together.tokens] == [one.tokens for one in alone]
+    assert [(cut,) for cut in together.cut] == [one.cut for one in alone]
+    assert len(set(together.texts)) > 2
 
 
 def test_a_report_without_metrics_keeps_the_key_that_it_had() -> None:

@@ -11,65 +11,11 @@ from pydantic import TypeAdapter
 
 from pipeline.evaluation import plots
 from pipeline.evaluation.report import ReportFiles, as_json, html, markdown, write_report
-from pipeline.evaluation.results import (
-    Answers,
-    Curve,
-    Difference,
-    Interval,
-    LabelSummary,
-    MetricColumn,
-    ModelRow,
-    Overlap,
-    Report,
-)
+from pipeline.evaluation.results import Difference, Interval, MetricColumn, ModelRow, Overlap, Report
 from pipeline.evaluation.tables import comparison_table, differences_table
 from pipeline.evaluation.verdict import verdict
 from tests.dataset.chromium import open_page
-
-
-def row(role: str, parameters: int, kl: Interval | None, speed: float = 20.0) -> ModelRow:
-    return ModelRow(
-        role, f"data/{role}", parameters, parameters / 5e5, 900.0, Interval(speed, speed - 3, speed + 3), 800.0, 1100.0, kl,
-        None if kl is None else Interval(0.4, 0.35, 0.45), Interval(12.0, 10.0, 14.5), Interval(0.31, 0.28, 0.34),
-    )  # fmt: skip
-
-
-def report(student: Interval | None, black_box: Interval | None) -> Report:
-    models = (
-        row("teacher", 134_500_000, None if student is None else Interval(0, 0, 0)),
-        row("untrained student", 63_700_000, None if student is None else Interval(12.4, 12.0, 12.8), 50.0),
-        row("black-box student", 63_700_000, black_box, 50.0),
-        row("white-box student", 63_700_000, student, 52.0),
-    )
-    return Report(
-        recipe="quick",
-        created_at="2026-01-01T00:00:00+00:00",
-        versions={"stillhouse": "0", "machine": "x"},
-        labels=LabelSummary("quick/v001", 200, 50, {"finish-reason": 3}, 1000, 2000, None, "top-k, k=32"),
-        overlap=Overlap(50, 200, (), (), 0.8),
-        models=models,
-        answers=(Answers("Say <script>alert(1)</script>", "A | B", ("one", "<b>two</b>", "", "four\nlines")),),
-        curves=(Curve("white-box student", (1, 2), (9.0, 4.0), (2,), (5.0,)),),
-        recipe_yaml="name: quick\n",
-        notes=("Read <this>.",),
-    )
-
-
-SEPARATE = report(Interval(1.9, 1.8, 2.0), Interval(2.8, 2.6, 3.0))
-OVERLAPPING = report(Interval(1.9, 1.6, 2.2), Interval(2.1, 1.9, 2.3))
-TEXT_ONLY = report(None, None)
-
-
-def with_copy(one: Report, kl: Interval | None) -> Report:
-    """The same with the student's int8 copy in the last row."""
-    copy = dataclasses.replace(
-        row("white-box student, int8", 63_700_000, kl, 26.0), megabytes=one.student.megabytes / 2, is_int8=True
-    )
-    answers = tuple(dataclasses.replace(each, answers=(*each.answers, "five")) for each in one.answers)
-    return dataclasses.replace(one, models=(*one.models, copy), answers=answers)
-
-
-QUANTISED = with_copy(SEPARATE, Interval(1.95, 1.85, 2.05))
+from tests.evaluation.reports import BROKEN, OVERLAPPING, QUANTISED, SEPARATE, TEXT_ONLY, report, row, with_copy
 
 
 def test_the_verdict_says_what_the_intervals_allow() -> None:
@@ -310,9 +256,10 @@ def test_a_report_from_before_there_were_metrics_is_still_one() -> None:
     for added in ("metrics", "differences", "kept"):
         del old[added]
     for model in old["models"]:
-        del model["scores"]
+        del model["scores"], model["answer_quality"]
     assert TypeAdapter(Report).validate_python(old) == SEPARATE
-    assert TypeAdapter(Report).validate_json(json.dumps(as_json(TASK))) == TASK
+    for new in (TASK, BROKEN):
+        assert TypeAdapter(Report).validate_json(json.dumps(as_json(new))) == new
 
 
 def test_an_untrained_model_does_not_press_the_others_together() -> None:

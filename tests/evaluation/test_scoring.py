@@ -102,10 +102,11 @@ def row(text: str, reference: str | None) -> Completion:
     return completion("answer", question=text, reference=reference)
 
 
-def test_each_prompt_is_asked_once_and_shown_ones_come_first() -> None:
+def test_each_prompt_is_asked_once_by_its_first_row() -> None:
     rows = [row("a", None), row("a", None), row("b", "x"), row("c", " "), row("d", "y"), row("d", "y"), row("e", "z")]
     asked = asked_rows(rows, EvaluateSettings(answers=3, metrics=("chrf",)))
-    assert [one.prompt.messages[-1].content for one in asked.rows] == ["a", "b", "d", "e"]
-    assert (asked.shown, asked.scored, asked.without) == (2, (1, 2, 3), 2)
-    plain = asked_rows(rows, EvaluateSettings(answers=3))
-    assert (plain.rows, plain.shown, plain.scored) == (tuple(rows[:3]), 3, ())
+    assert [one.prompt.messages[-1].content for one in asked.rows] == ["a", "b", "c", "d", "e"]
+    assert (asked.shown, asked.scored, asked.without) == (3, (1, 3, 4), 2)
+    assert asked == asked_rows(rows, EvaluateSettings(answers=3))  # with metrics or without
+    assert asked.rows[0] is rows[0]
+    assert asked_rows(rows, EvaluateSettings(answers=30)).shown == 5

@@ -11,7 +11,10 @@ import httpx
 import pytest
 
 from pipeline.config import Recipe
+from pipeline.evaluation.evaluate import EvaluationResult
+from pipeline.evaluation.report import ReportFiles
 from tests.conftest import MakeRecipe
+from tests.evaluation.reports import BROKEN, SEPARATE
 from tests.stand_in import StandIn, running_stand_in
 
 pytestmark = [
@@ -176,6 +179,21 @@ def test_a_failed_run_says_the_mend_and_logs_no_traceback(
     assert mend in caplog.text
     assert "Traceback" not in caplog.text
     assert not [record for record in caplog.records if record.name.startswith(("httpx", "aiohttp"))]
+
+
+def test_a_broken_student_s_report_begins_with_what_is_wrong(scripted_recipe: MakeRecipe, tmp_path: Path) -> None:
+    from flows.watching import show_report
+
+    said = "This student is broken: 38 % of its answers repeat themselves (its teacher: 2 %), "
+    for name, report in (("broken", BROKEN), ("sound", SEPARATE)):
+        recipe = scripted_recipe(name=name)
+        show_report(EvaluationResult(report, ReportFiles.in_folder(tmp_path), fresh=True), recipe)
+        shown = asyncio.run(artifacts_of(recipe))["report"]
+        assert shown.data.startswith(
+            f"# quick\n\n**{said}" if name == "broken" else "# quick\n\nThe white-box student has "
+        )
+        assert shown.data.index("(file:///") < shown.data.index("| model |")
+        assert shown.description.startswith(f"Report of broken. {said}" if name == "broken" else "Report of sound")
 
 
 def test_a_report_s_page_is_named_so_that_it_can_be_opened(tmp_path: Path) -> None:

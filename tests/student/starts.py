@@ -21,9 +21,16 @@ Make = Callable[..., Recipe]
 
 @pytest.fixture
 def start(tiny_recipe: MakeRecipe) -> Make:
-    """Makes recipes with this `student.init`; `teacher` is a folder, other keywords are settings of the student."""
+    """Makes recipes with this `student.init`; `teacher` is a folder, other keywords are settings of the student.
+
+    A number of layers is taken evenly spaced, which needs no dataset, unless `init` says how to choose.
+    """
 
     def make(init: dict[str, Any], teacher: Path | None = None, **settings: Any) -> Recipe:
+        layers = init.get("layers")
+        counts = [*layers.values()] if isinstance(layers, dict) else [layers]
+        if any(isinstance(count, int) for count in counts):
+            init = {"choose": "even", **init}
         parts = tiny_recipe().model_dump(mode="json", by_alias=True)
         parts["student"] |= {"init": init, **settings}
         parts["teacher"]["model"] = str(teacher or parts["teacher"]["model"])

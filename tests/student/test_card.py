@@ -133,6 +133,27 @@ def test_a_student_that_is_not_evaluated_claims_no_figures(facts: CardFacts) -> 
     assert "- Quality is measured on 50 held-out completions." in text
 
 
+def test_a_broken_student_s_card_begins_with_what_is_wrong(facts: CardFacts) -> None:
+    said = "This student is broken: 38 % of its answers repeat themselves (its teacher: 2 %)."
+    looks = (
+        ("model", "repeat themselves"),
+        ("teacher", "2.0 % [0.0, 5.0]"),
+        ("white-box student", "38.0 % [35.0, 41.0]"),
+    )
+    figures = dataclasses.replace(FIGURES, answers=looks, warnings={"white-box student": said})
+    card = made_card(int8=Int8Copy(parameters=35_389_440, megabytes=92.35, torchao="0.18.0"))
+    broken = dataclasses.replace(facts, card=card, figures=figures)
+    text = render_card(broken)
+    assert f"# quick: white-box student\n\n> **Warning.** {said}\n\nA causal language model" in text
+    assert "| **white-box student** | 38.0 % [35.0, 41.0] |" in text
+    assert "What the answers to held-out prompts look like:\n\n| model | repeat themselves |\n| --- | --- |\n" in text
+    assert "Warning" not in render_card(broken, int8=True)  # of the copy nothing is wrong
+    assert "Warning" not in render_card(dataclasses.replace(broken, figures=FIGURES))
+    untrained = dataclasses.replace(figures, warnings={"untrained student": said})
+    start = dataclasses.replace(facts, card=made_card(variant="untrained"), figures=untrained)
+    assert "Warning" not in render_card(start)  # it has learnt nothing, and its card says so
+
+
 def test_the_card_of_the_copy_is_about_the_copy(facts: CardFacts) -> None:
     card = made_card(int8=Int8Copy(parameters=35_389_440, megabytes=92.35, torchao="0.18.0"))
     with_copy = dataclasses.replace(facts, card=card, figures=FIGURES)

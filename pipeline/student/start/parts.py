@@ -1,26 +1,34 @@
 """The student that the teacher's most important parts make, untrained.
 
-    model, start = parts_of_teacher(recipe, student, teacher, labelled)
+    model, start = parts_of_teacher(recipe, student, files, teacher, labelled)
 
 Layers are cut first, then widths, then the vocabulary; importance is always measured on the whole teacher.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 from transformers import PreTrainedModel
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
+from pipeline.language_model import choose_device, load_language_model
+from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
-from pipeline.student.stacks import Kept, kept_layers
+from pipeline.student.start.choice import Ruler, choose_layers
+from pipeline.student.start.importance import Measured
 from pipeline.student.start.layers import copy_layers
 from pipeline.student.start.record import StackStart, Start
+from pipeline.student.start.rows import measured_rows
+from pipeline.student.start.store import ImportanceStore
 from pipeline.student_settings import StudentSettings
 
 
 def parts_of_teacher(
     recipe: Recipe,
     student: StudentSettings,
+    files: ModelFiles,
     teacher: PreTrainedModel,
     labelled: Dataset | None,
     progress: Progress = silent,
@@ -28,29 +36,55 @@ def parts_of_teacher(
     """The untrained student of `student.init: {from: teacher, ...}`, and the record of what it was made of.
 
     Args:
-        recipe: names the teacher.
+        recipe: names the folder where measurements are kept.
         student: what is to be kept.
+        files: the teacher's.
         teacher: its weights, in the data type that the student is to have.
         labelled: the teacher's completions; needed where `student.init.needs_dataset`.
         progress: is told how far measuring is.
 
     Raises:
         RecipeError: the teacher does not have these parts, or they cannot be cut out of it.
-        TrainingError: the parts do not make a model.
+        TrainingError: the parts do not make a model, or no row is short enough to measure on.
     """
     init = student.init
+
+    @cache  # the teacher is loaded for measuring only where something is not known yet, and once
+    def measured() -> Measured:
+        assert labelled is not None
+        return _measured(files, labelled, student)
+
+    store = ImportanceStore.of(recipe, student, files, labelled) if labelled is not None else None
     model = teacher
     stacks: tuple[StackStart, ...] = ()
     if init.layers is not None:
-        kept = kept_layers(teacher.config, init.layers)
-        stacks = tuple(_recorded(one) for one in kept)
+        ruler = Ruler(measured, store, progress) if store is not None else None
+        kept, stacks = choose_layers(init, teacher.config, ruler, _operations(teacher, labelled, init.rows))
         model = copy_layers(teacher, kept)
     return model, Start(
         teacher=recipe.teacher.labelling_model,
         dataset=labelled.manifest.label if labelled is not None else None,
+        rows=init.rows if init.measures_layers or init.width is not None else 0,
         stacks=stacks,
     )
 
 
-def _recorded(kept: Kept) -> StackStart:
-    return StackStart(stack=kept.stack.name, depth=kept.stack.depth, kept=kept.layers)
+def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) -> Measured:
+    """The whole teacher, and the rows; in float32 on a CPU, where lower precision is slow, else in bfloat16."""
+    device = choose_device("auto")
+    lm = load_language_model(
+        files.folder,
+        dtype="float32" if device.type == "cpu" else "bfloat16",
+        trust_remote_code=student.trust_remote_code,
+    )
+    return Measured(lm.model, measured_rows(labelled, lm, files, student))
+
+
+def _operations(teacher: PreTrainedModel, labelled: Dataset | None, rows: int) -> float:
+    """Floating-point operations of one forward pass over the rows: two for each weight and token."""
+    if labelled is None:
+        return 0.0
+    manifest = labelled.manifest
+    total = max(1, sum(manifest.rows.values()))
+    tokens = (manifest.totals.prompt_tokens + manifest.totals.completion_tokens) / total
+    return 2.0 * float(teacher.num_parameters()) * tokens * rows

@@ -1,0 +1,46 @@
+"""The rows that importance is measured on: the teacher's own completions, evenly spaced over the training split."""
+
+from __future__ import annotations
+
+from pipeline.dataset.store import Dataset
+from pipeline.errors import TrainingError
+from pipeline.language_model import LanguageModel
+from pipeline.layout import TokenBatch
+from pipeline.model_files import ModelFiles
+from pipeline.student.batches import collator, tokens_of
+from pipeline.student.examples import read_examples
+from pipeline.student.stacks import evenly_spaced
+from pipeline.student.vocabulary import other_layout, other_tokenizer
+from pipeline.student_settings import StudentSettings
+
+_BATCH = 16  # rows
+
+
+def measured_rows(
+    dataset: Dataset, lm: LanguageModel, files: ModelFiles, student: StudentSettings
+) -> tuple[TokenBatch, ...]:
+    """`student.init.rows` rows, rows of about one length together, on the model's device.
+
+    Args:
+        dataset: the teacher's completions.
+        lm: the teacher.
+        files: the teacher's.
+        student: says how many rows, and how long they may be.
+
+    Raises:
+        DatasetRefused: the dataset is damaged.
+        TrainingError: it has no row of at most `student.max_length` tokens in its training split.
+    """
+    by_text = other_tokenizer(dataset, files, refused=False)
+    by_text |= other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=False)
+    examples = read_examples(dataset, "train", lm, soft=False, by_text=by_text, max_length=student.max_length)
+    if len(examples) == 0:
+        raise TrainingError(
+            f"dataset {dataset.manifest.label} has no training row of at most student.max_length={student.max_length} "
+            "tokens, so importance cannot be measured: raise student.max_length, or set student.init.choose to even"
+        )
+    chosen = evenly_spaced(min(student.init.rows, len(examples)), len(examples))
+    rows = sorted((examples[place] for place in chosen), key=len)
+    collate = collator(lm.pad_id, lm.start_id)
+    parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    return tuple(tokens_of(collate(part)).to(lm.device) for part in parts)

@@ -1,0 +1,109 @@
+"""From a model that never ends its answers to what the report, the card and the terminal say of it."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.dataset.store import Dataset
+from pipeline.evaluation.evaluate import EvaluationResult, evaluate
+from pipeline.evaluation.results import Interval
+from pipeline.evaluation.warnings import warnings
+from pipeline.labelling.engine import label
+from pipeline.language_model import load_weights
+from pipeline.shown import print_report, report_json
+from pipeline.student.train import distill
+from tests.conftest import MakeRecipe, make_tiny_model
+
+END, SPECIAL = 0, 4  # the end token, and how many tokens are none of text
+
+
+def change(folder: Path, edit: Callable[[torch.nn.Module], None]) -> None:
+    model = load_weights(folder, dtype="float32")
+    with torch.no_grad():
+        edit(model)
+    model.save_pretrained(folder)
+
+
+def end_at_once(model: torch.nn.Module) -> None:
+    """One channel alone decides, every token has about the same of it, and the end token has the most."""
+    model.model.norm.weight.zero_()
+    model.model.norm.weight[0] = 0.3
+    model.model.embed_tokens.weight[:, 0] = 5
+    model.model.embed_tokens.weight[END, 0] = 6
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0
+        layer.mlp.down_proj.weight[0] = 0
+
+
+def never_end(model: torch.nn.Module) -> None:
+    """Every token of text has more of that channel than those that are none."""
+    model.model.embed_tokens.weight[:SPECIAL, 0] = 4
+
+
+@pytest.fixture
+def evaluated(tiny_recipe: MakeRecipe, tmp_path: Path) -> Callable[[], EvaluationResult]:
+    """Evaluates a student whose teacher ends every answer at once, as the student's folder then is."""
+    teacher = make_tiny_model(tmp_path / "teacher")
+    change(teacher, end_at_once)
+    parts = tiny_recipe().model_dump(mode="json", by_alias=True)
+    recipe = tiny_recipe(
+        teacher=parts["teacher"] | {"model": str(teacher)},
+        student={
+            "init": {"from": "teacher", "layers": [0, 3]},
+            "train": {"max_steps": 1, "learning_rate": 1e-6, "per_device_train_batch_size": 4},
+        },
+        evaluate=parts["evaluate"] | {"baselines": ["untrained"]},
+    )
+    assert recipe.student is not None
+    dataset: Dataset = asyncio.run(label(recipe)).dataset
+    distill(recipe, recipe.student, dataset)
+
+    def run() -> EvaluationResult:
+        shutil.rmtree(recipe.evaluate.reports, ignore_errors=True)
+        assert recipe.student is not None
+        return evaluate(recipe, recipe.student, dataset)
+
+    return run
+
+
+def test_a_student_that_never_ends_is_called_broken_wherever_it_is_shown(
+    evaluated: Callable[[], EvaluationResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "students/test/white-box"
+    sound = evaluated()
+    assert warnings(sound.report) == []
+    assert [row.answer_quality and row.answer_quality.cut for row in sound.report.models] == [Interval(0, 0, 0)] * 3
+    assert "Warning" not in (folder / "README.md").read_text()
+    print_report(sound)
+    assert "WARNING" not in capsys.readouterr().out
+
+    change(folder, never_end)
+    change(tmp_path / "students/test/untrained", never_end)
+    broken = evaluated()
+    said = "This student is broken: 100 % of its answers run into the token limit (its teacher: 0 %)."
+    assert warnings(broken.report) == [said]
+    teacher, untrained, student = (row.answer_quality for row in broken.report.models)
+    assert teacher is not None
+    assert untrained is not None
+    assert student is not None
+    assert student.cut == Interval(1, 1, 1)
+    assert student.tokens == Interval(12, 12, 12)
+    assert teacher.tokens == Interval(1, 1, 1)  # the end token alone
+    assert teacher.empty == Interval(1, 1, 1)
+    assert broken.files.markdown.read_text().startswith(f"# test\n\n**{said}** ")
+    assert said.replace(" %", "\N{NO-BREAK SPACE}%") in broken.files.html.read_text()
+    card = (folder / "README.md").read_text()
+    assert f"# test: white-box student\n\n> **Warning.** {said}\n" in card
+    assert "| **white-box student** | 0.0 % | 100.0 % | 0.0 % | 0.0 % | 12.0 |" in card
+    assert "Warning" not in (tmp_path / "students/test/untrained/README.md").read_text()  # it has learnt nothing
+    print_report(broken)
+    shown = capsys.readouterr().out
+    assert shown.index(f"WARNING  {said}") < shown.index("KL/token") < shown.index("Answers: what they look like")
+    assert report_json(broken)["warnings"] == [said]
+    stored = json.loads(broken.files.json.read_text())
+    assert stored["models"][-1]["answer_quality"]["from_teacher"]["cut"] == {"mean": 1, "low": 1, "high": 1}
