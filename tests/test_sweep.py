@@ -120,7 +120,7 @@ def test_another_share_to_keep_is_drawn_and_not_measured(recipe: Recipe, monkeyp
     dataset = recipe_dataset(recipe)
     first = evaluate_sweep(recipe, dataset)
     other = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"keep": 0.5})})
-    monkeypatch.setattr("pipeline.evaluation.sweep.measure_all", None)  # calling it would raise
+    monkeypatch.setattr("pipeline.evaluation.held_out.measure_all", None)  # calling it would raise
     second = evaluate_sweep(other, dataset)
     assert not second.fresh
     assert second.report.choice == dataclasses.replace(first.report.choice, keep=0.5)

@@ -145,8 +145,15 @@ def test_all_points_have_the_recipe_s_own_teacher(tiny_recipe: MakeRecipe, tmp_p
 
 
 def test_a_size_that_is_added_or_moved_renames_no_other(tiny_recipe: MakeRecipe) -> None:
-    few = {point.label: point.recipe.name for point in points(tiny_recipe(sweep={LAYERS: [3, 1]}))}
-    more = {point.label: point.recipe.name for point in points(tiny_recipe(sweep={LAYERS: [1, 2, 3, [0, 2]]}))}
+    student = {
+        "init": {"from": "teacher", "layers": 2}
+    }  # the layers are chosen by default, so that a list may be given
+
+    def names(layers: list[Any]) -> dict[str, str]:
+        found = points(tiny_recipe(sweep={LAYERS: layers}, student=student))
+        return {point.label: point.recipe.name for point in found}
+
+    few, more = names([3, 1]), names([1, 2, 3, [0, 2]])
     assert few == {"3 layers": "test-layers-3", "1 layer": "test-layers-1"}
     assert few.items() <= more.items()
     assert len(set(more.values())) == 4

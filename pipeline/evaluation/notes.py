@@ -70,8 +70,8 @@ def of_the_vocabularies(
             share = f"{'at least ' if at_least else ''}{lost.mean:.2%}"
             yield (
                 f"{article}{model.role} has a part of the teacher's tokens: {share} of the teacher's probability mass is "
-                f"on tokens that it lacks (95 % interval {lost.low:.2%} to {lost.high:.2%}). Its KL is over the tokens that "
-                "both have; where it lacks the teacher's most likely token, the two do not agree."
+                f"on tokens that it lacks (95 % interval {lost.low:.2%} to {lost.high:.2%}). Its KL is over the tokens "
+                "that both have; where it lacks the teacher's most likely token, the two do not agree."
             )
 
 

@@ -5,17 +5,21 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.evaluation.evaluate import EvaluationResult, evaluate
 from pipeline.evaluation.results import Interval
+from pipeline.evaluation.sweep import evaluate_sweep
 from pipeline.evaluation.warnings import warnings
 from pipeline.labelling.engine import label
 from pipeline.language_model import load_weights
 from pipeline.shown import print_report, report_json
+from pipeline.stages import distill_students
 from pipeline.student.train import distill
 from tests.conftest import MakeRecipe, make_tiny_model
 
@@ -46,19 +50,28 @@ def never_end(model: torch.nn.Module) -> None:
 
 
 @pytest.fixture
-def evaluated(tiny_recipe: MakeRecipe, tmp_path: Path) -> Callable[[], EvaluationResult]:
-    """Evaluates a student whose teacher ends every answer at once, as the student's folder then is."""
+def ends_at_once(tiny_recipe: MakeRecipe, tmp_path: Path) -> MakeRecipe:
+    """Makes recipes whose teacher ends every answer at once, and so do its students."""
     teacher = make_tiny_model(tmp_path / "teacher")
     change(teacher, end_at_once)
     parts = tiny_recipe().model_dump(mode="json", by_alias=True)
-    recipe = tiny_recipe(
-        teacher=parts["teacher"] | {"model": str(teacher)},
-        student={
-            "init": {"from": "teacher", "layers": [0, 3]},
-            "train": {"max_steps": 1, "learning_rate": 1e-6, "per_device_train_batch_size": 4},
-        },
-        evaluate=parts["evaluate"] | {"baselines": ["untrained"]},
-    )
+    student = {
+        "init": {"from": "teacher", "layers": [0, 3]},
+        "train": {"max_steps": 1, "learning_rate": 1e-6, "per_device_train_batch_size": 4},
+    }
+    evaluate = parts["evaluate"] | {"baselines": ["untrained"]}
+
+    def make(**more: Any) -> Recipe:
+        given = {"teacher": parts["teacher"] | {"model": str(teacher)}, "student": student, "evaluate": evaluate}
+        return tiny_recipe(**given | more)
+
+    return make
+
+
+@pytest.fixture
+def evaluated(ends_at_once: MakeRecipe) -> Callable[[], EvaluationResult]:
+    """Evaluates a student as its folder then is."""
+    recipe = ends_at_once()
     assert recipe.student is not None
     dataset: Dataset = asyncio.run(label(recipe)).dataset
     distill(recipe, recipe.student, dataset)
@@ -107,3 +120,25 @@ def test_a_student_that_never_ends_is_called_broken_wherever_it_is_shown(
     assert report_json(broken)["warnings"] == [said]
     stored = json.loads(broken.files.json.read_text())
     assert stored["models"][-1]["answer_quality"]["from_teacher"]["cut"] == {"mean": 1, "low": 1, "high": 1}
+
+
+def test_a_sweep_says_which_student_is_broken_and_its_card_says_so_alone(
+    ends_at_once: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ends_at_once(sweep={"student.init.layers": [[0, 1, 3], [0, 3]]})
+    dataset = asyncio.run(label(recipe)).dataset
+    sound, broken = (Path(one.folder) for one in distill_students(recipe))
+    change(broken, never_end)
+    result = evaluate_sweep(recipe, dataset)
+    said = "layers [0,3] is broken: 100 % of its answers run into the token limit (its teacher: 0 %)."
+    assert result.report.choice.front == ("layers [0,1,3]",)
+    assert result.files.markdown.read_text().startswith(f"# test: a sweep\n\n**{said}** ")
+    assert "Warning" not in (sound / "README.md").read_text()
+    card = (broken / "README.md").read_text()
+    assert ": white-box student\n\n> **Warning.** This student is broken: 100 % of its answers run into the" in card
+    assert "| **layers [0,3]** | 0.0 % | 100.0 % | 0.0 % | 0.0 % | 12.0 |" in card
+    print_report(result)
+    shown = capsys.readouterr().out
+    assert shown.index(f"WARNING  {said}") < shown.index("KL/token") < shown.index("Answers: what they look like")
+    assert report_json(result)["warnings"] == [said]
+    assert any("A student is called broken" in note for note in result.report.notes)

@@ -89,7 +89,7 @@ def test_every_model_answers_what_has_a_reference(
         f"Of {len(referenced)} held-out prompts with a reference: chrF (higher is better)" in one for one in found.notes
     )
     assert "1 held-out prompts have no reference, and are left out of these." in found.notes
-    monkeypatch.setattr("pipeline.evaluation.evaluate.measure_all", None)
+    monkeypatch.setattr("pipeline.evaluation.held_out.measure_all", None)
     assert not evaluate(settings(recipe, batch_size=7), recipe.student, dataset).fresh  # the same figures
 
 
@@ -103,7 +103,7 @@ def test_metrics_without_any_reference_are_refused(
     dataset = asyncio.run(label(recipe)).dataset
     recipe = settings(recipe, metrics=METRICS)
     distill(recipe, recipe.student, dataset)
-    monkeypatch.setattr("pipeline.evaluation.evaluate.measure_all", None)  # nothing is measured first
+    monkeypatch.setattr("pipeline.evaluation.held_out.measure_all", None)  # nothing is measured first
     said = (
         r"evaluate\.metrics asks for chrF, exact match, character error rate, and none of .*prompts\.reference is null"
     )

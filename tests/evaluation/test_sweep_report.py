@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from pipeline.evaluation.report import ReportFiles
-from pipeline.evaluation.results import Answers, Interval, LabelSummary, MetricColumn, ModelRow, Overlap
+from pipeline.evaluation.report import LOOKS, ReportFiles
+from pipeline.evaluation.results import AnswerQuality, Answers, Interval, LabelSummary, MetricColumn, ModelRow, Overlap
 from pipeline.evaluation.sweep_choice import choose, front
 from pipeline.evaluation.sweep_report import sweep_html, sweep_markdown, sweep_table, write_sweep_report
 from pipeline.evaluation.sweep_results import SweepReport, SweptStudent
-from pipeline.evaluation.sweep_verdict import sweep_verdict
+from pipeline.evaluation.sweep_verdict import sweep_findings, sweep_verdict, sweep_warnings
+from pipeline.evaluation.warnings import fault_of, warning_of
 from tests.dataset.chromium import open_page
+from tests.evaluation.reports import looks
 
 EXACT = MetricColumn("exact match", lower_is_better=False, percent=True, digits=1)
 ERRORS = MetricColumn("error rate", lower_is_better=True, percent=True, digits=1)
@@ -63,6 +65,21 @@ def report(
         key="k",
         metrics=metrics,
     )
+
+
+def with_looks(one: SweepReport, **faulty: AnswerQuality) -> SweepReport:
+    """The same, where the students of these places ("s0", "s1", ...) have these answers and all others sound ones."""
+    students = tuple(
+        dataclasses.replace(
+            each,
+            row=dataclasses.replace(each.row, answer_quality=faulty.get(f"s{place}", looks(0.02, 0.02, 0.02, 0.02))),
+        )
+        for place, each in enumerate(one.students)
+    )
+    return dataclasses.replace(one, students=students, choice=choose(students, one.metrics, one.choice.keep))
+
+
+BROKEN, RUNS_ON, COPIES = looks(repeats=0.38, copied=0.5), looks(length=1.8), looks(copied=0.3)
 
 
 POINTS = st.lists(st.tuples(st.integers(1, 8), st.integers(-4, 4)), max_size=12)
@@ -141,6 +158,107 @@ def test_a_teacher_near_0_and_one_that_is_not_here() -> None:
     assert [cells[0] for cells in sweep_table(away)[1:]] == [one.row.role for one in students]
 
 
+def test_a_broken_student_is_never_named_and_the_first_words_say_so() -> None:
+    sound = with_looks(report(EXACT))
+    assert (sweep_warnings(sound), sound.choice) == ([], report(EXACT).choice)
+    one = with_looks(report(EXACT), s1=BROKEN)  # 16 layers, which keeps enough
+    assert (one.choice.smallest, one.choice.nearest) == ("24 layers", "24 layers")
+    assert one.choice.front == ("24 layers", "layers [0,1,3,5]", "8 layers")
+    said = (
+        "16 layers is broken: 38 % of its answers repeat themselves (its teacher: 2 %). 16 layers copies: 50 % of its "
+        "answers are, word for word, training answers to other prompts (its teacher: 2 %)."
+    )
+    assert sweep_warnings(one) == [said]
+    assert sweep_verdict(one) == f"{said} {sweep_findings(one)}"
+    assert sweep_findings(one).startswith(
+        "The smallest student that keeps 97% of the teacher's exact match is 24 layers"
+    )
+    assert sweep_markdown(one, page="[here](x)").splitlines()[2:5] == [
+        f"**{said}** {sweep_findings(one)}",
+        "",
+        "[here](x)",
+    ]
+
+
+def test_the_nearest_and_the_best_are_sound() -> None:
+    one = with_looks(report(EXACT, kept=(0.9, 0.95, 0.8, 0.7)), s1=RUNS_ON)
+    assert sweep_findings(one).startswith(
+        "No sound student keeps 97% of the teacher's exact match. The nearest is 24 layers"
+    )
+    by_distance = with_looks(report(), s0=COPIES)
+    assert "The nearest to the teacher is 16 layers, at 0.90 nats a token." in sweep_findings(by_distance)
+    lower = with_looks(report(ERRORS), s3=BROKEN)
+    assert "The best is layers [0,1,3,5], at 57.6 %." in sweep_findings(lower)
+
+
+@pytest.mark.parametrize("metrics", [(EXACT,), (ERRORS,), ()])
+def test_where_all_are_broken_none_is_named(metrics: tuple[MetricColumn, ...]) -> None:
+    one = with_looks(report(*metrics), s0=BROKEN, s1=RUNS_ON, s2=COPIES, s3=BROKEN)
+    assert (one.choice.smallest, one.choice.nearest, one.choice.front) == (None, None, ())
+    assert sweep_findings(one) == "No student is named: something is wrong with each of them."
+    assert len(sweep_warnings(one)) == 4
+    assert '<circle class="front"' not in sweep_html(one)
+
+
+@pytest.mark.parametrize(
+    ("quality", "word"),
+    [
+        (BROKEN, "broken"),
+        (looks(empty=0.1, length=2), "broken"),
+        (RUNS_ON, "runs on"),
+        (looks(length=1.8, copied=0.3), "runs on"),
+        (COPIES, "copies"),
+        (looks(), ""),
+        (looks(repeats=0.12, wide=0.11), ""),
+        (None, ""),
+    ],
+)
+def test_a_fault_has_a_word_in_the_table_and_in_the_plot(quality: AnswerQuality | None, word: str) -> None:
+    plain = with_looks(report(EXACT))
+    first = dataclasses.replace(
+        plain.students[0], row=dataclasses.replace(plain.students[0].row, answer_quality=quality)
+    )
+    students = (first, *plain.students[1:])
+    one = dataclasses.replace(plain, students=students, choice=choose(students, [EXACT], 0.97))
+    assert fault_of(first.row) == word
+    assert bool(warning_of(one, first.row)) == bool(word)
+    headers, *rows = sweep_table(one)
+    assert rows[1][headers.index("front")] == (word or "yes")
+    page = sweep_html(one)
+    assert (f">24 layers 59.4, {word}</text>" in page) == bool(word)
+    assert ("one with a warning is not on it" in page) == bool(word)
+    assert page.count('<circle class="front"') == len(one.choice.front) == (2 if word else 3)
+
+
+def test_a_broken_copy_is_told_where_its_student_is_sound() -> None:
+    plain = with_looks(report(EXACT), s2=BROKEN)
+
+    def copy_of(place: int) -> SweptStudent:
+        row = plain.students[place].row
+        return SweptStudent(
+            dataclasses.replace(row, role=f"{row.role}, int8", is_int8=True, answer_quality=looks(empty=0.2)), {}, {}
+        )
+
+    students = (*plain.students[:2], copy_of(1), plain.students[2], copy_of(2), plain.students[3])
+    one = dataclasses.replace(plain, students=students)
+    assert sweep_warnings(one) == [
+        "The int8 copy of 16 layers is broken: 20 % of its answers are empty (its teacher: 2 %).",
+        sweep_warnings(plain)[0],
+    ]
+    assert choose(students, [EXACT], 0.97).smallest == "16 layers"
+
+
+def test_what_the_answers_look_like_has_its_table() -> None:
+    one = with_looks(report(EXACT), s1=BROKEN)
+    text = sweep_markdown(one)
+    assert f"## {LOOKS}" in text
+    assert "| 16 layers | 38.0 % [35.0, 41.0] |" in text
+    page = sweep_html(one)
+    assert f"<h2>{LOOKS}</h2>" in page
+    assert page.count("38.0 %") == 1
+    assert LOOKS not in sweep_html(report(EXACT)) + sweep_markdown(report(EXACT))
+
+
 def test_quantised_copies_have_a_line_and_are_not_chosen_among() -> None:
     plain = report(EXACT)
     copy = dataclasses.replace(plain.students[3].row, role="8 layers, int8", is_int8=True)
@@ -183,7 +301,8 @@ def test_the_page_has_the_front_marked_by_shape_and_nothing_from_outside(metrics
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_a_desk_and_a_phone(tmp_path: Path, width: int) -> None:
-    (tmp_path / "sweep.html").write_text(sweep_html(report(EXACT, ERRORS)))
+    one = with_looks(report(EXACT, ERRORS), s1=BROKEN, s2=RUNS_ON)
+    (tmp_path / "sweep.html").write_text(sweep_html(one))
     with open_page(tmp_path / "sweep.html", width=width) as page:
         assert page.value("document.documentElement.scrollWidth") <= width
         inside = """[...document.querySelectorAll('svg text')].every(text => {
