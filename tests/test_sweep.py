@@ -229,7 +229,8 @@ def test_no_student_is_begun_after_one_has_failed(recipe: Recipe, monkeypatch: p
         raise TrainingError("it failed")
 
     monkeypatch.setattr(sweeping, "train_apart", train)
-    many = swept(recipe, layers=[3, 2, 1, [0, 1], [0, 2], [0, 3], [1, 2], [1, 3]])
+    listed = ([0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3], [0], [1])
+    many = swept(recipe, **{"student.init": [{"from": "teacher", "layers": layers} for layers in listed]})
     with pytest.raises(StillhouseError, match="it failed"):
         train_points(points_to_train(many), 2, distill_stage, silent)
     assert set(begun) < {one.point.label for one in points_to_train(many)}
