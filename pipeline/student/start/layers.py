@@ -20,7 +20,7 @@ def copy_layers(teacher: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedMod
     """
     config = type(teacher.config).from_dict(with_layers(teacher.config, kept))
     student = type(teacher)(config).to(teacher.dtype)
-    _untie(student, teacher)
+    untie(student, teacher)
     missing, unexpected = student.load_state_dict(renumbered(teacher.state_dict(), kept), strict=False)
     if missing or unexpected:
         raise TrainingError(
@@ -31,7 +31,7 @@ def copy_layers(teacher: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedMod
     return student
 
 
-def _untie(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def untie(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Give the student a head of its own where the teacher has one, whatever the config says: every T5's says otherwise."""
     embedding, head = teacher.get_input_embeddings(), teacher.get_output_embeddings()
     own = student.get_output_embeddings()
