@@ -4,16 +4,17 @@
     activations.save(folder / "activations.npz")
     activations = Activations.load(folder / "activations.npz")
 
-What is ranked is the size of what each part adds to the model, the root mean square over the rows' tokens:
+Root mean squares over the rows' tokens, as Minitron (arXiv 2407.14679, section 2.2) ranks by activations alone:
 
-- a feed-forward neuron adds its activation times its column of the second matrix, a_i w_i: rms(a_i) |w_i|;
-- an attention head adds its output z_h times its columns of the output projection, W_h z_h: rms(|W_h z_h|);
-- a hidden channel is what the norms hand on of it (Minitron, arXiv 2407.14679, section 2.2): for each norm the mean square
-  of x_i / rms(x) is measured, before the norm's weight, which widths.py multiplies by. The same figures say how much
-  larger a norm's outputs become when channels are gone.
+- of a feed-forward neuron its activation, which the second matrix reads;
+- of an attention head the length of its output, which the output projection reads;
+- of a hidden channel what the norms hand on of it: for each norm the mean square of x_i / rms(x) is measured, before the
+  norm's weight, which widths.py multiplies by. The same figures say how much larger a norm's outputs become when
+  channels are gone.
 
-Minitron ranks neurons and heads by activations alone. With the matrix that reads them a neuron that nothing reads is worth
-nothing; on the demo teacher that is the better choice.
+A neuron or head that nothing reads, since its columns of the next matrix are 0, counts as 0. Beyond that the size of these
+columns is left out: with it the demo teacher lost more in each of six comparisons (at 6 of its 9 heads, untrained, 1.16
+nats a token rather than 0.87).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from pipeline.student.start.axes import Axis, Sizes, axes_of, sizes_of
 class Activations:
     """What was measured on a model, by the name of the module that it belongs to, in float32.
 
-    `model.layers.3.mlp`: (neurons,), rms of what each neuron adds. `model.layers.3.self_attn`: (heads,), rms of what each
-    head adds. `model.layers.3.input_layernorm`: (hidden,), mean square of what is normalised, before the norm's weight.
+    `model.layers.3.mlp`: (neurons,), rms of each activation. `model.layers.3.self_attn`: (heads,), rms length of each
+    head's output. `model.layers.3.input_layernorm`: (hidden,), mean square of what is normalised, before the norm's weight.
     """
 
     scores: Mapping[str, NDArray[np.float32]]
@@ -144,17 +145,16 @@ def _measure_of(module: str, sizes: Sizes) -> Any:
 
 
 def _neurons(second: nn.Linear, inputs: Tensor) -> Tensor:
-    """(tokens, neurons) -> (tokens, neurons): squared length of what each adds to the hidden states."""
-    columns = second.weight.float().square().sum(0)  # (neurons,)
-    return inputs.float().square() * columns
+    """(tokens, neurons) -> (tokens, neurons): squared activations, 0 for a neuron that nothing reads."""
+    return inputs.float().square() * second.weight.any(0)
 
 
 def _heads(sizes: Sizes, projection: nn.Linear, inputs: Tensor) -> Tensor:
-    """(tokens, heads * channels) -> (tokens, heads): squared length of what each adds to the hidden states."""
-    columns = projection.weight.float().unflatten(1, (sizes.heads, sizes.of_a_head))  # (hidden, heads, channels)
-    gram = torch.einsum("dhi,dhj->hij", columns, columns)
-    outputs = inputs.float().unflatten(1, (sizes.heads, sizes.of_a_head))  # (tokens, heads, channels)
-    return torch.einsum("thi,hij,thj->th", outputs, gram, outputs).clamp(min=0)
+    """(tokens, heads * channels) -> (tokens, heads): squared length of each head's output, 0 where nothing reads it."""
+    shape = (sizes.heads, sizes.of_a_head)
+    read = projection.weight.any(0).unflatten(0, shape)  # (heads, channels)
+    squares: Tensor = inputs.float().unflatten(1, shape).square() * read
+    return squares.sum(-1)
 
 
 def _token_masks(batch: TokenBatch) -> dict[str, Tensor]:

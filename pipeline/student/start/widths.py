@@ -145,7 +145,7 @@ class Choice:
 
     @cached_property
     def groups(self) -> dict[str, Tensor]:
-        """Of each attention the key-value heads whose heads add most on average: ascending."""
+        """Of each attention the key-value heads whose heads put out most on average: ascending."""
         return {
             attention: _most(sum((self._group_shares(one) for one in together), torch.zeros(())), self.sizes.groups)
             for together in self._attentions()

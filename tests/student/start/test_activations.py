@@ -1,4 +1,4 @@
-"""What neurons, heads and channels do on rows: as a row-by-row computation of what each adds has it."""
+"""What neurons, heads and channels do on rows, against the same figures computed row by row and part by part."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROJECTION = ("o_proj", "o")
 
 
 def brute_force(model: PreTrainedModel) -> dict[str, np.ndarray]:
-    """The same figures from what is added, written out: one row at a time without padding, one part at a time."""
+    """The same figures, one row at a time without padding, and one part at a time."""
     seen: dict[str, list[np.ndarray]] = defaultdict(list)
     modules: dict[str, Any] = dict(model.named_modules())
     wanted = {name for name in modules if name.endswith((*SECOND, *PROJECTION, "norm"))} - {
@@ -38,17 +38,13 @@ def brute_force(model: PreTrainedModel) -> dict[str, np.ndarray]:
     figures = {}
     for name, inputs in seen.items():
         rows = np.concatenate(inputs).astype(np.float64)  # (tokens, width)
-        module, owner = modules[name], name.rpartition(".")[0]
+        owner = name.rpartition(".")[0]
         if name.endswith(SECOND):
-            matrix = module.weight.detach().numpy().astype(np.float64)
-            added = [np.outer(rows[:, place], matrix[:, place]) for place in range(rows.shape[1])]
-            figures[owner] = np.array([np.sqrt((one**2).sum(1).mean()) for one in added])
+            figures[owner] = np.array([np.sqrt((activation**2).mean()) for activation in rows.T])
         elif name.endswith(PROJECTION):
-            matrix = module.weight.detach().numpy().astype(np.float64)
             wide = sizes_of(model.config).of_a_head
-            parts = [slice(first, first + wide) for first in range(0, rows.shape[1], wide)]
-            added = [rows[:, part] @ matrix[:, part].T for part in parts]
-            figures[owner] = np.array([np.sqrt((one**2).sum(1).mean()) for one in added])
+            outputs = [rows[:, first : first + wide] for first in range(0, rows.shape[1], wide)]
+            figures[owner] = np.array([np.sqrt((np.linalg.norm(one, axis=1) ** 2).mean()) for one in outputs])
         else:
             figures[name] = ((rows / np.sqrt((rows**2).mean(1, keepdims=True))) ** 2).mean(0)
     return figures
@@ -64,6 +60,16 @@ def test_figures_are_those_of_a_row_by_row_computation(family: str, sizes: tuple
     for name, figures in expected.items():
         assert measured[name].dtype == np.float32
         np.testing.assert_allclose(measured[name], figures, rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_what_nothing_reads_counts_as_nothing() -> None:
+    model = make("llama")
+    layer = model.model.layers[1]
+    layer.mlp.down_proj.weight.data[:, [3, 7]] = 0
+    layer.self_attn.o_proj.weight.data[:, 16:24] = 0  # of the third head
+    scores = measure_activations(model, some_rows(model)).scores
+    assert np.flatnonzero(scores["model.layers.1.mlp"] == 0).tolist() == [3, 7]
+    assert np.flatnonzero(scores["model.layers.1.self_attn"] == 0).tolist() == [2]
 
 
 def test_the_same_rows_give_the_same_figures_again() -> None:
