@@ -31,6 +31,7 @@ from tests.student.start.families import (
     some_rows,
 )
 
+FEWEST = 4  # neurons: what one adds can be so near to 0 that Gemma 2 normalises its rounding errors
 WHOLE = WidthSettings(feed_forward=1.0, heads=1.0, hidden=1.0)
 
 
@@ -127,7 +128,7 @@ def test_what_does_nothing_is_what_is_cut(family: str, seed: int, data: st.DataO
     """Neurons, groups and channels at random places are made dead: without them the model is the same."""
     teacher, draw = make(family, seed), np.random.default_rng(seed)
     whole = sizes_of(teacher.config)
-    neurons = data.draw(st.integers(1, NEURONS), label="neurons")
+    neurons = data.draw(st.integers(FEWEST, NEURONS), label="neurons")
     groups = data.draw(st.integers(1, whole.groups), label="groups")
     heads = groups * whole.heads_of_a_group
     hidden = data.draw(st.sampled_from(range(heads, HIDDEN + 1, heads)), label="hidden")
@@ -142,8 +143,10 @@ def test_what_does_nothing_is_what_is_cut(family: str, seed: int, data: st.DataO
     assert distance(student, teacher) < 2e-3
 
 
-@given(family=st.sampled_from([*CONFIGS]), seed=st.integers(0, 1000), neurons=st.integers(1, NEURONS), data=st.data())
-@settings(max_examples=20)
+@given(
+    family=st.sampled_from([*CONFIGS]), seed=st.integers(0, 1000), neurons=st.integers(FEWEST, NEURONS), data=st.data()
+)
+@settings(max_examples=30)
 def test_the_highest_figures_are_kept(family: str, seed: int, neurons: int, data: st.DataObject) -> None:
     """Whatever was measured: the student is the teacher whose other neurons and heads are silenced."""
     teacher, draw = make(family, seed), np.random.default_rng(seed)
