@@ -73,7 +73,7 @@ def split(model: PreTrainedModel) -> Parts:
     decoder = _encoder_and_decoder(model) if model.config.is_encoder_decoder else model.base_model
     if layer is not None and decoder is not model:
         parts = Parts(
-            decoder, Head(layer, factor=_factor(config), softcap=getattr(config, "final_logit_softcapping", None))
+            decoder, Head(layer, factor=logit_factor(config), softcap=getattr(config, "final_logit_softcapping", None))
         )
         if _agree(parts, model):
             return parts
@@ -97,7 +97,7 @@ def _encoder_and_decoder(model: PreTrainedModel) -> Callable[..., Any]:
     return both
 
 
-def _factor(config: PretrainedConfig) -> float:
+def logit_factor(config: PretrainedConfig) -> float:
     """What a model's logits are multiplied by."""
     scaled = config.model_type in _SCALED_IF_TIED and config.tie_word_embeddings
     if getattr(config, "scale_decoder_outputs", scaled):  # T5, which scales the hidden states

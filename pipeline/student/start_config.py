@@ -19,6 +19,7 @@ from pipeline.model_files import refuse_own_code, refuse_pickles, refuse_without
 from pipeline.student.fresh_config import fresh_config, try_out
 from pipeline.student.kinds import read_config, refuse_others, refuse_the_other_kind
 from pipeline.student.stacks import Kept, kept_layers, renumbered, with_layers
+from pipeline.student.start.planned import check_widths
 from pipeline.student.start.vocabulary import check_used_vocabulary
 from pipeline.student_settings import StudentSettings
 
@@ -28,7 +29,8 @@ def check_start(recipe: Recipe, student: StudentSettings) -> None:
 
     Raises:
         RecipeError: the model is none that can be a student, or of the other kind than the teacher (causal,
-            encoder-decoder), the teacher lacks the layers, the tokenizer cannot be cut, or the config is no model's.
+            encoder-decoder), the teacher lacks the layers or the widths, the tokenizer cannot be cut, or the config is no
+            model's.
         TeacherUnavailable: a model that is named is not there.
     """
     init = student.init
@@ -52,6 +54,8 @@ def check_start(recipe: Recipe, student: StudentSettings) -> None:
         kept = kept_layers(config, init.layers)
         if config.is_encoder_decoder:
             _refuse_no_copies(config, kept, trust_remote_code=student.trust_remote_code)
+    if init.width is not None:
+        check_widths(config, init.width)
     if init.vocabulary == "used":
         check_used_vocabulary(recipe, student, files)
     if Path(files.name).is_dir():  # a hub model's weights are fetched when they are needed

@@ -7,6 +7,8 @@ Layers are cut first, then widths, then the vocabulary; importance is always mea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 
 from transformers import PreTrainedModel
@@ -16,12 +18,15 @@ from pipeline.dataset.store import Dataset
 from pipeline.language_model import choose_device, load_language_model
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
+from pipeline.student.stacks import Kept
+from pipeline.student.start.activations import Activations, measure_activations
 from pipeline.student.start.choice import Ruler, choose_layers
 from pipeline.student.start.importance import Measured
 from pipeline.student.start.layers import copy_layers
 from pipeline.student.start.record import StackStart, Start
 from pipeline.student.start.rows import measured_rows
 from pipeline.student.start.store import ImportanceStore
+from pipeline.student.start.widths import cut_widths
 from pipeline.student_settings import StudentSettings
 
 
@@ -56,17 +61,33 @@ def parts_of_teacher(
 
     store = ImportanceStore.of(recipe, student, files, labelled) if labelled is not None else None
     model = teacher
+    kept: list[Kept] = []
     stacks: tuple[StackStart, ...] = ()
     if init.layers is not None:
         ruler = Ruler(measured, store, progress) if store is not None else None
         kept, stacks = choose_layers(init, teacher.config, ruler, _operations(teacher, labelled, init.rows))
         model = copy_layers(teacher, kept)
+    widths: dict[str, tuple[int, int]] = {}
+    if init.width is not None:
+        assert store is not None  # `init.needs_dataset`
+        model, widths = cut_widths(model, init.width, _activations(store, measured), kept)
     return model, Start(
         teacher=recipe.teacher.labelling_model,
         dataset=labelled.manifest.label if labelled is not None else None,
         rows=init.rows if init.measures_layers or init.width is not None else 0,
         stacks=stacks,
+        widths=widths,
     )
+
+
+def _activations(store: ImportanceStore, measured: Callable[[], Measured]) -> Activations:
+    """What neurons, heads and channels do, measured where the store does not know it, or its file is damaged."""
+    with suppress(FileNotFoundError, ValueError):
+        return Activations.load(store.widths)
+    teacher = measured()
+    activations = measure_activations(teacher.model, teacher.batches)
+    activations.save(store.widths)
+    return activations
 
 
 def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) -> Measured:
