@@ -20,6 +20,9 @@ _WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:]\d+)*|[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s
 _PLAIN_WORD = re.compile(r"\w+")
 _BARE_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
 
+GRAM = 4  # words
+REPEATED_SHARE = 0.2  # of a text's n-grams: from here on it repeats itself
+
 
 def words(text: str) -> list[str]:
     """The words of a text in their order, folded (Unicode NFKC and case); a number, a sign, an ideograph is a word."""
@@ -31,6 +34,25 @@ def bare_words(text: str) -> list[str]:
     """The words of a text in their order, without case, quotes or any sign; an ideograph or a kana is a word of its own."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _BARE_WORD.findall(_QUOTES.sub("", folded))
+
+
+def repeated_share(text: str) -> float:
+    """The share of a text's word n-grams that occurred earlier in it, 0..1; 0 where it is too short to have any.
+
+    Words are those of `bare_words`, n is `GRAM` (4): the repetition measure of Welleck et al. 2019 (arXiv 1908.04319,
+    seq-rep-4).
+    """
+    words = bare_words(text)
+    grams = len(words) - GRAM + 1
+    if grams < 1:
+        return 0.0
+    distinct = len({tuple(words[start : start + GRAM]) for start in range(grams)})
+    return (grams - distinct) / grams
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether at least `REPEATED_SHARE` of a text's word n-grams occurred earlier in it."""
+    return repeated_share(text) >= REPEATED_SHARE
 
 
 def shingles(text: str, size: int = 3) -> set[str]:

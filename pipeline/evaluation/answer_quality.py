@@ -5,10 +5,8 @@
 A student can stand near its teacher token by token and still stammer as soon as it reads its own words. These figures need
 no reference and no metric: only the answers.
 
-An answer repeats itself when at least `REPEATED_SHARE` (20 %) of its `GRAM` (4) word n-grams occurred earlier in the same
-answer: the repetition measure of Welleck et al. 2019 (arXiv 1908.04319, seq-rep-4), with a threshold. Words are runs of
-letters and digits without case and punctuation; an ideograph or a kana is a word of its own. An answer of less than five
-words cannot repeat itself.
+`pipeline.text.repeats_itself` says when an answer repeats itself; the filter `repetition` rejects completions by the same
+measure.
 """
 
 from __future__ import annotations
@@ -21,10 +19,8 @@ import numpy as np
 from pipeline.evaluation.bootstrap import Floats, interval_of, resampled_totals
 from pipeline.evaluation.results import AnswerQuality, FromTeacher, Interval
 from pipeline.records import Completion
-from pipeline.text import bare_words
+from pipeline.text import repeats_itself
 
-GRAM = 4  # words
-REPEATED_SHARE = 0.2  # of an answer's n-grams: from here on it repeats itself
 _REPEATS, _CUT, _EMPTY, _COPIED, _TOKENS, _CHARACTERS = range(6)  # columns of one model's statistics
 
 
@@ -44,21 +40,6 @@ def written_as_labels(rows: Sequence[Completion]) -> Written:
         tokens=tuple(row.completion_tokens for row in rows),
         cut=tuple(row.finish_reason == "length" for row in rows),
     )
-
-
-def repeated_share(text: str) -> float:
-    """The share of an answer's word n-grams that occurred earlier in it, 0..1; 0 where it is too short to have any."""
-    words = bare_words(text)
-    grams = len(words) - GRAM + 1
-    if grams < 1:
-        return 0.0
-    distinct = len({tuple(words[start : start + GRAM]) for start in range(grams)})
-    return (grams - distinct) / grams
-
-
-def repeats_itself(text: str) -> bool:
-    """Whether at least `REPEATED_SHARE` of an answer's word n-grams occurred earlier in it."""
-    return repeated_share(text) >= REPEATED_SHARE
 
 
 def answer_qualities(written: Sequence[Written], copied: Sequence[Sequence[bool]], teacher: int) -> list[AnswerQuality]:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
-from pipeline.evaluation.answer_quality import GRAM, REPEATED_SHARE
 from pipeline.evaluation.copying import COPYABLE_WORDS
 from pipeline.evaluation.results import MetricColumn, ModelRow
 from pipeline.evaluation.scoring import Asked
 from pipeline.evaluation.warnings import CLEARLY_MORE, MUCH_LONGER, percent
 from pipeline.model_files import runs_here
 from pipeline.student_settings import StudentSettings
+from pipeline.text import GRAM, REPEATED_SHARE
 
 
 def notes(

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
-from pipeline.evaluation.answer_quality import Written, answer_qualities, repeated_share, repeats_itself
+from pipeline.evaluation.answer_quality import Written, answer_qualities
 from pipeline.evaluation.copying import find_copies, training_answers
 from pipeline.evaluation.results import Interval
 from pipeline.student_settings import StudentSettings
-from pipeline.text import bare_words
+from pipeline.text import bare_words, repeated_share, repeats_itself
 
 word = st.text(string.ascii_lowercase, min_size=1, max_size=6)
 few_words = st.lists(st.sampled_from("abcde"), max_size=40)

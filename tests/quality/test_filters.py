@@ -110,3 +110,13 @@ def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "pipeline.quality.duplicates", raising=False)
     with pytest.raises(RecipeError, match="'duplicates', which needs the library 'datasketch': run `pip install data"):
         filters({"kind": "duplicates"})
+
+
+def test_repetition() -> None:
+    loop = completion("A hat is a hat that is made of cloth that is made of cloth that is made of cloth.")
+    assert reason(loop, {"kind": "repetition"}) == "repetition"
+    assert detail(loop, {"kind": "repetition"}) == "41% of its 4-word n-grams are repeats"
+    assert reason(loop, {"kind": "repetition", "share": 0.6}) is None
+    assert reason(completion("A hat is a piece of cloth that keeps the head warm."), {"kind": "repetition"}) is None
+    with pytest.raises(RecipeError, match=r"quality\.repetition\.share"):
+        filters({"kind": "repetition", "share": 0})
