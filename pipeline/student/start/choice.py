@@ -19,12 +19,22 @@ from transformers import PretrainedConfig
 
 from pipeline.progress import Progress, silent
 from pipeline.student.stacks import Kept, Stack, kept_layers
-from pipeline.student.start.importance import Measured, Removal, Scores, block_influence, greedy, leave_one_out
+from pipeline.student.start.importance import (
+    CANDIDATES,
+    Measured,
+    Removal,
+    Scores,
+    block_influence,
+    greedy,
+    leave_one_out,
+)
 from pipeline.student.start.record import Method, StackStart
 from pipeline.student.start.store import ImportanceStore, Known
 from pipeline.student_settings import Choose, InitSettings, StackLayers
 
-AFFORDABLE = 2e15  # floating-point operations of forward passes: minutes on two cores, seconds on a GPU
+GREEDY_UP_TO = 1e14  # floating-point operations of all forward passes: minutes on two cores, a second on a GPU
+LEAVE_ONE_OUT_UP_TO = 1e16  # minutes on a GPU
+_PASSES = 1 + CANDIDATES / 2  # of a step of greedy removal: all layers once, and from each candidate on
 
 
 class Ruler:
@@ -115,9 +125,9 @@ def _method(choose: Choose, stacks: Sequence[tuple[Stack, int | None]], operatio
         return choose
     depth = sum(stack.depth for stack, _ in stacks)
     removed = sum(stack.depth - count for stack, count in stacks if count is not None)
-    if (depth / 2 + 3 * removed) * operations <= AFFORDABLE:
+    if (depth / 2 + _PASSES * removed) * operations <= GREEDY_UP_TO:
         return "greedy"
-    return "leave-one-out" if depth / 2 * operations <= AFFORDABLE else "block-influence"
+    return "leave-one-out" if depth / 2 * operations <= LEAVE_ONE_OUT_UP_TO else "block-influence"
 
 
 def _best(stack: Stack, count: int, method: Method, ruler: Ruler) -> tuple[tuple[int, ...], tuple[float, ...]]:
