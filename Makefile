@@ -7,6 +7,7 @@
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 # make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
 # make bench-train  training: what each objective learns, speed beside TRL's GKD, memory of the loss, into docs/benchmarks.md
+# make bench-start  what a student starts from: layers and widths by importance, into docs/benchmarks.md
 # make bench-flows  what Prefect and Ray add to labelling, two workers beside one, into docs/benchmarks.md
 # make reproduce-t5 a T5 into a smaller T5, three seeds, into docs/benchmarks.md; make reproduce-t5-quick: one seed, shown
 
@@ -19,7 +20,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data bench-train bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -94,6 +95,10 @@ bench-data: install
 	$(BIN)/stillhouse teacher fetch-demo
 	$(BIN)/python -m tests.benchmarks.encodings --output docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.decoding --output docs/benchmarks.md
+
+bench-start: install
+	$(BIN)/stillhouse teacher fetch-demo
+	$(BIN)/python -m tests.benchmarks.start
 
 bench-flows: install-dev
 	$(BIN)/python -m tests.benchmarks.orchestration

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.config import load_recipe
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.encodings import find_encoding
 from pipeline.encodings.top_k import rounded
@@ -33,6 +32,7 @@ from pipeline.labels_from_logits import sampled, top_k
 from pipeline.language_model import encode_completion, encode_prompt, load_language_model
 from pipeline.prompts import read_prompts
 from pipeline.records import Completion, Message, Prompt, SampledLabels, SoftLabels, TeacherIdentity, TokenTrace
+from tests.benchmarks.glossary import GLOSSARY
 from tests.benchmarks.shared import ROOT, measured_on, scratch, table, versions_of, write_section
 
 MODEL = ROOT / "data/models/smollm2-135m-instruct"
@@ -55,7 +55,7 @@ class Text:
 def demo_texts(limit: int) -> Iterator[Text]:
     """The demo teacher, forced along the references."""
     lm = load_language_model(MODEL, device="cpu")
-    for number, prompt in enumerate(read_prompts(load_recipe("flows/recipes/quickstart.yaml").prompts)):
+    for number, prompt in enumerate(read_prompts(GLOSSARY)):
         if number == limit:
             return
         asked = encode_prompt(lm.tokenizer, prompt.messages)

@@ -14,9 +14,9 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.dataset.store import open_dataset
-from pipeline.student.initialise import copy_layers
 from pipeline.student.rows import TokenRows
 from tests.benchmarks.train_speed import SOFT, TEACHER
+from tests.benchmarks.train_students import evenly
 
 
 def rows_of(folder: Path, vocabulary: int) -> list[dict[str, list[int]]]:
@@ -28,7 +28,7 @@ def rows_of(folder: Path, vocabulary: int) -> list[dict[str, list[int]]]:
 
 def main() -> None:
     folder, layers = Path(sys.argv[1]), int(sys.argv[2])
-    student = copy_layers(AutoModelForCausalLM.from_pretrained(TEACHER, dtype="auto").float(), layers)
+    student = evenly(AutoModelForCausalLM.from_pretrained(TEACHER, dtype="auto").float(), layers)
     student.save_pretrained(folder / "student")
     AutoTokenizer.from_pretrained(TEACHER).save_pretrained(folder / "student")
     rows, *others = [rows_of(folder / "labels" / name, student.config.vocab_size) for name in SOFT]

@@ -28,9 +28,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
-from pipeline.config import load_recipe
 from pipeline.dataset.reader import RowGroup
 from pipeline.encodings import PackedLabels
 from pipeline.generation import Sampling, generate
@@ -42,16 +41,17 @@ from pipeline.live_teacher import LiveTransformersTeacher
 from pipeline.prompts import read_prompts, split_of
 from pipeline.records import SampledLabels
 from pipeline.student.examples import Examples
-from pipeline.student.initialise import copy_layers
 from pipeline.student.losses.forward_kl import divergence
 from pipeline.student.objective import Objective
 from pipeline.student.rows import Example, packed
+from pipeline.student.stacks import kept_layers
+from pipeline.student.start.layers import copy_layers
 from pipeline.student.trainer import StudentTrainer
+from tests.benchmarks.glossary import GLOSSARY
 from tests.benchmarks.shared import ROOT
 from tests.benchmarks.train_objectives import CROSS_ENTROPY, FULL, Plan, Setting, Student, plan_of
 
 TEACHER = ROOT / "data/models/smollm2-135m-instruct"
-RECIPE = ROOT / "flows/recipes/quickstart.yaml"
 DEVICE = choose_device("auto")
 AT_ONCE = 64  # rows that the teacher reads, or writes, together
 
@@ -70,10 +70,9 @@ class Text:
 
 def written(teacher: LanguageModel, plan: Plan) -> list[Text]:
     """The teacher's completions at temperature 1; those of the same prompts behind one another."""
-    settings = load_recipe(str(RECIPE)).prompts
-    prompts = list(read_prompts(settings))[: plan.prompts]
+    prompts = list(read_prompts(GLOSSARY))[: plan.prompts]
     asked = [
-        (encode_prompt(teacher.tokenizer, prompt.messages), split_of(prompt, settings.holdout) == "validation")
+        (encode_prompt(teacher.tokenizer, prompt.messages), split_of(prompt, GLOSSARY.holdout) == "validation")
         for prompt in prompts
         for _ in range(plan.samples)
     ]
@@ -161,11 +160,16 @@ def logits_along(parts: Parts, texts: Sequence[Text]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- the training
 
 
+def evenly(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """A student of so many evenly spaced layers."""
+    return copy_layers(teacher, kept_layers(teacher.config, layers))
+
+
 def train(
     teacher: LanguageModel, setting: Setting, way: str, seed: int, rows: Sequence[Example], plan: Plan
 ) -> tuple[LanguageModel, int]:
     """A student and the steps that it took."""
-    student = LanguageModel(copy_layers(teacher.model, plan.layers), teacher.tokenizer)
+    student = LanguageModel(evenly(teacher.model, plan.layers), teacher.tokenizer)
     student.model.get_input_embeddings().requires_grad_(not setting.frozen)  # the head is the same weights
     live = LiveTransformersTeacher(split(teacher.model), int(teacher.model.config.vocab_size))
     with tempfile.TemporaryDirectory() as folder:
@@ -230,7 +234,7 @@ def main() -> None:
                 print(students[-1], file=sys.stderr, flush=True)
     told = {
         "students": [asdict(student) for student in students],
-        "untrained": held_out_kl(parts, split(copy_layers(teacher.model, plan.layers).to(DEVICE)), held_out),
+        "untrained": held_out_kl(parts, split(evenly(teacher.model, plan.layers).to(DEVICE)), held_out),
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else DEVICE.type,
         "rows": len(learnt),
         "tokens": sum(len(text.completion) for text in learnt),
