@@ -35,12 +35,19 @@ class WidthSettings(Settings):
     heads: Width | None = None  # attention heads, in whole groups that share a key-value head
     hidden: Width | None = None  # channels of the residual stream, embedding and norms included
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_number(cls, given: Any) -> Any:
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int | float)):
+            raise ValueError("give a whole number from 1 up, or a share between 0 and 1 such as 0.5")
+        return given
+
     @field_validator("*", mode="after")
     @classmethod
     def _greater_than_zero(cls, given: Width | None) -> Width | None:
         if given is not None and (given <= 0 or (isinstance(given, float) and given > 1)):
             raise ValueError(
-                f"{given} is no width: give a whole number from 1 up, or a share between 0 and 1 such as 0.5"
+                f"{given} is no width: give a whole number from 1 up, or a share of the teacher's from 0 to 1 such as 0.5"
             )
         return given
 
@@ -78,6 +85,11 @@ class InitSettings(Settings):
                     f"layers is {dict(given)}: name the layers of an encoder-decoder's stacks, such as "
                     "{encoder: 3, decoder: 2}, or give a number or a list"
                 )
+        elif isinstance(given, bool | float | str):
+            raise ValueError(
+                f"layers is {given!r}: give how many layers of the teacher to keep, such as 16, or list them, such as "
+                "[0, 5, 11]"
+            )
         return given
 
     @model_validator(mode="after")
@@ -97,9 +109,10 @@ class InitSettings(Settings):
     def _parts_of_the_teacher(self) -> InitSettings:
         parts = [self.layers is not None, self.width is not None, self.vocabulary == "used"]
         if self.from_ is None and any(parts[:2]):
-            named = "layers" if parts[0] else "width"
+            named, example = ("layers", "layers: 16") if parts[0] else ("width", "width: {feed_forward: 0.5}")
             raise ValueError(
-                f"`{named}` goes with `from: teacher`: give both, for instance {{from: teacher, layers: 16}}"
+                f"`{named}` goes with `from: teacher`: give both, for instance {{from: teacher, {example}}}, or take "
+                f"`{named}` away"
             )
         if self.from_ is not None and not any(parts):
             raise ValueError(

@@ -42,7 +42,7 @@ def refusal(**parts: Any) -> str:
         ({"label": {"mode": "score", "samples": 3}}, "set samples to 1"),
         ({"student": {"init": {"model": "m"}}}, "set label.soft to {encoding: top-k, k: 32}"),
         ({"student": {"init": {}}}, "give exactly one of"),
-        ({"student": {"init": {"from": "teacher"}}}, "`layers` goes with `from: teacher`"),
+        ({"student": {"init": {"from": "teacher"}}}, "`from: teacher` needs what is to be kept of it"),
         ({"name": "../x"}, "name: String should match pattern"),
         ({"teacher": {"kind": "vllm", "finetune": {}}}, "finetune is set and kind is 'vllm'"),
         (

@@ -211,14 +211,26 @@ def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | 
     try:
         return open_dataset(dataset_folder(recipe.dataset), recipe.dataset.version)
     except DatasetMissing as error:
-        measured = (
-            "vocabulary is 'used', which keeps the tokens of the dataset's texts"
-            if student.init.vocabulary == "used"
-            else "chooses what to keep of the teacher by importance, which is measured on the teacher's completions"
+        raise DatasetMissing(f"{_why_labelled(student)}, and {error}") from None
+
+
+def _why_labelled(student: StudentSettings) -> str:
+    """What of the start needs the teacher's completions, and how to start without them."""
+    init = student.init
+    if init.vocabulary == "used":
+        return (
+            "student.init.vocabulary is 'used', which keeps the tokens of the dataset's texts (set it to 'all' to start "
+            "without a dataset)"
         )
-        raise DatasetMissing(
-            f"student.init {measured}, and {error} Or keep listed layers, such as layers: [0, 1, 2], or choose: even."
-        ) from None
+    if init.width is not None:
+        return (
+            "student.init.width is set, and widths are ranked by importance on rows of the dataset (take it away to start "
+            "without a dataset)"
+        )
+    return (
+        f"student.init.choose is {init.choose!r}, which measures layers on rows of the dataset (set it to 'even', or list "
+        "the layers, such as layers: [0, 1, 2], to start without a dataset)"
+    )
 
 
 def place_of(
