@@ -26,7 +26,7 @@ RECIPE = "flows/recipes/phonemes.yaml"
 PLOT = ROOT / "docs/t5.png"
 LOGS = FOLDER / "logs"
 AT_ONCE = 2
-COPIED = "{from: teacher, layers: {encoder: 1, decoder: 1}}"
+COPIED = "{from: teacher, layers: {encoder: 1, decoder: 1}, choose: even}"
 ONE_STUDENT = ("evaluate.baselines=[]", "student.quantize=null")
 
 
