@@ -3,7 +3,7 @@
     starts = layers_of(read_start(folder))     # of the student in this folder
     bars(starts[0]), line(starts[0]), about(starts[0])
 
-The first layers of a model are often worth a hundred times as much as others, so the scale is that of square roots.
+The first layers of a model are often worth a hundred times as much as others, so the scale is a square root.
 """
 
 from __future__ import annotations
