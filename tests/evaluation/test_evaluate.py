@@ -172,8 +172,8 @@ def test_the_report_and_the_cards_tell_of_layers_that_were_chosen_by_importance(
     assert (shown.method, shown.rows, shown.dataset) == ("leave-one-out", 4, dataset.manifest.label)
     kept = ", ".join(map(str, shown.kept))
     start = (
-        f"| Start | 2 of the teacher's {len(shown.scores)} layers ({kept}), those whose removal costs most (leave-one-out on "
-        f"4 rows of {dataset.manifest.label}), with its embeddings, norms and head |"
+        f"| Start | 2 of the teacher's {len(shown.scores)} layers ({kept}), those whose removal costs most (leave-one-out "
+        f"on 4 rows of {dataset.manifest.label}), with its embeddings, norms and head |"
     )
     for variant in ("untrained", "white-box"):
         assert start in (Path(recipe.students) / recipe.name / variant / "README.md").read_text(encoding="utf-8")
