@@ -29,6 +29,7 @@ from pipeline.evaluation.held_out import (
     shown_answers,
     versions_of,
 )
+from pipeline.evaluation.importance_plot import layers_of
 from pipeline.evaluation.notes import notes, of_the_vocabularies
 from pipeline.evaluation.report import ReportFiles, write_report
 from pipeline.evaluation.results import Curve, Report
@@ -42,6 +43,7 @@ from pipeline.records import content_hash
 from pipeline.student.card import write_cards
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
 from pipeline.student.quantize import require_torchao
+from pipeline.student.start.record import read_start
 from pipeline.student_settings import StudentSettings
 
 _STORED = TypeAdapter(Report)
@@ -138,6 +140,7 @@ def _measured(
         metrics=models.metrics,
         differences=models.differences,
         kept=models.kept,
+        starts=layers_of(read_start(students[-1].path)),
     )
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.durable import write_atomically
-from pipeline.evaluation import plots
+from pipeline.evaluation import importance_plot, plots
 from pipeline.evaluation.results import Answers, LabelSummary, Overlap, Report
 from pipeline.evaluation.svg import SHAPES, role_class
 from pipeline.evaluation.tables import DASH, Compared, answer_quality_table, comparison_table, differences_table
@@ -106,6 +106,9 @@ def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
     if report.differences:
         headers, *rows = differences_table(report)
         lines += ["## Differences from the student", "", *markdown_table(headers, rows), ""]
+    if report.starts:
+        lines += [f"## {importance_plot.TITLE}", ""]
+        lines += [part for one in report.starts for part in (importance_plot.line(one), "")]
     return "\n".join([*lines, *closing_lines(report, narrow=narrow)])
 
 
@@ -200,6 +203,11 @@ def html(report: Report) -> str:
         score_plots=[(name, Markup(plot)) for name, plot in score_plots if plot],
         kl_plot=Markup(plots.intervals(report.models)),
         size_plot=Markup(plots.size_and_distance(report.models)),
+        layers_title=importance_plot.TITLE,
+        layers=[
+            (importance_plot.whose(one), importance_plot.about(one), Markup(importance_plot.bars(one)))
+            for one in report.starts
+        ],
         curves=[(curve.role, Markup(plots.curve(curve, _place(report, curve.role)))) for curve in report.curves],
     )
 

@@ -107,6 +107,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class LayerImportance:
+    """What each layer of one stack of the teacher is worth, and which of them the student was made of."""
+
+    stack: str  # "encoder" or "decoder"; "model" for the one of a causal model
+    method: str  # "leave-one-out", "greedy" (whose scores are those of leave-one-out), "block-influence"
+    unit: str  # of the scores: "nats a token when left out", or "block influence"
+    kept: tuple[int, ...]  # layers, from 0
+    scores: tuple[float, ...]  # one a layer of the teacher
+    rows: int = 0  # that were measured; 0: not known
+    dataset: str | None = None  # name/v001, whose rows these are
+
+
+@dataclass(frozen=True)
 class Overlap:
     """How far the held-out prompts stand apart from the training prompts."""
 
@@ -151,6 +164,7 @@ class Report:
     kept: dict[str, Interval] = field(
         default_factory=dict
     )  # score of the student / of the teacher, where higher is better
+    starts: tuple[LayerImportance, ...] = ()  # of the student's layers, where they were chosen by what was measured
 
     @property
     def student(self) -> ModelRow:

@@ -35,7 +35,8 @@ from pipeline.model_files import ModelFiles, has_files
 from pipeline.records import TeacherIdentity
 from pipeline.student.folder import INT8, StudentCard
 from pipeline.student.start.record import Start, read_start
-from pipeline.student_settings import InitSettings, Layers, LossSettings, StackLayers, StudentSettings
+from pipeline.student.start.words import start_in_words
+from pipeline.student_settings import InitSettings, LossSettings, StudentSettings
 
 README = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -125,51 +126,12 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
         role=_role(facts.card, int8=int8),
         named=_named(facts, int8=int8),
         teacher=describe_teacher(facts.teacher),
-        start=start_in_words(facts.student.init, encoder_decoder=facts.encoder_decoder) + _tokens(facts.start),
+        start=start_in_words(facts.student.init, encoder_decoder=facts.encoder_decoder, start=facts.start),
         loss=formula(facts.student.loss, facts.card.variant),
         loss_options=settings_line(facts.student.loss.options),
         settings=_training(facts),
     )
     return f"---\n{front}---\n\n{body.rstrip()}\n"
-
-
-def start_in_words(init: InitSettings, *, encoder_decoder: bool = False) -> str:
-    """What a student started from."""
-    if init.layers is not None:
-        kept = init.layers
-        if encoder_decoder and not isinstance(kept, StackLayers):
-            kept = StackLayers(encoder=kept, decoder=kept)
-        stacks = ("encoder", "decoder") if encoder_decoder else ("",)
-        words = ", and ".join(_layers(kept, stack) for stack in stacks)
-        return f"{words}, with its embeddings, norms and head"
-    if init.from_ is not None:
-        return "the teacher's layers, norms and head"
-    if init.model is not None:
-        revision = f", revision {init.revision}" if init.revision else ""
-        return f"the model `{cell(public(init.model))}`{revision}"
-    given = dict(init.config or {})
-    kind = given.pop("model_type", None)
-    shape = f"a {kind} of its own config" if kind else "the teacher's config, changed"
-    return f"random weights, {shape}: {cell(settings_line(given) or 'defaults')}"
-
-
-def _tokens(start: Start | None) -> str:
-    """How many of the teacher's tokens a start has, where it has not all of them."""
-    if start is None or start.vocabulary is None:
-        return ""
-    kept, of = start.vocabulary
-    return f", and {kept:,} of the teacher's {of:,} tokens"
-
-
-def _layers(kept: Layers | StackLayers, stack: str) -> str:
-    """Which layers were copied, of one stack or of the only one."""
-    of = getattr(kept, stack) if isinstance(kept, StackLayers) else kept
-    layers = f"{stack} layers".lstrip()
-    if of is None:
-        return f"all of the teacher's {layers}"
-    if isinstance(of, int):
-        return f"{of} of the teacher's {layers}, evenly spaced"
-    return f"the teacher's {layers} {', '.join(map(str, of))}"
 
 
 def formula(loss: LossSettings, variant: str) -> str:

@@ -25,7 +25,7 @@ from pipeline.records import Completion, TokenTrace
 from pipeline.stages import students_to_train
 from pipeline.student.rows import Example
 from pipeline.student.train import distill
-from pipeline.student_settings import StudentSettings
+from pipeline.student_settings import InitSettings, StudentSettings
 from tests.conftest import MakeRecipe, make_tiny_model
 
 Labelled = tuple[Recipe, StudentSettings, Dataset]
@@ -156,6 +156,30 @@ def test_a_report_is_made_once_for_the_same_things(labelled: Labelled) -> None:
     stored = json.loads(first.files.json.read_text())
     first.files.json.write_text(json.dumps(stored | {"models": "damaged"}))
     assert evaluate(recipe, student, dataset).fresh
+
+
+def test_the_report_and_the_cards_tell_of_layers_that_were_chosen_by_importance(labelled: Labelled) -> None:
+    recipe, student, dataset = labelled
+    init = InitSettings.model_validate({"from": "teacher", "layers": 2, "choose": "leave-one-out", "rows": 4})
+    student = student.model_copy(update={"init": init})
+    settings = recipe.evaluate.model_copy(update={"baselines": ("untrained",)})
+    recipe = recipe.model_copy(update={"student": student, "evaluate": settings})
+    distill(recipe, student, dataset)
+    result = evaluate(recipe, student, dataset)
+    (shown,) = result.report.starts
+    assert len(shown.kept) == 2 < len(shown.scores)
+    assert sorted(shown.kept) == sorted(sorted(range(len(shown.scores)), key=lambda one: -shown.scores[one])[:2])
+    assert (shown.method, shown.rows, shown.dataset) == ("leave-one-out", 4, dataset.manifest.label)
+    kept = ", ".join(map(str, shown.kept))
+    start = (
+        f"| Start | 2 of the teacher's {len(shown.scores)} layers ({kept}), those whose removal costs most (leave-one-out "
+        f"on 4 rows of {dataset.manifest.label}), with its embeddings, norms and head |"
+    )
+    for variant in ("untrained", "white-box"):
+        assert start in (Path(recipe.students) / recipe.name / variant / "README.md").read_text(encoding="utf-8")
+    assert result.files.html.read_text(encoding="utf-8").count('<rect class="layer') == len(shown.scores) + 2
+    assert f"Layers kept: {kept} of {len(shown.scores)} (" in result.files.markdown.read_text(encoding="utf-8")
+    assert evaluate(recipe, student, dataset).report.starts == result.report.starts  # read from its JSON
 
 
 def test_the_int8_copy_is_measured_and_the_cards_have_the_figures(

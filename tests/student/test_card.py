@@ -11,9 +11,11 @@ from huggingface_hub import ModelCard
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
-from pipeline.student.card import CardFacts, Figures, card_facts, formula, render_card, start_in_words, write_cards
+from pipeline.student.card import CardFacts, Figures, card_facts, formula, render_card, write_cards
 from pipeline.student.folder import Int8Copy, Step, StudentCard, read_card, student_folder
 from pipeline.student.quantize import quantize
+from pipeline.student.start.record import Start, read_start
+from pipeline.student.start.words import start_in_words
 from pipeline.student.train import distill, prepare_untrained
 from pipeline.student_settings import InitSettings, LossSettings, StudentSettings
 from tests.conftest import MakeRecipe, make_tiny_model
@@ -194,7 +196,16 @@ def test_the_formula_has_the_numbers_of_the_recipe(settings: dict[str, Any], var
     ("init", "expected"),
     [
         ({"from": "teacher", "layers": [0, 5, 11]}, "the teacher's layers 0, 5, 11, with"),
-        ({"from": "teacher", "layers": 3}, "3 of the teacher's layers, evenly spaced, with"),
+        ({"from": "teacher", "layers": 3}, "3 of the teacher's layers, chosen by importance, with"),
+        (
+            {"from": "teacher", "layers": 3, "choose": "greedy"},
+            "3 of the teacher's layers, chosen by greedy removal, with",
+        ),
+        ({"from": "teacher", "layers": 3, "choose": "even"}, "3 of the teacher's layers, evenly spaced, with"),
+        (
+            {"from": "teacher", "width": {"heads": 2}},
+            "all of the teacher's layers, with its embeddings, norms and head",
+        ),
         ({"model": "/home/me/models/small"}, "the model `small`"),
         ({"model": "owner/small", "revision": "abc"}, "the model `owner/small`, revision abc"),
         ({"config": {"hidden_size": 64}}, "random weights, the teacher's config, changed: hidden_size 64"),
@@ -215,8 +226,54 @@ def test_every_start_is_told(init: dict[str, Any], expected: str) -> None:
     ],
 )  # fmt: skip
 def test_the_start_of_both_stacks_is_told(layers: Any, expected: str) -> None:
-    init = InitSettings.model_validate({"from": "teacher", "layers": layers})
+    init = InitSettings.model_validate({"from": "teacher", "layers": layers, "choose": "even"})
     assert start_in_words(init, encoder_decoder=True).startswith(expected)
+
+
+LAYERS = {"stack": "model", "depth": 6, "kept": [0, 2, 5]}
+ROWS = {"teacher": "t", "dataset": "words/v001", "rows": 64}
+
+
+@pytest.mark.parametrize(
+    ("init", "start", "expected"),
+    [
+        ({"layers": 3}, {"stacks": [LAYERS | {"method": "leave-one-out"}]},
+         "3 of the teacher's 6 layers (0, 2, 5), those whose removal costs most (leave-one-out on 64 rows of words/v001), "
+         "with its embeddings, norms and head"),
+        ({"layers": 3}, {"stacks": [LAYERS | {"method": "greedy"}], "rows": 1},
+         "3 of the teacher's 6 layers (0, 2, 5), chosen by greedy removal on 1 row of words/v001, with its embeddings, "
+         "norms and head"),
+        ({"layers": 3}, {"stacks": [LAYERS | {"method": "block-influence"}]},
+         "3 of the teacher's 6 layers (0, 2, 5), those that change their input most (block influence on 64 rows of "
+         "words/v001), with its embeddings, norms and head"),
+        ({"layers": 3, "choose": "even"}, {"stacks": [LAYERS]},
+         "3 of the teacher's 6 layers (0, 2, 5), evenly spaced, with its embeddings, norms and head"),
+        ({"layers": [0, 2, 5]}, {"stacks": [LAYERS], "vocabulary": [8824, 49152]},
+         "3 of the teacher's 6 layers (0, 2, 5), with its embeddings, norms and head, and 8,824 of its 49,152 tokens"),
+        ({"layers": 6}, {"stacks": [LAYERS | {"kept": [0, 1, 2, 3, 4, 5], "method": "greedy"}]},
+         "all of the teacher's 6 layers, with its embeddings, norms and head"),
+        ({"width": {"feed_forward": 0.5, "heads": 6, "hidden": 1.0}, "vocabulary": "used"},
+         {"widths": {"feed_forward": [1024, 1536], "heads": [6, 9], "hidden": [576, 576]}, "vocabulary": [8824, 49152]},
+         "all of the teacher's layers, with its embeddings, norms and head, 1,024 of its 1,536 feed-forward neurons, 6 of "
+         "its 9 attention heads, and 8,824 of its 49,152 tokens"),
+        ({"from": None, "model": "owner/small", "vocabulary": "used"}, {"vocabulary": [8, 10]},
+         "the model `owner/small`, with 8 of its 10 tokens"),
+    ],
+)  # fmt: skip
+def test_a_start_that_is_on_record_is_told_in_full(init: dict[str, Any], start: dict[str, Any], expected: str) -> None:
+    settings = InitSettings.model_validate({"from": "teacher"} | init)
+    assert start_in_words(settings, start=Start.model_validate(ROWS | start)) == expected
+
+
+def test_both_stacks_of_a_start_that_is_on_record_are_told() -> None:
+    init = InitSettings.model_validate({"from": "teacher", "layers": {"encoder": 1, "decoder": [0, 1]}})
+    encoder = {"stack": "encoder", "depth": 4, "kept": [3], "method": "leave-one-out", "scores": [1, 2, 3, 4]}
+    decoder = {"stack": "decoder", "depth": 3, "kept": [0, 1]}
+    start = Start.model_validate(ROWS | {"stacks": [encoder, decoder]})
+    assert start_in_words(init, encoder_decoder=True, start=start) == (
+        "1 of the teacher's 4 encoder layers (3), those whose removal costs most (leave-one-out on 64 rows of words/v001), "
+        "and 2 of the teacher's 3 decoder layers (0, 1), with its embeddings, norms and head"
+    )
 
 
 def test_an_encoder_decoder_is_told_of_as_one(facts: CardFacts) -> None:
@@ -288,6 +345,11 @@ def test_students_lie_with_their_card_and_recipe(labelled: Labelled) -> None:
     for variant in ("white-box", "untrained"):
         folder = Path(recipe.students) / recipe.name / variant
         text = (folder / "README.md").read_text(encoding="utf-8")
+        start = read_start(folder)
+        assert start is not None
+        (stack,) = start.stacks
+        kept = ", ".join(map(str, stack.kept))
+        assert f"| Start | {len(stack.kept)} of the teacher's {stack.depth} layers ({kept}), " in text
         assert front_of(text)["tags"] == ["distillation", "stillhouse", variant]
         assert Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text())) == recipe
     place = student_folder(recipe, student, "white-box", dataset)

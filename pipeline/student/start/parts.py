@@ -74,7 +74,7 @@ def parts_of_teacher(
     return model, Start(
         teacher=recipe.teacher.labelling_model,
         dataset=labelled.manifest.label if labelled is not None else None,
-        rows=init.rows if init.measures_layers or init.width is not None else 0,
+        rows=_rows(labelled, init.rows) if init.measures_layers or init.width is not None else 0,
         stacks=stacks,
         widths=widths,
     )
@@ -99,6 +99,11 @@ def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) ->
         trust_remote_code=student.trust_remote_code,
     )
     return Measured(lm.model, measured_rows(labelled, lm, files, student))
+
+
+def _rows(labelled: Dataset | None, asked: int) -> int:
+    """How many rows are measured on, at most: of a small dataset there are fewer than asked for."""
+    return asked if labelled is None else min(asked, labelled.manifest.rows.get("train", asked))
 
 
 def _operations(teacher: PreTrainedModel, labelled: Dataset | None, rows: int) -> float:

@@ -282,7 +282,7 @@ def test_the_whole_way(soft: dict[str, Any], make: Make, teacher: Path) -> None:
     assert own is not None
     for folder in (place.path, place.int8):
         assert renumbering_of(ModelFiles("", folder), dataset.manifest.teacher.tokenizer_sha256) is not None
-    assert f"{len(own):,} of the teacher's 900 tokens" in (place.path / "README.md").read_text()
+    assert f"{len(own):,} of its 900 tokens" in (place.path / "README.md").read_text()
     first, *students = (report := evaluate(recipe, student_of(recipe), dataset).report).models
     assert first.lost_mass is None
     for model in students:
