@@ -4,8 +4,9 @@
 
 `student.init.choose` says how:
 
-- importance: greedy, where its forward passes are affordable, else leave-one-out, else block influence;
-- greedy, leave-one-out, block-influence: as importance.py has them;
+- importance: block influence. Untrained, the layers that greedy removal keeps are nearer to the teacher; after equal
+  training those of block influence are (`make bench-start`, docs/benchmarks.md);
+- block-influence, leave-one-out, greedy: as importance.py has them;
 - even: evenly spaced, the first and the last among them (DistilBERT and its kin; Shleifer and Rush, arXiv 2010.13002).
 
 The choice is deterministic: the same teacher, rows and settings give the same layers.
@@ -13,14 +14,13 @@ The choice is deterministic: the same teacher, rows and settings give the same l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from transformers import PretrainedConfig
 
 from pipeline.progress import Progress, silent
 from pipeline.student.stacks import Kept, Stack, kept_layers
 from pipeline.student.start.importance import (
-    CANDIDATES,
     Measured,
     Removal,
     Scores,
@@ -32,9 +32,7 @@ from pipeline.student.start.record import Method, StackStart
 from pipeline.student.start.store import ImportanceStore, Known
 from pipeline.student_settings import Choose, InitSettings, StackLayers
 
-GREEDY_UP_TO = 1e14  # floating-point operations of all forward passes: minutes on two cores, a second on a GPU
-LEAVE_ONE_OUT_UP_TO = 1e16  # minutes on a GPU
-_PASSES = 1 + CANDIDATES / 2  # of a step of greedy removal: all layers once, and from each candidate on
+IMPORTANCE: Method = "block-influence"  # its students are the nearest after training, and it takes one forward pass
 
 
 class Ruler:
@@ -80,7 +78,7 @@ class Ruler:
 
 
 def choose_layers(
-    init: InitSettings, config: PretrainedConfig, ruler: Ruler | None, operations: float
+    init: InitSettings, config: PretrainedConfig, ruler: Ruler | None
 ) -> tuple[list[Kept], tuple[StackStart, ...]]:
     """The layers that are kept of each stack, and the record of the choice.
 
@@ -88,14 +86,13 @@ def choose_layers(
         init: how many, and how they are chosen.
         config: the teacher's.
         ruler: measures layers; None where the recipe lists them, or has them evenly spaced.
-        operations: floating-point operations of one forward pass over the rows.
     """
     assert init.layers is not None
     kept = kept_layers(config, init.layers)
     if ruler is None or not init.measures_layers:
         return kept, tuple(StackStart(stack=one.stack.name, depth=one.stack.depth, kept=one.layers) for one in kept)
     counts = {one.stack.name: _count(init, one.stack.name) for one in kept}
-    method = _method(init.choose, [(one.stack, counts[one.stack.name]) for one in kept], operations)
+    method = _method(init.choose)
     chosen, records = [], []
     for one in kept:
         count = counts[one.stack.name]
@@ -119,15 +116,9 @@ def _count(init: InitSettings, stack: str) -> int | None:
     return given if isinstance(given, int) else None
 
 
-def _method(choose: Choose, stacks: Sequence[tuple[Stack, int | None]], operations: float) -> Method:
-    """What `importance` stands for: the most exact method whose forward passes are affordable."""
-    if choose in ("greedy", "leave-one-out", "block-influence"):
-        return choose
-    depth = sum(stack.depth for stack, _ in stacks)
-    removed = sum(stack.depth - count for stack, count in stacks if count is not None)
-    if (depth / 2 + _PASSES * removed) * operations <= GREEDY_UP_TO:
-        return "greedy"
-    return "leave-one-out" if depth / 2 * operations <= LEAVE_ONE_OUT_UP_TO else "block-influence"
+def _method(choose: Choose) -> Method:
+    """What measures layers."""
+    return choose if choose in ("greedy", "leave-one-out", "block-influence") else IMPORTANCE
 
 
 def _best(stack: Stack, count: int, method: Method, ruler: Ruler) -> tuple[tuple[int, ...], tuple[float, ...]]:

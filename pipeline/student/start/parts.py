@@ -65,7 +65,7 @@ def parts_of_teacher(
     stacks: tuple[StackStart, ...] = ()
     if init.layers is not None:
         ruler = Ruler(measured, store, progress) if store is not None else None
-        kept, stacks = choose_layers(init, teacher.config, ruler, _operations(teacher, labelled, init.rows))
+        kept, stacks = choose_layers(init, teacher.config, ruler)
         model = copy_layers(teacher, kept)
     widths: dict[str, tuple[int, int]] = {}
     if init.width is not None:
@@ -104,13 +104,3 @@ def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) ->
 def _rows(labelled: Dataset | None, asked: int) -> int:
     """How many rows are measured on, at most: of a small dataset there are fewer than asked for."""
     return asked if labelled is None else min(asked, labelled.manifest.rows.get("train", asked))
-
-
-def _operations(teacher: PreTrainedModel, labelled: Dataset | None, rows: int) -> float:
-    """Floating-point operations of one forward pass over the rows: two for each weight and token."""
-    if labelled is None:
-        return 0.0
-    manifest = labelled.manifest
-    total = max(1, sum(manifest.rows.values()))
-    tokens = (manifest.totals.prompt_tokens + manifest.totals.completion_tokens) / total
-    return 2.0 * float(teacher.num_parameters()) * tokens * rows
