@@ -68,7 +68,13 @@ def test_a_student_of_the_layers_that_matter_most(labelled: Labelled, monkeypatc
     start = start_of(base / "white-box")
     assert start_of(base / "untrained") == start
     (stack,) = start.stacks
-    assert (start.dataset, start.rows, stack.method, stack.depth) == (dataset.manifest.label, 64, "greedy", 4)
+    rows = dataset.manifest.rows["train"]  # fewer than the 64 of `rows`
+    assert (start.dataset, start.rows, stack.method, stack.depth) == (
+        dataset.manifest.label,
+        rows,
+        "block-influence",
+        4,
+    )
     assert len(stack.kept) == 2
     assert len(stack.scores) == 4
     assert json.loads((base / "white-box/config.json").read_text())["num_hidden_layers"] == 2
@@ -167,7 +173,7 @@ def test_layers_of_both_stacks_of_an_encoder_decoder(tiny_recipe: MakeRecipe, tm
     assert recipe.student is not None
     done = distill_stage(recipe, recipe.student, asyncio.run(label(recipe)).dataset)
     kept = {one.stack: (len(one.kept), one.depth, one.method) for one in start_of(Path(done.folder)).stacks}
-    assert kept == {"encoder": (2, 3, "greedy"), "decoder": (1, 3, "greedy")}
+    assert kept == {"encoder": (2, 3, "block-influence"), "decoder": (1, 3, "block-influence")}
 
 
 def test_a_gold_student_s_layers_are_measured_on_the_teacher_s_completions(labelled: Labelled) -> None:
@@ -176,7 +182,7 @@ def test_a_gold_student_s_layers_are_measured_on_the_teacher_s_completions(label
     distill(own, student, gold_dataset(own))
     start = start_of(Path(own.students) / own.name / "gold")
     assert start == untrained(recipe, TWO, dataset)
-    assert (start.dataset, start.stacks[0].method) == (dataset.manifest.label, "greedy")
+    assert (start.dataset, start.stacks[0].method) == (dataset.manifest.label, "block-influence")
 
 
 def test_a_start_without_its_dataset_says_why_and_which_command_makes_it(tiny_recipe: MakeRecipe) -> None:
