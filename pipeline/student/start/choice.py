@@ -5,7 +5,7 @@
 `student.init.choose` says how:
 
 - importance: block influence. Untrained, the layers that greedy removal keeps are nearer to the teacher; after equal
-  training those of block influence are (`make bench-start`, docs/benchmarks.md);
+  training those of block influence are, unless few layers are left (`make bench-start`, docs/benchmarks.md);
 - block-influence, leave-one-out, greedy: as importance.py has them;
 - even: evenly spaced, the first and the last among them (DistilBERT and its kin; Shleifer and Rush, arXiv 2010.13002).
 
