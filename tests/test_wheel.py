@@ -37,7 +37,7 @@ def test_the_quickstart_comes_along(stillhouse: Path, tmp_path: Path) -> None:
     command = [str(stillhouse), "label", "flows/recipes/quickstart.yaml", *scripted, "--no-flow", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["sent"] == 311
+    assert json.loads(done.stdout)["sent"] == 576
     assert (tmp_path / "data/labels/quickstart/v001/manifest.json").is_file()
 
 
