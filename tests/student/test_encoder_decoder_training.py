@@ -26,8 +26,9 @@ from pipeline.recipe_checks import check_labels, check_student, student_of
 from pipeline.stages import distill_stage
 from pipeline.student.examples import read_examples
 from pipeline.student.folder import StudentCard, student_folder
-from pipeline.student.initialise import copy_layers
 from pipeline.student.lora import add_adapters
+from pipeline.student.stacks import kept_layers
+from pipeline.student.start.layers import copy_layers
 from pipeline.student.train import distill
 from pipeline.student.vocabulary import other_layout
 from pipeline.student_settings import LoraSettings
@@ -225,7 +226,7 @@ def black_box(make: Make, **more: Any) -> Recipe:
 def test_copied_layers_keep_a_head_of_its_own(place: Path) -> None:
     """Flan-T5's config says that it shares its head with its embedding, and its weights are two."""
     teacher = load_weights(place / "t5-v1.1", dtype=torch.float32)
-    student = copy_layers(teacher, 1)
+    student = copy_layers(teacher, kept_layers(teacher.config, 1))
     assert torch.equal(student.get_output_embeddings().weight, teacher.get_output_embeddings().weight)
     assert torch.equal(student.get_input_embeddings().weight, teacher.get_input_embeddings().weight)
     assert not torch.equal(student.get_input_embeddings().weight, student.get_output_embeddings().weight)

@@ -245,8 +245,8 @@ def test_the_loss_of_stored_labels_and_its_gradients(
     assert sum(gradient is not None for gradient in gradients) > 20
     for one, other in zip(gradients, wanted, strict=True):
         assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        if one is not None and other is not None:  # sums of float32, which round differently on every processor
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=3e-3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
