@@ -94,6 +94,7 @@ class Measured:
 def leave_one_out(measured: Measured, progress: Progress = silent) -> Scores:
     """KL(teacher || teacher without the layer) for each layer of each stack, in nats a completion token."""
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
+    tokens = measured.tokens  # which runs the whole teacher, before any layer is left out
     total, done = len(measured.batches) * sum(map(len, sums.values())), 0
     with _switched(measured) as switches:
         for place, batch in enumerate(measured.batches):
@@ -103,7 +104,7 @@ def leave_one_out(measured: Measured, progress: Progress = silent) -> Scores:
                     sums[name][layer] += measured.divergence(place, measured.hidden(batch))
                 done += 1
                 progress(_DOING, done, total)
-    return {name: tuple(total / measured.tokens for total in of) for name, of in sums.items()}
+    return {name: tuple(total / tokens for total in of) for name, of in sums.items()}
 
 
 @torch.inference_mode()
@@ -147,6 +148,7 @@ def greedy(
 def _tried(measured: Measured, stack: str, gone: Sequence[int], tried: Iterable[int]) -> dict[int, float]:
     """The KL with the layers `gone` and one more left out, for each of `tried`."""
     sums = dict.fromkeys(tried, 0.0)
+    tokens = measured.tokens  # as in `leave_one_out`
     with _switched(measured) as switches:
         switches.leave_out(stack, gone)
         for place, batch in enumerate(measured.batches):
@@ -154,7 +156,7 @@ def _tried(measured: Measured, stack: str, gone: Sequence[int], tried: Iterable[
             for layer in sums:
                 with switches.without(stack, layer):
                     sums[layer] += measured.divergence(place, measured.hidden(batch))
-    return {layer: total / measured.tokens for layer, total in sums.items()}
+    return {layer: total / tokens for layer, total in sums.items()}
 
 
 @torch.inference_mode()
@@ -257,7 +259,6 @@ def _states(output: Any) -> Tensor:
 @contextmanager
 def _switched(measured: Measured) -> Iterator[_Switches]:
     """Switches in place of the layers, for as long as this lasts."""
-    measured.whole  # noqa: B018  the whole teacher is run before any layer is left out
     switches = _Switches({name: [_Switch(one.forward) for one in layers] for name, layers in measured.layers.items()})
     try:
         for name, layers in measured.layers.items():
