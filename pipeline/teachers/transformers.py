@@ -96,6 +96,7 @@ class TransformersTeacher:
             tokenizer_sha256=self._files.tokenizer_sha256,
             chat_template_sha256=self._files.chat_template_sha256,
             vocabulary_size=self._files.vocabulary_size,
+            continuing=self._files.continuing,
             encoder_decoder=self._files.is_encoder_decoder,
         )
 

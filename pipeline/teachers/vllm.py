@@ -126,6 +126,7 @@ class VllmTeacher:
             tokenizer_sha256=self._files.tokenizer_sha256,
             chat_template_sha256=self._files.chat_template_sha256,
             vocabulary_size=self._files.vocabulary_size,
+            continuing=self._files.continuing,
         )
 
     @cached_property
