@@ -29,7 +29,7 @@ from pipeline.user_files import Unreadable, decode_text
 class PromptSettings(Settings):
     """Where the prompts come from and which of them are held out."""
 
-    source: str  # a .jsonl or .parquet file, or a hub data set's id
+    source: str  # a .jsonl or .parquet file, here or at a URL, or a hub data set's id
     config: str | None = None  # of a hub data set: which of its configurations, where it has several
     split: str = "train"  # of a hub data set
     template: str | None = None  # a .j2 file; None where the rows carry `prompt` or `messages`

@@ -25,7 +25,7 @@ from transformers import (
 
 from pipeline.errors import RecipeError
 from pipeline.model_files import without_decoder_start
-from pipeline.records import Message
+from pipeline.records import Message, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -199,9 +199,10 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, end: Sequence[
     return [*_ids(tokenizer(text, add_special_tokens=False)["input_ids"]), *end]
 
 
-def decode_completion(lm: LanguageModel, token_ids: Sequence[int]) -> str:
-    """The text of an answer, without its end token."""
-    return str(lm.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+def decode_completion(lm: LanguageModel, token_ids: Sequence[int], prompt: Prompt | None = None) -> str:
+    """The text of an answer, without its end token; `prompt` says whether a space before it is part of it."""
+    text = str(lm.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    return text.strip() if prompt is None else prompt.trimmed(text)
 
 
 def _ids(encoded: Any) -> list[int]:

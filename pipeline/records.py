@@ -76,6 +76,10 @@ class Prompt:
         """Whether the answer goes on from the assistant's last turn, and is no turn of its own."""
         return bool(self.messages) and self.messages[-1].role == "assistant"
 
+    def trimmed(self, answer: str) -> str:
+        """An answer without the white space around it; one that goes on from a turn may begin with a space of its own."""
+        return answer.rstrip() if self.continues else answer.strip()
+
     @property
     def text(self) -> str:
         """What the user said, without the system message: what two prompts are compared by."""

@@ -259,12 +259,12 @@ def make_plan(recipe: Recipe, teacher: TeacherIdentity) -> LabelPlan:
         raise
     if plan.other_references:
         _LOG.warning(
-            "%s: %s rows repeat a prompt with another reference than its first one (row %s%s). A prompt is asked once and "
-            "keeps its first reference; where label.mode is score, each reference is a row of its own.",
+            "%s repeats prompts with another reference than their first one: row %s%s (%s in all). A prompt is asked once "
+            "and keeps its first reference; where label.mode is score, each reference is a row of its own.",
             recipe.prompts.source,
-            f"{plan.other_references:,}",
             ", ".join(map(str, plan.first_other_references)),
             ", ..." if plan.other_references > _ROWS_SHOWN else "",
+            f"{plan.other_references:,}",
         )
     return plan
 

@@ -90,7 +90,7 @@ def test_a_prompt_that_is_asked_once_keeps_its_first_reference_and_says_so(
     with caplog.at_level(logging.WARNING):
         labelled(recipe([*PAIRS, ("three", None)], mode="generate"))
     (told,) = [record.getMessage() for record in caplog.records if "another reference" in record.getMessage()]
-    assert "2 rows repeat a prompt with another reference than its first one (row 3, 5)" in told
+    assert "repeats prompts with another reference than their first one: row 3, 5 (2 in all)" in told
     assert "label.mode is score" in told
     kept = {row["prompt"][-1]["content"]: row["reference"] for row in rows(recipe([]))}
     assert kept == {"one": "I", "two": "II", "three": "III"}

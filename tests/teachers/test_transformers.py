@@ -14,7 +14,7 @@ from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.generation import Sampling, generate
 from pipeline.label_settings import LabelSettings
-from pipeline.language_model import encode_prompt, load_language_model
+from pipeline.language_model import decode_completion, encode_prompt, load_language_model
 from pipeline.model_files import find_model
 from pipeline.records import Message, Prompt, SampledLabels
 from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
@@ -286,6 +286,13 @@ def test_an_assistants_last_turn_is_left_open(tiny_model: Path) -> None:
     assert text == "<|system|>Be brief.<|end|><|user|>Name a tree.<|end|><|assistant|>An"
     closed = tokenizer.decode(encode_prompt(tokenizer, OPEN[:2]))
     assert closed == "<|system|>Be brief.<|end|><|user|>Name a tree.<|end|><|assistant|>"
+
+
+def test_a_space_that_an_answer_goes_on_with_is_part_of_it(tiny_model: Path) -> None:
+    lm = load_language_model(tiny_model)
+    ids = [*lm.tokenizer(" oak. ")["input_ids"], *lm.end_ids]
+    assert decode_completion(lm, ids, Prompt(OPEN)) == " oak."
+    assert decode_completion(lm, ids, Prompt(OPEN[:2])) == decode_completion(lm, ids) == "oak."
 
 
 @pytest.mark.parametrize("forced", [None, " oak."])
