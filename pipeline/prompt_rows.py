@@ -94,7 +94,7 @@ def _parquet_rows(file: Location, source: str) -> Iterator[Row]:
         with pq.ParquetFile(readable(file)) as parquet:
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
                 yield from _python_rows(batch)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OSError) as error:  # of a damaged page it is an OSError
         raise PromptError(f"prompts.source is {source}, which cannot be read as Parquet: {error}") from None
 
 

@@ -134,6 +134,15 @@ def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
     assert "cannot be read as Parquet" in refusal(PromptSettings(source=str(tmp_path / "p.parquet")))
 
 
+def test_parquet_with_a_damaged_page(tmp_path: Path) -> None:
+    file = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"prompt": [f"question {number} " * 9 for number in range(900)]}), file)
+    content = bytearray(file.read_bytes())
+    content[60:400] = b"\xff" * 340
+    file.write_bytes(content)
+    assert "cannot be read as Parquet" in refusal(PromptSettings(source=str(file)))
+
+
 def test_a_suffix_that_is_not_known() -> None:
     assert "give a .jsonl or a .parquet file" in refusal(PromptSettings(source="prompts/x.csv"))
 
