@@ -23,17 +23,20 @@ from pipeline.settings import Settings, explain
 from pipeline.storage.location import Location, location
 from pipeline.student_settings import StudentSettings
 from pipeline.sweep_settings import GridPoint, SweepSettings
+from pipeline.user_files import Unreadable, decode_text
 
 
 class PromptSettings(Settings):
     """Where the prompts come from and which of them are held out."""
 
-    source: str  # a .jsonl or .parquet file, or a hub data set's id
+    source: str  # a .jsonl or .parquet file, here or at a URL, or a hub data set's id
+    config: str | None = None  # of a hub data set: which of its configurations, where it has several
     split: str = "train"  # of a hub data set
     template: str | None = None  # a .j2 file; None where the rows carry `prompt` or `messages`
     system: str | None = None
     columns: dict[str, str] = Field(default_factory=dict)  # the template's name -> the row's name
     reference: str | None = None  # the column with the gold answer; None: `reference`, if the rows have one
+    last_turn: Literal["refuse", "reference", "continue"] = "refuse"  # what an assistant's turn at the end is
     limit: int | None = Field(default=None, ge=1)
     holdout: float = Field(default=0.1, ge=0, lt=1)  # share of prompts, chosen by their content, for validation
 
@@ -252,9 +255,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if file is None:
         raise RecipeError(f"the recipe {path} is not there. Check the path; `stillhouse --help` shows an example.")
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raw = yaml.safe_load(decode_text(file.read_bytes()))
+    except (yaml.YAMLError, Unreadable, OSError) as error:
         raise RecipeError(f"the recipe {path} cannot be read as YAML: {error}") from error
+    except RecursionError:
+        raise RecipeError(f"the recipe {path} cannot be read as YAML: it is nested too deeply") from None
     if not isinstance(raw, dict):
         raise RecipeError(
             f"the recipe {path} is not a mapping of settings: it must begin with lines such as `name: my-run`"
@@ -300,6 +305,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
+    except RecursionError:
+        raise RecipeError(f"--set {path}: the value is nested too deeply") from None
     _put(raw, path, value, f"--set {override}")
 
 

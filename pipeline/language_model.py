@@ -25,7 +25,7 @@ from transformers import (
 
 from pipeline.errors import RecipeError
 from pipeline.model_files import without_decoder_start
-from pipeline.records import Message
+from pipeline.records import Message, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -170,14 +170,16 @@ def quiet_transformers() -> None:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """The token ids up to where the answer begins.
 
-    A tokenizer without a chat template belongs to a model that was never taught to chat: the messages' text is then
-    taken as it is.
+    An assistant's turn at the end is left open, and the answer goes on from it. A tokenizer without a chat template belongs
+    to a model that was never taught to chat: the messages' text is then taken as it is.
     """
     if tokenizer.chat_template is None:
         text = "\n".join(message.content for message in messages)
         return _ids(tokenizer(text)["input_ids"])
     turns = [message.as_dict() for message in messages]
-    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+    goes_on = turns[-1]["role"] == "assistant"
+    opened = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
+    encoded = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **opened)
     return _ids(encoded["input_ids"])
 
 
@@ -197,9 +199,10 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, end: Sequence[
     return [*_ids(tokenizer(text, add_special_tokens=False)["input_ids"]), *end]
 
 
-def decode_completion(lm: LanguageModel, token_ids: Sequence[int]) -> str:
-    """The text of an answer, without its end token."""
-    return str(lm.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+def decode_completion(lm: LanguageModel, token_ids: Sequence[int], prompt: Prompt | None = None) -> str:
+    """The text of an answer, without its end token; `prompt` says whether a space before it is part of it."""
+    text = str(lm.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    return text.strip() if prompt is None else prompt.trimmed(text)
 
 
 def _ids(encoded: Any) -> list[int]:

@@ -28,6 +28,7 @@ from pipeline.config import Recipe
 from pipeline.errors import RecipeError
 from pipeline.progress import Progress
 from pipeline.student_settings import LaunchSettings, StudentSettings
+from pipeline.user_files import Unreadable, decode_text
 
 _LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch")
 _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")  # distributed types that --multi_gpu starts, with a GPU or without
@@ -138,8 +139,8 @@ def _config(settings: LaunchSettings) -> _Config | None:
                 f"with `accelerate config --config_file {settings.config_file}`"
             )
     try:
-        said = yaml.safe_load(found.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        said = yaml.safe_load(decode_text(found.read_bytes()))
+    except (yaml.YAMLError, Unreadable, RecursionError, OSError) as error:
         raise RecipeError(f"student.launch.config_file is {found}, which cannot be read as YAML: {error}") from None
     if not isinstance(said, dict):
         raise RecipeError(

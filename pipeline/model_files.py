@@ -17,6 +17,7 @@ from pipeline.config import Recipe, TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.records import content_hash
 from pipeline.student_settings import InitSettings
+from pipeline.user_files import Unreadable, decode_text, parse_json
 
 _SAFE = "*.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -36,9 +37,7 @@ class ModelFiles:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        text = (self.folder / "config.json").read_text(encoding="utf-8")
-        config: dict[str, Any] = json.loads(text)
-        return config
+        return self._settings("config.json")
 
     @property
     def vocabulary_size(self) -> int:
@@ -53,9 +52,7 @@ class ModelFiles:
     @property
     def decoder_start_id(self) -> int | None:
         """What an encoder-decoder's decoder begins with; None where neither of its configs says, and for a causal model."""
-        file = self.folder / "generation_config.json"
-        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        for settings in (generation, self.config):
+        for settings in (self._settings("generation_config.json"), self.config):
             start = settings.get("decoder_start_token_id")
             if start is not None:
                 return int(start[0] if isinstance(start, list) else start)
@@ -87,8 +84,19 @@ class ModelFiles:
 
     @cached_property
     def _tokenizer_settings(self) -> dict[str, Any]:
-        file = self.folder / "tokenizer_config.json"
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return self._settings("tokenizer_config.json")
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """One of the folder's JSON files; empty where it is not there."""
+        file = self.folder / name
+        if not file.is_file():
+            return {}
+        try:
+            settings = parse_json(decode_text(file.read_bytes()))
+        except Unreadable as error:
+            raise TeacherUnavailable(f"{file} cannot be read as JSON: {error}. Copy or save the model anew") from None
+        if not isinstance(settings, dict):
+            raise TeacherUnavailable(f"{file} holds no JSON object: copy or save the model anew")
         return settings
 
     @cached_property
@@ -111,7 +119,7 @@ class ModelFiles:
         """Names the mapping from text to token ids; the same for two files that differ only in how they are written."""
         file = self.folder / "tokenizer.json"
         if file.is_file():
-            return _tokenizer_content(json.loads(file.read_text(encoding="utf-8")))
+            return _tokenizer_content(self._settings(file.name))
         plain = [
             path
             for name in ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
@@ -129,6 +137,11 @@ class ModelFiles:
         if template is None:
             template = self._tokenizer_settings.get("chat_template")
         return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
+
+    @property
+    def continuing(self) -> str:
+        """`TeacherIdentity.continuing` of who runs it; without a chat template a text goes on by itself."""
+        return "" if self.chat_template_sha256 is None else "continue_final_message"
 
 
 def find_model(

@@ -59,7 +59,7 @@ def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | No
                 f"({_text(prompt)[:_TOLD]!r}): put it in front in {part}.template ({settings.template}), or set "
                 'teacher.task_prefix to ""'
             )
-        missing = not (prompt.reference or "").strip()
+        missing = prompt.reference is None
         if need and missing:
             raise PromptError(
                 f"{need.why}, and row {number} of {settings.source} has no reference: fill its column "

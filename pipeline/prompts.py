@@ -2,41 +2,40 @@
 
     for prompt in read_prompts(recipe.prompts): ...
 
-With a template, a row's columns are its variables. Without one, a row carries `messages`, or a plain `prompt` string.
-Templates run in Jinja2's sandbox: they are data, not programs. Prompts come one at a time; nothing here holds them all.
+With a template, a row's columns are its variables. Without one, a row carries `messages`, or a plain `prompt`. Prompts come
+one at a time; nothing here holds them all. cells.py says what a column's text is, prompt_rows.py where rows come from.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
-import jinja2
-import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from pipeline.config import PromptSettings, find_input
+from pipeline.cells import NotText, cell_text, is_missing
+from pipeline.config import PromptSettings
 from pipeline.errors import PromptError
+from pipeline.prompt_rows import Row, source_rows
+from pipeline.prompt_templates import PromptTemplate
 from pipeline.records import Message, Prompt, Role, Split
 from pipeline.settings import nearest
-from pipeline.storage.location import Location, readable
+from pipeline.text import shown_value
 
-Row = Mapping[str, Any]
+_PLAIN_COLUMNS = ("messages", "prompt")  # of a row that needs no template
 
 
 def read_prompts(settings: PromptSettings) -> Iterator[Prompt]:
-    """Yield every prompt of the source, in its order, up to `limit`.
+    """Yield every prompt of the source, one a row, in its order, up to `limit`.
 
     Raises:
-        PromptError: the source is missing or empty, a row lacks a column, or the template cannot be rendered.
+        PromptError: the source is missing or empty, a row lacks a column or holds what is no text or no conversation to be
+            answered, or the template cannot be rendered.
     """
-    render = _Template(settings) if settings.template else _plain_messages
+    template = PromptTemplate(settings) if settings.template else None
     count = 0
-    for number, row in enumerate(_rows(settings), start=1):
+    for number, row in enumerate(source_rows(settings), start=1):
         where = f"row {number} of {settings.source}"
-        yield Prompt(tuple(_with_system(settings.system, render(row, where))), _reference(settings, row, where))
+        messages = [Message("user", template(row, where))] if template else _plain_messages(settings, row, where)
+        yield _prompt(settings, _with_system(settings.system, messages), _reference(settings, row, where), where)
         count += 1
         if count == settings.limit:
             break
@@ -49,138 +48,62 @@ def split_of(prompt: Prompt, holdout: float) -> Split:
     return "validation" if int(prompt.id[:16], 16) < holdout * 2**64 else "train"
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows
-
-
-def _rows(settings: PromptSettings) -> Iterator[Row]:
-    source = settings.source
-    suffix = Path(source).suffix
-    if suffix not in {".jsonl", ".parquet"}:
-        if suffix or "://" in source or source.startswith((".", "/")) or source.count("/") > 1:
-            raise PromptError(
-                f"prompts.source is {source!r}: give a .jsonl or a .parquet file, here or at a URL, or a hub data set's id"
-            )
-        return _hub_rows(source, settings.split)
-    file = find_input(source)
-    if file is None:
-        raise PromptError(
-            f"prompts.source is {source}, and there is no such file. Paths start from the working folder."
-        )
-    return _jsonl_rows(file, source) if suffix == ".jsonl" else _parquet_rows(file, source)
-
-
-def _jsonl_rows(file: Location, source: str) -> Iterator[Row]:
-    opened = readable(file)
-    with opened.open("rb") if isinstance(opened, Path) else opened as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise PromptError(
-                    f"line {number} of {source} is not JSON: {error}. Put one JSON object on each line."
-                ) from None
-            if not isinstance(row, dict):
-                raise PromptError(
-                    f"line {number} of {source} is a {type(row).__name__}: put one JSON object on each line"
-                )
-            yield row
-
-
-def _parquet_rows(file: Location, source: str) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(readable(file)) as parquet:
-            for batch in parquet.iter_batches(batch_size=1000):
-                yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise PromptError(f"prompts.source is {source}, which cannot be read as Parquet: {error}") from None
-
-
-def _hub_rows(source: str, split: str) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(source, split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        raise PromptError(
-            f"prompts.source is {source!r} (split {split!r}), which is no file here, and the hub gave: {error}"
-        ) from error
-    yield from rows
-
-
 # -------------------------------------------------------------------------------------------------------------- messages
 
 
-class _Template:
-    """A Jinja2 template that makes a row the user's message."""
-
-    def __init__(self, settings: PromptSettings) -> None:
-        name = settings.template or ""
-        file = find_input(name)
-        if file is None:
-            raise PromptError(
-                f"prompts.template is {name}, and there is no such file. Paths start from the working folder."
-            )
-        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
-        text = file.read_text(encoding="utf-8")
-        try:
-            self._variables = sorted(jinja2.meta.find_undeclared_variables(environment.parse(text)))
-            self._template = environment.from_string(text)
-        except jinja2.TemplateSyntaxError as error:
-            raise PromptError(
-                f"prompts.template is {name}, and its line {error.lineno} is wrong: {error.message}"
-            ) from None
-        self._name = name
-        self._columns = settings.columns
-
-    def __call__(self, row: Row, where: str) -> list[Message]:
-        values = dict(row) | {name: row[column] for name, column in self._columns.items() if column in row}
-        for variable in self._variables:
-            if variable not in values:
-                raise PromptError(self._missing(variable, row, where))
-        try:
-            text = self._template.render(values).strip()
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise PromptError(f"the template {self._name} cannot be rendered for {where}: {error}") from None
-        if not text:
-            raise PromptError(
-                f"the template {self._name} gives an empty message for {where}: fill the row or the template"
-            )
-        return [Message("user", text)]
-
-    def _missing(self, variable: str, row: Row, where: str) -> str:
-        column = self._columns.get(variable)
-        if column is not None:
-            hint = nearest(column, list(row))
-            return f"prompts.columns maps {variable!r} to the column {column!r}, which {where} lacks.{hint}"
-        return (
-            f"the template {self._name} uses {variable!r}, a column that {where} lacks.{nearest(variable, list(row))} "
-            f"Mend the row or the template, or map the name in prompts.columns."
-        )
-
-
-def _plain_messages(row: Row, where: str) -> list[Message]:
+def _plain_messages(settings: PromptSettings, row: Row, where: str) -> list[Message]:
     """The messages of a row that needs no template: `messages` in the chat form, or `prompt` as text or messages."""
-    given = row.get("messages", row.get("prompt"))
-    if isinstance(given, str) and given.strip():
-        return [Message("user", given)]
+    names = [settings.columns.get(name, name) for name in _PLAIN_COLUMNS]
+    given = {name: row[name] for name in names if name in row}
+    column = next((name for name, cell in given.items() if not is_missing(cell) and cell != []), None)
+    if column is None:
+        empty = " and ".join(
+            f"its {name!r} is {'null' if is_missing(cell) else 'empty'}" for name, cell in given.items()
+        )
+        why = f" ({empty})" if empty else ""
+        raise PromptError(f"{where} has neither a `prompt` nor `messages`{why}: add one, or set prompts.template")
+    cell = given[column]
+    if isinstance(cell, list):
+        return [_message(turn, f"turn {place} of {column!r} in {where}") for place, turn in enumerate(cell, start=1)]
+    text = _text(cell, f"the {column!r} of {where}", "give a text, or a list of {role, content}")
+    if not text.strip():
+        raise PromptError(f"the {column!r} of {where} is blank: fill it")
+    return [Message("user", text)]
+
+
+def _message(turn: Any, where: str) -> Message:
     roles = get_args(Role)
-    if isinstance(given, list) and given:
-        for turn in given:
-            if (
-                not isinstance(turn, Mapping)
-                or turn.get("role") not in roles
-                or not isinstance(turn.get("content"), str)
-            ):
-                raise PromptError(
-                    f"{where} has a message that is not {{role, content}} with a role out of {roles}: {turn!r}"
-                )
-        return [Message(turn["role"], turn["content"]) for turn in given]
-    raise PromptError(f"{where} has neither a `prompt` nor `messages`: add one, or set prompts.template")
+    if not isinstance(turn, Mapping):
+        raise PromptError(
+            f"{where} is {shown_value(turn)}: write each turn as {{role, content}} with a role out of {roles}"
+        )
+    role: Any = turn.get("role")
+    if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
+        raise PromptError(f"{where} calls a tool or is a tool's answer, which a prompt cannot hold: take the row out")
+    if role not in roles:
+        raise PromptError(f"{where} has the role {shown_value(role)}: choose one out of {roles}")
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = _joined_parts(content, where)
+    return Message(role, _text(content, f"{where} (the {role}'s)", "give the turn's `content` as a text"))
+
+
+def _joined_parts(parts: list[Any], where: str) -> str:
+    """The texts of a content in parts, as OpenAI's API has it."""
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise PromptError(f"{where} has a part that is no text, {shown_value(part)}: only texts can be asked")
+    return "".join(part["text"] for part in parts)
+
+
+def _text(cell: Any, what: str, mend: str) -> str:
+    try:
+        text = cell_text(cell)
+    except NotText as problem:
+        raise PromptError(f"{what} is {problem}: {mend}") from None
+    if text is None:
+        raise PromptError(f"{what} is null: {mend}")
+    return text
 
 
 def _with_system(system: str | None, messages: list[Message]) -> list[Message]:
@@ -189,9 +112,55 @@ def _with_system(system: str | None, messages: list[Message]) -> list[Message]:
     return [Message("system", system), *messages]
 
 
+# ------------------------------------------------------------------------------------------- the last turn, the reference
+
+
+def _prompt(settings: PromptSettings, messages: list[Message], reference: str | None, where: str) -> Prompt:
+    """The conversation, if it is one to be answered: its last turn is the user's, or `last_turn` says what it is."""
+    if messages[-1].role == "assistant" and settings.last_turn == "reference":
+        answer = Prompt((), messages.pop().content).reference  # None where it is blank
+        if reference is not None and answer is not None and reference != answer:
+            raise PromptError(
+                f"prompts.last_turn is 'reference', and {where} has two: its last turn, and the column "
+                f"{settings.reference or 'reference'!r}. Take one of the two away"
+            )
+        reference = answer or reference
+        if not messages or messages[-1].role == "assistant":
+            raise PromptError(
+                f"{where} has no user's turn before the assistant's last one: add it, or take the row out"
+            )
+    users = [turn for turn in messages if turn.role == "user"]
+    if not users:
+        raise PromptError(f"{where} has no user's turn, only {' and '.join(_roles(messages))}: add what is asked")
+    if any(not turn.content.strip() for turn in users):
+        raise PromptError(f"{where} has a user's turn without text: fill it, or take the row out")
+    last = messages[-1]
+    if last.role == "assistant" and settings.last_turn == "refuse":
+        raise PromptError(
+            f"{where} ends with an assistant's turn, and prompts.last_turn is 'refuse': set it to 'reference' (that turn "
+            "is the reference, and no part of the prompt) or to 'continue' (the teacher goes on from it)"
+        )
+    if last.role == "assistant" and not last.content.strip():
+        raise PromptError(
+            f"{where} ends with an assistant's turn without text, from which nobody can go on: take it away"
+        )
+    return Prompt(tuple(messages), reference)
+
+
+def _roles(messages: list[Message]) -> list[str]:
+    return list(dict.fromkeys(turn.role for turn in messages))
+
+
 def _reference(settings: PromptSettings, row: Row, where: str) -> str | None:
+    """The gold answer of a row; what is null, NaN or blank is none."""
     column = settings.reference or "reference"
-    value = row.get(column)
-    if value is None and settings.reference is not None:
+    if settings.reference is not None and column not in row:
         raise PromptError(f"prompts.reference is {column!r}, a column that {where} lacks.{nearest(column, list(row))}")
-    return None if value is None else str(value)
+    try:
+        return cell_text(row.get(column))
+    except NotText as problem:
+        named = "" if settings.reference else " (prompts.reference is null, which means that column)"
+        raise PromptError(
+            f"the column {column!r} of {where} is {problem}{named}: a reference is one text, name a column of texts in "
+            "prompts.reference"
+        ) from None

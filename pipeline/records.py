@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -57,15 +57,28 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation to be answered, with the gold answer that came with it, if any."""
+    """One conversation to be answered, with the gold answer that came with it, if any; a blank one is none."""
 
     messages: tuple[Message, ...]
     reference: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference is not None and not self.reference.strip():
+            object.__setattr__(self, "reference", None)
 
     @cached_property
     def id(self) -> str:
         """A hash of the messages: the same conversation has the same id in every file and on every machine."""
         return content_hash([message.as_dict() for message in self.messages])
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer goes on from the assistant's last turn, and is no turn of its own."""
+        return bool(self.messages) and self.messages[-1].role == "assistant"
+
+    def trimmed(self, answer: str) -> str:
+        """An answer without the white space around it; one that goes on from a turn may begin with a space of its own."""
+        return answer.rstrip() if self.continues else answer.strip()
 
     @property
     def text(self) -> str:
@@ -92,6 +105,9 @@ class TeacherIdentity:
     chat_template_sha256: str | None = None
     vocabulary_size: int | None = None
     encoder_decoder: bool = False  # then a row's prompt and completion are two sequences, and no part of a key
+    # How it is asked to go on from an assistant's last turn: part of such requests' keys, and of no others. "" where it is
+    # sent what it would be sent anyway, None where it cannot go on.
+    continuing: str | None = field(default=None, compare=False)
 
     def shaping(self) -> Mapping[str, object]:
         """What of the identity shapes an answer, and so belongs into a request's key."""

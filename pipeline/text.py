@@ -9,6 +9,7 @@ is not `5 / 3`, and `-1` is not `1`.
 from __future__ import annotations
 
 import re
+import reprlib
 import unicodedata
 from collections import Counter
 
@@ -67,6 +68,23 @@ def token_f1(answer: str, reference: str) -> float:
     shared = sum((written & expected).values())
     total = sum(written.values()) + sum(expected.values())
     return 2 * shared / total if total else 1.0
+
+
+class _Shown(reprlib.Repr):
+    """Python's own words for a value, cut before they are made: a table's cell may be as large as it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+
+
+_SHOWN = _Shown()
+
+
+def shown_value(value: object, limit: int = 80) -> str:
+    """A value as Python writes it, on one line and cut short: for messages."""
+    line = " ".join(_SHOWN.repr(value).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def shortened(text: str, limit: int = 80) -> str:

@@ -159,7 +159,7 @@ def _checked(folder: Location) -> bytes:
     content = file.read_bytes()
     try:
         said = json.loads(content)
-    except ValueError as error:  # of the encoding too
+    except (ValueError, RecursionError) as error:  # of the encoding too, and of what is nested too deeply
         raise _damaged(file, f"it is no JSON: {error}") from None
     if not isinstance(said, dict):
         raise _damaged(file, f"it holds a {type(said).__name__} where an object should be")

@@ -54,5 +54,5 @@ def training_answers(datasets: Iterable[Dataset]) -> Iterator[tuple[str, str]]:
 
 def _answers_of(row: Row) -> Iterator[tuple[str, str]]:
     yield row["prompt_id"], "".join(message["content"] for message in row["completion"])
-    if row["reference"]:
+    if row["reference"] and row["reference"].strip():
         yield row["prompt_id"], row["reference"]

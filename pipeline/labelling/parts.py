@@ -146,7 +146,7 @@ class Parts:
         """Of these terms: answers to other ones may be wanted again, and lie where they are."""
         for folder in folders_in(self._folder):
             if folder.name.startswith(self._plan.terms.id[:8]) and (folder / _PROMPTS).is_file():
-                yield self._part(folder.name, list(read_prompts(PromptSettings(source=str(folder / _PROMPTS)))))
+                yield self._part(folder.name, list(read_prompts(_settings(folder))))
 
     def _new(self, shards: Sequence[int]) -> Iterator[Part]:
         """What has no answer and is in no part that was left. Of a prompt that has some answers the rest is asked here."""
@@ -170,7 +170,8 @@ class Parts:
             {"messages": [{"role": m.role, "content": m.content} for m in one.messages], "reference": one.reference}
             for one in prompts
         ]
-        part = self._part(f"{self._plan.terms.id[:8]}-{content_hash([one.id for one in prompts])[:12]}", prompts)
+        keys = [request.key for prompt in prompts for request in self._plan.requests_of(prompt)]
+        part = self._part(f"{self._plan.terms.id[:8]}-{content_hash(keys)[:12]}", prompts)
         file = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, _COLUMNS), file, compression="zstd")
         write_atomically(part.folder / _PROMPTS, file.getvalue())
@@ -221,7 +222,7 @@ class Parts:
         return Recipe(
             name=recipe.name,
             seed=recipe.seed,
-            prompts=PromptSettings(source=str(part.folder / _PROMPTS), holdout=0.0),
+            prompts=_settings(part.folder),
             teacher=teacher,
             label=self._leases.of(part.name),
             dataset=recipe.dataset.model_copy(update=written),
@@ -240,6 +241,11 @@ class Parts:
         self.answered += take_part(self._plan, self._journal, dataset)
         self._leases.repay(part.name, dataset.manifest.totals.spent_usd or 0.0)
         remove_tree(part.folder)
+
+
+def _settings(folder: Location) -> PromptSettings:
+    """How a part's prompts are read: as they are, for what the source may hold was decided when they were planned."""
+    return PromptSettings(source=str(folder / _PROMPTS), holdout=0.0, last_turn="continue")
 
 
 async def _nobody_at_work(part: Part) -> None:

@@ -12,6 +12,7 @@ that changes under a run changes nothing of it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import sqlite3
 import threading
@@ -30,9 +31,17 @@ from pipeline.prompts import read_prompts, split_of
 from pipeline.records import Message, Prompt, Split, TeacherIdentity, content_hash
 from pipeline.teachers.base import Request, Terms
 
+_LOG = logging.getLogger(__name__)
+
 SPLITS: tuple[Split, ...] = get_args(Split)
 _CACHE_KIB = 1 << 16  # of the temporary database
 _ASK_AT_ONCE = 500
+_ROWS_SHOWN = 5  # of those that a warning counts
+_CANNOT_CONTINUE = (
+    "and teacher.kind {!r} is not known to go on from one. An API that can is told so by teacher.options.continue_body "
+    "(of vLLM and SGLang {{continue_final_message: true, add_generation_prompt: false}}, {{}} where it needs no field); or "
+    "set prompts.last_turn to 'reference', or take a teacher of kind transformers or vllm"
+)
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,18 @@ class ShardName:
 
 
 class LabelPlan:
-    """Every request of a recipe. `sha256` names the dataset version that it makes."""
+    """Every request of a recipe. `sha256` names the dataset version that it makes.
+
+    In score mode a prompt is asked once for each of its references: they are in the requests' keys, so each pair has a key
+    of its own, whatever other references the prompt has. Else a prompt is asked once, and its first reference stands.
+    """
 
     def __init__(self, recipe: Recipe, terms: Terms) -> None:
         self.terms = terms
-        self.prompts = 0
+        self.prompts = 0  # in score mode, pairs of a prompt and a reference
         self.duplicate_prompts = 0
+        self.other_references = 0  # rows that repeat a prompt with another reference than its first
+        self.first_other_references: list[int] = []  # the numbers of the first of them
         self.worst_prompt_tokens = 0  # of all requests together
         self.likely_prompt_tokens = 0
         self._label = recipe.label
@@ -77,7 +92,10 @@ class LabelPlan:
         self._store = sqlite3.connect("", check_same_thread=False)
         self._store.execute("PRAGMA journal_mode=OFF")
         self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-        self._store.execute("CREATE TABLE ids (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._store.execute(
+            "CREATE TABLE ids (id BLOB PRIMARY KEY, continues INTEGER NOT NULL, reference BLOB) WITHOUT ROWID"
+        )
+        self._store.execute("CREATE TABLE scored (key BLOB PRIMARY KEY) WITHOUT ROWID")  # of score mode
         self._store.execute("CREATE TABLE claimed (key BLOB PRIMARY KEY) WITHOUT ROWID")
         for split in SPLITS:
             self._store.execute(f"CREATE TABLE {split} (position INTEGER PRIMARY KEY, body BLOB NOT NULL)")
@@ -91,34 +109,56 @@ class LabelPlan:
         with self._lock:
             self._store.close()
 
-    def add(self, prompt: Prompt, split: Split) -> None:
-        """Take one prompt in, unless it is there already.
+    def add(self, prompt: Prompt, split: Split, row: int | None = None) -> None:
+        """Take one prompt in, unless it is there already; `row` is its number in the source, for errors.
 
         Raises:
-            PromptError: it has no reference, and the mode needs one.
+            PromptError: it has no reference, and the mode needs one; or it ends with an assistant's turn, and this teacher
+                cannot go on from that.
         """
+        which = f"the prompt {prompt.text[:60]!r}" + ("" if row is None else f" of row {row}")
         if self._label.mode == "score" and prompt.reference is None:
             raise PromptError(
-                f"label.mode is 'score', and the prompt {prompt.text[:60]!r} has no reference to score: "
+                f"label.mode is 'score', and {which} has no reference to score: "
                 "add one to its row, name its column in prompts.reference, or set label.mode to 'generate'"
             )
+        if prompt.continues and self.terms.teacher.continuing is None:
+            raise PromptError(
+                f"{which} ends with an assistant's turn, {_CANNOT_CONTINUE.format(self.terms.teacher.kind)}"
+            )
         id_ = bytes.fromhex(prompt.id)
-        if not self._store.execute("INSERT OR IGNORE INTO ids VALUES (?)", (id_,)).rowcount:
+        if not self._is_new(prompt, id_, row):
             self.duplicate_prompts += 1
             return
         try:
             body = orjson.dumps([[[turn.role, turn.content] for turn in prompt.messages], prompt.reference])
         except TypeError as error:
-            raise PromptError(f"the prompt {prompt.text[:60]!r} cannot be stored: {error}. Mend its row.") from None
+            raise PromptError(f"{which} cannot be stored: {error}. Mend its row.") from None
         self._store.execute(f"INSERT INTO {split} VALUES (?, ?)", (self._counts[split], body))
         self._digests[split].update(
-            id_ + (b"" if prompt.reference is None else b"=" + prompt.reference.encode()) + b"\0"
+            id_ + (b"" if prompt.reference is None else b"=" + _bytes(prompt.reference)) + b"\0"
         )
         self._counts[split] += 1
         self.prompts += 1
         first = next(self.requests_of(prompt))
         self.worst_prompt_tokens += most_prompt_tokens(first) * self._label.samples
         self.likely_prompt_tokens += likely_prompt_tokens(first) * self._label.samples
+
+    def _is_new(self, prompt: Prompt, id_: bytes, row: int | None) -> bool:
+        """Note a prompt, and whether it asks for anything that no earlier one did."""
+        reference = None if prompt.reference is None else hashlib.sha256(_bytes(prompt.reference)).digest()
+        row_of = (id_, prompt.continues, reference)
+        is_first = self._store.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", row_of).rowcount > 0
+        if self._label.mode == "score":
+            key = bytes.fromhex(next(self.requests_of(prompt)).key)
+            return self._store.execute("INSERT OR IGNORE INTO scored VALUES (?)", (key,)).rowcount > 0
+        if not is_first and reference is not None:
+            (first,) = self._store.execute("SELECT reference FROM ids WHERE id = ?", (id_,)).fetchone()
+            if first != reference:
+                self.other_references += 1
+                if row is not None and len(self.first_other_references) < _ROWS_SHOWN:
+                    self.first_other_references.append(row)
+        return is_first
 
     @property
     def requests(self) -> int:
@@ -180,18 +220,18 @@ class LabelPlan:
 
         A row without a text is no answer, unless `rejections` count. What is claimed once is not claimed again.
         """
-        known: set[bytes] = set()
+        known: dict[bytes, int] = {}  # prompt id -> whether it continues
         prompts = list({bytes.fromhex(prompt) for _, prompt, _, _ in rows})
         for start in range(0, len(prompts), _ASK_AT_ONCE):
             part = prompts[start : start + _ASK_AT_ONCE]
             marks = ",".join("?" * len(part))
-            known |= {id_ for (id_,) in self._store.execute(f"SELECT id FROM ids WHERE id IN ({marks})", part)}
+            known |= dict(self._store.execute(f"SELECT id, continues FROM ids WHERE id IN ({marks})", part))
         forced = self._label.mode == "score"
         return [
             (rejections or text is not None)
             and sample < self._label.samples
-            and bytes.fromhex(prompt) in known
-            and key == self.terms.key(prompt, sample, text if forced else None)
+            and (continues := known.get(bytes.fromhex(prompt))) is not None
+            and key == self.terms.key(prompt, sample, text if forced else None, continues=bool(continues))
             and self._store.execute("INSERT OR IGNORE INTO claimed VALUES (?)", (bytes.fromhex(key),)).rowcount > 0
             for key, prompt, sample, text in rows
         ]
@@ -207,16 +247,30 @@ def make_plan(recipe: Recipe, teacher: TeacherIdentity) -> LabelPlan:
     """Read the prompts, leave out repeated ones, and cut the rest into shards.
 
     Raises:
-        PromptError: a prompt cannot be read, or has no reference where the mode needs one.
+        PromptError: a prompt cannot be read, has no reference where the mode needs one, or ends with an assistant's turn
+            that this teacher cannot go on from.
     """
     plan = LabelPlan(recipe, Terms.of(teacher, recipe.label))
     try:
-        for prompt in read_prompts(recipe.prompts):
-            plan.add(prompt, split_of(prompt, recipe.prompts.holdout))
+        for row, prompt in enumerate(read_prompts(recipe.prompts), start=1):
+            plan.add(prompt, split_of(prompt, recipe.prompts.holdout), row)
     except BaseException:
         plan.__exit__(None, None, None)
         raise
+    if plan.other_references:
+        _LOG.warning(
+            "%s repeats prompts with another reference than their first one: row %s%s (%s in all). A prompt is asked once "
+            "and keeps its first reference; where label.mode is score, each reference is a row of its own.",
+            recipe.prompts.source,
+            ", ".join(map(str, plan.first_other_references)),
+            ", ..." if plan.other_references > _ROWS_SHOWN else "",
+            f"{plan.other_references:,}",
+        )
     return plan
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _prompt(body: bytes) -> Prompt:

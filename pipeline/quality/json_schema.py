@@ -28,6 +28,7 @@ from pipeline.config import find_input
 from pipeline.errors import RecipeError
 from pipeline.quality.base import Filter
 from pipeline.settings import Settings, parse_options
+from pipeline.user_files import Unreadable, decode_text, parse_json
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
 _DETAIL = 300  # characters of what a schema says; it may quote the whole text
@@ -73,6 +74,8 @@ def make_validator(schema: Any, setting: str) -> Validator:
         raise RecipeError(f"{setting} is no JSON schema: at {error.json_path}, {error.message}") from error
     except Unresolvable as error:
         raise RecipeError(f"{setting} has a $ref that leads nowhere: {error.ref}") from error
+    except RecursionError:
+        raise RecipeError(f"{setting} is no JSON schema: it is nested too deeply") from None
     validator: Validator = kind(schema, registry=REGISTRY)
     return validator
 
@@ -105,6 +108,6 @@ def _read(path: str) -> Any:
     if file is None:
         raise RecipeError(f"quality.json-schema.file is {path!r}: there is no such file")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_json(decode_text(file.read_bytes()))
+    except (OSError, Unreadable) as error:
         raise RecipeError(f"quality.json-schema.file is {path!r}, which cannot be read as JSON: {error}") from error

@@ -56,9 +56,17 @@ class Terms:
         }
         return content_hash(shaping)
 
-    def key(self, prompt_id: str, sample: int, forced: str | None) -> str:
-        """The key of one request: 32 hex digits over everything that shapes its answer, and nothing else."""
-        told = f"{self.id}:{prompt_id}:{sample}:{'' if forced is None else 'forced:' + forced}"
+    def key(self, prompt_id: str, sample: int, forced: str | None, *, continues: bool = False) -> str:
+        """The key of one request: 32 hex digits over everything that shapes its answer, and nothing else.
+
+        Args:
+            prompt_id: `Prompt.id`.
+            sample: which of several answers to the prompt.
+            forced: in score mode, the text that the teacher is forced along.
+            continues: `Prompt.continues`; it counts where the teacher is then asked in another way.
+        """
+        way = f"+{self.teacher.continuing}" if continues and self.teacher.continuing else ""
+        told = f"{self.id}:{prompt_id}{way}:{sample}:{'' if forced is None else 'forced:' + forced}"
         return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -73,7 +81,7 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        return self.terms.key(self.prompt.id, self.sample, self.forced)
+        return self.terms.key(self.prompt.id, self.sample, self.forced, continues=self.prompt.continues)
 
 
 @dataclass(frozen=True)

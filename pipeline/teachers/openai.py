@@ -65,6 +65,7 @@ class OpenAiOptions(Settings):
     api: Literal["chat", "completions"] = "chat"
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # reasoning models want the second
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # more fields; null takes one of ours out
+    continue_body: dict[str, JsonValue] | None = None  # fields that have the server go on from an assistant's last turn
     timeouts: Timeouts = Timeouts()
 
 
@@ -85,16 +86,21 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
         )
     if label.mode == "score":
         raise RecipeError("label.mode is 'score', and teacher.kind 'openai' can only generate: take 'transformers'")
-    for name in options.extra_body.keys() & _ELSEWHERE:
-        raise RecipeError(f"teacher.options.extra_body.{name} cannot be set there: use {_ELSEWHERE[name]}")
-    if label.budget_usd is not None:
-        for name in options.extra_body.keys() & _DEARER:
-            raise RecipeError(
-                f"teacher.options.extra_body.{name} changes what a request costs in ways that no price tells, and "
-                f"label.budget_usd is {label.budget_usd:g}: leave out one of the two"
-            )
+    for place, fields in (("extra_body", options.extra_body), ("continue_body", options.continue_body or {})):
+        _refuse_fields(f"teacher.options.{place}", fields, label)
     base_url = _base_url(options)
     return OpenAiTeacher(settings, options, label, Endpoint(base_url, _key(options, base_url), options.timeouts))
+
+
+def _refuse_fields(setting: str, fields: Iterable[str], label: LabelSettings) -> None:
+    for name in set(fields) & _ELSEWHERE.keys():
+        raise RecipeError(f"{setting}.{name} cannot be set there: use {_ELSEWHERE[name]}")
+    if label.budget_usd is not None:
+        for name in set(fields) & _DEARER:
+            raise RecipeError(
+                f"{setting}.{name} changes what a request costs in ways that no price tells, and label.budget_usd is "
+                f"{label.budget_usd:g}: leave out one of the two"
+            )
 
 
 class OpenAiTeacher:
@@ -123,7 +129,15 @@ class OpenAiTeacher:
             endpoint=self._endpoint.base_url,
             fingerprint=self._fingerprint,
             options_sha256=content_hash(shaping),
+            continuing=self._continuing,
         )
+
+    @property
+    def _continuing(self) -> str | None:
+        """A text goes on from its end by itself; a chat server where the recipe knows how it is asked to."""
+        if self._options.api == "completions" or self._options.continue_body == {}:
+            return ""
+        return None if self._options.continue_body is None else content_hash(self._options.continue_body)
 
     @cached_property
     def price(self) -> Price | None:
@@ -158,7 +172,10 @@ class OpenAiTeacher:
             body |= wanted if options.api == "chat" else {"logprobs": label.top_logprobs}
         if label.response_format is not None:
             body["response_format"] = label.response_format
-        return {name: value for name, value in {**body, **options.extra_body}.items() if value is not None}
+        more = options.continue_body if request.prompt.continues and options.api == "chat" else None
+        return {
+            name: value for name, value in {**body, **options.extra_body, **(more or {})}.items() if value is not None
+        }
 
     def read(self, reply: Reply) -> Outcome:
         """An answer that arrived whole; it is never asked for again, whatever it says."""

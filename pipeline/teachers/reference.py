@@ -50,7 +50,7 @@ class ReferenceTeacher:
     price = FREE
 
     def __init__(self, model: str) -> None:
-        self.identity = TeacherIdentity("reference", model)
+        self.identity = TeacherIdentity("reference", model, continuing="")
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return [_answer(request) for request in requests]

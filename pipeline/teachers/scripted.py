@@ -58,7 +58,13 @@ class ScriptedTeacher:
     @cached_property
     def identity(self) -> TeacherIdentity:
         script = content_hash([self._options.model_dump(exclude={"batch_size"})])
-        return TeacherIdentity("scripted", self._model, content_sha256=script, vocabulary_size=self._options.vocabulary)
+        return TeacherIdentity(
+            "scripted",
+            self._model,
+            content_sha256=script,
+            vocabulary_size=self._options.vocabulary,
+            continuing="",
+        )
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         if self.asked is not None:

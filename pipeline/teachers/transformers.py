@@ -96,6 +96,7 @@ class TransformersTeacher:
             tokenizer_sha256=self._files.tokenizer_sha256,
             chat_template_sha256=self._files.chat_template_sha256,
             vocabulary_size=self._files.vocabulary_size,
+            continuing=self._files.continuing,
             encoder_decoder=self._files.is_encoder_decoder,
         )
 
@@ -240,7 +241,7 @@ class TransformersTeacher:
             )
         forced = tokens.request.forced
         return Answer(
-            text=decode_completion(self._lm, completion) if forced is None else forced,
+            text=decode_completion(self._lm, completion, tokens.request.prompt) if forced is None else forced,
             finish_reason="stop" if completion[-1] in self._lm.end_ids else "length",
             prompt_tokens=len(tokens.prompt),
             completion_tokens=len(completion),

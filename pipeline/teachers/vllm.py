@@ -126,6 +126,7 @@ class VllmTeacher:
             tokenizer_sha256=self._files.tokenizer_sha256,
             chat_template_sha256=self._files.chat_template_sha256,
             vocabulary_size=self._files.vocabulary_size,
+            continuing=self._files.continuing,
         )
 
     @cached_property
@@ -308,6 +309,11 @@ class VllmTeacher:
         if request.forced is not None:
             return Answer(request.forced, "stop", len(prompt), completion_tokens, cost, trace)
         answer = Answer(
-            read.text.strip(), _FINISH.get(read.finish_reason, "other"), len(prompt), completion_tokens, cost, trace
+            request.prompt.trimmed(read.text),
+            _FINISH.get(read.finish_reason, "other"),
+            len(prompt),
+            completion_tokens,
+            cost,
+            trace,
         )
         return answer if answer.text else Refusal("empty", "the answer has no text", answer=answer)

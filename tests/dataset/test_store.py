@@ -110,8 +110,9 @@ def test_a_newer_format_is_refused(dataset: Dataset) -> None:
         read_manifest(dataset.folder)
 
 
-def test_a_manifest_that_is_not_json(dataset: Dataset) -> None:
-    (dataset.folder / FILE_NAME).write_text("{")
+@pytest.mark.parametrize("content", ["{", "[" * 100_000], ids=["half", "nested too deeply"])
+def test_a_manifest_that_is_not_json(dataset: Dataset, content: str) -> None:
+    (dataset.folder / FILE_NAME).write_text(content)
     with pytest.raises(DatasetRefused, match="is damaged"):
         read_manifest(dataset.folder)
 

@@ -269,7 +269,7 @@ def test_a_reference_is_today_s_even_where_it_is_empty_or_gone(
         word_prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
         result = done(scripted_recipe(teacher=refused, quality=[{"kind": "length", "max_chars": 20}]), asked)
     found = {prompt: row["reference"] for prompt, row in rows_by_prompt(result.dataset).items()}
-    assert found == dict.fromkeys(["Explain kettle.", "Explain tram.", "Explain sofa."], reference)
+    assert found == dict.fromkeys(["Explain kettle.", "Explain tram.", "Explain sofa."], reference or None)
 
 
 # ---------------------------------------------------------------------------------------------- any edits, and any stops

@@ -122,3 +122,18 @@ def test_every_json_value_fits_the_empty_schema_fenced_or_not(value: Any) -> Non
 def test_no_text_breaks_it(text: str) -> None:
     problem = schema_problem(text, make_validator(False, "here"))
     assert problem is not None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_schema_file_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "s.json").write_bytes('{"enum": ["größer"]}'.encode(encoding))
+    judge = open_filter({"file": str(tmp_path / "s.json")})
+    assert judge(completion('"größer"')) is None
+    assert judge(completion('"kleiner"')) is not None
+
+
+@pytest.mark.parametrize("levels", [150, 900, 5000])
+def test_a_schema_that_is_nested_too_deeply(tmp_path: Path, levels: int) -> None:
+    (tmp_path / "s.json").write_text('{"not": ' * levels + "{}" + "}" * levels)
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        open_filter({"file": str(tmp_path / "s.json")})

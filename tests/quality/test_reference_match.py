@@ -113,3 +113,12 @@ def test_a_wrong_option_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError) as caught:
         open_filter(options)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["exact", "contains", "number", "f1"])
+@pytest.mark.parametrize("blank", ["", " ", "\n\t"])
+def test_a_blank_reference_is_none(how: str, blank: str) -> None:
+    one = completion("42", reference=blank)
+    assert one.prompt.reference is None
+    assert open_filter({"how": how})(one) is None
+    assert open_filter({"how": how, "without_reference": "reject"})(one) == "there is no reference to compare it with"

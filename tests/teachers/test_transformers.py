@@ -14,7 +14,8 @@ from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.generation import Sampling, generate
 from pipeline.label_settings import LabelSettings
-from pipeline.language_model import encode_prompt, load_language_model
+from pipeline.language_model import decode_completion, encode_prompt, load_language_model
+from pipeline.model_files import find_model
 from pipeline.records import Message, Prompt, SampledLabels
 from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
 from tests.conftest import make_tiny_model
@@ -271,3 +272,58 @@ def test_the_text_is_the_same_whichever_labels_are_kept_with_it(tiny_model: Path
         [answer.text for answer in ask(tiny_model, {**greedy, "soft": soft})] for soft in (None, SAMPLED, {"k": 4})
     ]
     assert texts[0] == texts[1] == texts[2]
+
+
+# ------------------------------------------------------------------------------------------- a turn that is to go on
+
+
+OPEN = (Message("system", "Be brief."), Message("user", "Name a tree."), Message("assistant", "An"))
+
+
+def test_an_assistants_last_turn_is_left_open(tiny_model: Path) -> None:
+    tokenizer = load_language_model(tiny_model).tokenizer
+    text = tokenizer.decode(encode_prompt(tokenizer, OPEN))
+    assert text == "<|system|>Be brief.<|end|><|user|>Name a tree.<|end|><|assistant|>An"
+    closed = tokenizer.decode(encode_prompt(tokenizer, OPEN[:2]))
+    assert closed == "<|system|>Be brief.<|end|><|user|>Name a tree.<|end|><|assistant|>"
+
+
+def test_a_space_that_an_answer_goes_on_with_is_part_of_it(tiny_model: Path) -> None:
+    lm = load_language_model(tiny_model)
+    ids = [*lm.tokenizer(" oak. ")["input_ids"], *lm.end_ids]
+    assert decode_completion(lm, ids, Prompt(OPEN)) == " oak."
+    assert decode_completion(lm, ids, Prompt(OPEN[:2])) == decode_completion(lm, ids) == "oak."
+
+
+@pytest.mark.parametrize("forced", [None, " oak."])
+def test_an_answer_goes_on_from_the_open_turn(tiny_model: Path, forced: str | None) -> None:
+    """Its labels are the model's own distribution behind that turn."""
+    label = {"mode": "score" if forced else "generate", "soft": {"k": 5}, "sampling": {"max_tokens": 9}}
+    teacher, settings = opened(tiny_model, label)
+    request = Request(Prompt(OPEN), 0, Terms.of(teacher.identity, settings), forced)
+    (answer,) = asyncio.run(teacher.answer([request]))
+    assert isinstance(answer, Answer)
+    assert answer.trace is not None and answer.trace.soft is not None
+    prompt, completion = answer.trace.prompt_token_ids.tolist(), answer.trace.completion_token_ids.tolist()
+    assert load_language_model(tiny_model).tokenizer.decode(prompt).endswith("<|assistant|>An")
+    values, _ = full_logprobs(tiny_model, prompt, completion).topk(5, dim=-1)
+    np.testing.assert_allclose(answer.trace.soft.logprobs, values, atol=5e-3)
+
+
+def test_only_a_chat_template_makes_a_difference_to_keys(tiny_model: Path, tmp_path: Path) -> None:
+    plain = make_tiny_model(tmp_path / "plain", template=False)
+    assert opened(tiny_model, {})[0].identity.continuing == "continue_final_message"
+    assert opened(plain, {})[0].identity.continuing == ""
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "content", ["{half", "[" * 5000, "[]", '{"a": "\xe9"}'], ids=["half", "deep", "a list", "Latin-1"]
+)
+def test_a_models_file_that_is_no_json_is_named(tmp_path: Path, name: str, content: str) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    (folder / name).write_bytes(content.encode("latin-1"))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    asked = {"config.json": "vocabulary_size", "tokenizer_config.json": "chat_template_sha256"}
+    with pytest.raises(TeacherUnavailable, match=rf"model/{name} (cannot be read as JSON|holds no JSON object)"):
+        getattr(find_model(str(folder)), asked.get(name, "decoder_start_id"))

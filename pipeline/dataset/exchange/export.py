@@ -29,6 +29,7 @@ from pipeline.dataset.store import Dataset
 from pipeline.durable import atomic_file, fsync_folder, make_folder, sha256_of_file, write_atomically
 from pipeline.errors import StorageFailed, UsageError
 from pipeline.records import Split
+from pipeline.user_files import Unreadable, decode_text, parse_json
 
 _ROWS_AT_ONCE = 64  # rows with soft labels are large
 
@@ -78,8 +79,8 @@ def export_dataset(
 def read_note(file: Path) -> dict[str, Any]:
     """What an export says of the folder that `file` lies in; empty where no export wrote it."""
     try:
-        note = json.loads((file.parent / NOTE).read_bytes())
-    except (OSError, ValueError):
+        note = parse_json(decode_text((file.parent / NOTE).read_bytes()))
+    except (OSError, Unreadable):
         return {}
     return note if isinstance(note, dict) and "stillhouse" in note else {}
 

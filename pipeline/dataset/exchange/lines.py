@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pipeline.dataset.exchange.formats.base import Json, Place
 from pipeline.errors import UsageError
-from pipeline.text import shortened
+from pipeline.text import shown_value
+from pipeline.user_files import Unreadable, decode_text, parse_json, text_lines
 
 NOTE = "export.json"  # what an export says of itself, beside its files
 _SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -58,20 +57,26 @@ def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[
 
 def _json_lines(file: Path) -> Iterator[tuple[Place, Json]]:
     with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                place = Place(file, number)
-                try:
-                    row = orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise UsageError(f"{place} is no JSON ({error}): mend the line, or take it out") from None
-                yield place, _object(row, place)
+        try:
+            for number, line in enumerate(text_lines(stream), start=1):
+                if line.strip():
+                    place = Place(file, number)
+                    yield place, _object(_json_line(line, place), place)
+        except Unreadable as error:
+            raise UsageError(f"{file}: {error}. Save it as UTF-8") from None
+
+
+def _json_line(line: bytes, place: Place) -> Any:
+    try:
+        return parse_json(line, fast=True)
+    except Unreadable as error:
+        raise UsageError(f"{place} is no JSON ({error}): mend the line, or take it out") from None
 
 
 def _array_rows(file: Path) -> Iterator[tuple[Place, Json]]:
     try:
-        rows = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError as error:
+        rows = parse_json(decode_text(file.read_bytes()), fast=True)
+    except Unreadable as error:
         raise UsageError(f"{file} begins with '[' and is no JSON array ({error}): mend it") from None
     for number, row in enumerate(rows, start=1):
         place = Place(file, number, "item")
@@ -90,18 +95,19 @@ def _parquet_rows(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[P
                 for row in batch.to_pylist():
                     number += 1
                     yield Place(file, number, "row"), row
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OSError) as error:  # of a damaged page it is an OSError
         raise UsageError(f"{file} cannot be read as Parquet ({error}): export or copy it anew") from None
 
 
 def _object(row: Any, place: Place) -> Json:
     if not isinstance(row, dict):
-        raise UsageError(f"{place} is {shortened(repr(row))}: put one JSON object there")
+        raise UsageError(f"{place} is {shown_value(row)}: put one JSON object there")
     return row
 
 
 def _begins_with_array(file: Path) -> bool:
     with file.open("rb") as stream:
-        while (byte := stream.read(1)).isspace():
-            pass
-    return byte == b"["
+        try:
+            return next((line.lstrip()[:1] == b"[" for line in text_lines(stream) if line.strip()), False)
+        except Unreadable:
+            return False  # told of where it is read

@@ -6,7 +6,6 @@ and row j of the labels is the distribution of input_ids[j + 1].
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pipeline.encodings import Encoding, find_encoding
 from pipeline.errors import UsageError
 from pipeline.label_settings import SoftSettings
 from pipeline.records import Message, Prompt, SampledLabels, SoftLabels
+from pipeline.user_files import decode_text, parse_json
 
 _MOST_TURNS = 9  # of the user, in one prompt
 _NO_MASS = 1e-6  # below it what a distribution lacks is rounding
@@ -163,7 +163,7 @@ class Tokens:
     def _end_ids(self) -> set[int]:
         """The tokenizer's own end token, and what the model's generation settings name beside it."""
         file = self.folder / "generation_config.json"
-        named: Any = json.loads(file.read_bytes()).get("eos_token_id") if file.is_file() else None
+        named: Any = parse_json(decode_text(file.read_bytes())).get("eos_token_id") if file.is_file() else None
         listed = named if isinstance(named, list) else [named]
         return {int(one) for one in [self._tokenizer.eos_token_id, *listed] if one is not None}
 

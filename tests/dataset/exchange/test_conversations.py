@@ -187,7 +187,7 @@ def test_what_cannot_be_a_row_is_counted_and_told(
         ("openai", ["{"], r"given.jsonl line 1 is no JSON .*mend the line"),
         ("openai", [{"messages": []}], "line 1: where a list of turns should be"),
         ("openai", ["[1]"], r"begins with .\[. and is no JSON array"),
-        ("openai", ["7"], "line 1 is '7': put one JSON object there"),
+        ("openai", ["7"], "line 1 is 7: put one JSON object there"),
         ("openai", [{"conversations": []}], "has no 'messages', but conversations"),
         ("openai", [{"messages": [{"role": "wizard", "content": "x"}]}], "no speaker 'wizard': name one of system"),
         ("openai", [{"messages": ["hi"]}], "a turn has no 'role'"),
@@ -278,3 +278,46 @@ def test_an_export_says_what_it_wrote(dataset: Dataset, tmp_path: Path) -> None:
     done: Exported = export_dataset(dataset, "trl", tmp_path / "out")
     note = json.loads((tmp_path / "out" / "export.json").read_text())
     assert (note["format"], note["dataset"], note["rows"]) == ("trl", "words/v001", done.rows)
+
+
+# --------------------------------------------------------------------------------------------- what people's files are like
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("whole", [False, True], ids=["JSON lines", "a JSON array"])
+def test_files_with_a_byte_order_mark(tmp_path: Path, encoding: str, whole: bool) -> None:
+    turns = [{"role": "user", "content": "Größe?"}, {"role": "assistant", "content": "Groß."}]
+    rows = [{"messages": turns}, {"messages": [{"role": "user", "content": "second"}, turns[1]]}]
+    text = json.dumps(rows) if whole else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file = tmp_path / "given.json"
+    file.write_bytes(text.encode(encoding))
+    told = conversations(bring_in(tmp_path, "openai", file).dataset)
+    found = [json.loads(conversation) for split in told.values() for conversation in split]
+    assert [completion[0]["content"] for _, completion in found] == ["Groß.", "Groß."]
+
+
+@pytest.mark.parametrize("value", ["NaN", "null", '""', '" \\n"'])
+def test_null_nan_and_blank_are_no_reference(tmp_path: Path, value: str) -> None:
+    lines = [
+        f'{{"prompt": "a", "completion": "b", "reference": {value}}}',
+        '{"prompt": "c", "completion": "d", "reference": 7}',
+    ]
+    dataset = bring_in(tmp_path, "trl", write(tmp_path, *lines), validation=0.0).dataset
+    (entry,) = dataset.files("train")
+    assert pq.read_table(dataset.folder / entry.path).column("reference").to_pylist() == [None, "7"]
+
+
+def test_a_reference_that_is_a_list_is_named_with_its_line(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "reference": ["b"]}
+    with pytest.raises(UsageError, match=r"line 1: 'reference' is a list: make it one text"):
+        bring_in(tmp_path, "trl", write(tmp_path, row))
+
+
+@pytest.mark.parametrize("levels", [300, 900, 2000, 100_000])
+@pytest.mark.parametrize("format_", ["openai", "sharegpt", "trl"])
+def test_json_that_is_nested_too_deeply_is_named_with_its_line(tmp_path: Path, format_: str, levels: int) -> None:
+    line = '{"messages": ' + "[" * levels + "]" * levels + "}"
+    with pytest.raises(UsageError, match=r"given\.jsonl line 1 is no JSON \(it is nested too deeply"):
+        bring_in(tmp_path, format_, write(tmp_path, line))
+    with pytest.raises(UsageError, match=r"is no JSON array \(it is nested too deeply"):
+        bring_in(tmp_path, format_, write(tmp_path, "[" + line + "]", name="array.json"))

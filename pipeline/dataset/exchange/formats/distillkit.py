@@ -55,6 +55,7 @@ from pipeline.dataset.store import Dataset
 from pipeline.encodings import Encoding
 from pipeline.errors import UsageError
 from pipeline.records import TokenTrace
+from pipeline.user_files import decode_text
 
 CONFIG = "compression_config.yaml"  # DistillKit's own name for it
 _IGNORED = -100
@@ -102,10 +103,10 @@ class Layout:
         """Raises UsageError where there is none, or one that approximates."""
         file = beside.parent / CONFIG
         try:
-            said = yaml.safe_load(file.read_text(encoding="utf-8"))
+            said = yaml.safe_load(decode_text(file.read_bytes()))
             layout = cls(int(said["d"]), int(said["k"]), str(said.get("exact_dtype", "float32")))
             exact = int(said["exact_k"]) == layout.k and not said.get("delta_encoding", True)
-        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"{file} cannot be read ({error}): DistillKit's capture writes it; put it there") from None
         if not exact or layout.dtype not in _FLOATS:
             raise UsageError(

@@ -40,6 +40,7 @@ from pipeline.dataset.exchange.lines import rows_of
 from pipeline.dataset.store import Dataset
 from pipeline.errors import UsageError
 from pipeline.text import shortened
+from pipeline.user_files import Unreadable, parse_json
 
 _OF_ANSWERS = {"response", "error", "choices", "usage", "created", "object", "system_fingerprint", "id", "status_code"}
 _OF_LINES = {"custom_id", "method", "url", "timestamp", "metadata"}
@@ -206,8 +207,8 @@ def _body(value: Any) -> Any:
     """A body that was kept as text, read; anything else as it is."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError:
+            return parse_json(value, fast=True)
+        except Unreadable:
             return value
     return value
 

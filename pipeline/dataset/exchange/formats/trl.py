@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.cells import NotText, cell_text
 from pipeline.dataset.exchange.conversations import answered
 from pipeline.dataset.exchange.formats.base import (
     MESSAGES,
@@ -44,10 +45,16 @@ class Trl:
         for file in source.files:
             for place, row in rows_of(file, (*_COLUMNS, "messages", "reference")):
                 read = answered(_turns(row, place), place)
-                reference = row.get("reference")
-                if isinstance(reference, str) and isinstance(read, Answered):
-                    read = replace(read, prompt=Prompt(read.prompt.messages, reference))
+                if isinstance(read, Answered):
+                    read = replace(read, prompt=Prompt(read.prompt.messages, _reference(row, place)))
                 yield read
+
+
+def _reference(row: Json, place: Place) -> str | None:
+    try:
+        return cell_text(row.get("reference"))
+    except NotText as problem:
+        raise UsageError(f"{place}: 'reference' is {problem}: make it one text, or take the column out") from None
 
 
 def _turns(row: Json, place: Place) -> Any:

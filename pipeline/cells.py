@@ -1,0 +1,119 @@
+"""A cell of somebody's table as text: what goes into a prompt, into a reference, and out of an import.
+
+    cell_text("tram") -> "tram"        cell_text(0.00001) -> "0.00001"      cell_text(b"tram") -> "tram"
+    cell_text(None) -> None            cell_text(float("nan")) -> None      cell_text(["a", "b"]) raises NotText
+
+| a cell | its text |
+| --- | --- |
+| a text | as it is |
+| an integer, a decimal | its digits |
+| a floating-point number | the shortest digits that give it back, without an exponent from 0.000001 to below 10^21 |
+| a boolean | true or false, as JSON has it |
+| a date, a time, a point in time | ISO 8601 |
+| a UUID | its usual form |
+| bytes | decoded as UTF-8 |
+| null, NaN, an infinity, NaT | none: the cell is missing |
+| a list, an object, anything else | none: a template says how it is written |
+
+Scalars of NumPy, pandas and Arrow are read like Python's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_PLAIN_DIGITS = (1e-6, 1e21)  # from here to there, as JavaScript writes numbers
+
+
+class NotText(ValueError):
+    """A cell that has no text; the message says what it is, as in "a list"."""
+
+    def __init__(self, what: str, value: object) -> None:
+        super().__init__(what)
+        self.value = value
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell holds nothing: null, or what is no number or no time."""
+    if isinstance(value, (str, list, dict)):
+        return False
+    value = _python_value(value)
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which need not be there
+        return True
+    if isinstance(value, (float, np.floating)):
+        return not math.isfinite(value)
+    if isinstance(value, decimal.Decimal):
+        return not value.is_finite()
+    return isinstance(value, np.datetime64) and bool(np.isnat(value))
+
+
+def cell_text(value: object) -> str | None:
+    """The text of a cell, or None where it is missing; the module's docstring has the table.
+
+    Raises:
+        NotText: it is a list, an object, bytes that are not UTF-8, or of another kind that has no text.
+    """
+    if isinstance(value, str):
+        return value
+    if is_missing(value):
+        return None
+    value = _python_value(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, int, uuid.UUID, np.datetime64)):
+        return str(value)
+    if isinstance(value, (float, np.floating)):
+        return _number(value)
+    if isinstance(value, decimal.Decimal):
+        return format(value, "f")
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        try:
+            return bytes(value).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise NotText("bytes that are not UTF-8", value) from None
+    raise NotText(_kind(value), value)
+
+
+def present_text(value: object) -> str | None:
+    """The text of a cell, or None where it is missing or blank: a reference that is not there.
+
+    Raises:
+        NotText: as `cell_text` does.
+    """
+    text = cell_text(value)
+    return text if text and text.strip() else None
+
+
+def _number(value: float | np.floating[Any]) -> str:
+    text = str(value)  # of either, the shortest digits that give the same number back
+    smallest, largest = _PLAIN_DIGITS
+    is_plain = "e" in text and smallest <= abs(float(value)) < largest
+    return format(decimal.Decimal(text), "f") if is_plain else text
+
+
+def _python_value(value: object) -> object:
+    """A scalar of Arrow or NumPy as Python's own; narrow floats and points in time as they are, whose digits differ."""
+    if hasattr(value, "as_py"):
+        value = value.as_py()
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, np.generic) and not isinstance(value, (np.floating, np.datetime64)):
+        return value.item()
+    return value
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, (Sequence, set, frozenset, np.ndarray)):
+        return "a list"
+    return f"a {type(value).__name__}"
