@@ -17,6 +17,7 @@ from flows.work_pool import runner_of
 from pipeline.config import load_recipe
 from pipeline.errors import BudgetSpent, TeacherRefused, UsageError
 from pipeline.labelling.engine import LabelJob, LabelResult, job_in_turn
+from pipeline.labelling.retrying import Retry
 from pipeline.recipe_checks import check_labels
 
 
@@ -45,18 +46,21 @@ async def label_shard(job: LabelJob, number: int, name: str) -> None:
 
 
 @flow(name="label", flow_run_name="label {recipe}", **FLOW)
-async def label_flow(recipe: RecipePath, overrides: Overrides = None) -> LabelResult:
+async def label_flow(
+    recipe: RecipePath, overrides: Overrides = None, retry_rejected: list[str] | None = None
+) -> LabelResult:
     """Label a recipe's prompts.
 
     Args:
         recipe: A recipe file, such as flows/recipes/quickstart.yaml.
         overrides: Settings of the recipe to change, as --set takes them, such as label.sampling.temperature=0.5
+        retry_rejected: Ask again what the teacher's errors rejected for these reasons; an empty list: for any reason.
     """
     log = get_run_logger()
     loaded = load_recipe(recipe, overrides or [])
     name_run("label", loaded)
     check_labels(loaded)
-    async with job_in_turn(loaded, logged_progress()) as job:
+    async with job_in_turn(loaded, logged_progress(), Retry.of(retry_rejected)) as job:
         try:
             await show_plan(job, loaded)
             async with watched(job, loaded):

@@ -152,26 +152,45 @@ def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
 
 
 @app.command()
-def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
+def label(
+    recipe: RecipePath,
+    reasons: Annotated[
+        list[str] | None, typer.Argument(metavar="[REASON...]", help="With --retry-rejected: for these reasons alone.")
+    ] = None,
+    set_: Overrides = None,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Ask again what the teacher's errors rejected, in a new version.")
+    ] = False,
+    flow: AsFlow = None,
+    as_json: AsJson = False,
+) -> None:
     """Teacher -> dataset. Run again after any stop, it goes on where it was."""
     with errors_told():
         one_process("label")
         import asyncio
 
         from pipeline.config import load_recipe
+        from pipeline.errors import UsageError
         from pipeline.labelling import engine
+        from pipeline.labelling.retrying import Retry
         from pipeline.recipe_checks import check_labels
         from pipeline.terminal import shown_progress
+
+        if reasons and not retry_rejected:
+            raise UsageError(
+                f"{reasons[0]!r} stands after the recipe: a reason is given together with --retry-rejected"
+            )
+        retried = list(reasons or []) if retry_rejected else None
 
         loaded = load_recipe(recipe, set_ or [])
         check_labels(loaded)
         if _as_flow(flow):
             from flows.label import label_flow
 
-            result = asyncio.run(label_flow(recipe, set_))
+            result = asyncio.run(label_flow(recipe, set_, retried))
         else:
             with shown_progress() as progress:
-                result = asyncio.run(engine.label(loaded, progress))
+                result = asyncio.run(engine.label(loaded, progress, Retry.of(retried)))
         shown.print_json(shown.label_json(result)) if as_json else shown.print_labels(result)
         _exit_for_rejections(result, loaded.label.max_rejected)
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import RecipeError, UsageError
@@ -23,7 +22,8 @@ from pipeline.settings import Settings, explain
 from pipeline.storage.location import Location, location
 from pipeline.student_settings import StudentSettings
 from pipeline.sweep_settings import GridPoint, SweepSettings
-from pipeline.user_files import Unreadable, decode_text
+from pipeline.user_files import decode_text
+from pipeline.yaml_text import YamlError, dump_yaml, parse_yaml
 
 
 class PromptSettings(Settings):
@@ -240,7 +240,7 @@ class Recipe(Settings):
 
     def as_yaml(self) -> str:
         """The resolved recipe, defaults written out; it loads back to the same recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json", by_alias=True))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -255,11 +255,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if file is None:
         raise RecipeError(f"the recipe {path} is not there. Check the path; `stillhouse --help` shows an example.")
     try:
-        raw = yaml.safe_load(decode_text(file.read_bytes()))
-    except (yaml.YAMLError, Unreadable, OSError) as error:
+        raw = parse_yaml(decode_text(file.read_bytes()))
+    except (ValueError, OSError) as error:
         raise RecipeError(f"the recipe {path} cannot be read as YAML: {error}") from error
-    except RecursionError:
-        raise RecipeError(f"the recipe {path} cannot be read as YAML: it is nested too deeply") from None
     if not isinstance(raw, dict):
         raise RecipeError(
             f"the recipe {path} is not a mapping of settings: it must begin with lines such as `name: my-run`"
@@ -302,11 +300,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             f"--set {override} is not of the form a.b=value, for instance --set student.loss.temperature=2"
         )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except YamlError as error:
         raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
-    except RecursionError:
-        raise RecipeError(f"--set {path}: the value is nested too deeply") from None
     _put(raw, path, value, f"--set {override}")
 
 

@@ -91,6 +91,7 @@ class LabelSettings(Settings):
     limits: LimitSettings = LimitSettings()
     runner: RunnerSettings = RunnerSettings()
     patience: float = Field(default=300, gt=0)  # seconds that a server may be away or refuse everybody
+    refusals_in_a_row: int | None = Field(default=5, ge=1)  # alike, with no answer between: the run ends; null: never
     budget_usd: float | None = Field(default=None, gt=0)  # for this dataset, all its runs and versions together
     max_rejected: float = Field(default=0.05, ge=0, le=1)  # share of requests; above it the exit status is 3
 

@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from pipeline.errors import RecipeError
 
@@ -22,6 +22,16 @@ class Settings(BaseModel):
     """Base of every part of a recipe: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
+        """`limit: true` is no 1; pydantic would take it for one."""
+        if isinstance(value, bool) and info.field_name is not None:
+            kinds = _kinds(cls.model_fields[info.field_name].annotation)
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError("is a truth value: give a number")
+        return value
 
 
 Options = TypeVar("Options", bound=Settings)
@@ -70,6 +80,13 @@ def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[Bas
         field = next((f for name, f in current.model_fields.items() if part in (name, f.alias)), None)
         current = _settings_in(field.annotation) if field else None
     return current
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of: int and None of `int | None`; what a container holds is not looked at."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return set().union(*(_kinds(arg) for arg in get_args(annotation)))
+    return {annotation}
 
 
 def _settings_in(annotation: Any) -> type[BaseModel] | None:

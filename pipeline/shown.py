@@ -34,6 +34,7 @@ def label_json(result: LabelResult) -> dict[str, Any]:
         "sent": result.sent,
         "reused": result.reused,
         "fresh": result.fresh,
+        "rejected_by_teacher": result.rejected_by_teacher,
         "message": str(result),
     }
 
@@ -59,6 +60,7 @@ def print_labels(result: LabelResult) -> None:
     manifest = result.dataset.manifest
     if not result.fresh:
         output.print(f"labels   {result} ({result.dataset.folder})", markup=False)
+        print_retry(result)
         return
     come = f", from {', '.join(manifest.parents)}" if manifest.parents else ""
     rejected = f", rejected {counted(manifest.rejected)}" if manifest.rejected else ""
@@ -67,6 +69,18 @@ def print_labels(result: LabelResult) -> None:
         f"{result.sent} requests sent, {result.reused} answered before",
         markup=False,
     )
+    print_retry(result)
+
+
+def print_retry(result: LabelResult) -> None:
+    """How to ask again what the teacher's errors rejected, where they did."""
+    from pipeline.terminal import errors
+
+    if lost := result.rejected_by_teacher:
+        errors.print(
+            f"The teacher's errors rejected {lost:,} requests: once the cause is mended, --retry-rejected asks again.",
+            markup=False,
+        )
 
 
 def student_json(result: StudentResult) -> dict[str, Any]:

@@ -65,11 +65,29 @@ class Stats:
         return sum(self.billed.values())
 
 
+@dataclass(frozen=True)
+class Canned:
+    """One response to every request, after some that were answered."""
+
+    status: int
+    body: str
+    after: int = 0
+    content_type: str = "application/json"
+
+
 class StandIn:
     """The application; `capacity` is how many requests it bears at once before it says 429."""
 
-    def __init__(self, *, latency: float = 0.0, capacity: int | None = None, text: str = "Blue, I think.") -> None:
+    def __init__(
+        self,
+        *,
+        latency: float = 0.0,
+        capacity: int | None = None,
+        text: str = "Blue, I think.",
+        canned: Canned | None = None,
+    ) -> None:
         self.latency = latency
+        self.canned = canned  # what every request gets, once some were answered
         self.capacity = capacity
         self.text = text
         self.stats = Stats()
@@ -114,6 +132,8 @@ class StandIn:
             stats.at_once -= 1
 
     async def _follow(self, request: web.Request, body: dict[str, Any], prompt: str) -> web.StreamResponse:
+        if self.canned is not None and self.stats.billed_answers >= self.canned.after:
+            return web.Response(status=self.canned.status, text=self.canned.body, content_type=self.canned.content_type)
         attempt = self.stats.seen[prompt]
         self.stats.seen[prompt] += 1
         words = _WORD.findall(prompt)
@@ -263,7 +283,12 @@ class RunningStandIn:
     async def _start(self) -> None:
         self._runner = web.AppRunner(self.server.app, handler_cancellation=True, shutdown_timeout=0.01)
         # An application is frozen once it has run: a server that returns is a new one over the same counts.
-        fresh = StandIn(latency=self.server.latency, capacity=self.server.capacity, text=self.server.text)
+        fresh = StandIn(
+            latency=self.server.latency,
+            capacity=self.server.capacity,
+            text=self.server.text,
+            canned=self.server.canned,
+        )
         fresh.stats = self.server.stats
         self.server = fresh
         self._runner = web.AppRunner(fresh.app, handler_cancellation=True, shutdown_timeout=0.01)

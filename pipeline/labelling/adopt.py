@@ -5,7 +5,7 @@
 The newest version is read first. Over a source that grows it has every earlier answer, and is the one parent; an older
 one is a parent where prompts have come back that the versions since did not have. Of a version that has nothing more to
 give, only the keys are read. What the teacher rejected is asked again in a new version; of a part of this one it stays
-rejected (`take_part`).
+rejected (`take_part`), and so does what a retry does not ask for again (`take_all_but`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,23 @@ from pipeline.dataset.manifest import FileEntry
 from pipeline.dataset.store import Dataset
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import LabelPlan
+from pipeline.labelling.retrying import COLUMNS, Retry, rejections_in
 
 _ROWS_AT_ONCE = 1000
 _KEYS = ("id", "prompt_id", "sample", "completion")  # what says whether a row is wanted
+_REJECTED_KEYS = tuple(dict.fromkeys((*_KEYS, *COLUMNS)))
 
 
 def take_part(plan: LabelPlan, journal: Journal, part: Dataset) -> int:
     """Put what a part of a plan was answered into its journal, rejections of the teacher too; return how many answers."""
     return sum(_take_file(plan, journal, part, entry, rejections=True) for entry in part.manifest.files)
+
+
+def take_all_but(retry: Retry, plan: LabelPlan, journal: Journal, version: Dataset) -> int:
+    """Put everything of a version into the journal of its own plan but what is asked for again; return how many answers."""
+    return sum(
+        _take_file(plan, journal, version, entry, rejections=True, retry=retry) for entry in version.manifest.files
+    )
 
 
 def take_over(plan: LabelPlan, journal: Journal, earlier: Sequence[Dataset]) -> list[str]:
@@ -48,11 +57,18 @@ def _take_version(plan: LabelPlan, journal: Journal, version: Dataset) -> int:
 
 
 def _take_file(
-    plan: LabelPlan, journal: Journal, version: Dataset, entry: FileEntry, *, rejections: bool = False
+    plan: LabelPlan,
+    journal: Journal,
+    version: Dataset,
+    entry: FileEntry,
+    *,
+    rejections: bool = False,
+    retry: Retry | None = None,
 ) -> int:
+    columns = _REJECTED_KEYS if entry.kind == "rejected" else _KEYS
     with version.open(entry) as parquet:
-        keys = parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(_KEYS))
-        wanted = [one for batch in keys for one in _wanted(plan, batch, rejections=rejections)]
+        keys = parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(columns))
+        wanted = [one for batch in keys for one in _wanted(plan, batch, rejections=rejections, retry=retry)]
     if not any(wanted):
         return 0
     taken = begin = 0
@@ -63,8 +79,15 @@ def _take_file(
     return taken
 
 
-def _wanted(plan: LabelPlan, batch: pa.RecordBatch, *, rejections: bool) -> list[bool]:
-    """Which rows are answers to requests of the plan that were not seen before; of a rejection without one, as told."""
+def _wanted(plan: LabelPlan, batch: pa.RecordBatch, *, rejections: bool, retry: Retry | None) -> list[bool]:
+    """Which rows are answers to requests of the plan that were not seen before.
+
+    A rejection without an answer is one where `rejections` count, and none where `retry` asks for it again.
+    """
+    if retry is not None and "stage" in batch.schema.names:
+        kept = [not lost or not retry.wants(reason, answered=with_) for lost, reason, with_ in rejections_in(batch)]
+        claimed = iter(_wanted(plan, batch.filter(pa.array(kept, pa.bool_())), rejections=rejections, retry=None))
+        return [keep and next(claimed) for keep in kept]
     completions = batch.column("completion").to_pylist()
     texts = [None if turns is None else "".join(turn["content"] for turn in turns) for turns in completions]
     ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))

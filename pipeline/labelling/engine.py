@@ -35,10 +35,11 @@ from pipeline.labelling.journal import Journal
 from pipeline.labelling.metrics import Meter, Metrics
 from pipeline.labelling.parts import Parts, Runner
 from pipeline.labelling.plan import LabelPlan, Shard, ShardName, make_plan
+from pipeline.labelling.retrying import Retry, teacher_rejections
 from pipeline.labelling.runners import open_runner
 from pipeline.labelling.sender import Sender, now
 from pipeline.labelling.sorting import SortedOut, Sorter
-from pipeline.labelling.version import let_go, same_version, shard_files, start_version
+from pipeline.labelling.version import finished_version, let_go, shard_files, start_version
 from pipeline.progress import Progress, TellsMore, silent
 from pipeline.quality.base import NamedFilter, open_filters
 from pipeline.records import FORMAT_VERSION
@@ -64,16 +65,25 @@ class LabelResult:
         return f"{manifest.label}{come}: {self.sent:,} requests sent, {self.reused:,} answered before"
 
     @property
+    def rejected_by_teacher(self) -> int:
+        """Requests that the teacher's errors rejected without an answer: `label --retry-rejected` asks for them again."""
+        found = teacher_rejections(self.dataset)
+        return sum(count for (_, answered), count in found.items() if not answered)
+
+    @property
     def rejected_share(self) -> float:
         manifest = self.dataset.manifest
         rejected = sum(manifest.rejected.values())
         return rejected / max(1, rejected + sum(manifest.rows.values()))
 
 
-async def label(recipe: Recipe, progress: Progress = silent) -> LabelResult:
-    """The whole of labelling: what others answer, every shard, then the manifest."""
+async def label(recipe: Recipe, progress: Progress = silent, retry: Retry | None = None) -> LabelResult:
+    """The whole of labelling: what others answer, every shard, then the manifest.
+
+    With `retry`, what the teacher's errors rejected is asked for again.
+    """
     runner = open_runner(recipe.label.runner)
-    async with job_in_turn(recipe, progress) as job:
+    async with job_in_turn(recipe, progress, retry) as job:
         try:
             await job.ask_elsewhere(runner)
             await job.run(job.label_shard)
@@ -83,7 +93,9 @@ async def label(recipe: Recipe, progress: Progress = silent) -> LabelResult:
 
 
 @asynccontextmanager
-async def job_in_turn(recipe: Recipe, progress: Progress = silent) -> AsyncIterator[LabelJob]:
+async def job_in_turn(
+    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None
+) -> AsyncIterator[LabelJob]:
     """As `open_job`; while another run is writing the dataset, it does as `dataset.when_busy` says.
 
     The prompts are read again after waiting: what is labelled is the source of that moment, less what the other labelled.
@@ -91,21 +103,23 @@ async def job_in_turn(recipe: Recipe, progress: Progress = silent) -> AsyncItera
     async with AsyncExitStack() as opened:
         busy = None
         try:
-            job = opened.enter_context(open_job(recipe, progress))
+            job = opened.enter_context(open_job(recipe, progress, retry))
         except DatasetBusy as error:
             busy = error
         if busy is not None:
             await opened.enter_async_context(held_in_turn(recipe.dataset, busy, progress))
-            job = opened.enter_context(open_job(recipe, progress, held=True))
+            job = opened.enter_context(open_job(recipe, progress, retry, held=True))
         yield job
 
 
 @contextmanager
-def open_job(recipe: Recipe, progress: Progress = silent, *, held: bool = False) -> Iterator[LabelJob]:
+def open_job(
+    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, *, held: bool = False
+) -> Iterator[LabelJob]:
     """Plan a recipe's labelling and hold its dataset for writing, where the caller does not hold it already.
 
     Raises:
-        UsageError: the recipe, the prompts or the filters are wrong; nothing was written.
+        UsageError: the recipe, the prompts, the filters or what is to be asked again are wrong; nothing was written.
         DatasetBusy: another run is writing this dataset.
     """
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
@@ -120,7 +134,7 @@ def open_job(recipe: Recipe, progress: Progress = silent, *, held: bool = False)
             if newest_version(folder) != newest:  # another run has ended meanwhile, and may have read a later source
                 plan = opened.enter_context(make_plan(recipe, teacher.identity))
         journal = opened.enter_context(opened_journal(recipe.dataset, encoding_of(recipe.label.soft)))
-        yield LabelJob(recipe, plan, teacher, filters, journal, progress)
+        yield LabelJob(recipe, plan, teacher, filters, journal, progress, retry)
 
 
 class LabelJob:
@@ -134,6 +148,7 @@ class LabelJob:
         filters: Sequence[NamedFilter],
         journal: Journal,
         progress: Progress,
+        retry: Retry | None = None,
     ) -> None:
         self._recipe = recipe
         self._plan = plan
@@ -152,9 +167,9 @@ class LabelJob:
         self._sorted_out: SortedOut | None = None  # of the shard whose turn it is, until it is written
         self._turn = asyncio.Condition()
         self._parts = Parts(recipe, plan, journal, self._budget)
-        self._finished = same_version(self._base, plan)
+        self._finished = finished_version(self._base, plan, journal, retry)
         if self._finished is None:
-            self._folder, self._parents = start_version(recipe, plan, journal)
+            self._folder, self._parents = start_version(recipe, plan, journal, retry)
         if isinstance(progress, TellsMore):
             progress.tell_more(_ACTIVITY, lambda: self.metrics().details())
 
@@ -192,7 +207,8 @@ class LabelJob:
         `label_one` is `label_shard`, or what is wrapped around it (a Prefect task).
         """
         requests = self._recipe.label.shard_size * self._recipe.label.samples
-        places = asyncio.Semaphore(1 + math.ceil(2 * self._recipe.label.concurrency / requests))
+        at_once = max(self._recipe.label.concurrency, 2 * (self._recipe.label.refusals_in_a_row or 0))
+        places = asyncio.Semaphore(1 + math.ceil(2 * at_once / requests))
 
         async def one(number: int) -> None:
             try:

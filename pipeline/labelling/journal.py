@@ -20,6 +20,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ import pyarrow.compute as pc
 
 from pipeline.columns import completion_row, completion_schema, record_batch, rejection_row, rejection_schema
 from pipeline.errors import StorageFailed
+from pipeline.labelling.retrying import Retry, rejections_in
 from pipeline.records import Completion, EncodingName, Rejection, content_hash
 
 FILE_NAME = "journal.sqlite"
@@ -151,6 +153,17 @@ class Journal:
                     self._writer.execute("DELETE FROM batches WHERE number NOT IN (SELECT batch FROM answers)")
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.execute("VACUUM")
+
+    def rejections(self) -> Counter[tuple[str, bool]]:
+        """How many requests the teacher's errors have rejected, by reason and whether an answer came with it."""
+        return Counter((reason, answered) for *_, reason, answered in self._teacher_rejections())
+
+    def drop_rejections(self, retry: Retry) -> None:
+        """Drop those of the teacher's rejections that are asked for again."""
+        found = self._teacher_rejections()
+        places = [place for *place, reason, answered in found if retry.wants(reason, answered=answered)]
+        with self._storage(), self._writing, self._writer:
+            self._writer.executemany("DELETE FROM answers WHERE id = ? AND batch = ? AND row = ?", places)
 
     def note(self, name: str, value: str) -> None:
         """Remember a word of the engine's own, such as which plan's answers were taken over."""
@@ -295,6 +308,19 @@ class Journal:
         number = self._writer.execute("INSERT INTO batches (kind, body) VALUES (?, ?)", (kind, body)).lastrowid
         places = [(id_, number, row) for row, id_ in enumerate(batch.column("id").to_pylist())]
         self._writer.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", places)
+
+    def _teacher_rejections(self) -> Iterator[tuple[str, int, int, str, bool]]:
+        """Key, batch, row and reason of each that is still in its place, and whether an answer came with it."""
+        query = "SELECT number, body FROM batches WHERE kind = 'rejection' ORDER BY number"
+        with self._storage(), self._lock:
+            batches = self._reader.execute(query).fetchall()
+        for number, body in batches:
+            batch = pa.ipc.read_record_batch(pa.py_buffer(body), self._schemas["rejection"])
+            ids = batch.column("id").to_pylist()
+            here = {id_: row for id_, found, row in self._rows("id, batch, row", ids) if found == number}
+            for row, (id_, (of_teacher, reason, answered)) in enumerate(zip(ids, rejections_in(batch), strict=True)):
+                if of_teacher and here.get(id_) == row:
+                    yield id_, number, row, reason, answered
 
     def _rows(self, columns: str, ids: Sequence[str]) -> Iterable[tuple[Any, ...]]:
         return self._select(f"SELECT {columns} FROM answers WHERE id IN ({{}})", ids)

@@ -6,7 +6,7 @@
 An attempt that failed is made again by tenacity, with jittered exponential backoff or after the wait that the server asked
 for. What says something of the prompt (an error that comes back each time, a hang) is tried `ATTEMPTS` times and then is a
 rejection; what says something of the server alone (a refused connection, 429) is tried until nothing has been answered for
-`label.patience` seconds.
+`label.patience` seconds. A refusal that every prompt may get counts once others are answered (refusal_streak.py).
 
 When a run is stopped, or one request finds that nobody can be answered, nothing new is sent, and attempts under way get
 some seconds to end: their answers are paid for.
@@ -32,6 +32,7 @@ from pipeline.labelling.journal import Change, Journal
 from pipeline.labelling.metrics import Counts
 from pipeline.labelling.order import in_order
 from pipeline.labelling.pace import Pace
+from pipeline.labelling.refusal_streak import RefusalStreak
 from pipeline.labelling.tokens import likely_tokens
 from pipeline.progress import Progress, silent
 from pipeline.records import Completion, Rejection
@@ -58,6 +59,9 @@ class _Tries:
     lost_usd: float = 0.0  # billed for attempts that gave nothing
 
 
+_Suspect = tuple[Request, Refusal]  # a refusal that is not known to be the prompt's own
+
+
 class Sender:
     """Shared by every shard of a run; used from one event loop. `counts` tells what it has done."""
 
@@ -76,6 +80,7 @@ class Sender:
         self._under_way: set[asyncio.Task[None]] = set()  # sent, and not yet durable
         self._ending: set[asyncio.Task[None]] = set()  # of a run that is stopped: what is under way is their last
         self._failing_since: float | None = None  # nobody has been answered since
+        self._streak = RefusalStreak(label.refusals_in_a_row)
         self.counts = Counts()
 
     @property
@@ -118,31 +123,39 @@ class Sender:
             self._prepared = True
 
     async def _until_answered(self, tries: _Tries, answered: Callable[[int], None]) -> None:
+        with self._streak.request():
+            await self._until_recorded(tries)
+        answered(len(tries.requests))
+
+    async def _until_recorded(self, tries: _Tries) -> None:
         try:
             try:  # most need no second attempt, and tenacity's machinery costs as much as all the rest
-                await self._attempt(tries)
+                suspects = await self._attempt(tries)
             except TryAgain as first:
-                await self._again(tries, first)
+                suspects = await self._again(tries, first)
         except TryAgain as trouble:
             if trouble.of_server and self._out_of_patience():
                 raise TeacherUnavailable(
                     f"{trouble.detail}; nobody has been answered for {self._label.patience:g} s (label.patience). What was "
                     "answered before is kept: run again when the server is well."
                 ) from None
-            refusal = Refusal(trouble.reason, f"{trouble.detail} (at the last of {tries.made} attempts)", tries.made)
-            outcomes = [self._record(request, refusal, tries) for request in tries.requests]
-            await self._journal.commit(Change(outcomes=outcomes))
-            self._count(outcomes)
-        answered(len(tries.requests))
+            detail = f"{trouble.detail} (at the last of {tries.made} attempts)"
+            refusal = Refusal(trouble.reason, detail, tries.made, suspect=trouble.reason)
+            suspects = [(request, refusal) for request in tries.requests]
+        for request, refusal in suspects:
+            await self._streak.confirm(refusal)
+            record = self._record(request, refusal, tries)
+            await self._journal.commit(Change(outcomes=[record]))
+            self._count([record])
 
-    async def _again(self, tries: _Tries, first: TryAgain) -> None:
+    async def _again(self, tries: _Tries, first: TryAgain) -> list[_Suspect]:
         """Further attempts, after a first one that failed."""
         failed = [first]
 
-        async def attempt() -> None:
+        async def attempt() -> list[_Suspect]:
             if failed:
                 raise failed.pop()
-            await self._attempt(tries)
+            return await self._attempt(tries)
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TryAgain),
@@ -150,10 +163,10 @@ class Sender:
             stop=lambda state: self._enough(tries, state),
             reraise=True,
         )
-        await retrying(attempt)
+        return await retrying(attempt)
 
-    async def _attempt(self, tries: _Tries) -> None:
-        """Ask once, and make what comes back durable."""
+    async def _attempt(self, tries: _Tries) -> list[_Suspect]:
+        """Ask once, and make what comes back durable; return the refusals that every prompt may get, which are not yet."""
         tokens = sum(likely_tokens(request, self._label) for request in tries.requests)
         tries.sent = await self._pace.enter(len(tries.requests), tokens)
         task = asyncio.current_task()
@@ -163,12 +176,11 @@ class Sender:
             self._under_way.add(task)
             self.counts.in_flight += len(tries.requests)
             outcomes = await self._answers(tries, reservation)
-            records = [
-                self._record(request, outcome, tries) for request, outcome in zip(tries.requests, outcomes, strict=True)
-            ]
+            records, suspects = self._sorted(tries, outcomes)
             change = self._budget.settle(reservation, _total_cost(outcomes))
             await self._journal.commit(replace(change, outcomes=records))
             self._count(records)
+            return suspects
         except StillhouseError:  # the run ends: whose turn is next waits until it is told so
             self._pace.pause(_END_SECONDS)
             raise
@@ -179,6 +191,19 @@ class Sender:
                 self.counts.in_flight -= len(tries.requests)
             if task in self._ending:
                 task.cancel()
+
+    def _sorted(
+        self, tries: _Tries, outcomes: Sequence[Outcome]
+    ) -> tuple[list[Completion | Rejection], list[_Suspect]]:
+        """What can be recorded, and the refusals that every prompt may get."""
+        records: list[Completion | Rejection] = []
+        suspects: list[_Suspect] = []
+        for request, outcome in zip(tries.requests, outcomes, strict=True):
+            if isinstance(outcome, Refusal) and outcome.suspect is not None:
+                suspects.append((request, outcome))
+            else:
+                records.append(self._record(request, outcome, tries))
+        return records, suspects
 
     async def _answers(self, tries: _Tries, reservation: Reservation) -> Sequence[Outcome]:
         tries.made += 1
@@ -195,6 +220,8 @@ class Sender:
             raise
         self._failing_since = None
         self._pace.succeeded()
+        if any(isinstance(outcome, Answer) or outcome.answer is not None for outcome in outcomes):
+            self._streak.answered()
         pause = max((outcome.pause for outcome in outcomes if isinstance(outcome, Answer)), default=0.0)
         if pause:
             self._pace.pause(min(pause, self._label.patience))
@@ -208,6 +235,8 @@ class Sender:
         tries.own_failures += not trouble.of_server
         tries.lost_usd += reservation.worst_usd if trouble.cost_usd is None else trouble.cost_usd
         self._journal.later(self._budget.settle(reservation, trouble.cost_usd))
+        if trouble.reason == "malformed":
+            self._streak.unreadable(tries.requests[0].key, trouble.detail)
         if trouble.overloaded:
             self._pace.overloaded(tries.sent)
         if trouble.wait > self._label.patience:

@@ -8,6 +8,7 @@ The engine writes what lies between.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.config import Recipe
@@ -16,13 +17,15 @@ from pipeline.dataset.manifest import version_label
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
 from pipeline.durable import write_atomically
 from pipeline.label_settings import encoding_of
-from pipeline.labelling.adopt import take_over
+from pipeline.labelling.adopt import take_all_but, take_over
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import LabelPlan, ShardName
+from pipeline.labelling.retrying import Retry, teacher_rejections
 from pipeline.records import EncodingName
 from pipeline.storage.location import Location
 
 _ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
+_RETRYING = "retrying"  # its note of the plan and the version in which rejections are asked for again
 
 
 def same_version(base: Location, plan: LabelPlan) -> Dataset | None:
@@ -33,16 +36,42 @@ def same_version(base: Location, plan: LabelPlan) -> Dataset | None:
     return newest if newest.manifest.plan_sha256 == plan.sha256 else None
 
 
-def start_version(recipe: Recipe, plan: LabelPlan, journal: Journal) -> tuple[Location, list[str]]:
+def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: Retry | None) -> Dataset | None:
+    """The version that has all that is asked for; None where one is to be written.
+
+    A retry asks for another version of the same plan; one that was stopped goes on, asked for or not.
+
+    Raises:
+        UsageError: the retry names a reason that nothing was rejected for.
+    """
+    newest = same_version(base, plan)
+    rejected = journal.rejections() + (teacher_rejections(newest) if newest else Counter())
+    if retry is not None:
+        retry.check(rejected)
+    if newest is None or (journal.noted(_RETRYING) or "").startswith(plan.sha256):
+        return None
+    return (
+        None
+        if retry is not None and any(retry.wants(reason, answered=answered) for reason, answered in rejected)
+        else newest
+    )
+
+
+def start_version(
+    recipe: Recipe, plan: LabelPlan, journal: Journal, retry: Retry | None = None
+) -> tuple[Location, list[str]]:
     """The folder of the version to write and its parents, whose answers are in the journal afterwards.
 
-    Half-written files of a killed run, and shards cut from another plan, are gone: their answers are in the journal.
+    Half-written files of a killed run, and shards cut from another plan, are gone: their answers are in the journal. With
+    `retry`, what the teacher rejected is not there either.
     """
     base = dataset_folder(recipe.dataset)
     finished = versions(base)
     begun = [number for number in started_versions(base) if number not in finished]
     folder = base / version_label(begun[-1] if begun else max(finished, default=0) + 1)
     _drop_stale(folder, plan)
+    if retry is not None:
+        _begin_retry(retry, plan, journal, folder)
     parents = _adopt(plan, journal, encoding_of(recipe.label.soft), [open_dataset(base, number) for number in finished])
     write_atomically(folder / "recipe.yaml", recipe.as_yaml().encode())
     return folder, parents
@@ -50,6 +79,7 @@ def start_version(recipe: Recipe, plan: LabelPlan, journal: Journal) -> tuple[Lo
 
 def let_go(plan: LabelPlan, journal: Journal) -> None:
     """Drop a plan's answers from the journal: its version is finished and has them."""
+    journal.note(_RETRYING, "")
     journal.note(_ADOPTED, "")  # what is dropped must be taken over again, should the version be deleted
     journal.forget(plan.ids(), plan.requests)
 
@@ -65,6 +95,21 @@ def _drop_stale(folder: Location, plan: LabelPlan) -> None:
         for file in (folder / part).glob("*"):
             if file.name not in wanted:
                 file.unlink()
+
+
+def _begin_retry(retry: Retry, plan: LabelPlan, journal: Journal, folder: Location) -> None:
+    """Forget the rejections that are asked for again, once: a run that goes on after a stop keeps what it has got since."""
+    begun = f"{plan.sha256} {folder.name}"
+    if journal.noted(_RETRYING) == begun:
+        return
+    journal.drop_rejections(retry)
+    for part in ("data", "rejected"):  # shards are written anew: their answers are in the journal
+        for file in (folder / part).glob("*"):
+            file.unlink()
+    if (newest := same_version(folder.parent, plan)) is not None:
+        taken = take_all_but(retry, plan, journal, newest)
+        journal.note(_ADOPTED, " ".join([plan.sha256, *([newest.manifest.label] if taken else [])]))
+    journal.note(_RETRYING, begun)
 
 
 def _adopt(plan: LabelPlan, journal: Journal, soft: EncodingName | None, earlier: Sequence[Dataset]) -> list[str]:

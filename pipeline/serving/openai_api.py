@@ -26,6 +26,7 @@ import orjson
 from pydantic import Field, SecretStr
 
 from pipeline.errors import TeacherRefused
+from pipeline.serving.error_bodies import ErrorBody, read_error
 from pipeline.settings import Settings
 from pipeline.teachers.base import Refusal, TryAgain
 
@@ -41,18 +42,23 @@ _TOO_LONG = re.compile(
     r"context.?length|maximum context|too long|too many tokens|max_model_len|reduce the length", re.I
 )
 _POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
-_OF_THE_RECIPE = re.compile(  # a 400 that every prompt would get
-    r"unsupported_(?:parameter|value)|unknown_parameter|unrecognized request argument|model_not_found|invalid_api_key"
-    r"|api key not valid",
+_OF_EVERYBODY = re.compile(  # a 400 that every prompt would get, where no code says so
+    r"model_not_found|invalid_api_key|unrecognized request argument|api.?key.{0,30}(?:not valid|invalid|expired|not found)"
+    r"|(?:incorrect|invalid|missing|no) api.?key"
+    r"|(?:credit|account) balance|insufficient (?:balance|credit|fund|quota)|(?:out of|not enough) credits",
     re.I,
 )
 _STOP = {
     401: "the key is not accepted",
-    402: "the account cannot pay",
     403: "the key may not do this",
     404: "not found",
+    405: "the URL takes no such request",
+    407: "a proxy wants to know who asks",
 }
+_OF_A_PROMPT = {400, 413, 422}  # the only statuses that may say something of one prompt
+_PASSING = {408, 409, 423, 424, 425}  # another attempt may get an answer
 _BUSY = {429, 502, 503, 529}  # of the server, whatever the prompt
+_STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")  # the first line of a stream of events
 
 
 class Timeouts(Settings):
@@ -110,8 +116,7 @@ class OpenAiApi:
             return content
         data = _json_object(content.body)
         if data is None:
-            said = self.shown(content.body.decode("utf-8", "replace"))
-            raise TryAgain("malformed", f"status 200 with what is no JSON object: {said}", cost_usd=None)
+            self.unreadable(content.body, "what is no JSON object")
         return Reply(data, content.pause)
 
     async def fetch(
@@ -142,6 +147,21 @@ class OpenAiApi:
         if response.status_code != 200:
             return self._refused(response)
         return Content(response.content, _pause(response.headers))
+
+    def unreadable(self, body: bytes, why: str) -> NoReturn:
+        """What a body with status 200 means that is no answer.
+
+        Raises:
+            TeacherRefused: the server streams its answers, whatever it is asked.
+            TryAgain: another attempt may get an answer.
+        """
+        said = self.shown(body.decode("utf-8", "replace"))
+        if _STREAM.match(body):
+            raise TeacherRefused(
+                f"{self._endpoint.base_url} streams its answers, and is read as a whole ({said[:80]}): take a server or a "
+                "gateway that answers requests without `stream`."
+            )
+        raise TryAgain("malformed", f"status 200 with {why}: {said}", cost_usd=None)
 
     async def close(self) -> None:
         """Close the connections, if there are any."""
@@ -205,30 +225,58 @@ class OpenAiApi:
         raise TryAgain("cut-off", f"the connection broke before the answer was whole ({said})", cost_usd=None) from None
 
     def _refused(self, response: httpx2.Response) -> Refusal:
-        """An error status: of this prompt, of the server just now, or of everybody."""
+        """What an error status means."""
         status = response.status_code
-        words = _message(response)
-        told = f"{self._endpoint.base_url} said {status}: {self.shown(words)}"
-        if status in _STOP:
-            raise TeacherRefused(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
-        if status == 429 and re.search("insufficient_quota|billing", words):
-            raise TeacherRefused(f"{told}. What was answered is kept: pay in, and run again.")
-        if status in _BUSY:
-            wait = _retry_after(response.headers)
-            raise TryAgain("overloaded", told, of_server=True, overloaded=status != 502, wait=wait)
         if status < 400:
             moved = self.shown(response.headers.get("location", ""))
             raise TeacherRefused(
-                f"{told}, which is no answer{f' but leads to {moved}' if moved else ''}. Check teacher.options.base_url."
+                f"{self._endpoint.base_url} said {status}: {self.shown(response.text)}, which is no answer"
+                f"{f' but leads to {moved}' if moved else ''}. Check teacher.options.base_url."
             )
+        data = _json_object(response.content) or {}
+        error = read_error(data) or ErrorBody(str(data.get("message") or data.get("detail") or response.text))
+        return self.judge(status, error, wait=_retry_after(response.headers))
+
+    def judge(self, status: int, error: ErrorBody, *, wait: float = 0.0, cost_usd: float | None = 0.0) -> Refusal:
+        """What an error means: of this prompt, of the server just now, or of everybody.
+
+        Args:
+            status: the answer's; 200 for an error within an answer, which is the status that its code says.
+            error: what the body says.
+            wait: seconds that the server asks to wait.
+            cost_usd: what the attempt cost; None where it may have been billed and nobody knows.
+
+        Raises:
+            TryAgain: it gave nothing, another attempt may.
+            TeacherRefused: the server answers nobody with this key, model and settings.
+        """
+        said, status = status, error.status_of(status)
+        told = f"{self._endpoint.base_url} said {said}{' with an error' * (said == 200)}: {self.shown(error.words)}"
+        if status == 403 and _POLICY.search(error.words):
+            return Refusal("policy", told, suspect="403")
+        if status == 402 or (status == 429 and re.search("insufficient_quota|billing", error.words)):
+            raise TeacherRefused(f"{told} (the account cannot pay). What was answered is kept: pay in, and run again.")
+        if status in _STOP:
+            raise TeacherRefused(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
+        if status in _BUSY:
+            overloaded = status != 502
+            raise TryAgain("overloaded", told, of_server=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd)
         if status == 504:  # a gateway gave up; the model behind it may have gone on
-            raise TryAgain("timeout", told, overloaded=True, wait=_retry_after(response.headers), cost_usd=None)
-        if status >= 500 or status in {408, 409, 425}:
-            raise TryAgain("server-error", told, wait=_retry_after(response.headers))
-        if _OF_THE_RECIPE.search(words):
-            raise TeacherRefused(f"{told}. No prompt can be answered so: check teacher.options and label.")
-        reason = "too-long" if _TOO_LONG.search(words) else "policy" if _POLICY.search(words) else "bad-request"
-        return Refusal(reason, told)
+            raise TryAgain("timeout", told, overloaded=True, wait=wait, cost_usd=None)
+        if status >= 500 or status in _PASSING:
+            raise TryAgain("server-error", told, wait=wait, cost_usd=cost_usd)
+        if error.is_of_settings or _OF_EVERYBODY.search(error.words):
+            raise TeacherRefused(
+                f"{told}. No prompt can be answered so: check teacher.options, label, the API key and the account."
+            )
+        if status == 200:
+            raise TryAgain("malformed", told, cost_usd=cost_usd)
+        if status not in _OF_A_PROMPT:
+            raise TeacherRefused(f"{told}, a status that says nothing of the prompt. Check teacher.options.base_url.")
+        reason = (
+            "too-long" if _TOO_LONG.search(error.words) else "policy" if _POLICY.search(error.words) else "bad-request"
+        )
+        return Refusal(reason, told, suspect=str(status))
 
     def shown(self, text: str) -> str:
         """What may be told of a server's words: short, on one line, without the key."""
@@ -238,7 +286,7 @@ class OpenAiApi:
 
 
 def _json_object(content: bytes) -> Mapping[str, Any] | None:
-    """The object in a body, or None. An answer was paid for: NaN, half a surrogate pair and wrong UTF-8 are borne with."""
+    """The object in a body, or None. An answer was paid for: NaN, lone surrogates and invalid UTF-8 are tolerated."""
     try:
         data = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -247,6 +295,12 @@ def _json_object(content: bytes) -> Mapping[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return data if isinstance(data, dict) else None
+
+
+def error_in(body: bytes) -> ErrorBody | None:
+    """The error that the bytes of an answer tell of; None where they tell of none, or are no JSON object."""
+    data = _json_object(body)
+    return read_error(data) if data is not None else None
 
 
 def _encodable(value: Any) -> Any:
@@ -258,15 +312,6 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_encodable(name): _encodable(item) for name, item in value.items()}
     return value
-
-
-def _message(response: httpx2.Response) -> str:
-    """The words of an error body: {"error": {"message", "code"}}, or whatever else is there."""
-    data = _json_object(response.content) or {}
-    error = data.get("error", data)
-    if isinstance(error, dict) and error.get("message"):
-        return " ".join(str(error[name]) for name in ("message", "code", "type") if error.get(name))
-    return response.text
 
 
 def _retry_after(headers: httpx2.Headers) -> float:

@@ -107,6 +107,7 @@ class Refusal:
     detail: str
     attempts: int = 1
     answer: Answer | None = None  # what came back and was billed, useless as it is: an empty text
+    suspect: str | None = None  # the status, or the failure, that every prompt may get; None: it is this prompt's own
 
 
 Outcome = Answer | Refusal

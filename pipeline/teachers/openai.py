@@ -23,6 +23,7 @@ from pipeline.errors import RecipeError
 from pipeline.label_settings import LabelSettings
 from pipeline.pricing import Price, find_price
 from pipeline.records import FinishReason, TeacherIdentity, TokenLogprob, content_hash
+from pipeline.serving.error_bodies import read_error
 from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
 from pipeline.settings import Settings, parse_options
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
@@ -183,13 +184,16 @@ class OpenAiTeacher:
         usage = _mapping(data.get("usage"))
         prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         cost = self._cost(prompt_tokens, completion_tokens, usage)
+        if error := read_error(data):
+            return self._api.judge(200, error, cost_usd=cost)
         try:
             choice = data["choices"][0]
             message = _mapping(choice["message"]) if self._options.api == "chat" else {"content": choice["text"]}
             finish = str(choice.get("finish_reason") or "other").lower()
         except (KeyError, IndexError, TypeError, AttributeError):
-            said = self._api.shown(str(data.get("error") or "no choices"))
-            raise TryAgain("malformed", f"status 200 without a choice to read ({said})", cost_usd=cost) from None
+            raise TryAgain("malformed", "status 200 without a choice to read", cost_usd=cost) from None
+        if finish == "error":  # half a text, or none, and no word about why
+            raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=cost)
         self._fingerprint = _text(data.get("system_fingerprint")) or self._fingerprint
         answer = Answer(
             text=_text(message.get("content")),

@@ -30,7 +30,7 @@ from pipeline.pricing import FREE, Price, find_price
 from pipeline.progress import Progress
 from pipeline.records import FinishReason, TeacherIdentity, TokenTrace
 from pipeline.serving.check import CheckSettings, Expected, look, require
-from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts
+from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts, error_in
 from pipeline.serving.replicas import Replicas
 from pipeline.serving.turns import Turns
 from pipeline.serving.vllm_answers import VllmAnswer, read_generated, read_scored
@@ -239,9 +239,21 @@ class VllmTeacher:
                 else read_scored(content.body, self._k or 0, forced)
             )
         except ValueError as error:
-            raise TryAgain("malformed", f"an answer that cannot be read: {error}") from None
+            return self._unreadable(content.body, error)
+        if read.finish_reason == "error":
+            raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=None)
         self._fingerprint = read.fingerprint or self._fingerprint
         return self._as_answer(request, prompt, forced, read)
+
+    def _unreadable(self, body: bytes, why: ValueError) -> Refusal:
+        """What it means that an answer cannot be read: it may tell of an error."""
+        api = self._apis[0]  # all are asked alike, and have one key
+        said = error_in(body)
+        return (
+            api.judge(200, said, cost_usd=None)
+            if said
+            else api.unreadable(body, f"an answer that cannot be read ({why})")
+        )
 
     def _after(self, trouble: TryAgain, request: Request, *, alone: bool) -> Refusal:
         """What a failed attempt means: a dead engine puts its requests under suspicion, and the second time rejects one."""

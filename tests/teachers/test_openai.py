@@ -10,13 +10,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 
 from pipeline.config import PriceSettings, TeacherSettings
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.label_settings import LabelSettings
 from pipeline.records import Message, Prompt, TokenLogprob
 from pipeline.serving import openai_api
-from pipeline.serving.openai_api import Reply
+from pipeline.serving.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request, Terms, TryAgain
 from pipeline.teachers.openai import OpenAiTeacher, open_teacher
 from tests.stand_in import RunningStandIn, running_stand_in
@@ -247,25 +248,20 @@ def test_a_400_is_of_one_prompt_unless_it_says_that_it_is_of_the_recipe(
         assert api._refused(response).reason == reason
 
 
-class Canned:
+class Canned(OpenAiApi):
     """Stands for the connection: every attempt brings the same body."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
+        super().__init__(Endpoint("http://127.0.0.1:9/v1", SecretStr("none"), Timeouts()))
         self._body = body
 
     async def post(self, _: str, __: Mapping[str, Any]) -> Reply:
         return Reply(self._body, pause=0.0)
 
-    def shown(self, text: str) -> str:
-        return text
-
-    async def close(self) -> None:
-        pass
-
 
 def canned(body: Mapping[str, Any], **parts: Any) -> Outcome:
     teacher = teacher_at("http://127.0.0.1:9/v1", **parts)
-    teacher._api = Canned(body)  # type: ignore[assignment]
+    teacher._api = Canned(body)
     return ask(teacher)
 
 
@@ -338,6 +334,22 @@ def test_a_body_without_a_choice_is_asked_for_again_and_may_have_cost(choices: A
     assert "upstream is away" in told.value.detail
 
 
+@pytest.mark.parametrize("text", ["", "Blue, because the"])
+def test_half_an_answer_with_an_error_is_asked_for_again_at_what_it_cost(text: str) -> None:
+    error = {"message": "the provider went away", "code": 502}
+    body = chat_body(
+        {"role": "assistant", "content": text},
+        usage={"prompt_tokens": 20, "completion_tokens": 3},
+        finish_reason="error",
+        error=error,
+    )
+    with pytest.raises(TryAgain, match="went away") as told:
+        canned(body, price=PRICE)
+    assert told.value.cost_usd == pytest.approx(26.0)
+    with pytest.raises(TryAgain, match="finish_reason 'error'"):
+        canned(chat_body({"role": "assistant", "content": text}, finish_reason="error"))
+
+
 PRICE = PriceSettings(input_usd_per_million=1e6, output_usd_per_million=2e6)
 
 
@@ -371,7 +383,7 @@ def test_cached_tokens_are_cheaper_and_never_more_than_the_prompt(
     settings = TeacherSettings(kind="openai", model="gpt-4o-mini", options={"base_url": "https://api.openai.com/v1"})
     teacher = open_teacher(settings, LabelSettings(), 0)
     usage = {"prompt_tokens": 1000, "completion_tokens": 0, "prompt_tokens_details": details}
-    teacher._api = Canned(chat_body(usage=usage))  # type: ignore[assignment]
+    teacher._api = Canned(chat_body(usage=usage))
     assert answer_of(ask(teacher)).cost_usd == pytest.approx(dollars)
 
 
