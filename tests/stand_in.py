@@ -59,6 +59,7 @@ class Stats:
     most_at_once: int = 0
     bodies: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=1000))  # of the last requests
     keys: set[str] = field(default_factory=set)  # authorization headers
+    queries: set[str] = field(default_factory=set)  # of the URLs
 
     @property
     def billed_answers(self) -> int:
@@ -105,6 +106,7 @@ class StandIn:
         stats.at_once += 1
         stats.most_at_once = max(stats.most_at_once, stats.at_once)
         stats.keys.add(request.headers.get("authorization", ""))
+        stats.queries.add(request.query_string)
         stats.bodies.append(body)
         try:
             if self.capacity is not None and stats.at_once > self.capacity:

@@ -13,10 +13,8 @@ cost three times as much as the request itself (docs/benchmarks.md). Whatever go
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +23,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import orjson
 from pydantic import Field, SecretStr
 
+from pipeline import urls
 from pipeline.errors import TeacherRefused
+from pipeline.serving.connection_errors import without_status
+from pipeline.serving.context_words import TOO_LONG
+from pipeline.serving.environment import SENT_ALONG, Proxy, find_proxy, read_header, unusable_proxy
+from pipeline.serving.hiding import Hiding
+from pipeline.serving.waits import pause_asked, retry_after
 from pipeline.settings import Settings
 from pipeline.teachers.base import Refusal, TryAgain
 
@@ -35,11 +39,6 @@ if TYPE_CHECKING:
 _SHOWN = 300  # characters of a server's words in a message
 NO_KEY = "none"  # what a server that needs no key is sent
 _CONNECTIONS = 4096  # more than any concurrency: waiting is the engine's to decide
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_TOO_LONG = re.compile(
-    r"context.?length|maximum context|too long|too many tokens|max_model_len|reduce the length", re.I
-)
 _POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
 _OF_THE_RECIPE = re.compile(  # a 400 that every prompt would get
     r"unsupported_(?:parameter|value)|unknown_parameter|unrecognized request argument|model_not_found|invalid_api_key"
@@ -70,6 +69,7 @@ class Endpoint:
     base_url: str
     key: SecretStr
     timeouts: Timeouts
+    direct: bool = False  # whether proxies of the environment are passed by: a server that this process started
 
 
 @dataclass(frozen=True)
@@ -131,20 +131,29 @@ class OpenAiApi:
         import aiohttp
         import httpx2
 
+        http, proxy = self._http, self._proxy
+        try:
+            request = self._request(path, body, beside=beside_v1)
+        except orjson.JSONEncodeError as error:
+            return Refusal("unencodable", f"the prompt has a character that is no text ({error}); nothing was sent")
         try:
             async with asyncio.timeout(self._endpoint.timeouts.total):
-                response = await self._http.send(self._request(path, body, beside_v1=beside_v1))
+                response = await http.send(request)
         except (httpx2.HTTPError, aiohttp.ClientError) as error:
-            self._lost(error)
+            self._lost(error, proxy)
+        except ValueError as error:  # an answer's first line or headers that are no text
+            said = self.shown(str(error))
+            raise TryAgain("malformed", f"an answer that cannot be read ({said})", cost_usd=None) from None
         except TimeoutError:
             total = self._endpoint.timeouts.total
             raise TryAgain("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
         if response.status_code != 200:
             return self._refused(response)
-        return Content(response.content, _pause(response.headers))
+        return Content(response.content, pause_asked(response.headers))
 
     async def close(self) -> None:
         """Close the connections, if there are any."""
+        self.__dict__.pop("_proxy", None)
         http = self.__dict__.pop("_http", None)
         if http is not None:
             await http.aclose()
@@ -154,11 +163,25 @@ class OpenAiApi:
         import httpx2
         import openai
 
-        return openai.DefaultAioHttpClient(
-            limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
-            timeout=self._timeout,
-            follow_redirects=False,  # the key goes where the recipe says, and nowhere else
-        )
+        try:
+            return openai.DefaultAioHttpClient(
+                limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+                timeout=self._timeout,
+                follow_redirects=False,  # the key goes where the recipe says, and nowhere else
+                trust_env=not self._endpoint.direct,
+            )
+        except (ValueError, httpx2.InvalidURL):
+            raise unusable_proxy() from None
+
+    @cached_property
+    def _proxy(self) -> Proxy | None:
+        return find_proxy(self._http, self._endpoint.base_url)
+
+    @property
+    def _where(self) -> str:
+        """Who answers: the server, or a proxy in its place."""
+        proxy = self.__dict__.get("_proxy")
+        return f"{self._endpoint.base_url} through {proxy}" if proxy else self._endpoint.base_url
 
     @cached_property
     def _timeout(self) -> httpx2.Timeout:
@@ -172,49 +195,43 @@ class OpenAiApi:
         import openai
 
         key = self._endpoint.key.get_secret_value()
+        organization, project = (read_header(name) or None for name in SENT_ALONG)
         client = openai.AsyncOpenAI(
-            api_key=key, base_url=self._endpoint.base_url, max_retries=0, http_client=self._http
+            api_key=key,
+            organization=organization,
+            project=project,
+            base_url=self._endpoint.base_url,
+            max_retries=0,
+            http_client=self._http,
         )
         given = {**client.default_headers, **client.auth_headers}
-        return httpx2.Headers({name: value for name, value in given.items() if isinstance(value, str)})
+        return httpx2.Headers({name: value for name, value in given.items() if isinstance(value, str) and value})
 
-    def _request(self, path: str, body: Mapping[str, Any] | None, *, beside_v1: bool) -> httpx2.Request:
+    def _request(self, path: str, body: Mapping[str, Any] | None, *, beside: bool) -> httpx2.Request:
         """Built from parts that are parsed once: the client's own way parses URL and headers anew each time."""
         import httpx2
 
-        base = self._endpoint.base_url.removesuffix("/v1") if beside_v1 else self._endpoint.base_url
-        url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(base + path))
+        base = urls.beside_v1(self._endpoint.base_url) if beside else self._endpoint.base_url
+        url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(urls.below(base, path)))
         method, content = ("GET", None) if body is None else ("POST", orjson.dumps(body))
         limits = {"timeout": self._timeout.as_dict()}
         return httpx2.Request(method, url, headers=self._headers, content=content, extensions=limits)
 
-    def _lost(self, error: Exception) -> NoReturn:
-        """No status came: the server was not reached, or the connection broke, perhaps in mid-answer."""
-        import aiohttp
-        import httpx2
-
-        # httpx's name for it says too little: a connection that broke after the request was sent is a ConnectTimeout too.
-        cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-        said = self.shown(str(cause)) or type(cause).__name__
-        if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-            detail = f"{self._endpoint.base_url} cannot be reached ({said})"
-            raise TryAgain("unreachable", detail, of_server=True, overloaded=True) from None
-        if isinstance(error, httpx2.ReadTimeout):
-            read = self._endpoint.timeouts.read
-            raise TryAgain("timeout", f"no answer in {read:g} s", overloaded=True, cost_usd=None) from None
-        raise TryAgain("cut-off", f"the connection broke before the answer was whole ({said})", cost_usd=None) from None
+    def _lost(self, error: Exception, proxy: Proxy | None) -> NoReturn:
+        """No status came: nothing was sent, the server was not reached, or the connection broke, perhaps in mid-answer."""
+        raise without_status(error, self._endpoint.base_url, proxy, self._endpoint.timeouts.read, self.shown) from None
 
     def _refused(self, response: httpx2.Response) -> Refusal:
         """An error status: of this prompt, of the server just now, or of everybody."""
         status = response.status_code
         words = _message(response)
-        told = f"{self._endpoint.base_url} said {status}: {self.shown(words)}"
+        told = f"{self._where} said {status}: {self.shown(words)}"
         if status in _STOP:
             raise TeacherRefused(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
         if status == 429 and re.search("insufficient_quota|billing", words):
             raise TeacherRefused(f"{told}. What was answered is kept: pay in, and run again.")
         if status in _BUSY:
-            wait = _retry_after(response.headers)
+            wait = retry_after(response.headers)
             raise TryAgain("overloaded", told, of_server=True, overloaded=status != 502, wait=wait)
         if status < 400:
             moved = self.shown(response.headers.get("location", ""))
@@ -222,19 +239,22 @@ class OpenAiApi:
                 f"{told}, which is no answer{f' but leads to {moved}' if moved else ''}. Check teacher.options.base_url."
             )
         if status == 504:  # a gateway gave up; the model behind it may have gone on
-            raise TryAgain("timeout", told, overloaded=True, wait=_retry_after(response.headers), cost_usd=None)
+            raise TryAgain("timeout", told, overloaded=True, wait=retry_after(response.headers), cost_usd=None)
         if status >= 500 or status in {408, 409, 425}:
-            raise TryAgain("server-error", told, wait=_retry_after(response.headers))
+            raise TryAgain("server-error", told, wait=retry_after(response.headers))
         if _OF_THE_RECIPE.search(words):
             raise TeacherRefused(f"{told}. No prompt can be answered so: check teacher.options and label.")
-        reason = "too-long" if _TOO_LONG.search(words) else "policy" if _POLICY.search(words) else "bad-request"
+        reason = "too-long" if TOO_LONG.search(words) else "policy" if _POLICY.search(words) else "bad-request"
         return Refusal(reason, told)
 
     def shown(self, text: str) -> str:
         """What may be told of a server's words: short, on one line, without the key."""
+        return " ".join(self._hide(text).split())[:_SHOWN]
+
+    @cached_property
+    def _hide(self) -> Hiding:
         key = self._endpoint.key.get_secret_value()
-        hidden = text.replace(key, "***") if len(key) > 3 and key != NO_KEY else text
-        return re.sub(r"\bsk-[\w*-]{6,}", "***", " ".join(hidden.split()))[:_SHOWN]
+        return Hiding("" if key == NO_KEY else key)
 
 
 def _json_object(content: bytes) -> Mapping[str, Any] | None:
@@ -267,40 +287,3 @@ def _message(response: httpx2.Response) -> str:
     if isinstance(error, dict) and error.get("message"):
         return " ".join(str(error[name]) for name in ("message", "code", "type") if error.get(name))
     return response.text
-
-
-def _retry_after(headers: httpx2.Headers) -> float:
-    """Seconds, from `retry-after-ms`, `retry-after` as seconds or a date; 0 where the server names none."""
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        if after := headers.get("retry-after"):
-            return max(0.0, float(after) if after[0].isdigit() else _until(after))
-    except (ValueError, TypeError):
-        return 0.0
-    return _pause(headers)
-
-
-def _until(date: str) -> float:
-    return email.utils.parsedate_to_datetime(date).timestamp() - time.time()
-
-
-def _pause(headers: httpx2.Headers) -> float:
-    """Seconds until `x-ratelimit-*` allows another request; 0 where something remains."""
-    wait = 0.0
-    for what in ("requests", "tokens"):
-        remaining = headers.get(f"x-ratelimit-remaining-{what}")
-        if remaining is not None and re.fullmatch(r"\s*(-[\d.]+|0+(\.0*)?)\s*", remaining):
-            wait = max(wait, _duration(headers.get(f"x-ratelimit-reset-{what}", "")))
-    return wait
-
-
-def _duration(text: str) -> float:
-    """Seconds of "1s", "6m0s", "120ms" or "2.5"."""
-    parts = _DURATION.findall(text)
-    if parts:
-        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
