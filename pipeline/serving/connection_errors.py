@@ -39,7 +39,8 @@ def without_status(
     # httpx's name for it says too little: a connection that broke after the request was sent is a ConnectTimeout too.
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     said = shown(str(cause)) or type(cause).__name__
-    where = f"{base_url} through {proxy}" if proxy else base_url
+    through = f" through {proxy}" if proxy else ""
+    where = base_url + through
     mend = f". If the server is reached without the proxy, {around(base_url)}" if proxy else ""
     if isinstance(cause, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, httpx2.UnsupportedProtocol)):
         return TeacherRefused(f"{where} cannot be asked ({said}). Nothing was sent: correct the URL.")
@@ -56,5 +57,5 @@ def without_status(
     if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         return TryAgain("unreachable", f"{where} cannot be reached ({said}){mend}", of_server=True, overloaded=True)
     if isinstance(error, httpx2.ReadTimeout):
-        return TryAgain("timeout", f"no answer of {where} in {read_seconds:g} s", overloaded=True, cost_usd=None)
+        return TryAgain("timeout", f"no answer in {read_seconds:g} s{through}", overloaded=True, cost_usd=None)
     return TryAgain("cut-off", f"the connection to {where} broke before the answer was whole ({said})", cost_usd=None)

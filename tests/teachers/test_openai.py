@@ -175,9 +175,13 @@ def test_what_shapes_an_answer_is_part_of_the_identity(
         ("429", "overloaded", True, True, 0.0, 0.0),
         ("429:1.5", "overloaded", True, True, 1.5, 0.0),
         ("429ms:20", "overloaded", True, True, 0.02, 0.0),
+        ("408", "server-error", False, False, 0.0, 0.0),
+        ("409", "server-error", False, False, 0.0, 0.0),
+        ("425", "server-error", False, False, 0.0, 0.0),
         ("500", "server-error", False, False, 0.0, 0.0),
         ("502", "overloaded", True, False, 0.0, 0.0),
         ("503", "overloaded", True, True, 0.0, 0.0),
+        ("504", "timeout", False, True, 0.0, None),  # of a gateway: the model behind it may have written the answer
         ("529", "overloaded", True, True, 0.0, 0.0),
         ("gone", "cut-off", False, False, 0.0, None),
         ("garbage", "cut-off", False, False, 0.0, None),
