@@ -163,6 +163,7 @@ class OpenAiApi:
         import httpx2
         import openai
 
+        urls.check_base_url(self._endpoint.base_url, "the base URL", may_hold_secret=True)
         try:
             return openai.DefaultAioHttpClient(
                 limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
@@ -205,7 +206,13 @@ class OpenAiApi:
             http_client=self._http,
         )
         given = {**client.default_headers, **client.auth_headers}
-        return httpx2.Headers({name: value for name, value in given.items() if isinstance(value, str) and value})
+        sent = {name: value for name, value in given.items() if isinstance(value, str) and value}
+        for name, value in sent.items():
+            if not (value.isascii() and value.isprintable()):
+                raise TeacherRefused(
+                    f"{name} holds characters that no header can carry: copy it anew. Nothing was sent."
+                )
+        return httpx2.Headers(sent)
 
     def _request(self, path: str, body: Mapping[str, Any] | None, *, beside: bool) -> httpx2.Request:
         """Built from parts that are parsed once: the client's own way parses URL and headers anew each time."""

@@ -234,6 +234,20 @@ def test_a_wait_longer_than_the_patience_ends_the_run_at_once(server: RunningSta
     assert max(server.stats.billed.values()) == 1
 
 
+@pytest.mark.parametrize("unit", [1, 1000])
+@pytest.mark.parametrize(("ahead", "ends"), [(0.5, False), (86_400, True)])
+def test_a_point_of_time_is_waited_for_and_not_half_a_century(
+    server: RunningStandIn, api_recipe: MakeRecipe, unit: int, ahead: float, ends: bool
+) -> None:
+    moment = int((time.time() + ahead) * unit)
+    prompts = [f"Name a very long word. !429:{moment}", *ORDINARY]
+    if ends:
+        with pytest.raises(TeacherUnavailable, match=r"asks to wait 86,[34]\d\d s, and label\.patience is 300"):
+            run(api_recipe(server.base_url, prompts))
+    else:
+        assert set(reasons(run(api_recipe(server.base_url, prompts, patience=5))).values()) == {None}
+
+
 @pytest.mark.parametrize("word", ["429:0.7", "429ms:700", "503:0.7", "remaining:0.7*"])
 def test_the_wait_that_a_server_asks_for_is_kept_by_all(
     server: RunningStandIn, api_recipe: MakeRecipe, word: str

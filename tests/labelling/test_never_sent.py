@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from pipeline.config import Recipe, TeacherSettings
 from pipeline.dataset.push import push_dataset
 from pipeline.dataset.store import dataset_folder
-from pipeline.errors import RecipeError, TeacherRefused, TeacherUnavailable, UsageError
+from pipeline.errors import RecipeError, StillhouseError, TeacherRefused, TeacherUnavailable, UsageError
 from pipeline.label_settings import LabelSettings, RunnerSettings
 from pipeline.labelling.engine import label
 from pipeline.labelling.journal_view import JournalView
 from pipeline.records import Message, Prompt
+from pipeline.serving.openai_api import Endpoint, OpenAiApi, Timeouts
 from pipeline.storage import service
 from pipeline.teachers.base import Refusal, Request, Terms, open_teacher
 from tests.conftest import MakeRecipe
@@ -204,6 +205,32 @@ def test_every_replica_of_a_vllm_teacher_is_checked_before_its_model_is_looked_f
     settings = TeacherSettings(kind="vllm", model="no/such-model", options=options)
     with pytest.raises(RecipeError, match=r"^teacher\.options\.base_urls\[1\] is "):
         open_teacher(settings, LabelSettings(), 0)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "key", "words"),
+    [
+        ("http://127.0.0.1:9/v1", "two\nlines", "Authorization holds"),
+        ("http://127.0.0.1:9/v1", "a–dash", "Authorization holds"),
+        ("http://127.0.0.1:99999/v1", "key", "its port"),
+        ("http://a..b/v1", "key", "no name of a host"),
+        ("http://127.0.0.1:9\n/v1", "key", "white space"),
+        ("ftp://127.0.0.1/v1", "key", "its scheme is ftp"),
+    ],
+)
+def test_a_client_that_was_made_of_what_cannot_be_sent_raises_and_does_not_try_again(
+    base_url: str, key: str, words: str
+) -> None:
+    async def ask() -> None:
+        api = OpenAiApi(Endpoint(base_url, SecretStr(key), Timeouts()))
+        try:
+            await api.fetch("/chat/completions", {})
+        finally:
+            await api.close()
+
+    with pytest.raises(StillhouseError, match=words) as told:
+        asyncio.run(ask())
+    assert key not in str(told.value).split() and "lines" not in str(told.value)
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "http://127.0.0.1:99999", "http://[::1", "http://ho st:9000"])
