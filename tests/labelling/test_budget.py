@@ -555,6 +555,65 @@ def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Pat
         assert budget.spent_usd == journal.spent() + 2.0 == pytest.approx(2.5)
 
 
+def leases_of(journal: Journal, budget_usd: float, workers: int = 2) -> tuple[Leases, Budget]:
+    label = LabelSettings.model_validate({"budget_usd": budget_usd, "runner": {"kind": "ray", "workers": workers}})
+    budget = Budget(budget_usd, Flat(0.0, UNIT), journal)
+    return Leases(label, budget, journal), budget
+
+
+def test_what_is_left_of_a_budget_is_shared_among_the_workers_that_have_nothing_yet(tmp_path: Path) -> None:
+    async def lend(journal: Journal) -> None:
+        leases, budget = leases_of(journal, 9.0, workers=3)
+        for part in "abc":
+            await leases.lend(part, 100.0)
+        assert [leases.of(part).budget_usd for part in "abc"] == [pytest.approx(3.0)] * 3
+        assert budget.spent_usd == pytest.approx(9.0)
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(lend(journal))
+
+
+@pytest.mark.parametrize("brings_back", [2.0, 0.0])
+def test_a_part_that_has_spent_its_lease_waits_for_another_and_is_told_where_nothing_comes_back(
+    tmp_path: Path, brings_back: float
+) -> None:
+    async def wait_for_more(journal: Journal) -> None:
+        leases, _ = leases_of(journal, 6.0)
+        await leases.lend("a", 3.0)
+        await leases.lend("b", 3.0)
+        leases.returned()  # a is out of money
+        more = asyncio.create_task(leases.lend("a", 3.0, more=True))
+        await asyncio.sleep(0)
+        assert not more.done()
+        leases.returned()  # b is done, or out of money too
+        if brings_back:
+            leases.repay("b", 3.0 - brings_back)
+            await asyncio.wait_for(more, timeout=5)
+            assert leases.of("a").budget_usd == pytest.approx(3.0 + brings_back / 2)
+        else:
+            with pytest.raises(BudgetSpent, match="set aside for parts that are not done"):
+                await asyncio.wait_for(more, timeout=5)
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(wait_for_more(journal))
+
+
+def test_money_that_comes_back_wakes_who_waits_for_it_while_others_are_still_at_work(tmp_path: Path) -> None:
+    async def wait_for_more(journal: Journal) -> None:
+        leases, _ = leases_of(journal, 6.0, workers=3)
+        for part in "abc":
+            await leases.lend(part, 2.0)
+        leases.returned()  # a is out of money
+        more = asyncio.create_task(leases.lend("a", 1.0, more=True))
+        await asyncio.sleep(0)
+        leases.repay("b", 0.5)  # taken in; c is at work
+        await asyncio.wait_for(more, timeout=5)
+        assert leases.of("a").budget_usd > 2.0
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(wait_for_more(journal))
+
+
 @pytest.mark.parametrize("dollars", [1e-9, 1 / 3, 1e9 / 7])
 def test_rounding_leaves_nobody_waiting(tmp_path: Path, dollars: float) -> None:
     """Sums of tenths are not exact, whatever the price: the last one is told, and not left to wait."""
