@@ -20,3 +20,4 @@ TOO_LONG = re.compile(
     r"|(?:request|prompt|input).{0,60}(?:longer|larger|greater|more) than.{0,60}(?:length|limit|tokens)",
     re.I,
 )
+TOO_LONG_CODE = re.compile(r"exceed_context_size_error|context_length_exceeded")  # sure enough to believe it of a 500

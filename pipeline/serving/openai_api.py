@@ -26,7 +26,7 @@ from pydantic import Field, SecretStr
 from pipeline import urls
 from pipeline.errors import TeacherRefused
 from pipeline.serving.connection_errors import without_status
-from pipeline.serving.context_words import TOO_LONG
+from pipeline.serving.context_words import TOO_LONG, TOO_LONG_CODE
 from pipeline.serving.environment import SENT_ALONG, Proxy, find_proxy, read_header, unusable_proxy
 from pipeline.serving.hiding import Hiding
 from pipeline.serving.waits import pause_asked, retry_after
@@ -247,6 +247,8 @@ class OpenAiApi:
             )
         if status == 504:  # a gateway gave up; the model behind it may have gone on
             raise TryAgain("timeout", told, overloaded=True, wait=retry_after(response.headers), cost_usd=None)
+        if status == 500 and TOO_LONG_CODE.search(words):  # llama.cpp, and gateways in front of others
+            return Refusal("too-long", told)
         if status >= 500 or status in {408, 409, 425}:
             raise TryAgain("server-error", told, wait=retry_after(response.headers))
         if _OF_THE_RECIPE.search(words):

@@ -570,7 +570,35 @@ def test_what_is_left_of_a_budget_is_shared_among_the_workers_that_have_nothing_
         assert budget.spent_usd == pytest.approx(9.0)
 
     with Journal(tmp_path, soft=None) as journal:
-        asyncio.run(lend(journal))
+        asyncio.run(asyncio.wait_for(lend(journal), timeout=10))
+
+
+def test_a_part_is_labelled_with_its_own_lease_and_fails_for_no_share_of_rejections(tmp_path: Path) -> None:
+    async def lend(journal: Journal) -> None:
+        leases, _ = leases_of(journal, 9.0)
+        await leases.lend("a", 2.0)
+        label = leases.of("a")
+        assert (label.budget_usd, label.runner.kind, label.max_rejected) == (2.0, "local", 1.0)
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(asyncio.wait_for(lend(journal), timeout=10))
+
+
+def test_who_asks_for_more_lets_others_bring_back_theirs_first_though_some_is_left(tmp_path: Path) -> None:
+    async def wait_for_more(journal: Journal) -> None:
+        leases, _ = leases_of(journal, 10.0)
+        await leases.lend("a", 2.0)
+        await leases.lend("b", 2.0)
+        leases.returned()  # a is out of money
+        more = asyncio.create_task(leases.lend("a", 2.0, more=True))
+        await asyncio.sleep(0)
+        assert not more.done()
+        leases.returned()  # b
+        await asyncio.wait_for(more, timeout=5)
+        assert leases.of("a").budget_usd == pytest.approx(4.0)
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(wait_for_more(journal))
 
 
 @pytest.mark.parametrize("brings_back", [2.0, 0.0])

@@ -1,8 +1,14 @@
 """The words that servers refuse a prompt with that is too long for their model, and words that only look like them."""
 
+from typing import Any
+
+import httpx2
 import pytest
+from pydantic import SecretStr
 
 from pipeline.serving.context_words import TOO_LONG
+from pipeline.serving.openai_api import Endpoint, OpenAiApi, Timeouts
+from pipeline.teachers.base import TryAgain
 
 TOO_LONG_SAID = [
     ("llama.cpp", "the request exceeds the available context size, try increasing it"),
@@ -84,6 +90,31 @@ OTHERWISE_SAID = [
 def test_a_full_context_is_known_in_the_words_of_every_server(server: str, words: str) -> None:
     assert TOO_LONG.search(words), server
     assert TOO_LONG.search(words.upper()), server
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            {"code": 500, "message": "the request exceeds the context size", "type": "exceed_context_size_error"},
+            "too-long",
+        ),
+        ({"message": "upstream: 400", "code": "context_length_exceeded"}, "too-long"),
+        (
+            {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"},
+            None,
+        ),  # of all slots together
+        ({"message": "the worker has died"}, None),
+    ],
+)
+def test_a_server_error_is_a_full_context_only_where_its_code_says_so(body: dict[str, Any], reason: str | None) -> None:
+    api = OpenAiApi(Endpoint("http://127.0.0.1:9/v1", SecretStr("key"), Timeouts()))
+    response = httpx2.Response(500, json={"error": body})
+    if reason is None:
+        with pytest.raises(TryAgain):
+            api._refused(response)
+    else:
+        assert api._refused(response).reason == reason
 
 
 @pytest.mark.parametrize("words", OTHERWISE_SAID)
