@@ -91,8 +91,11 @@ def datasets_import(
         from pipeline.dataset.exchange.imports import ImportRequest, import_dataset
         from pipeline.serving.openai_log import OPENAI_URL, LogReader
         from pipeline.terminal import output
+        from pipeline.urls import check_base_url
 
-        reader = LogReader(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+        setting = "--base-url" if base_url else "the environment variable OPENAI_BASE_URL"
+        given = base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_URL
+        reader = LogReader(check_base_url(given, setting))
         request = ImportRequest(format_, files, root, into, teacher, tokenizer, validation, reader)
         done = import_dataset(request)
         manifest, findings = done.dataset.manifest, done.findings

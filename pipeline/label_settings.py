@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.records import EncodingName
 from pipeline.settings import Settings
@@ -75,6 +76,17 @@ class RunnerSettings(Settings):
     shards: int = Field(default=40, ge=1)  # a part, at the most: fewer where else some workers had none
     deployment: str = Field(default="label/part", pattern=r"^[^/]+/[^/]+$")  # of a work pool: what labels a part
     address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, or the one of this machine
+
+    @field_validator("address")
+    @classmethod
+    def _can_be_an_address(cls, address: str | None) -> str | None:
+        if address is None:
+            return None
+        address = address.strip()
+        _, _, port = address.rpartition(":")
+        if re.search(r"\s", address) or (port.isdecimal() and not 0 < int(port) < 65_536):
+            raise ValueError("give the address of a Ray cluster as host:port, the port from 1 to 65535")
+        return address
 
 
 class LabelSettings(Settings):

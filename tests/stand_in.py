@@ -11,9 +11,9 @@ answered. `!hang*` does the same on every attempt. So a test is deterministic wh
 
 | word | what happens | billed |
 | --- | --- | --- |
-| `429`, `429:S`, `429ms:N` | too many requests: bare, with `retry-after: S`, with `retry-after-ms: N` | no |
+| `429`, `429:S`, `429ms:N`, `503:S` | too many requests: bare, with `retry-after: S`, with `retry-after-ms: N` | no |
 | `quota` | 429 with code insufficient_quota | no |
-| `500` `502` `503` `529` | that status | no |
+| `408` `409` `425` `500` `502` `503` `504` `529` | that status | no |
 | `401` `403` `404` | that status | no |
 | `moved` | 308, to another host | no |
 | `key400` `key401` `key500` `key200` | that status with an error that repeats the API key | no |
@@ -36,6 +36,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -59,6 +60,8 @@ class Stats:
     most_at_once: int = 0
     bodies: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=1000))  # of the last requests
     keys: set[str] = field(default_factory=set)  # authorization headers
+    queries: set[str] = field(default_factory=set)  # of the URLs
+    arrivals: list[tuple[float, str]] = field(default_factory=list)  # time.monotonic() and last user message of each
 
     @property
     def billed_answers(self) -> int:
@@ -120,9 +123,11 @@ class StandIn:
     async def _counted(self, request: web.Request, body: dict[str, Any], prompt: str) -> web.StreamResponse:
         stats = self.stats
         stats.requests += 1
+        stats.arrivals.append((time.monotonic(), prompt))
         stats.at_once += 1
         stats.most_at_once = max(stats.most_at_once, stats.at_once)
         stats.keys.add(request.headers.get("authorization", ""))
+        stats.queries.add(request.query_string)
         stats.bodies.append(body)
         try:
             if self.capacity is not None and stats.at_once > self.capacity:
@@ -203,9 +208,9 @@ def _error(status: int, code: str, message: str, headers: dict[str, str] | None 
 def _refusal(word: str, authorization: str) -> web.Response | None:
     """The answer to a word that refuses, or None where there is something to bill."""
     name, _, amount = word.partition(":")
-    if name in {"429", "429ms"}:
-        header = {"429": "retry-after", "429ms": "retry-after-ms"}[name]
-        return _error(429, "rate_limit_exceeded", "slow down", {header: amount} if amount else None)
+    if name in {"429", "429ms"} or (name == "503" and amount):
+        header = "retry-after-ms" if name == "429ms" else "retry-after"
+        return _error(int(name[:3]), "rate_limit_exceeded", "slow down", {header: amount} if amount else None)
     if name == "quota":
         return _error(429, "insufficient_quota", "you exceeded your current quota")
     if name == "400long":
@@ -216,7 +221,7 @@ def _refusal(word: str, authorization: str) -> web.Response | None:
         return web.Response(status=308, headers={"location": "http://127.0.0.2:9/v1"})
     if name in {"key200", "key400", "key401", "key500"}:
         return _error(int(name[3:]), f"http_{name[3:]}", f"you came with {authorization}")
-    if name in {"400", "401", "403", "404", "500", "502", "503", "529"}:
+    if name.isdigit():
         return _error(int(name), f"http_{name}", f"status {name}")
     return None
 

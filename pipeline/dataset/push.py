@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from pipeline.dataset.manifest import EXTRA_FILES, FILE_NAME
 from pipeline.dataset.store import Dataset
 from pipeline.errors import PushFailed, UsageError
+from pipeline.urls import check_base_url
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -53,10 +54,10 @@ def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushe
     """
     token = _token()
     _check_name(repo)
+    endpoint = _endpoint()
     dataset.check()
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     api = HfApi(endpoint=endpoint, token=token.get_secret_value(), library_name="stillhouse")
     files = _files(dataset)
     with _told(repo, endpoint, token):
@@ -87,6 +88,11 @@ def _token() -> SecretStr:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError("the environment variable HF_TOKEN holds characters that no token has: copy the token anew")
     return SecretStr(token)
+
+
+def _endpoint() -> str:
+    given = os.environ.get("HF_ENDPOINT", "").strip() or "https://huggingface.co"
+    return check_base_url(given, "the environment variable HF_ENDPOINT")
 
 
 def _check_name(repo: str) -> None:

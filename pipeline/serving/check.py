@@ -169,11 +169,6 @@ async def _tokenizer(api: OpenAiApi, expected: Expected, settings: CheckSettings
     return checked.add("tokenizer", True, f"{said} (their sha256 {digest.hexdigest()[:12]}…)")
 
 
-_OTHER = (
-    "it was started with another tokenizer, chat template or revision than teacher.model names. Start it with that one."
-)
-
-
 async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
     """Texts that are read at once and tokens that are written one by one: a server computes them in different ways."""
     from pipeline.language_model import load_tokenizer

@@ -13,10 +13,8 @@ cost three times as much as the request itself (docs/benchmarks.md). Whatever go
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +23,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import orjson
 from pydantic import Field, SecretStr
 
+from pipeline import urls
 from pipeline.errors import TeacherRefused
+from pipeline.serving.connection_errors import without_status
+from pipeline.serving.context_words import TOO_LONG, TOO_LONG_CODE
+from pipeline.serving.environment import SENT_ALONG, Proxy, find_proxy, read_header, unusable_proxy
 from pipeline.serving.error_bodies import ErrorBody, read_error
+from pipeline.serving.hiding import Hiding
+from pipeline.serving.waits import pause_asked, retry_after
 from pipeline.settings import Settings
 from pipeline.teachers.base import Refusal, TryAgain
 
@@ -36,11 +40,6 @@ if TYPE_CHECKING:
 _SHOWN = 300  # characters of a server's words in a message
 NO_KEY = "none"  # what a server that needs no key is sent
 _CONNECTIONS = 4096  # more than any concurrency: waiting is the engine's to decide
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_TOO_LONG = re.compile(
-    r"context.?length|maximum context|too long|too many tokens|max_model_len|reduce the length", re.I
-)
 _POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
 _OF_EVERYBODY = re.compile(  # a 400 that every prompt would get, where no code says so
     r"model_not_found|invalid_api_key|unrecognized request argument|api.?key.{0,30}(?:not valid|invalid|expired|not found)"
@@ -76,6 +75,7 @@ class Endpoint:
     base_url: str
     key: SecretStr
     timeouts: Timeouts
+    direct: bool = False  # whether proxies of the environment are passed by: a server that this process started
 
 
 @dataclass(frozen=True)
@@ -136,17 +136,25 @@ class OpenAiApi:
         import aiohttp
         import httpx2
 
+        http, proxy = self._http, self._proxy
+        try:
+            request = self._request(path, body, beside=beside_v1)
+        except orjson.JSONEncodeError as error:
+            return Refusal("unencodable", f"the prompt has a character that is no text ({error}); nothing was sent")
         try:
             async with asyncio.timeout(self._endpoint.timeouts.total):
-                response = await self._http.send(self._request(path, body, beside_v1=beside_v1))
+                response = await http.send(request)
         except (httpx2.HTTPError, aiohttp.ClientError) as error:
-            self._lost(error)
+            self._lost(error, proxy)
+        except ValueError as error:  # an answer's first line or headers that are no text
+            said = self.shown(str(error))
+            raise TryAgain("malformed", f"an answer that cannot be read ({said})", cost_usd=None) from None
         except TimeoutError:
             total = self._endpoint.timeouts.total
             raise TryAgain("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
         if response.status_code != 200:
             return self._refused(response)
-        return Content(response.content, _pause(response.headers))
+        return Content(response.content, pause_asked(response.headers))
 
     def unreadable(self, body: bytes, why: str) -> NoReturn:
         """What a body with status 200 means that is no answer.
@@ -165,6 +173,7 @@ class OpenAiApi:
 
     async def close(self) -> None:
         """Close the connections, if there are any."""
+        self.__dict__.pop("_proxy", None)
         http = self.__dict__.pop("_http", None)
         if http is not None:
             await http.aclose()
@@ -174,11 +183,26 @@ class OpenAiApi:
         import httpx2
         import openai
 
-        return openai.DefaultAioHttpClient(
-            limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
-            timeout=self._timeout,
-            follow_redirects=False,  # the key goes where the recipe says, and nowhere else
-        )
+        urls.check_base_url(self._endpoint.base_url, "the base URL", may_hold_secret=True)
+        try:
+            return openai.DefaultAioHttpClient(
+                limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+                timeout=self._timeout,
+                follow_redirects=False,  # the key goes where the recipe says, and nowhere else
+                trust_env=not self._endpoint.direct,
+            )
+        except (ValueError, httpx2.InvalidURL):
+            raise unusable_proxy() from None
+
+    @cached_property
+    def _proxy(self) -> Proxy | None:
+        return find_proxy(self._http, self._endpoint.base_url)
+
+    @property
+    def _where(self) -> str:
+        """Who answers: the server, or a proxy in its place."""
+        proxy = self.__dict__.get("_proxy")
+        return f"{self._endpoint.base_url} through {proxy}" if proxy else self._endpoint.base_url
 
     @cached_property
     def _timeout(self) -> httpx2.Timeout:
@@ -192,37 +216,37 @@ class OpenAiApi:
         import openai
 
         key = self._endpoint.key.get_secret_value()
+        organization, project = (read_header(name) or None for name in SENT_ALONG)
         client = openai.AsyncOpenAI(
-            api_key=key, base_url=self._endpoint.base_url, max_retries=0, http_client=self._http
+            api_key=key,
+            organization=organization,
+            project=project,
+            base_url=self._endpoint.base_url,
+            max_retries=0,
+            http_client=self._http,
         )
         given = {**client.default_headers, **client.auth_headers}
-        return httpx2.Headers({name: value for name, value in given.items() if isinstance(value, str)})
+        sent = {name: value for name, value in given.items() if isinstance(value, str) and value}
+        for name, value in sent.items():
+            if not (value.isascii() and value.isprintable()):
+                raise TeacherRefused(
+                    f"{name} holds characters that no header can carry: copy it anew. Nothing was sent."
+                )
+        return httpx2.Headers(sent)
 
-    def _request(self, path: str, body: Mapping[str, Any] | None, *, beside_v1: bool) -> httpx2.Request:
+    def _request(self, path: str, body: Mapping[str, Any] | None, *, beside: bool) -> httpx2.Request:
         """Built from parts that are parsed once: the client's own way parses URL and headers anew each time."""
         import httpx2
 
-        base = self._endpoint.base_url.removesuffix("/v1") if beside_v1 else self._endpoint.base_url
-        url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(base + path))
+        base = urls.beside_v1(self._endpoint.base_url) if beside else self._endpoint.base_url
+        url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(urls.below(base, path)))
         method, content = ("GET", None) if body is None else ("POST", orjson.dumps(body))
         limits = {"timeout": self._timeout.as_dict()}
         return httpx2.Request(method, url, headers=self._headers, content=content, extensions=limits)
 
-    def _lost(self, error: Exception) -> NoReturn:
-        """No status came: the server was not reached, or the connection broke, perhaps in mid-answer."""
-        import aiohttp
-        import httpx2
-
-        # httpx's name for it says too little: a connection that broke after the request was sent is a ConnectTimeout too.
-        cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-        said = self.shown(str(cause)) or type(cause).__name__
-        if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-            detail = f"{self._endpoint.base_url} cannot be reached ({said})"
-            raise TryAgain("unreachable", detail, of_server=True, overloaded=True) from None
-        if isinstance(error, httpx2.ReadTimeout):
-            read = self._endpoint.timeouts.read
-            raise TryAgain("timeout", f"no answer in {read:g} s", overloaded=True, cost_usd=None) from None
-        raise TryAgain("cut-off", f"the connection broke before the answer was whole ({said})", cost_usd=None) from None
+    def _lost(self, error: Exception, proxy: Proxy | None) -> NoReturn:
+        """No status came: nothing was sent, the server was not reached, or the connection broke, perhaps in mid-answer."""
+        raise without_status(error, self._endpoint.base_url, proxy, self._endpoint.timeouts.read, self.shown) from None
 
     def _refused(self, response: httpx2.Response) -> Refusal:
         """What an error status means."""
@@ -230,12 +254,12 @@ class OpenAiApi:
         if status < 400:
             moved = self.shown(response.headers.get("location", ""))
             raise TeacherRefused(
-                f"{self._endpoint.base_url} said {status}: {self.shown(response.text)}, which is no answer"
+                f"{self._where} said {status}: {self.shown(response.text)}, which is no answer"
                 f"{f' but leads to {moved}' if moved else ''}. Check teacher.options.base_url."
             )
         data = _json_object(response.content) or {}
         error = read_error(data) or ErrorBody(str(data.get("message") or data.get("detail") or response.text))
-        return self.judge(status, error, wait=_retry_after(response.headers))
+        return self.judge(status, error, wait=retry_after(response.headers))
 
     def judge(self, status: int, error: ErrorBody, *, wait: float = 0.0, cost_usd: float | None = 0.0) -> Refusal:
         """What an error means: of this prompt, of the server just now, or of everybody.
@@ -251,7 +275,7 @@ class OpenAiApi:
             TeacherRefused: the server answers nobody with this key, model and settings.
         """
         said, status = status, error.status_of(status)
-        told = f"{self._endpoint.base_url} said {said}{' with an error' * (said == 200)}: {self.shown(error.words)}"
+        told = f"{self._where} said {said}{' with an error' * (said == 200)}: {self.shown(error.words)}"
         if status == 403 and _POLICY.search(error.words):
             return Refusal("policy", told, suspect="403")
         if status == 402 or (status == 429 and re.search("insufficient_quota|billing", error.words)):
@@ -263,6 +287,8 @@ class OpenAiApi:
             raise TryAgain("overloaded", told, of_server=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd)
         if status == 504:  # a gateway gave up; the model behind it may have gone on
             raise TryAgain("timeout", told, overloaded=True, wait=wait, cost_usd=None)
+        if status == 500 and TOO_LONG_CODE.search(error.words):  # llama.cpp, and gateways in front of others
+            return Refusal("too-long", told, suspect="500")
         if status >= 500 or status in _PASSING:
             raise TryAgain("server-error", told, wait=wait, cost_usd=cost_usd)
         if error.is_of_settings or _OF_EVERYBODY.search(error.words):
@@ -274,15 +300,18 @@ class OpenAiApi:
         if status not in _OF_A_PROMPT:
             raise TeacherRefused(f"{told}, a status that says nothing of the prompt. Check teacher.options.base_url.")
         reason = (
-            "too-long" if _TOO_LONG.search(error.words) else "policy" if _POLICY.search(error.words) else "bad-request"
+            "too-long" if TOO_LONG.search(error.words) else "policy" if _POLICY.search(error.words) else "bad-request"
         )
         return Refusal(reason, told, suspect=str(status))
 
     def shown(self, text: str) -> str:
         """What may be told of a server's words: short, on one line, without the key."""
+        return " ".join(self._hide(text).split())[:_SHOWN]
+
+    @cached_property
+    def _hide(self) -> Hiding:
         key = self._endpoint.key.get_secret_value()
-        hidden = text.replace(key, "***") if len(key) > 3 and key != NO_KEY else text
-        return re.sub(r"\bsk-[\w*-]{6,}", "***", " ".join(hidden.split()))[:_SHOWN]
+        return Hiding("" if key == NO_KEY else key)
 
 
 def _json_object(content: bytes) -> Mapping[str, Any] | None:
@@ -312,40 +341,3 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_encodable(name): _encodable(item) for name, item in value.items()}
     return value
-
-
-def _retry_after(headers: httpx2.Headers) -> float:
-    """Seconds, from `retry-after-ms`, `retry-after` as seconds or a date; 0 where the server names none."""
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        if after := headers.get("retry-after"):
-            return max(0.0, float(after) if after[0].isdigit() else _until(after))
-    except (ValueError, TypeError):
-        return 0.0
-    return _pause(headers)
-
-
-def _until(date: str) -> float:
-    return email.utils.parsedate_to_datetime(date).timestamp() - time.time()
-
-
-def _pause(headers: httpx2.Headers) -> float:
-    """Seconds until `x-ratelimit-*` allows another request; 0 where something remains."""
-    wait = 0.0
-    for what in ("requests", "tokens"):
-        remaining = headers.get(f"x-ratelimit-remaining-{what}")
-        if remaining is not None and re.fullmatch(r"\s*(-[\d.]+|0+(\.0*)?)\s*", remaining):
-            wait = max(wait, _duration(headers.get(f"x-ratelimit-reset-{what}", "")))
-    return wait
-
-
-def _duration(text: str) -> float:
-    """Seconds of "1s", "6m0s", "120ms" or "2.5"."""
-    parts = _DURATION.findall(text)
-    if parts:
-        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0

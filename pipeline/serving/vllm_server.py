@@ -40,6 +40,7 @@ _MODULE = "vllm.entrypoints.openai.api_server"
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 15.0
 _TAIL_LINES = 25
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches a server on this machine
 
 
 class ServeSettings(Settings):
@@ -168,7 +169,7 @@ class VllmServer:
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=5) as answer:
+            with _DIRECTLY.open(f"http://127.0.0.1:{self._port}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False

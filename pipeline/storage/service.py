@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.errors import StillhouseError, StorageFailed, UsageError
+from pipeline.urls import check_base_url, without_secrets
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 120.0  # seconds that a store which has answered before may be away
@@ -50,6 +51,7 @@ _PASSING_NAMES = {  # of exceptions, or of what they derive from: the libraries 
     "ClientPayloadError",
     "ServerDisconnectedError",
 }
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # environment variables, the first that is set counts
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 Answer = TypeVar("Answer")
@@ -122,7 +124,7 @@ def _open(url: str) -> Any:
     protocol = url.partition("://")[0]
     options: dict[str, Any] = {}
     if is_s3(url):
-        options = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}
+        options = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}, **_s3_endpoint()}
     try:
         fs, _ = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
     except ImportError:
@@ -135,6 +137,14 @@ def _open(url: str) -> Any:
     if is_s3(url):
         fs.retries = 2  # of a part of a large upload; the waiting is done here
     return fs
+
+
+def _s3_endpoint() -> dict[str, str]:
+    """Where S3 is, if the environment says so; what it says is checked, since botocore answers with a traceback."""
+    for name in _ENDPOINTS:
+        if given := os.environ.get(name, "").strip():
+            return {"endpoint_url": check_base_url(given, f"the environment variable {name}", may_hold_secret=True)}
+    return {}
 
 
 def _store_of(url: str) -> str:
@@ -206,11 +216,8 @@ def _said(error: BaseException | None) -> str:
 
 def _endpoint() -> str:
     """Where S3 is looked for, if the environment says so."""
-    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not given:
-        return ""
-    parts = urlsplit(given)
-    return f" and AWS_ENDPOINT_URL ({parts.scheme}://{parts.netloc.rpartition('@')[2]})"
+    given = next((url for name in _ENDPOINTS if (url := os.environ.get(name))), "")
+    return f" and AWS_ENDPOINT_URL ({without_secrets(given.strip())})" if given else ""
 
 
 def _response(error: BaseException | None) -> dict[str, Any]:

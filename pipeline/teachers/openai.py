@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import orjson
 from pydantic import Field, JsonValue, SecretStr
 
 from pipeline.config import TeacherSettings
@@ -23,12 +24,15 @@ from pipeline.errors import RecipeError
 from pipeline.label_settings import LabelSettings
 from pipeline.pricing import Price, find_price
 from pipeline.records import FinishReason, TeacherIdentity, TokenLogprob, content_hash
+from pipeline.serving.environment import SENT_ALONG, read_header, read_key
 from pipeline.serving.error_bodies import read_error
 from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
 from pipeline.settings import Settings, parse_options
 from pipeline.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
+from pipeline.urls import check_base_url
 
 _DEFAULT_URL = "https://api.openai.com/v1"
+_URL_VARIABLE = "the environment variable OPENAI_BASE_URL"
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",
@@ -89,6 +93,9 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
         raise RecipeError("label.mode is 'score', and teacher.kind 'openai' can only generate: take 'transformers'")
     for place, fields in (("extra_body", options.extra_body), ("continue_body", options.continue_body or {})):
         _refuse_fields(f"teacher.options.{place}", fields, label)
+    _check_encodable(settings, options, label)
+    for name in SENT_ALONG:
+        read_header(name)
     base_url = _base_url(options)
     return OpenAiTeacher(settings, options, label, Endpoint(base_url, _key(options, base_url), options.timeouts))
 
@@ -102,6 +109,25 @@ def _refuse_fields(setting: str, fields: Iterable[str], label: LabelSettings) ->
                 f"{setting}.{name} changes what a request costs in ways that no price tells, and label.budget_usd is "
                 f"{label.budget_usd:g}: leave out one of the two"
             )
+
+
+def _check_encodable(settings: TeacherSettings, options: OpenAiOptions, label: LabelSettings) -> None:
+    """Refuse what JSON cannot carry, in what every request has.
+
+    Raises:
+        RecipeError: a number of more than 64 bits, or half of a surrogate pair.
+    """
+    everywhere = {
+        "teacher.model": settings.model,
+        "teacher.options.extra_body": options.extra_body,
+        "teacher.options.continue_body": options.continue_body,
+        "label.response_format": label.response_format,
+    }
+    for name, value in everywhere.items():
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise RecipeError(f"{name} holds what no request can carry ({error}): write it in another way") from None
 
 
 class OpenAiTeacher:
@@ -267,27 +293,15 @@ def _token(token: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> TokenLog
 
 
 def _base_url(options: OpenAiOptions) -> str:
-    url = options.base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise RecipeError(f"teacher.options.base_url is {url!r}: give a URL such as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query:
-        raise RecipeError(
-            "teacher.options.base_url carries a user, a password or a query: a recipe holds no secrets. Put the key into "
-            f"the environment variable {options.api_key_env}"
-        )
-    return url.rstrip("/")
+    """The base URL of the recipe, of the environment, or OpenAI's own."""
+    given = [("teacher.options.base_url", options.base_url), (_URL_VARIABLE, os.environ.get("OPENAI_BASE_URL"))]
+    setting, url = next(((name, url) for name, url in given if url and url.strip()), ("", _DEFAULT_URL))
+    return check_base_url(url, setting)
 
 
 def _key(options: OpenAiOptions, base_url: str) -> SecretStr:
-    key = os.environ.get(options.api_key_env, "").strip()
-    if key.isascii() and key.isprintable() and key:
-        return SecretStr(key)
-    if key:
-        raise RecipeError(
-            f"the environment variable {options.api_key_env} holds characters that no API key has (a line break, a "
-            "typographic dash?): copy the key anew"
-        )
+    if key := read_key(options.api_key_env):
+        return key
     if urlsplit(base_url).hostname in _LOCAL:
         return SecretStr(NO_KEY)
     raise RecipeError(

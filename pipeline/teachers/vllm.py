@@ -14,7 +14,6 @@ dies again, that request is rejected as `killed-engine` and the rest goes on.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -30,6 +29,7 @@ from pipeline.pricing import FREE, Price, find_price
 from pipeline.progress import Progress
 from pipeline.records import FinishReason, TeacherIdentity, TokenTrace
 from pipeline.serving.check import CheckSettings, Expected, look, require
+from pipeline.serving.environment import read_key
 from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts, error_in
 from pipeline.serving.replicas import Replicas
 from pipeline.serving.turns import Turns
@@ -37,6 +37,7 @@ from pipeline.serving.vllm_answers import VllmAnswer, read_generated, read_score
 from pipeline.serving.vllm_server import ServeSettings, VllmServer
 from pipeline.settings import Settings, parse_options
 from pipeline.teachers.base import Answer, Finding, Outcome, Refusal, Request, TryAgain
+from pipeline.urls import check_base_url
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +73,9 @@ class VllmOptions(Settings):
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> VllmTeacher:
     """Find the tokenizer and check the options; nothing is sent or started yet."""
     options = parse_options("teacher.options", settings.options, VllmOptions)
+    listed = enumerate(options.base_urls)
+    urls = tuple(check_base_url(url, f"teacher.options.base_urls[{number}]") for number, url in listed)
+    options = options.model_copy(update={"base_urls": urls})
     if label.mode == "score" and label.soft is None:
         raise RecipeError(
             "label.mode is 'score' and label.soft is null: nothing would be learnt, set label.soft to {k: 20}"
@@ -91,6 +95,7 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
             f"teacher.model is {files.name}, an encoder-decoder ({files.config.get('model_type')}), and teacher.kind is "
             "'vllm', which runs causal models alone: set teacher.kind to transformers"
         )
+    read_key(options.api_key_env)
     return VllmTeacher(settings, options, label, files)
 
 
@@ -184,8 +189,9 @@ class VllmTeacher:
     @cached_property
     def _apis(self) -> list[OpenAiApi]:
         urls = [self._server.base_url] if self._server else self._options.base_urls
-        key = SecretStr(os.environ.get(self._options.api_key_env, "").strip() or NO_KEY)
-        return [OpenAiApi(Endpoint(url.rstrip("/"), key, self._options.timeouts)) for url in urls]
+        key = read_key(self._options.api_key_env) or SecretStr(NO_KEY)
+        direct = self._server is not None
+        return [OpenAiApi(Endpoint(url, key, self._options.timeouts, direct)) for url in urls]
 
     @cached_property
     def _replicas(self) -> Replicas:

@@ -23,12 +23,14 @@ from tenacity import wait_fixed
 from pipeline.config import Recipe
 from pipeline.dataset.store import dataset_folder, versions
 from pipeline.errors import BudgetSpent, RecipeError, StorageFailed
+from pipeline.label_settings import LabelSettings
 from pipeline.labelling import engine, sender
 from pipeline.labelling.budget import Budget, Reservation
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.journal import Change, Journal
 from pipeline.labelling.journal_view import JournalView
-from pipeline.labelling.tokens import most_prompt_tokens
+from pipeline.labelling.leases import Leases
+from pipeline.labelling.tokens import likely_prompt_tokens, likely_tokens, most_prompt_tokens
 from pipeline.pricing import Flat
 from pipeline.records import Message, Prompt, TeacherIdentity
 from pipeline.teachers.base import Request, Terms
@@ -155,6 +157,93 @@ def test_billed_attempts_that_gave_nothing_are_paid_at_their_worst(
     assert server.stats.billed[prompt] == 2
     assert spent_usd(budgeted([prompt], 1.0)) == pytest.approx(2 * worst_usd(prompt))
     assert result.dataset.manifest.totals.cost_usd is None  # no usage: nobody knows what the answer itself cost
+
+
+@pytest.mark.parametrize(
+    ("word", "lost"),
+    [
+        ("504", 1),
+        ("504 !504", 2),
+        ("reset !504", 2),
+        ("hang", 1),
+        ("408", 0),
+        ("429", 0),
+        ("500", 0),
+        ("502", 0),
+        ("503", 0),
+    ],
+)
+def test_an_attempt_that_may_have_been_billed_counts_in_full_and_one_that_was_refused_not_at_all(
+    server: RunningStandIn, api_recipe: MakeRecipe, word: str, lost: int
+) -> None:
+    """A gateway that gives up (504) says nothing of the model behind it, which may go on and be paid for."""
+    prompt = f"Name a bird. !{word}"
+    recipe = api_recipe(
+        server.base_url,
+        [prompt],
+        price=PRICE,
+        budget_usd=1.0,
+        sampling={"max_tokens": MAX_TOKENS},
+        options={"timeouts": {"read": 0.3}},
+    )
+    assert run(recipe).sent == 1
+    assert spent_usd(recipe) == pytest.approx(lost * worst_usd(prompt) + ANSWER_USD)
+
+
+@pytest.mark.parametrize(("word", "lost"), [("504*", sender.ATTEMPTS), ("reset*", sender.ATTEMPTS), ("500*", 0)])
+def test_a_rejection_tells_what_its_attempts_may_have_cost(
+    server: RunningStandIn, budgeted: MakeRecipe, word: str, lost: int
+) -> None:
+    prompt = f"Name a bird. !{word}"
+    result = run(budgeted([prompt, "Name a colour."], 1.0))
+    assert rows_by_prompt(result.dataset)[prompt]["cost_usd"] == (
+        pytest.approx(lost * worst_usd(prompt)) if lost else None
+    )
+    assert spent_usd(budgeted([prompt], 1.0)) == pytest.approx(lost * worst_usd(prompt) + ANSWER_USD)
+    assert result.dataset.manifest.totals.spent_usd == pytest.approx(lost * worst_usd(prompt) + ANSWER_USD)
+
+
+def test_an_attempt_that_was_stopped_under_way_counts_in_full(
+    server: RunningStandIn, budgeted: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may have billed it, whoever no longer waits for it: stopped, and at the end of the grace."""
+    monkeypatch.setattr(sender, "GRACE_SECONDS", 0.05)
+    prompts = [f"Question {n}? !hang*" for n in range(3)]
+    recipe = budgeted(prompts, 1.0)
+
+    async def stopped() -> None:
+        running = asyncio.create_task(label(recipe))
+        while server.stats.at_once < len(prompts):
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(stopped())
+    with closing(JournalView(dataset_folder(recipe.dataset))) as view:
+        assert view.spent() == pytest.approx(sum(map(worst_usd, prompts)))
+        assert not view._one("SELECT count(*) FROM reserved")
+
+
+def test_a_defect_of_a_teacher_counts_in_full(
+    server: RunningStandIn, budgeted: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = budgeted(["Name a colour."], 1.0)
+    opened = engine.open_teacher
+
+    def defective(*arguments: Any) -> Any:
+        teacher = opened(*arguments)
+
+        async def answer(requests: Sequence[Request]) -> Any:
+            raise ZeroDivisionError
+
+        teacher.answer = answer
+        return teacher
+
+    monkeypatch.setattr(engine, "open_teacher", defective)
+    with pytest.raises(ZeroDivisionError):
+        run(recipe)
+    assert spent_usd(recipe) == pytest.approx(worst_usd("Name a colour."))
 
 
 @pytest.mark.parametrize("price", [None, {**PRICE}])
@@ -439,6 +528,120 @@ def test_one_who_gives_up_takes_back_his_own_reservation_and_no_other(tmp_path: 
         assert view.spent() == pytest.approx(2 * UNIT)
 
 
+def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Path) -> None:
+    """A part is taken in again when a run is killed before its folder is gone: the second time changes no sum."""
+    settings = LabelSettings.model_validate({"budget_usd": 10.0, "runner": {"kind": "ray", "workers": 2}})
+
+    async def lend_and_repay(journal: Journal) -> None:
+        budget = Budget(10.0, Flat(0.0, UNIT), journal)
+        leases = Leases(settings, budget, journal)
+        await leases.lend("a", 3.0)
+        await leases.lend("b", 2.0)
+        assert budget.spent_usd == pytest.approx(5.0)
+        leases.returned()
+        leases.repay("a", 0.5)
+        assert budget.spent_usd == pytest.approx(2.5)
+        leases.repay("a", 0.5)
+        assert budget.spent_usd == pytest.approx(2.5)
+        assert (journal.spent(), journal.lent()) == (pytest.approx(0.5), {"b": pytest.approx(2.0)})
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(lend_and_repay(journal))
+    with Journal(tmp_path, soft=None) as journal:  # the next run
+        budget = Budget(10.0, Flat(0.0, UNIT), journal)
+        assert budget.spent_usd == pytest.approx(2.5)
+        Leases(settings, budget, journal).repay("a", 0.5)
+        assert not journal.repay("a", 0.5)
+        assert budget.spent_usd == journal.spent() + 2.0 == pytest.approx(2.5)
+
+
+def leases_of(journal: Journal, budget_usd: float, workers: int = 2) -> tuple[Leases, Budget]:
+    label = LabelSettings.model_validate({"budget_usd": budget_usd, "runner": {"kind": "ray", "workers": workers}})
+    budget = Budget(budget_usd, Flat(0.0, UNIT), journal)
+    return Leases(label, budget, journal), budget
+
+
+def test_what_is_left_of_a_budget_is_shared_among_the_workers_that_have_nothing_yet(tmp_path: Path) -> None:
+    async def lend(journal: Journal) -> None:
+        leases, budget = leases_of(journal, 9.0, workers=3)
+        for part in "abc":
+            await leases.lend(part, 100.0)
+        assert [leases.of(part).budget_usd for part in "abc"] == [pytest.approx(3.0)] * 3
+        assert budget.spent_usd == pytest.approx(9.0)
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(asyncio.wait_for(lend(journal), timeout=10))
+
+
+def test_a_part_is_labelled_with_its_own_lease_and_fails_for_no_share_of_rejections(tmp_path: Path) -> None:
+    async def lend(journal: Journal) -> None:
+        leases, _ = leases_of(journal, 9.0)
+        await leases.lend("a", 2.0)
+        label = leases.of("a")
+        assert (label.budget_usd, label.runner.kind, label.max_rejected) == (2.0, "local", 1.0)
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(asyncio.wait_for(lend(journal), timeout=10))
+
+
+def test_who_asks_for_more_lets_others_bring_back_theirs_first_though_some_is_left(tmp_path: Path) -> None:
+    async def wait_for_more(journal: Journal) -> None:
+        leases, _ = leases_of(journal, 10.0)
+        await leases.lend("a", 2.0)
+        await leases.lend("b", 2.0)
+        leases.returned()  # a is out of money
+        more = asyncio.create_task(leases.lend("a", 2.0, more=True))
+        await asyncio.sleep(0)
+        assert not more.done()
+        leases.returned()  # b
+        await asyncio.wait_for(more, timeout=5)
+        assert leases.of("a").budget_usd == pytest.approx(4.0)
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(wait_for_more(journal))
+
+
+@pytest.mark.parametrize("brings_back", [2.0, 0.0])
+def test_a_part_that_has_spent_its_lease_waits_for_another_and_is_told_where_nothing_comes_back(
+    tmp_path: Path, brings_back: float
+) -> None:
+    async def wait_for_more(journal: Journal) -> None:
+        leases, _ = leases_of(journal, 6.0)
+        await leases.lend("a", 3.0)
+        await leases.lend("b", 3.0)
+        leases.returned()  # a is out of money
+        more = asyncio.create_task(leases.lend("a", 3.0, more=True))
+        await asyncio.sleep(0)
+        assert not more.done()
+        leases.returned()  # b is done, or out of money too
+        if brings_back:
+            leases.repay("b", 3.0 - brings_back)
+            await asyncio.wait_for(more, timeout=5)
+            assert leases.of("a").budget_usd == pytest.approx(3.0 + brings_back / 2)
+        else:
+            with pytest.raises(BudgetSpent, match="set aside for parts that are not done"):
+                await asyncio.wait_for(more, timeout=5)
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(wait_for_more(journal))
+
+
+def test_money_that_comes_back_wakes_who_waits_for_it_while_others_are_still_at_work(tmp_path: Path) -> None:
+    async def wait_for_more(journal: Journal) -> None:
+        leases, _ = leases_of(journal, 6.0, workers=3)
+        for part in "abc":
+            await leases.lend(part, 2.0)
+        leases.returned()  # a is out of money
+        more = asyncio.create_task(leases.lend("a", 1.0, more=True))
+        await asyncio.sleep(0)
+        leases.repay("b", 0.5)  # taken in; c is at work
+        await asyncio.wait_for(more, timeout=5)
+        assert leases.of("a").budget_usd > 2.0
+
+    with Journal(tmp_path, soft=None) as journal:
+        asyncio.run(wait_for_more(journal))
+
+
 @pytest.mark.parametrize("dollars", [1e-9, 1 / 3, 1e9 / 7])
 def test_rounding_leaves_nobody_waiting(tmp_path: Path, dollars: float) -> None:
     """Sums of tenths are not exact, whatever the price: the last one is told, and not left to wait."""
@@ -476,3 +679,30 @@ def test_the_worst_case_grows_with_all_that_is_sent() -> None:
     shaped = Request(plain.prompt, 0, Terms(TERMS.teacher, None, response_format=schema))
     assert most_prompt_tokens(shaped) >= most_prompt_tokens(plain) + len(json.dumps(schema))
     assert most_prompt_tokens(request_for("ü" * 100)) == most_prompt_tokens(request_for("u" * 200))
+
+
+def test_the_worst_case_has_room_for_every_message_and_what_a_template_puts_around_them() -> None:
+    talk = Prompt(tuple(Message(role, "x") for role in ("system", "user", "assistant", "user")))
+    assert most_prompt_tokens(Request(talk, 0, TERMS)) == 256 + 4 * (1 + 16)
+
+
+def test_a_text_that_a_teacher_is_forced_along_is_part_of_the_prompt_and_nothing_is_written() -> None:
+    plain = request_for("Name a colour.")
+    forced = Request(plain.prompt, 0, TERMS, forced="blüe")
+    budget = Budget(None, Flat(1.0, 10.0), Ledger())  # type: ignore[arg-type]
+    assert most_prompt_tokens(forced) == most_prompt_tokens(plain) + 5  # bytes
+    assert budget.worst_usd([forced], 100) == most_prompt_tokens(forced)
+    assert budget.worst_usd([plain, forced], 100) == most_prompt_tokens(plain) + 1000 + most_prompt_tokens(forced)
+    label = LabelSettings.model_validate({"sampling": {"max_tokens": 100}})
+    assert likely_tokens(plain, label) == likely_prompt_tokens(plain) + 100
+    assert likely_tokens(forced, label) == likely_prompt_tokens(forced)
+
+
+def test_a_prompt_has_a_token_however_short_it_is() -> None:
+    assert likely_prompt_tokens(request_for("?")) == 1
+    assert likely_prompt_tokens(request_for("x" * 40)) == 11
+
+
+def test_where_the_price_is_not_known_nothing_is_counted() -> None:
+    budget = Budget(None, None, Ledger())  # type: ignore[arg-type]
+    assert budget.worst_usd([request_for("?")], 1000) == 0.0

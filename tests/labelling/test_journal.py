@@ -103,6 +103,13 @@ def test_an_answer_comes_back_as_it_went_in(journal: Journal) -> None:
     assert (kind, answers.tables["rejection"]["reason"][place].as_py()) == ("rejection", "empty")
 
 
+def test_of_two_outcomes_of_one_request_the_later_counts(journal: Journal) -> None:
+    """A rejection that is asked again, and answered."""
+    asyncio.run(journal.commit(Change(outcomes=[rejection(1, "teacher", None)])))
+    asyncio.run(journal.commit(Change(outcomes=[completion(1, "Blue after all.")])))
+    assert texts(journal, [completion(1).id]) == {completion(1).id: "Blue after all."}
+
+
 def test_a_commit_has_returned_when_another_process_can_read_it(journal: Journal, tmp_path: Path) -> None:
     asyncio.run(journal.commit(Change(outcomes=[completion(1)], reserve=(1, 0.25), spent_usd=0.5)))
     probe = (
@@ -321,8 +328,9 @@ def test_what_a_teacher_rejected_stays_so_and_what_a_filter_rejected_is_an_answe
 def test_what_is_forgotten_is_gone_and_nothing_else(journal: Journal, tmp_path: Path, others: int) -> None:
     ours, theirs = range(50), range(50, 50 + others)
 
-    async def fill() -> None:
-        await journal.commit(Change(outcomes=[completion(n) for n in [*ours, *theirs]], spent_usd=0.5))
+    async def fill() -> None:  # three batches at the most, of which one is partly ours
+        await journal.commit(Change(outcomes=[completion(n) for n in ours[:25]], spent_usd=0.25))
+        await journal.commit(Change(outcomes=[completion(n) for n in [*ours[25:], *theirs]], spent_usd=0.25))
 
     asyncio.run(fill())
     journal.note("adopted", "plan")
@@ -332,6 +340,17 @@ def test_what_is_forgotten_is_gone_and_nothing_else(journal: Journal, tmp_path: 
     assert (journal.spent(), journal.noted("adopted")) == (0.5, "plan")
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
         assert other.execute("SELECT count(*) FROM batches").fetchone() == (others,)
+
+
+def test_what_is_forgotten_takes_no_space(tmp_path: Path) -> None:
+    with Journal(tmp_path, soft=None) as journal:
+        for start in range(0, 2000, 100):
+            answers = [completion(start + n, f"{start} {n} " * 50) for n in range(100)]
+            asyncio.run(journal.commit(Change(outcomes=answers)))
+    full = (tmp_path / FILE_NAME).stat().st_size
+    with Journal(tmp_path, soft=None) as journal:
+        journal.forget((completion(n).id for n in range(1999)), 1999)
+    assert (tmp_path / FILE_NAME).stat().st_size < full / 4
 
 
 def test_forgetting_does_not_break_into_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ def test_looks_that_are_kept_stay_few_however_often_somebody_looks() -> None:
 def test_what_is_naught_or_not_known_is_left_out() -> None:
     nothing = Metrics(12, 0, 0, 0, 0, 0, None, None, 0.0, None, None)
     assert (str(nothing), nothing.share) == ("0 of 12", 0.0)
+    assert Metrics(0, 0, 0, 0, 0, 0, None, None, 0.0, None, None).share == 1.0  # no prompts: it is all done
     much = Metrics(5000, 1200, 200, 14, 64, 99, 812.4, 790.0, 0.42, 5.0, 170.0)
     assert str(much) == "1,200 of 5,000, 3 min left, 14 rejected, 812 tokens/s, $0.42, 64 in flight"
 

@@ -240,6 +240,18 @@ def test_limits_a_minute_are_kept(limits: LimitSettings, tokens: int, times: int
     settled(work())
 
 
+def test_every_request_of_a_call_counts_against_the_limit() -> None:
+    """Twenty in one call at 10 a second, with 10 in the bucket."""
+
+    async def work() -> None:
+        pace = Pace(64, LimitSettings(requests_per_minute=600))
+        began = time.monotonic()
+        await pace.enter(20, 1)
+        assert time.monotonic() - began >= 0.95
+
+    settled(work())
+
+
 def test_a_limit_below_one_a_second_holds_one_request_in_its_bucket() -> None:
     async def work() -> None:
         pace = Pace(4, LimitSettings(requests_per_minute=5))

@@ -1,0 +1,57 @@
+"""Cut a secret out of texts that others wrote, in whatever form it stands there.
+
+    hide = Hiding(key)
+    hide(server_words)          # "you came with Bearer ***"
+
+A server repeats a key as it got it, or as its framework quotes it: percent-encoded in a URL, escaped in JSON, HTML or a
+Python literal, in base64. A key may have any characters, so no pattern of what keys look like can find it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+
+_MARK = "***"
+_SHORT = 8  # characters: a shorter secret may be a part of an ordinary word, and counts as a whole word alone
+_KNOWN_FORM = re.compile(r"\bsk-[\w*-]{6,}")  # of other keys, and of keys that a server has masked in part
+_USER = re.compile(r"(?<=://)[^/\s@]+@")  # user and password in a URL, such as a proxy's
+
+
+class Hiding:
+    """Callable: a text without the secret. An empty secret is in no text."""
+
+    def __init__(self, secret: str) -> None:
+        self._pattern = re.compile(_any_form(secret), re.I) if secret else None
+
+    def __call__(self, text: str) -> str:
+        if self._pattern is not None:
+            text = self._pattern.sub(_MARK, text)
+        return _USER.sub(f"{_MARK}@", _KNOWN_FORM.sub(_MARK, text))
+
+
+def _any_form(secret: str) -> str:
+    """A pattern for a secret, as it is or in base64, in any quoting."""
+    encoded = secret.encode()
+    in_base64 = {kind(encoded).decode().rstrip("=") for kind in (base64.b64encode, base64.urlsafe_b64encode)}
+    forms = [_in_any_quoting(secret), *(_in_any_quoting(form) + "(?:=|%3d)*" for form in sorted(in_base64))]
+    pattern = "|".join(forms)
+    return rf"(?<![a-z0-9])(?:{pattern})(?![a-z0-9])" if len(secret) < _SHORT else pattern
+
+
+def _in_any_quoting(text: str) -> str:
+    return "".join(map(_quoted, text))
+
+
+def _quoted(character: str) -> str:
+    """A pattern for one character, as it is or as a URL, JSON, HTML or a Python literal has it."""
+    code = ord(character)
+    forms = (
+        rf"\\*{re.escape(character)}",
+        rf"\\+[ux]0*{code:x}",
+        "".join(f"%(?:25)*{byte:02x}" for byte in character.encode()),
+        rf"&(?:amp;)*#(?:0*{code}|x0*{code:x});",
+        re.escape(html.escape(character)),
+    )
+    return f"(?:{'|'.join(forms)})"
