@@ -55,7 +55,6 @@ OF_EVERYBODY = [
     (400, body("Das Modell ist abgeschaltet.")),
     (400, body("tier upgrade required", None)),
     (422, '{"detail": [{"loc": ["body", "temperature"], "msg": "extra fields not permitted"}]}'),
-    (413, "<html><h1>413 Request Entity Too Large</h1></html>"),
     (405, "no such method"),
     (406, "no"),
     (407, "who are you?"),
