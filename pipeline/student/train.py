@@ -168,7 +168,8 @@ def _rows(
     if len(rows.train) == 0:
         raise TrainingError(
             f"dataset {dataset.manifest.label} leaves no row to learn from: {rows.train.too_long} are longer than "
-            f"student.max_length={student.max_length}, {sum(dataset.manifest.rejected.values())} were rejected"
+            f"student.max_length={student.max_length}, {rows.train.empty} have no completion token, "
+            f"{sum(dataset.manifest.rejected.values())} were rejected"
         )
     return rows
 
@@ -288,6 +289,8 @@ def _card(
         training=told_arguments(trainer.args) if trainer else {},
         rows=len(training.rows) if training else 0,
         rows_too_long=training.rows.too_long if training else 0,
+        rows_empty=training.rows.empty if training else 0,
+        rows_cut_off=training.rows.cut_off if training else 0,
         seconds=round(training.seconds, 1) if training else 0.0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=software_versions(),
