@@ -28,7 +28,7 @@ from pipeline.language_model import LanguageModel, load_language_model, load_wei
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
 from pipeline.ranks import first_process_first, is_first, wait_for_all
-from pipeline.student.arguments import training_arguments, without_validation
+from pipeline.student.arguments import refuse_to_drop_all, training_arguments, without_validation
 from pipeline.student.card import software_versions, told_arguments, write_cards
 from pipeline.student.examples import Examples, read_examples
 from pipeline.student.folder import (
@@ -122,6 +122,7 @@ def distill(
     rows = _rows(dataset, student, lm, renumbering, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
         without_validation(arguments, student)
+    refuse_to_drop_all(arguments, len(rows.train))
     settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
     trainer, learning = _trainer(student, lm, objective, arguments, rows, open_teacher() if open_teacher else None)
     doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"

@@ -16,6 +16,12 @@ def test_the_mean_is_over_tokens_not_over_prompts() -> None:
     assert interval.high == pytest.approx(1.0)
 
 
+def test_resamples_without_a_token_are_left_out() -> None:
+    """Of three prompts one alone has tokens: many a resample has none of it, and no quotient."""
+    interval = mean_per_token([6.0, 0.0, 0.0], [3, 0, 0])
+    assert (interval.mean, interval.low, interval.high) == (2.0, 2.0, 2.0)
+
+
 def test_perplexity_is_the_exponential_of_the_mean() -> None:
     interval = mean_per_token([2.0, 4.0], [2, 2], np.exp)
     assert interval.mean == pytest.approx(np.exp(1.5))

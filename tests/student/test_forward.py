@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline.head import Head, split
 from pipeline.language_model import load_language_model
 from pipeline.layout import IGNORED, completion_logits
-from pipeline.student.batches import tokens_of
+from pipeline.student.batches import collator, tokens_of
 from pipeline.student.forward import end_in_loss, summed_in_chunks
 from pipeline.student.losses.base import DenseLabels, SparseLabels
 from pipeline.student.objective import Labels, open_objective
@@ -182,6 +182,12 @@ def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path) -> None:
     none.backward()
     assert float(none.detach()) == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in lm.model.parameters())
+
+
+def test_a_batch_without_a_row_is_measured_as_nothing(tiny_model: Path) -> None:
+    lm = load_language_model(tiny_model, device="cpu")
+    end_in_loss(lm.model, open_objective(student(temperature=2.0)), chunk=4)
+    assert lm.model.eval()(**collator(lm.pad_id)([])).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path) -> None:
