@@ -61,7 +61,7 @@ class Objective:
         """The sum over positions (the caller divides by the number of tokens of the whole step).
 
         Args:
-            logits: (positions, vocabulary) float32, the student's.
+            logits: (positions, vocabulary) float32 or float64, the student's.
             targets: (positions,) int64, the completion's tokens.
             labels: the teacher's distribution at these positions; needed unless black-box.
         """
