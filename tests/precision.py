@@ -2,7 +2,6 @@
 
     with in_float64():
         lm = load_language_model(folder, device="cpu")
-        lm.model.double()
         close_to_dense(found, expected, summed=float(expected.abs().max()))
 
 Float32 sums round differently with every instruction set and number of threads. A gradient through a few layers, with terms
@@ -15,16 +14,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pipeline import language_model
+
 ROUNDINGS = 10_000  # one after another: some layers, each with sums over some hundred numbers, forward and backward
 
 
 def close_to_dense(
-    actual: Tensor, expected: Tensor, *, summed: float, roundings: int = ROUNDINGS, what: str = "the sums differ"
+    actual: Tensor,
+    expected: Tensor,
+    *,
+    summed: float,
+    roundings: int = ROUNDINGS,
+    stored: torch.dtype | None = None,
+    what: str = "the sums differ",
 ) -> None:
     """Assert that two computations of the same sums differ by no more than they may round differently.
 
@@ -33,10 +41,11 @@ def close_to_dense(
         expected: what the formula gives, in the same shape and precision.
         summed: the sum of the absolute values of what is summed, which may be much more than the result.
         roundings: how many of the computation's roundings may add up, each of half an epsilon of `summed` or less.
+        stored: in which precision one of the two was kept meanwhile; None: in its own.
         what: named in the message.
     """
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype} is compared with {expected.dtype}"
-    allowed = roundings * torch.finfo(expected.dtype).eps * summed
+    allowed = roundings * torch.finfo(stored or expected.dtype).eps * summed
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=allowed, msg=lambda said: f"{what}: {said}")
 
 
@@ -61,13 +70,14 @@ def summed_gradients(losses: Iterable[Tensor], parameters: Sequence[Tensor]) -> 
 def in_float64() -> Iterator[None]:
     """Compute in float64 what a model or a test would compute in float32.
 
-    New tensors are float64, and so is whatever is asked for in float32: the norms, softmaxes and rotations of transformers'
-    models turn to float32 by themselves, even within a model of float64.
+    New tensors, and models that `load_language_model` loads, are float64. So is whatever is asked for in float32: the
+    norms, softmaxes and rotations of transformers' models turn to float32 by themselves, even within a model of float64.
+    It can decorate a test: `@in_float64()`.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Float64InItsPlace():
+        with _Float64InItsPlace(), mock.patch.dict(language_model.DTYPES, {"float32": torch.float64}):
             yield
     finally:
         torch.set_default_dtype(before)

@@ -6,6 +6,8 @@ from torch import nn
 
 from tests.precision import close_to_dense, in_float64, summed_gradients
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_sum_in_another_order_is_close_and_a_term_too_little_is_not(dtype: torch.dtype) -> None:

@@ -8,6 +8,8 @@ import pytest
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import mean_per_prompt, mean_per_token, resampled_totals
 
+pytestmark = pytest.mark.numeric
+
 
 def test_the_mean_is_over_tokens_not_over_prompts() -> None:
     interval = mean_per_token([10.0, 1.0], [10, 4])

@@ -33,7 +33,7 @@ from tests.labelled_rows import completion
 from tests.precision import close_to_dense, largest, summed_gradients
 from tests.student.test_examples import model_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
 PAD, START = 7, 3
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -51,12 +51,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def lm(folder: Path, float64: None) -> LanguageModel:
-    return in_double(load_language_model(folder, device="cpu"))
-
-
-def in_double(lm: LanguageModel) -> LanguageModel:
-    lm.model.double()
-    return lm
+    return load_language_model(folder, device="cpu")
 
 
 def row_by_row(lm: LanguageModel, rows: list[tuple[list[int], list[int]]] = ROWS) -> Tensor:
@@ -263,7 +258,7 @@ def test_the_loss_of_stored_labels_and_its_gradients(
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_a_live_teacher_gives_the_dense_formula(folder: Path, lm: LanguageModel, temperature: float) -> None:
     """T^2 KL(teacher || student) + CE, written out, over each row alone."""
-    other = in_double(load_language_model(folder, device="cpu"))
+    other = load_language_model(folder, device="cpu")
     with torch.no_grad():
         for number, parameter in enumerate(other.model.parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1)

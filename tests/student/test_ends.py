@@ -30,6 +30,7 @@ from pipeline.student.rows import example_of
 from tests.conftest import MakeRecipe, make_tiny_model
 from tests.encoder_decoders import tiny_bart, tiny_t5
 from tests.labelled_rows import completion, write
+from tests.precision import in_float64
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"causal": make_tiny_model, "t5": tiny_t5, "bart": tiny_bart}
 REASONS: dict[str | None, bool] = {
@@ -148,6 +149,8 @@ def test_a_row_without_a_completion_token_is_left_out(
     assert examples[1].completion.tolist()[-1] == lm.end_ids[0]
 
 
+@pytest.mark.numeric
+@in_float64()
 def test_distances_are_taken_on_what_the_teacher_wrote(tmp_path: Path) -> None:
     """Neither KL nor perplexity asks for an end that the teacher did not write; an empty text counts for nothing."""
     folders = [make_tiny_model(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
@@ -168,8 +171,8 @@ def test_distances_are_taken_on_what_the_teacher_wrote(tmp_path: Path) -> None:
         tokens += len(completion_ids)
     assert tokens == 2 * len(encode_completion(lms[0], TEXT)) - 1
     assert found.kl is not None and found.perplexity is not None
-    assert found.kl.mean == pytest.approx(kl / tokens, rel=1e-4)
-    assert found.perplexity.mean == pytest.approx(math.exp(surprise / tokens), rel=1e-4)
+    assert found.kl.mean == pytest.approx(kl / tokens, rel=1e-9)
+    assert found.perplexity.mean == pytest.approx(math.exp(surprise / tokens), rel=1e-9)
 
 
 @pytest.fixture

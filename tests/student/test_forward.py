@@ -22,6 +22,8 @@ from pipeline.student_settings import StudentSettings
 from tests.precision import close_to_dense, largest, summed_gradients
 from tests.student.test_losses import FORMULAS, KINDS, labels_of, logits, tempered
 
+pytestmark = pytest.mark.numeric
+
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 FAMILIES = {  # models whose logits go through something else after the head, or whose parts have other names
     "llama": {"num_key_value_heads": 1},
@@ -157,7 +159,6 @@ def test_rows_that_only_one_vocabulary_has(kind: str, padded: str) -> None:
 
 def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path, float64: None) -> None:
     lm = load_language_model(tiny_model, device="cpu")
-    lm.model.double()
     batch = a_batch(vocabulary=100)
     tokens = tokens_of(batch)
     whole = completion_logits(lm.model, tokens)
@@ -194,8 +195,7 @@ def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path
     from pipeline.live_teacher import LiveTransformersTeacher
 
     lm = load_language_model(tiny_model, device="cpu")
-    lm.model.double()
-    other = load_language_model(tiny_model, device="cpu").model.double()
+    other = load_language_model(tiny_model, device="cpu").model
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)) * 0.1)

@@ -15,6 +15,8 @@ from pipeline.student.objective import Objective, open_divergence, open_objectiv
 from pipeline.student_settings import LossSettings, StudentSettings
 from tests.student.test_losses import FORMULAS, KINDS, VOCABULARY, coarse, labels_of, logits, outcomes, tempered
 
+pytestmark = pytest.mark.numeric
+
 TARGETS = torch.tensor([0, 3, 7])
 NEAR_EQUALITY = {  # the gradient against that of the forward KL
     "forward-kl": 1.0,
