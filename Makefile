@@ -1,7 +1,7 @@
 # make quickstart   a real teacher, a student, and a report, from nothing
 # make server, make deploy, make worker    a scheduled job, each in a terminal of its own (docs/operations.md)
 # make test         every test, after its own set-up
-# make test-numeric the tests that compare sums with a formula, as a processor without AVX computes them
+# make test-numeric the tests that compare sums with a formula, as other processors compute them
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make check        lint and types
 # make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
@@ -68,8 +68,10 @@ test-fast: install-dev
 	$(BIN)/python -m pytest -m "not slow and not vllm"
 
 # Sums round differently with other instructions and threads: what passes on one processor must pass on all.
+test-numeric: export OMP_WAIT_POLICY = passive
 test-numeric: install-dev
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m numeric
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "numeric and not slow"
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "numeric and not slow"
 
 test-vllm: install-dev .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo

@@ -166,9 +166,9 @@ def label(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_js
         loaded = load_recipe(recipe, set_ or [])
         check_labels(loaded)
         if _as_flow(flow):
-            from flows.label import label_flow
+            from flows.label import run_label_flow
 
-            result = asyncio.run(label_flow(recipe, set_))
+            result = run_label_flow(recipe, set_)
         else:
             with shown_progress() as progress:
                 result = asyncio.run(engine.label(loaded, progress))
