@@ -1,6 +1,7 @@
 # make quickstart   a real teacher, a student, and a report, from nothing
 # make server, make deploy, make worker    a scheduled job, each in a terminal of its own (docs/operations.md)
 # make test         every test, after its own set-up
+# make test-numeric the tests that compare sums with a formula, as other processors compute them
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make check        lint and types
 # make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
@@ -20,7 +21,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-vllm check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -65,6 +66,12 @@ test: install-dev
 
 test-fast: install-dev
 	$(BIN)/python -m pytest -m "not slow and not vllm"
+
+# Sums round differently with other instructions and threads: what passes on one processor must pass on all.
+test-numeric: export OMP_WAIT_POLICY = passive
+test-numeric: install-dev
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "numeric and not slow"
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "numeric and not slow"
 
 test-vllm: install-dev .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo

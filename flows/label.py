@@ -5,10 +5,12 @@ A shard that fails is retried by Prefect; what is already answered is in the jou
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import SyncClientContext
 from prefect.states import Completed
 
 from flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
@@ -73,3 +75,13 @@ async def label_flow(
     log.info("%s", result)
     await show_dataset(result, loaded)
     return cast(LabelResult, Completed(message=str(result), data=result))  # the state says it; the caller gets the data
+
+
+def run_label_flow(recipe: str, overrides: Overrides = None, retry_rejected: list[str] | None = None) -> LabelResult:
+    """Run the labelling flow to its end, outside of an event loop.
+
+    Prefect 3.8.8 reads the server's settings for an asynchronous flow with a client that it never closes, unless one is
+    open.
+    """
+    with SyncClientContext.get_or_create():
+        return asyncio.run(label_flow(recipe, overrides, retry_rejected))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from prefect import flow
 
 from flows.common import FLOW, Overrides, RecipePath, logged_progress, name_run
 from flows.distill import distill_flow
 from flows.evaluate import evaluate_flow
 from flows.finetune import finetune_flow
-from flows.label import label_flow
+from flows.label import run_label_flow
 from flows.work_pool import runner_of
 from pipeline.config import load_recipe
 from pipeline.finetuning import make_gold
@@ -35,7 +33,7 @@ def run_flow(recipe: RecipePath, overrides: Overrides = None) -> RunResult:
     finetuned = finetune_flow(recipe, overrides) if loaded.teacher.finetune else None
     if loaded.needs_gold and finetuned is None:
         make_gold(loaded, logged_progress())
-    labelled = asyncio.run(label_flow(recipe, overrides))
+    labelled = run_label_flow(recipe, overrides)
     name_run("run", loaded, labelled.dataset.manifest)
     version = of_version(loaded, labelled.dataset).dataset.version  # whatever others add to the dataset meanwhile
     kept = [*(overrides or []), f"dataset.version={version}"]

@@ -185,9 +185,9 @@ def label(
         loaded = load_recipe(recipe, set_ or [])
         check_labels(loaded)
         if _as_flow(flow):
-            from flows.label import label_flow
+            from flows.label import run_label_flow
 
-            result = asyncio.run(label_flow(recipe, set_, retried))
+            result = run_label_flow(recipe, set_, retried)
         else:
             with shown_progress() as progress:
                 result = asyncio.run(engine.label(loaded, progress, Retry.of(retried)))

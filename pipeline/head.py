@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pipeline.layout import foretelling
+from pipeline.layout import at_least_float32, foretelling
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Head:
     softcap: float | None = None  # c in c * tanh(logits / c), of Gemma
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """float32, whatever the layer computes in."""
-        logits: Tensor = self.layer(hidden).float()
+        """float32, whatever a layer of less precision computes in, or float64."""
+        logits: Tensor = at_least_float32(self.layer(hidden))
         if self.factor != 1.0:
             logits = logits * self.factor
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
@@ -116,7 +116,7 @@ def _agree(parts: Parts, model: PreTrainedModel) -> bool:
         batch: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         if model.config.is_encoder_decoder:
             batch["decoder_input_ids"] = tokens.flip(1)
-        logits = model(**batch, use_cache=False).logits[0].float()
+        logits = at_least_float32(model(**batch, use_cache=False).logits[0])
         whole = logits if model.config.is_encoder_decoder else logits[:-1]
         return torch.allclose(parts.head(parts.hidden(**batch, labels=tokens)), whole, rtol=1e-2, atol=1e-2)
     finally:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pipeline.generation import GenerationHooks
 from pipeline.label_settings import SoftSettings
+from pipeline.layout import at_least_float32
 from pipeline.records import SampledLabels, SoftLabels
 
 _POSITIONS_AT_ONCE = 64  # whose cumulated distributions are held
@@ -36,8 +37,8 @@ class TopK:
     """`SoftLabels` while they are still tensors."""
 
     token_ids: Tensor  # (..., k) int64
-    logprobs: Tensor  # (..., k) float32
-    tail_logprob: Tensor  # (...) float32, -inf where k is the whole vocabulary
+    logprobs: Tensor  # (..., k) float32, or float64 as the logits
+    tail_logprob: Tensor  # (...) likewise, -inf where k is the whole vocabulary
 
     def soft_labels(self) -> SoftLabels:
         return SoftLabels(
@@ -49,7 +50,7 @@ class TopK:
 
 def top_k(logits: Tensor, k: int) -> TopK:
     """The k largest of softmax(logits), and the logarithm of what they leave: logits is (..., vocabulary)."""
-    logits = logits.float()
+    logits = at_least_float32(logits)
     k = min(k, logits.shape[-1])
     normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (..., 1)
     values, ids = logits.topk(k, dim=-1)  # (..., k)
@@ -60,7 +61,7 @@ def top_k(logits: Tensor, k: int) -> TopK:
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Tokens of softmax(logits), by inverse transform: (..., vocabulary) and (..., draws) in [0, 1) -> (..., draws)."""
     precise = torch.float32 if logits.device.type == "mps" else torch.float64  # which that device lacks
-    reached = logits.float().softmax(dim=-1).cumsum(dim=-1, dtype=precise)
+    reached = at_least_float32(logits).softmax(dim=-1).cumsum(dim=-1, dtype=precise)
     wanted = uniform.to(reached) * reached[..., -1:]  # below the sum, which rounding keeps from being 1
     return torch.searchsorted(reached, wanted, right=True).clamp(max=logits.shape[-1] - 1)
 
@@ -79,8 +80,8 @@ def _uniform(draws: int, generator: torch.Generator) -> Tensor:
 
 
 def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax(logits) at `tokens`: (..., vocabulary) and (...) -> (...) float32."""
-    logits = logits.float()
+    """log softmax(logits) at `tokens`: (..., vocabulary) and (...) -> (...), float32 or float64."""
+    logits = at_least_float32(logits)
     return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
 
 

@@ -183,14 +183,24 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return _ids(encoded["input_ids"])
 
 
-def encode_completion(lm: LanguageModel, text: str) -> list[int]:
-    """The token ids of an answer, with the token that ends it.
+def encode_completion(lm: LanguageModel, text: str, *, ended: bool = True) -> list[int]:
+    """The token ids of an answer, with the token that ends it unless the text was cut off before its end.
 
-    What an encoder-decoder's tokenizer puts around a text belongs to its answers too: BART's begin with `<s>`.
+    What an encoder-decoder's tokenizer puts around a text belongs to its answers too: BART's begin with `<s>`. What it puts
+    behind a text belongs to its end: T5's and BART's `</s>`, mBART's `</s>` and the language.
+
+    Args:
+        lm: whose tokens they are.
+        text: the answer.
+        ended: whether the text is whole (`records.ends_its_turn`).
     """
     if not lm.is_encoder_decoder:
-        return completion_ids(lm.tokenizer, text, lm.end_ids[:1])
-    ids = _ids(lm.tokenizer(text_target=text)["input_ids"])
+        return completion_ids(lm.tokenizer, text, lm.end_ids[:1] if ended else [])
+    encoded = lm.tokenizer(text_target=text, return_special_tokens_mask=True)
+    ids = _ids(encoded["input_ids"])
+    if not ended:
+        of_text = [place for place, added in enumerate(encoded["special_tokens_mask"]) if not added]
+        return ids[: of_text[-1] + 1] if of_text else []
     return ids if ids and ids[-1] in lm.end_ids else [*ids, *lm.end_ids[:1]]
 
 

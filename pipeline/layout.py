@@ -95,8 +95,15 @@ def right_padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tens
     return padded, mask
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """What sums, exponentials and logarithms are taken of: half precision becomes float32, float64 stays what it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def completion_logits(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
-    """The logits that foretell each completion token, rows after one another: (completion tokens, vocabulary) float32.
+    """The logits that foretell each completion token, rows after one another: (completion tokens, vocabulary).
+
+    They are float32, whatever a model of less precision computes in, or float64.
 
     A causal model's output layer runs only from the first completion position of the batch on, where the model can do so:
     over a vocabulary of 50,000 it costs as much as many transformer layers.
@@ -109,7 +116,7 @@ def completion_logits(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
     }
     if batch.decoder_input_ids is not None:
         whole: Tensor = model(**arguments, decoder_input_ids=batch.decoder_input_ids).logits
-        return whole[mask].float()
+        return at_least_float32(whole[mask])
     first = int(mask.any(dim=0).int().argmax())
     kept = torch.arange(first, mask.shape[1], device=mask.device)
     if _takes_logits_to_keep(model):
@@ -117,7 +124,7 @@ def completion_logits(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
     else:
         logits = model(**arguments).logits[:, kept]
     selected: Tensor = logits[mask[:, kept]]
-    return selected.float()
+    return at_least_float32(selected)
 
 
 def _takes_logits_to_keep(model: torch.nn.Module) -> bool:

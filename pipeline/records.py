@@ -27,6 +27,45 @@ EncodingName = Literal["top-k", "sampled"]  # of soft labels; pipeline/encodings
 Row = dict[str, Any]  # one row, in the form that pyarrow takes; the schemas below are its type
 
 
+_FINISH_WORDS: dict[str, FinishReason] = {  # what servers and files call it, in lower case
+    "stop": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "complete": "stop",
+    "completed": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "model_context_window_exceeded": "length",
+    "content_filter": "content_filter",
+    "content_filtered": "content_filter",
+    "safety": "content_filter",
+    "sensitive": "content_filter",
+    "recitation": "content_filter",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+}
+
+
+def finish_reason_of(word: str) -> FinishReason:
+    """The finish reason that a server or a file calls `word`, in any case; `other` for a word that is not known."""
+    return _FINISH_WORDS.get(word.lower(), "other")
+
+
+def ends_its_turn(finish_reason: str | None) -> bool:
+    """Whether a completion's text is whole, so that a student should learn the end token after it.
+
+    `stop` says so. A text without a finish reason (None) counts as whole too: a person wrote it, or another project kept it
+    as an answer. The other reasons do not: `length` and `content_filter` cut the text off, after `tool_calls` the turn went
+    on with a call that the row does not hold, and `other` is not known to be an end.
+    """
+    return finish_reason in (None, "stop")
+
+
 def content_hash(value: object) -> str:
     """32 hex digits that name a JSON-like value by its content (sha256 of its canonical JSON, cut to 128 bits).
 

@@ -99,6 +99,13 @@ def print_student(result: StudentResult) -> None:
     copy = f"; its int8 copy takes {size(card.int8.megabytes)} MB" if card.int8 else ""
     what = f"of {card.dataset}, {count_in_words(card.parameters)} parameters, {size(card.megabytes)} MB"
     output.print(f"{'teacher' if card.is_teacher else 'student'}  {result.folder}: {what}, {did}{copy}", markup=False)
+    if card.rows_cut_off:
+        output.print(
+            f"         {card.rows_cut_off} of its {card.rows} rows are text that the teacher did not end (finish_reason "
+            "is not 'stop'): no end token was learnt from them. Raise label.sampling.max_tokens, or leave them out with "
+            "quality: [{kind: finish-reason}]",
+            markup=False,
+        )
 
 
 def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,15 @@ def make_tiny_model(folder: Path, *, layers: int = 4, seed: int = 0, template: b
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Compute in float64 for the length of a test: see tests/precision.py."""
+    from tests.precision import in_float64
+
+    with in_float64():
+        yield
 
 
 @pytest.fixture(scope="session")

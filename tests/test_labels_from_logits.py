@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from pipeline.labels_from_logits import chosen_logprobs, draw, sampled, top_k
 from pipeline.records import SoftLabels
 
+pytestmark = pytest.mark.numeric
+
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), vocabulary=st.integers(2, 40), k=st.integers(1, 40))
 def test_top_k_and_tail_are_those_of_the_softmax(seed: int, vocabulary: int, k: int) -> None:
-    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(seed)) * 4
+    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 4
     labels = top_k(logits, k)
     probabilities = logits.double().softmax(-1)
     width = min(k, vocabulary)
@@ -23,10 +25,10 @@ def test_top_k_and_tail_are_those_of_the_softmax(seed: int, vocabulary: int, k: 
         expected = sorted(range(vocabulary), key=lambda token: -float(probabilities[row, token]))[:width]
         assert labels.token_ids[row].tolist() == expected
         assert labels.logprobs[row].tolist() == pytest.approx(
-            [math.log(probabilities[row, token]) for token in expected], abs=1e-4
+            [math.log(probabilities[row, token]) for token in expected], abs=1e-12
         )
         rest = sum(float(probabilities[row, token]) for token in range(vocabulary) if token not in expected)
-        assert math.exp(labels.tail_logprob[row]) == pytest.approx(rest, abs=1e-6)
+        assert math.exp(labels.tail_logprob[row]) == pytest.approx(rest, abs=1e-12)
 
 
 def test_the_tail_is_right_where_one_minus_the_sum_would_not_be() -> None:
@@ -41,9 +43,9 @@ def test_everything_listed_leaves_no_tail() -> None:
 
 
 def test_chosen_logprobs_are_the_log_softmax() -> None:
-    logits, tokens = torch.randn(3, 7), torch.tensor([6, 0, 2])
+    logits, tokens = torch.randn(3, 7, dtype=torch.float64), torch.tensor([6, 0, 2])
     expected = logits.log_softmax(-1)[torch.arange(3), tokens]
-    assert torch.allclose(chosen_logprobs(logits, tokens), expected, atol=1e-6)
+    assert torch.allclose(chosen_logprobs(logits, tokens), expected, atol=1e-12)
 
 
 def test_soft_labels_of_unlike_shapes_are_refused() -> None:

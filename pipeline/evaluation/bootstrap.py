@@ -42,9 +42,13 @@ def interval_of(value: float, resampled: Floats) -> Interval:
 def mean_per_token(
     sums: Sequence[float], tokens: Sequence[float], transform: Callable[[Floats], Floats] = np.asarray
 ) -> Interval:
-    """sum(sums) / sum(tokens) over prompts, through `transform`, with its 95 % interval; or another quotient of sums."""
+    """sum(sums) / sum(tokens) over prompts, through `transform`, with its 95 % interval; or another quotient of sums.
+
+    The sum of all `tokens` must be above 0. A resample without a token has no quotient, and is left out.
+    """
     both = np.stack([np.asarray(sums, dtype=np.float64), np.asarray(tokens, dtype=np.float64)], axis=1)
     resampled = resampled_totals(both)
+    resampled = resampled[resampled[:, 1] > 0]
     total = both.sum(axis=0)
     mean = transform(np.asarray(total[0] / total[1]))
     return interval_of(float(mean), transform(resampled[:, 0] / resampled[:, 1]))

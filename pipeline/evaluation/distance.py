@@ -91,6 +91,9 @@ def _logits(lm: LanguageModel, examples: Sequence[Example]) -> Iterator[Tensor]:
     collate = collator(lm.pad_id, lm.start_id)
     for start in range(0, len(examples), _BATCH):
         part = examples[start : start + _BATCH]
+        if not any(len(example.completion) for example in part):
+            yield from (torch.empty(0, int(lm.model.config.vocab_size), device=lm.device) for _ in part)
+            continue
         batch: Batch = {key: tensor.to(lm.device) for key, tensor in collate(part).items()}
         with torch.inference_mode():
             logits = completion_logits(lm.model, tokens_of(batch))
@@ -101,6 +104,8 @@ def _add(
     sums: _Sums, subject: Subject, row: Completion, example: Example, logprobs: Tensor, known: Tensor | None
 ) -> None:
     """Count one row; `logprobs` are the model's own, (completion tokens, vocabulary)."""
+    if len(example.completion) == 0:
+        return
     targets = torch.tensor(example.completion, dtype=torch.int64, device=logprobs.device)
     sums.tokens.append(len(example.completion))
     sums.surprise.append(-float(logprobs.gather(-1, targets[:, None]).double().sum()))
@@ -181,6 +186,8 @@ def against_labels(logprobs: Tensor, example: Example) -> tuple[Tensor, Tensor]:
 
 
 def _distance(sums: _Sums, subject: Subject) -> Distance:
+    if not sums.tokens:  # no row has a completion token
+        return Distance(None, None, None)
     perplexity = mean_per_token(sums.surprise, sums.tokens, np.exp)
     if subject.is_teacher:
         return Distance(Interval(0.0, 0.0, 0.0), Interval(1.0, 1.0, 1.0), perplexity)

@@ -97,12 +97,15 @@ class LogReader:
         if isinstance(outcome, Refusal):
             return LeftOut(outcome.reason, outcome.detail, place)
         assert isinstance(outcome, Answer)
+        told = (
+            data["choices"][0].get("finish_reason") is not None
+        )  # where a log does not tell, the answer counts as whole
         served, answer_id = data.get("model"), data.get("id")
         return Answered(
             prompt,
             outcome.text,
             place,
-            finish_reason=outcome.finish_reason,
+            finish_reason=outcome.finish_reason if told else "stop",
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=outcome.completion_tokens,
             cost_usd=outcome.cost_usd,

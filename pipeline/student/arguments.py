@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import IntervalStrategy, Trainer, TrainingArguments, get_scheduler
 
 from pipeline.config import Recipe
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, TrainingError
 from pipeline.settings import nearest
 from pipeline.student.liger import liger_arguments
 from pipeline.student.reporting import check_reporting
@@ -125,6 +125,25 @@ def without_validation(arguments: TrainingArguments, student: StudentSettings) -
             f"{student.max_length} tokens: set prompts.holdout above 0 and label again, or take {wanting} away"
         )
     arguments.eval_strategy = IntervalStrategy.NO
+
+
+def refuse_to_drop_all(arguments: TrainingArguments, rows: int) -> None:
+    """Refuse `dataloader_drop_last` where not even one batch of all processes is whole.
+
+    Args:
+        arguments: of the training.
+        rows: that there are to learn from.
+
+    Raises:
+        TrainingError: every row would be left out, and nothing learnt.
+    """
+    together = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < together:
+        raise TrainingError(
+            f"student.train.dataloader_drop_last is true, and leaves out a batch that is not whole: a batch has {together} "
+            f"rows, and there are {rows} to learn from. Set it to false, or student.train.per_device_train_batch_size to "
+            f"{max(1, rows // arguments.world_size)} or less"
+        )
 
 
 def _checked(train: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from pipeline.student.start.renumbering import Renumbering
 
 
 class Examples:
-    """The rows of a split that are at most `max_length` tokens long; `too_long` counts the others.
+    """The rows of a split that can be learnt from: `too_long` counts those of more than `max_length` tokens, `empty` those
+    without a completion token, and both are left out.
 
     What is held is `lengths` and an index, 12 bytes a row, and the row groups that were used last: `capacity` bytes, or one
     row group if that is more.
@@ -35,10 +36,16 @@ class Examples:
     def __init__(self, rows: Rows, max_length: int, capacity: int = CACHE_BYTES) -> None:
         self._rows = rows
         self._capacity = capacity
-        lengths = rows.lengths()
-        self._kept = np.flatnonzero(lengths <= max_length)
+        found = rows.lengths()
+        lengths = found.prompt + found.completion
+        fits, says_something = lengths <= max_length, found.completion > 0
+        self._kept = np.flatnonzero(fits & says_something)
         self.lengths: npt.NDArray[np.int32] = lengths[self._kept]  # tokens of each example
-        self.too_long = len(lengths) - len(self._kept)
+        self.too_long = int((~fits).sum())
+        self.empty = int((fits & ~says_something).sum())
+        self.cut_off = int(
+            found.cut_off[self._kept].sum()
+        )  # examples without an end token, since the teacher did not end
         self._firsts = np.array([group.first for group in rows.groups], dtype=np.int64)  # row of the split
         self._bounds = np.searchsorted(self._kept, [*self._firsts, len(lengths)])  # example at which a group begins
 

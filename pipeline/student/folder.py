@@ -83,6 +83,8 @@ class StudentCard(BaseModel):
     training: dict[str, Any]  # what student.train comes to: the arguments that shape a training most
     rows: int
     rows_too_long: int
+    rows_empty: int = 0  # without a completion token, left out too
+    rows_cut_off: int = 0  # of `rows`, text that the teacher did not end: no end token was learnt from them
     seconds: float
     created_at: str  # ISO 8601, UTC
     versions: dict[str, str]

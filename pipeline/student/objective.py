@@ -61,7 +61,7 @@ class Objective:
         """The sum over positions (the caller divides by the number of tokens of the whole step).
 
         Args:
-            logits: (positions, vocabulary) float32, the student's.
+            logits: (positions, vocabulary) float32 or float64, the student's.
             targets: (positions,) int64, the completion's tokens.
             labels: the teacher's distribution at these positions; needed unless black-box.
         """
@@ -80,8 +80,11 @@ class Objective:
     def measured(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
         """What a held-out row is judged by: sums over positions, (3,).
 
-        They are the loss, the forward KL at temperature 1 (NaN without labels), and the cross-entropy.
+        They are the loss, the forward KL at temperature 1 (NaN without labels), and the cross-entropy. Without positions
+        all are 0, labels or not: one of several processes may have none of the held-out rows.
         """
+        if len(targets) == 0:
+            return logits.sum().expand(3)
         divergence = logits.new_full((), torch.nan)
         if labels is not None:
             both = outcomes(labels, logits, 1.0)

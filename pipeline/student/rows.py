@@ -21,7 +21,7 @@ from pipeline.encodings import Encoding, PackedLabels, find_encoding
 from pipeline.encodings.base import list_values
 from pipeline.errors import TrainingError
 from pipeline.language_model import LanguageModel, encode_completion, encode_prompt
-from pipeline.records import Completion, Message, SampledLabels, SoftLabels, Split
+from pipeline.records import Completion, Message, SampledLabels, SoftLabels, Split, ends_its_turn
 from pipeline.student.start.renumbering import Renumbering
 from pipeline.student.vocabulary import known_labels
 
@@ -41,14 +41,23 @@ class Example:
         return len(self.prompt) + len(self.completion)
 
 
+@dataclass(frozen=True)
+class RowLengths:
+    """What is known of every row before one is learnt from."""
+
+    prompt: Ids  # (rows,), tokens
+    completion: Ids  # (rows,), tokens
+    cut_off: npt.NDArray[np.bool_]  # (rows,), read as text that the teacher did not end: no end token is learnt from it
+
+
 class Rows(Protocol):
     """Where examples come from."""
 
     @property
     def groups(self) -> tuple[RowGroup, ...]: ...
 
-    def lengths(self) -> npt.NDArray[np.int32]:
-        """The tokens of every row, prompt and completion, in one pass that keeps nothing else: (rows,)."""
+    def lengths(self) -> RowLengths:
+        """The tokens of every row, in one pass that keeps nothing else."""
 
     def example(self, group: int, row: int) -> Example:
         """One row of a row group."""
@@ -66,11 +75,12 @@ class _Decoded:
     completions: Ids
     bounds: npt.NDArray[np.int64]  # (rows + 1,), of the completions and of the positions of the labels
     labels: PackedLabels | None
+    cut_off: npt.NDArray[np.bool_]  # (rows,), as `RowLengths` has it
 
     @property
-    def lengths(self) -> npt.NDArray[np.int32]:
-        """The tokens of each row, prompt and completion: (rows,)."""
-        return (np.diff(self.prompt_bounds) + np.diff(self.bounds)).astype(np.int32)
+    def lengths(self) -> RowLengths:
+        prompt, completion = (np.diff(bounds).astype(np.int32) for bounds in (self.prompt_bounds, self.bounds))
+        return RowLengths(prompt, completion, self.cut_off)
 
     def example(self, row: int) -> Example:
         """One row; the arrays are views of the row group's."""
@@ -109,13 +119,13 @@ class TokenRows:
         """Whether the footers say that every row has its tokens."""
         return all(group.facts[place].nulls == 0 for group in self.groups for place in (0, 1))
 
-    def lengths(self) -> npt.NDArray[np.int32]:
+    def lengths(self) -> RowLengths:
         """See `Rows`. Row groups that the footers make suspicious are decoded here, to be refused before any training.
 
         Raises:
             TrainingError: a row lacks its tokens or labels, or has a token that the student does not know.
         """
-        lengths = np.empty(len(self._reader), dtype=np.int32)
+        prompt, completion = (np.empty(len(self._reader), dtype=np.int32) for _ in (_PROMPT, _COMPLETION))
         for number, group in enumerate(self.groups):
             if self._suspicious(group):
                 self._decode(number)
@@ -123,9 +133,9 @@ class TokenRows:
             if self._renumbering is not None:  # no footer tells which tokens are among them
                 for column in (_PROMPT, _COMPLETION):
                     self._own_ids(number, table, column)
-            tokens = list_lengths(table[_PROMPT]) + list_lengths(table[_COMPLETION])
-            lengths[group.first : group.first + group.rows] = tokens
-        return lengths
+            of_group = slice(group.first, group.first + group.rows)
+            prompt[of_group], completion[of_group] = list_lengths(table[_PROMPT]), list_lengths(table[_COMPLETION])
+        return RowLengths(prompt, completion, np.zeros(len(prompt), dtype=np.bool_))
 
     def example(self, group: int, row: int) -> Example:
         """See `Rows`.
@@ -162,6 +172,7 @@ class TokenRows:
             completions=self._own_ids(number, table, _COMPLETION),
             bounds=_bounds(lengths),
             labels=self._labels(number, table, _bounds(lengths)),
+            cut_off=np.zeros(table.num_rows, dtype=np.bool_),
         )
 
     def _own_ids(self, number: int, table: pa.Table, column: str) -> Ids:
@@ -230,7 +241,8 @@ class TextRows:
         tokens: bool,
         renumbering: Renumbering | None = None,
     ) -> None:
-        columns = ["id", "prompt", "completion", "reference", *((_PROMPT, _COMPLETION) if tokens else ())]
+        columns = ["id", "prompt", "completion", "reference", "finish_reason"]
+        columns += (_PROMPT, _COMPLETION) if tokens else ()
         self._reader = SplitReader(dataset, split, columns)
         self._lm = lm
         self._tokens = tokens
@@ -241,10 +253,14 @@ class TextRows:
     def groups(self) -> tuple[RowGroup, ...]:
         return self._reader.groups
 
-    def lengths(self) -> npt.NDArray[np.int32]:
+    def lengths(self) -> RowLengths:
         """See `Rows`. This tokenises the whole split once."""
-        return np.concatenate(
-            [np.empty(0, np.int32), *(self._cache[number].lengths for number in range(len(self.groups)))]
+        found = [self._cache[number].lengths for number in range(len(self.groups))]
+        none = RowLengths(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.bool_))
+        return RowLengths(
+            np.concatenate([one.prompt for one in [none, *found]]),
+            np.concatenate([one.completion for one in [none, *found]]),
+            np.concatenate([one.cut_off for one in [none, *found]]),
         )
 
     def example(self, group: int, row: int) -> Example:
@@ -260,18 +276,26 @@ class TextRows:
             completions=np.concatenate([np.empty(0, np.int32), *(completion for _, completion in rows)]),
             bounds=_bounds(np.array([len(completion) for _, completion in rows], dtype=np.int64)),
             labels=None,
+            cut_off=np.array([self._is_cut_off(table, row) for row in range(table.num_rows)], dtype=np.bool_),
         )
 
     def _tokenised(self, table: pa.Table, row: int) -> tuple[Ids, Ids]:
-        if self._tokens and table[_COMPLETION][row].is_valid:
+        if self._has_tokens(table, row):
             one = table.slice(row, 1)
             ids = list_values(one, _PROMPT), list_values(one, _COMPLETION)
             ids = _own_ids(table["id"][row].as_py(), *ids, self._renumbering)
         else:
             text = "".join(message["content"] for message in table["completion"][row].as_py())
-            ids = _token_ids(self._lm, prompt_at(table, row).messages, text)
+            ids = _token_ids(self._lm, prompt_at(table, row).messages, text, not self._is_cut_off(table, row))
         _refuse_unknown(table["id"][row].as_py(), *ids, self._lm)
         return ids
+
+    def _has_tokens(self, table: pa.Table, row: int) -> bool:
+        return self._tokens and table[_COMPLETION][row].is_valid
+
+    def _is_cut_off(self, table: pa.Table, row: int) -> bool:
+        """Whether a row is read as text that the teacher did not end; token ids tell by themselves how they end."""
+        return not self._has_tokens(table, row) and not ends_its_turn(table["finish_reason"][row].as_py())
 
 
 def example_of(
@@ -284,7 +308,7 @@ def example_of(
     """
     trace = None if by_text else row.trace
     if trace is None:
-        prompt, completion = _token_ids(lm, row.prompt.messages, row.text)
+        prompt, completion = _token_ids(lm, row.prompt.messages, row.text, ends_its_turn(row.finish_reason))
     else:
         prompt, completion = _own_ids(row.id, trace.prompt_token_ids, trace.completion_token_ids, renumbering)
     labels = None
@@ -309,9 +333,10 @@ def _encoding_of(labels: SoftLabels | SampledLabels) -> Encoding[SoftLabels | Sa
     return find_encoding("sampled" if isinstance(labels, SampledLabels) else "top-k")
 
 
-def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str) -> tuple[Ids, Ids]:
+def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str, ended: bool) -> tuple[Ids, Ids]:
+    """The tokens of a row that is read as text; the end token is among them only where the teacher `ended`."""
     prompt = np.asarray(encode_prompt(lm.tokenizer, messages), dtype=np.int32)
-    return prompt, np.asarray(encode_completion(lm, text), dtype=np.int32)
+    return prompt, np.asarray(encode_completion(lm, text, ended=ended), dtype=np.int32)
 
 
 def _own_ids(id_: str, prompt: Ids, completion: Ids, renumbering: Renumbering | None) -> tuple[Ids, Ids]:

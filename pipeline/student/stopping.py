@@ -99,9 +99,11 @@ class StopEarly(EarlyStoppingCallback):
         Raises:
             TrainingError: there is nothing to judge by, since the training has diverged.
         """
-        if not math.isfinite(metrics.get(args.metric_for_best_model, math.nan)):
+        judged = metrics.get(args.metric_for_best_model, math.nan)
+        if not math.isfinite(judged):
+            what = "not a number" if math.isnan(judged) else "infinite"
             raise TrainingError(
-                f"after step {state.global_step} {args.metric_for_best_model} is not a number: the training has diverged. "
+                f"after step {state.global_step} {args.metric_for_best_model} is {what}: the training has diverged. "
                 f"student.train.learning_rate is {args.learning_rate}: lower it"
             )
         super().on_evaluate(args, state, control, metrics, **named)

@@ -29,7 +29,7 @@ from pipeline.language_model import LanguageModel, load_language_model, load_wei
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
 from pipeline.ranks import first_process_first, is_first, processes, wait_for_all
-from pipeline.student.arguments import training_arguments, without_validation
+from pipeline.student.arguments import refuse_to_drop_all, training_arguments, without_validation
 from pipeline.student.card import software_versions, told_arguments, write_cards
 from pipeline.student.examples import Examples, read_examples
 from pipeline.student.folder import (
@@ -151,6 +151,7 @@ def _train(
     rows = _rows(dataset, student, lm, renumbering, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
         without_validation(arguments, student)
+    refuse_to_drop_all(arguments, len(rows.train))
     settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
     teacher = open_teacher() if open_teacher else None
     trainer, learning = _trainer(student, lm, work.objective, arguments, rows, teacher)
@@ -198,7 +199,8 @@ def _rows(
     if len(rows.train) == 0:
         raise TrainingError(
             f"dataset {dataset.manifest.label} leaves no row to learn from: {rows.train.too_long} are longer than "
-            f"student.max_length={student.max_length}, {sum(dataset.manifest.rejected.values())} were rejected"
+            f"student.max_length={student.max_length}, {rows.train.empty} have no completion token, "
+            f"{sum(dataset.manifest.rejected.values())} were rejected"
         )
     return rows
 
@@ -318,6 +320,8 @@ def _card(
         training=told_arguments(trainer.args) if trainer else {},
         rows=len(training.rows) if training else 0,
         rows_too_long=training.rows.too_long if training else 0,
+        rows_empty=training.rows.empty if training else 0,
+        rows_cut_off=training.rows.cut_off if training else 0,
         seconds=round(training.seconds, 1) if training else 0.0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=software_versions(),

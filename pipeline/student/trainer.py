@@ -136,9 +136,9 @@ class StudentTrainer(Trainer):
         """The objective's mean over the completion tokens of the optimiser step: scalar."""
         total = model(**inputs)
         if num_items_in_batch is None:
-            loss = total / (inputs["labels"] != IGNORED).sum()
+            loss = total / _at_least_one((inputs["labels"] != IGNORED).sum())
         else:  # gradients are averaged over processes, the count is of all of them
-            loss = total / num_items_in_batch * self.accelerator.num_processes
+            loss = total / _at_least_one(num_items_in_batch) * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(
@@ -175,6 +175,11 @@ class StudentTrainer(Trainer):
         """The student's weights, from every process's part of them (FSDP); all processes call it together."""
         weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
         return weights
+
+
+def _at_least_one(tokens: Tensor | int) -> Tensor:
+    """What a loss is divided by: the loss of no tokens is 0, and so is its mean."""
+    return torch.as_tensor(tokens).clamp(min=1)
 
 
 class _TellEpoch(TrainerCallback):

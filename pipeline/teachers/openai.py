@@ -23,7 +23,7 @@ from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError
 from pipeline.label_settings import LabelSettings
 from pipeline.pricing import Price, find_price
-from pipeline.records import FinishReason, TeacherIdentity, TokenLogprob, content_hash
+from pipeline.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
 from pipeline.serving.environment import SENT_ALONG, read_header, read_key
 from pipeline.serving.error_bodies import read_error
 from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
@@ -34,20 +34,6 @@ from pipeline.urls import check_base_url
 _DEFAULT_URL = "https://api.openai.com/v1"
 _URL_VARIABLE = "the environment variable OPENAI_BASE_URL"
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
-_FINISH: dict[str, FinishReason] = {
-    "stop": "stop",
-    "eos": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "content_filter": "content_filter",
-    "safety": "content_filter",
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
-}
-
-
 _ELSEWHERE = {  # what may not be in extra_body, and where it is set: it would make prices, budgets or answers wrong
     "model": "teacher.model",
     "messages": "prompts",
@@ -223,7 +209,7 @@ class OpenAiTeacher:
         self._fingerprint = _text(data.get("system_fingerprint")) or self._fingerprint
         answer = Answer(
             text=_text(message.get("content")),
-            finish_reason=_FINISH.get(finish, "other"),
+            finish_reason=finish_reason_of(finish),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             cost_usd=cost,

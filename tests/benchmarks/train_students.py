@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
@@ -43,7 +42,7 @@ from pipeline.records import SampledLabels
 from pipeline.student.examples import Examples
 from pipeline.student.losses.forward_kl import divergence
 from pipeline.student.objective import Objective
-from pipeline.student.rows import Example, packed
+from pipeline.student.rows import Example, RowLengths, packed
 from pipeline.student.stacks import kept_layers
 from pipeline.student.start.layers import copy_layers
 from pipeline.student.trainer import StudentTrainer
@@ -95,8 +94,10 @@ class MemoryRows:
         self._examples = examples
         self.groups = cast(tuple[RowGroup, ...], (OneGroup(first=0, rows=len(examples), nbytes=0),))
 
-    def lengths(self) -> npt.NDArray[np.int32]:
-        return np.array([len(example) for example in self._examples], dtype=np.int32)
+    def lengths(self) -> RowLengths:
+        tokens = [(len(example.prompt), len(example.completion)) for example in self._examples]
+        prompt, completion = np.array(tokens, dtype=np.int32).reshape(-1, 2).T
+        return RowLengths(prompt, completion, np.zeros(len(tokens), dtype=np.bool_))
 
     def example(self, group: int, row: int) -> Example:
         return self._examples[row]

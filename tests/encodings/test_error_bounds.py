@@ -13,6 +13,8 @@ from pipeline.records import SampledLabels, SoftLabels
 from tests.encodings.made import SEEDS, top_k_labels
 from tests.encodings.test_round_trip import batch_of
 
+pytestmark = pytest.mark.numeric
+
 
 def half_step(value: float) -> float:
     """By the table of the docstring."""

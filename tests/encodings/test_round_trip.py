@@ -21,6 +21,8 @@ from pipeline.encodings.top_k import rounded
 from pipeline.records import EncodingName, SampledLabels, SoftLabels
 from tests.encodings.made import HIGHEST, SEEDS, completion, draws, top_k_labels
 
+pytestmark = pytest.mark.numeric
+
 ENCODINGS: tuple[EncodingName, ...] = get_args(EncodingName)
 Labels = SoftLabels | SampledLabels | None
 

@@ -11,6 +11,8 @@ from pipeline.encodings import find_encoding
 from pipeline.records import SampledLabels
 from tests.encodings.test_round_trip import batch_of
 
+pytestmark = pytest.mark.numeric
+
 Vector = npt.NDArray[np.float64]
 VOCABULARY, DRAWS = 3000, 50
 

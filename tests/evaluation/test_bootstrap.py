@@ -8,12 +8,20 @@ import pytest
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import mean_per_prompt, mean_per_token, resampled_totals
 
+pytestmark = pytest.mark.numeric
+
 
 def test_the_mean_is_over_tokens_not_over_prompts() -> None:
     interval = mean_per_token([10.0, 1.0], [10, 4])
     assert interval.mean == pytest.approx(11 / 14)
     assert interval.low == pytest.approx(0.25)
     assert interval.high == pytest.approx(1.0)
+
+
+def test_resamples_without_a_token_are_left_out() -> None:
+    """Of three prompts one alone has tokens: many a resample has none of it, and no quotient."""
+    interval = mean_per_token([6.0, 0.0, 0.0], [3, 0, 0])
+    assert (interval.mean, interval.low, interval.high) == (2.0, 2.0, 2.0)
 
 
 def test_perplexity_is_the_exponential_of_the_mean() -> None:

@@ -16,6 +16,8 @@ from pipeline.evaluation.scoring import asked_rows, score
 from pipeline.records import Completion
 from tests.quality.completions import completion
 
+pytestmark = pytest.mark.numeric
+
 REFERENCES = [f"word{number} and {number % 7} more" for number in range(200)]
 RIGHT = REFERENCES
 HALF = [one if number % 2 else "no" for number, one in enumerate(REFERENCES)]

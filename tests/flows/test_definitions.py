@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PrefectUnavailable, RecipeError
+from tests.flows import PREFECTS_WARNINGS
 
-pytestmark = pytest.mark.filterwarnings("default")  # Prefect's own
+pytestmark = PREFECTS_WARNINGS
 
 
 def test_the_file_has_a_nightly_labelling_a_weekly_distillation_and_the_whole_way_on_demand() -> None:

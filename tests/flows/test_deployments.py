@@ -21,11 +21,12 @@ from prefect.states import Pending
 
 from pipeline.config import Recipe
 from tests.conftest import WORDS, MakeRecipe
+from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import PrefectServer
 from tests.processes import processes
 from tests.stand_in import running_stand_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Prefect's own
+pytestmark = [pytest.mark.slow, PREFECTS_WARNINGS]
 
 KEY = "sk-live-77aa01c3-do-not-show"
 GONE = 40  # seconds without a sign of life

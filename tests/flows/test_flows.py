@@ -13,11 +13,12 @@ from pipeline.dataset.store import dataset_folder, open_dataset
 from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.labelling.engine import label
 from tests.conftest import MakeRecipe
+from tests.flows import PREFECTS_WARNINGS
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("prefect_api"),
-    pytest.mark.filterwarnings("default"),  # Prefect's own
+    PREFECTS_WARNINGS,
 ]
 
 

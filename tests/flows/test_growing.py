@@ -15,11 +15,12 @@ from pipeline.durable import sole_writer
 from pipeline.errors import DatasetBusy
 from pipeline.labelling.engine import LabelResult
 from tests.conftest import WORDS, MakeRecipe
+from tests.flows import PREFECTS_WARNINGS
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("prefect_api"),
-    pytest.mark.filterwarnings("default"),  # Prefect's own
+    PREFECTS_WARNINGS,
 ]
 
 

@@ -19,13 +19,14 @@ from pipeline.labelling.engine import label
 from pipeline.recipe_checks import student_of
 from pipeline.stages import distill_stage, recipe_dataset
 from tests.conftest import WORDS, make_tiny_model
+from tests.flows import PREFECTS_WARNINGS
 from tests.processes import Process, processes
 from tests.student.test_distributed import ONE, ROOT, TWO, trained, written
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("prefect_api"),
-    pytest.mark.filterwarnings("default"),  # Prefect's own
+    PREFECTS_WARNINGS,
 ]
 
 OFTEN = {"num_train_epochs": 8, "learning_rate": 0.0005, "save_strategy": "steps", "save_steps": 1}

@@ -20,12 +20,13 @@ from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
 from pipeline.errors import WorkerLost
 from pipeline.labelling.engine import label
 from tests.conftest import MakeRecipe
+from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import ComposedServer, PrefectServer
 from tests.flows.test_deployments import PATIENCE, ask, command, kill_all, running_worker
 from tests.processes import processes
 from tests.stand_in import Stats, running_stand_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Prefect's own
+pytestmark = [pytest.mark.slow, PREFECTS_WARNINGS]
 
 PROMPTS = [f"Name thing {number}." for number in range(48)]
 RecipeFile = Callable[[Recipe], Path]

@@ -26,13 +26,14 @@ from pipeline.config import Recipe
 from pipeline.errors import RecipeError
 from tests import compose
 from tests.conftest import MakeRecipe
+from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import ComposedServer
 from tests.flows.test_deployments import GONE, kill_all
 from tests.s3_server import free_ports
 from tests.stand_in import RunningStandIn, running_stand_in
 from tests.test_secrets import holding
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Prefect's own
+pytestmark = [pytest.mark.slow, PREFECTS_WARNINGS]
 
 KEY = "sk-live-1c09be5a-in-the-environment"
 BLOCK_KEY = "sk-live-e77d30f2-in-a-block"

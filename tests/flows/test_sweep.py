@@ -15,6 +15,7 @@ from pipeline.config import Recipe
 from pipeline.errors import TrainingError
 from pipeline.evaluation.sweep import SweepEvaluation
 from tests.conftest import MakeRecipe
+from tests.flows import PREFECTS_WARNINGS
 from tests.flows.test_flows import artifact, task_names
 from tests.flows.test_launch import own_process
 from tests.test_sweep import LAYERS, trainings_of
@@ -22,7 +23,7 @@ from tests.test_sweep import LAYERS, trainings_of
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("prefect_api"),
-    pytest.mark.filterwarnings("default"),  # Prefect's own
+    PREFECTS_WARNINGS,
 ]
 
 

@@ -15,12 +15,13 @@ from pipeline.evaluation.evaluate import EvaluationResult
 from pipeline.evaluation.report import ReportFiles
 from tests.conftest import MakeRecipe
 from tests.evaluation.reports import BROKEN, SEPARATE
+from tests.flows import PREFECTS_WARNINGS
 from tests.stand_in import StandIn, running_stand_in
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("prefect_api"),
-    pytest.mark.filterwarnings("default"),  # Prefect's own
+    PREFECTS_WARNINGS,
 ]
 
 RecipeFile = Callable[[Recipe], Path]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from safetensors.torch import load_file
 
 from pipeline.config import Recipe, load_recipe
 from pipeline.labelling.engine import label
+from pipeline.prompts import split_of
 from pipeline.recipe_checks import student_of
+from pipeline.records import Message, Prompt
 from pipeline.stages import distill_stage, recipe_dataset
 from pipeline.student.folder import StudentCard, read_card
 from tests.conftest import WORDS, make_tiny_model
@@ -24,9 +27,11 @@ from tests.encoder_decoders import tiny_t5
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]  # torchrun gives each process one
 
+HOLDOUT = 0.2
 ROOT = Path(__file__).parent.parent.parent
 ONE = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 0.002, "logging_steps": 1}
-TWO = ONE | {"per_device_train_batch_size": 2}
+# Of 21 rows and 5 held-out ones the second of two processes has none in the last batch.
+TWO = ONE | {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
 # name: what is trained; each in one process with ONE and in two with TWO, so that a step has the same rows
 VARIANTS: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -40,24 +45,32 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adapters-sharded": {"lora": {"r": 4, "alpha": 8}, "train": {"fsdp": True}},
     "black-box": {"mode": "black-box"},
     "frozen": {"freeze": ["embedding", "head"], "train": {"fsdp": True}},
+    "stopped-early": {"early_stopping": {"patience": 1}},
+    "one-held-out": {"dataset": "few", "early_stopping": {"patience": 1}},
+    "one-held-out-black-box": {"dataset": "few", "early_stopping": {"patience": 1}, "mode": "black-box"},
+    "one-held-out-live-sharded": {"dataset": "few", "labels": "live", "train": {"fsdp": True}},
     "encoder-decoder": {"teacher": "t5"},
     "encoder-decoder-live": {"teacher": "t5", "labels": "live", "freeze": ["embedding"]},
     "encoder-decoder-sharded": {"teacher": "t5", "train": {"fsdp": True}},
 }
-SHARDED = {"fsdp", "frozen", "adapters-sharded", "encoder-decoder-sharded"}
+SHARDED = {"fsdp", "frozen", "adapters-sharded", "encoder-decoder-sharded", "one-held-out-live-sharded"}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two teachers and what they labelled, whose rows are not a multiple of the batch."""
+    """Two teachers and what they labelled, whose rows are not a multiple of the batch; of `few` one row is held out."""
     folder = tmp_path_factory.mktemp("together")
     make_tiny_model(folder / "tiny")
     tiny_t5(folder / "t5", dropout_rate=0.0)  # which two processes would draw otherwise than one
-    prompts = [{"prompt": f"Explain {word}."} for word in WORDS * 2]
-    prompts = [{"prompt": f"{row['prompt']} {number}"} for number, row in enumerate(prompts)]
-    (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    for teacher in ("tiny", "t5"):
-        asyncio.run(label(load_recipe(written(folder, "labels", {"teacher": teacher}))))
+    prompts = [f"Explain {word}. {number}" for number, word in enumerate((WORDS * 3)[:26])]
+    held_out = [prompt for prompt in prompts if split_of(Prompt((Message("user", prompt),)), HOLDOUT) == "validation"]
+    assert len(held_out) == 5
+    few = [prompt for prompt in prompts if prompt not in held_out[1:]][:9]
+    assert held_out[0] in few
+    for name, chosen in {"tiny": prompts, "t5": prompts, "few": few}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in chosen))
+        teacher = "t5" if name == "t5" else "tiny"
+        asyncio.run(label(load_recipe(written(folder, "labels", {"teacher": teacher, "dataset": name}))))
     return folder
 
 
@@ -65,12 +78,13 @@ def written(folder: Path, students: str, student: dict[str, Any], train: dict[st
     """A recipe file; its name is that of the folder of its students."""
     student = dict(student)
     teacher = student.pop("teacher", "tiny")
+    dataset = student.pop("dataset", teacher)
     recipe = {
         "name": "test",
-        "prompts": {"source": str(folder / "words.jsonl"), "holdout": 0.2},
+        "prompts": {"source": str(folder / f"{dataset}.jsonl"), "holdout": HOLDOUT},
         "teacher": {"kind": "transformers", "model": str(folder / teacher), "options": {"batch_size": 8}},
         "label": {"sampling": {"temperature": 0.9, "max_tokens": 12}, "soft": {"k": 16}, "shard_size": 30},
-        "dataset": {"root": str(folder / "labels"), "name": teacher},
+        "dataset": {"root": str(folder / "labels"), "name": dataset},
         "students": str(folder / students),
         "student": {
             "init": {"from": "teacher", "layers": 1 if teacher == "t5" else 2},
@@ -133,6 +147,11 @@ def test_two_processes_give_the_losses_and_the_student_of_one(together: Path, na
     (one, weights), (two, others) = trained(alone), trained(load_recipe(together / f"two-{name}.yaml"))
     assert one.steps == two.steps >= 4
     assert one.parameters == two.parameters
+    held_out = [step for step in two.log if step.eval_loss is not None]
+    assert len(held_out) >= 2
+    for step in held_out:  # NaN would equal nothing, and what is None was not measured
+        assert math.isfinite(step.eval_loss or math.nan) and math.isfinite(step.eval_cross_entropy or math.nan)
+        assert (step.eval_kl is None) == (VARIANTS[name].get("mode") == "black-box")
     for a, b in zip(one.log, two.log, strict=True):
         assert a.model_dump(exclude_none=True) == pytest.approx(b.model_dump(exclude_none=True), rel=1e-5)
     assert weights.keys() == others.keys()

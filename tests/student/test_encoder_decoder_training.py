@@ -34,6 +34,7 @@ from pipeline.student.vocabulary import other_layout
 from pipeline.student_settings import LoraSettings
 from tests.conftest import WORDS, make_tiny_model
 from tests.encoder_decoders import LETTERS, PHONEMES, tiny_bart, tiny_t5, tiny_t5_v11
+from tests.precision import in_float64
 from tests.student.test_train import power_cut_at, same
 
 pytestmark = [
@@ -286,13 +287,15 @@ def test_an_adapter_on_a_shared_table_is_refused(place: Path) -> None:
 
 
 @pytest.mark.parametrize("teacher", MAKERS)
+@pytest.mark.numeric
+@in_float64()
 def test_a_report_s_figures_are_those_of_each_row_alone(make: Make, place: Path, tmp_path: Path, teacher: str) -> None:
     recipe = make(teacher)
     other = MAKERS[teacher](tmp_path / "other", layers=1, decoder_layers=1, seed=4, vocabulary=[*LETTERS, *PHONEMES])
     subjects = [Subject("teacher", "one", place / teacher, is_teacher=True), Subject("student", "two", other)]
     task = held_out(recipe)
     kl = surprise = agreed = tokens = 0.0
-    models = [AutoModelForSeq2SeqLM.from_pretrained(subject.folder).eval() for subject in subjects]
+    models = [AutoModelForSeq2SeqLM.from_pretrained(subject.folder, dtype=torch.float64).eval() for subject in subjects]
     start = ModelFiles("", place / teacher).decoder_start_id
     assert start is not None
     for row in task.rows:
@@ -310,8 +313,8 @@ def test_a_report_s_figures_are_those_of_each_row_alone(make: Make, place: Path,
         tokens += len(answer)
     _, found = distances(subjects, task)
     assert found.kl is not None and found.perplexity is not None and found.agreement is not None
-    assert found.kl.mean == pytest.approx(kl / tokens, rel=1e-4)
-    assert found.perplexity.mean == pytest.approx(float(torch.tensor(surprise / tokens).exp()), rel=1e-4)
+    assert found.kl.mean == pytest.approx(kl / tokens, rel=1e-9)
+    assert found.perplexity.mean == pytest.approx(float(torch.tensor(surprise / tokens).exp()), rel=1e-9)
     assert found.agreement.mean == pytest.approx(agreed / tokens)
 
 

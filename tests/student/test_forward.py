@@ -11,14 +11,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.head import Head, split
+from pipeline.labels_from_logits import chosen_logprobs, top_k
 from pipeline.language_model import load_language_model
 from pipeline.layout import IGNORED, completion_logits
-from pipeline.student.batches import tokens_of
+from pipeline.student.batches import collator, tokens_of
 from pipeline.student.forward import end_in_loss, summed_in_chunks
-from pipeline.student.losses.base import DenseLabels, SparseLabels
+from pipeline.student.losses.base import DenseLabels, SparseLabels, outcomes
 from pipeline.student.objective import Labels, open_objective
 from pipeline.student_settings import StudentSettings
+from tests.precision import close_to_dense, largest, summed_gradients
 from tests.student.test_losses import FORMULAS, KINDS, labels_of, logits, tempered
+
+pytestmark = pytest.mark.numeric
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 FAMILIES = {  # models whose logits go through something else after the head, or whose parts have other names
@@ -41,7 +45,7 @@ def student(**loss: object) -> StudentSettings:
 def family(name: str) -> nn.Module:
     torch.manual_seed(1)
     config = AutoConfig.for_model(name, **(SMALL | FAMILIES[name]), bos_token_id=0, eos_token_id=0, pad_token_id=None)
-    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()
+    model: nn.Module = AutoModelForCausalLM.from_config(config).eval().to(torch.get_default_dtype())
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -60,16 +64,16 @@ def a_batch(rows: int = 3, time: int = 9, vocabulary: int = 40) -> dict[str, tor
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_model_in_parts_gives_its_own_logits(name: str) -> None:
+def test_a_model_in_parts_gives_its_own_logits(name: str, float64: None) -> None:
     model = family(name)
     batch = a_batch()
     parts = split(model)  # type: ignore[arg-type]
     assert not isinstance(parts.head.layer, nn.Identity)
     whole = completion_logits(model, tokens_of(batch))
-    torch.testing.assert_close(parts.head(parts.hidden(**batch)), whole, rtol=1e-4, atol=1e-4)
+    close_to_dense(parts.head(parts.hidden(**batch)), whole, summed=largest(whole))
 
 
-def test_a_model_of_unknown_parts_gives_its_logits_whole() -> None:
+def test_a_model_of_unknown_parts_gives_its_logits_whole(float64: None) -> None:
     model = family("gemma2")
     model.config.final_logit_softcapping = None  # type: ignore[union-attr]
     original = model.forward
@@ -83,9 +87,8 @@ def test_a_model_of_unknown_parts_gives_its_logits_whole() -> None:
     parts = split(model)  # type: ignore[arg-type]
     assert isinstance(parts.head.layer, nn.Identity)
     batch = a_batch()
-    torch.testing.assert_close(
-        parts.head(parts.hidden(**batch)), completion_logits(model, tokens_of(batch)), rtol=1e-5, atol=1e-5
-    )
+    expected = completion_logits(model, tokens_of(batch))
+    close_to_dense(parts.head(parts.hidden(**batch)), expected, summed=largest(expected))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
@@ -97,17 +100,15 @@ def test_value_and_gradients_do_not_depend_on_the_chunk(kind: str, chunk: int) -
     layer = nn.Linear(6, 12, dtype=torch.float64)
     targets = torch.arange(10)
     labels = labels_of(torch.randn(10, 12, dtype=torch.float64) * 2, 5)
-
-    class Double(Head):
-        def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.layer(hidden)
-            return out
-
     whole = objective(layer(hidden), targets, labels)
     expected = torch.autograd.grad(whole, [hidden, *layer.parameters()])
-    found = summed_in_chunks(objective, Double(layer), hidden, targets, lambda part: labels[part], chunk)
-    torch.testing.assert_close(found, whole, rtol=1e-12, atol=0)
-    torch.testing.assert_close(torch.autograd.grad(found, [hidden, *layer.parameters()]), expected)
+    found = summed_in_chunks(objective, Head(layer), hidden, targets, lambda part: labels[part], chunk)
+    each = [slice(place, place + 1) for place in range(len(targets))]
+    losses = [objective(layer(hidden[one]), targets[one], labels[one]) for one in each]
+    close_to_dense(found, whole, summed=float(whole.detach()))
+    summed = summed_gradients(losses, [hidden, *layer.parameters()])
+    for one, other in zip(torch.autograd.grad(found, [hidden, *layer.parameters()]), expected, strict=True):
+        close_to_dense(one, other, summed=summed)
 
 
 @given(positions=st.integers(0, 9), chunk=st.integers(1, 10))
@@ -156,7 +157,7 @@ def test_rows_that_only_one_vocabulary_has(kind: str, padded: str) -> None:
         assert equal * 1.001 < found[2.0] < math.inf
 
 
-def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path) -> None:
+def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path, float64: None) -> None:
     lm = load_language_model(tiny_model, device="cpu")
     batch = a_batch(vocabulary=100)
     tokens = tokens_of(batch)
@@ -172,10 +173,10 @@ def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path) -> None:
     end_in_loss(lm.model, objective, chunk=4)
     lm.model.train()
     expected = objective(whole, tokens.targets, labels)
-    torch.testing.assert_close(lm.model(**batch, **soft), expected, rtol=1e-5, atol=1e-5)
+    close_to_dense(lm.model(**batch, **soft), expected, summed=largest(expected))
     lm.model.eval()
     measured = lm.model(**batch, **soft)
-    torch.testing.assert_close(measured, objective.measured(whole, tokens.targets, labels), rtol=1e-5, atol=1e-5)
+    close_to_dense(measured, objective.measured(whole, tokens.targets, labels), summed=largest(measured))
     nobody = {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
     lm.model.train()
     none = lm.model(**nobody)
@@ -184,7 +185,13 @@ def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in lm.model.parameters())
 
 
-def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path) -> None:
+def test_a_batch_without_a_row_is_measured_as_nothing(tiny_model: Path) -> None:
+    lm = load_language_model(tiny_model, device="cpu")
+    end_in_loss(lm.model, open_objective(student(temperature=2.0)), chunk=4)
+    assert lm.model.eval()(**collator(lm.pad_id)([])).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path, float64: None) -> None:
     from pipeline.live_teacher import LiveTransformersTeacher
 
     lm = load_language_model(tiny_model, device="cpu")
@@ -197,14 +204,49 @@ def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path
     objective = open_objective(student(kind="reverse-kl", cross_entropy_weight=0.0))
     with torch.no_grad():
         dense = completion_logits(other, tokens)
-    expected = objective(completion_logits(lm.model, tokens), tokens.targets, DenseLabels(dense))
+    logits = completion_logits(lm.model, tokens)
+    expected = objective(logits, tokens.targets, DenseLabels(dense))
     parameters = list(lm.model.parameters())
+    each = [slice(place, place + 1) for place in range(len(dense))]
+    losses = (objective(logits[one], tokens.targets[one], DenseLabels(dense[one])) for one in each)
+    summed = summed_gradients(losses, parameters)
     wanted = torch.autograd.grad(expected, parameters)
     end_in_loss(lm.model, objective, chunk=5, teacher=LiveTransformersTeacher(split(other), other.config.vocab_size))
     lm.model.train()
     found = lm.model(**batch)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.autograd.grad(found, parameters), wanted, rtol=1e-4, atol=1e-5)
+    close_to_dense(found, expected, summed=largest(expected))
+    for one, two in zip(torch.autograd.grad(found, parameters), wanted, strict=True):
+        close_to_dense(one, two, summed=summed)
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_loss"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+    ids=str,
+)
+def test_the_loss_is_computed_in_float32_or_in_the_model_s_own_float64(
+    of_model: torch.dtype, of_loss: torch.dtype
+) -> None:
+    """Sums in half precision would be no sums; and what is float64 is not rounded to float32 on the way."""
+    model = family("llama").to(of_model)
+    batch = a_batch()
+    logits = completion_logits(model, tokens_of(batch))
+    labels = labels_of(torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)) * 3, 8)
+    objective = open_objective(student(kind="forward-kl", temperature=2.0))
+    parts = split(model)  # type: ignore[arg-type]
+    both = outcomes(labels, logits, 2.0)
+    found = [
+        logits,
+        parts.head(parts.hidden(**batch)),
+        both.teacher,
+        both.student,
+        objective(logits, tokens_of(batch).targets, labels),
+        objective.measured(logits, tokens_of(batch).targets, labels),
+        top_k(logits, 3).logprobs,
+        top_k(logits, 3).tail_logprob,
+        chosen_logprobs(logits, tokens_of(batch).targets),
+    ]
+    assert {one.dtype for one in found} == {of_loss}
 
 
 def test_sparse_labels_can_be_cut() -> None:

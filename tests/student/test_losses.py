@@ -20,7 +20,7 @@ from pipeline.student.losses.reverse_kl import FLOOR
 from pipeline.student.objective import open_divergence
 from pipeline.student_settings import LossSettings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
 KINDS = sorted(built_in_kinds(pipeline.student.losses))
 POSITIONS, VOCABULARY = 3, 11

@@ -10,10 +10,12 @@ import torch
 import pipeline.student.losses
 from pipeline.errors import RecipeError
 from pipeline.plugins import built_in_kinds
-from pipeline.student.losses.base import SparseLabels
+from pipeline.student.losses.base import DenseLabels, SparseLabels
 from pipeline.student.objective import Objective, open_divergence, open_objective
 from pipeline.student_settings import LossSettings, StudentSettings
 from tests.student.test_losses import FORMULAS, KINDS, VOCABULARY, coarse, labels_of, logits, outcomes, tempered
+
+pytestmark = pytest.mark.numeric
 
 TARGETS = torch.tensor([0, 3, 7])
 NEAR_EQUALITY = {  # the gradient against that of the forward KL
@@ -65,6 +67,25 @@ def test_a_weight_of_zero_leaves_cross_entropy_alone(kind: str) -> None:
     objective = open_objective(student(kind=kind, temperature=3.0, weight=0.0))
     expected = torch.nn.functional.cross_entropy(logits(12), TARGETS, reduction="sum")
     assert float(objective(logits(12), TARGETS, labels_of(logits(11), 5))) == pytest.approx(float(expected))
+
+
+NO_LABELS = {
+    "none": None,
+    "no position": SparseLabels(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0), torch.empty(0)),
+    "sparse": labels_of(logits(11), 5)[slice(0, 0)],
+    "dense": DenseLabels(logits(11)[:0]),
+}
+
+
+@pytest.mark.parametrize("mode", ["white-box", "black-box"])
+@pytest.mark.parametrize("labels", NO_LABELS)
+def test_a_process_without_a_held_out_row_adds_nothing_to_what_the_others_measure(labels: str, mode: str) -> None:
+    """Whatever labels come with no rows: 0 each, and no NaN that would be everybody's mean."""
+    objective = open_objective(student(mode, temperature=2.0))
+    nothing = objective.measured(logits(12)[:0], TARGETS[:0], NO_LABELS[labels])
+    assert nothing.tolist() == [0.0, 0.0, 0.0]
+    own = objective.measured(logits(12), TARGETS, labels_of(logits(11), 5))
+    assert torch.equal(own + nothing, own)
 
 
 def test_a_black_box_student_learns_by_cross_entropy_alone() -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from pipeline.student.rest import listed_and_rest
 
+pytestmark = pytest.mark.numeric
+
 
 def by_hand(logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
     """One position and one token after another."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.student.losses.base import NO_TOKEN, SparseLabels, student_outcomes, teacher_outcomes
 from pipeline.student.losses.forward_kl import divergence
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
 POSITIONS, VOCABULARY = 3, 11
 seeds, draws_of = st.integers(0, 10_000), st.integers(1, 60)

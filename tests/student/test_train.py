@@ -19,6 +19,7 @@ from pipeline.language_model import load_language_model
 from pipeline.progress import silent
 from pipeline.student import train as training
 from pipeline.student.arguments import training_arguments
+from pipeline.student.batches import collator
 from pipeline.student.examples import read_examples
 from pipeline.student.folder import read_card, student_folder
 from pipeline.student.objective import open_objective
@@ -26,6 +27,7 @@ from pipeline.student.train import distill, prepare_untrained
 from pipeline.student.trainer import StudentTrainer
 from pipeline.student_settings import StudentSettings
 from tests.conftest import MakeRecipe, make_tiny_model
+from tests.precision import close_to_dense, in_float64
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -110,6 +112,8 @@ def test_resuming_gives_the_student_of_an_unbroken_run(
     assert same(weights(tmp_path / "students/test/white-box"), weights(tmp_path / "unbroken/test/white-box"))
 
 
+@pytest.mark.numeric
+@in_float64()
 def test_the_gradient_is_a_mean_over_tokens_however_the_step_is_cut(
     labelled: tuple[Recipe, StudentSettings, Dataset], tmp_path: Path
 ) -> None:
@@ -138,9 +142,38 @@ def test_the_gradient_is_a_mean_over_tokens_however_the_step_is_cut(
         trainer.train()
         results.append((trainer.state.log_history[0]["loss"], lm.model.state_dict()))
     for loss, state in results[1:]:
-        assert loss == pytest.approx(results[0][0], rel=1e-4)
+        assert loss == pytest.approx(results[0][0], rel=1e-9)
         for key, tensor in state.items():
-            assert torch.allclose(tensor, results[0][1][key], atol=1e-5), key
+            close_to_dense(tensor, results[0][1][key], summed=10.0, what=key)
+
+
+@pytest.mark.parametrize("tokens", [None, torch.tensor(0), 0])
+def test_the_mean_over_no_token_is_zero(
+    labelled: tuple[Recipe, StudentSettings, Dataset], tmp_path: Path, tokens: Any
+) -> None:
+    """A step without a completion token changes no weight, however its tokens are counted."""
+    recipe, student, dataset = labelled
+    lm = load_language_model(prepare_untrained(recipe, student).path)
+    rows = read_examples(dataset, "train", lm, soft=True, by_text=False, max_length=100)
+    trainer = StudentTrainer(lm, open_objective(student), training_arguments(recipe, student, tmp_path), rows, rows)
+    loss = trainer.compute_loss(lm.model.train(), collator(lm.pad_id)([]), num_items_in_batch=tokens)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(one.grad is None or not one.grad.any() for one in lm.model.parameters())
+
+
+def test_a_batch_that_no_dataset_fills_is_refused(labelled: tuple[Recipe, StudentSettings, Dataset]) -> None:
+    """`dataloader_drop_last` would leave out every row."""
+    recipe, student, dataset = labelled
+    rows = dataset.manifest.rows["train"]
+    train = {**student.train, "dataloader_drop_last": True, "per_device_train_batch_size": rows + 1}
+    with pytest.raises(
+        TrainingError, match=f"a batch has {rows + 1} rows, and there are {rows} to learn from"
+    ) as caught:
+        distill(recipe, student.model_copy(update={"train": train}), dataset)
+    assert f"per_device_train_batch_size to {rows} or less" in str(caught.value)
+    whole = student.model_copy(update={"train": {**train, "per_device_train_batch_size": rows}})
+    assert distill(recipe, whole, dataset).steps == 2
 
 
 def test_a_flipped_byte_is_refused_before_training(labelled: tuple[Recipe, StudentSettings, Dataset]) -> None:
@@ -240,7 +273,9 @@ def test_text_only_rows_are_tokenised_by_the_student(tiny_recipe: MakeRecipe) ->
     dataset = asyncio.run(label(recipe)).dataset
     lm = load_language_model(Path(recipe.teacher.model))
     rows = read_examples(dataset, "train", lm, soft=False, by_text=False, max_length=200)
-    assert all(row.completion[-1] == 0 and row.soft is None for row in rows)
+    reasons = [one for batch in dataset.batches("train") for one in batch.column("finish_reason").to_pylist()]
+    assert [row.completion[-1] == 0 for row in rows] == [reason == "stop" for reason in reasons]
+    assert all(row.soft is None for row in rows)
     with pytest.raises(TrainingError, match="has no soft labels"):
         read_examples(dataset, "train", lm, soft=True, by_text=False, max_length=200)
     assert distill(recipe, recipe.student, dataset).steps > 0

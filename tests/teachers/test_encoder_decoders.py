@@ -19,6 +19,8 @@ from pipeline.records import Message, Prompt
 from pipeline.teachers.base import Answer, Refusal, Request, Terms, open_teacher
 from tests.encoder_decoders import tiny_bart, tiny_t5
 
+pytestmark = pytest.mark.numeric
+
 TEXTS = ["Hi", "Explain tram.", "What is a kettle, and who would use one?", "x" * 40]
 START = {"t5": 0, "bart": 2}
 END = {"t5": 1, "bart": 2}

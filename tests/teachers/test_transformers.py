@@ -20,6 +20,8 @@ from pipeline.records import Message, Prompt, SampledLabels
 from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
 from tests.conftest import make_tiny_model
 
+pytestmark = pytest.mark.numeric
+
 TEXTS = ["Hi", "Explain tram.", "What is a kettle, and who would use one in the morning?", "x" * 40]
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.dataset.exchange.formats.base import MESSAGES, Answered, LeftOut, Place
 from pipeline.errors import UsageError
-from pipeline.records import Message, Prompt, Role
+from pipeline.records import Message, Prompt, Role, finish_reason_of
 from pipeline.text import shortened
 
 _ROLES: Mapping[str, Role] = {
@@ -29,11 +29,16 @@ _ROLES: Mapping[str, Role] = {
 _TOOLS = {"tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response"}
 
 
-def answered(turns: Any, place: Place, *, role: str = "role", content: str = "content") -> Answered | LeftOut:
+def answered(
+    turns: Any, place: Place, *, role: str = "role", content: str = "content", finish_reason: Any = None
+) -> Answered | LeftOut:
     """A conversation whose last turn is the answer.
 
     Args:
         turns: a list of objects with the keys `role` and `content`, whatever these are called in the format.
+        place: where the conversation was read.
+        role, content: what the format calls them.
+        finish_reason: what the row says of how the answer ended; None where it does not say, which counts as whole.
 
     Raises:
         UsageError: it is no such list.
@@ -47,7 +52,8 @@ def answered(turns: Any, place: Place, *, role: str = "role", content: str = "co
         return LeftOut("empty", "the last turn has no text", place)
     if len(read) == 1:
         return LeftOut("no-prompt", "there is an answer and nothing before it", place)
-    return Answered(Prompt(tuple(read[:-1])), read[-1].content, place)
+    finish = finish_reason_of(finish_reason) if isinstance(finish_reason, str) and finish_reason else "stop"
+    return Answered(Prompt(tuple(read[:-1])), read[-1].content, place, finish_reason=finish)
 
 
 def messages(turns: Any, place: Place, *, role: str = "role", content: str = "content") -> list[Message] | LeftOut:

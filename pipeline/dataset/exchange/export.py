@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from pipeline.dataset.exchange.lines import NOTE
 from pipeline.dataset.store import Dataset
 from pipeline.durable import atomic_file, fsync_folder, make_folder, sha256_of_file, write_atomically
 from pipeline.errors import StorageFailed, UsageError
-from pipeline.records import Split
+from pipeline.records import Split, ends_its_turn
 from pipeline.user_files import Unreadable, decode_text, parse_json
 
 _ROWS_AT_ONCE = 64  # rows with soft labels are large
@@ -56,7 +57,9 @@ def export_dataset(
         StorageFailed: the disk is full, or the folder cannot be written.
     """
     options = options or ExportOptions()
-    outgoing = find_format("--to", to).exports(dataset, options)
+    format_ = find_format("--to", to)
+    outgoing = format_.exports(dataset, options)
+    notes = (*outgoing.notes, *([] if format_.soft else _of_cut_off_text(dataset)))
     file_type = _file_type(to, outgoing, options)
     _refuse_to_overwrite(folder, force)
     rows: dict[str, int] = {}
@@ -73,7 +76,7 @@ def export_dataset(
         names = sorted(path.name for path in making.iterdir())
         write_atomically(making / NOTE, _note(dataset, to, making, names, rows))
     files = tuple(folder / name for name in [*names, NOTE])
-    return Exported(folder, files, rows, left_out, outgoing.why_left_out if left_out else "", outgoing.notes)
+    return Exported(folder, files, rows, left_out, outgoing.why_left_out if left_out else "", notes)
 
 
 def read_note(file: Path) -> dict[str, Any]:
@@ -83,6 +86,22 @@ def read_note(file: Path) -> dict[str, Any]:
     except (OSError, Unreadable):
         return {}
     return note if isinstance(note, dict) and "stillhouse" in note else {}
+
+
+def _of_cut_off_text(dataset: Dataset) -> Iterator[str]:
+    """What a format of text alone does not say: whoever trains on it puts an end token behind every answer."""
+    found: Counter[str] = Counter()
+    for entry in dataset.files(*get_args(Split)):
+        with dataset.open(entry) as parquet:
+            for batch in parquet.iter_batches(columns=["finish_reason"]):
+                found.update(one for one in batch.column(0).to_pylist() if not ends_its_turn(one))
+    if found:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found.most_common())
+        yield (
+            f"{found.total()} of its answers were not written to their end (finish_reason: {reasons}), and the format does "
+            "not say so: a model that learns from them as they are learns to break off. `stillhouse datasets filter "
+            f"{dataset.manifest.label} --where \"finish_reason = 'stop'\" --into NAME` leaves them out"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------- files

@@ -58,6 +58,10 @@ class SparseLabels:
         """The labels of some of the positions."""
         return SparseLabels(self.token_ids[part], self.logprobs[part], self.tail_logprob[part])
 
+    def to(self, dtype: torch.dtype) -> SparseLabels:
+        """The same labels to be computed with in another precision."""
+        return SparseLabels(self.token_ids, self.logprobs.to(dtype), self.tail_logprob.to(dtype))
+
 
 @dataclass(frozen=True)
 class DenseLabels:
@@ -75,8 +79,9 @@ class Outcomes:
 
 
 def outcomes(labels: SparseLabels | DenseLabels, logits: Tensor, temperature: float) -> Outcomes:
-    """What a divergence is taken of; `logits` is (positions, vocabulary) float32, the student's."""
+    """What a divergence is taken of; `logits` is (positions, vocabulary), the student's, float32 or float64."""
     if isinstance(labels, SparseLabels):
+        labels = labels.to(logits.dtype)
         return Outcomes(teacher_outcomes(labels, temperature), student_outcomes(logits, labels.token_ids, temperature))
     shared = min(labels.logits.shape[-1], logits.shape[-1])
     return Outcomes(*(_dense_outcomes(side, shared, temperature) for side in (labels.logits[:, :shared], logits)))

@@ -36,7 +36,7 @@ from transformers import PreTrainedModel
 
 from pipeline.durable import write_atomically
 from pipeline.head import split
-from pipeline.layout import IGNORED, TokenBatch
+from pipeline.layout import IGNORED, TokenBatch, at_least_float32
 from pipeline.student.start.axes import Axis, Sizes, axes_of, sizes_of
 
 
@@ -100,9 +100,9 @@ def measure_activations(model: PreTrainedModel, batches: Iterable[TokenBatch]) -
 
 
 def normalised(norm: nn.Module, hidden: Tensor) -> Tensor:
-    """What a root-mean-square norm makes of its input before it multiplies by its weight: x / rms(x), in float32."""
+    """What a root-mean-square norm makes of its input before it multiplies by its weight: x / rms(x), at least float32."""
     epsilon: Any = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 0.0)
-    hidden = hidden.float()
+    hidden = at_least_float32(hidden)
     return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + epsilon)
 
 
@@ -146,14 +146,14 @@ def _measure_of(module: str, sizes: Sizes) -> Any:
 
 def _neurons(second: nn.Linear, inputs: Tensor) -> Tensor:
     """(tokens, neurons) -> (tokens, neurons): squared activations, 0 for a neuron that nothing reads."""
-    return inputs.float().square() * second.weight.any(0)
+    return at_least_float32(inputs).square() * second.weight.any(0)
 
 
 def _heads(sizes: Sizes, projection: nn.Linear, inputs: Tensor) -> Tensor:
     """(tokens, heads * channels) -> (tokens, heads): squared length of each head's output, 0 where nothing reads it."""
     shape = (sizes.heads, sizes.of_a_head)
     read = projection.weight.any(0).unflatten(0, shape)  # (heads, channels)
-    squares: Tensor = inputs.float().unflatten(1, shape).square() * read
+    squares: Tensor = at_least_float32(inputs).unflatten(1, shape).square() * read
     return squares.sum(-1)
 
 

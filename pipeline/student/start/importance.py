@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.head import Parts, split
-from pipeline.layout import TokenBatch
+from pipeline.layout import TokenBatch, at_least_float32
 from pipeline.progress import Progress, silent
 from pipeline.student.losses.forward_kl import divergence
 from pipeline.student.stacks import layer_modules, stacks_of
@@ -171,7 +171,8 @@ def block_influence(measured: Measured, progress: Progress = silent) -> Scores:
                 mask = _mask(batch, name)
                 tokens[name] += int(mask.sum())
                 for layer, switch in enumerate(of):
-                    similar = F.cosine_similarity(switch.given.float(), _states(switch.gave).float(), dim=-1)[mask]
+                    given, gave = at_least_float32(switch.given), at_least_float32(_states(switch.gave))
+                    similar = F.cosine_similarity(given, gave, dim=-1)[mask]
                     sums[name][layer] += float((1 - similar).double().sum())
             progress(_DOING, place + 1, len(measured.batches))
     return {name: tuple(total / tokens[name] for total in of) for name, of in sums.items()}

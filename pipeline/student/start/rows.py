@@ -37,7 +37,8 @@ def measured_rows(
     if len(examples) == 0:
         raise TrainingError(
             f"dataset {dataset.manifest.label} has no training row of at most student.max_length={student.max_length} "
-            "tokens, so importance cannot be measured: raise student.max_length, or set student.init.choose to even"
+            "tokens with a completion token, so importance cannot be measured: raise student.max_length, or set "
+            "student.init.choose to even"
         )
     chosen = evenly_spaced(min(student.init.rows, len(examples)), len(examples))
     rows = sorted((examples[place] for place in chosen), key=len)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -94,6 +95,56 @@ def test_turns_and_texts_of_every_kind_come_back(tmp_path: Path) -> None:
         export_dataset(first, to, tmp_path / to)
         back = bring_in(tmp_path, to, tmp_path / to, validation=0).dataset
         assert conversations(back)["train"] == [json.dumps([turns[:-1], turns[-1:]])]
+
+
+# ------------------------------------------------------------------------------------------------- how an answer ended
+
+
+def finish_reasons(dataset: Dataset) -> list[str]:
+    return [
+        str(reason)
+        for split in dataset.manifest.rows
+        for batch in dataset.batches(split)  # type: ignore[arg-type]
+        for reason in batch.column("finish_reason").to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("files", ["jsonl", "parquet"])
+@pytest.mark.parametrize("format_", CONVERSATIONAL)
+def test_a_row_that_says_how_its_answer_ended_is_believed(tmp_path: Path, format_: str, files: str) -> None:
+    """In any server's words; a row that says nothing holds a whole answer, as a person wrote it."""
+    asked, said = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because"}
+    rows = {
+        "trl": {"prompt": [asked], "completion": [said]},
+        "openai": {"messages": [asked, said]},
+        "sharegpt": {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because"}]},
+    }
+    reasons = ["stop", "length", "MAX_TOKENS", "content_filter", "abort", None, ""]
+    given = [{**rows[format_], "finish_reason": reason} for reason in reasons]
+    if files == "parquet":
+        file = tmp_path / "given.parquet"
+        pq.write_table(pa.Table.from_pylist(given), file)
+    else:
+        file = write(tmp_path, *given, rows[format_])
+    found = finish_reasons(bring_in(tmp_path, format_, file, validation=0).dataset)
+    expected = ["stop", "length", "length", "content_filter", "other", "stop", "stop"]
+    assert found == (expected if files == "parquet" else [*expected, "stop"])
+
+
+@pytest.mark.parametrize("to", CONVERSATIONAL)
+def test_an_export_of_text_tells_of_answers_that_were_cut_off(
+    scripted_recipe: MakeRecipe, tmp_path: Path, to: str
+) -> None:
+    """Whoever trains on the files puts an end token behind every answer, and nothing in them says where none belongs."""
+    whole = asyncio.run(label(scripted_recipe(dataset={"root": str(tmp_path / "labels"), "name": "whole"}))).dataset
+    assert {*finish_reasons(whole)} == {"stop"}
+    assert export_dataset(whole, to, tmp_path / "whole").notes == ()
+    cut = asyncio.run(label(scripted_recipe(label={"sampling": {"max_tokens": 8}}))).dataset
+    count = finish_reasons(cut).count("length")
+    assert count > 0
+    (note,) = export_dataset(cut, to, tmp_path / "cut").notes
+    assert note.startswith(f"{count} of its answers were not written to their end (finish_reason: {count} length)")
+    assert f"stillhouse datasets filter {cut.manifest.label} --where \"finish_reason = 'stop'\" --into" in note
 
 
 # ---------------------------------------------------------------------------------------------------------------- folder

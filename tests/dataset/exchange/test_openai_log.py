@@ -244,6 +244,19 @@ def test_usage_cost_and_what_else_is_told_are_kept(tmp_path: Path) -> None:
     assert manifest.totals.cost_usd == pytest.approx(1.5 * log["cost_usd"])
 
 
+def test_a_log_that_does_not_say_how_an_answer_ended_holds_whole_answers(tmp_path: Path) -> None:
+    """As the formats of conversations do; a word that is not known is a reason, and not an end."""
+    unsaid = answer(choices=[{"message": {"content": "x"}}])
+    null = answer(choices=[{"message": {"content": "x"}, "finish_reason": None}])
+    odd = answer(choices=[{"message": {"content": "x"}, "finish_reason": "abort"}])
+    lines = [{"request": body(str(n)), "response": told} for n, told in enumerate([unsaid, null, "text alone", odd])]
+    found = {
+        row["prompt"][-1]["content"]: row["finish_reason"]
+        for row in rows_of(read(tmp_path, write(tmp_path, "log.jsonl", *lines)))
+    }
+    assert found == {"0": "stop", "1": "stop", "2": "stop", "3": "other"}
+
+
 def test_several_choices_are_several_samples(tmp_path: Path) -> None:
     choices = [{"index": n, "message": {"content": f"answer {n}"}, "finish_reason": "stop"} for n in (1, 0)]
     done = read(

@@ -91,9 +91,9 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 def make(family: str, seed: int = 0) -> PreTrainedModel:
-    """A model whose every parameter is random, norms and biases included, as float32 in evaluation mode."""
+    """A model whose every parameter is random, norms and biases included, in evaluation mode and the default precision."""
     config = CONFIGS[family]()
-    model = auto_class(config).from_config(config).eval()
+    model = auto_class(config).from_config(config).eval().to(torch.get_default_dtype())
     generator = torch.Generator().manual_seed(seed)
     if family == "t5, gated":  # a head of its own, as T5 1.1 lies on a hub
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())

@@ -29,8 +29,9 @@ from pipeline.layout import TokenBatch, completion_logits, token_batch
 from pipeline.student.stacks import Kept, stacks_of
 from pipeline.student.start.importance import CANDIDATES, Measured, Removal, block_influence, greedy, leave_one_out
 from pipeline.student.start.layers import copy_layers
+from tests.precision import in_float64
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 VOCABULARY = 40
 
 
@@ -56,7 +57,7 @@ def model_of(kind: str) -> PreTrainedModel:
             )
         ),
     }  # fmt: skip
-    return models[kind]().eval()
+    return models[kind]().eval().to(torch.get_default_dtype())
 
 
 def batches_of(model: PreTrainedModel, rows: int = 5, *, at_once: int = 2) -> tuple[TokenBatch, ...]:
@@ -93,6 +94,7 @@ def without(model: PreTrainedModel, stack: str, gone: Sequence[int]) -> PreTrain
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "t5", "bart"])
+@in_float64()
 def test_leaving_a_layer_out_is_the_student_without_it(kind: str) -> None:
     model = model_of(kind)
     batches = batches_of(model)
@@ -101,11 +103,12 @@ def test_leaving_a_layer_out_is_the_student_without_it(kind: str) -> None:
         expected = [distance(model, without(model, stack.name, [layer]), batches) for layer in range(stack.depth)]
         if kind == "gemma3":  # a student's layers would have the attention of their new number
             assert len(scores[stack.name]) == len(expected)
-        assert scores[stack.name] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert scores[stack.name] == pytest.approx(expected, rel=1e-9)
         assert min(scores[stack.name]) > 1e-3  # each does something, so the figures could differ
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
+@in_float64()
 def test_greedy_removal_is_the_best_of_its_candidates_at_every_step(kind: str) -> None:
     model = model_of(kind)
     batches = batches_of(model)
@@ -121,7 +124,7 @@ def test_greedy_removal_is_the_best_of_its_candidates_at_every_step(kind: str) -
                 one: distance(model, without(model, stack.name, [*gone, one]), batches) for one in tried[:CANDIDATES]
             }
             assert layer == min(found, key=lambda one: found[one])
-            assert removal.kl[step] == pytest.approx(found[layer], rel=1e-3)
+            assert removal.kl[step] == pytest.approx(found[layer], rel=1e-9)
             for one, cost in found.items():
                 costs[one] = cost
             gone.append(layer)
@@ -143,6 +146,7 @@ def test_layers_are_themselves_again_afterwards() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
+@in_float64()
 def test_block_influence_is_one_less_the_cosine_over_tokens(kind: str) -> None:
     model = model_of(kind)
     batches = batches_of(model)
@@ -168,13 +172,14 @@ def test_block_influence_is_one_less_the_cosine_over_tokens(kind: str) -> None:
                 sums[name] = sums.get(name, torch.zeros(())) + own
                 tokens[name] = tokens.get(name, 0) + of[0].shape[1]
     for name, total in sums.items():
-        assert scores[name][:-1] == pytest.approx((total / tokens[name]).tolist(), abs=1e-4)
+        assert scores[name][:-1] == pytest.approx((total / tokens[name]).tolist(), abs=1e-9)
         assert 0 <= scores[name][-1] <= 2
 
 
 @given(at_once=st.integers(1, 5))
+@in_float64()
 def test_figures_do_not_depend_on_how_rows_are_laid_out(at_once: int) -> None:
     model = model_of("llama")
     one, other = (Measured(model, batches_of(model, at_once=size)) for size in (5, at_once))
-    assert leave_one_out(one)["model"] == pytest.approx(leave_one_out(other)["model"], rel=1e-3)
-    assert block_influence(one)["model"] == pytest.approx(block_influence(other)["model"], rel=1e-3)
+    assert leave_one_out(one)["model"] == pytest.approx(leave_one_out(other)["model"], rel=1e-9)
+    assert block_influence(one)["model"] == pytest.approx(block_influence(other)["model"], rel=1e-9)

@@ -32,9 +32,16 @@ from pipeline.student.vocabulary import known_labels
 from tests.conftest import make_tiny_model
 from tests.labelled_rows import VOCABULARY, completion, numbered, without_labels, write
 from tests.student.test_examples import model_of, read
-from tests.student.test_vocabulary import POSITIONS, logits, sampled_labels, top_k_labels, value_and_gradient
+from tests.student.test_vocabulary import (
+    POSITIONS,
+    close_to_labels,
+    logits,
+    sampled_labels,
+    top_k_labels,
+    value_and_gradient,
+)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
 TEACHER = 12  # tokens
 parts = st.sets(st.integers(0, TEACHER - 1), min_size=2)
@@ -75,8 +82,8 @@ def test_top_k_labels_of_tokens_that_are_gone_are_part_of_the_rest(
     assert known.token_ids.max() < len(kept)
     value, gradient = value_and_gradient(known, student, temperature)
     expected, wanted = brute_force(teacher, student, k, sorted(kept), temperature)
-    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5)
+    close_to_labels(value, expected, POSITIONS * temperature**2)
+    close_to_labels(gradient, wanted, temperature)
 
 
 @given(draws=st.lists(st.integers(0, TEACHER - 1), min_size=1, max_size=30), seed=st.integers(0, 10_000), kept=parts)
@@ -87,7 +94,7 @@ def test_draws_of_tokens_that_are_gone_are_dropped(draws: list[int], seed: int, 
     left = [sorted(kept).index(token) for token in draws if token in kept]
     share = torch.bincount(torch.tensor(left, dtype=torch.int64), minlength=len(kept)).double() / max(len(left), 1)
     wanted = student.softmax(-1) - share if left else torch.zeros_like(student)
-    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+    close_to_labels(gradient, wanted, 1.0)
 
 
 @given(kept=st.sets(st.integers(0, 50), min_size=1), ids=st.lists(st.integers(-1, 60), max_size=20))

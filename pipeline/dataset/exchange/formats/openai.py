@@ -36,7 +36,7 @@ class OpenAi:
                 if row.get("tools") or row.get("functions"):
                     yield LeftOut("tool-calls", "the answer was written with tools at hand", place)
                 else:
-                    yield answered(row["messages"], place)
+                    yield answered(row["messages"], place, finish_reason=row.get("finish_reason"))
 
 
 def _convert(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -36,7 +36,7 @@ class ShareGpt:
                     raise UsageError(f"{place} has no 'conversations', but {', '.join(row)}: is it of another format?")
                 if isinstance(turns, list) and isinstance(row.get("system"), str) and row["system"]:
                     turns = [{"from": "system", "value": row["system"]}, *turns]
-                yield answered(turns, place, role="from", content="value")
+                yield answered(turns, place, role="from", content="value", finish_reason=row.get("finish_reason"))
 
 
 def _convert(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -43,8 +43,8 @@ class Trl:
 
     def reads(self, source: Source) -> Iterator[Read]:
         for file in source.files:
-            for place, row in rows_of(file, (*_COLUMNS, "messages", "reference")):
-                read = answered(_turns(row, place), place)
+            for place, row in rows_of(file, (*_COLUMNS, "messages", "reference", "finish_reason")):
+                read = answered(_turns(row, place), place, finish_reason=row.get("finish_reason"))
                 if isinstance(read, Answered):
                     read = replace(read, prompt=Prompt(read.prompt.messages, _reference(row, place)))
                 yield read
