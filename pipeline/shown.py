@@ -85,6 +85,11 @@ def print_student(result: StudentResult) -> None:
     copy = f"; its int8 copy takes {size(card.int8.megabytes)} MB" if card.int8 else ""
     what = f"of {card.dataset}, {count_in_words(card.parameters)} parameters, {size(card.megabytes)} MB"
     output.print(f"{'teacher' if card.is_teacher else 'student'}  {result.folder}: {what}, {did}{copy}", markup=False)
+    if card.rows_unrendered:
+        output.print(
+            f"         {card.rows_unrendered:,} rows were left out: its chat template refuses their prompts",
+            markup=False,
+        )
 
 
 def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
+    {"errors", "faults", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
     {"settings", "label_settings", "student_settings", "sweep_settings", "evaluate_settings", "finetune_settings"},
     {"config", "sweep_points", "plugins", "pricing"},
     {"model_files", "language_model", "layout", "generation", "head", "labels_from_logits"},
-    {"dataset", "prompts", "prompt_checks"},
+    {"dataset", "prompts", "prompt_checks", "template_checks"},
     {"teachers", "serving", "live_teacher"},
     {"labelling", "quality"},
     {"student"},

@@ -28,6 +28,8 @@ from pipeline.student.start.renumbering import Renumbering
 class Examples:
     """The rows of a split that are at most `max_length` tokens long; `too_long` counts the others.
 
+    `unrendered` counts those without a token, whose prompt the chat template cannot render: they are left out too.
+
     What is held is `lengths` and an index, 12 bytes a row, and the row groups that were used last: `capacity` bytes, or one
     row group if that is more.
     """
@@ -36,9 +38,10 @@ class Examples:
         self._rows = rows
         self._capacity = capacity
         lengths = rows.lengths()
-        self._kept = np.flatnonzero(lengths <= max_length)
+        self._kept = np.flatnonzero((lengths <= max_length) & (lengths > 0))
         self.lengths: npt.NDArray[np.int32] = lengths[self._kept]  # tokens of each example
-        self.too_long = len(lengths) - len(self._kept)
+        self.too_long = int((lengths > max_length).sum())
+        self.unrendered = rows.unrendered
         self._firsts = np.array([group.first for group in rows.groups], dtype=np.int64)  # row of the split
         self._bounds = np.searchsorted(self._kept, [*self._firsts, len(lengths)])  # example at which a group begins
 

@@ -78,6 +78,7 @@ class StudentCard(BaseModel):
     training: dict[str, Any]  # what student.train comes to: the arguments that shape a training most
     rows: int
     rows_too_long: int
+    rows_unrendered: int = 0  # whose prompt the student's chat template refuses; left out too
     seconds: float
     created_at: str  # ISO 8601, UTC
     versions: dict[str, str]

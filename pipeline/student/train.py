@@ -54,6 +54,7 @@ from pipeline.student.stopping import StopEarly
 from pipeline.student.trainer import WHOLE, StudentTrainer, Watch
 from pipeline.student.vocabulary import other_layout, other_tokenizer
 from pipeline.student_settings import StudentSettings
+from pipeline.template_checks import check_template_on_rows
 
 
 def prepare_untrained(
@@ -97,7 +98,7 @@ def distill(
     alone. `is_teacher` says in its card that it will be a teacher (finetuning.py).
 
     Raises:
-        RecipeError: a training argument is unknown or wrong.
+        RecipeError: a training argument is unknown or wrong, or the student's chat template renders none of the rows.
         DatasetRefused: the dataset is damaged, or of another tokenizer.
         TrainingError: the rows cannot be learnt from by this student.
     """
@@ -111,6 +112,7 @@ def distill(
     arguments = training_arguments(recipe, student, place.work)
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
+    check_template_on_rows(recipe, student, dataset)
     with first_process_first():
         start = prepare_untrained(recipe, student, labelled, progress)
         checkpoint = _last_whole_checkpoint(place.work)
@@ -168,7 +170,8 @@ def _rows(
     if len(rows.train) == 0:
         raise TrainingError(
             f"dataset {dataset.manifest.label} leaves no row to learn from: {rows.train.too_long} are longer than "
-            f"student.max_length={student.max_length}, {sum(dataset.manifest.rejected.values())} were rejected"
+            f"student.max_length={student.max_length}, {rows.train.unrendered} have a prompt that the student's chat "
+            f"template refuses, {sum(dataset.manifest.rejected.values())} were rejected"
         )
     return rows
 
@@ -288,6 +291,7 @@ def _card(
         training=told_arguments(trainer.args) if trainer else {},
         rows=len(training.rows) if training else 0,
         rows_too_long=training.rows.too_long if training else 0,
+        rows_unrendered=training.rows.unrendered if training else 0,
         seconds=round(training.seconds, 1) if training else 0.0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=software_versions(),
