@@ -13,6 +13,7 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
 from pipeline.evaluation.evaluate import EvaluationResult
 from pipeline.evaluation.sweep import SweepEvaluation
+from pipeline.recipe_checks import check_evaluate
 from pipeline.stages import evaluate_stage, recipe_dataset
 
 
@@ -27,6 +28,7 @@ def evaluate_flow(recipe: RecipePath, overrides: Overrides = None) -> Evaluation
     """Evaluate a recipe's student, or the students of its sweep; `overrides` are as `--set` takes them."""
     loaded = load_recipe(recipe, overrides or [])
     name_run("evaluate", loaded)
+    check_evaluate(loaded)
     dataset = recipe_dataset(loaded)
     name_run("evaluate", loaded, dataset.manifest)
     result = measure_models(loaded, dataset)

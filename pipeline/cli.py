@@ -232,10 +232,12 @@ def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
     with errors_told():
         one_process("evaluate")
         from pipeline.config import load_recipe
+        from pipeline.recipe_checks import check_evaluate
         from pipeline.stages import evaluate_stage, recipe_dataset
         from pipeline.terminal import shown_progress
 
         loaded = load_recipe(recipe, set_ or [])
+        check_evaluate(loaded)
         if _as_flow(flow):
             from flows.evaluate import evaluate_flow
 

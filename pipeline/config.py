@@ -8,11 +8,12 @@ nothing is written before the whole recipe has been understood. Nothing in a rec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.evaluate_settings import EvaluateSettings
@@ -24,6 +25,8 @@ from pipeline.student_settings import StudentSettings
 from pipeline.sweep_settings import GridPoint, SweepSettings
 from pipeline.user_files import decode_text
 from pipeline.yaml_text import YamlError, dump_yaml, parse_yaml
+
+VERSION = re.compile(r"v(\d+)")  # of a dataset, as outputs show it
 
 
 class PromptSettings(Settings):
@@ -101,6 +104,13 @@ class DatasetSettings(Settings):
     journal: str | None = None  # a folder of this machine; None: beside the versions, of a URL under data/journals
     when_busy: Literal["leave", "wait"] = "leave"  # what labelling does where another run is writing the dataset
     patience: float = Field(default=3600, gt=0)  # seconds that it waits
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _as_it_is_shown(cls, given: Any) -> Any:
+        """`v002`, as every output names it, is 2."""
+        named = VERSION.fullmatch(given.strip()) if isinstance(given, str) else None
+        return int(named[1]) if named else given
 
     @model_validator(mode="after")
     def _places_to_write(self) -> DatasetSettings:
@@ -313,12 +323,27 @@ def _put(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
         RecipeError: the path leads through something that has no settings inside.
     """
     *parents, last = path.split(".")
-    place = raw
+    place: dict[str, Any] | list[Any] = raw
+    passed: list[str] = []
     for parent in parents:
-        step = place.setdefault(parent, {})
+        key = _key(place, parent, ".".join(passed), where)
+        step = place.setdefault(key, {}) if isinstance(place, dict) else place[key]
         if step is None:
-            step = place[parent] = {}
-        if not isinstance(step, dict):
+            step = place[key] = {}
+        passed.append(parent)
+        if not isinstance(step, dict | list):
             raise RecipeError(f"{where}: {parent!r} is {step!r}, which has no settings inside")
         place = step
-    place[last] = value
+    place[_key(place, last, ".".join(passed), where)] = value
+
+
+def _key(place: dict[str, Any] | list[Any], part: str, path: str, where: str) -> Any:
+    """What a part of a dotted path is in `place`, which lies at `path`: a name, or the number of an entry of a list."""
+    if isinstance(place, dict):
+        return part
+    numbers = f"its entries are numbered from 0 to {len(place) - 1}" if place else "it has no entries"
+    if not (part.isascii() and part.isdecimal()):
+        raise RecipeError(f"{where}: {path} is a list, and {part!r} is no number of an entry: {numbers}")
+    if int(part) >= len(place):
+        raise RecipeError(f"{where}: {path} has no entry {part}: {numbers}. To add one, give the whole list")
+    return int(part)

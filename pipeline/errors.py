@@ -3,7 +3,9 @@
     StillhouseError
      ├─ UsageError                the recipe or the arguments are wrong; nothing was sent       (exit status 2)
      │   ├─ RecipeError           a key, a value, or two settings that contradict each other
-     │   └─ PromptError           a prompt file, a row of it, or a template
+     │   │   └─ RecipeFaults      several of these
+     │   ├─ PromptError           a prompt file, a row of it, or a template
+     │   └─ TemplateRefused       a model's chat template cannot render a conversation
      ├─ TeacherUnavailable        the teacher is not there, or not the one the recipe names
      │   └─ TeacherRefused        it answers nobody so: a wrong key, no money, a setting that it does not know
      ├─ BudgetSpent               the next request could pass label.budget_usd; what was answered is kept
@@ -27,6 +29,7 @@ traceback.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 class StillhouseError(Exception):
@@ -45,8 +48,26 @@ class RecipeError(UsageError):
     """A key, a value, or two settings that contradict each other."""
 
 
+class RecipeFaults(RecipeError):
+    """Several faults of one recipe, told at once."""
+
+    def __init__(self, message: str, faults: Sequence[StillhouseError] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+    @classmethod
+    def of(cls, faults: Sequence[StillhouseError]) -> RecipeFaults:
+        """One error with the messages of several."""
+        lines = [f"  {line}" for error in faults for line in str(error).splitlines()]
+        return cls("\n".join([f"the recipe has {len(faults)} faults:", *lines]), faults)
+
+
 class PromptError(UsageError):
     """A prompt file, a row of it, or a template cannot be used."""
+
+
+class TemplateRefused(UsageError):
+    """A model's chat template cannot render a conversation; where one row is at fault, that row alone is left out."""
 
 
 class TeacherUnavailable(StillhouseError):

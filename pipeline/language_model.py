@@ -6,11 +6,13 @@ layout.py has its logits, generation.py its answers: the three are the only plac
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 import transformers
 from transformers import (
@@ -23,12 +25,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, TemplateRefused
 from pipeline.model_files import without_decoder_start
 from pipeline.records import Message, Prompt
 
 log = logging.getLogger(__name__)
 
+_TOLD = 300  # characters of what a chat template says
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -172,6 +175,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
     An assistant's turn at the end is left open, and the answer goes on from it. A tokenizer without a chat template belongs
     to a model that was never taught to chat: the messages' text is then taken as it is.
+
+    Raises:
+        TemplateRefused: the chat template cannot render the messages.
     """
     if tokenizer.chat_template is None:
         text = "\n".join(message.content for message in messages)
@@ -179,8 +185,43 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     turns = [message.as_dict() for message in messages]
     goes_on = turns[-1]["role"] == "assistant"
     opened = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
-    encoded = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **opened)
-    return _ids(encoded["input_ids"])
+    with template_errors():
+        encoded = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **opened)
+    if not (token_ids := _ids(encoded["input_ids"])):
+        raise TemplateRefused("it renders no text")
+    return token_ids
+
+
+@contextmanager
+def template_errors() -> Iterator[None]:
+    """Tell whatever a chat template raises within as one error.
+
+    A template is a program of the model's author: it refuses by `raise_exception`, and it fails on what its author did not
+    think of (a missing field, an index, a sum of text and number).
+
+    Raises:
+        TemplateRefused: with the template's own words.
+    """
+    try:
+        yield
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateRefused(f"it does not parse: line {error.lineno}: {error.message}") from None
+    except jinja2.TemplateError as error:
+        raise TemplateRefused(_in_a_line(error) or type(error).__name__) from None
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise TemplateRefused(f"{type(error).__name__}: {_in_a_line(error)}") from None
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:_TOLD]
 
 
 def encode_completion(lm: LanguageModel, text: str, *, ended: bool = True) -> list[int]:

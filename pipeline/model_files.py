@@ -129,11 +129,21 @@ class ModelFiles:
             raise TeacherUnavailable(f"the model {self.name} has no tokenizer: {self.folder} lacks tokenizer.json")
         return hashlib.sha256(b"\0".join(path.read_bytes() for path in plain)).hexdigest()
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer has a chat template, or some by names (of which one must be `default`)."""
+        return self.chat_template_sha256 is not None or any(self.folder.glob("additional_chat_templates/*.jinja"))
+
     @cached_property
     def chat_template_sha256(self) -> str | None:
         """None where the tokenizer has no chat template."""
         file = self.folder / "chat_template.jinja"
-        template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
+        try:
+            template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"{file} is not UTF-8 ({error.reason} at byte {error.start}): save this chat template as UTF-8"
+            ) from None
         if template is None:
             template = self._tokenizer_settings.get("chat_template")
         return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()

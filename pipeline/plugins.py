@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Collection
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,22 @@ def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, grou
         raise RecipeError(
             f"{setting} is {kind!r}, which needs the library {library!r}: run `pip install {library}`"
         ) from error
-    raise RecipeError(f"{setting} is {kind!r}: there is no such kind.{nearest(kind, sorted({*built_in, *outside}))}")
+    raise _unknown(setting, kind, {*built_in, *outside})
+
+
+def refuse_unknown_kind(setting: str, kind: str, package: ModuleType, group: str) -> None:
+    """Refuse a kind that is not there, without importing anything of it.
+
+    Raises:
+        RecipeError: there is no such kind; the message names `setting` and the nearest kind.
+    """
+    known = {*built_in_kinds(package), *(point.name for point in entry_points(group=group))}
+    if kind not in known:
+        raise _unknown(setting, kind, known)
+
+
+def _unknown(setting: str, kind: str, known: Collection[str]) -> RecipeError:
+    return RecipeError(f"{setting} is {kind!r}: there is no such kind.{nearest(kind, sorted(known))}")
 
 
 def built_in_kinds(package: ModuleType) -> dict[str, str]:

@@ -106,6 +106,11 @@ def print_student(result: StudentResult) -> None:
             "quality: [{kind: finish-reason}]",
             markup=False,
         )
+    if card.rows_unrendered:
+        output.print(
+            f"         {card.rows_unrendered:,} rows were left out: its chat template refuses their prompts",
+            markup=False,
+        )
 
 
 def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:

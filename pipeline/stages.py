@@ -32,7 +32,7 @@ from pipeline.launch import launch
 from pipeline.live_teacher import open_live_teacher
 from pipeline.progress import Progress, silent
 from pipeline.ranks import is_launched
-from pipeline.recipe_checks import student_of
+from pipeline.recipe_checks import check_plan, student_of
 from pipeline.student.folder import StudentCard, StudentFolder, StudentResult, student_folder
 from pipeline.student_settings import StudentSettings
 from pipeline.sweep import PointTraining, refuse_same_students, train_points
@@ -158,7 +158,12 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, tell: Tell | Non
 
 
 def plan_stage(recipe: Recipe) -> tuple[Estimate, bool]:
-    """What labelling would send, and whether the teacher is there; one that has still to be fine-tuned has said nothing."""
+    """What labelling would send, and whether the teacher is there; one that has still to be fine-tuned has said nothing.
+
+    Raises:
+        RecipeError, PromptError, TeacherUnavailable: as `check_plan` does; what `label` would refuse is refused here.
+    """
+    check_plan(recipe)
     try:
         check_finetuned(recipe, read_prompts=True)
     except TeacherUnavailable:

@@ -7,19 +7,20 @@ What settings alone say is refused when the recipe is loaded (config.py); here t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from pipeline import ranks
 from pipeline.config import Recipe
-from pipeline.errors import RecipeError, TeacherUnavailable
+from pipeline.errors import RecipeError, StillhouseError, TeacherUnavailable
+from pipeline.faults import faults_of, raise_all
 from pipeline.finetuning import before_finetuning
 from pipeline.records import content_hash
-from pipeline.sweep import told_of
 from pipeline.sweep_points import Point, points
 
 
 def check_sweep(recipe: Recipe, check: Callable[[Recipe], None]) -> None:
-    """Check each student of a sweep, and that no two of them are the same.
+    """Check each student of a sweep, and that no two of them are the same; what several have wrong is told of the first.
 
     Args:
         recipe: has a sweep.
@@ -31,10 +32,20 @@ def check_sweep(recipe: Recipe, check: Callable[[Recipe], None]) -> None:
     """
     found = points(recipe)
     _check_at_a_time(recipe, found)
+    faults: dict[str, StillhouseError] = {}
+    sound = []
+    for point in found:
+        refused = faults_of(partial(check, point.recipe))
+        for error in refused:
+            faults.setdefault(str(error), type(error)(f"sweep, {point.label}: {error}"))
+        if not refused:
+            sound.append(point)
+    raise_all([*faults.values(), *faults_of(partial(_refuse_same_starts, sound))])
+
+
+def _refuse_same_starts(found: Sequence[Point]) -> None:
     starts: dict[str, str] = {}
     for point in found:
-        with told_of(point):
-            check(point.recipe)
         start = _start(point)
         if start in starts:
             raise RecipeError(

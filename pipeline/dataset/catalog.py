@@ -20,7 +20,7 @@ from pipeline.errors import DatasetError, DatasetMissing, DatasetRefused, UsageE
 from pipeline.settings import nearest
 from pipeline.storage.location import Location, folders_in, remove_tree, tree_size
 
-_LABEL = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(/v(?P<version>\d{3,}))?")
+_LABEL = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(/v(?P<version>\d+))?")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import DatasetSettings
+from pipeline.config import VERSION, DatasetSettings
 from pipeline.dataset.files import open_parquet
 from pipeline.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest, read_manifest, version_label
 from pipeline.dataset.verify import folder_problems
@@ -112,20 +112,28 @@ def open_dataset(folder: Location, version: int | None = None) -> Dataset:
 
 
 def find_dataset(root: Location, label: str) -> Dataset:
-    """A dataset by what a person types: a name under `root`, name/v001, or the folder or URL of either.
+    """A dataset by what a person types: a name under `root`, name/v001 (or name/v1), or the folder or URL of either.
 
     Raises:
         DatasetMissing: there is none.
     """
-    own = location(label)
-    places = [own] if isinstance(own, RemotePath) or own.is_absolute() else [root / label, own]
-    for base in places:
-        if (base / FILE_NAME).is_file():
-            return Dataset(base, read_manifest(base))
-        if versions(base):
-            return open_dataset(base)
+    for typed in dict.fromkeys((label, _with_its_folder(label))):
+        own = location(typed)
+        places = [own] if isinstance(own, RemotePath) or own.is_absolute() else [root / typed, own]
+        for base in places:
+            if (base / FILE_NAME).is_file():
+                return Dataset(base, read_manifest(base))
+            if versions(base):
+                return open_dataset(base)
     known = ", ".join(dataset.manifest.label for dataset in all_datasets(root)) or "none"
     raise DatasetMissing(f"there is no dataset {label!r}, under {root} or as a folder. Finished ones: {known}.")
+
+
+def _with_its_folder(label: str) -> str:
+    """`words/v1` as words/v001, the version's folder; any other label as it is."""
+    name, slash, version = label.rstrip("/").rpartition("/")
+    named = VERSION.fullmatch(version) if slash else None
+    return f"{name}/{version_label(int(named[1]))}" if named else label
 
 
 def all_datasets(root: Location) -> list[Dataset]:

@@ -117,9 +117,9 @@ def _measured(
 ) -> Report:
     if student.quantize:
         require_torchao()
-    held_out = read_held_out(recipe, dataset)
-    learnt_from = [one for place in students if (one := learning_dataset(recipe, place.variant, dataset))]
     subjects = _subjects(recipe, student, dataset, students)
+    held_out = read_held_out(recipe, dataset, subjects)
+    learnt_from = [one for place in students if (one := learning_dataset(recipe, place.variant, dataset))]
     models = measured_models(subjects, held_out, recipe, learnt_from, progress)
     cards = [card for place in students if (card := place.finished())]
     return Report(

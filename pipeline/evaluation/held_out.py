@@ -19,6 +19,7 @@ from pipeline.evaluation.copying import training_answers
 from pipeline.evaluation.metrics.base import NamedMetric, open_metrics
 from pipeline.evaluation.models import Models, described, measure_all, scored, with_labels
 from pipeline.evaluation.overlap import find_overlap
+from pipeline.evaluation.rendered import rendered_by_all
 from pipeline.evaluation.results import Answers, LabelSummary, Overlap
 from pipeline.evaluation.scoring import Asked, asked_rows, refuse_without_references
 from pipeline.evaluation.subject import Subject, Task
@@ -37,11 +38,12 @@ class HeldOut:
     asked: Asked
 
 
-def read_held_out(recipe: Recipe, dataset: Dataset) -> HeldOut:
-    """The rows that a recipe's models are measured on.
+def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[Subject]) -> HeldOut:
+    """The rows that a recipe's models are measured on: those that every model's chat template renders.
 
     Raises:
-        RecipeError: nothing was held out, no held-out prompt has the reference that a metric needs, or a metric is wrong.
+        RecipeError: nothing was held out, no held-out prompt has the reference that a metric needs, a metric is wrong, or
+            a model's chat template refuses every prompt.
         DatasetRefused: the dataset is damaged.
     """
     dataset.check()
@@ -51,6 +53,7 @@ def read_held_out(recipe: Recipe, dataset: Dataset) -> HeldOut:
             f"prompts.holdout is {recipe.prompts.holdout}, and dataset {dataset.manifest.label} has no validation rows: "
             "set prompts.holdout to a share such as 0.2"
         )
+    rows = rendered_by_all(rows, subjects)
     metrics = open_metrics(recipe.evaluate.metrics)
     asked = asked_rows(rows, recipe.evaluate)
     refuse_without_references(recipe, metrics, asked)

@@ -121,13 +121,13 @@ def _measured(
 ) -> SweepReport:
     if any(one.place.wants_int8 for one in students):
         require_torchao()
-    held_out = read_held_out(recipe, dataset)
     subjects = teacher_subjects(recipe)
     settings: list[dict[str, Any]] = []  # of every row that is a student's
     for one in students:
         own = student_subjects(one.point.label, one.place, one.point.student, dataset)
         settings += [one.point.settings] * len(own)
         subjects += own
+    held_out = read_held_out(recipe, dataset, subjects)
     models = measured_models(subjects, held_out, recipe, [one.learnt_from for one in students], progress)
     swept = _swept(models, settings)
     others = models.rows[: len(models.rows) - len(swept)]

@@ -124,7 +124,7 @@ def open_job(
     """
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
     check_budget(recipe, teacher.price)
-    filters = open_filters(_filters(recipe))
+    filters = open_filters(filters_of(recipe))
     folder = dataset_folder(recipe.dataset)
     with ExitStack() as opened:
         newest = None if held else newest_version(folder)
@@ -342,7 +342,7 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def _filters(recipe: Recipe) -> list[FilterSettings]:
+def filters_of(recipe: Recipe) -> list[FilterSettings]:
     """The recipe's filters; an answer that was to fit a JSON schema is held against it first."""
     wanted = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
     if wanted is None:

@@ -18,6 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import pipeline.quality
 from pipeline.config import FilterSettings
+from pipeline.errors import RecipeError
+from pipeline.faults import raise_all
 from pipeline.plugins import load_kind
 from pipeline.records import Completion
 
@@ -52,14 +54,19 @@ def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> 
     """The filters of a recipe, in its order; `where` is their place in it.
 
     Raises:
-        RecipeError: there is no such kind, or an option is wrong.
+        RecipeError: there is no such kind, or an option is wrong; all that are wrong are told.
     """
-    opened = []
+    opened: list[NamedFilter] = []
+    faults: list[RecipeError] = []
     for place, one in enumerate(settings):
-        build: Callable[[dict[str, Any]], Filter] = load_kind(
-            f"{where}.{place}.kind", one.kind, pipeline.quality, "open_filter", group="stillhouse.filters"
-        )
-        opened.append(NamedFilter(one.kind, build(one.options)))
+        try:
+            build: Callable[[dict[str, Any]], Filter] = load_kind(
+                f"{where}.{place}.kind", one.kind, pipeline.quality, "open_filter", group="stillhouse.filters"
+            )
+            opened.append(NamedFilter(one.kind, build(one.options)))
+        except RecipeError as error:
+            faults.append(error)
+    raise_all(faults)
     return opened
 
 

@@ -18,13 +18,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 from pydantic import Field
 
-from pipeline.errors import TeacherRefused, TeacherUnavailable
+from pipeline.errors import TeacherRefused, TeacherUnavailable, TemplateRefused
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
 from pipeline.records import Message, SoftLabels
@@ -32,6 +32,9 @@ from pipeline.serving.openai_api import Content, OpenAiApi
 from pipeline.serving.vllm_answers import read_generated, read_scored
 from pipeline.settings import Settings
 from pipeline.teachers.base import Finding, Refusal, TryAgain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TEXTS = (
     "The capital of France is Paris, and the capital of Italy is Rome.",
@@ -149,7 +152,7 @@ async def _room(api: OpenAiApi, expected: Expected, settings: CheckSettings, che
 
 
 async def _tokenizer(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
-    from pipeline.language_model import encode_prompt, load_tokenizer
+    from pipeline.language_model import load_tokenizer
 
     tokenizer = load_tokenizer(expected.files.folder)
     vocabulary = tokenizer.get_vocab()
@@ -160,13 +163,31 @@ async def _tokenizer(api: OpenAiApi, expected: Expected, settings: CheckSettings
             return checked.add("tokenizer", False, f"{text[:30]!r} has other token ids there: {_OTHER}")
         digest.update(np.asarray(theirs, "<i4").tobytes())
     if tokenizer.chat_template is not None:
-        turns = [turn.as_dict() for turn in _TALK]
+        talk, ours = _rendered_talk(tokenizer)
+        turns = [turn.as_dict() for turn in talk]
         theirs = await _ids(api, {"model": expected.served_name, "messages": turns, "add_generation_prompt": True})
-        if theirs != encode_prompt(tokenizer, _TALK):
+        if theirs != ours:
             return checked.add("chat template", False, f"a conversation has other token ids there: {_OTHER}")
         digest.update(np.asarray(theirs, "<i4").tobytes())
     said = f"the same ids there and here of the text of all {len(vocabulary):,} tokens and of a conversation"
     return checked.add("tokenizer", True, f"{said} (their sha256 {digest.hexdigest()[:12]}…)")
+
+
+def _rendered_talk(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Message], list[int]]:
+    """A conversation and its token ids here; one without a system turn where the chat template refuses it.
+
+    Raises:
+        TeacherUnavailable: the chat template refuses a single question too.
+    """
+    from pipeline.language_model import encode_prompt
+
+    reason = ""
+    for talk in (_TALK, _TALK[1:]):
+        try:
+            return talk, encode_prompt(tokenizer, talk)
+        except TemplateRefused as error:
+            reason = str(error)
+    raise TeacherUnavailable(f"the chat template of teacher.model refuses a single question of a user: {reason}")
 
 
 async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:

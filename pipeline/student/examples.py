@@ -29,6 +29,8 @@ class Examples:
     """The rows of a split that can be learnt from: `too_long` counts those of more than `max_length` tokens, `empty` those
     without a completion token, and both are left out.
 
+    `unrendered` counts those without a token, whose prompt the chat template cannot render: they are left out too.
+
     What is held is `lengths` and an index, 12 bytes a row, and the row groups that were used last: `capacity` bytes, or one
     row group if that is more.
     """
@@ -42,10 +44,9 @@ class Examples:
         self._kept = np.flatnonzero(fits & says_something)
         self.lengths: npt.NDArray[np.int32] = lengths[self._kept]  # tokens of each example
         self.too_long = int((~fits).sum())
-        self.empty = int((fits & ~says_something).sum())
-        self.cut_off = int(
-            found.cut_off[self._kept].sum()
-        )  # examples without an end token, since the teacher did not end
+        self.unrendered = rows.unrendered
+        self.empty = int((fits & ~says_something).sum()) - self.unrendered
+        self.cut_off = int(found.cut_off[self._kept].sum())  # examples without an end token: the teacher did not end
         self._firsts = np.array([group.first for group in rows.groups], dtype=np.int64)  # row of the split
         self._bounds = np.searchsorted(self._kept, [*self._firsts, len(lengths)])  # example at which a group begins
 

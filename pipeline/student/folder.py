@@ -85,6 +85,7 @@ class StudentCard(BaseModel):
     rows_too_long: int
     rows_empty: int = 0  # without a completion token, left out too
     rows_cut_off: int = 0  # of `rows`, text that the teacher did not end: no end token was learnt from them
+    rows_unrendered: int = 0  # whose prompt the student's chat template refuses; left out too
     seconds: float
     created_at: str  # ISO 8601, UTC
     versions: dict[str, str]

@@ -6,6 +6,7 @@ Both kinds read a row group when one of its rows is asked for, and keep the row 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,11 +20,13 @@ from pipeline.dataset.reader import CACHE_BYTES, Cache, RowGroup, SplitReader, l
 from pipeline.dataset.store import Dataset
 from pipeline.encodings import Encoding, PackedLabels, find_encoding
 from pipeline.encodings.base import list_values
-from pipeline.errors import TrainingError
+from pipeline.errors import TemplateRefused, TrainingError
 from pipeline.language_model import LanguageModel, encode_completion, encode_prompt
 from pipeline.records import Completion, Message, SampledLabels, SoftLabels, Split, ends_its_turn
 from pipeline.student.start.renumbering import Renumbering
 from pipeline.student.vocabulary import known_labels
+
+log = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int32]
 _PROMPT, _COMPLETION = "prompt_token_ids", "completion_token_ids"
@@ -59,6 +62,10 @@ class Rows(Protocol):
     def lengths(self) -> RowLengths:
         """The tokens of every row, in one pass that keeps nothing else."""
 
+    @property
+    def unrendered(self) -> int:
+        """Rows without a token, since the chat template cannot render their prompts; known after `lengths`."""
+
     def example(self, group: int, row: int) -> Example:
         """One row of a row group."""
 
@@ -92,6 +99,8 @@ class _Decoded:
 
 class TokenRows:
     """Rows that have token ids, with the soft labels of `encoding` or without any."""
+
+    unrendered = 0
 
     def __init__(
         self,
@@ -247,6 +256,7 @@ class TextRows:
         self._lm = lm
         self._tokens = tokens
         self._renumbering = renumbering  # of the token ids that are taken as they are
+        self._refusals: dict[str, str] = {}  # row -> why the chat template cannot render its prompt
         self._cache = Cache(self.groups, self._decode, capacity)
 
     @property
@@ -262,6 +272,11 @@ class TextRows:
             np.concatenate([one.completion for one in [none, *found]]),
             np.concatenate([one.cut_off for one in [none, *found]]),
         )
+
+    @property
+    def unrendered(self) -> int:
+        """See `Rows`."""
+        return len(self._refusals)
 
     def example(self, group: int, row: int) -> Example:
         """See `Rows`."""
@@ -286,7 +301,10 @@ class TextRows:
             ids = _own_ids(table["id"][row].as_py(), *ids, self._renumbering)
         else:
             text = "".join(message["content"] for message in table["completion"][row].as_py())
-            ids = _token_ids(self._lm, prompt_at(table, row).messages, text, not self._is_cut_off(table, row))
+            try:
+                ids = _token_ids(self._lm, prompt_at(table, row).messages, text, not self._is_cut_off(table, row))
+            except TemplateRefused as error:
+                return self._left_out(table["id"][row].as_py(), str(error))
         _refuse_unknown(table["id"][row].as_py(), *ids, self._lm)
         return ids
 
@@ -296,6 +314,13 @@ class TextRows:
     def _is_cut_off(self, table: pa.Table, row: int) -> bool:
         """Whether a row is read as text that the teacher did not end; token ids tell by themselves how they end."""
         return not self._has_tokens(table, row) and not ends_its_turn(table["finish_reason"][row].as_py())
+
+    def _left_out(self, id_: str, why: str) -> tuple[Ids, Ids]:
+        """No tokens, for a row whose prompt the chat template cannot render."""
+        if not self._refusals:
+            log.warning("row %s is left out, and every other whose prompt the chat template refuses: %s", id_, why)
+        self._refusals[id_] = why
+        return np.empty(0, np.int32), np.empty(0, np.int32)
 
 
 def example_of(

@@ -55,6 +55,7 @@ from pipeline.student.stopping import StopEarly
 from pipeline.student.trainer import WHOLE, StudentTrainer, Watch
 from pipeline.student.vocabulary import other_layout, other_tokenizer
 from pipeline.student_settings import StudentSettings
+from pipeline.template_checks import check_template_on_rows
 
 
 def prepare_untrained(
@@ -101,7 +102,7 @@ def distill(
     alone. `is_teacher` says in its card that it will be a teacher (finetuning.py).
 
     Raises:
-        RecipeError: a training argument is unknown or wrong.
+        RecipeError: a training argument is unknown or wrong, or the student's chat template renders none of the rows.
         DatasetRefused: the dataset is damaged, or of another tokenizer.
         StudentBusy: another run is training this student; its files stay as they are.
         TrainingError: the rows cannot be learnt from by this student.
@@ -114,6 +115,7 @@ def distill(
     arguments = training_arguments(recipe, student, place.work)
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
+    check_template_on_rows(recipe, student, dataset)
     with place.writer() if is_first() else nullcontext():
         if processes() == 1 and (card := place.finished()) is not None:  # another run has ended meanwhile
             return card
@@ -200,6 +202,7 @@ def _rows(
         raise TrainingError(
             f"dataset {dataset.manifest.label} leaves no row to learn from: {rows.train.too_long} are longer than "
             f"student.max_length={student.max_length}, {rows.train.empty} have no completion token, "
+            f"{rows.train.unrendered} have a prompt that the student's chat template refuses, "
             f"{sum(dataset.manifest.rejected.values())} were rejected"
         )
     return rows
@@ -322,6 +325,7 @@ def _card(
         rows_too_long=training.rows.too_long if training else 0,
         rows_empty=training.rows.empty if training else 0,
         rows_cut_off=training.rows.cut_off if training else 0,
+        rows_unrendered=training.rows.unrendered if training else 0,
         seconds=round(training.seconds, 1) if training else 0.0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=software_versions(),

@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import pipeline.teachers
 from pipeline.config import TeacherSettings
+from pipeline.errors import TemplateRefused
 from pipeline.label_settings import LabelSettings, SamplingSettings, SoftSettings
 from pipeline.plugins import load_kind
 from pipeline.pricing import Price
@@ -111,6 +112,11 @@ class Refusal:
 
 
 Outcome = Answer | Refusal
+
+
+def template_refusal(error: TemplateRefused) -> Refusal:
+    """A prompt that the model's chat template cannot render; it is not sent."""
+    return Refusal("template", f"the model's chat template refuses the prompt: {error}")
 
 
 class TryAgain(Exception):

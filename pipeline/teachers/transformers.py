@@ -23,12 +23,13 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import TeacherSettings
+from pipeline.errors import TemplateRefused
 from pipeline.label_settings import LabelSettings
 from pipeline.model_files import ModelFiles, labelling_files, refuse_own_code, refuse_without_decoder_start
 from pipeline.pricing import FREE
 from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from pipeline.settings import Settings, parse_options
-from pipeline.teachers.base import Answer, Outcome, Refusal, Request
+from pipeline.teachers.base import Answer, Outcome, Refusal, Request, template_refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +129,11 @@ class TransformersTeacher:
         outcomes: dict[int, Outcome] = {}
         fitting: list[_Tokens] = []
         for place, request in enumerate(requests):
-            tokens = self._encode(place, request)
+            try:
+                tokens = self._encode(place, request)
+            except TemplateRefused as error:
+                outcomes[place] = template_refusal(error)
+                continue
             refusal = self._too_long(tokens)
             if refusal is not None:
                 outcomes[place] = refusal

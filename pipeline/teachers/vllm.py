@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, SecretStr, model_validator
 
 from pipeline.config import TeacherSettings
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, TemplateRefused
 from pipeline.label_settings import LabelSettings
 from pipeline.model_files import ModelFiles, find_model
 from pipeline.pricing import FREE, Price, find_price
@@ -36,7 +36,7 @@ from pipeline.serving.turns import Turns
 from pipeline.serving.vllm_answers import VllmAnswer, read_generated, read_scored
 from pipeline.serving.vllm_server import ServeSettings, VllmServer
 from pipeline.settings import Settings, parse_options
-from pipeline.teachers.base import Answer, Finding, Outcome, Refusal, Request, TryAgain
+from pipeline.teachers.base import Answer, Finding, Outcome, Refusal, Request, TryAgain, template_refusal
 from pipeline.urls import check_base_url
 
 if TYPE_CHECKING:
@@ -220,7 +220,10 @@ class VllmTeacher:
                 await self._server.start(*([self._progress] if self._progress else []))
 
     async def _one(self, request: Request) -> Outcome:
-        prompt, forced = self._encode(request)
+        try:
+            prompt, forced = self._encode(request)
+        except TemplateRefused as error:
+            return template_refusal(error)
         room = len(forced) if request.forced is not None else self._label.sampling.max_tokens
         if self._window and len(prompt) + room > self._window:  # the server would cut the answer short in silence
             return Refusal(

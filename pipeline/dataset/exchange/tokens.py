@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline.dataset.store import Dataset
 from pipeline.encodings import Encoding, find_encoding
-from pipeline.errors import UsageError
+from pipeline.errors import TemplateRefused, UsageError
 from pipeline.label_settings import SoftSettings
 from pipeline.records import Message, Prompt, SampledLabels, SoftLabels
 from pipeline.user_files import decode_text, parse_json
@@ -180,13 +180,14 @@ class Tokens:
 
 
 def _pattern(tokenizer: Any, roles: Sequence[str]) -> re.Pattern[str] | None:
-    import jinja2
+    from pipeline.language_model import template_errors
 
     marks = [f"⟦{number}⟧" for number in range(len(roles))]
     turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except (jinja2.TemplateError, ValueError, TypeError):
+        with template_errors():
+            text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except TemplateRefused:
         return None  # of a template that knows no system turn
     pieces: list[str] = []
     for mark in marks:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pipeline.evaluation.metrics
 from pipeline.errors import RecipeError
 from pipeline.evaluate_settings import MetricSettings
+from pipeline.faults import raise_all
 from pipeline.plugins import load_kind
 
 Floats = npt.NDArray[np.float64]
@@ -73,27 +74,35 @@ def open_metrics(settings: Sequence[MetricSettings], where: str = "evaluate.metr
     """The metrics of a recipe, in its order; `where` is their place in it.
 
     Raises:
-        RecipeError: there is no such kind, an option is wrong, or two columns would have the same name.
+        RecipeError: there is no such kind, an option is wrong, or two columns would have the same name; all that are
+            wrong are told.
     """
     opened: list[NamedMetric] = []
+    faults: list[RecipeError] = []
     for place, one in enumerate(settings):
-        build: Callable[[dict[str, Any]], Any] = load_kind(
-            f"{where}.{place}.kind", one.kind, pipeline.evaluation.metrics, "open_metric", group="stillhouse.metrics"
-        )
-        metric = build(one.options)
-        if not isinstance(metric, Metric):
-            lacks = [name for name in _PARTS if not hasattr(metric, name)]
-            raise RecipeError(
-                f"{where}.{place}.kind is {one.kind!r}, and its metric has no {', '.join(lacks)}: see Metric"
-            )
-        name = one.name or metric.name
-        if any(name == other.name for other in opened):
-            raise RecipeError(
-                f"{where}.{place}: the metric {name!r} is there twice; give one another `name`, for instance "
-                f"{{kind: {one.kind}, name: another}}"
-            )
-        opened.append(NamedMetric(name, metric))
+        try:
+            metric = _open_metric(f"{where}.{place}", one)
+            if any(metric.name == other.name for other in opened):
+                raise RecipeError(
+                    f"{where}.{place}: the metric {metric.name!r} is there twice; give one another `name`, for instance "
+                    f"{{kind: {one.kind}, name: another}}"
+                )
+            opened.append(metric)
+        except RecipeError as error:
+            faults.append(error)
+    raise_all(faults)
     return opened
+
+
+def _open_metric(where: str, settings: MetricSettings) -> NamedMetric:
+    build: Callable[[dict[str, Any]], Any] = load_kind(
+        f"{where}.kind", settings.kind, pipeline.evaluation.metrics, "open_metric", group="stillhouse.metrics"
+    )
+    metric = build(settings.options)
+    if not isinstance(metric, Metric):
+        lacks = [name for name in _PARTS if not hasattr(metric, name)]
+        raise RecipeError(f"{where}.kind is {settings.kind!r}, and its metric has no {', '.join(lacks)}: see Metric")
+    return NamedMetric(settings.name or metric.name, metric)
 
 
 _PARTS = ("name", "lower_is_better", "percent", "digits", "statistics", "score")

@@ -24,9 +24,10 @@ from pipeline.dataset.reader import SplitReader
 from pipeline.dataset.store import Dataset
 from pipeline.encodings import find_encoding
 from pipeline.encodings.base import list_values
+from pipeline.errors import TemplateRefused
 from pipeline.label_settings import SoftSettings
 from pipeline.language_model import LanguageModel, encode_completion, encode_prompt
-from pipeline.records import Split
+from pipeline.records import Prompt, Split
 
 LIKELY = 0.001  # probability at one position
 DRAWN = 2  # times at one position
@@ -56,13 +57,22 @@ def tokenised_texts(dataset: Dataset, lm: LanguageModel) -> Iterator[TokenisedTe
         for row in range(table.num_rows):
             name, prompt = table["id"][row].as_py(), prompt_at(table, row)
             if prompt != before:
-                yield TokenisedText(name, "prompt", prompt.text, encode_prompt(lm.tokenizer, prompt.messages))
+                if (ids := _prompt_ids(lm, prompt)) is not None:
+                    yield TokenisedText(name, "prompt", prompt.text, ids)
                 if prompt.reference is not None:
                     ids = encode_completion(lm, prompt.reference)
                     yield TokenisedText(name, "reference", prompt.reference, ids)
             text = "".join(message["content"] for message in table["completion"][row].as_py())
             yield TokenisedText(name, "completion", text, encode_completion(lm, text))
             before = prompt
+
+
+def _prompt_ids(lm: LanguageModel, prompt: Prompt) -> list[int] | None:
+    """The tokens of a prompt; None where the chat template refuses it, for no student learns from that row either."""
+    try:
+        return encode_prompt(lm.tokenizer, prompt.messages)
+    except TemplateRefused:
+        return None
 
 
 def used_tokens(dataset: Dataset, lm: LanguageModel, vocabulary: int) -> npt.NDArray[np.int32]:
