@@ -234,6 +234,15 @@ def test_a_wait_longer_than_the_patience_ends_the_run_at_once(server: RunningSta
     assert max(server.stats.billed.values()) == 1
 
 
+def test_what_the_server_turns_away_counts_not_among_the_attempts_of_a_prompt(
+    server: RunningStandIn, api_recipe: MakeRecipe
+) -> None:
+    prompt = f"Name a bird. {'!429ms:1 ' * (ATTEMPTS + 1)}!500"
+    result = run(api_recipe(server.base_url, [*ORDINARY, prompt]))
+    assert reasons(result) == dict.fromkeys([*ORDINARY, prompt])
+    assert server.stats.seen[prompt] == ATTEMPTS + 3
+
+
 @pytest.mark.parametrize("unit", [1, 1000])
 @pytest.mark.parametrize(("ahead", "ends"), [(0.5, False), (86_400, True)])
 def test_a_point_of_time_is_waited_for_and_not_half_a_century(
