@@ -85,6 +85,7 @@ def test_a_fault_that_passes_costs_nobody_an_answer(
         ("400long*", "too-long", 1),
         ("400policy*", "policy", 1),
         ("400*", "bad-request", 1),
+        ("500 !400*", "bad-request", 2),
         ("key400*", "bad-request", 1),
         ("null*", "empty", 1),
         ("empty*", "empty", 1),
@@ -241,6 +242,13 @@ def test_what_the_server_turns_away_counts_not_among_the_attempts_of_a_prompt(
     result = run(api_recipe(server.base_url, [*ORDINARY, prompt]))
     assert reasons(result) == dict.fromkeys([*ORDINARY, prompt])
     assert server.stats.seen[prompt] == ATTEMPTS + 3
+
+
+def test_patience_begins_anew_with_every_answer(server: RunningStandIn, api_recipe: MakeRecipe) -> None:
+    """A server that turns every prompt away once, for longer in all than the patience with it."""
+    prompts = [f"Name number {number}. !429:0.3" for number in range(4)]
+    result = run(api_recipe(server.base_url, prompts, concurrency=1, patience=0.5))
+    assert reasons(result) == dict.fromkeys(prompts)
 
 
 @pytest.mark.parametrize("unit", [1, 1000])
