@@ -31,7 +31,7 @@ class Faults:
     temperature: float = 1.0  # that its log-probabilities are taken at, which is wrong unless it is 1
     token_shift: int = 0  # added to every token id that it makes of a text
     max_logprobs: int = 50
-    kills: tuple[int, ...] = ()  # prompts that begin with one of these tokens end the engine: the connection breaks
+    kills: tuple[int, ...] = ()  # a prompt with one of these tokens ends the engine: the connection breaks
 
 
 @dataclass
@@ -44,7 +44,7 @@ class RunningVllm:
     faults: Faults = field(default_factory=Faults)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     at_once: int = 0
-    most_at_once_when_killed: int = 0
+    at_once_when_killed: list[int] = field(default_factory=list)
     base_url: str = ""
 
     def __post_init__(self) -> None:
@@ -83,8 +83,8 @@ class RunningVllm:
         self.at_once += 1
         try:
             await asyncio.sleep(0.01)
-            if body["prompt"][-1] in self.faults.kills:
-                self.most_at_once_when_killed = max(self.most_at_once_when_killed, self.at_once)
+            if set(body["prompt"]) & set(self.faults.kills):
+                self.at_once_when_killed.append(self.at_once)
                 assert request.transport is not None
                 request.transport.close()
                 return web.Response()

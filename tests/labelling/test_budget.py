@@ -22,7 +22,7 @@ from tenacity import wait_fixed
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import dataset_folder, versions
-from pipeline.errors import BudgetSpent, RecipeError, StorageFailed
+from pipeline.errors import BudgetSpent, RecipeError, StorageFailed, TeacherUnavailable
 from pipeline.label_settings import LabelSettings
 from pipeline.labelling import engine, sender
 from pipeline.labelling.budget import Budget, Reservation
@@ -222,6 +222,17 @@ def test_an_attempt_that_was_stopped_under_way_counts_in_full(
     asyncio.run(stopped())
     with closing(JournalView(dataset_folder(recipe.dataset))) as view:
         assert view.spent() == pytest.approx(sum(map(worst_usd, prompts)))
+        assert not view._one("SELECT count(*) FROM reserved")
+
+
+def test_a_refusal_of_everybody_costs_nothing_and_leaves_nothing_set_aside(
+    server: RunningStandIn, budgeted: MakeRecipe
+) -> None:
+    recipe = budgeted([f"Question {n}? !401*" for n in range(20)], 1.0)
+    with pytest.raises(TeacherUnavailable):
+        run(recipe)
+    assert spent_usd(recipe) == 0.0
+    with closing(JournalView(dataset_folder(recipe.dataset))) as view:
         assert not view._one("SELECT count(*) FROM reserved")
 
 

@@ -85,6 +85,7 @@ def test_a_fault_that_passes_costs_nobody_an_answer(
         ("400long*", "too-long", 1),
         ("400policy*", "policy", 1),
         ("400*", "bad-request", 1),
+        ("500 !400*", "bad-request", 2),
         ("key400*", "bad-request", 1),
         ("null*", "empty", 1),
         ("empty*", "empty", 1),
@@ -232,6 +233,22 @@ def test_a_wait_longer_than_the_patience_ends_the_run_at_once(server: RunningSta
     result = run(api_recipe(server.base_url, prompts))
     assert reasons(result) == dict.fromkeys(prompts)
     assert max(server.stats.billed.values()) == 1
+
+
+def test_what_the_server_turns_away_counts_not_among_the_attempts_of_a_prompt(
+    server: RunningStandIn, api_recipe: MakeRecipe
+) -> None:
+    prompt = f"Name a bird. {'!429ms:1 ' * (ATTEMPTS + 1)}!500"
+    result = run(api_recipe(server.base_url, [*ORDINARY, prompt]))
+    assert reasons(result) == dict.fromkeys([*ORDINARY, prompt])
+    assert server.stats.seen[prompt] == ATTEMPTS + 3
+
+
+def test_patience_begins_anew_with_every_answer(server: RunningStandIn, api_recipe: MakeRecipe) -> None:
+    """A server that turns every prompt away once, for longer in all than the patience with it."""
+    prompts = [f"Name number {number}. !429:0.3" for number in range(4)]
+    result = run(api_recipe(server.base_url, prompts, concurrency=1, patience=0.5))
+    assert reasons(result) == dict.fromkeys(prompts)
 
 
 @pytest.mark.parametrize("unit", [1, 1000])

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
+import httpx2
 import pytest
 from pydantic import SecretStr
 
 from pipeline.errors import TeacherRefused
+from pipeline.serving.connection_errors import without_status
 from pipeline.serving.openai_api import Content, Endpoint, OpenAiApi, Timeouts
 from pipeline.teachers.base import Refusal, TryAgain
 from tests.stand_in import RunningStandIn, running_stand_in
@@ -150,3 +153,12 @@ def test_what_a_proxy_answers_in_the_place_of_a_server_names_the_proxy(
     assert "http://example.invalid/v1 through the proxy http://127.0.0.1:" in str(told.value)
     assert f"(HTTP_PROXY) said {status}" in str(told.value)
     assert "s3cret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "error", [aiohttp.InvalidURL("http://127.0.0.1:99999"), httpx2.UnsupportedProtocol("ftp://127.0.0.1")]
+)
+def test_a_url_that_only_the_transport_refuses_ends_the_run(error: Exception) -> None:
+    told = without_status(error, "http://127.0.0.1:9/v1", None, 300, str)
+    assert isinstance(told, TeacherRefused)
+    assert "Nothing was sent" in str(told)

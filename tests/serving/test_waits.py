@@ -131,8 +131,22 @@ def test_an_answer_asks_for_no_pause_while_something_remains_or_no_time_is_named
 
 
 def test_the_limit_that_is_free_again_last_counts() -> None:
-    headers = {**spent("1s"), **spent("3s", "tokens"), "x-ratelimit-remaining-images": "7"}
-    assert pause_asked(httpx2.Headers(headers)) == 3
+    for first, second in (("1s", "3s"), ("3s", "1s")):
+        headers = {**spent(first), **spent(second, "tokens"), "x-ratelimit-remaining-images": "7"}
+        assert pause_asked(httpx2.Headers(headers)) == 3
+
+
+@pytest.mark.parametrize("text", ["2025-11-29T07:07:10", "Sat, 29 Nov 2025 07:07:10 -0000"])
+def test_a_date_without_a_time_zone_is_utc_wherever_this_machine_stands(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert retry_after(httpx2.Headers({"retry-after": text})) == 30
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

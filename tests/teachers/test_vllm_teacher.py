@@ -177,6 +177,24 @@ def test_an_engine_that_dies_twice_with_a_request_rejects_it_and_once_is_forgive
     assert all(isinstance(one, Answer) for one in third)
 
 
+def test_a_request_that_kills_the_engine_is_asked_again_alone_and_rejected_and_the_rest_is_saved(
+    tiny_model: Path, scripted_recipe: MakeRecipe, word_prompts: Path
+) -> None:
+    with word_prompts.open("a") as file:
+        file.write('{"word": "~", "reference": "It kills."}\n')
+    with running_vllm(tiny_model) as server:
+        options = {"served_name": "teacher", "base_urls": [server.base_url], "check": {"parity": False}}
+        teacher = teacher_of(tiny_model, server.base_url)
+        server.faults.kills = tuple(teacher._tokenizer("~", add_special_tokens=False)["input_ids"])
+        settings = {"kind": "vllm", "model": str(tiny_model), "options": options}
+        result = asyncio.run(label(scripted_recipe(teacher=settings, label={**LABEL, "concurrency": 8})))
+    reasons = {prompt: row["reason"] for prompt, row in rows_by_prompt(result.dataset).items()}
+    assert reasons.pop("Explain ~.") == "killed-engine"
+    assert (len(reasons), set(reasons.values())) == (12, {None})
+    assert len(server.at_once_when_killed) == 2
+    assert server.at_once_when_killed[-1] == 1
+
+
 def test_a_whole_run_keeps_the_labels_of_every_prompt(tiny_model: Path, scripted_recipe: MakeRecipe) -> None:
     with running_vllm(tiny_model) as server, running_vllm(tiny_model) as other:
         options = {"served_name": "teacher", "base_urls": [server.base_url, other.base_url]}
