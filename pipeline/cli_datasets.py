@@ -70,13 +70,12 @@ def datasets_show(
         manifest, size = dataset.manifest, size_on_disk(dataset.folder)
         found, reasons = measure(dataset), read_reasons(dataset.folder, manifest)
         if html is not None:
-            from pipeline.dataset.browse import render_page
-            from pipeline.durable import write_atomically
+            from pipeline.dataset.browse import render_page, write_page
 
             texts = find_token_texts(manifest, tokenizer)
             rows = pick_samples(dataset, 20 if samples is None else samples, texts)
             page = render_page(dataset, rows, found, reasons, size, texts.note)
-            write_atomically(html, page.encode("utf-8", "replace"))
+            write_page(html, page)
         if as_json:
             result = manifest.model_dump(mode="json") | {"folder": str(dataset.folder), "statistics": asdict(found)}
             shown.print_json(result | ({"html": str(html)} if html else {}))
@@ -183,15 +182,13 @@ def datasets_rm(
 ) -> None:
     """Remove a version for good; refused while another version was made from it, or a run is writing it."""
     with errors_told():
-        from pipeline.dataset.catalog import check_removable, find_versions, remove
+        from pipeline.dataset.catalog import find_versions, remove
         from pipeline.terminal import output
 
         listed = find_versions(root, name, every=every)
-        check_removable(root, listed)
-        if not yes and not _confirmed(listed):
+        if not remove(root, listed, lambda: yes or _confirmed(listed)):
             output.print("nothing was removed")
             raise typer.Exit(1)
-        remove(root, listed)
         if as_json:
             shown.print_json({"removed": [one.label for one in listed], "bytes": sum(one.bytes for one in listed)})
         else:

@@ -6,6 +6,7 @@ data file is there and carries the shard's key.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pipeline.durable import atomic_file, sha256_of_file
 from pipeline.records import Split
 from pipeline.storage.location import Location, RemotePath
 
+SHARD_NAME = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
 _SHARD_KEY = b"stillhouse.shard"
 
 

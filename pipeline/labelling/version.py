@@ -8,10 +8,11 @@ The engine writes what lies between.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pipeline.config import Recipe
-from pipeline.dataset.files import ShardFiles
+from pipeline.dataset.files import SHARD_NAME, ShardFiles
 from pipeline.dataset.manifest import version_label
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
 from pipeline.durable import write_atomically
@@ -22,6 +23,7 @@ from pipeline.labelling.plan import LabelPlan, ShardName
 from pipeline.records import EncodingName
 from pipeline.storage.location import Location
 
+_HALF_WRITTEN = re.compile(rf"\.{SHARD_NAME.pattern}\.\d+\.tmp")  # by a writer that was killed
 _ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
 
 
@@ -60,10 +62,12 @@ def shard_files(folder: Location, shard: ShardName) -> ShardFiles:
 
 
 def _drop_stale(folder: Location, plan: LabelPlan) -> None:
+    """Remove the shards that another plan left in a version that was not finished."""
     wanted = {shard_files(folder, name).name for name in plan.names}
     for part in ("data", "rejected"):
         for file in (folder / part).glob("*"):
-            if file.name not in wanted:
+            ours = SHARD_NAME.fullmatch(file.name) or _HALF_WRITTEN.fullmatch(file.name)
+            if ours and file.name not in wanted:
                 file.unlink()
 
 
