@@ -126,6 +126,12 @@ def datasets_merge(
     licence: Annotated[
         str | None, typer.Option("--licence", help="For the card; by default the one that all have.")
     ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            "--prefer", metavar="NAME", help="Whose rows are taken where versions answer a prompt differently."
+        ),
+    ] = None,
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
@@ -135,7 +141,7 @@ def datasets_merge(
         from pipeline.dataset.store import find_dataset
 
         datasets = [find_dataset(root, name) for name in names]
-        _print_derived(merge(datasets, root, into, text_only=text_only, licence=licence), as_json)
+        _print_derived(merge(datasets, root, into, text_only=text_only, licence=licence, prefer=prefer), as_json)
 
 
 @datasets_app.command("filter")
@@ -199,13 +205,19 @@ def datasets_rm(
 
 
 def _print_derived(derived: Derived, as_json: bool) -> None:
+    from dataclasses import asdict
+
     manifest = derived.dataset.manifest
     if as_json:
         result = shown.manifest_json(manifest) | {
             "folder": str(derived.dataset.folder),
             "parents": list(manifest.parents),
         }
-        shown.print_json(result | {"counts": derived.counts, "notes": list(derived.notes)})
+        differing = {
+            "prompts": len(derived.differing.prompts),
+            "examples": [asdict(example) for example in derived.differing.examples],
+        }
+        shown.print_json(result | {"counts": derived.counts, "notes": list(derived.notes), "differing": differing})
     else:
         _print_lines([f"{manifest.label}: {shown.counted(manifest.rows)}", *(f"  {note}" for note in derived.notes)])
 
