@@ -159,7 +159,7 @@ def estimate_lines(estimate: Estimate) -> list[list[str]]:
             "completion tokens",
             f"about {estimate.expected_completion_tokens:,}, at most {estimate.worst_completion_tokens:,}",
         ],
-        ["cost", _cost(estimate.expected_usd, estimate.worst_usd)],
+        ["cost", _cost(estimate)],
         ["spent before", f"{dollars(estimate.spent_usd)}{budget}"],
         ["dataset", f"about {decimal(estimate.expected_bytes)} on disk"],
         ["time", how_long],
@@ -185,10 +185,11 @@ def show_pairs(lines: Sequence[Sequence[str]]) -> None:
     output.print(table)
 
 
-def _cost(expected: float | None, worst: float | None) -> str:
-    if expected is None or worst is None:
-        return "not known (set teacher.price)"
-    return f"about {dollars(expected)}, at most {dollars(worst)}"
+def _cost(estimate: Estimate) -> str:
+    if estimate.expected_usd is None or estimate.worst_usd is None:
+        why = f": {estimate.why_no_price}" if estimate.why_no_price else ""
+        return f"not known{why} (set teacher.price)"
+    return f"about {dollars(estimate.expected_usd)}, at most {dollars(estimate.worst_usd)}"
 
 
 def show_json(result: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from pathlib import PurePath
 from typing import Any
 
 import jinja2
-import pyarrow.parquet as pq
 import yaml
 
+from pipeline.dataset.files import open_parquet
 from pipeline.dataset.manifest import Manifest
 from pipeline.durable import write_atomically
 from pipeline.label_settings import SoftSettings
@@ -67,8 +67,8 @@ def read_reasons(folder: Location, manifest: Manifest) -> Reasons:
     found: Counter[tuple[str, str]] = Counter()
     for entry in manifest.files:
         if entry.kind == "rejected":
-            with (folder / entry.path).open("rb") as stream:
-                table = pq.read_table(stream, columns=["stage", "reason"])
+            with open_parquet(folder / entry.path) as parquet:
+                table = parquet.read(columns=["stage", "reason"])
             found.update(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True))
     return found
 

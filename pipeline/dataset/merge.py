@@ -159,7 +159,7 @@ def _notes_on_differing(
             )
         yield f"{counted(len(differing.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
     if outvoted and preferred is not None:
-        yield f"{counted(outvoted, 'row')} left out: {labels[preferred]} is preferred and answers the same prompts otherwise"
+        yield f"{counted(outvoted, 'row')} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
 
 
 def _check_alike(manifests: Sequence[Manifest]) -> None:

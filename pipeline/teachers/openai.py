@@ -21,7 +21,7 @@ from pydantic import Field, JsonValue, SecretStr
 from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError
 from pipeline.label_settings import LabelSettings
-from pipeline.pricing import Price, find_price
+from pipeline.pricing import Price, find_price, why_no_price
 from pipeline.records import FinishReason, TeacherIdentity, TokenLogprob, content_hash
 from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
 from pipeline.settings import Settings, parse_options
@@ -128,6 +128,10 @@ class OpenAiTeacher:
     @cached_property
     def price(self) -> Price | None:
         return find_price(self._settings, self._endpoint.base_url)
+
+    @property
+    def why_no_price(self) -> str:
+        return why_no_price(self._settings, self._endpoint.base_url)
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return [await self._one(request) for request in requests]

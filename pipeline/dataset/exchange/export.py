@@ -58,6 +58,7 @@ def export_dataset(
     outgoing = find_format("--to", to).exports(dataset, options)
     file_type = _file_type(to, outgoing, options)
     _refuse_to_overwrite(folder, force)
+    dataset.check()
     rows: dict[str, int] = {}
     left_out = 0
     with _whole_folder(folder) as making:
