@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
+    {
+        "errors",
+        "storage",
+        "durable",
+        "records",
+        "encodings",
+        "columns",
+        "plain_json",
+        "progress",
+        "quiet",
+        "ranks",
+        "text",
+    },
     {"settings", "label_settings", "student_settings", "sweep_settings", "evaluate_settings", "finetune_settings"},
     {"config", "sweep_points", "plugins", "pricing"},
     {"model_files", "language_model", "layout", "generation", "head", "labels_from_logits"},

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files as package_files
@@ -28,6 +27,7 @@ from pipeline.dataset.statistics import Histogram, Statistics, entropy_note
 from pipeline.dataset.store import Dataset
 from pipeline.durable import write_atomically
 from pipeline.errors import UsageError
+from pipeline.plain_json import to_json
 
 _TITLE = " – Stillhouse dataset</title>"  # of browse.html.j2, by which a page is recognised
 _HEAD_BYTES = 4096
@@ -105,7 +105,7 @@ def percent(share: float) -> str:
 def _as_data(samples: Sequence[Sample]) -> str:
     """What the script shows of every token, as JSON that cannot end the element it stands in."""
     data = [[_token_data(token) for token in sample.tokens or ()] for sample in samples]
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = to_json(data)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pipeline.durable import sha256_of_file, write_atomically
 from pipeline.errors import DatasetMissing, DatasetRefused
 from pipeline.label_settings import SamplingSettings, SoftSettings
+from pipeline.plain_json import to_json
 from pipeline.records import FORMAT_VERSION, TeacherIdentity
 from pipeline.storage.location import Location
 
@@ -152,7 +153,7 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
     )
     seal = Seal(extras=extras, manifest_sha256=_NO_DIGEST)
     said = manifest.model_dump(mode="json") | seal.model_dump(mode="json")
-    content = json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n"
+    content = to_json(said, indent=2).encode() + b"\n"
     write_atomically(folder / FILE_NAME, _with_digest(content, hashlib.sha256(content).hexdigest()))
 
 

@@ -8,7 +8,6 @@ The page's layout is report.html.j2, its plots are SVG from plots.py. Every text
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pipeline.evaluation.svg import SHAPES, role_class
 from pipeline.evaluation.tables import DASH, Compared, answer_quality_table, comparison_table, differences_table
 from pipeline.evaluation.verdict import findings
 from pipeline.evaluation.warnings import warnings
+from pipeline.plain_json import to_json
 
 _HEAD_BYTES = 4096
 _TITLE = re.compile("– Stillhouse report</title>".encode())  # of the page
@@ -111,7 +111,7 @@ def write_files(files: ReportFiles, markdown: str, html: str, content: dict[str,
     """Write the three forms of a report; the JSON last."""
     write_atomically(files.html, html.encode())
     write_atomically(files.markdown, markdown.encode())
-    write_atomically(files.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode())
+    write_atomically(files.json, to_json(content, indent=2).encode())
 
 
 def as_json(report: DataclassInstance) -> dict[str, Any]:

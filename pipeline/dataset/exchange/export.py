@@ -28,6 +28,7 @@ from pipeline.dataset.exchange.lines import NOTE
 from pipeline.dataset.store import Dataset
 from pipeline.durable import atomic_file, fsync_folder, make_folder, sha256_of_file, write_atomically
 from pipeline.errors import StorageFailed, UsageError
+from pipeline.plain_json import to_json
 from pipeline.records import Split
 
 _ROWS_AT_ONCE = 64  # rows with soft labels are large
@@ -127,7 +128,7 @@ def _note(dataset: Dataset, to: str, making: Path, names: list[str], rows: dict[
         "rows": rows,
         "files": {name: sha256_of_file(making / name) for name in names},
     }
-    return json.dumps(note, indent=2, ensure_ascii=False).encode() + b"\n"
+    return to_json(note, indent=2).encode() + b"\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------- folder
