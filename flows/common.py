@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Annotated, Any
 
-from prefect import Task, get_run_logger
+from prefect import Flow, Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from pydantic import Field
 
 from pipeline.config import Recipe
@@ -19,14 +20,41 @@ from pipeline.progress import Progress
 from pipeline.terminal import PlainProgress
 
 # Persistent caching stays off: whether a shard or a student is done is for the store to say (docs/architecture.md).
+ENDED = "prefect.flow-run.ended"  # the last event of a run of ours
 TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
-FLOW: dict[str, Any] = {"persist_result": False, "validate_parameters": True}
 LOG_EVERY = 30.0  # seconds between two lines of progress: a server keeps each of them
 TAG = "stillhouse"  # of every run of a flow of ours
 
 # A deployment's form and the API check these; the recipe itself is checked when the run begins.
 RecipePath = Annotated[str, Field(min_length=1)]
 Overrides = list[Annotated[str, Field(pattern=r"^[^=\s]+=")]] | None
+
+
+def tell_ended(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+    """Say that a run has ended, after its heartbeats and by the same way.
+
+    The server learns of a state at once, and of a heartbeat some seconds after it was sent: of a short run often after its
+    end. The guard (recovery.py) would then wait for the next word of a run that has none to give.
+    """
+    emit_event(
+        event=ENDED,
+        resource={"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
+        related=[
+            {
+                "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": flow.name,
+            }
+        ],
+        payload={"state": state.name},
+    )
+
+
+FLOW: dict[str, Any] = {
+    "persist_result": False,
+    "validate_parameters": True,
+    **{when: [tell_ended] for when in ("on_completion", "on_failure", "on_crashed", "on_cancellation")},
+}
 
 
 def logged_progress() -> Progress:

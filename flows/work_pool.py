@@ -18,7 +18,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from flows.common import TAG
-from pipeline.errors import PrefectUnavailable, WorkerLost, error_told
+from pipeline.errors import PrefectUnavailable, WorkerFailed, WorkerLost, error_told
 from pipeline.label_settings import RunnerSettings
 from pipeline.labelling.parts import Runner
 from pipeline.labelling.runners import open_runner
@@ -37,6 +37,7 @@ class WorkPool:
 
         Raises:
             PrefectUnavailable: there is no such deployment.
+            WorkerFailed: the run raised what is no error of this program: a defect, or a plug-in's fault.
         """
         run = await self._start(recipe, name)
         try:
@@ -48,7 +49,8 @@ class WorkPool:
         if state.is_completed():
             return
         told = str(state.message or state.name)
-        raise error_told(told) or WorkerLost(f"the run of {name} ended as {state.name} ({told})")
+        ended = f"the run of {name} ended as {state.name} ({told})"
+        raise error_told(told) or (WorkerFailed(ended) if state.is_failed() else WorkerLost(ended))
 
     async def _start(self, recipe: str, name: str) -> FlowRun:
         try:

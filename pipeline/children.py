@@ -56,7 +56,7 @@ def follow(
 
     Args:
         recipe: resolved; the command gets it as a file.
-        folder: where that file goes; what lies there is removed.
+        folder: where that file goes, and where the command leaves what was wrong.
         command: RECIPE in it stands for the file.
         tell: gets every line of the log, as it comes.
         progress: gets the lines that tell how far it is in place of `tell`, where it is given.
@@ -69,8 +69,7 @@ def follow(
         TrainingError: the command failed without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
+    ranks.failure_file(folder).unlink(missing_ok=True)  # of an earlier run
     file = folder / "recipe.yaml"
     write_atomically(file, recipe.as_yaml().encode())
     arguments = [str(file) if one == RECIPE else one for one in command]

@@ -70,13 +70,12 @@ def datasets_show(
         manifest, size = dataset.manifest, size_on_disk(dataset.folder)
         found, reasons = measure(dataset), read_reasons(dataset.folder, manifest)
         if html is not None:
-            from pipeline.dataset.browse import render_page
-            from pipeline.durable import write_atomically
+            from pipeline.dataset.browse import render_page, write_page
 
             texts = find_token_texts(manifest, tokenizer)
             rows = pick_samples(dataset, 20 if samples is None else samples, texts)
             page = render_page(dataset, rows, found, reasons, size, texts.note)
-            write_atomically(html, page.encode("utf-8", "replace"))
+            write_page(html, page)
         if as_json:
             result = manifest.model_dump(mode="json") | {"folder": str(dataset.folder), "statistics": asdict(found)}
             shown.print_json(result | ({"html": str(html)} if html else {}))
@@ -127,6 +126,12 @@ def datasets_merge(
     licence: Annotated[
         str | None, typer.Option("--licence", help="For the card; by default the one that all have.")
     ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            "--prefer", metavar="NAME", help="Whose rows are taken where versions answer a prompt differently."
+        ),
+    ] = None,
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
@@ -136,7 +141,7 @@ def datasets_merge(
         from pipeline.dataset.store import find_dataset
 
         datasets = [find_dataset(root, name) for name in names]
-        _print_derived(merge(datasets, root, into, text_only=text_only, licence=licence), as_json)
+        _print_derived(merge(datasets, root, into, text_only=text_only, licence=licence, prefer=prefer), as_json)
 
 
 @datasets_app.command("filter")
@@ -183,15 +188,13 @@ def datasets_rm(
 ) -> None:
     """Remove a version for good; refused while another version was made from it, or a run is writing it."""
     with errors_told():
-        from pipeline.dataset.catalog import check_removable, find_versions, remove
+        from pipeline.dataset.catalog import find_versions, remove
         from pipeline.terminal import output
 
         listed = find_versions(root, name, every=every)
-        check_removable(root, listed)
-        if not yes and not _confirmed(listed):
+        if not remove(root, listed, lambda: yes or _confirmed(listed)):
             output.print("nothing was removed")
             raise typer.Exit(1)
-        remove(root, listed)
         if as_json:
             shown.print_json({"removed": [one.label for one in listed], "bytes": sum(one.bytes for one in listed)})
         else:
@@ -202,13 +205,19 @@ def datasets_rm(
 
 
 def _print_derived(derived: Derived, as_json: bool) -> None:
+    from dataclasses import asdict
+
     manifest = derived.dataset.manifest
     if as_json:
         result = shown.manifest_json(manifest) | {
             "folder": str(derived.dataset.folder),
             "parents": list(manifest.parents),
         }
-        shown.print_json(result | {"counts": derived.counts, "notes": list(derived.notes)})
+        differing = {
+            "prompts": len(derived.differing.prompts),
+            "examples": [asdict(example) for example in derived.differing.examples],
+        }
+        shown.print_json(result | {"counts": derived.counts, "notes": list(derived.notes), "differing": differing})
     else:
         _print_lines([f"{manifest.label}: {shown.counted(manifest.rows)}", *(f"  {note}" for note in derived.notes)])
 

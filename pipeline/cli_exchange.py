@@ -136,6 +136,8 @@ def datasets_push(
         else:
             gone = f", {len(done.removed)} of an earlier version removed" if done.removed else ""
             output.print(f"pushed   {done.url}: {len(done.files)} files{gone}", markup=False)
+        if done.kept:
+            tell(f"{to} also has files that no push put there; they were left as they are: {', '.join(done.kept[:3])}")
 
 
 def _tell_findings(findings: Findings) -> None:

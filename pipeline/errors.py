@@ -12,6 +12,7 @@
      ├─ StorageFailed             the disk is full or cannot be written; what was durable is kept
      ├─ PrefectUnavailable        no Prefect server is configured, it does not answer, or it refuses
      ├─ WorkerLost                a worker or its machine is gone, again and again; what was answered is kept
+     ├─ WorkerFailed              a worker raised an error of its own code or of a plug-in; trying again would not help
      ├─ DatasetError
      │   ├─ DatasetMissing        no such dataset or version
      │   ├─ DatasetRefused        it is there, but does not fit: checksum, format version, tokenizer
@@ -92,6 +93,10 @@ class PrefectUnavailable(StillhouseError):
 
 class WorkerLost(StillhouseError):
     """What labelled a part of a dataset ended without a word; what it had answered is kept."""
+
+
+class WorkerFailed(StillhouseError):
+    """What labelled a part of a dataset raised an error that is not in this tree, of which only the words came back."""
 
 
 class DatasetError(StillhouseError):

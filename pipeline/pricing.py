@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 from pipeline.config import TeacherSettings
 
@@ -104,6 +105,34 @@ def find_price(settings: TeacherSettings, base_url: str) -> Price | None:
     if prices.input_mtok is None or prices.output_mtok is None or any(getattr(prices, name) for name in _NOT_TOLD):
         return None  # it is in the list, but not with what text costs
     return Listed(found.model)
+
+
+def why_no_price(settings: TeacherSettings, base_url: str) -> str:
+    """Why `find_price` found none, for messages: whose price is asked for, or what the list has not."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    host = urlsplit(base_url).hostname or base_url
+    prices = get_snapshot()
+    try:
+        prices.find_provider(None, None, base_url)
+    except LookupError:
+        return f"{_known_elsewhere(settings.model)}requests go to {host}, whose prices no list has"
+    try:
+        provider, _ = prices.find_provider_model(settings.model, None, None, base_url)
+    except LookupError:
+        return f"the price list of genai-prices has no such model at {host}"
+    return f"{provider.name} charges for {settings.model!r} by something else than tokens of text, or its list has no price"
+
+
+def _known_elsewhere(model: str) -> str:
+    """That a model has a price at its own provider, which is not asked; empty where no list knows it."""
+    from genai_prices import Usage, calc_price
+
+    try:
+        found = calc_price(Usage(input_tokens=1, output_tokens=1), model)
+    except LookupError:
+        return ""
+    return f"the list has it at {found.provider.name}, but "
 
 
 def _dollars(prices: ModelPrice, prompt: int, completion: int, cached: int, written: int) -> float:

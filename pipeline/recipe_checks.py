@@ -178,7 +178,7 @@ def _check_teacher(recipe: Recipe) -> None:
     if recipe.teacher.finetune is not None:  # it may have to be made first
         teacher_options(recipe)
         return
-    check_budget(recipe, open_teacher(recipe.teacher, recipe.label, recipe.seed).price)
+    check_budget(recipe, open_teacher(recipe.teacher, recipe.label, recipe.seed))
 
 
 def _check_students(recipe: Recipe, check: Callable[[Recipe], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.labelling.metrics import dollars
+from pipeline.plain_json import to_json
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,8 +30,9 @@ _BAR_SECONDS = 0.5  # between two looks at what a bar tells besides
 
 Words = Callable[[], Sequence[str]]  # what an activity tells of itself besides
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+# Paths, names, prompts and the words of errors are shown as they are: `[/x]` and `:x:` mean nothing on these consoles.
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def shown_progress() -> Iterator[Progress]:
     if errors.is_terminal:
         whole = Column(no_wrap=True)  # on a narrow terminal what is told besides is cut, and nothing else
         columns = (
-            TextColumn("{task.description}", table_column=whole.copy()),
+            TextColumn("{task.description}", markup=False, table_column=whole.copy()),
             BarColumn(bar_width=_BAR_WIDTH, table_column=whole.copy()),
             MofNCompleteColumn(table_column=whole.copy()),
             _MoreColumn(),
@@ -130,9 +130,7 @@ def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> No
         lines.append([header, *values])
         if any(ranges):
             lines.append(["", *(f"[{limits}" if limits else "" for limits in ranges)])
-    show_table(
-        ["", *(row[0].replace(" ", "\n", 1) for row in rows)], [[escape(cell) for cell in line] for line in lines]
-    )
+    show_table(["", *(row[0].replace(" ", "\n", 1) for row in rows)], lines)
 
 
 def show_estimate(estimate: Estimate) -> None:
@@ -159,7 +157,7 @@ def estimate_lines(estimate: Estimate) -> list[list[str]]:
             "completion tokens",
             f"about {estimate.expected_completion_tokens:,}, at most {estimate.worst_completion_tokens:,}",
         ],
-        ["cost", _cost(estimate.expected_usd, estimate.worst_usd)],
+        ["cost", _cost(estimate)],
         ["spent before", f"{dollars(estimate.spent_usd)}{budget}"],
         ["dataset", f"about {decimal(estimate.expected_bytes)} on disk"],
         ["time", how_long],
@@ -181,16 +179,17 @@ def show_pairs(lines: Sequence[Sequence[str]]) -> None:
     table.add_column(no_wrap=True)
     table.add_column()
     for line in lines:
-        table.add_row(*(escape(cell) for cell in line))
+        table.add_row(*line)
     output.print(table)
 
 
-def _cost(expected: float | None, worst: float | None) -> str:
-    if expected is None or worst is None:
-        return "not known (set teacher.price)"
-    return f"about {dollars(expected)}, at most {dollars(worst)}"
+def _cost(estimate: Estimate) -> str:
+    if estimate.expected_usd is None or estimate.worst_usd is None:
+        why = f": {estimate.why_no_price}" if estimate.why_no_price else ""
+        return f"not known{why} (set teacher.price)"
+    return f"about {dollars(estimate.expected_usd)}, at most {dollars(estimate.worst_usd)}"
 
 
 def show_json(result: dict[str, Any]) -> None:
     """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+    sys.stdout.write(to_json(result) + "\n")

@@ -13,8 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import TeacherSettings
-from pipeline.pricing import FREE, Flat, Listed, Price, find_price
+from pipeline.errors import RecipeError
+from pipeline.labelling.estimate import estimate_labelling
+from pipeline.pricing import FREE, Flat, Listed, Price, find_price, why_no_price
+from pipeline.terminal import estimate_lines
+from tests.conftest import MakeRecipe
 
+PRICE = {"input_usd_per_million": 1.0, "output_usd_per_million": 2.0}
 OPENAI = "https://api.openai.com/v1"
 tokens = st.integers(min_value=0, max_value=2_000_000)
 
@@ -70,6 +75,38 @@ def test_what_gpt_4o_mini_cost_when_this_was_written() -> None:
 )
 def test_what_is_not_known_is_none_and_never_free(model: str, url: str) -> None:
     assert priced(model, url) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "url", "words"),
+    [
+        ("gpt-4o-mini", "http://127.0.0.1:8000/v1", "the list has it at OpenAI, but requests go to 127.0.0.1,"),
+        ("claude-3-5-haiku-latest", "http://[::1]:8000/v1", "the list has it at Anthropic, but requests go to ::1,"),
+        ("my-own", "http://gpu-7.local:8000/v1", "requests go to gpu-7.local, whose prices no list has"),
+        ("gpt-99-nonsense", OPENAI, "has no such model at api.openai.com"),
+        ("whisper-large-v3", "https://api.groq.com/openai/v1", "charges for 'whisper-large-v3' by something else"),
+    ],
+)
+def test_the_reason_is_told_where_a_price_is_not_known(model: str, url: str, words: str) -> None:
+    settings = TeacherSettings.model_validate({"kind": "openai", "model": model})
+    assert find_price(settings, url) is None
+    assert words in why_no_price(settings, url)
+
+
+def test_plan_and_a_refused_budget_tell_the_reason(api_recipe: MakeRecipe) -> None:
+    recipe = api_recipe("http://127.0.0.1:9/v1", ["one"])
+    recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"model": "gpt-4o-mini"})})
+    estimate = estimate_labelling(recipe)
+    reason = "the list has it at OpenAI, but requests go to 127.0.0.1, whose prices no list has"
+    assert (estimate.expected_usd, estimate.why_no_price) == (None, reason)
+    assert ["cost", f"not known: {reason} (set teacher.price)"] in estimate_lines(estimate)
+    limited = recipe.model_copy(update={"label": recipe.label.model_copy(update={"budget_usd": 1.0})})
+    with pytest.raises(RecipeError, match=f"is not known \\({reason}\\): set teacher.price to {{input_usd"):
+        estimate_labelling(limited)
+    priced = recipe.model_copy(
+        update={"teacher": TeacherSettings.model_validate(recipe.teacher.model_dump() | {"price": PRICE})}
+    )
+    assert estimate_labelling(priced).why_no_price == ""
 
 
 def test_more_cached_tokens_than_tokens_are_a_server_s_error_and_not_ours() -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files as package_files
 from itertools import pairwise
+from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -25,8 +25,31 @@ from pipeline.dataset.listing import bin_name, facts, short, summary
 from pipeline.dataset.samples import Sample, Token
 from pipeline.dataset.statistics import Histogram, Statistics, entropy_note
 from pipeline.dataset.store import Dataset
+from pipeline.durable import write_atomically
+from pipeline.errors import UsageError
+from pipeline.plain_json import to_json
 
+_TITLE = " – Stillhouse dataset</title>"  # of browse.html.j2, by which a page is recognised
+_HEAD_BYTES = 4096
 LEVELS = (0.1, 0.5, 1.0, 1.5, 2.5)  # nats: where the next darker colour begins
+
+
+def write_page(file: Path, page: str) -> None:
+    """Write a page that `render_page` made, over an earlier one if there is one.
+
+    Raises:
+        UsageError: the file is there and is something else.
+    """
+    if file.exists() and not _is_page(file):
+        raise UsageError(f"--html is {file}, which is there and is no page of a dataset: name another file")
+    write_atomically(file, page.encode("utf-8", "replace"))
+
+
+def _is_page(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return _TITLE.encode() in stream.read(_HEAD_BYTES)
 
 
 def render_page(
@@ -82,7 +105,7 @@ def percent(share: float) -> str:
 def _as_data(samples: Sequence[Sample]) -> str:
     """What the script shows of every token, as JSON that cannot end the element it stands in."""
     data = [[_token_data(token) for token in sample.tokens or ()] for sample in samples]
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = to_json(data)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

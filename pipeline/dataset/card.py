@@ -6,7 +6,6 @@ the soft labels are, and what the dataset should not be used for. Its layout is 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files as package_files
@@ -14,12 +13,13 @@ from pathlib import PurePath
 from typing import Any
 
 import jinja2
-import pyarrow.parquet as pq
 import yaml
 
+from pipeline.dataset.files import open_parquet
 from pipeline.dataset.manifest import Manifest
 from pipeline.durable import write_atomically
 from pipeline.label_settings import SoftSettings
+from pipeline.plain_json import to_json
 from pipeline.records import TeacherIdentity
 from pipeline.storage.location import Location
 
@@ -67,8 +67,8 @@ def read_reasons(folder: Location, manifest: Manifest) -> Reasons:
     found: Counter[tuple[str, str]] = Counter()
     for entry in manifest.files:
         if entry.kind == "rejected":
-            with (folder / entry.path).open("rb") as stream:
-                table = pq.read_table(stream, columns=["stage", "reason"])
+            with open_parquet(folder / entry.path) as parquet:
+                table = parquet.read(columns=["stage", "reason"])
             found.update(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True))
     return found
 
@@ -155,7 +155,7 @@ def _cost(manifest: Manifest) -> str:
 def settings_line(settings: Mapping[str, Any]) -> str:
     """Settings in one line; what is not set is left out."""
     return ", ".join(
-        f"{key} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        f"{key} {value if isinstance(value, str) else to_json(value)}"
         for key, value in settings.items()
         if value is not None
     )

@@ -9,12 +9,14 @@ A glance: manifests are read and files are counted, but no file's content is. `v
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest, version_label
 from pipeline.dataset.store import started_versions, versions
-from pipeline.dataset.verify import missing_files
+from pipeline.dataset.verify import files_of_others, missing_files
 from pipeline.durable import fsync_folder, sole_writer
 from pipeline.errors import DatasetError, DatasetMissing, DatasetRefused, UsageError
 from pipeline.settings import nearest
@@ -81,37 +83,33 @@ def find_versions(root: Location, label: str, *, every: bool = False) -> list[Li
     return [_look(base, number) for number in finished]
 
 
-def check_removable(root: Location, listed: Sequence[Listed]) -> None:
-    """Refuse to remove what a version that stays was made from.
-
-    Raises:
-        DatasetRefused: with the children's names.
-    """
-    going = {one.label for one in listed}
-    for one in listed:
-        names = {one.label} | ({one.manifest.label} if one.manifest else set())
-        children = [other.label for other in catalog(root) if other.label not in going and names & set(other.parents)]
-        if children:
-            raise DatasetRefused(
-                f"{one.label} is a parent of {', '.join(children)}, whose rows could then not be traced back any more: "
-                "remove that first, or keep both"
-            )
-
-
-def remove(root: Location, listed: Sequence[Listed]) -> None:
+def remove(root: Location, listed: Sequence[Listed], confirm: Callable[[], bool] = lambda: True) -> bool:
     """Remove versions, the newest first: each one's manifest goes first, so that half a version is none.
 
+    Args:
+        root: the folder of all datasets, whose manifests are read once to find what was made from these versions.
+        listed: what to remove.
+        confirm: asked once it is sure that all may go; nothing goes where it says False.
+
+    Returns:
+        Whether they were removed.
+
     Raises:
-        DatasetRefused: another version was made from one of them.
+        DatasetRefused: another version was made from one of them, or a folder has files that Stillhouse did not write.
         DatasetBusy: a run is writing this dataset.
         StorageFailed: the folder cannot be written.
     """
-    for base in dict.fromkeys(one.folder.parent for one in listed):
-        with sole_writer(base):
-            check_removable(root, listed)
-            for one in sorted(listed, key=lambda one: -one.version):
-                if one.folder.parent == base:
-                    _remove_folder(one.folder)
+    with ExitStack() as held:
+        for base in dict.fromkeys(one.folder.parent for one in listed):
+            held.enter_context(sole_writer(base))
+        _check_no_children(root, listed)
+        for one in listed:
+            _check_all_ours(one)
+        if not confirm():
+            return False
+        for one in sorted(listed, key=lambda one: (one.name, -one.version)):
+            _remove_folder(one.folder)
+    return True
 
 
 def size_on_disk(folder: Location) -> int:
@@ -120,6 +118,33 @@ def size_on_disk(folder: Location) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _check_no_children(root: Location, listed: Sequence[Listed]) -> None:
+    """Refuse to remove what a version that stays was made from."""
+    going = {one.label for one in listed}
+    staying = [other for other in catalog(root) if other.label not in going]
+    for one in listed:
+        names = {one.label} | ({one.manifest.label} if one.manifest else set())
+        children = [other.label for other in staying if names & set(other.parents)]
+        if children:
+            raise DatasetRefused(
+                f"{one.label} is a parent of {', '.join(children)}, whose rows could then not be traced back any more: "
+                "remove that first, or keep both"
+            )
+
+
+def _check_all_ours(one: Listed) -> None:
+    """Refuse a folder that is a link, or that has files which Stillhouse did not write."""
+    if isinstance(one.folder, Path) and one.folder.is_symlink():
+        raise DatasetRefused(f"{one.folder} is a link to {one.folder.readlink()}: remove the link yourself")
+    strange = files_of_others(one.folder, one.manifest)
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise DatasetRefused(
+            f"{one.label} is not removed: its folder {one.folder} has files that Stillhouse did not write "
+            f"({', '.join(strange[:3])}{more}). Move them elsewhere first."
+        )
 
 
 def _look(base: Location, number: int) -> Listed:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal
 
 import pyarrow as pa
 
 from pipeline.columns import completion_schema, prompt_at
+from pipeline.dataset.differing import SPLITS, Differing
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.where import Condition
@@ -27,7 +28,6 @@ from pipeline.prompts import split_of
 from pipeline.records import Split
 from pipeline.storage.location import Location
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BATCH_ROWS = 256
 
@@ -39,6 +39,7 @@ class Derived:
     dataset: Dataset
     counts: dict[str, int]
     notes: tuple[str, ...]  # the counts in words, where there is something to say
+    differing: Differing = field(default_factory=Differing)  # what merged versions answer differently
 
 
 # ---------------------------------------------------------------------------------------------------------------- filter

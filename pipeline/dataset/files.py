@@ -6,10 +6,13 @@ data file is there and carries the shard's key.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,9 +21,11 @@ import pyarrow.parquet as pq
 from pipeline.dataset.manifest import FileEntry, FileKind, Totals
 from pipeline.dataset.parquet import write_options
 from pipeline.durable import atomic_file, sha256_of_file
+from pipeline.errors import DatasetRefused
 from pipeline.records import Split
 from pipeline.storage.location import Location, RemotePath
 
+SHARD_NAME = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
 _SHARD_KEY = b"stillhouse.shard"
 
 
@@ -67,9 +72,58 @@ class ShardFiles:
         return [_entry(path, kind) for path, kind in listed if path.is_file()]
 
 
-def open_parquet(path: Location) -> pq.ParquetFile:
-    """A Parquet file to be read, wherever it lies; of a remote one, only what is asked for is fetched."""
-    return pq.ParquetFile(path if isinstance(path, Path) else path.open())
+def open_parquet(path: Location) -> DatasetFile:
+    """A Parquet file to be read, wherever it lies; of a remote one, only what is asked for is fetched.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DatasetRefused: it cannot be read, now or later, when its rows are asked for.
+    """
+    with _reading(path):
+        return DatasetFile(path)
+
+
+class DatasetFile(pq.ParquetFile):  # type: ignore[misc]
+    """A Parquet file whose errors name it, so that whoever writes meanwhile does not take them for its own."""
+
+    def __init__(self, path: Location) -> None:
+        super().__init__(path if isinstance(path, Path) else path.open())
+        self._path = path
+
+    def iter_batches(self, *arguments: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        batches = super().iter_batches(*arguments, **options)
+        while True:
+            with _reading(self._path):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def read(self, *arguments: Any, **options: Any) -> pa.Table:
+        with _reading(self._path):
+            return super().read(*arguments, **options)
+
+    def read_row_group(self, *arguments: Any, **options: Any) -> pa.Table:
+        with _reading(self._path):
+            return super().read_row_group(*arguments, **options)
+
+    def read_row_groups(self, *arguments: Any, **options: Any) -> pa.Table:
+        with _reading(self._path):
+            return super().read_row_groups(*arguments, **options)
+
+
+@contextmanager
+def _reading(path: Location) -> Iterator[None]:
+    """What Arrow and the system say of a file that is read, with its name."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise  # these name it
+    except (pa.ArrowException, OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200].rstrip(".")
+        raise DatasetRefused(
+            f"{path} cannot be read ({said}). Restore the file from a copy; `stillhouse datasets verify` tells of all files"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pipeline.durable import sha256_of_file, write_atomically
 from pipeline.errors import DatasetMissing, DatasetRefused
 from pipeline.label_settings import SamplingSettings, SoftSettings
+from pipeline.plain_json import to_json
 from pipeline.records import FORMAT_VERSION, TeacherIdentity
 from pipeline.storage.location import Location
 
@@ -133,6 +134,16 @@ def read_seal(folder: Location) -> Seal:
     return _validated(Seal, folder / FILE_NAME, _checked(folder))
 
 
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """The manifest of a version that does not lie in a folder here; `place` stands for its file in messages.
+
+    Raises:
+        DatasetRefused: it is damaged, or no manifest of this release's format.
+    """
+    _check_content(place, content)
+    return _validated(Manifest, place, content)
+
+
 def write_manifest(folder: Location, manifest: Manifest) -> None:
     """Make the version exist; the card and the recipe must be there already."""
     extras = tuple(
@@ -142,7 +153,7 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
     )
     seal = Seal(extras=extras, manifest_sha256=_NO_DIGEST)
     said = manifest.model_dump(mode="json") | seal.model_dump(mode="json")
-    content = json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n"
+    content = to_json(said, indent=2).encode() + b"\n"
     write_atomically(folder / FILE_NAME, _with_digest(content, hashlib.sha256(content).hexdigest()))
 
 
@@ -157,6 +168,11 @@ def _checked(folder: Location) -> bytes:
             f"{folder} holds no finished dataset: it has no {FILE_NAME}. Run `stillhouse label` to the end."
         )
     content = file.read_bytes()
+    _check_content(file, content)
+    return content
+
+
+def _check_content(file: Location | str, content: bytes) -> None:
     try:
         said = json.loads(content)
     except (ValueError, RecursionError) as error:  # of the encoding too, and of what is nested too deeply
@@ -170,10 +186,9 @@ def _checked(folder: Location) -> bytes:
             "Install the release of Stillhouse that wrote it, or label again."
         )
     _check_digest(file, content, sealed="extras" in said)
-    return content
 
 
-def _check_digest(file: Location, content: bytes, *, sealed: bool) -> None:
+def _check_digest(file: Location | str, content: bytes, *, sealed: bool) -> None:
     _, mark, tail = content.rpartition(_DIGEST.encode())
     if not mark:
         if sealed:
@@ -190,7 +205,7 @@ def _with_digest(content: bytes, digest: str) -> bytes:
     return head + mark + digest.encode() + tail[len(_NO_DIGEST) :]
 
 
-def _validated(part: type[PartOf], file: Location, content: bytes) -> PartOf:
+def _validated(part: type[PartOf], file: Location | str, content: bytes) -> PartOf:
     try:
         return part.model_validate_json(content)
     except ValidationError as error:
@@ -199,5 +214,5 @@ def _validated(part: type[PartOf], file: Location, content: bytes) -> PartOf:
         raise _damaged(file, f"{place}: {first['msg']}") from None
 
 
-def _damaged(file: Location, what: str) -> DatasetRefused:
+def _damaged(file: Location | str, what: str) -> DatasetRefused:
     return DatasetRefused(f"{file} is damaged: {what}. Restore it from a copy, or label again.")

@@ -3,24 +3,24 @@
     merged = merge([find_dataset(root, "a"), find_dataset(root, "b")], root, "both")
     merged.dataset.manifest.rows, merged.notes
 
-Rows stream through; what is held of each is its id, 16 bytes, so memory does not grow with text or soft labels.
+Rows stream through; what is held of each is its id, 16 bytes, and of a prompt that several versions have as much for each
+answer, so memory does not grow with text or soft labels. What the versions answer differently is told (differing.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pipeline.columns import completion_schema
-from pipeline.dataset.derive import SPLITS, Derived, check_name, chosen, counted, fitting
+from pipeline.dataset.derive import Derived, check_name, chosen, counted, fitting
+from pipeline.dataset.differing import SPLITS, Differing, columns, find_differing, key_of, place_of_preferred
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.errors import DatasetRefused, UsageError
 from pipeline.label_settings import encoding_of
-from pipeline.records import Split
 from pipeline.storage.location import Location
 
 Value = TypeVar("Value")
@@ -35,17 +35,32 @@ class _Seen:
     held_out: set[bytes] = field(default_factory=set)  # prompts that some version holds out
     moved_prompts: set[bytes] = field(default_factory=set)  # of those, the ones that another version learns from
     moved: int = 0  # rows of them
+    outvoted: int = 0  # rows of prompts that the preferred version answers otherwise
 
 
 def merge(
-    datasets: Sequence[Dataset], root: Location, name: str, *, text_only: bool = False, licence: str | None = None
+    datasets: Sequence[Dataset],
+    root: Location,
+    name: str,
+    *,
+    text_only: bool = False,
+    licence: str | None = None,
+    prefer: str | None = None,
 ) -> Derived:
     """The rows of several versions as one new version; of rows with one id the first wins.
 
     A prompt that any of them holds out is held out of the new version, with all its completions: nothing leaks.
 
+    Args:
+        datasets: the versions.
+        root: the folder of all datasets.
+        name: of the new dataset.
+        text_only: leave token ids and soft labels out.
+        licence: for the card; None: the one that all have.
+        prefer: the version whose rows are taken of a prompt that it and others answer differently; None: the rows of all.
+
     Raises:
-        UsageError: the name is no name, or there are not two different versions.
+        UsageError: the name is no name, there are not two different versions, or `prefer` names none of them.
         DatasetRefused: one is damaged, or their soft labels do not go together.
     """
     check_name(name)
@@ -53,12 +68,14 @@ def merge(
     labels = [manifest.label for manifest in manifests]
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise UsageError(f"merge has {', '.join(labels) or 'nothing'}: name two or more different versions")
+    preferred = None if prefer is None else place_of_preferred(datasets, prefer)
     if not text_only:
         _check_alike(manifests)
     for dataset in datasets:
         dataset.check()
-    seen = _look(datasets)
-    notes = tuple(_merge_notes(seen))
+    differing = find_differing(datasets)
+    seen = _look(datasets, differing, preferred)
+    notes = (*_merge_notes(seen), *_notes_on_differing(differing, labels, preferred, seen.outvoted))
     teachers = list(dict.fromkeys(one for m in manifests for one in (m.teacher, *m.more_teachers)))
     origin = Origin(
         made_by="merge",
@@ -74,10 +91,13 @@ def merge(
     schema = completion_schema(soft=encoding_of(origin.soft))
     taken: set[bytes] = set()
     with new_version(root, name, origin) as version:
-        for dataset, split in ((dataset, split) for dataset in datasets for split in SPLITS):
-            for batch in dataset.batches(split):
-                prompts = [_key(prompt) for prompt in batch.column("prompt_id").to_pylist()]
-                new = [_add(taken, _key(id_)) for id_ in batch.column("id").to_pylist()]
+        for place, split in ((place, split) for place in range(len(datasets)) for split in SPLITS):
+            for batch in datasets[place].batches(split):
+                prompts = [key_of(prompt) for prompt in batch.column("prompt_id").to_pylist()]
+                new = [
+                    differing.wins(prompt, place, preferred) and _add(taken, key_of(id_))
+                    for prompt, id_ in zip(prompts, batch.column("id").to_pylist(), strict=True)
+                ]
                 held = [split == "validation" or prompt in seen.held_out for prompt in prompts]
                 rows = fitting(batch, schema)
                 version.add("train", chosen(rows, [n and not h for n, h in zip(new, held, strict=True)]))
@@ -88,24 +108,26 @@ def merge(
         "moved_to_validation": seen.moved,
         "moved_prompts": len(seen.moved_prompts),
     }
-    return Derived(version.dataset, counts, notes)
+    return Derived(version.dataset, counts, notes, differing)
 
 
-def _look(datasets: Sequence[Dataset]) -> _Seen:
+def _look(datasets: Sequence[Dataset], differing: Differing, preferred: int | None) -> _Seen:
     seen = _Seen()
     for dataset in datasets:
-        for (prompt,) in _columns(dataset, "validation", "prompt_id"):
-            seen.held_out.add(_key(prompt))
+        for (prompt,) in columns(dataset, "prompt_id", splits=("validation",)):
+            seen.held_out.add(key_of(prompt))
     ids: set[bytes] = set()
-    for dataset in datasets:
+    for place, dataset in enumerate(datasets):
         for split in SPLITS:
-            for id_, prompt in _columns(dataset, split, "id", "prompt_id"):
+            for id_, prompt in columns(dataset, "id", "prompt_id", splits=(split,)):
                 seen.rows += 1
-                if not _add(ids, _key(id_)):
+                if not differing.wins(key_of(prompt), place, preferred):
+                    seen.outvoted += 1
+                elif not _add(ids, key_of(id_)):
                     seen.repeated += 1
-                elif split == "train" and _key(prompt) in seen.held_out:
+                elif split == "train" and key_of(prompt) in seen.held_out:
                     seen.moved += 1
-                    seen.moved_prompts.add(_key(prompt))
+                    seen.moved_prompts.add(key_of(prompt))
     return seen
 
 
@@ -117,6 +139,27 @@ def _merge_notes(seen: _Seen) -> Iterator[str]:
             f"{counted(len(seen.moved_prompts), 'prompt')} ({counted(seen.moved, 'row')}) moved from train to "
             "validation: another version holds them out, and in train they would leak"
         )
+
+
+def _notes_on_differing(
+    differing: Differing, labels: Sequence[str], preferred: int | None, outvoted: int
+) -> Iterator[str]:
+    """What the versions answer differently, and whose answers were taken."""
+    if differing.prompts:
+        settled = 0 if preferred is None else differing.settled(preferred)
+        left = len(differing.prompts) - settled
+        examples = "; ".join(map(str, differing.examples))
+        ends = (
+            [f"of {settled} the answers of {labels[preferred]} were taken"] if preferred is not None and settled else []
+        )
+        if left:
+            ends.append(
+                f"of {left} every row with an id of its own was taken (--prefer {' or --prefer '.join(labels)} takes the "
+                "rows of that one alone)"
+            )
+        yield f"{counted(len(differing.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
+    if outvoted and preferred is not None:
+        yield f"{counted(outvoted, 'row')} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
 
 
 def _check_alike(manifests: Sequence[Manifest]) -> None:
@@ -145,19 +188,6 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
 
 def _kind(manifest: Manifest) -> str:
     return "encoder-decoder" if manifest.teacher.encoder_decoder else "causal"
-
-
-def _columns(dataset: Dataset, split: Split, *names: str) -> Iterator[tuple[str, ...]]:
-    """Some string columns of a split, row by row."""
-    for entry in dataset.files(split):
-        with dataset.open(entry) as parquet:
-            for batch in parquet.iter_batches(columns=list(names)):
-                yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
-
-
-def _key(name: str) -> bytes:
-    """16 bytes that stand for an id: a request's key or a prompt's hash is that already, in hex digits."""
-    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _add(known: set[bytes], key: bytes) -> bool:

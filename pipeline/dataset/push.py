@@ -4,7 +4,8 @@
 
 The files go up as they are, and one commit makes all of them appear together, the manifest among them: who downloads the
 repository can verify it. The token comes from HF_TOKEN alone and is in no message. A version that does not verify is
-refused, and so is a repository that holds anything but what such a push put there.
+refused. A repository that is there already must be empty or hold a manifest that a push put there: only files that this
+manifest lists are replaced or removed, and all others stay.
 """
 
 from __future__ import annotations
@@ -20,17 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from pipeline.dataset.manifest import EXTRA_FILES, FILE_NAME
+from pipeline.dataset.manifest import EXTRA_FILES, FILE_NAME, Manifest, parse_manifest
 from pipeline.dataset.store import Dataset
-from pipeline.errors import PushFailed, UsageError
+from pipeline.errors import DatasetRefused, PushFailed, UsageError
 from pipeline.urls import check_base_url
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_OURS = ("data/", "rejected/")
 _CHUNK = 1 << 20
-_MAY_BE_THERE = {".gitattributes", *EXTRA_FILES}  # what the hub itself puts into a new repository, and a card
+_OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}  # what the hub's own page for new repositories puts there
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,24 @@ class Pushed:
     url: str
     commit: str
     files: tuple[str, ...]
-    removed: tuple[str, ...]  # files of an earlier version that are not in this one
+    removed: tuple[str, ...]  # files of the version that was pushed before, and which are not in this one
+    kept: tuple[str, ...]  # files that no push put there
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a repository held before the push."""
+
+    files: frozenset[str] = frozenset()
+    commit: str | None = None
 
 
 def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushed:
     """Make the repository hold exactly this version; it is created where it is not there.
 
     Raises:
-        UsageError: HF_TOKEN is not set, the name is none, or the repository holds something else. Nothing was sent.
+        UsageError: HF_TOKEN is not set, the name cannot be used, or the repository holds files of others that are in the
+            way. Nothing was sent.
         DatasetRefused: a file is not as it was written. Nothing was sent.
         PushFailed: the hub refuses, or cannot be reached.
     """
@@ -61,9 +71,10 @@ def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushe
     api = HfApi(endpoint=endpoint, token=token.get_secret_value(), library_name="stillhouse")
     files = _files(dataset)
     with _told(repo, endpoint, token):
-        there = _files_there(api, repo, private=private)
-        _refuse_what_is_not_ours(repo, there)
-        removed = sorted(name for name in there if name.startswith(_OURS) and name not in files)
+        found = _found(api, repo, private=private)
+        ours = _listed_by_our_manifest(api, repo, found)
+        _refuse_to_replace(repo, found.files & set(files) - ours)
+        removed = sorted(found.files & ours - set(files))
         with _on_this_machine(dataset, files) as folder:
             adds: list[Any] = [CommitOperationAdd(name, folder / name) for name in files]
             commit = api.create_commit(
@@ -71,8 +82,10 @@ def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushe
                 [*adds, *(CommitOperationDelete(name) for name in removed)],
                 commit_message=f"{dataset.manifest.label}, by Stillhouse {dataset.manifest.stillhouse}",
                 repo_type="dataset",
+                parent_commit=found.commit,  # what was looked at is what is changed
             )
-    return Pushed(repo, f"{endpoint}/datasets/{repo}", str(commit.oid), tuple(files), tuple(removed))
+    kept = sorted(found.files - ours - _OF_A_NEW_REPOSITORY)
+    return Pushed(repo, f"{endpoint}/datasets/{repo}", str(commit.oid), tuple(files), tuple(removed), tuple(kept))
 
 
 # ------------------------------------------------------------------------------------------------------------- before it
@@ -130,7 +143,7 @@ def _on_this_machine(dataset: Dataset, files: list[str]) -> Iterator[Path]:
         yield Path(name)
 
 
-def _files_there(api: HfApi, repo: str, *, private: bool) -> list[str]:
+def _found(api: HfApi, repo: str, *, private: bool) -> _Found:
     """What the repository holds; it is made where it is not there."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -140,21 +153,49 @@ def _files_there(api: HfApi, repo: str, *, private: bool) -> list[str]:
         if error.response.status_code == 401:
             raise  # the hub says the same of a token that it does not know
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=False)
-        return []
+        return _Found()
     if private and not found.private:
         raise UsageError(
             f"--private is set, and the repository {repo} is there already and public: make it private in its settings, or "
             "choose another name. Nothing was sent."
         )
-    return [sibling.rfilename for sibling in found.siblings or []]
+    return _Found(frozenset(sibling.rfilename for sibling in found.siblings or []), found.sha)
 
 
-def _refuse_what_is_not_ours(repo: str, there: list[str]) -> None:
-    strange = [name for name in there if name not in _MAY_BE_THERE]
-    if strange and FILE_NAME not in there:
+def _listed_by_our_manifest(api: HfApi, repo: str, found: _Found) -> frozenset[str]:
+    """The files that a push may replace: those that the manifest there lists, with the manifest and the card.
+
+    Raises:
+        UsageError: files are there and no manifest, or one that Stillhouse did not write.
+    """
+    if FILE_NAME not in found.files:
+        if strange := sorted(found.files - _OF_A_NEW_REPOSITORY):
+            raise UsageError(
+                f"--to is {repo!r}, a repository with files that no push of Stillhouse put there "
+                f"({', '.join(strange[:3])}): choose another name. Nothing was sent."
+            )
+        return frozenset(_OF_A_NEW_REPOSITORY)
+    try:
+        manifest = _manifest_there(api, repo, found)
+    except DatasetRefused as error:
         raise UsageError(
-            f"--to is {repo!r}, a repository with files that no push of Stillhouse put there ({', '.join(strange[:3])}): "
-            "choose another name. Nothing was sent."
+            f"--to is {repo!r}, a repository whose {FILE_NAME} was not put there by a push of Stillhouse ({error}): choose "
+            "another name. Nothing was sent."
+        ) from None
+    return frozenset({*(entry.path for entry in manifest.files), *EXTRA_FILES, FILE_NAME})
+
+
+def _manifest_there(api: HfApi, repo: str, found: _Found) -> Manifest:
+    with tempfile.TemporaryDirectory(prefix="stillhouse-push-") as folder:
+        file = api.hf_hub_download(repo, FILE_NAME, repo_type="dataset", revision=found.commit, local_dir=folder)
+        return parse_manifest(Path(file).read_bytes(), f"{repo}/{FILE_NAME}")
+
+
+def _refuse_to_replace(repo: str, foreign: frozenset[str]) -> None:
+    if foreign:
+        raise UsageError(
+            f"--to is {repo!r}, and its {FILE_NAME} does not list {', '.join(sorted(foreign)[:3])}, which this push would "
+            "replace: rename or remove that there, or choose another name. Nothing was sent."
         )
 
 

@@ -8,7 +8,7 @@ The rows are evenly spread over the dataset, so the same dataset always shows th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -97,11 +97,11 @@ def _labelled(row: pa.RecordBatch, completion: Completion, soft: SoftSettings, t
         listed = sorted(
             zip(labels.token_ids[part].tolist(), labels.logprobs[part].tolist(), strict=True), key=lambda one: -one[1]
         )[:_ALTERNATIVES]
-        alternatives = tuple(Alternative(texts(id_), math.exp(logprob), id_ == own) for id_, logprob in listed)
+        alternatives = _alternatives((texts(id_), logprob, id_ == own) for id_, logprob in listed)
         tokens.append(
             Token(
                 texts(own),
-                math.exp(float(trace.completion_logprobs[place])) if len(trace.completion_logprobs) > place else None,
+                _probability(trace.completion_logprobs[place]) if len(trace.completion_logprobs) > place else None,
                 float(entropies[place]),
                 alternatives,
                 max(0.0, 1.0 - sum(one.probability for one in alternatives)),
@@ -115,9 +115,23 @@ def _named(completion: Completion) -> tuple[Token, ...]:
     tokens = []
     for one in completion.token_logprobs or ():
         listed = one.top or ((one.token, one.logprob),)
-        alternatives = tuple(Alternative(text, math.exp(logprob), text == one.token) for text, logprob in listed)
+        alternatives = _alternatives((text, logprob, text == one.token) for text, logprob in listed)
         others = max(0.0, 1.0 - sum(alternative.probability for alternative in alternatives))
         masses = [alternative.probability for alternative in alternatives] + [others]
         entropy = -sum(mass * math.log(mass) for mass in masses if mass > 0)
-        tokens.append(Token(one.token, math.exp(one.logprob), max(0.0, entropy), alternatives[:_ALTERNATIVES], others))
+        tokens.append(
+            Token(one.token, _probability(one.logprob), max(0.0, entropy), alternatives[:_ALTERNATIVES], others)
+        )
     return tuple(tokens)
+
+
+def _alternatives(listed: Iterable[tuple[str, float, bool]]) -> tuple[Alternative, ...]:
+    """Those of (text, log-probability, whether it is the token itself) whose log-probability is one."""
+    found = ((text, _probability(logprob), chosen) for text, logprob, chosen in listed)
+    return tuple(Alternative(text, share, chosen) for text, share, chosen in found if share is not None)
+
+
+def _probability(logprob: float) -> float | None:
+    """Of a log-probability; None where servers or imports have NaN or infinity for it."""
+    logprob = float(logprob)
+    return None if math.isnan(logprob) or logprob == math.inf else math.exp(min(logprob, 0.0))

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.files import SHARD_NAME
 from pipeline.dataset.manifest import EXTRA_FILES, FILE_NAME, ExtraEntry, FileEntry, Manifest, read_seal
 from pipeline.durable import sha256_of_file
 from pipeline.errors import DatasetError
@@ -26,6 +27,7 @@ _NO_PART = re.compile(  # what lies in a folder without being part of a version
     r"|(.*/)?(\.DS_Store|Thumbs\.db|desktop\.ini)"
     r"|\.gitattributes|\.cache/huggingface/.*"  # of a copy that came from a hub
 )
+_SHARD = re.compile(r"(data|rejected)/" + SHARD_NAME.pattern)
 
 
 def folder_problems(folder: Location, manifest: Manifest) -> list[str]:
@@ -47,6 +49,21 @@ def missing_files(folder: Location, manifest: Manifest) -> list[str]:
     """What can be told at a glance, without reading a file: those that are not there, or of another size."""
     problems = ((entry.path, _size_problem(folder / entry.path, entry)) for entry in manifest.files)
     return [f"{path} {problem}" for path, problem in problems if problem]
+
+
+def files_of_others(folder: Location, manifest: Manifest | None) -> list[str]:
+    """The files of a version's folder that Stillhouse did not write: no manifest lists them, and no shard is named so.
+
+    Args:
+        manifest: None where it cannot be read, or where the version was never finished.
+    """
+    listed = {entry.path for entry in manifest.files} if manifest else set()
+    ours = {FILE_NAME, *EXTRA_FILES, *listed}
+    return sorted(
+        path
+        for path in files_below(folder)
+        if path not in ours and not _SHARD.fullmatch(path) and not _NO_PART.fullmatch(path)
+    )
 
 
 def has_seal(folder: Location) -> bool:

@@ -8,7 +8,7 @@ The page's layout is report.html.j2, its plots are SVG from plots.py. Every text
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.durable import write_atomically
+from pipeline.errors import UsageError
 from pipeline.evaluation import importance_plot, plots
 from pipeline.evaluation.results import Answers, LabelSummary, Overlap, Report
 from pipeline.evaluation.svg import SHAPES, role_class
 from pipeline.evaluation.tables import DASH, Compared, answer_quality_table, comparison_table, differences_table
 from pipeline.evaluation.verdict import findings
 from pipeline.evaluation.warnings import warnings
+from pipeline.plain_json import to_json
 
+_HEAD_BYTES = 4096
+_TITLE = re.compile("– Stillhouse report</title>".encode())  # of the page
+_KEYS = re.compile(rb'^{\s*"recipe"')  # of the JSON
 LOOKS = "Answers: what they look like"
 
 if TYPE_CHECKING:
@@ -72,6 +77,28 @@ class ReportFiles:
         """The three files of a report's folder; `sweep` is the other name."""
         return cls(*(folder / f"{name}.{kind}" for kind in ("md", "html", "json")))
 
+    def refuse_others(self) -> None:
+        """Refuse files of these names that no report wrote.
+
+        Raises:
+            UsageError: there is one.
+        """
+        page = _begins_with(self.html, _TITLE)
+        ours = page or _begins_with(self.json, _KEYS)  # one of them may have been removed, or cut off by a crash
+        for file, well in ((self.html, page), (self.markdown, ours), (self.json, ours)):
+            if file.exists() and not well:
+                raise UsageError(
+                    f"evaluate.reports is {str(file.parent.parent)!r}, and {file} is there and is no report of Stillhouse: "
+                    "move it elsewhere, or name another folder"
+                )
+
+
+def _begins_with(file: Path, mark: re.Pattern[bytes]) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return mark.search(stream.read(_HEAD_BYTES)) is not None
+
 
 def write_report(report: Report, folder: Path) -> ReportFiles:
     """Write the three files, each whole or not at all; the JSON, by which a report is recognised, last."""
@@ -82,9 +109,9 @@ def write_report(report: Report, folder: Path) -> ReportFiles:
 
 def write_files(files: ReportFiles, markdown: str, html: str, content: dict[str, Any]) -> None:
     """Write the three forms of a report; the JSON last."""
-    write_atomically(files.markdown, markdown.encode())
     write_atomically(files.html, html.encode())
-    write_atomically(files.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode())
+    write_atomically(files.markdown, markdown.encode())
+    write_atomically(files.json, to_json(content, indent=2).encode())
 
 
 def as_json(report: DataclassInstance) -> dict[str, Any]:

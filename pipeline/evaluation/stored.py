@@ -37,7 +37,12 @@ Found = TypeVar("Found", bound=Measured)
 
 
 def stored_report(kind: TypeAdapter[Found], files: ReportFiles, key: str) -> Found | None:
-    """The report that lies there, if it stands for `key` and is whole."""
+    """The report that lies there, if it stands for `key` and is whole.
+
+    Raises:
+        UsageError: a file that is no report's has the name of one; it is not replaced.
+    """
+    files.refuse_others()
     if not all(file.is_file() for file in (files.markdown, files.html, files.json)):
         return None
     try:

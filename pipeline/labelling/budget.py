@@ -20,7 +20,7 @@ from pipeline.errors import BudgetSpent, RecipeError
 from pipeline.labelling.journal import Change, Journal
 from pipeline.labelling.tokens import most_prompt_tokens
 from pipeline.pricing import Price
-from pipeline.teachers.base import Request
+from pipeline.teachers.base import Request, Teacher, why_no_price
 
 _CENT_OF_A_CENT = 1e-9  # sums of floats are not exact
 
@@ -112,14 +112,16 @@ class Budget:
             self._changed.set()
 
 
-def check_budget(recipe: Recipe, price: Price | None) -> None:
+def check_budget(recipe: Recipe, teacher: Teacher) -> None:
     """Refuse a budget that could not be kept.
 
     Raises:
         RecipeError: the price of the teacher is not known.
     """
-    if recipe.label.budget_usd is not None and price is None:
+    if recipe.label.budget_usd is not None and teacher.price is None:
+        why = why_no_price(teacher)
         raise RecipeError(
-            f"label.budget_usd is {recipe.label.budget_usd:g}, and the price of {recipe.teacher.model!r} is not known: "
+            f"label.budget_usd is {recipe.label.budget_usd:g}, and the price of {recipe.teacher.model!r} is not known"
+            f"{f' ({why})' if why else ''}: "
             "set teacher.price to {input_usd_per_million: ..., output_usd_per_million: ...}, or label.budget_usd to null"
         )

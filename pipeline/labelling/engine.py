@@ -123,7 +123,7 @@ def open_job(
         DatasetBusy: another run is writing this dataset.
     """
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
-    check_budget(recipe, teacher.price)
+    check_budget(recipe, teacher)
     filters = open_filters(filters_of(recipe))
     folder = dataset_folder(recipe.dataset)
     with ExitStack() as opened:
@@ -193,7 +193,7 @@ class LabelJob:
         newest = self._finished or (open_dataset(self._base) if versions(self._base) else None)
         to_send = ToSend(0, 0, 0) if self._finished else still_to_send(self._recipe, self._plan, self._journal)
         manifest = newest.manifest if newest else None
-        return estimate_plan(self._recipe, self._plan, to_send, manifest, self._teacher.price, self._budget.spent_usd)
+        return estimate_plan(self._recipe, self._plan, to_send, manifest, self._teacher, self._budget.spent_usd)
 
     async def ask_elsewhere(self, runner: Runner | None) -> None:
         """Have others answer what has no answer yet; without a runner, finish here what an earlier run has handed out."""

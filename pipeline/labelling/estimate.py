@@ -25,9 +25,8 @@ from pipeline.labelling.journal import Journal
 from pipeline.labelling.journal_view import JournalView
 from pipeline.labelling.plan import LabelPlan, Shard, make_plan
 from pipeline.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
-from pipeline.pricing import Price
 from pipeline.storage.location import RemotePath
-from pipeline.teachers.base import Request, open_teacher
+from pipeline.teachers.base import Request, Teacher, open_teacher, why_no_price
 
 _TEXT_BYTES = 2  # of a token of text, compressed, as a rule of thumb
 _ROW_BYTES = 120  # ids, names, counts, compressed
@@ -56,6 +55,7 @@ class Estimate:
     expected_bytes: int
     seconds_at_limits: float | None  # None where no limit is set
     basis: str  # what the expectation rests on
+    why_no_price: str = ""  # where the price is not known
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,21 @@ def estimate_labelling(recipe: Recipe) -> Estimate:
         TeacherUnavailable: a local model is not there.
     """
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
-    check_budget(recipe, teacher.price)
+    check_budget(recipe, teacher)
     folder = dataset_folder(recipe.dataset)
     finished = [open_dataset(folder, number) for number in versions(folder)]
     newest = finished[-1].manifest if finished else None
     carried = (newest.totals.spent_usd if newest and isinstance(folder, RemotePath) else None) or 0.0
     with make_plan(recipe, teacher.identity) as plan, closing(JournalView(journal_folder(recipe.dataset))) as journal:
         to_send = ToSend(0, 0, 0) if newest and newest.plan_sha256 == plan.sha256 else _to_send(plan, journal, finished)
-        return estimate_plan(recipe, plan, to_send, newest, teacher.price, journal.spent() or carried)
+        return estimate_plan(recipe, plan, to_send, newest, teacher, journal.spent() or carried)
 
 
 def estimate_plan(
-    recipe: Recipe, plan: LabelPlan, to_send: ToSend, newest: Manifest | None, price: Price | None, spent: float
+    recipe: Recipe, plan: LabelPlan, to_send: ToSend, newest: Manifest | None, teacher: Teacher, spent: float
 ) -> Estimate:
     """The estimate of a plan that has been read; `newest` is the newest version, `spent` dollars so far."""
-    label = recipe.label
+    label, price = recipe.label, teacher.price
     most = label.sampling.max_tokens if label.mode == "generate" else 0
     seen = _mean_completion(newest)
     each = min(most, seen) if seen else most / 2
@@ -113,6 +113,7 @@ def estimate_plan(
         basis=f"answers as long as those of {newest.label}"
         if newest and seen
         else "answers half as long as max_tokens",
+        why_no_price=why_no_price(teacher),
     )
 
 

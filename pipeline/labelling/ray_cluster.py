@@ -42,17 +42,31 @@ class RayCluster:
         self._task: Any = ray.remote(max_retries=_TRIES, num_cpus=1)(_label)
 
     async def label(self, recipe: str, name: str) -> None:
-        """As `Runner.label`."""
+        """As `Runner.label`.
+
+        Raises:
+            Exception: what the task raised, as it was raised there, with the worker's traceback as a note: a defect, or a
+                plug-in's fault, which another try would meet again.
+        """
         running = self._task.options(name=name).remote(recipe, str(Path.cwd()))
         try:
             refused = await running
         except asyncio.CancelledError:
             self._ray.cancel(running)
             raise
+        except self._ray.exceptions.RayTaskError as error:
+            raise _of_the_task(error, name) from None
         except self._ray.exceptions.RayError as error:
             raise WorkerLost(f"Ray lost {name}: {str(error).splitlines()[0]}") from None
         if refused is not None:
             raise refused
+
+
+def _of_the_task(error: Any, name: str) -> Exception:
+    """The exception that a task raised; Ray's own wrapping of it where it could not be sent."""
+    cause: Exception = error.cause if isinstance(error.cause, Exception) else error
+    cause.add_note(f"raised by a Ray worker that labelled {name}:\n{error}")
+    return cause
 
 
 def _reach(address: str | None) -> None:

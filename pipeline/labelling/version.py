@@ -8,11 +8,12 @@ The engine writes what lies between.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from pipeline.config import Recipe
-from pipeline.dataset.files import ShardFiles
+from pipeline.dataset.files import SHARD_NAME, ShardFiles
 from pipeline.dataset.manifest import version_label
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
 from pipeline.durable import write_atomically
@@ -24,6 +25,7 @@ from pipeline.labelling.retrying import Retry, teacher_rejections
 from pipeline.records import EncodingName
 from pipeline.storage.location import Location
 
+_HALF_WRITTEN = re.compile(rf"\.{SHARD_NAME.pattern}\.\d+\.tmp")  # by a writer that was killed
 _ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
 _RETRYING = "retrying"  # its note of the plan and the version in which rejections are asked for again
 
@@ -90,10 +92,16 @@ def shard_files(folder: Location, shard: ShardName) -> ShardFiles:
 
 
 def _drop_stale(folder: Location, plan: LabelPlan) -> None:
-    wanted = {shard_files(folder, name).name for name in plan.names}
+    """Remove the shards that another plan left in a version that was not finished."""
+    _drop_shards(folder, kept={shard_files(folder, name).name for name in plan.names})
+
+
+def _drop_shards(folder: Location, kept: Set[str] = frozenset()) -> None:
+    """Remove the shards' files of a version that is not finished, but for some; files of others stay."""
     for part in ("data", "rejected"):
         for file in (folder / part).glob("*"):
-            if file.name not in wanted:
+            ours = SHARD_NAME.fullmatch(file.name) or _HALF_WRITTEN.fullmatch(file.name)
+            if ours and file.name not in kept:
                 file.unlink()
 
 
@@ -103,9 +111,7 @@ def _begin_retry(retry: Retry, plan: LabelPlan, journal: Journal, folder: Locati
     if journal.noted(_RETRYING) == begun:
         return
     journal.drop_rejections(retry)
-    for part in ("data", "rejected"):  # shards are written anew: their answers are in the journal
-        for file in (folder / part).glob("*"):
-            file.unlink()
+    _drop_shards(folder)  # they are written anew: their answers are in the journal
     if (newest := same_version(folder.parent, plan)) is not None:
         taken = take_all_but(retry, plan, journal, newest)
         journal.note(_ADOPTED, " ".join([plan.sha256, *([newest.manifest.label] if taken else [])]))

@@ -71,8 +71,7 @@ class VllmServer:
         self._max_logprobs = max_logprobs
         self._port = settings.port or _free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = Path(tempfile.mkdtemp(prefix="stillhouse-vllm-")) / "server.log"
-        atexit.register(self.stop)
+        self._log: Path | None = None
 
     @property
     def base_url(self) -> str:
@@ -80,7 +79,9 @@ class VllmServer:
 
     @property
     def log(self) -> Path:
-        """What the server wrote."""
+        """The file of what the server writes, in a temporary folder that is made when it is first asked for."""
+        if self._log is None:
+            self._log = Path(tempfile.mkdtemp(prefix="stillhouse-vllm-")) / "server.log"
         return self._log
 
     @property
@@ -95,7 +96,8 @@ class VllmServer:
         """
         self.stop()  # what a server that died left behind
         self._check_port()
-        with self._log.open("ab") as log:
+        atexit.register(self.stop)
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.serving.child", *self._command()],
                 stdin=subprocess.DEVNULL,
@@ -117,6 +119,7 @@ class VllmServer:
 
     def stop(self) -> None:
         """End it and what it started; nothing happens where it has ended."""
+        atexit.unregister(self.stop)
         process, self._process = self._process, None
         if process is None:
             return
@@ -179,12 +182,12 @@ class VllmServer:
         return lines[-1][-80:] if lines else "no word yet"
 
     def _tail(self) -> list[str]:
-        text = self._log.read_bytes()[-20_000:].decode("utf-8", "replace")
+        text = self.log.read_bytes()[-20_000:].decode("utf-8", "replace")
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def _failed(self, how: str) -> str:
         tail = "\n  ".join(self._tail()[-_TAIL_LINES:])
-        return f"vLLM for {self._model} {how}. The end of its log ({self._log}):\n  {tail}"
+        return f"vLLM for {self._model} {how}. The end of its log ({self.log}):\n  {tail}"
 
 
 def _program(model: str) -> list[str]:

@@ -10,12 +10,10 @@ figures stand in it only with the key of the evaluation that measured them, and 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -32,6 +30,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.durable import write_atomically
 from pipeline.errors import RecipeError
 from pipeline.model_files import ModelFiles, has_files
+from pipeline.plain_json import to_json
 from pipeline.records import TeacherIdentity
 from pipeline.student.folder import INT8, StudentCard
 from pipeline.student.start.record import Start, read_start
@@ -116,7 +115,7 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
     """The card's text; with `int8` that of the quantised copy."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": cell, "public": public, "count": count_in_words, "size": megabytes_in_words}
-    environment.filters["literal"] = partial(json.dumps, ensure_ascii=False)
+    environment.filters["literal"] = to_json
     template = environment.from_string(package_files("pipeline.student").joinpath("card.md.j2").read_text("utf-8"))
     front = yaml.safe_dump(_front_matter(facts, int8=int8), sort_keys=False, allow_unicode=True)
     body = template.render(

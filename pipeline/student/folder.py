@@ -32,6 +32,7 @@ from pipeline.durable import fsync_folder, sole_writer, write_atomically
 from pipeline.errors import DatasetBusy, DatasetMissing, StudentBusy
 from pipeline.model_files import has_files, start_files, teacher_files
 from pipeline.records import content_hash
+from pipeline.student.files_of_others import carry_over, refuse_to_replace
 from pipeline.student_settings import StudentSettings
 
 CARD = "student.json"
@@ -131,7 +132,12 @@ class StudentFolder:
         return self.path / INT8
 
     def trained(self) -> StudentCard | None:
-        """The card, if this very student has been trained."""
+        """The card, if this very student has been trained.
+
+        Raises:
+            UsageError: its place holds something else.
+        """
+        refuse_to_replace(self.path, CARD)
         card = read_card(self.path)
         return card if card is not None and card.key == self.key else None
 
@@ -182,6 +188,8 @@ class StudentFolder:
         if self.path.exists():
             self.path.rename(retired)
         made.rename(self.path)
+        if retired.is_dir():
+            carry_over(retired, self.path)
         fsync_folder(self.base)
         for leftover in [retired, *self.base.glob(f".work-{self.variant}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)

@@ -178,6 +178,20 @@ class Teacher(Protocol):
 
 
 @runtime_checkable
+class ExplainsPrice(Protocol):
+    """A teacher that can say why its price is not known."""
+
+    @property
+    def why_no_price(self) -> str:
+        """Half a sentence for messages; asked only where `price` is None."""
+
+
+def why_no_price(teacher: Teacher) -> str:
+    """Why a teacher's price is not known; empty where it is known, or where the teacher does not say."""
+    return teacher.why_no_price if teacher.price is None and isinstance(teacher, ExplainsPrice) else ""
+
+
+@runtime_checkable
 class Prepares(Protocol):
     """A teacher that must be got ready before the first request of a run: started, or checked."""
 

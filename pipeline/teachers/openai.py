@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue, SecretStr
 from pipeline.config import TeacherSettings
 from pipeline.errors import RecipeError
 from pipeline.label_settings import LabelSettings
-from pipeline.pricing import Price, find_price
+from pipeline.pricing import Price, find_price, why_no_price
 from pipeline.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
 from pipeline.serving.environment import SENT_ALONG, read_header, read_key
 from pipeline.serving.error_bodies import read_error
@@ -155,6 +155,10 @@ class OpenAiTeacher:
     @cached_property
     def price(self) -> Price | None:
         return find_price(self._settings, self._endpoint.base_url)
+
+    @property
+    def why_no_price(self) -> str:
+        return why_no_price(self._settings, self._endpoint.base_url)
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return [await self._one(request) for request in requests]

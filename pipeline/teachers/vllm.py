@@ -173,8 +173,8 @@ class VllmTeacher:
     async def close(self) -> None:
         for api in self.__dict__.get("_apis", ()):
             await api.close()
-        if self._server is not None:
-            await asyncio.to_thread(self._server.stop)
+        if (server := self.__dict__.get("_server")) is not None:  # None where it was never asked for
+            await asyncio.to_thread(server.stop)
 
     # --------------------------------------------------------------------------------------------------------- within
 

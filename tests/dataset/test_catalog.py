@@ -167,6 +167,29 @@ def test_verify_names_what_is_wrong(root: Path, three: list[Dataset]) -> None:
     assert json.loads(datasets(root, "verify", "two", "--json").stdout)["problems"]
 
 
+def test_a_corrected_import_is_merged_with_its_original(root: Path, tmp_path: Path) -> None:
+    for number, answer in enumerate(("wrong [/x]", "right")):
+        file = tmp_path / f"answers-{number}.jsonl"
+        rows = [("kettle", answer), ("otter", "An animal.")]
+        lines = [[{"role": "user", "content": one}, {"role": "assistant", "content": two}] for one, two in rows]
+        file.write_text("".join(json.dumps({"messages": line}) + "\n" for line in lines))
+        command = ["import", "openai", file, "--into", "words", "--teacher", "a-model", "--validation", "0"]
+        assert datasets(root, *command).exit_code == 0
+    command = ["merge", "words/v001", "words/v002", "--into", "both"]
+    told = datasets(root, *command)
+    assert told.exit_code == 0 and "1 prompt with differing answers" in told.stdout
+    assert "words/v001 has 'wrong [/x]', words/v002 has 'right'" in told.stdout
+    result = json.loads(datasets(root, *command, "--prefer", "words@v002", "--json").stdout)
+    assert result["differing"] == {
+        "prompts": 1,
+        "examples": [{"prompt": "kettle", "answers": {"words/v001": "wrong [/x]", "words/v002": "right"}}],
+    }
+    (batch,) = all_datasets(root)[1].batches("train")
+    assert sorted(turns[0]["content"] for turns in batch.column("completion").to_pylist()) == ["An animal.", "right"]
+    refused = datasets(root, *command, "--prefer", "[/x]")
+    assert (refused.exit_code, "--prefer is '[/x]'" in refused.stderr) == (2, True)
+
+
 # -------------------------------------------------------------------------------------------------------------------- rm
 
 

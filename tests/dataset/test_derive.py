@@ -50,6 +50,83 @@ def test_a_row_that_two_have_comes_once_and_the_first_wins(root: Path) -> None:
     assert {name: after[name] for name in before} == before
 
 
+def test_differing_answers_are_told_with_examples(root: Path) -> None:
+    one = make_dataset(root, "words", [completion("kettle", text="wrong"), completion("otter")])
+    corrected = [completion("kettle", text="right", id=content_hash("another row")), completion("otter")]
+    two = make_dataset(root, "words", corrected)
+    merged = merge([one, two], root, "both")
+    assert texts_of(merged.dataset) == ["wrong", "A otter is a thing.", "right"]
+    assert len(merged.differing.prompts) == 1
+    (example,) = merged.differing.examples
+    assert example.prompt == "kettle"
+    assert example.answers == {"words/v001": "wrong", "words/v002": "right"}
+    (repeated, note) = merged.notes
+    assert "1 row left out" in repeated
+    assert "1 prompt with differing answers (of 'kettle' words/v001 has 'wrong', words/v002 has 'right')" in note
+    assert "--prefer words/v001 or --prefer words/v002" in note
+    assert note in merged.dataset.manifest.how
+    card = (root / "both/v001/README.md").read_text()
+    assert "1 prompt with differing answers" in card and "wrong" in card
+
+
+@pytest.mark.parametrize(
+    ("prefer", "texts"),
+    [
+        ("words/v001", ["wrong", "A tram is a thing."]),
+        ("words@v002", ["right", "A tram is a thing."]),
+        ("words/v002/", ["right", "A tram is a thing."]),
+    ],
+)
+@pytest.mark.parametrize("id_", [None, content_hash("another row")])  # a corrected import has the ids of its original
+def test_the_preferred_versions_row_wins(root: Path, prefer: str, texts: list[str], id_: str | None) -> None:
+    one = make_dataset(root, "words", [completion("kettle", text="wrong")])
+    changed = completion("kettle", text="right", **({"id": id_} if id_ else {}))
+    two = make_dataset(root, "words", [changed, completion("tram")])
+    merged = merge([one, two], root, "both", prefer=prefer)
+    assert texts_of(merged.dataset) == texts
+    words = prefer.rstrip("/").replace("@", "/")
+    assert f"of 1 the answers of {words} were taken" in merged.notes[0]
+    assert f"1 row left out: {words} is preferred" in merged.notes[1]
+    assert merged.dataset.problems() == []
+
+
+def test_a_preferred_version_without_the_prompt_settles_nothing(root: Path) -> None:
+    one = make_dataset(root, "one", [completion("kettle", text="a")])
+    two = make_dataset(root, "two", [completion("kettle", text="b", id=content_hash("b"))])
+    three = make_dataset(root, "three", [completion("tram")])
+    merged = merge([one, two, three], root, "all", prefer="three")
+    assert texts_of(merged.dataset) == ["a", "b", "A tram is a thing."]
+    assert len(merged.differing.prompts) == 1 and "of 1 every row" in merged.notes[-1]
+
+
+def test_samples_of_one_version_and_repeats_differ_from_nothing(root: Path) -> None:
+    samples = [completion("kettle", sample=number, text=f"answer {number}") for number in range(3)]
+    one = make_dataset(root, "one", samples)
+    two = make_dataset(root, "two", samples[:2])  # as after a filter
+    merged = merge([one, two], root, "both")
+    assert merged.dataset.manifest.rows == {"train": 3}
+    assert merged.differing.prompts == frozenset() and merged.differing.examples == ()
+    assert not any("differing" in note for note in merged.notes)
+    more = make_dataset(root, "more", [*samples[:2], completion("kettle", sample=7, text="another")])
+    (example,) = merge([one, more], root, "both").differing.examples
+    assert example.answers == {"one/v001": "answer 2", "more/v001": "another"}
+
+
+@pytest.mark.parametrize(
+    ("prefer", "words"), [("otter", "none of the merged versions"), ("words", "several of the merged versions")]
+)
+def test_a_preference_for_no_one_version_is_refused(root: Path, prefer: str, words: str) -> None:
+    datasets = [make_dataset(root, "words", [completion("kettle", text=text)]) for text in ("a", "b")]
+    with pytest.raises(UsageError, match=f"--prefer is '{prefer}', and {words}.*: give one of words/v001, words/v002"):
+        merge(datasets, root, "both", prefer=prefer)
+    assert versions(root / "both") == []
+
+
+def texts_of(dataset: Dataset) -> list[str]:
+    batches = list(dataset.batches("train"))
+    return [turns[0]["content"] for batch in batches for turns in batch.column("completion").to_pylist()]
+
+
 def test_what_one_holds_out_stays_held_out(root: Path) -> None:
     one = make_dataset(root, "one", [completion("kettle"), completion("kettle", sample=1), completion("otter")])
     held = [completion("kettle", sample=2, id=content_hash("another")), completion("tram")]

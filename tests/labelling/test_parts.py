@@ -89,6 +89,17 @@ def test_parts_make_the_dataset_that_one_process_makes(
     assert in_parts(together, runner).fresh is False
 
 
+def test_a_worker_s_defect_is_raised_at_once_and_not_retried(scripted_recipe: MakeRecipe) -> None:
+    class Defect(InThisProcess):
+        async def work(self, recipe: Recipe) -> None:
+            raise TypeError("a plug-in's fault")
+
+    runner = Defect()
+    with pytest.raises(TypeError, match="a plug-in's fault"):
+        in_parts(split_up(scripted_recipe(label={"shard_size": 100})), runner)
+    assert len(runner.recipes) == 1
+
+
 def test_every_worker_has_a_part_however_large_parts_may_be(scripted_recipe: MakeRecipe) -> None:
     recipe = split_up(scripted_recipe(label={"shard_size": 1}), workers=4, shards=100)
     runner = InThisProcess()

@@ -9,7 +9,6 @@ folder that is there already is replaced only by force, and only where an export
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -29,6 +28,7 @@ from pipeline.dataset.exchange.lines import NOTE
 from pipeline.dataset.store import Dataset
 from pipeline.durable import atomic_file, fsync_folder, make_folder, sha256_of_file, write_atomically
 from pipeline.errors import StorageFailed, UsageError
+from pipeline.plain_json import to_json
 from pipeline.records import Split, ends_its_turn
 from pipeline.user_files import Unreadable, decode_text, parse_json
 
@@ -62,6 +62,7 @@ def export_dataset(
     notes = (*outgoing.notes, *([] if format_.soft else _of_cut_off_text(dataset)))
     file_type = _file_type(to, outgoing, options)
     _refuse_to_overwrite(folder, force)
+    dataset.check()
     rows: dict[str, int] = {}
     left_out = 0
     with _whole_folder(folder) as making:
@@ -146,7 +147,7 @@ def _note(dataset: Dataset, to: str, making: Path, names: list[str], rows: dict[
         "rows": rows,
         "files": {name: sha256_of_file(making / name) for name in names},
     }
-    return json.dumps(note, indent=2, ensure_ascii=False).encode() + b"\n"
+    return to_json(note, indent=2).encode() + b"\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------- folder

@@ -54,6 +54,9 @@ class Hub:
             return 200, {"errors": [], "warnings": []}
         if path == "/api/repos/create":
             return self._create(json.loads(body))
+        if match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            content = self.repositories[match[1]].files.get(match[2])
+            return (404, {"error": "Entry not found"}) if content is None else (200, content)
         for pattern, act in (
             (r"/api/datasets/([^/]+/[^/]+)", self._info),
             (r"/api/datasets/([^/]+/[^/]+)/preupload/main", self._preupload),
@@ -137,8 +140,11 @@ def serving(hub: Hub) -> Iterator[str]:
                 self.send_header("X-Error-Message", answer["error"])
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Content-Type", "application/json")
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
         def _body(self) -> bytes:
             if self.headers.get("transfer-encoding", "").lower() != "chunked":
@@ -150,7 +156,7 @@ def serving(hub: Hub) -> Iterator[str]:
             self.rfile.readline()
             return body
 
-        do_GET = do_POST = do_PUT = _act  # noqa: N815  the names that the library looks for
+        do_GET = do_HEAD = do_POST = do_PUT = _act  # noqa: N815  the names that the library looks for
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

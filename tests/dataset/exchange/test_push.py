@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.dataset.manifest import FILE_NAME
+from pipeline.dataset.manifest import FILE_NAME, write_manifest
 from pipeline.dataset.store import Dataset, open_dataset
 from pipeline.labelling.engine import label
 from tests.conftest import MakeRecipe
@@ -78,15 +78,81 @@ def test_the_same_bytes_arrive_in_one_commit_and_verify(push: Push, hub: Hub, da
 
 
 def test_a_newer_version_takes_the_place_of_the_older_one(push: Push, hub: Hub, dataset: Dataset) -> None:
+    older = _pushed_before(hub, dataset, "data/train-00000-of-00007.parquet")
+    older.files |= {"data/notes.csv": b"theirs", "data/train-00001-of-00009.parquet": b"theirs", "LICENSE": b"theirs"}
+    done = push("ada/words", "--json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["removed"] == ["data/train-00000-of-00007.parquet"]
+    assert "data/train-00000-of-00007.parquet" not in older.files
+    theirs = ["LICENSE", "data/notes.csv", "data/train-00001-of-00009.parquet"]
+    assert result["kept"] == theirs and {older.files[name] for name in theirs} == {b"theirs"}
+    assert "also has files that no push put there" in done.stderr and "LICENSE" in done.stderr
+    assert [one["parentCommit"] for one in older.commits] == ["0" * 40]  # of what the manifest was read
+
+
+def test_what_is_there_is_not_sent_again(push: Push, hub: Hub) -> None:
     assert push().exit_code == 0
-    repository = hub.repositories["ada/words"]
-    repository.files["data/train-00000-of-00007.parquet"] = b"of an earlier version"
     uploads = sum(request.startswith("PUT") for request in hub.requests)
     done = push("ada/words", "--json")
-    assert json.loads(done.stdout)["removed"] == ["data/train-00000-of-00007.parquet"]
-    assert "data/train-00000-of-00007.parquet" not in repository.files
-    assert len(repository.commits) == 2
-    assert sum(request.startswith("PUT") for request in hub.requests) == uploads  # what is there is not sent again
+    assert (json.loads(done.stdout)["removed"], json.loads(done.stdout)["kept"]) == ([], [])
+    assert len(hub.repositories["ada/words"].commits) == 2
+    assert sum(request.startswith("PUT") for request in hub.requests) == uploads
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"",
+        b"[]",
+        b'{"name": "an extension", "manifest_version": 3}',
+        b'{"format_version": 1, "files": [{"path": "data/train-0.parquet"}]}',
+    ],
+)
+def test_a_manifest_of_others_is_not_taken_for_ours(push: Push, hub: Hub, manifest: bytes) -> None:
+    theirs = {"manifest.json": manifest, "data/train-0.parquet": b"theirs", "README.md": b"theirs"}
+    hub.repositories["ada/words"] = Repository(private=False, files=dict(theirs))
+    done = push()
+    assert (done.exit_code, "was not put there by a push of Stillhouse" in done.stderr) == (2, True), done.stderr
+    assert hub.repositories["ada/words"].files == theirs
+    assert all(request.startswith(("GET", "HEAD")) for request in hub.requests)
+
+
+def test_a_manifest_that_was_edited_is_not_taken_for_ours(push: Push, hub: Hub, dataset: Dataset) -> None:
+    repository = _pushed_before(hub, dataset, "data/theirs.parquet")
+    edited = json.loads(repository.files[FILE_NAME]) | {"name": "edited"}
+    repository.files[FILE_NAME] = json.dumps(edited, indent=2).encode()
+    before = dict(repository.files)
+    assert push().exit_code == 2
+    assert repository.files == before
+
+
+def test_a_file_of_others_is_not_replaced(push: Push, hub: Hub, dataset: Dataset) -> None:
+    repository = _pushed_before(hub, dataset, dataset.manifest.files[0].path, instead=True)
+    taken = dataset.manifest.files[1].path
+    repository.files[taken] = b"theirs"
+    done = push()
+    assert (done.exit_code, taken in done.stderr) == (2, True), done.stderr
+    assert repository.files[taken] == b"theirs"
+
+
+def test_a_recipe_of_others_is_not_replaced(push: Push, hub: Hub) -> None:
+    hub.repositories["ada/words"] = Repository(private=False, files={"recipe.yaml": b"soup: 1"})
+    assert push().exit_code == 2
+    assert hub.repositories["ada/words"].files == {"recipe.yaml": b"soup: 1"}
+
+
+def _pushed_before(hub: Hub, dataset: Dataset, path: str, *, instead: bool = False) -> Repository:
+    """A repository with an earlier push, whose manifest lists `path` besides its files, or instead of them."""
+    entry = dataset.manifest.files[0].model_copy(update={"path": path})
+    listed = (entry,) if instead else (*dataset.manifest.files, entry)
+    folder = dataset.folder.parent / "earlier"
+    folder.mkdir()
+    write_manifest(folder, dataset.manifest.model_copy(update={"files": listed}))
+    files = {one.path: b"of an earlier version" for one in listed}
+    files |= {FILE_NAME: (folder / FILE_NAME).read_bytes()}
+    hub.repositories["ada/words"] = Repository(private=False, files=files)
+    return hub.repositories["ada/words"]
 
 
 def test_a_version_that_does_not_verify_is_refused(push: Push, hub: Hub, dataset: Dataset) -> None:
