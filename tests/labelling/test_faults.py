@@ -245,10 +245,13 @@ def test_what_the_server_turns_away_counts_not_among_the_attempts_of_a_prompt(
 
 
 def test_patience_begins_anew_with_every_answer(server: RunningStandIn, api_recipe: MakeRecipe) -> None:
-    """A server that turns every prompt away once, for longer in all than the patience with it."""
-    prompts = [f"Name number {number}. !429:0.3" for number in range(4)]
-    result = run(api_recipe(server.base_url, prompts, concurrency=1, patience=0.5))
+    """Every second prompt is turned away once, for longer in all than the patience; those between are answered."""
+    prompts = [f"{letter * (200 - 20 * n)}{' !429:0.15' if n % 2 == 0 else ''}" for n, letter in enumerate("abcdefgh")]
+    recipe = api_recipe(server.base_url, prompts, concurrency=1, patience=0.2)
+    in_one_shard = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"holdout": 0.0})})
+    result = run(in_one_shard)  # the longest is asked first
     assert reasons(result) == dict.fromkeys(prompts)
+    assert [prompt for _, prompt in server.stats.arrivals][:4] == prompts[:4]
 
 
 @pytest.mark.parametrize("unit", [1, 1000])
