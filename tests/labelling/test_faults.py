@@ -341,8 +341,9 @@ class Gate:
         pass
 
 
+@pytest.mark.parametrize("turns", [1, 100])  # of the event loop, until what is under way fails
 def test_a_stopped_run_makes_no_new_attempts_and_rejects_nobody_for_it(
-    server: RunningStandIn, api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    server: RunningStandIn, api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     prompts = [f"Name number {number}." for number in range(50)]
     recipe = api_recipe(server.base_url, prompts)
@@ -354,7 +355,8 @@ def test_a_stopped_run_makes_no_new_attempts_and_rejects_nobody_for_it(
         while gate.calls < 4:
             await asyncio.sleep(0)
         run.cancel()
-        await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
         gate.opened.set()
         with pytest.raises(asyncio.CancelledError):
             await run
