@@ -245,10 +245,13 @@ def test_what_the_server_turns_away_counts_not_among_the_attempts_of_a_prompt(
 
 
 def test_patience_begins_anew_with_every_answer(server: RunningStandIn, api_recipe: MakeRecipe) -> None:
-    """A server that turns every prompt away once, for longer in all than the patience with it."""
-    prompts = [f"Name number {number}. !429:0.3" for number in range(4)]
-    result = run(api_recipe(server.base_url, prompts, concurrency=1, patience=0.5))
+    """Every second prompt is turned away once, for longer in all than the patience; those between are answered."""
+    prompts = [f"{letter * (200 - 20 * n)}{' !429:0.15' if n % 2 == 0 else ''}" for n, letter in enumerate("abcdefgh")]
+    recipe = api_recipe(server.base_url, prompts, concurrency=1, patience=0.2)
+    in_one_shard = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"holdout": 0.0})})
+    result = run(in_one_shard)  # the longest is asked first
     assert reasons(result) == dict.fromkeys(prompts)
+    assert [prompt for _, prompt in server.stats.arrivals][:4] == prompts[:4]
 
 
 @pytest.mark.parametrize("unit", [1, 1000])
@@ -338,8 +341,9 @@ class Gate:
         pass
 
 
+@pytest.mark.parametrize("turns", [1, 100])  # of the event loop, until what is under way fails
 def test_a_stopped_run_makes_no_new_attempts_and_rejects_nobody_for_it(
-    server: RunningStandIn, api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    server: RunningStandIn, api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     prompts = [f"Name number {number}." for number in range(50)]
     recipe = api_recipe(server.base_url, prompts)
@@ -351,7 +355,8 @@ def test_a_stopped_run_makes_no_new_attempts_and_rejects_nobody_for_it(
         while gate.calls < 4:
             await asyncio.sleep(0)
         run.cancel()
-        await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
         gate.opened.set()
         with pytest.raises(asyncio.CancelledError):
             await run
