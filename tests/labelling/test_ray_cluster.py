@@ -40,7 +40,7 @@ def test_an_error_of_the_code_is_raised_with_its_own_words(monkeypatch: pytest.M
 def test_an_error_that_cannot_be_sent_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def defect(recipe: str, folder: str) -> None:
         class Odd(Exception):
-            def __reduce__(self) -> Any:
+            def __reduce__(self) -> str:
                 raise RuntimeError("not to be pickled")
 
         raise Odd("words of a plug-in")
