@@ -21,7 +21,7 @@ def refuse_to_replace(folder: Path, card: str) -> None:
     Raises:
         UsageError: the folder is there with files, and without the card that every student has.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / card).exists()):
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / card).exists():
         raise UsageError(
             f"the student's place {folder} holds something else: it has no {card}. Move it elsewhere, or give the recipe "
             "another name"

@@ -37,19 +37,6 @@ def test_an_error_of_the_code_is_raised_with_its_own_words(monkeypatch: pytest.M
     assert "in defect" in raised.value.__notes__[0] and "words part-1" in raised.value.__notes__[0]
 
 
-def test_an_error_that_cannot_be_sent_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def defect(recipe: str, folder: str) -> None:
-        class Odd(Exception):
-            def __reduce__(self) -> Any:
-                raise RuntimeError("not to be pickled")
-
-        raise Odd("words of a plug-in")
-
-    with pytest.raises(Exception, match="words of a plug-in") as raised:
-        labelled_by(defect, monkeypatch)
-    assert not isinstance(raised.value, WorkerLost)
-
-
 def test_a_worker_whose_process_is_gone_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(recipe: str, folder: str) -> None:
         import os

@@ -43,14 +43,14 @@ def test_a_teacher_closed_unused_leaves_nothing(
     assert teacher.identity.kind == "vllm"
     asyncio.run(teacher.close())
     assert "_server" not in vars(teacher)
-    assert hooks == [] and list(temporary.iterdir()) == []
+    assert hooks == [] and list(temporary.glob("stillhouse-*")) == []
 
 
 def test_a_server_that_is_not_started_leaves_nothing(hooks: list[Any], temporary: Path) -> None:
     server = VllmServer(ServeSettings(), "model", "name", None, max_logprobs=20)
     assert server.base_url.startswith("http://127.0.0.1:") and not server.running
     server.stop()
-    assert hooks == [] and list(temporary.iterdir()) == []
+    assert hooks == [] and list(temporary.glob("stillhouse-*")) == []
 
 
 def test_a_server_that_has_ended_has_no_hook(
