@@ -28,7 +28,6 @@ from flows.recovery import guard_runs
 from pipeline.errors import PrefectUnavailable, RecipeError
 
 HOME_VARIABLE = "STILLHOUSE_HOME"
-_ONE_AT_A_TIME = "one-at-a-time"  # the work queue of deployments that write the same datasets and students
 
 
 def working_folder() -> dict[str, str]:
@@ -63,8 +62,6 @@ async def _deploy(definitions: Definitions, secrets: Mapping[str, str]) -> None:
         for name in definitions.pools:
             await _make_pool(client, name)
         await asyncio.to_thread(_prefect_deploy, definitions)
-        for name in definitions.pools:
-            await _limit_queue(client, name)
         await settle(client, definitions)
         await refer_to_blocks(client, definitions, secrets)
         await guard_runs(client)
@@ -77,13 +74,6 @@ async def _make_pool(client: PrefectClient, name: str) -> None:
         await client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
     except ObjectAlreadyExists:
         return
-
-
-async def _limit_queue(client: PrefectClient, pool: str) -> None:
-    """Let the queue of runs that could meet hand out one at a time; a limit that somebody has set stays."""
-    for queue in await client.read_work_queues(work_pool_name=pool):
-        if queue.name == _ONE_AT_A_TIME and queue.concurrency_limit is None:
-            await client.update_work_queue(queue.id, concurrency_limit=1)
 
 
 def _prefect_deploy(definitions: Definitions) -> None:

@@ -20,7 +20,6 @@
      │   └─ PushFailed            the hub refuses it, or cannot be reached
      └─ StudentError
          ├─ StudentMissing        no finished student of this recipe
-         ├─ StudentBusy           another run is training this student
          └─ TrainingError         the student cannot be built or trained as asked
 
 A message names the setting, its value and the mend. What is not in this tree is a defect of ours and keeps its
@@ -129,10 +128,6 @@ class StudentError(StillhouseError):
 
 class StudentMissing(StudentError):
     """There is no finished student of this recipe."""
-
-
-class StudentBusy(StudentError):
-    """Another run is training this student, or fine-tuning this teacher."""
 
 
 class TrainingError(StudentError):

@@ -6,7 +6,6 @@
     black-box/           likewise
     gold/                likewise; data/teachers/<name>/gold is a teacher that was fine-tuned first (`teacher.finetune`)
     .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
-    .writers/white-box/  the lock of the run that trains it
 
 The key hashes everything that shapes a student, so a finished one is recognised, and a checkpoint of other inputs is never
 resumed. `student.quantize` shapes no weight of it: the copy is made of a finished student, and can be added later. Nor does
@@ -17,9 +16,7 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +25,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.durable import fsync_folder, sole_writer, write_atomically
-from pipeline.errors import DatasetBusy, DatasetMissing, StudentBusy
+from pipeline.durable import fsync_folder, write_atomically
+from pipeline.errors import DatasetMissing
 from pipeline.model_files import has_files, start_files, teacher_files
 from pipeline.records import content_hash
 from pipeline.student.files_of_others import carry_over, refuse_to_replace
@@ -38,8 +35,6 @@ from pipeline.student_settings import StudentSettings
 CARD = "student.json"
 RECIPE = "recipe.yaml"
 INT8 = "int8"
-_WRITERS = ".writers"
-_LOOK_EVERY = 0.5  # seconds, at a student that another run is writing
 Variant = Literal["untrained", "white-box", "black-box", "gold"]
 
 
@@ -145,40 +140,6 @@ class StudentFolder:
         """The card, if this very student is there with all that was asked for."""
         card = self.trained()
         return None if card is not None and card.int8 is None and self.wants_int8 else card
-
-    @contextmanager
-    def writer(self) -> Iterator[None]:
-        """Hold this variant for training: its working folder, and its place. Freed when this process ends, however it ends.
-
-        Raises:
-            StudentBusy: another run holds it; the message names that run.
-            StorageFailed: the folder cannot be written.
-        """
-        with ExitStack() as held:
-            try:
-                held.enter_context(sole_writer(self.base / _WRITERS / self.variant))
-            except DatasetBusy as busy:
-                raise StudentBusy(
-                    f"{self.path} is being trained by another run ({busy.holder}). Wait until it is done, or stop it; "
-                    "for a second student beside it, set `name` to another."
-                ) from None
-            yield
-
-    @contextmanager
-    def writer_in_turn(self) -> Iterator[None]:
-        """As `writer`, once whoever holds it is done.
-
-        Raises:
-            StorageFailed: the folder cannot be written.
-        """
-        with ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(self.writer())
-                    break
-                except StudentBusy:
-                    time.sleep(_LOOK_EVERY)
-            yield
 
     def publish(self, made: Path, card: StudentCard) -> None:
         """Put the finished student from `made` in its place; its card last. Older work of this variant goes."""

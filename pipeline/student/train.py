@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ from pipeline.label_settings import encoding_of
 from pipeline.language_model import LanguageModel, load_language_model, load_weights
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress, silent
-from pipeline.ranks import first_process_first, is_first, processes, wait_for_all
+from pipeline.ranks import first_process_first, is_first, wait_for_all
 from pipeline.student.arguments import refuse_to_drop_all, training_arguments, without_validation
 from pipeline.student.card import software_versions, told_arguments, write_cards
 from pipeline.student.examples import Examples, read_examples
@@ -76,14 +75,11 @@ def prepare_untrained(
     place = student_folder(recipe, student, "untrained", None, labelled)
     if place.finished():
         return place
-    with place.writer_in_turn():
-        if place.finished():  # another run, of another variant, has written it meanwhile
-            return place
-        made = place.work / "model"
-        shutil.rmtree(made, ignore_errors=True)
-        initialise(recipe, student, made, labelled, progress)
-        model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
-        _publish(recipe, place, made, _card(recipe, place, made, model))
+    made = place.work / "model"
+    shutil.rmtree(made, ignore_errors=True)
+    initialise(recipe, student, made, labelled, progress)
+    model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
+    _publish(recipe, place, made, _card(recipe, place, made, model))
     return place
 
 
@@ -104,7 +100,6 @@ def distill(
     Raises:
         RecipeError: a training argument is unknown or wrong, or the student's chat template renders none of the rows.
         DatasetRefused: the dataset is damaged, or of another tokenizer.
-        StudentBusy: another run is training this student; its files stay as they are.
         TrainingError: the rows cannot be learnt from by this student.
     """
     labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
@@ -112,38 +107,14 @@ def distill(
     card = place.finished()
     if card is not None:
         return card
+    if (card := place.trained()) is not None:  # all of it but its quantised copy
+        return add_int8(place, recipe, student, dataset) if is_first() else card
     arguments = training_arguments(recipe, student, place.work)
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
     check_template_on_rows(recipe, student, dataset)
-    with place.writer() if is_first() else nullcontext():
-        if processes() == 1 and (card := place.finished()) is not None:  # another run has ended meanwhile
-            return card
-        if (card := place.trained()) is not None:  # all of it but its quantised copy
-            return add_int8(place, recipe, student, dataset) if is_first() else card
-        work = _Work(recipe, student, dataset, labelled, place, arguments, objective)
-        return _train(work, open_teacher, progress, is_teacher=is_teacher)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One student that is to be trained, all of it checked, by the run that holds its place."""
-
-    recipe: Recipe
-    student: StudentSettings
-    dataset: Dataset
-    labelled: Dataset | None
-    place: StudentFolder
-    arguments: TrainingArguments
-    objective: Objective
-
-
-def _train(
-    work: _Work, open_teacher: Callable[[], LiveTeacher] | None, progress: Progress, *, is_teacher: bool
-) -> StudentCard:
-    recipe, student, dataset, place, arguments = work.recipe, work.student, work.dataset, work.place, work.arguments
     with first_process_first():
-        start = prepare_untrained(recipe, student, work.labelled, progress)
+        start = prepare_untrained(recipe, student, labelled, progress)
         checkpoint = _last_whole_checkpoint(place.work)
     files = ModelFiles("the student", start.path)
     other_tokens = other_tokenizer(dataset, files, refused=student.needs_soft_labels)
@@ -155,8 +126,7 @@ def _train(
         without_validation(arguments, student)
     refuse_to_drop_all(arguments, len(rows.train))
     settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
-    teacher = open_teacher() if open_teacher else None
-    trainer, learning = _trainer(student, lm, work.objective, arguments, rows, teacher)
+    trainer, learning = _trainer(student, lm, objective, arguments, rows, open_teacher() if open_teacher else None)
     doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
     trainer.add_callback(Watch(progress, doing))
     began = time.monotonic()

@@ -33,7 +33,6 @@ GONE = 40  # seconds without a sign of life
 NOT_BEGUN = 30  # seconds from a worker's taking a run
 PATIENCE = 240  # seconds: a server on SQLite may stand still for a minute, and for another (docs/operations.md)
 TAKEN = "taken and not begun"
-EVERY_MINUTE = ["--only", "nightly", "--recipe", "words.yaml", "--cron", "* * * * *"]
 
 
 def command(server: PrefectServer, folder: Path, *arguments: str) -> str:
@@ -64,7 +63,8 @@ def home(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
         "dataset": {"root": "labels", "name": "words"},
     }
     (folder / "words.yaml").write_text(yaml.safe_dump(recipe))
-    assert "deployed label/nightly" in command(prefect_server, folder, "pipeline", "flows", "deploy", *EVERY_MINUTE)
+    every_minute = ["--only", "nightly", "--recipe", "words.yaml", "--cron", "* * * * *"]
+    assert "deployed label/nightly" in command(prefect_server, folder, "pipeline", "flows", "deploy", *every_minute)
     return folder
 
 
@@ -116,23 +116,6 @@ def ask(server: PrefectServer, question: Callable[[Any], Awaitable[Any]]) -> Any
 
 async def nightly(client: Any) -> Any:
     return await client.read_deployment_by_name("label/nightly")
-
-
-def test_deployments_that_write_the_same_folders_share_a_queue_of_one(
-    prefect_server: PrefectServer, home: Path
-) -> None:
-    command(prefect_server, home, "pipeline", "flows", "deploy")  # all of them
-    command(prefect_server, home, "pipeline", "flows", "deploy", *EVERY_MINUTE)
-
-    async def queues(client: Any) -> dict[str, tuple[str, int | None]]:
-        limits = {one.name: one.concurrency_limit for one in await client.read_work_queues(work_pool_name="stillhouse")}
-        names = ["label/nightly", "distill/weekly", "run/on-demand", "label/part"]
-        found = [await client.read_deployment_by_name(name) for name in names]
-        return {one.name: (one.work_queue_name, limits[one.work_queue_name]) for one in found}
-
-    alone = ("one-at-a-time", 1)
-    expected = {"nightly": alone, "weekly": alone, "on-demand": alone, "part": ("default", None)}
-    assert ask(prefect_server, queues) == expected
 
 
 async def pause(client: Any) -> None:
