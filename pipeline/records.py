@@ -91,18 +91,25 @@ class TeacherIdentity:
     tokenizer_sha256: str | None = None
     chat_template_sha256: str | None = None
     vocabulary_size: int | None = None
+    seed: int | None = None  # what its random draws begin with, where its answers are drawn at random here
     encoder_decoder: bool = False  # then a row's prompt and completion are two sequences, and no part of a key
 
     def shaping(self) -> Mapping[str, object]:
         """What of the identity shapes an answer, and so belongs into a request's key."""
         if self.content_sha256:
-            return {"kind": self.kind, "content": self.content_sha256, "options": self.options_sha256}
+            return {
+                "kind": self.kind,
+                "content": self.content_sha256,
+                "options": self.options_sha256,
+                "seed": self.seed,
+            }
         return {
             "kind": self.kind,
             "model": self.model,
             "revision": self.revision,
             "endpoint": self.endpoint,
             "options": self.options_sha256,
+            "seed": self.seed,
         }
 
 

@@ -9,9 +9,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"},
+    {
+        "errors",
+        "storage",
+        "durable",
+        "records",
+        "encodings",
+        "columns",
+        "progress",
+        "quiet",
+        "ranks",
+        "text",
+        "weights",
+    },
     {"settings", "label_settings", "student_settings", "sweep_settings", "evaluate_settings", "finetune_settings"},
-    {"config", "sweep_points", "plugins", "pricing"},
+    {"config", "sweep_points", "plugin_code", "plugins", "pricing"},
     {"model_files", "language_model", "layout", "generation", "head", "labels_from_logits"},
     {"dataset", "prompts", "prompt_checks"},
     {"teachers", "serving", "live_teacher"},

@@ -17,6 +17,7 @@ from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, starte
 from pipeline.durable import write_atomically
 from pipeline.label_settings import encoding_of
 from pipeline.labelling.adopt import take_over
+from pipeline.labelling.former import Former, rename_kept, settle
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import LabelPlan, ShardName
 from pipeline.records import EncodingName
@@ -25,12 +26,15 @@ from pipeline.storage.location import Location
 _ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
 
 
-def same_version(base: Location, plan: LabelPlan) -> Dataset | None:
+def same_version(base: Location, plan: LabelPlan, journal: Journal) -> Dataset | None:
     """The newest finished version of a dataset, if it was made from this very plan."""
     if not versions(base):
         return None
     newest = open_dataset(base)
-    return newest if newest.manifest.plan_sha256 == plan.sha256 else None
+    name = plan.name_of(newest.manifest, journal.noted)
+    if isinstance(name, Former):
+        settle(journal, name, newest.manifest.label)
+    return newest if name is not None else None
 
 
 def start_version(recipe: Recipe, plan: LabelPlan, journal: Journal) -> tuple[Location, list[str]]:
@@ -43,6 +47,7 @@ def start_version(recipe: Recipe, plan: LabelPlan, journal: Journal) -> tuple[Lo
     begun = [number for number in started_versions(base) if number not in finished]
     folder = base / version_label(begun[-1] if begun else max(finished, default=0) + 1)
     _drop_stale(folder, plan)
+    rename_kept(journal, plan.former, plan.renamings, base)
     parents = _adopt(plan, journal, encoding_of(recipe.label.soft), [open_dataset(base, number) for number in finished])
     write_atomically(folder / "recipe.yaml", recipe.as_yaml().encode())
     return folder, parents

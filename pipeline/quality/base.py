@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import pipeline.quality
 from pipeline.config import FilterSettings
-from pipeline.plugins import load_kind
+from pipeline.plugins import FILTERS, load_kind
 from pipeline.records import Completion
 
 Filter = Callable[[Completion], str | None]  # the detail of a rejection, None to keep
@@ -57,7 +57,7 @@ def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> 
     opened = []
     for place, one in enumerate(settings):
         build: Callable[[dict[str, Any]], Filter] = load_kind(
-            f"{where}.{place}.kind", one.kind, pipeline.quality, "open_filter", group="stillhouse.filters"
+            f"{where}.{place}.kind", one.kind, pipeline.quality, "open_filter", group=FILTERS
         )
         opened.append(NamedFilter(one.kind, build(one.options)))
     return opened

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pipeline.evaluation.metrics
 from pipeline.errors import RecipeError
 from pipeline.evaluate_settings import MetricSettings
-from pipeline.plugins import load_kind
+from pipeline.plugins import METRICS, load_kind
 
 Floats = npt.NDArray[np.float64]
 
@@ -78,7 +78,7 @@ def open_metrics(settings: Sequence[MetricSettings], where: str = "evaluate.metr
     opened: list[NamedMetric] = []
     for place, one in enumerate(settings):
         build: Callable[[dict[str, Any]], Any] = load_kind(
-            f"{where}.{place}.kind", one.kind, pipeline.evaluation.metrics, "open_metric", group="stillhouse.metrics"
+            f"{where}.{place}.kind", one.kind, pipeline.evaluation.metrics, "open_metric", group=METRICS
         )
         metric = build(one.options)
         if not isinstance(metric, Metric):
