@@ -54,6 +54,22 @@ class Definitions:
         """The names of the work pools, each once."""
         return list(dict.fromkeys(entry["work_pool"]["name"] for entry in self.deployments))
 
+    @property
+    def in_turn(self) -> list[dict[str, Any]]:
+        """Those whose runs wait for each other: each writes a recipe's dataset, students or report."""
+        return [entry for entry in self.deployments if "work_queue_name" in entry["work_pool"]]
+
+    @property
+    def beside(self) -> list[dict[str, Any]]:
+        """The others."""
+        return [entry for entry in self.deployments if entry not in self.in_turn]
+
+    @property
+    def queues(self) -> list[tuple[str, str]]:
+        """The work queues in which one run works at a time, each once: a pool's name, and the queue's."""
+        named = (entry["work_pool"] for entry in self.in_turn)
+        return list(dict.fromkeys((pool["name"], pool["work_queue_name"]) for pool in named))
+
 
 def read_definitions(changes: Changes, file: Path = FILE) -> Definitions:
     """The deployments as they shall be, each with a recipe that can be loaded.

@@ -1,7 +1,7 @@
 """Give the deployments of `flows/prefect.yaml` to a Prefect server: what `stillhouse flows deploy` does.
 
-    work pool -> deployments -> parameters that are not known are refused -> keys come from Secret blocks (keys.py)
-        -> runs whose process is gone end (recovery.py)
+    work pool -> its queue -> deployments -> parameters that are not known are refused
+        -> keys come from Secret blocks (keys.py) -> runs whose process is gone end (recovery.py)
 
 Each step finds what is there already, so the command can be given again after any change.
 """
@@ -61,6 +61,8 @@ async def _deploy(definitions: Definitions, secrets: Mapping[str, str]) -> None:
         await check_blocks(client, secrets)
         for name in definitions.pools:
             await _make_pool(client, name)
+        for pool, queue in definitions.queues:
+            await _make_queue(client, pool, queue)
         await asyncio.to_thread(_prefect_deploy, definitions)
         await settle(client, definitions)
         await refer_to_blocks(client, definitions, secrets)
@@ -74,6 +76,16 @@ async def _make_pool(client: PrefectClient, name: str) -> None:
         await client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
     except ObjectAlreadyExists:
         return
+
+
+async def _make_queue(client: PrefectClient, pool: str, queue: str) -> None:
+    """A queue of which one run works at a time; a limit that somebody has set stays."""
+    try:
+        await client.create_work_queue(queue, work_pool_name=pool, concurrency_limit=1)
+    except ObjectAlreadyExists:
+        there = await client.read_work_queue_by_name(queue, work_pool_name=pool)
+        if there.concurrency_limit is None:
+            await client.update_work_queue(there.id, concurrency_limit=1)
 
 
 def _prefect_deploy(definitions: Definitions) -> None:

@@ -1,10 +1,14 @@
 """One machine and no work pool: this process waits for the schedules of `flows/prefect.yaml` and starts their runs.
 
+What writes a recipe's dataset, students or report runs one at a time, whichever deployment it is of; parts of a dataset run
+beside it.
+
 python -m flows.serve          # the same as `stillhouse flows serve`
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -43,13 +47,19 @@ def serve(changes: Changes | None = None) -> None:
 
 async def _serve(changes: Changes) -> None:
     definitions = read_definitions(changes)
-    runner = Runner(name="stillhouse", pause_on_shutdown=True, heartbeat_seconds=HEARTBEAT)
-    for entry in definitions.deployments:
-        await runner.aadd_deployment(await served(entry))
+    alone = Runner(name="stillhouse", limit=1, pause_on_shutdown=True, heartbeat_seconds=HEARTBEAT)
+    beside = Runner(name="stillhouse-parts", limit=None, pause_on_shutdown=True, heartbeat_seconds=HEARTBEAT)
+    runners = []
+    for runner, entries in ((alone, definitions.in_turn), (beside, definitions.beside)):
+        for entry in entries:
+            await runner.aadd_deployment(await served(entry))
+        runners += [runner] if entries else []
     async with get_client() as client:
         await settle(client, definitions, served=True)
         await guard_runs(client)
-    await runner.start()
+    async with asyncio.TaskGroup() as group:
+        for runner in runners:
+            group.create_task(runner.start())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import DatasetBusy, StorageFailed
+from pipeline.errors import Busy, DatasetBusy, StorageFailed
 from pipeline.storage.holder import holder_from, this_process
 from pipeline.storage.location import Location, RemotePath
 
@@ -95,12 +95,16 @@ def sha256_of_file(path: Location) -> str:
 
 
 @contextmanager
-def sole_writer(folder: Location) -> Iterator[None]:
+def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy) -> Iterator[None]:
     """Hold `folder` for writing. The kernel frees a folder of this machine when this process ends, however it ends; of a
     store, see `storage/lock.py`.
 
+    Args:
+        folder: a dataset's, or one of this machine with students or a report.
+        busy: the error of what lies there.
+
     Raises:
-        DatasetBusy: another run holds it; the message names that run.
+        Busy: as `busy`: another run holds it; the message names that run.
         StorageFailed: the folder cannot be written.
     """
     if isinstance(folder, RemotePath):
@@ -118,7 +122,7 @@ def sole_writer(folder: Location) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             holder = holder_from(lock.read().encode())
-            raise DatasetBusy(
+            raise busy(
                 f"{folder} is being written by another run ({holder or 'unknown'}). Wait until it is done, or stop it.",
                 holder.name if holder else "another run",
             ) from None

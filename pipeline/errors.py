@@ -18,7 +18,9 @@
      │   ├─ DatasetRefused        it is there, but does not fit: checksum, format version, tokenizer
      │   ├─ DatasetBusy           another run is writing this dataset
      │   └─ PushFailed            the hub refuses it, or cannot be reached
+     ├─ ReportBusy                another run is measuring for this report
      └─ StudentError
+         ├─ StudentBusy           another run is training this recipe's students, or fine-tuning this teacher
          ├─ StudentMissing        no finished student of this recipe
          └─ TrainingError         the student cannot be built or trained as asked
 
@@ -110,12 +112,16 @@ class DatasetRefused(DatasetError):
     """The dataset is there but does not fit: a checksum, its format version, its tokenizer."""
 
 
-class DatasetBusy(DatasetError):
-    """Another run holds this dataset for writing; `holder` is which, in a few words."""
+class Busy(StillhouseError):
+    """Base of what is wrong where another run holds for writing what this one would write."""
 
     def __init__(self, message: str, holder: str = "another run") -> None:
         super().__init__(message)
-        self.holder = holder
+        self.holder = holder  # which run, in a few words
+
+
+class DatasetBusy(Busy, DatasetError):
+    """Another run holds this dataset for writing."""
 
 
 class PushFailed(DatasetError):
@@ -128,6 +134,14 @@ class StudentError(StillhouseError):
 
 class StudentMissing(StudentError):
     """There is no finished student of this recipe."""
+
+
+class StudentBusy(Busy, StudentError):
+    """Another run is training this recipe's students, or fine-tuning this teacher."""
+
+
+class ReportBusy(Busy):
+    """Another run is measuring for this report."""
 
 
 class TrainingError(StudentError):

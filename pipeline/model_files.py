@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +19,15 @@ from pipeline.errors import RecipeError, TeacherUnavailable
 from pipeline.records import content_hash
 from pipeline.student_settings import InitSettings
 from pipeline.user_files import Unreadable, decode_text, parse_json
+from pipeline.weights import sha256_of_weights
 
 _SAFE = "*.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _HASHED = (_SAFE, "*.bin", "*.py")
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-_SAMPLE = 1 << 16  # bytes of one sample of a weight file
+_INDEX = "model.safetensors.index.json"  # of weights in several files
+_AT_ONCE = 4  # weight files that are read side by side
+_SAMPLE = 1 << 16  # bytes of one sample of a weight file, as earlier releases took them
 _SAMPLES = 64
 
 
@@ -52,7 +56,7 @@ class ModelFiles:
     @property
     def decoder_start_id(self) -> int | None:
         """What an encoder-decoder's decoder begins with; None where neither of its configs says, and for a causal model."""
-        for settings in (self._settings("generation_config.json"), self.config):
+        for settings in (self._generation, self.config):
             start = settings.get("decoder_start_token_id")
             if start is not None:
                 return int(start[0] if isinstance(start, list) else start)
@@ -103,16 +107,52 @@ class ModelFiles:
     def content_sha256(self) -> str:
         """Names the weights, the config, the model's own code, the tokenizer and the chat template by content.
 
-        Of a weight file its size and 64 evenly spaced samples of 64 KiB count: training changes all of a file, and a
-        14 GB model should not take a minute to be recognised.
+        Of a weight file all bytes count. They are read once, and what came out is remembered (weights.py).
+        """
+        files = self._hashed_files
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            digests = pool.map(sha256_of_weights, files)
+        named = [[file.name, digest] for file, digest in zip(files, digests, strict=True)]
+        ends = {name: self._generation.get(name) for name in ("eos_token_id", "decoder_start_token_id")}
+        return content_hash([named, self._shape, ends])
+
+    @cached_property
+    def sampled_sha256(self) -> str:
+        """What earlier releases took for `content_sha256`: of a weight file, 64 samples of 64 KiB.
+
+        Answers and students that were paid for under this name are found by it (docs/labelling.md).
         """
         digest = hashlib.sha256()
-        for file in sorted(file for pattern in _HASHED for file in self.folder.glob(pattern)):
+        for file in self._hashed_files:
             digest.update(f"{file.name}:{file.stat().st_size}:".encode())
             digest.update(_sampled(file))
-        shape = {key: value for key, value in self.config.items() if key != "transformers_version"}
-        digest.update(content_hash([shape, self.tokenizer_sha256, self.chat_template_sha256]).encode())
+        digest.update(content_hash(self._shape).encode())
         return digest.hexdigest()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether all its weight files are here: a hub's model may have been fetched without them, or in part."""
+        index = self.folder / _INDEX
+        if not index.is_file():
+            return any(self.folder.glob(_SAFE))
+        named = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        return all((self.folder / file).is_file() for file in {*named.values()})
+
+    @property
+    def _hashed_files(self) -> list[Path]:
+        return sorted(file for pattern in _HASHED for file in self.folder.glob(pattern))
+
+    @property
+    def _shape(self) -> list[Any]:
+        """The config, the tokenizer and the chat template, as they name a model."""
+        config = {key: value for key, value in self.config.items() if key != "transformers_version"}
+        return [config, self.tokenizer_sha256, self.chat_template_sha256]
+
+    @cached_property
+    def _generation(self) -> dict[str, Any]:
+        file = self.folder / "generation_config.json"
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return settings
 
     @cached_property
     def tokenizer_sha256(self) -> str:

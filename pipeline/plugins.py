@@ -3,6 +3,10 @@
 A kind is one file in its folder (`forward-kl` is student/losses/forward_kl.py), or an entry point of another package
 (group `stillhouse.teachers`, `stillhouse.filters`, `stillhouse.losses` or `stillhouse.metrics`). There is no table to
 edit, and a heavy library is imported only when its kind is chosen.
+
+What comes from elsewhere may change while a recipe stays as it is, so its code is part of the key of what it shapes
+(`code_of`): a filter's of a dataset version, a loss's of a student, a metric's of a report. A teacher's is not, since an
+edit would ask for everything again and pay for it: what shapes its answers is for its own identity to say.
 """
 
 from __future__ import annotations
@@ -10,12 +14,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Collection
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
 from pipeline.errors import RecipeError
+from pipeline.plugin_code import plugin_code
 from pipeline.settings import nearest
+
+TEACHERS, FILTERS = "stillhouse.teachers", "stillhouse.filters"
+LOSSES, METRICS = "stillhouse.losses", "stillhouse.metrics"
 
 
 def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, group: str) -> Any:
@@ -25,7 +33,7 @@ def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, grou
         RecipeError: there is no such kind (the message names `setting`), or a library that it needs is not installed.
     """
     built_in = built_in_kinds(package)
-    outside = {point.name: point for point in entry_points(group=group)}
+    outside = _outside(group)
     try:
         if kind in outside:
             return outside[kind].load()
@@ -52,6 +60,17 @@ def refuse_unknown_kind(setting: str, kind: str, package: ModuleType, group: str
 
 def _unknown(setting: str, kind: str, known: Collection[str]) -> RecipeError:
     return RecipeError(f"{setting} is {kind!r}: there is no such kind.{nearest(kind, sorted(known))}")
+
+
+def code_of(group: str, kind: str) -> dict[str, dict[str, str]]:
+    """What a key must say of the code behind a kind, as {"code": ...}; empty for a kind that comes with Stillhouse."""
+    point = _outside(group).get(kind)
+    return {} if point is None else {"code": plugin_code(point)}
+
+
+def _outside(group: str) -> dict[str, EntryPoint]:
+    """The kinds of other packages."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 def built_in_kinds(package: ModuleType) -> dict[str, str]:

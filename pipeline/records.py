@@ -143,6 +143,7 @@ class TeacherIdentity:
     tokenizer_sha256: str | None = None
     chat_template_sha256: str | None = None
     vocabulary_size: int | None = None
+    seed: int | None = None  # what its random draws begin with, where its answers are drawn at random here
     encoder_decoder: bool = False  # then a row's prompt and completion are two sequences, and no part of a key
     # How it is asked to go on from an assistant's last turn: part of such requests' keys, and of no others. "" where it is
     # sent what it would be sent anyway, None where it cannot go on.
@@ -151,13 +152,19 @@ class TeacherIdentity:
     def shaping(self) -> Mapping[str, object]:
         """What of the identity shapes an answer, and so belongs into a request's key."""
         if self.content_sha256:
-            return {"kind": self.kind, "content": self.content_sha256, "options": self.options_sha256}
+            return {
+                "kind": self.kind,
+                "content": self.content_sha256,
+                "options": self.options_sha256,
+                "seed": self.seed,
+            }
         return {
             "kind": self.kind,
             "model": self.model,
             "revision": self.revision,
             "endpoint": self.endpoint,
             "options": self.options_sha256,
+            "seed": self.seed,
         }
 
 

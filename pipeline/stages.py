@@ -145,7 +145,7 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, tell: Tell | Non
     place = tuning.place(gold)
     card = place.finished()
     if card is not None:
-        return StudentResult(card, str(place.path), trained=False)
+        return StudentResult(place.named_anew(card), str(place.path), trained=False)
     if _is_to_be_launched(tuning.student):
         with told_of_the_teacher():
             card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
@@ -186,7 +186,7 @@ def distill_stage(
     place = student_folder(recipe, student, student.mode, dataset)
     card = place.finished()
     if card is not None:
-        return StudentResult(card, str(place.path), trained=False)
+        return StudentResult(place.named_anew(card), str(place.path), trained=False)
     there = place.trained() is not None  # all of it but its quantised copy
     if _is_to_be_launched(student) and not there:
         theirs = recipe if student.mode == "gold" else of_version(recipe, dataset)
@@ -212,11 +212,12 @@ def _launched(
     tell: Tell | None,
 ) -> StudentCard:
     """The card of a student that other processes trained."""
-    if tell is not None:
-        launch(recipe, student, place.work, [*command, "--no-flow"], tell)
-    else:
-        print_line = partial(errors.print, markup=False)
-        launch(recipe, student, place.work, [*command, "--no-flow"], print_line, progress)
+    with place.held():
+        if tell is not None:
+            launch(recipe, student, place.work, [*command, "--no-flow"], tell)
+        else:
+            print_line = partial(errors.print, markup=False)
+            launch(recipe, student, place.work, [*command, "--no-flow"], print_line, progress)
     card = place.finished()
     if card is None:
         raise TrainingError(

@@ -119,10 +119,10 @@ def train_apart(
     place = student_folder(point.recipe, point.student, mode, training.dataset)
     card = place.finished()
     if card is not None:
-        return StudentResult(card, str(place.path), trained=False, label=point.label)
+        return StudentResult(place.named_anew(card), str(place.path), trained=False, label=point.label)
     there = place.trained() is not None  # all of it but its quantised copy
     command = [sys.executable, "-m", "pipeline", "distill", RECIPE, "--only", mode, "--no-flow"]
-    with children.place() as number, told_of(point):
+    with children.place() as number, told_of(point), place.held():
         follow(
             point.recipe,
             place.work / "launch",

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "faults", "storage", "durable", "records", "encodings", "columns", "progress", "quiet", "ranks", "text"}
-    | {"urls", "plain_json", "yaml_text", "cells", "user_files", "template_text"},
+    | {"urls", "weights", "plain_json", "yaml_text", "cells", "user_files", "template_text"},
     {"settings", "label_settings", "student_settings", "sweep_settings", "evaluate_settings", "finetune_settings"},
-    {"config", "sweep_points", "plugins", "pricing"},
+    {"config", "sweep_points", "plugin_code", "plugins", "pricing"},
     {"model_files", "language_model", "layout", "generation", "head", "labels_from_logits"},
     {"dataset", "prompts", "prompt_rows", "prompt_templates", "prompt_checks", "template_checks"},
     {"teachers", "serving", "live_teacher"},

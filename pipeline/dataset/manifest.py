@@ -95,6 +95,9 @@ class Manifest(_Part):
     licence: str | None = None  # an SPDX name, or what the hub's card takes
     teacher: TeacherIdentity
     more_teachers: tuple[TeacherIdentity, ...] = ()  # of a merged text dataset
+    teacher_code: dict[str, str] | None = (
+        None  # of a teacher that does not come with Stillhouse, as plugins.py names it
+    )
     mode: Literal["generate", "score"] | None  # None: not known, or not one
     sampling: SamplingSettings | None  # None: not known, or not one
     soft: SoftSettings | None

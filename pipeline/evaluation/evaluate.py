@@ -19,9 +19,11 @@ from pydantic import TypeAdapter
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.errors import DatasetMissing, StudentMissing
+from pipeline.durable import sole_writer
+from pipeline.errors import DatasetMissing, ReportBusy, StudentMissing
 from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.held_out import (
+    HeldOut,
     label_summary,
     measured_models,
     overlap_of,
@@ -33,13 +35,12 @@ from pipeline.evaluation.importance_plot import layers_of
 from pipeline.evaluation.notes import notes, of_the_vocabularies
 from pipeline.evaluation.report import ReportFiles, write_report
 from pipeline.evaluation.results import Curve, Report
-from pipeline.evaluation.stored import figures_of, stored_report
+from pipeline.evaluation.stored import figures_of, report_key, stored_report
 from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.subjects import student_subjects, teacher_subjects
 from pipeline.evaluation.tables import comparison_table
 from pipeline.model_files import find_model
 from pipeline.progress import Progress, silent
-from pipeline.records import content_hash
 from pipeline.student.card import write_cards
 from pipeline.student.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
 from pipeline.student.quantize import require_torchao
@@ -49,7 +50,6 @@ from pipeline.student_settings import StudentSettings
 _STORED = TypeAdapter(Report)
 BEFORE = "teacher before fine-tuning"
 _WITHOUT_EFFECT = {"reports", "batch_size", "keep"}  # on the figures
-FIGURES = 2  # goes up when other things are measured: older reports are then made again
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,25 @@ def evaluate(
             the student's copy needs torchao, which is not installed.
         StudentMissing: a student or baseline of this recipe has not been trained.
         DatasetRefused: the dataset is damaged.
+        ReportBusy: another run is measuring for this report.
     """
     students = _students(recipe, student, dataset)
-    key = content_hash(
-        [
-            [place.key for place in students] + (["int8"] if student.quantize else []) + _told_of_its_start(recipe),
-            dataset.manifest.plan_sha256,
-            key_of_settings(recipe.evaluate),
-            FIGURES,
-        ]
-    )
+    named = [[place.key, place.wants_int8] for place in students]
+    key = report_key(recipe, dataset, named, key_of_settings(recipe.evaluate))
     folder = Path(recipe.evaluate.reports) / recipe.name
     files = ReportFiles.in_folder(folder)
     stored = stored_report(_STORED, files, key)
     if stored is not None:
         _tell_cards(stored, recipe, dataset, students)
         return EvaluationResult(stored, files, fresh=False)
-    report = _measured(recipe, student, dataset, students, key, progress)
-    files = write_report(report, folder)
-    _tell_cards(report, recipe, dataset, students)
+    if student.quantize:
+        require_torchao()
+    subjects = _subjects(recipe, student, dataset, students)
+    held_out = read_held_out(recipe, dataset, subjects)
+    with sole_writer(folder, ReportBusy):
+        report = _measured(recipe, student, dataset, students, subjects, held_out, key, progress)
+        files = write_report(report, folder)
+        _tell_cards(report, recipe, dataset, students)
     return EvaluationResult(report, files, fresh=True)
 
 
@@ -112,13 +112,11 @@ def _measured(
     student: StudentSettings,
     dataset: Dataset,
     students: list[StudentFolder],
+    subjects: Sequence[Subject],
+    held_out: HeldOut,
     key: str,
     progress: Progress,
 ) -> Report:
-    if student.quantize:
-        require_torchao()
-    subjects = _subjects(recipe, student, dataset, students)
-    held_out = read_held_out(recipe, dataset, subjects)
     learnt_from = [one for place in students if (one := learning_dataset(recipe, place.variant, dataset))]
     models = measured_models(subjects, held_out, recipe, learnt_from, progress)
     cards = [card for place in students if (card := place.finished())]

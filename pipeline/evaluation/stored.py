@@ -1,16 +1,55 @@
-"""A report that lies there already, and its figures in the students' model cards."""
+"""A report that lies there already: what it stands for, and its figures in the students' model cards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.config import Recipe, TeacherSettings
+from pipeline.dataset.store import Dataset
 from pipeline.evaluation.report import ReportFiles
 from pipeline.evaluation.tables import Compared, answer_quality_table
 from pipeline.evaluation.warnings import warning_of
+from pipeline.model_files import find_model, labelling_files, runs_here
+from pipeline.plugins import METRICS, code_of
+from pipeline.records import content_hash
 from pipeline.student.card import Figures
+
+FIGURES = 3  # goes up when other things are measured: older reports are then made again
+
+
+def report_key(recipe: Recipe, dataset: Dataset, students: object, settings: Mapping[str, Any]) -> str:
+    """Names all that a report's figures come from.
+
+    Args:
+        recipe: whose models are measured.
+        dataset: whose held-out rows they are measured on.
+        students: names the students.
+        settings: what of `evaluate` shapes the figures.
+    """
+    return content_hash(
+        {
+            "students": students,
+            "dataset": [dataset.manifest.plan_sha256, [file.sha256 for file in dataset.manifest.files]],
+            "settings": settings,
+            "metrics": [code_of(METRICS, one.kind) for one in recipe.evaluate.metrics],
+            "teacher": _teacher(recipe.teacher),
+            "answers": [recipe.label.mode, recipe.label.sampling.max_tokens],
+            "figures": FIGURES,
+        }
+    )
+
+
+def _teacher(teacher: TeacherSettings) -> list[str]:
+    """The teacher as it is measured: its weights, and those before it was fine-tuned; or the name of its labels' line."""
+    if not runs_here(teacher):
+        return [teacher.kind, teacher.model]
+    measured = [labelling_files(teacher)]
+    if teacher.finetune is not None and teacher.finetune.config is None:
+        measured.append(find_model(teacher.model, teacher.revision))
+    return [files.content_sha256 for files in measured]
 
 
 class Measured(Compared, Protocol):

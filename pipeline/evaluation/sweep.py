@@ -19,8 +19,9 @@ from pydantic import TypeAdapter
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
-from pipeline.errors import StudentMissing
-from pipeline.evaluation.evaluate import FIGURES, key_of_settings, learning_dataset
+from pipeline.durable import sole_writer
+from pipeline.errors import ReportBusy, StudentMissing
+from pipeline.evaluation.evaluate import key_of_settings, learning_dataset
 from pipeline.evaluation.held_out import (
     HeldOut,
     label_summary,
@@ -33,13 +34,13 @@ from pipeline.evaluation.held_out import (
 from pipeline.evaluation.models import Models
 from pipeline.evaluation.notes import measurement_notes, of_the_vocabularies
 from pipeline.evaluation.report import ReportFiles
-from pipeline.evaluation.stored import figures_of, stored_report
+from pipeline.evaluation.stored import figures_of, report_key, stored_report
+from pipeline.evaluation.subject import Subject
 from pipeline.evaluation.subjects import student_subjects, teacher_subjects
 from pipeline.evaluation.sweep_choice import choose
 from pipeline.evaluation.sweep_report import NAME, sweep_table, write_sweep_report
 from pipeline.evaluation.sweep_results import SweepReport, SweptStudent
 from pipeline.progress import Progress, silent
-from pipeline.records import content_hash
 from pipeline.student.card import write_cards
 from pipeline.student.folder import StudentCard, StudentFolder, student_folder
 from pipeline.student.quantize import require_torchao
@@ -75,26 +76,25 @@ def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent
             a student's copy needs torchao, which is not installed.
         StudentMissing: a student of the sweep has not been trained.
         DatasetRefused: the dataset is damaged.
+        ReportBusy: another run is measuring for this report.
     """
     students = [_finished(point, dataset) for point in points(recipe)]
-    key = content_hash(
-        [
-            [[one.point.label, one.place.key, one.place.wants_int8] for one in students],
-            dataset.manifest.plan_sha256,
-            {name: value for name, value in key_of_settings(recipe.evaluate).items() if name != "baselines"},
-            FIGURES,
-        ]
-    )
+    named = [[one.point.label, one.place.key, one.place.wants_int8] for one in students]
+    settings = {name: value for name, value in key_of_settings(recipe.evaluate).items() if name != "baselines"}
+    key = report_key(recipe, dataset, named, settings)
     folder = Path(recipe.evaluate.reports) / recipe.name
     files = ReportFiles.in_folder(folder, NAME)
     stored = stored_report(_STORED, files, key)
-    report = stored or _measured(recipe, dataset, students, key, progress)
-    if report.choice.keep != recipe.evaluate.keep:
-        choice = choose(report.students, report.metrics, recipe.evaluate.keep)
-        report = dataclasses.replace(report, choice=choice, recipe_yaml=recipe.as_yaml())
-    if report is not stored:
-        write_sweep_report(report, folder)
-    _tell_cards(report, students)
+    held_out = _held_out(recipe, dataset, students) if stored is None else None
+    with sole_writer(folder, ReportBusy):
+        report = _measured(recipe, dataset, students, held_out, key, progress) if held_out is not None else stored
+        assert report is not None
+        if report.choice.keep != recipe.evaluate.keep:
+            choice = choose(report.students, report.metrics, recipe.evaluate.keep)
+            report = dataclasses.replace(report, choice=choice, recipe_yaml=recipe.as_yaml())
+        if report is not stored:
+            write_sweep_report(report, folder)
+        _tell_cards(report, students)
     return SweepEvaluation(report, files, fresh=stored is None)
 
 
@@ -116,18 +116,31 @@ def _finished(point: Point, dataset: Dataset) -> _Finished:
     return _Finished(point, place, card, learnt_from)
 
 
-def _measured(
-    recipe: Recipe, dataset: Dataset, students: Sequence[_Finished], key: str, progress: Progress
-) -> SweepReport:
+def _held_out(recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]) -> HeldOut:
+    """What everything is measured on, where it can be: nothing is written yet."""
     if any(one.place.wants_int8 for one in students):
         require_torchao()
+    subjects, _ = _subjects(recipe, dataset, students)
+    return read_held_out(recipe, dataset, subjects)
+
+
+def _subjects(
+    recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]
+) -> tuple[list[Subject], list[dict[str, Any]]]:
+    """The teacher and the students, and the sweep's settings of each row that is a student's."""
     subjects = teacher_subjects(recipe)
-    settings: list[dict[str, Any]] = []  # of every row that is a student's
+    settings: list[dict[str, Any]] = []
     for one in students:
         own = student_subjects(one.point.label, one.place, one.point.student, dataset)
         settings += [one.point.settings] * len(own)
         subjects += own
-    held_out = read_held_out(recipe, dataset, subjects)
+    return subjects, settings
+
+
+def _measured(
+    recipe: Recipe, dataset: Dataset, students: Sequence[_Finished], held_out: HeldOut, key: str, progress: Progress
+) -> SweepReport:
+    subjects, settings = _subjects(recipe, dataset, students)
     models = measured_models(subjects, held_out, recipe, [one.learnt_from for one in students], progress)
     swept = _swept(models, settings)
     others = models.rows[: len(models.rows) - len(swept)]

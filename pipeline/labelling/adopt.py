@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.dataset.manifest import FileEntry
 from pipeline.dataset.store import Dataset
+from pipeline.labelling.former import FormerNames, settle
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import LabelPlan
 from pipeline.labelling.retrying import COLUMNS, Retry, rejections_in
@@ -68,27 +69,53 @@ def _take_file(
     columns = _REJECTED_KEYS if entry.kind == "rejected" else _KEYS
     with version.open(entry) as parquet:
         keys = parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(columns))
-        wanted = [one for batch in keys for one in _wanted(plan, batch, rejections=rejections, retry=retry)]
-    if not any(wanted):
+        claimed = [
+            one for batch in keys for one in _claimed(plan, journal, version, batch, rejections=rejections, retry=retry)
+        ]
+    if not any(claimed):
         return 0
     taken = begin = 0
     with version.open(entry) as parquet:
         for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
-            taken += journal.adopt(batch.filter(pa.array(wanted[begin : begin + batch.num_rows], pa.bool_())))
+            taken += journal.adopt(_with_keys(batch, claimed[begin : begin + batch.num_rows]))
             begin += batch.num_rows
     return taken
 
 
-def _wanted(plan: LabelPlan, batch: pa.RecordBatch, *, rejections: bool, retry: Retry | None) -> list[bool]:
-    """Which rows are answers to requests of the plan that were not seen before.
+def _with_keys(batch: pa.RecordBatch, keys: Sequence[str | None]) -> pa.RecordBatch:
+    """The rows that have a key, under it."""
+    place = batch.schema.get_field_index("id")
+    named = batch.set_column(place, batch.schema.field(place), pa.array(keys, pa.string()))
+    return named.filter(pa.array([key is not None for key in keys], pa.bool_()))
 
-    A rejection without an answer is one where `rejections` count, and none where `retry` asks for it again.
+
+def _claimed(
+    plan: LabelPlan,
+    journal: Journal,
+    version: Dataset,
+    batch: pa.RecordBatch,
+    *,
+    rejections: bool,
+    retry: Retry | None,
+) -> list[str | None]:
+    """The keys of requests of the plan that rows are answers to and no row before was.
+
+    A rejection without an answer is one where `rejections` count, and none where `retry` asks for it again. Rows that are
+    kept under a former name of the teacher count too.
     """
     if retry is not None and "stage" in batch.schema.names:
         kept = [not lost or not retry.wants(reason, answered=with_) for lost, reason, with_ in rejections_in(batch)]
-        claimed = iter(_wanted(plan, batch.filter(pa.array(kept, pa.bool_())), rejections=rejections, retry=None))
-        return [keep and next(claimed) for keep in kept]
+        part = batch.filter(pa.array(kept, pa.bool_()))
+        found = iter(_claimed(plan, journal, version, part, rejections=rejections, retry=None))
+        return [next(found) if keep else None for keep in kept]
     completions = batch.column("completion").to_pylist()
     texts = [None if turns is None else "".join(turn["content"] for turn in turns) for turns in completions]
     ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))
-    return plan.claim(list(zip(ids, prompts, samples, texts, strict=True)), rejections=rejections)
+    rows = list(zip(ids, prompts, samples, texts, strict=True))
+    claimed = plan.claim(rows, rejections=rejections)
+    for former in FormerNames(plan.former, journal.noted).of(version.manifest.recipe):
+        more = plan.claim(rows, under=former.terms, rejections=rejections)
+        if any(more):
+            settle(journal, former, version.manifest.label)
+        claimed = [one or other for one, other in zip(claimed, more, strict=True)]
+    return claimed

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.config import DatasetSettings
 from pipeline.dataset.manifest import FILE_NAME as MANIFEST
-from pipeline.dataset.manifest import version_label
+from pipeline.dataset.manifest import Manifest, read_manifest, version_label
 from pipeline.dataset.store import dataset_folder, journal_folder, open_dataset, started_versions, versions
 from pipeline.durable import sole_writer
 from pipeline.errors import DatasetBusy
@@ -93,6 +93,12 @@ def newest_version(folder: Location) -> int | None:
     """The newest finished version: one look, or a few, in a store that holds hundreds."""
     begun = reversed(started_versions(folder))
     return next((number for number in begun if (folder / version_label(number) / MANIFEST).is_file()), None)
+
+
+def newest_manifest(folder: Location) -> Manifest | None:
+    """Of the newest finished version."""
+    number = newest_version(folder)
+    return None if number is None else read_manifest(folder / version_label(number))
 
 
 def _begin(journal: Journal, folder: Location, work: Path) -> None:

@@ -28,9 +28,10 @@ from pipeline.dataset.manifest import Manifest, write_manifest
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, versions
 from pipeline.errors import DatasetBusy
 from pipeline.label_settings import encoding_of
-from pipeline.labelling.begin import held_dataset, held_in_turn, newest_version, opened_journal
+from pipeline.labelling.begin import held_dataset, held_in_turn, newest_manifest, newest_version, opened_journal
 from pipeline.labelling.budget import Budget, check_budget
 from pipeline.labelling.estimate import Estimate, ToSend, estimate_plan, still_to_send
+from pipeline.labelling.former import former_names, tell_of_other_code
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.metrics import Meter, Metrics
 from pipeline.labelling.parts import Parts, Runner
@@ -40,6 +41,7 @@ from pipeline.labelling.runners import open_runner
 from pipeline.labelling.sender import Sender, now
 from pipeline.labelling.sorting import SortedOut, Sorter
 from pipeline.labelling.version import finished_version, let_go, shard_files, start_version
+from pipeline.plugins import TEACHERS, code_of
 from pipeline.progress import Progress, TellsMore, silent
 from pipeline.quality.base import NamedFilter, open_filters
 from pipeline.records import FORMAT_VERSION
@@ -128,11 +130,14 @@ def open_job(
     folder = dataset_folder(recipe.dataset)
     with ExitStack() as opened:
         newest = None if held else newest_version(folder)
-        plan = opened.enter_context(make_plan(recipe, teacher.identity))
+        former = former_names(teacher, recipe.label, folder)
+        plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
         if not held:
             opened.enter_context(held_dataset(recipe.dataset))
             if newest_version(folder) != newest:  # another run has ended meanwhile, and may have read a later source
-                plan = opened.enter_context(make_plan(recipe, teacher.identity))
+                former = former_names(teacher, recipe.label, folder)
+                plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
+        tell_of_other_code(recipe.teacher.kind, newest_manifest(folder))
         journal = opened.enter_context(opened_journal(recipe.dataset, encoding_of(recipe.label.soft)))
         yield LabelJob(recipe, plan, teacher, filters, journal, progress, retry)
 
@@ -261,6 +266,7 @@ class LabelJob:
             stillhouse=pipeline.__version__,
             licence=self._recipe.dataset.licence,
             teacher=self._teacher.identity,
+            teacher_code=code_of(TEACHERS, self._recipe.teacher.kind).get("code"),
             mode=self._recipe.label.mode,
             sampling=self._recipe.label.sampling,
             soft=self._recipe.label.soft,

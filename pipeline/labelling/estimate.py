@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -21,11 +22,12 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
 from pipeline.label_settings import LabelSettings
 from pipeline.labelling.budget import check_budget
+from pipeline.labelling.former import FormerNames, asked_with, former_names
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.journal_view import JournalView
 from pipeline.labelling.plan import LabelPlan, Shard, make_plan
 from pipeline.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
-from pipeline.storage.location import RemotePath
+from pipeline.storage.location import Location, RemotePath
 from pipeline.teachers.base import Request, Teacher, open_teacher, why_no_price
 
 _TEXT_BYTES = 2  # of a token of text, compressed, as a rule of thumb
@@ -80,8 +82,13 @@ def estimate_labelling(recipe: Recipe) -> Estimate:
     finished = [open_dataset(folder, number) for number in versions(folder)]
     newest = finished[-1].manifest if finished else None
     carried = (newest.totals.spent_usd if newest and isinstance(folder, RemotePath) else None) or 0.0
-    with make_plan(recipe, teacher.identity) as plan, closing(JournalView(journal_folder(recipe.dataset))) as journal:
-        to_send = ToSend(0, 0, 0) if newest and newest.plan_sha256 == plan.sha256 else _to_send(plan, journal, finished)
+    former = former_names(teacher, recipe.label, folder)
+    with (
+        make_plan(recipe, teacher.identity, former) as plan,
+        closing(JournalView(journal_folder(recipe.dataset))) as journal,
+    ):
+        same = newest is not None and plan.name_of(newest, journal.noted) is not None
+        to_send = ToSend(0, 0, 0) if same else _to_send(plan, journal, folder, finished)
         return estimate_plan(recipe, plan, to_send, newest, teacher, journal.spent() or carried)
 
 
@@ -130,20 +137,33 @@ def _unanswered(shard: Shard, journal: Journal) -> list[Request]:
     return [request for request in shard.requests if request.key not in known]
 
 
-def _to_send(plan: LabelPlan, journal: JournalView, finished: list[Dataset]) -> ToSend:
+def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: list[Dataset]) -> ToSend:
     """What has no answer yet, in the journal or a finished version. What is known lies on disk, not in memory."""
+    names = FormerNames(plan.former, journal.noted)
     with closing(sqlite3.connect("")) as known:
         known.execute("PRAGMA journal_mode=OFF")
-        known.execute("CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID")
-        for ids in (journal.ids(), _paid_ids(finished)):
-            known.executemany("INSERT OR IGNORE INTO ids VALUES (?)", ((id_,) for id_ in ids))
+        known.execute("CREATE TABLE ids (terms TEXT, id TEXT, PRIMARY KEY (terms, id)) WITHOUT ROWID")
+
+        def count(ids: Iterator[str], recipe: Mapping[str, Any]) -> None:
+            """Keep keys under every name of the teacher that they may be made with."""
+            allowed = [plan.terms.id, *(one.terms.id for one in names.of(recipe))]
+            known.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", ((one, id_) for id_ in ids for one in allowed))
+
+        def has_answer(request: Request) -> bool:
+            keys = [(one.id, one.key(request.prompt.id, request.sample, request.forced)) for one in terms]
+            return any(known.execute("SELECT 1 FROM ids WHERE terms = ? AND id = ?", key).fetchone() for key in keys)
+
+        terms = [plan.terms, *(one.terms for one in plan.former)]
+        count(journal.ids(), asked_with(journal.noted, base))
+        for version in finished:
+            count(_paid_ids(version), version.manifest.recipe)
         if not known.execute("SELECT 1 FROM ids LIMIT 1").fetchone():
             return _everything(plan)
         return _counted(
             request
             for number in range(plan.shards)
             for request in plan.shard(number).requests
-            if known.execute("SELECT 1 FROM ids WHERE id = ?", (request.key,)).fetchone() is None
+            if not has_answer(request)
         )
 
 
@@ -160,13 +180,12 @@ def _counted(requests: Iterable[Request]) -> ToSend:
     return ToSend(count, likely, worst)
 
 
-def _paid_ids(finished: list[Dataset]) -> Iterator[str]:
+def _paid_ids(version: Dataset) -> Iterator[str]:
     """Every row of a finished version that has an answer, rejected ones included."""
-    for version in finished:
-        for entry in version.manifest.files:
-            with version.open(entry) as parquet:
-                for batch in parquet.iter_batches(columns=["id", "completion"]):
-                    yield from batch.filter(pc.is_valid(batch.column("completion"))).column("id").to_pylist()
+    for entry in version.manifest.files:
+        with version.open(entry) as parquet:
+            for batch in parquet.iter_batches(columns=["id", "completion"]):
+                yield from batch.filter(pc.is_valid(batch.column("completion"))).column("id").to_pylist()
 
 
 def _mean_completion(newest: Manifest | None) -> float | None:

@@ -140,6 +140,24 @@ class Journal:
                     self._insert(kind, part.slice(start, _ADOPT_TOGETHER).select(schema.names).cast(schema))
         return len(ids)
 
+    def rename(self, names: Mapping[str, str]) -> int:
+        """Give answers another key, former key -> key; return how many have one now. One that has an answer keeps it."""
+        found = self.read([*names])
+        if not found.places:
+            return 0
+        known = self.answered([names[id_] for id_ in found.places])
+        with self._storage(), self._writing, self._writer:
+            for kind, table in found.tables.items():
+                ids = [names[id_] for id_ in table.column("id").to_pylist()]
+                place = table.schema.get_field_index("id")
+                named = table.set_column(place, table.schema.field(place), pa.array(ids, pa.string()))
+                new = named.filter(pa.array([id_ not in known for id_ in ids], pa.bool_()))
+                for batch in new.to_batches(max_chunksize=_ADOPT_TOGETHER):
+                    self._insert(kind, batch)
+            self._writer.executemany("DELETE FROM answers WHERE id = ?", ((id_,) for id_ in found.places))
+            self._writer.execute("DELETE FROM batches WHERE number NOT IN (SELECT batch FROM answers)")
+        return len(found.places)
+
     def forget(self, ids: Iterable[str], count: int) -> None:
         """Drop answers that a finished version now holds, `count` of them; all of them are here."""
         with self._storage(), self._writing:
@@ -187,6 +205,12 @@ class Journal:
     def answered(self, ids: Sequence[str]) -> set[str]:
         """Which of these requests have an answer."""
         return {row[0] for row in self._rows("id", ids)}
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether any request has one."""
+        with self._storage(), self._lock:
+            return self._reader.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
 
     def read(self, ids: Sequence[str]) -> Answers:
         """The answers to these requests, those that there are."""

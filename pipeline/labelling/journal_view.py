@@ -32,6 +32,12 @@ class JournalView:
         if self._connection is not None:
             yield from (id_ for (id_,) in self._connection.execute("SELECT id FROM answers"))
 
+    def noted(self, name: str) -> str | None:
+        """A note of the engine's, as `Journal.noted` gives it."""
+        query = "SELECT value FROM notes WHERE name = ?"
+        row = self._connection.execute(query, (name,)).fetchone() if self._connection is not None else None
+        return None if row is None else str(row[0])
+
     def close(self) -> None:
         """Let the file go."""
         if self._connection is not None:

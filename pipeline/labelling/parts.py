@@ -144,8 +144,9 @@ class Parts:
 
     def _read_left(self) -> Iterator[Part]:
         """Of these terms: answers to other ones may be wanted again, and lie where they are."""
+        begun = {terms.id[:8] for terms in (self._plan.terms, *(one.terms for one in self._plan.former))}
         for folder in folders_in(self._folder):
-            if folder.name.startswith(self._plan.terms.id[:8]) and (folder / _PROMPTS).is_file():
+            if folder.name[:8] in begun and (folder / _PROMPTS).is_file():
                 yield self._part(folder.name, list(read_prompts(_settings(folder))))
 
     def _new(self, shards: Sequence[int]) -> Iterator[Part]:

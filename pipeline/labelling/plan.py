@@ -18,15 +18,18 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, get_args
 
 import orjson
 
 from pipeline.config import Recipe
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import PromptError
+from pipeline.labelling.former import Former, FormerNames, Noted, Renaming
 from pipeline.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
+from pipeline.plugins import FILTERS, code_of
 from pipeline.prompts import read_prompts, split_of
 from pipeline.records import Message, Prompt, Split, TeacherIdentity, content_hash
 from pipeline.teachers.base import Request, Terms
@@ -76,8 +79,9 @@ class LabelPlan:
     of its own, whatever other references the prompt has. Else a prompt is asked once, and its first reference stands.
     """
 
-    def __init__(self, recipe: Recipe, terms: Terms) -> None:
+    def __init__(self, recipe: Recipe, terms: Terms, former: Sequence[Former] = ()) -> None:
         self.terms = terms
+        self.former = tuple(former)  # other names that its answers may be kept under
         self.prompts = 0  # in score mode, pairs of a prompt and a reference
         self.duplicate_prompts = 0
         self.other_references = 0  # rows that repeat a prompt with another reference than its first
@@ -85,7 +89,7 @@ class LabelPlan:
         self.worst_prompt_tokens = 0  # of all requests together
         self.likely_prompt_tokens = 0
         self._label = recipe.label
-        self._filters = [one.model_dump() for one in recipe.quality]
+        self._filters = [one.model_dump() | code_of(FILTERS, one.kind) for one in recipe.quality]
         self._counts = dict.fromkeys(SPLITS, 0)
         self._digests = {split: hashlib.sha256() for split in SPLITS}
         self._lock = threading.Lock()  # of the store: shards are read by several threads
@@ -171,8 +175,22 @@ class LabelPlan:
 
     @property
     def sha256(self) -> str:
-        """Names requests, order, splits, references and filters. How the work is cut and paced is no part of it."""
-        return content_hash([self.terms.id, self._label.mode, self._label.samples, self.prompts_sha256, self._filters])
+        """Names requests, order, splits, references and filters, with the code of those that come from elsewhere.
+
+        How the work is cut and paced is no part of it.
+        """
+        return self.sha256_under(self.terms)
+
+    def sha256_under(self, terms: Terms) -> str:
+        """Its name where its requests have these terms: what a version is called that was made under a former name."""
+        return content_hash([terms.id, self._label.mode, self._label.samples, self.prompts_sha256, self._filters])
+
+    def name_of(self, manifest: Manifest, noted: Noted) -> Terms | Former | None:
+        """The terms under which a version was made from this very plan; None where it was made from another."""
+        if manifest.plan_sha256 == self.sha256:
+            return self.terms
+        former = FormerNames(self.former, noted).of(manifest.recipe)
+        return next((one for one in former if manifest.plan_sha256 == self.sha256_under(one.terms)), None)
 
     # ---------------------------------------------------------------------------------------------------------- shards
 
@@ -215,26 +233,51 @@ class LabelPlan:
         query = "SELECT 1 FROM ids WHERE id = ?"
         return any(self._store.execute(query, (bytes.fromhex(id_),)).fetchone() for id_ in prompts)
 
-    def claim(self, rows: Sequence[tuple[str, str, int, str | None]], *, rejections: bool = False) -> list[bool]:
-        """Which rows, each as (key, prompt id, sample, text), are the first answers seen to requests of this plan.
+    def claim(
+        self, rows: Sequence[tuple[str, str, int, str | None]], *, under: Terms | None = None, rejections: bool = False
+    ) -> list[str | None]:
+        """The requests that rows, each as (key, prompt id, sample, text), are the first answers to that were seen.
 
         A row without a text is no answer, unless `rejections` count. What is claimed once is not claimed again.
+
+        Args:
+            rows: of a dataset.
+            under: the terms that their keys are made with; None: the plan's own.
+            rejections: whether they count.
+
+        Returns:
+            The key of a row's request in this plan; None for a row that is no such answer.
         """
+        terms = under or self.terms
         known: dict[bytes, int] = {}  # prompt id -> whether it continues
         prompts = list({bytes.fromhex(prompt) for _, prompt, _, _ in rows})
         for start in range(0, len(prompts), _ASK_AT_ONCE):
             part = prompts[start : start + _ASK_AT_ONCE]
             marks = ",".join("?" * len(part))
             known |= dict(self._store.execute(f"SELECT id, continues FROM ids WHERE id IN ({marks})", part))
-        forced = self._label.mode == "score"
-        return [
-            (rejections or text is not None)
-            and sample < self._label.samples
-            and (continues := known.get(bytes.fromhex(prompt))) is not None
-            and key == self.terms.key(prompt, sample, text if forced else None, continues=bool(continues))
-            and self._store.execute("INSERT OR IGNORE INTO claimed VALUES (?)", (bytes.fromhex(key),)).rowcount > 0
-            for key, prompt, sample, text in rows
-        ]
+        claimed: list[str | None] = []
+        for key, prompt, sample, text in rows:
+            forced = text if self._label.mode == "score" else None
+            continues = known.get(bytes.fromhex(prompt))
+            wanted = (
+                (rejections or text is not None)
+                and sample < self._label.samples
+                and continues is not None
+                and key == terms.key(prompt, sample, forced, continues=bool(continues))
+            )
+            own = self.terms.key(prompt, sample, forced, continues=bool(continues)) if wanted else ""
+            new = (
+                wanted
+                and self._store.execute("INSERT OR IGNORE INTO claimed VALUES (?)", (bytes.fromhex(own),)).rowcount > 0
+            )
+            claimed.append(own if new else None)
+        return claimed
+
+    def renamings(self) -> Iterator[Renaming]:
+        """The keys of every request, a shard at a time: under other terms, and of today."""
+        for number in range(self.shards):
+            requests = self.shard(number).requests
+            yield partial(_renamed, requests)
 
     def requests_of(self, prompt: Prompt) -> Iterator[Request]:
         """One for each sample."""
@@ -243,14 +286,14 @@ class LabelPlan:
             yield Request(prompt, sample, self.terms, forced)
 
 
-def make_plan(recipe: Recipe, teacher: TeacherIdentity) -> LabelPlan:
-    """Read the prompts, leave out repeated ones, and cut the rest into shards.
+def make_plan(recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former] = ()) -> LabelPlan:
+    """Read the prompts, leave out repeated ones, and cut the rest into shards; `former` are the teacher's former names.
 
     Raises:
         PromptError: a prompt cannot be read, has no reference where the mode needs one, or ends with an assistant's turn
             that this teacher cannot go on from.
     """
-    plan = LabelPlan(recipe, Terms.of(teacher, recipe.label))
+    plan = LabelPlan(recipe, Terms.of(teacher, recipe.label), former)
     try:
         for row, prompt in enumerate(read_prompts(recipe.prompts), start=1):
             plan.add(prompt, split_of(prompt, recipe.prompts.holdout), row)
@@ -271,6 +314,13 @@ def make_plan(recipe: Recipe, teacher: TeacherIdentity) -> LabelPlan:
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def _renamed(requests: Sequence[Request], terms: Terms) -> dict[str, str]:
+    """Key under other terms -> key of today."""
+    return {
+        terms.key(one.prompt.id, one.sample, one.forced, continues=one.prompt.continues): one.key for one in requests
+    }
 
 
 def _prompt(body: bytes) -> Prompt:

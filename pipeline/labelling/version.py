@@ -19,6 +19,7 @@ from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, starte
 from pipeline.durable import write_atomically
 from pipeline.label_settings import encoding_of
 from pipeline.labelling.adopt import take_all_but, take_over
+from pipeline.labelling.former import Former, rename_kept, settle
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.plan import LabelPlan, ShardName
 from pipeline.labelling.retrying import Retry, teacher_rejections
@@ -30,12 +31,15 @@ _ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken 
 _RETRYING = "retrying"  # its note of the plan and the version in which rejections are asked for again
 
 
-def same_version(base: Location, plan: LabelPlan) -> Dataset | None:
+def same_version(base: Location, plan: LabelPlan, journal: Journal) -> Dataset | None:
     """The newest finished version of a dataset, if it was made from this very plan."""
     if not versions(base):
         return None
     newest = open_dataset(base)
-    return newest if newest.manifest.plan_sha256 == plan.sha256 else None
+    name = plan.name_of(newest.manifest, journal.noted)
+    if isinstance(name, Former):
+        settle(journal, name, newest.manifest.label)
+    return newest if name is not None else None
 
 
 def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: Retry | None) -> Dataset | None:
@@ -46,7 +50,7 @@ def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: R
     Raises:
         UsageError: the retry names a reason that nothing was rejected for.
     """
-    newest = same_version(base, plan)
+    newest = same_version(base, plan, journal)
     rejected = journal.rejections() + (teacher_rejections(newest) if newest else Counter())
     if retry is not None:
         retry.check(rejected)
@@ -72,6 +76,7 @@ def start_version(
     begun = [number for number in started_versions(base) if number not in finished]
     folder = base / version_label(begun[-1] if begun else max(finished, default=0) + 1)
     _drop_stale(folder, plan)
+    rename_kept(journal, plan.former, plan.renamings, base)
     if retry is not None:
         _begin_retry(retry, plan, journal, folder)
     parents = _adopt(plan, journal, encoding_of(recipe.label.soft), [open_dataset(base, number) for number in finished])
@@ -112,7 +117,7 @@ def _begin_retry(retry: Retry, plan: LabelPlan, journal: Journal, folder: Locati
         return
     journal.drop_rejections(retry)
     _drop_shards(folder)  # they are written anew: their answers are in the journal
-    if (newest := same_version(folder.parent, plan)) is not None:
+    if (newest := same_version(folder.parent, plan, journal)) is not None:
         taken = take_all_but(retry, plan, journal, newest)
         journal.note(_ADOPTED, " ".join([plan.sha256, *([newest.manifest.label] if taken else [])]))
     journal.note(_RETRYING, begun)

@@ -20,7 +20,7 @@ import pipeline.quality
 from pipeline.config import FilterSettings
 from pipeline.errors import RecipeError
 from pipeline.faults import raise_all
-from pipeline.plugins import load_kind
+from pipeline.plugins import FILTERS, load_kind
 from pipeline.records import Completion
 
 Filter = Callable[[Completion], str | None]  # the detail of a rejection, None to keep
@@ -61,7 +61,7 @@ def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> 
     for place, one in enumerate(settings):
         try:
             build: Callable[[dict[str, Any]], Filter] = load_kind(
-                f"{where}.{place}.kind", one.kind, pipeline.quality, "open_filter", group="stillhouse.filters"
+                f"{where}.{place}.kind", one.kind, pipeline.quality, "open_filter", group=FILTERS
             )
             opened.append(NamedFilter(one.kind, build(one.options)))
         except RecipeError as error:

@@ -7,17 +7,21 @@
     gold/                likewise; data/teachers/<name>/gold is a teacher that was fine-tuned first (`teacher.finetune`)
     .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
 
-The key hashes everything that shapes a student, so a finished one is recognised, and a checkpoint of other inputs is never
-resumed. `student.quantize` shapes no weight of it: the copy is made of a finished student, and can be added later. Nor does
-`student.launch`: with as many rows a step, several processes give the student that one gives.
+One run at a time trains the students of a recipe, or fine-tunes a teacher: `StudentFolder.held`.
+
+The key hashes everything that shapes a student, with the code of a loss that comes from elsewhere (plugins.py): a finished
+one is recognised, and a checkpoint of other inputs is never resumed. `student.quantize` shapes no weight of it, since the
+copy is made of a finished student and can be added later. Nor does `student.launch`: with as many rows a step, several
+processes give the student that one gives.
 Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +29,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.durable import fsync_folder, write_atomically
-from pipeline.errors import DatasetMissing
+from pipeline.durable import fsync_folder, sole_writer, write_atomically
+from pipeline.errors import DatasetMissing, StudentBusy
 from pipeline.model_files import has_files, start_files, teacher_files
+from pipeline.plugins import LOSSES, code_of
+from pipeline.ranks import by_recipe, is_first
 from pipeline.records import content_hash
 from pipeline.student.files_of_others import carry_over, refuse_to_replace
 from pipeline.student_settings import StudentSettings
@@ -70,6 +76,7 @@ class StudentCard(BaseModel):
     variant: Variant
     is_teacher: bool = False  # made by teacher.finetune: it labels
     key: str
+    names_weights_by: Literal["samples", "content"] = "samples"  # in the key; "samples": of an earlier release
     dataset: str  # name/v001
     parameters: int
     trainable_parameters: int = 0  # fewer with student.lora
@@ -113,6 +120,7 @@ class StudentFolder:
     variant: Variant
     key: str
     wants_int8: bool = False
+    earlier_key: str | None = None  # of an earlier release, which named weights by samples of their files
 
     @property
     def path(self) -> Path:
@@ -134,12 +142,46 @@ class StudentFolder:
         """
         refuse_to_replace(self.path, CARD)
         card = read_card(self.path)
-        return card if card is not None and card.key == self.key else None
+        if card is None or card.key == self.key:
+            return card
+        return card if card.names_weights_by == "samples" and card.key == self.earlier_key else None
 
     def finished(self) -> StudentCard | None:
         """The card, if this very student is there with all that was asked for."""
         card = self.trained()
         return None if card is not None and card.int8 is None and self.wants_int8 else card
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else writes beside it meanwhile. Where a run starts others to train it, it holds it for them.
+
+        Raises:
+            StudentBusy: another run is training the recipe's students; the message names that run.
+        """
+        if by_recipe() or not is_first():
+            yield
+            return
+        with sole_writer(self.base, StudentBusy):
+            yield
+
+    def named_anew(self, card: StudentCard) -> StudentCard:
+        """The card of a student that is there, with the key of today where it has that of an earlier release.
+
+        So weights of its start that are edited afterwards make another student, whatever their samples say.
+        """
+        if card.key == self.key or not is_first():
+            return card
+        anew = card.model_copy(update={"key": self.key, "names_weights_by": "content"})
+        with suppress(StudentBusy), self.held():
+            write_atomically(self.path / CARD, anew.model_dump_json(indent=2).encode() + b"\n")
+        return anew
+
+    def resume_earlier_work(self) -> None:
+        """Go on with the checkpoints that an earlier release left under its key, where there are no others."""
+        if self.earlier_key is not None and not self.work.exists():
+            earlier = replace(self, key=self.earlier_key).work
+            if earlier.is_dir():
+                earlier.rename(self.work)
 
     def publish(self, made: Path, card: StudentCard) -> None:
         """Put the finished student from `made` in its place; its card last. Older work of this variant goes."""
@@ -253,17 +295,27 @@ def place_of(
 ) -> StudentFolder:
     """As `student_folder`; `rows` name the content of what is learnt from, `made_with` is that of `start_dataset`."""
     shaping: dict[str, Any] = {"init": student.init.shaping, "seed": recipe.seed}
+    earlier: dict[str, Any] = {}  # as an earlier release had it
     if made_with is not None:
         shaping["made_with"] = [file.sha256 for file in made_with.manifest.files]
     own = student.init.model
     if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
-        shaping["start"] = start_files(recipe, student.init).content_sha256
+        start = start_files(recipe, student.init)
+        shaping["start"], earlier["start"] = start.content_sha256, start.sampled_sha256
     if variant != "untrained":
         shaping |= {"student": student.shaping(variant), "rows": rows}
+    if variant == "white-box":
+        shaping |= code_of(LOSSES, student.loss.kind)
     if variant == "white-box" and student.needs_live_teacher:  # stored labels are rows, these are the model's own
-        shaping["live"] = [teacher_files(recipe).content_sha256, recipe.teacher.options.get("dtype")]
-    wants_int8 = student.quantize == "int8" and variant == student.mode
-    return StudentFolder(Path(recipe.students) / recipe.name, variant, content_hash(shaping), wants_int8)
+        live, dtype = teacher_files(recipe), recipe.teacher.options.get("dtype")
+        shaping["live"], earlier["live"] = [live.content_sha256, dtype], [live.sampled_sha256, dtype]
+    return StudentFolder(
+        base=Path(recipe.students) / recipe.name,
+        variant=variant,
+        key=content_hash(shaping),
+        wants_int8=student.quantize == "int8" and variant == student.mode,
+        earlier_key=content_hash(shaping | earlier) if earlier else None,
+    )
 
 
 def read_card(folder: Path) -> StudentCard | None:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 import pipeline.student.losses
 from pipeline.errors import RecipeError
-from pipeline.plugins import built_in_kinds, load_kind
+from pipeline.plugins import LOSSES, built_in_kinds, load_kind
 from pipeline.settings import Settings, nearest, parse_options
 from pipeline.student.losses import forward_kl
 from pipeline.student.losses.base import DenseLabels, Divergence, SparseLabels, outcomes
@@ -116,9 +116,7 @@ def open_divergence(loss: LossSettings, encoding: str | None = None) -> Divergen
     Raises:
         RecipeError: as `open_objective` does.
     """
-    divergence = load_kind(
-        "student.loss.kind", loss.kind, pipeline.student.losses, "divergence", group="stillhouse.losses"
-    )
+    divergence = load_kind("student.loss.kind", loss.kind, pipeline.student.losses, "divergence", group=LOSSES)
     beside = inspect.getmodule(divergence)
     expected: type[Settings] = getattr(beside, "Options", Settings)
     known = [*expected.model_fields, *LossSettings.model_fields]

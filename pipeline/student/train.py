@@ -70,8 +70,20 @@ def prepare_untrained(
 
     Raises:
         RecipeError, TeacherUnavailable, TrainingError, DatasetMissing: as `initialise` and `start_dataset` do.
+        StudentBusy: another run is training this recipe's students.
     """
     labelled = start_dataset(recipe, student, labelled)
+    place = student_folder(recipe, student, "untrained", None, labelled)
+    if place.finished():
+        return place
+    with place.held():
+        return _prepare_untrained(recipe, student, labelled, progress)
+
+
+def _prepare_untrained(
+    recipe: Recipe, student: StudentSettings, labelled: Dataset | None, progress: Progress
+) -> StudentFolder:
+    """As `prepare_untrained`, where the folder is held."""
     place = student_folder(recipe, student, "untrained", None, labelled)
     if place.finished():
         return place
@@ -100,6 +112,7 @@ def distill(
     Raises:
         RecipeError: a training argument is unknown or wrong, or the student's chat template renders none of the rows.
         DatasetRefused: the dataset is damaged, or of another tokenizer.
+        StudentBusy: another run is training this recipe's students; nothing of theirs was touched.
         TrainingError: the rows cannot be learnt from by this student.
     """
     labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
@@ -107,14 +120,34 @@ def distill(
     card = place.finished()
     if card is not None:
         return card
-    if (card := place.trained()) is not None:  # all of it but its quantised copy
-        return add_int8(place, recipe, student, dataset) if is_first() else card
+    with place.held():
+        if (card := place.finished()) is not None:  # trained meanwhile
+            return card
+        if (card := place.trained()) is not None:  # all of it but its quantised copy
+            return add_int8(place, recipe, student, dataset) if is_first() else card
+        return _train(recipe, student, dataset, labelled, place, progress, open_teacher, is_teacher=is_teacher)
+
+
+def _train(
+    recipe: Recipe,
+    student: StudentSettings,
+    dataset: Dataset,
+    labelled: Dataset | None,
+    place: StudentFolder,
+    progress: Progress,
+    open_teacher: Callable[[], LiveTeacher] | None,
+    *,
+    is_teacher: bool,
+) -> StudentCard:
+    """Train what is not there yet, in the place that is held; arguments are as of `distill`."""
     arguments = training_arguments(recipe, student, place.work)
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
     check_template_on_rows(recipe, student, dataset)
     with first_process_first():
-        start = prepare_untrained(recipe, student, labelled, progress)
+        start = _prepare_untrained(recipe, student, labelled, progress)
+        if is_first():
+            place.resume_earlier_work()
         checkpoint = _last_whole_checkpoint(place.work)
     files = ModelFiles("the student", start.path)
     other_tokens = other_tokenizer(dataset, files, refused=student.needs_soft_labels)
@@ -284,6 +317,7 @@ def _card(
         variant=place.variant,
         is_teacher=training is not None and training.is_teacher,
         key=place.key,
+        names_weights_by="content",
         dataset=training.dataset.manifest.label if training else "",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable_parameters=training.learning if training else 0,

@@ -23,7 +23,7 @@ import pipeline.teachers
 from pipeline.config import TeacherSettings
 from pipeline.errors import TemplateRefused
 from pipeline.label_settings import LabelSettings, SamplingSettings, SoftSettings
-from pipeline.plugins import load_kind
+from pipeline.plugins import TEACHERS, load_kind
 from pipeline.pricing import Price
 from pipeline.progress import Progress
 from pipeline.records import FinishReason, Prompt, TeacherIdentity, TokenLogprob, TokenTrace, content_hash
@@ -234,6 +234,34 @@ class Serves(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class AskedWith:
+    """A setting of the recipe that shaped answers, and was no part of the name that they are kept under."""
+
+    path: str  # dotted: "teacher.options.serve.dtype"
+    value: object
+    default: object  # what a recipe that does not say it means
+
+
+@dataclass(frozen=True)
+class FormerIdentity:
+    """Another name under which this teacher's answers may be kept: of an earlier release, or of other settings.
+
+    They count where the recipe that they were asked with has the same `asked_with`.
+    """
+
+    identity: TeacherIdentity
+    asked_with: tuple[AskedWith, ...] = ()
+
+
+@runtime_checkable
+class Renamed(Protocol):
+    """A teacher whose answers may be kept under another name than its identity gives them today."""
+
+    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+        """Those names; `kept` reads who the dataset's versions say their teachers are."""
+
+
 OpenTeacher = Callable[[TeacherSettings, LabelSettings, int], Teacher]
 
 
@@ -253,5 +281,5 @@ def find_kind(kind: str) -> OpenTeacher:
     Raises:
         RecipeError: there is no such kind.
     """
-    build: OpenTeacher = load_kind("teacher.kind", kind, pipeline.teachers, "open_teacher", group="stillhouse.teachers")
+    build: OpenTeacher = load_kind("teacher.kind", kind, pipeline.teachers, "open_teacher", group=TEACHERS)
     return build

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,7 @@ from pipeline.model_files import ModelFiles, labelling_files, refuse_own_code, r
 from pipeline.pricing import FREE
 from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from pipeline.settings import Settings, parse_options
-from pipeline.teachers.base import Answer, Outcome, Refusal, Request, template_refusal
+from pipeline.teachers.base import Answer, AskedWith, FormerIdentity, Outcome, Refusal, Request, template_refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +88,8 @@ class TransformersTeacher:
 
     @cached_property
     def identity(self) -> TeacherIdentity:
+        drawn = self._label.mode == "generate" and self._label.sampling.temperature > 0
+        draws = self._label.soft is not None and self._label.soft.draws is not None
         return TeacherIdentity(
             kind="transformers",
             model=self._files.name,
@@ -98,8 +100,15 @@ class TransformersTeacher:
             chat_template_sha256=self._files.chat_template_sha256,
             vocabulary_size=self._files.vocabulary_size,
             continuing=self._files.continuing,
+            seed=self._seed if drawn or draws else None,
             encoder_decoder=self._files.is_encoder_decoder,
         )
+
+    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+        """Earlier releases named weights by samples of their files, and left the seed out."""
+        sampled = replace(self.identity, content_sha256=self._files.sampled_sha256, seed=None)
+        seeded = self.identity.seed is not None
+        return [FormerIdentity(sampled, (AskedWith("seed", self._seed, 0),) if seeded else ())]
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return await asyncio.to_thread(self._answer, requests)

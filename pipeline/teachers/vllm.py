@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,19 @@ from pipeline.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts, e
 from pipeline.serving.replicas import Replicas
 from pipeline.serving.turns import Turns
 from pipeline.serving.vllm_answers import VllmAnswer, read_generated, read_scored
+from pipeline.serving.vllm_names import former_vllm_identities, vllm_identity
 from pipeline.serving.vllm_server import ServeSettings, VllmServer
 from pipeline.settings import Settings, parse_options
-from pipeline.teachers.base import Answer, Finding, Outcome, Refusal, Request, TryAgain, template_refusal
+from pipeline.teachers.base import (
+    Answer,
+    Finding,
+    FormerIdentity,
+    Outcome,
+    Refusal,
+    Request,
+    TryAgain,
+    template_refusal,
+)
 from pipeline.urls import check_base_url
 
 if TYPE_CHECKING:
@@ -122,17 +132,11 @@ class VllmTeacher:
 
     @property
     def identity(self) -> TeacherIdentity:
-        return TeacherIdentity(
-            kind="vllm",
-            model=self._files.name,
-            revision=self._files.revision,
-            fingerprint=self._fingerprint,
-            content_sha256=self._files.content_sha256 if self._options.check.parity else None,
-            tokenizer_sha256=self._files.tokenizer_sha256,
-            chat_template_sha256=self._files.chat_template_sha256,
-            vocabulary_size=self._files.vocabulary_size,
-            continuing=self._files.continuing,
-        )
+        return vllm_identity(self._files, self._options.serve, self._fingerprint)
+
+    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+        """See vllm_names.py."""
+        return former_vllm_identities(self._files, self._options.serve, kept)
 
     @cached_property
     def price(self) -> Price | None:

@@ -102,3 +102,15 @@ def test_the_commands_are_quick_to_ask_for_help() -> None:
     probe = "import sys, pipeline.cli; print('prefect' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_deployments_that_can_meet_share_a_queue_and_parts_do_not_wait_in_it() -> None:
+    """A run of any of them may write the dataset or the students of the same recipe; a run waits for its parts."""
+    from flows.definitions import Changes, read_definitions
+
+    definitions = read_definitions(Changes())
+    assert [entry["name"] for entry in definitions.in_turn] == ["nightly", "weekly", "on-demand"]
+    assert [entry["name"] for entry in definitions.beside] == ["part"]
+    assert definitions.queues == [("stillhouse", "one-at-a-time")]
+    assert {entry["work_pool"]["name"] for entry in definitions.deployments} == {"stillhouse"}
+    assert read_definitions(Changes(only="part")).queues == []

@@ -24,7 +24,7 @@ import pipeline.evaluation.metrics
 from pipeline.errors import RecipeError
 from pipeline.evaluate_settings import MetricSettings
 from pipeline.faults import raise_all
-from pipeline.plugins import load_kind
+from pipeline.plugins import METRICS, load_kind
 
 Floats = npt.NDArray[np.float64]
 
@@ -96,7 +96,7 @@ def open_metrics(settings: Sequence[MetricSettings], where: str = "evaluate.metr
 
 def _open_metric(where: str, settings: MetricSettings) -> NamedMetric:
     build: Callable[[dict[str, Any]], Any] = load_kind(
-        f"{where}.kind", settings.kind, pipeline.evaluation.metrics, "open_metric", group="stillhouse.metrics"
+        f"{where}.kind", settings.kind, pipeline.evaluation.metrics, "open_metric", group=METRICS
     )
     metric = build(settings.options)
     if not isinstance(metric, Metric):

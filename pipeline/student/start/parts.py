@@ -8,7 +8,7 @@ Layers are cut first, then widths, then the vocabulary; importance is always mea
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 
 from transformers import PreTrainedModel
@@ -63,18 +63,20 @@ def parts_of_teacher(
     model = teacher
     kept: list[Kept] = []
     stacks: tuple[StackStart, ...] = ()
-    if init.layers is not None:
-        ruler = Ruler(measured, store, progress) if store is not None else None
-        kept, stacks = choose_layers(init, teacher.config, ruler)
-        model = copy_layers(teacher, kept)
     widths: dict[str, tuple[int, int]] = {}
-    if init.width is not None:
-        assert store is not None  # `init.needs_dataset`
-        model, widths = cut_widths(model, init.width, _activations(store, measured), kept)
+    measures = init.measures_layers or init.width is not None
+    with store.in_turn(progress) if store is not None and measures else nullcontext():
+        if init.layers is not None:
+            ruler = Ruler(measured, store, progress) if store is not None else None
+            kept, stacks = choose_layers(init, teacher.config, ruler)
+            model = copy_layers(teacher, kept)
+        if init.width is not None:
+            assert store is not None  # `init.needs_dataset`
+            model, widths = cut_widths(model, init.width, _activations(store, measured), kept)
     return model, Start(
         teacher=recipe.teacher.labelling_model,
         dataset=labelled.manifest.label if labelled is not None else None,
-        rows=_rows(labelled, init.rows) if init.measures_layers or init.width is not None else 0,
+        rows=_rows(labelled, init.rows) if measures else 0,
         stacks=stacks,
         widths=widths,
     )

@@ -4,24 +4,30 @@
                                     widths.npz       what each neuron, head and channel does
 
 The key names the content of the teacher and of the rows. What is known is written after every step, so that a run that is
-stopped goes on where it was.
+stopped goes on where it was. Students of a sweep that are trained side by side share it, one measuring at a time.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
-from pipeline.durable import write_atomically
+from pipeline.durable import sole_writer, write_atomically
+from pipeline.errors import StudentBusy
 from pipeline.model_files import ModelFiles
+from pipeline.progress import Progress
 from pipeline.records import content_hash
 from pipeline.student.start.importance import Removal, Scores
 from pipeline.student_settings import StudentSettings
 
 FOLDER = ".importance"
+_LOOK_EVERY = 0.2  # seconds, at measurements that another run makes
 _LAYERS, _WIDTHS = "layers.json", "widths.npz"
 
 
@@ -47,6 +53,23 @@ class ImportanceStore:
         rows = [file.sha256 for file in dataset.manifest.files]
         key = content_hash([teacher.content_sha256, rows, student.init.rows, student.max_length])
         return cls(Path(recipe.students) / FOLDER / key[:16])
+
+    @contextmanager
+    def in_turn(self, progress: Progress) -> Iterator[None]:
+        """One run measures at a time: another one waits, and then finds what this one measured."""
+        told = False
+        while True:
+            with ExitStack() as held:
+                try:
+                    held.enter_context(sole_writer(self.folder, StudentBusy))
+                except StudentBusy as busy:
+                    if not told:
+                        progress(f"Waiting for {busy.holder}, which measures the same teacher", 0, 1)
+                        told = True
+                else:
+                    yield
+                    return
+            time.sleep(_LOOK_EVERY)
 
     @property
     def widths(self) -> Path:
