@@ -248,7 +248,9 @@ def test_models_are_compared_on_the_rows_that_all_of_them_render(
 ) -> None:
     rows = [
         replace(
-            completion(number), id=str(number), prompt=Prompt(tuple(Message("user", turn["content"]) for turn in turns))
+            completion(number, "top-k"),
+            id=str(number),
+            prompt=Prompt(tuple(Message("user", turn["content"]) for turn in turns)),
         )
         for number, turns in enumerate(numbered(number, twice=number % 2 == 0) for number in range(4))
     ]
