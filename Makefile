@@ -5,6 +5,7 @@
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make mutants      change one place of the code at a time: does a test fail? (docs/mutants.md) SAMPLE=200 SEED=0
 # make check        lint and types
+# make bench-*      PART=name measures one part again (label, vllm, train)
 # make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 # make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
@@ -100,11 +101,11 @@ format: install-dev
 
 # The other projects live in virtual environments of their own, with the versions they were measured with.
 bench-label: install .venv-curator/.installed .venv-distilabel/.installed
-	$(BIN)/python -m tests.benchmarks.label
+	$(BIN)/python -m tests.benchmarks.label $(PART)
 
 bench-vllm: install .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.vllm
+	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.vllm $(PART)
 
 bench-data: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -120,7 +121,7 @@ bench-flows: install-dev
 
 bench-train: install .venv-trl/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m tests.benchmarks.train
+	$(BIN)/python -m tests.benchmarks.train $(PART)
 
 # The experiment that the project grew from (docs/t5.md).
 reproduce-t5: $(VENV)/.installed-t5

@@ -22,7 +22,11 @@ from tests.mutants.choose import mutation_of
 from tests.mutants.rooms import ROOMS, ROOT, Room, room_of
 
 FOLDER = ROOT / ".mutants"
+WHICH = ("not slow and not vllm", "slow and not vllm")  # pytest's markers
 _LEAST_SECONDS, _TIMES_AS_LONG = 60, 4  # a mutant may take, beside the tests without it
+
+
+_NO_TESTS = 5  # pytest's exit status
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Copies:
     """Copies of the working tree, one for each mutant that is run at a time, and the seconds of each room's tests."""
 
     free: queue.SimpleQueue[Path]
-    seconds: dict[str, float]
+    seconds: dict[tuple[str, str], float]  # by room and `WHICH`
 
 
 def run_all(session: WorkDB, items: Sequence[WorkItem], python: Path, workers: int) -> None:
@@ -47,8 +51,12 @@ def run_all(session: WorkDB, items: Sequence[WorkItem], python: Path, workers: i
         copy = copies.free.get()
         try:
             there = evolve(mutation_of(item), module_path=copy / module)
-            limit = _LEAST_SECONDS + _TIMES_AS_LONG * copies.seconds[room.name]
-            return mutate_and_test([there], _command(copy, python, room.tests_of(module)), limit)
+            for which in WHICH:  # the slow tests only where no quick one has failed
+                limit = _LEAST_SECONDS + _TIMES_AS_LONG * copies.seconds[room.name, which]
+                result = mutate_and_test([there], _command(copy, python, which, room.tests_of(module)), limit)
+                if result.test_outcome != TestOutcome.SURVIVED:
+                    break
+            return result
         finally:
             copies.free.put(copy)
 
@@ -67,11 +75,11 @@ def way(item: WorkItem) -> str:
     return str(mutation_of(item).module_path.relative_to(ROOT))
 
 
-def _command(copy: Path, python: Path, tests: Sequence[str]) -> str:
-    """Run tests in a copy, on one core, until the first that fails."""
+def _command(copy: Path, python: Path, which: str, tests: Sequence[str]) -> str:
+    """Run tests in a copy, on one core, until the first that fails. A room may have none that is slow."""
     words = ["env", f"PYTHONPATH={copy}", "OMP_NUM_THREADS=1", str(python), "-m", "pytest"]
-    words += ["-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
-    return shlex.join(["sh", "-c", f"cd {shlex.quote(str(copy))} && exec {shlex.join(words)}"])
+    words += ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-m", which, *tests]
+    return shlex.join(["sh", "-c", f"cd {shlex.quote(str(copy))} && {shlex.join(words)} || test $? = {_NO_TESTS}"])
 
 
 def _make_copies(python: Path, workers: int, rooms: set[str]) -> Copies:
@@ -88,7 +96,8 @@ def _make_copies(python: Path, workers: int, rooms: set[str]) -> Copies:
         (first / "data").mkdir(exist_ok=True)
         (first / "data/models").symlink_to(models.resolve())
     subprocess.run([str(python), "-m", "compileall", "-q", str(first / "pipeline"), str(first / "tests")], check=False)
-    seconds = {room.name: _baseline(first, python, room) for room in ROOMS if room.name in rooms}
+    asked = [(room, which) for room in ROOMS if room.name in rooms for which in WHICH]
+    seconds = {(room.name, which): _baseline(first, python, which, room) for room, which in asked}
     for other in copies[1:]:
         shutil.copytree(first, other, symlinks=True)
     free: queue.SimpleQueue[Path] = queue.SimpleQueue()
@@ -97,10 +106,10 @@ def _make_copies(python: Path, workers: int, rooms: set[str]) -> Copies:
     return Copies(free, seconds)
 
 
-def _baseline(copy: Path, python: Path, room: Room) -> float:
-    print(f"the tests of {room.name}, without a mutant", flush=True)
+def _baseline(copy: Path, python: Path, which: str, room: Room) -> float:
+    print(f"the tests of {room.name}, {which}, without a mutant", flush=True)
     began = time.monotonic()
-    outcome, output = run_tests(_command(copy, python, room.tests), None)
+    outcome, output = run_tests(_command(copy, python, which, room.tests), None)
     if outcome != TestOutcome.SURVIVED:
         raise SystemExit(f"{output}\nThe tests of {room.name} fail without a mutant: mend them first.")
     return time.monotonic() - began
