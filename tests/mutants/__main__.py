@@ -56,9 +56,10 @@ def main() -> None:
 
 
 def _code() -> str:
-    """Names the code that is mutated: another code has other mutants."""
+    """Names the code that is mutated and what chooses: with another of these there are other mutants."""
     digest = hashlib.sha256()
-    for module in sorted(module for room in ROOMS for module in room.modules()):
+    choosing = [f"tests/mutants/{name}.py" for name in ("choose", "left_out", "operators")]
+    for module in sorted([*choosing, *(module for room in ROOMS for module in room.modules())]):
         digest.update(module.encode() + (ROOT / module).read_bytes())
     return digest.hexdigest()[:12]
 
