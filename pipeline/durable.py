@@ -56,12 +56,15 @@ def write_atomically(path: Location, data: bytes) -> None:
 
 
 def fsync_files(folder: Path) -> None:
-    """Bring every file of a folder of this machine, and the folder, to the disk."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
+    """Bring a folder of this machine to the disk: its files, the folders in it, and its own name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+        elif path.is_dir():
+            fsync_folder(path)
     fsync_folder(folder)
+    fsync_folder(folder.parent)
 
 
 def make_folder(folder: Location) -> None:

@@ -1,5 +1,6 @@
 """The experiment with words and phonemes: its data, its runs, and its table, apart from any training."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import load_recipe
-from tests.benchmarks import t5, t5_data, t5_table
+from tests.benchmarks import t5, t5_data, t5_model, t5_table
 from tests.benchmarks.t5_table import Row
 
 
@@ -76,3 +77,55 @@ def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
     assert "in all 45 (wanted: 90)" in text
     t5_table.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_model_is_timed_as_often_as_the_others_and_none_always_first() -> None:
+    asked: list[str] = []
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def warm_up(self) -> None:
+            asked.append(f"warm {self.name}")
+
+        def words_a_second(self) -> float:
+            asked.append(self.name)
+            return float(len(asked))
+
+    found = t5_model.speeds([Model(name) for name in "abc"], 3)  # type: ignore[misc]
+    assert asked == ["warm a", "warm b", "warm c", *"abc", *"bca", *"cab"]
+    assert [len(each) for each in found] == [3, 3, 3]
+    assert found[0] == [4.0, 9.0, 11.0]
+
+
+def test_the_speed_of_a_row_is_the_median_of_one_model_s_rounds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[list[str]] = []
+
+    def of_models(arguments: list[str | Path]) -> list[object]:
+        calls.append([str(one) for one in arguments])
+        if arguments[0] == "--rounds":
+            return [[100.0 + place, 300.0 + place, 200.0 + place] for place in range(len(arguments) - 2)]
+        return [[True, False] for _ in arguments]
+
+    def model(role: str, seed: int) -> dict[str, object]:
+        scores = {t5_table.RIGHT: {"mean": 0.5}, t5_table.ERRORS: {"mean": 0.1}}
+        sizes = {"parameters": 5, "megabytes": 1.0, "is_int8": True}
+        return {"role": role, "model": f"{role}-{seed}", "scores": scores, **sizes}
+
+    runs = list(t5.runs(replace(t5.WHOLE, seeds=(1, 2))))
+    roles = {role for _, _, role in t5_table.ROWS}
+    for run in runs:
+        folder = tmp_path / run.name
+        folder.mkdir()
+        report = {"models": [model(f"{role}", run.seed) for role in roles]}
+        (folder / "report.json").write_text(json.dumps(report))
+    monkeypatch.setattr(t5_table, "REPORTS", tmp_path)
+    monkeypatch.setattr(t5_table, "_of_models", of_models)
+    rows = t5_table.read_rows(runs)
+    assert [row.words_per_second for row in rows] == [200.0 + place for place in range(len(t5_table.ROWS))]
+    timed = [call for call in calls if call[0] == "--rounds"]
+    assert timed == [["--rounds", str(t5_table.ROUNDS), *(f"{role}-1" for _, _, role in t5_table.ROWS)]]
+    assert [len(row.right) for row in rows] == [1, 2, 2, 2, 2, 2, 2]

@@ -1,6 +1,7 @@
 """What the training benchmark reckons with, apart from any model."""
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from tests.benchmarks import train_memory
+from tests.benchmarks.shared import in_turn
 from tests.benchmarks.train_loss import labels_of as random_labels
 from tests.benchmarks.train_memory import CASES, fitting
 from tests.benchmarks.train_objectives import SMALL, WHOLE, Student, plan_of, recovered
-from tests.benchmarks.train_speed import BATCH, Rows
+from tests.benchmarks.train_speed import BATCH, STORED, WAYS, Measured, Rows, _section, epochs_to_pay
 from tests.benchmarks.train_students import labels_of, renormalised
 
 LOGITS = torch.randn(7, 40, generator=torch.Generator().manual_seed(3)) * 3
@@ -58,6 +60,38 @@ def test_tokens_are_counted_over_epochs_with_their_short_last_step() -> None:
     steps = [lengths[:BATCH], lengths[BATCH : 2 * BATCH], lengths[2 * BATCH :]]
     wanted = sum(sum(pair) for step in [steps[2], steps[0], steps[1], steps[2], steps[0]] for pair in step)
     assert Rows(Path(), lengths).tokens(first=2, count=5) == wanted
+
+
+@pytest.mark.parametrize(
+    ("labelling", "stored", "live", "epochs"),
+    [(30.0, 20.0, 40.0, 1.5), (5.0, 10.0, 40.0, 5 / 30), (1.0, 3.0, 3.0, math.inf)],
+)
+def test_stored_labels_pay_when_the_epochs_have_saved_what_they_cost(
+    labelling: float, stored: float, live: float, epochs: float
+) -> None:
+    assert epochs_to_pay(labelling, stored, live) == epochs
+
+
+def test_the_speed_section_names_every_way_and_says_when_labels_pay() -> None:
+    """At twice the speed of a live teacher, which takes 10 s an epoch: labels of 7.5 s have paid after 1.5."""
+    rows = Rows(Path(), [(40, 60)] * 10)
+    rates = {way.name: 200.0 if way in STORED else 100.0 for way in WAYS}
+    result = {name: Measured(rate, 1.0, 1 << 30, 2.0, {"trl": "1"}) for name, rate in rates.items()}
+    text = _section([result] * 3, [{"top-k": 7.5, "sampled": 5.0}] * 3, rows, 3, 12)
+    assert all(f"| {way.name} | {rates[way.name]:,.0f} |" in text for way in WAYS)
+    assert "| stored `top-k`, 32 | 7.5 | 5.0 | 10.0 | 1.5 | 1.5, 1.5, 1.5 |" in text
+    assert "| stored `sampled`, 50 draws | 5.0 | 5.0 | 10.0 | 1.0 | 1.0, 1.0, 1.0 |" in text
+    assert "| stored `top-k`, 32 / cross-entropy alone | 2.00 | 2.00 | 2.00 | 0.9 |" in text
+    assert "KL alone / TRL `GKDTrainer`, live teacher, KL alone | 1.00" in text
+
+
+def test_no_way_always_goes_first_and_all_have_their_turn() -> None:
+    orders = [in_turn("abc", number) for number in range(6)]
+    assert orders[:3] == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
+    assert [order[0] for order in orders] == [*"abcabc"]
+    ways = [in_turn(WAYS, number * 3) for number in range(len(WAYS))]
+    assert {order[0].name for order in ways} == {way.name for way in WAYS}
+    assert all(sorted(way.name for way in order) == sorted(way.name for way in WAYS) for order in ways)
 
 
 def test_fewer_tokens_are_taken_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from pipeline.dataset.card import write_card
 from pipeline.dataset.files import ShardFiles, tally
 from pipeline.dataset.manifest import FileEntry, MadeBy, Manifest, version_label, write_manifest
 from pipeline.dataset.store import Dataset, started_versions
-from pipeline.durable import sole_writer
+from pipeline.durable import fsync_folder, sole_writer
 from pipeline.errors import StorageFailed
 from pipeline.label_settings import SamplingSettings, SoftSettings, encoding_of
 from pipeline.records import FORMAT_VERSION, Split, TeacherIdentity, content_hash
@@ -134,6 +134,8 @@ class NewVersion:
                 files = self._files(split, index, of)
                 move(self._files(split, index, 0).data, files.data)
                 entries += files.entries()
+        if entries:
+            fsync_folder(self._folder / "data")
         return entries
 
     def _files(self, split: Split, index: int, of: int) -> ShardFiles:

@@ -169,8 +169,10 @@ class Journal:
                 else:
                     self._writer.executemany("DELETE FROM answers WHERE id = ?", ((id_,) for id_ in ids))
                     self._writer.execute("DELETE FROM batches WHERE number NOT IN (SELECT batch FROM answers)")
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.execute("VACUUM")
+            self._writer.execute(
+                "PRAGMA wal_checkpoint(TRUNCATE)"
+            )  # the emptied file itself, and not only the log of it
 
     def rejections(self) -> Counter[tuple[str, bool]]:
         """How many requests the teacher's errors have rejected, by reason and whether an answer came with it."""

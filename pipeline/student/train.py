@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
-from pipeline.durable import fsync_files, write_atomically
+from pipeline.durable import fsync_files, make_folder, write_atomically
 from pipeline.errors import TrainingError
 from pipeline.label_settings import encoding_of
 from pipeline.language_model import LanguageModel, load_language_model, load_weights
@@ -89,6 +89,7 @@ def _prepare_untrained(
         return place
     made = place.work / "model"
     shutil.rmtree(made, ignore_errors=True)
+    make_folder(place.work)
     initialise(recipe, student, made, labelled, progress)
     model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
     _publish(recipe, place, made, _card(recipe, place, made, model))
@@ -162,6 +163,7 @@ def _train(
     trainer, learning = _trainer(student, lm, objective, arguments, rows, open_teacher() if open_teacher else None)
     doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
     trainer.add_callback(Watch(progress, doing))
+    make_folder(place.work)
     began = time.monotonic()
     with kernels_for_this_alone(lm.model):
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pipeline.columns import completion_row, completion_schema, record_batch
+from pipeline.dataset.parquet import write_options
 from pipeline.dataset.writer import Origin, new_version
 from pipeline.encodings import find_encoding
 from pipeline.encodings.top_k import rounded
@@ -146,7 +147,8 @@ class Errors:
     def __init__(self, root: Path) -> None:
         self._file = root / "plain.parquet"
         self._kls: dict[str, list[tuple[float, float]]] = {}
-        self._stored: dict[str, list[npt.NDArray[np.uint16]]] = {"float16": [], "bfloat16": []}
+        self._stored: dict[str, list[npt.NDArray[np.float16]]] = {}  # their bits: bfloat16 has as many
+        self._tails: dict[str, list[npt.NDArray[np.float32]]] = {}
         self._ids: list[npt.NDArray[np.int32]] = []
 
     def add(self, text: Text) -> None:
@@ -162,27 +164,40 @@ class Errors:
         ids = kept.token_ids.numpy()
         for name, (listed, rest) in ways.items():
             self._kls.setdefault(name, []).extend(zip(*_kls(true, ids, listed, rest), strict=True))
-        self._stored["float16"].append(half.view(torch.int16).numpy().view(np.uint16))
-        self._stored["bfloat16"].append(brain.view(torch.int16).numpy().view(np.uint16))
+        bits = {"`top-k`": rounded(half.numpy()).astype(np.float16), "float16": half.numpy()}
+        bits["bfloat16"] = brain.view(torch.int16).numpy().view(np.float16)
+        for name, values_ in bits.items():
+            self._stored.setdefault(name, []).append(values_)
+            self._tails.setdefault(name, []).append(ways[name][1].astype(np.float32))
         self._ids.append(ids.astype(np.int32))
 
-    def rows(self, ours: float) -> list[list[str]]:
-        sizes = {"`top-k`": ours, **{name: self._plain_bytes(name) for name in self._stored}}
+    def rows(self) -> list[list[str]]:
         return [
-            [name, f"{sizes[name]:.1f}", f"{np.mean(coarse):.1e}", f"{np.max(coarse):.1e}", f"{np.mean(dense):.3f}"]
+            [
+                name,
+                *(f"{self._bytes(name, split=split):.1f}" for split in (False, True)),
+                *(f"{np.mean(coarse):.1e}", f"{np.max(coarse):.1e}", f"{np.mean(dense):.3f}"),
+            ]
             for name, both in self._kls.items()
             for coarse, dense in [np.array(both).T]
         ]
 
-    def _plain_bytes(self, name: str) -> float:
-        """Ids, values and a float32 tail as Parquet's own defaults with zstd keep them."""
-        positions = sum(map(len, self._ids))
-        columns = {
-            "ids": pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(self._ids).reshape(-1)), K),
-            "values": pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(self._stored[name]).reshape(-1)), K),
-        }
-        pq.write_table(pa.table(columns), self._file, compression="zstd", compression_level=12)
-        return sum(_column_bytes([self._file]).values()) / positions + 4
+    def _bytes(self, name: str, *, split: bool) -> float:
+        """A token's ids, values and tail as `dataset/parquet.py` writes them; or the values split by byte as well."""
+        ends = np.arange(0, K * sum(map(len, self._ids)) + 1, K, dtype=np.int32)
+        ids, values = (np.concatenate(parts).reshape(-1) for parts in (self._ids, self._stored[name]))
+        table = pa.table(
+            {
+                "top_token_ids": pa.ListArray.from_arrays(ends, pa.array(ids)),
+                "top_logprobs": pa.ListArray.from_arrays(ends, pa.array(values, pa.float16())),
+                "tail_logprob": pa.array(np.concatenate(self._tails[name]), pa.float32()),
+            }
+        )
+        options = write_options(table) | {"row_group_size": table.num_rows}
+        if split:
+            options["column_encoding"] |= {"top_logprobs.list.element": "BYTE_STREAM_SPLIT"}
+        pq.write_table(table, self._file, **options)
+        return sum(_column_bytes([self._file]).values()) / table.num_rows
 
 
 def _kls(true: Array, ids: npt.NDArray[np.int64], listed: Array, tail: Array) -> tuple[Array, Array]:
@@ -280,7 +295,8 @@ def measure(small: bool) -> str:
                         f"{trace:.1f}",
                     ]
                 )
-            lost += [[f"{name}: {row[0]}", *row[1:]] for row in errors.rows(found["top-k"][0])]
+            lost += [[f"{name}: {row[0]}", *row[1:]] for row in errors.rows()]
+    losses = [f"over {K} + 1, mean", f"over {K} + 1, largest", "over all, mean"]
     headers = ["teacher, vocabulary", "labels", "tokens", "entries a token", "bytes a token", "wanted at most"]
     return "\n\n".join(
         [
@@ -288,8 +304,10 @@ def measure(small: bool) -> str:
             table([*headers, "id and log-probability"], sizes),
             f"What keeping {K} tokens loses, KL(true || stored) in nats a token: over the {K} tokens and one outcome for "
             "all others (what the losses see), and over the whole vocabulary with the others' mass spread evenly. float16 "
-            "and bfloat16 are the same numbers kept as they are, by Parquet's defaults with zstd:",
-            table(["", "bytes a token", f"over {K} + 1, mean", f"over {K} + 1, largest", "over all, mean"], lost),
+            "and bfloat16 are the same numbers kept as they are, in the same columns with the same Parquet encodings: ids "
+            "and tail split by byte, values plain, zstd. *Values split too* is what all three would be if DuckDB read "
+            "float16 that is split by byte, which it does not:",
+            table(["", "bytes a token", "values split too", *losses], lost),
             f"The forward KL's gradient at {GRADIENT_POSITIONS} positions of the demo teacher, against that of its full "
             f"distribution; the last column is the mass that the labels give to tokens outside the top {K}:",
             table(["labels", "angle, degrees", "mass of the others"], gradient_rows(first)),

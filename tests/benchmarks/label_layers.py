@@ -1,7 +1,8 @@
 """Where the time of one request goes: the same request through more and more of the `openai` package.
 
 Each way asks a stand-in the same question again and again, 128 at once, in this process; what counts is the processor time
-that this process spends on one. The ways take turns, some rounds each. `OpenAiApi` is what Stillhouse sends with.
+that this process spends on one. The ways take turns, some rounds each, and each round begins with another. `OpenAiApi` is
+what Stillhouse sends with.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import orjson
 from pydantic import SecretStr
 
 from pipeline.serving.openai_api import Endpoint, OpenAiApi, Timeouts
-from tests.benchmarks.shared import measured_on, scratch, serving, table, versions_of
+from tests.benchmarks.shared import in_turn, measured_on, scratch, serving, table, versions_of
 
 _AT_ONCE = 128
 _LATENCY = 0.05
@@ -81,8 +82,8 @@ async def _measure(base_url: str, requests: int, rounds: int) -> dict[str, list[
             "`AsyncOpenAI...create`, as its page shows it": lambda: client.chat.completions.create(**_BODY),
         }
         spent: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, ask in ways.items():
+        for number in range(rounds):
+            for name, ask in in_turn(ways.items(), number):
                 spent[name].append(await _spent(ask, requests))
     await api.close()
     await client.close()

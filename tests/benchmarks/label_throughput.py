@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.shared import PYTHON, ROOT, measured_on, run, scratch, serving, table, write_prompts
+from tests.benchmarks.shared import PYTHON, ROOT, in_turn, measured_on, run, scratch, serving, table, write_prompts
 
 LATENCY = 0.05
 CONCURRENCY = 128
@@ -58,8 +58,7 @@ def measure(small: bool) -> str:
         raise SystemExit(f"{', '.join(missing)} is not there: `make bench-label` makes the virtual environments")
     results: list[dict[str, Measured]] = []
     for number in range(rounds):
-        turn = number % len(CLIENTS)
-        order = [*CLIENTS[turn:], *CLIENTS[:turn]]
+        order = in_turn(CLIENTS, number)
         results.append({client.name: _measure(client, prompts, number + 1) for client in order})
     return _section(results, prompts)
 

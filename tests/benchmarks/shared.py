@@ -23,14 +23,14 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.benchmarks.asking import MAX_TOKENS, MODEL, TEMPERATURE
 
@@ -222,6 +222,18 @@ class DiskWatch:
     def _look(self) -> None:
         while not self._over.wait(0.5):
             self.most = max(self.most, bytes_in(self._folder))
+
+
+# ------------------------------------------------------------------------------------------------------------- in turns
+
+One = TypeVar("One")
+
+
+def in_turn(ways: Iterable[One], number: int) -> list[One]:
+    """What is compared, in the order of round `number`: each round begins with another, so that none always goes first."""
+    listed = list(ways)
+    first = number % len(listed)
+    return [*listed[first:], *listed[:first]]
 
 
 # -------------------------------------------------------------------------------------------------------------- the docs

@@ -18,6 +18,7 @@ from pipeline.student.examples import read_examples
 from pipeline.student.losses.forward_kl import divergence
 from pipeline.student.objective import Objective
 from pipeline.student.trainer import StudentTrainer
+from pipeline.student_settings import LossSettings
 from tests.benchmarks.stepping import StopWatch, Task, task_from_arguments, tell
 
 
@@ -30,7 +31,10 @@ def main() -> None:
         for name in ("train", "validation")
     )
     assert len(validation) == 0
-    objective = Objective(divergence, 1.0, 1.0, 0.0)
+    loss = LossSettings()
+    objective = Objective(
+        divergence, loss.temperature, loss.weight, 0.0 if task.kl_alone else loss.cross_entropy_weight
+    )
     if task.way == "cross-entropy":
         objective = Objective(None, 1.0, 0.0, 1.0)
     watch = StopWatch()
@@ -39,8 +43,8 @@ def main() -> None:
         teacher = _teacher(task) if task.way == "live" else None
         trainer = StudentTrainer(student, objective, arguments, train, validation, teacher=teacher)
         trainer.add_callback(watch)
-        loss = trainer.train().training_loss
-    tell(task, watch, loss, ["torch", "transformers"])
+        mean = trainer.train().training_loss
+    tell(task, watch, mean, ["torch", "transformers"])
 
 
 def _teacher(task: Task) -> LiveTransformersTeacher:

@@ -30,6 +30,7 @@ class Task:
     student: str
     dataset: str  # the one whose labels are learnt from; its text is the same in all
     rows: str  # a JSON file: prompt and completion token ids of every row of its train split, in order
+    kl_alone: bool  # the divergence without the cross-entropy that a recipe's loss has by default
     batch: int
     warm_up: int  # steps that are not counted
     steps: int  # steps that are

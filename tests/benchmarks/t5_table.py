@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 REPORTS = Path("data/reports")
 RIGHT, ERRORS = "words right", "phoneme errors"  # the names of the recipe's metrics
 WANTED_KEPT, WANTED_SIZE = 97, 25  # % of the teacher's words and parameters
+ROUNDS = 5  # in which the speed of each row's model is measured
 TEACHER, GOLD, WHITE_BOX = "teacher", "gold", "white-box, stored labels"
 # The row's name, the kind of run, and the model's role in its report.
 ROWS = (
@@ -59,13 +60,16 @@ def read_rows(runs: Sequence[Run]) -> list[Row]:
         SystemExit: a report and the model that it is about do not agree.
     """
     reports = [(run.kind, json.loads((REPORTS / run.name / "report.json").read_text("utf-8"))) for run in runs]
-    rows = []
+    rows, of_rows = [], {}
     for name, kind, role in ROWS:
-        models = [_model(report, role) for of, report in reports if of == kind][: 1 if name == TEACHER else None]
-        folders = [Path(model["model"]) for model in models]
-        measured = _measured(folders)
-        for model, one in zip(models, measured, strict=True):
-            if abs(float(np.mean(one["right"])) - model["scores"][RIGHT]["mean"]) > 1e-9:
+        of_kind = [report for of, report in reports if of == kind]
+        of_rows[name] = [_model(report, role) for report in of_kind[: 1 if name == TEACHER else None]]
+    one_each = [Path(models[0]["model"]) for models in of_rows.values()]
+    speeds = _of_models(["--rounds", str(ROUNDS), *one_each])
+    for (name, models), speed in zip(of_rows.items(), speeds, strict=True):
+        right = _of_models([Path(model["model"]) for model in models])
+        for model, one in zip(models, right, strict=True):
+            if abs(float(np.mean(one)) - model["scores"][RIGHT]["mean"]) > 1e-9:
                 raise SystemExit(f"{model['model']} has another share of words right than its report says")
         first = models[0]
         rows.append(
@@ -73,9 +77,9 @@ def read_rows(runs: Sequence[Run]) -> list[Row]:
                 name=name,
                 parameters=first["parameters"],
                 megabytes=first["megabytes"],
-                int8_megabytes=first["megabytes"] if first["is_int8"] else _int8_megabytes(folders[0]),
-                words_per_second=max(one["words_per_second"] for one in measured),
-                right=np.array([one["right"] for one in measured], dtype=np.float64),
+                int8_megabytes=first["megabytes"] if first["is_int8"] else _int8_megabytes(Path(first["model"])),
+                words_per_second=float(np.median(speed)),
+                right=np.array(right, dtype=np.float64),
                 errors=tuple(model["scores"][ERRORS]["mean"] for model in models),
             )
         )
@@ -106,7 +110,8 @@ def section(experiment: Experiment, rows: Sequence[Row], minutes: Sequence[float
     about = (
         f"One teacher, {len(experiment.seeds)} seeds of every student; {teacher.right.shape[1]:,} words are held out. "
         "*Words right* and *phoneme errors* are greedy answers against the dictionary, the mean of the seeds, with a 95 % "
-        "bootstrap interval over words. *Words/s*: all held-out words, 64 at a time on one core. *Keeps*: of the teacher's "
+        f"bootstrap interval over words. *Words/s*: all held-out words, 64 at a time on one core, the median of {ROUNDS} "
+        "rounds in which a model of each row takes its turn. *Keeps*: of the teacher's "
         f"words right; wanted of the white-box student are {WANTED_KEPT} with at most {WANTED_SIZE} % of its parameters."
     )
     gained = percent(white_box.by_word - gold.by_word)
@@ -164,7 +169,8 @@ def _int8_megabytes(folder: Path) -> float:
         return quantize(folder, made / "int8").megabytes
 
 
-def _measured(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def _of_models(arguments: Sequence[str | Path]) -> list[Any]:
+    """What t5_model.py finds of each."""
     with scratch() as logs:
-        measured = run([PYTHON, "-m", "tests.benchmarks.t5_model", *folders], logs / "log.txt").last_json
-    return list(measured["models"])
+        told = run([PYTHON, "-m", "tests.benchmarks.t5_model", *arguments], logs / "log.txt").last_json
+    return list(told["models"])

@@ -1,21 +1,36 @@
 """How fast a student learns, and in how much memory: Stillhouse from stored labels and with a live teacher, and TRL's GKD.
 
 The demo teacher and 10 of its layers, float32, on the CPU. The rows ask for several words of the glossary at once; their
-completions are its references, which `stillhouse label` scores, once with each encoding. Every training is a process of its
-own (`step_stillhouse.py`, `step_trl.py`), fresh in every round, each round in another order; all take the same rows in the
-same order. Ratios are taken within a round, since a shared machine is not equally fast in all of them.
+completions are its references, which `stillhouse label` scores, with each encoding anew in every round. Every training is a
+process of its own (`step_stillhouse.py`, `step_trl.py`), fresh in every round, each round in another order; all take the
+same rows in the same order. Ratios are taken within a round, since a shared machine is not equally fast in all of them.
+
+Against TRL, which has no cross-entropy, the forward KL alone; against cross-entropy alone, and for the epochs after which
+stored labels pay beside a live teacher, the loss that a recipe has by default: the forward KL and cross-entropy together.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.shared import MIB, PYTHON, ROOT, STILLHOUSE, measured_on, run, scratch, table, versions_of
+from tests.benchmarks.shared import (
+    MIB,
+    PYTHON,
+    ROOT,
+    STILLHOUSE,
+    in_turn,
+    measured_on,
+    run,
+    scratch,
+    table,
+    versions_of,
+)
 
 TEACHER = ROOT / "data/models/smollm2-135m-instruct"
 GLOSSARY = ROOT / "prompts/glossary.jsonl"
@@ -32,15 +47,20 @@ class Way:
     module: str
     way: str  # as `stepping.Task` has it
     labels: str = "top-k"  # the dataset that it reads
+    kl_alone: bool = False  # without the cross-entropy that a recipe's loss has by default
 
 
-CROSS_ENTROPY = Way("stillhouse, cross-entropy alone", "step_stillhouse", "cross-entropy")
-TOP_K = Way("stillhouse, stored `top-k`, 32", "step_stillhouse", "stored")
-SAMPLED = Way("stillhouse, stored `sampled`, 50 draws", "step_stillhouse", "stored", "sampled")
-LIVE = Way("stillhouse, live teacher", "step_stillhouse", "live")
-TRL = Way("TRL `GKDTrainer`, live teacher", "step_trl", "trl")
-WAYS = [CROSS_ENTROPY, TOP_K, SAMPLED, LIVE, TRL]
-RATIOS = [(TOP_K, TRL, "1.5"), (SAMPLED, TRL, "1.5"), (LIVE, TRL, "")]
+CROSS_ENTROPY = Way("cross-entropy alone", "step_stillhouse", "cross-entropy")
+TOP_K = Way("stored `top-k`, 32", "step_stillhouse", "stored")
+SAMPLED = Way("stored `sampled`, 50 draws", "step_stillhouse", "stored", "sampled")
+LIVE = Way("live teacher", "step_stillhouse", "live")
+TOP_K_KL = Way("stored `top-k`, 32, KL alone", "step_stillhouse", "stored", kl_alone=True)
+SAMPLED_KL = Way("stored `sampled`, 50 draws, KL alone", "step_stillhouse", "stored", "sampled", kl_alone=True)
+LIVE_KL = Way("live teacher, KL alone", "step_stillhouse", "live", kl_alone=True)
+TRL = Way("TRL `GKDTrainer`, live teacher, KL alone", "step_trl", "trl", kl_alone=True)
+STORED = [TOP_K, SAMPLED]
+WAYS = [CROSS_ENTROPY, *STORED, LIVE, TOP_K_KL, SAMPLED_KL, LIVE_KL, TRL]
+RATIOS = [(TOP_K_KL, TRL, "1.5"), (SAMPLED_KL, TRL, "1.5"), (LIVE_KL, TRL, "")]
 RATIOS += [(TOP_K, CROSS_ENTROPY, "0.9"), (SAMPLED, CROSS_ENTROPY, "0.9")]
 
 
@@ -82,28 +102,32 @@ def measure(small: bool) -> str:
         rows = prepare(folder, 16 if small else 96)
         counted = rows.tokens(warm_up, steps)
         results: list[dict[str, Measured]] = []
+        labelled: list[dict[str, float]] = []
         for number in range(rounds):
-            turn = number % len(WAYS)
             result = {}
-            for way in [*WAYS[turn:], *WAYS[:turn]]:
+            for way in in_turn(WAYS, number * 3):  # 3 and the 8 ways have no divisor in common
                 told = _train(way, folder, rows.file, warm_up, steps)
                 rate, busy = counted / told["seconds"], told["busy_seconds"] / steps
                 result[way.name] = Measured(rate, busy, told["peak_bytes"], told["loss"], told["versions"])
                 print(f"round {number + 1}: {way.name} {result[way.name].rate:,.0f} tokens a second", flush=True)
-            _check_same(result[LIVE.name].loss, result[TRL.name].loss)
+            _check_same(result[LIVE_KL.name].loss, result[TRL.name].loss)
             results.append(result)
-        mean = [sum(row[side] for row in rows.lengths) / len(rows.lengths) for side in (0, 1)]
-    return _section(results, mean, warm_up, steps)
+            labelled.append({name: _label(folder, f"{name}-{number}", soft) for name, soft in SOFT.items()})
+    return _section(results, labelled, rows, warm_up, steps)
 
 
 def prepare(folder: Path, count: int) -> Rows:
     """The student, a dataset of each encoding, and the rows of both as token ids."""
     _write_prompts(folder / "prompts.jsonl", count)
     for name, soft in SOFT.items():
-        recipe = _recipe(folder, name, soft)
-        run([*STILLHOUSE, "label", recipe, "--no-flow", "--json"], folder / "log.txt")
+        _label(folder, name, soft)
     told = run([PYTHON, "-m", "tests.benchmarks.step_rows", folder, str(LAYERS)], folder / "log.txt").last_json
     return Rows(folder / "rows.json", [tuple(pair) for pair in told["lengths"]])
+
+
+def _label(folder: Path, name: str, soft: dict[str, Any]) -> float:
+    """Label all rows; the seconds of the whole command, with its start."""
+    return run([*STILLHOUSE, "label", _recipe(folder, name, soft), "--no-flow", "--json"], folder / "log.txt").seconds
 
 
 def _write_prompts(file: Path, count: int) -> None:
@@ -138,6 +162,7 @@ def _train(way: Way, folder: Path, rows: Path, warm_up: int, steps: int) -> dict
         "dataset": str(folder / "labels" / way.labels),
         "rows": str(rows),
         "batch": BATCH,
+        "kl_alone": way.kl_alone,
         "warm_up": warm_up,
         "steps": steps,
     }
@@ -153,7 +178,21 @@ def _check_same(ours: float, theirs: float) -> None:
         )
 
 
-def _section(results: Sequence[dict[str, Measured]], mean: Sequence[float], warm_up: int, steps: int) -> str:
+def epochs_to_pay(labelling: float, stored: float, live: float) -> float:
+    """After how many epochs stored labels have cost less time than a live teacher; infinite where an epoch is no quicker.
+
+    Args:
+        labelling: seconds to label all rows.
+        stored: seconds of an epoch from stored labels.
+        live: seconds of an epoch with a live teacher.
+    """
+    return labelling / (live - stored) if live > stored else math.inf
+
+
+def _section(
+    results: Sequence[dict[str, Measured]], labelled: Sequence[dict[str, float]], rows: Rows, warm_up: int, steps: int
+) -> str:
+    mean = [sum(row[side] for row in rows.lengths) / len(rows.lengths) for side in (0, 1)]
     trainings = []
     for way in WAYS:
         each = [result[way.name] for result in results]
@@ -169,13 +208,35 @@ def _section(results: Sequence[dict[str, Measured]], mean: Sequence[float], warm
         [
             f"The demo teacher (30 layers) and {LAYERS} of its layers as the student, float32, on the CPU; {BATCH} rows a "
             f"step, of {mean[0]:.0f} tokens of prompt and {mean[1]:.0f} of completion in the mean; {steps} steps after "
-            f"{warm_up} that do not count. The forward KL alone; TRL with `lmbda=0`, `beta=0`: it learns from the same "
-            f"rows, and generates nothing. Tokens are those of prompts and completions. Median of {len(results)} rounds; "
-            "memory is the most resident memory of the process:",
+            f"{warm_up} that do not count. The loss is what a recipe has by default, the forward KL and cross-entropy, or "
+            "one of them alone; TRL with `lmbda=0`, `beta=0`: it learns from the same rows, and generates nothing. Tokens "
+            f"are those of prompts and completions. Median of {len(results)} rounds; memory is the most resident memory of "
+            "the process:",
             table(["training", "tokens/s", "processor seconds a step", "memory, MiB"], trainings),
-            "What the labels cost before is not in it: one pass of the teacher along each text.",
             table(["ratio of tokens/s", "median", "least", "most", "wanted at least"], ratios),
+            f"When stored labels pay: the seconds of the whole command that labels these {len(rows.lengths)} rows, those "
+            "of an epoch of them, and the number of epochs after which both together are less than as many epochs with a "
+            "live teacher. Labels are paid for once: the epochs of several trainings from one dataset add up.",
+            table(
+                ["labels", "to label, s", "an epoch, s", "with a live teacher, s", "pay after, epochs", "by round"],
+                list(_pays(results, labelled, rows)),
+            ),
             measured_on(versions_of("torch", "transformers")),
             f"*TRL with {trl}.*",
         ]
     )
+
+
+def _pays(
+    results: Sequence[dict[str, Measured]], labelled: Sequence[dict[str, float]], rows: Rows
+) -> Iterator[list[str]]:
+    """The row of each encoding."""
+    tokens = sum(sum(pair) for pair in rows.lengths)
+    for way in STORED:
+        seconds = [
+            (once[way.labels], tokens / result[way.name].rate, tokens / result[LIVE.name].rate)
+            for once, result in zip(labelled, results, strict=True)
+        ]
+        epochs = [epochs_to_pay(*each) for each in seconds]
+        figures = [f"{median(each):.1f}" for each in zip(*seconds, strict=True)]
+        yield [way.name, *figures, f"{median(epochs):.1f}", ", ".join(f"{one:.1f}" for one in epochs)]

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.vllm label
 
 One server of the demo teacher (vLLM on the CPU, float32, at most `BATCH` requests in a batch), the same prompts and the
-same requests for both clients, which take turns, each a process of its own. Before anything is timed every prompt has been
-asked once, so that the server's cache of prefixes is as warm for one as for the other.
+same requests for both clients, which take turns and begin in turn, each a process of its own. Before anything is timed
+every prompt has been asked once, so that the server's cache of prefixes is as warm for one as for the other.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.serving.vllm_server import ServeSettings, VllmServer
-from tests.benchmarks.shared import PYTHON, ROOT, Ended, measured_on, run, scratch, table, versions_of
+from tests.benchmarks.shared import PYTHON, ROOT, Ended, in_turn, measured_on, run, scratch, table, versions_of
 
 MODEL = ROOT / "data/models/smollm2-135m-instruct"
 BATCH, CONCURRENCY = 16, 32  # of the engine; of the client, so that some requests always wait in the engine
-PROMPTS, MAX_TOKENS, ROUNDS = 280, 64, 3
+PROMPTS, MAX_TOKENS, ROUNDS = 280, 64, 4  # an even number of rounds: each client begins as often as the other
 K = 20
 WANTED_RATIO = 0.95
 
@@ -92,7 +92,7 @@ def _both(folder: Path, base_url: str, prompts: int, rounds: int, k: int | None)
     }
     found = {name: Figures() for name in ways}
     for number in range(rounds):
-        for name, command in ways.items():
+        for name, command in in_turn(ways.items(), number):
             arguments = command(number)
             found[name].add(run([PYTHON, "-m", *arguments], log))
     return found

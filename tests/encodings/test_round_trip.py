@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.columns import completion_at, completion_row, completion_schema, record_batch
 from pipeline.dataset.parquet import write_options
 from pipeline.encodings import PackedLabels, find_encoding
+from pipeline.encodings.base import ragged
 from pipeline.encodings.top_k import rounded
 from pipeline.records import EncodingName, SampledLabels, SoftLabels
 from tests.encodings.made import HIGHEST, SEEDS, completion, draws, top_k_labels
@@ -193,3 +194,12 @@ def test_more_draws_than_a_count_holds_are_refused() -> None:
 def test_sampled_labels_of_unlike_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="unlike lengths"):
         SampledLabels(np.zeros(2, np.int32), np.ones(2, np.uint16), np.array([0, 1]))
+
+
+def test_a_null_list_is_an_empty_one_whatever_lies_behind_it() -> None:
+    """As Arrow allows: a null's place may still have items, here 3 and 4."""
+    values, offsets = pa.array([1, 2, 3, 4, 5], pa.int32()), pa.array([0, 2, 4, 5], pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, values, mask=pa.array([False, True, False]))
+    for taken, items, ends in ((lists, [1, 2, 5], [0, 2, 2, 3]), (lists.slice(1), [5], [0, 0, 1])):
+        found, bounds = ragged(taken)
+        assert (found.tolist(), bounds.tolist()) == (items, ends)

@@ -25,8 +25,19 @@ def test_resamples_without_a_token_are_left_out() -> None:
 
 
 def test_perplexity_is_the_exponential_of_the_mean() -> None:
-    interval = mean_per_token([2.0, 4.0], [2, 2], np.exp)
+    interval, plain = mean_per_token([2.0, 4.0], [2, 2], np.exp), mean_per_token([2.0, 4.0], [2, 2])
     assert interval.mean == pytest.approx(np.exp(1.5))
+    assert (interval.low, interval.high) == pytest.approx((np.exp(plain.low), np.exp(plain.high)))
+
+
+def test_the_interval_holds_the_middle_95_percent_of_the_resampled_means() -> None:
+    """The rows drawn one after another by plain indexing, and the 51st value from either end of 2,001 ranks."""
+    values = np.random.default_rng(4).exponential(2.0, 80)
+    drawn = np.random.default_rng(0).integers(0, 80, size=(2000, 80))
+    means = sorted(float(np.mean(values[row])) for row in drawn)
+    interval = mean_per_prompt(values.tolist())
+    assert means[49] <= interval.low <= means[50]
+    assert means[1949] <= interval.high <= means[1950]
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -12,7 +12,7 @@ from pipeline.errors import RecipeError
 from pipeline.evaluate_settings import EvaluateSettings, MetricSettings
 from pipeline.evaluation.metrics.base import NamedMetric, open_metrics
 from pipeline.evaluation.results import Interval
-from pipeline.evaluation.scoring import asked_rows, score
+from pipeline.evaluation.scoring import asked_rows, reference_score, score
 from pipeline.records import Completion
 from tests.quality.completions import completion
 
@@ -68,6 +68,28 @@ def test_a_teacher_without_a_single_right_answer_keeps_nothing() -> None:
     assert found.kept == {}
 
 
+def test_a_share_of_a_teacher_that_some_resample_finds_without_a_right_answer_is_not_told() -> None:
+    """One right answer of 200: about a third of the resamples have none, and there is nothing to divide by."""
+    rare = [REFERENCES[0], *["no"] * 199]
+    found = score(metrics("exact-match"), [rare, HALF], REFERENCES, student=1, teacher=0)
+    assert found.models[0]["exact match"].mean == 1 / 200
+    assert found.kept == {}
+
+
+def test_of_an_error_rate_nothing_is_kept_though_the_teacher_errs() -> None:
+    given = metrics("exact-match", "edit-distance")
+    found = score(given, [HALF, NEARLY_HALF], REFERENCES, student=1, teacher=0)
+    assert found.models[0]["word error rate"].low > 0
+    assert set(found.kept) == set(found.shares[0]) == {"exact match"}
+
+
+def test_the_answers_to_prompts_without_a_reference_are_not_scored() -> None:
+    rows = [row("a", "a kettle"), row("b", None), row("c", "an otter")]
+    found = reference_score(rows, ["a kettle", "anything", "nothing"])
+    assert found is not None and found.mean == 0.5
+    assert reference_score(rows[1:2], ["anything"]) is None
+
+
 @dataclass(frozen=True)
 class Odd:
     """A metric of somebody's that goes wrong."""
@@ -83,6 +105,16 @@ class Odd:
 
     def score(self, totals: Any) -> Any:
         return totals[..., 0] / totals[..., 1]
+
+
+def test_an_interval_is_that_of_the_resamples_alone() -> None:
+    """The figure of all prompts is not one resample more."""
+    numbers = np.random.default_rng(3).normal(5, 1, 200)
+    metric = NamedMetric("odd", Odd([(number, 1.0) for number in numbers.tolist()]))
+    found = score([metric], [RIGHT], REFERENCES, student=0, teacher=None).models[0]["odd"]
+    drawn = np.random.default_rng(0).integers(0, 200, size=(2000, 200))
+    expected = np.quantile(numbers[drawn].mean(axis=1), [0.025, 0.975])
+    assert [found.low, found.high] == pytest.approx(expected.tolist(), rel=1e-9)
 
 
 @pytest.mark.parametrize(

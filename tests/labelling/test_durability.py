@@ -20,15 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Recipe
-from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.store import dataset_folder, open_dataset
 from pipeline.durable import write_atomically
 from pipeline.errors import StorageFailed
-from pipeline.labelling import engine
 from pipeline.labelling.engine import label
 from pipeline.labelling.journal import Journal
 from pipeline.labelling.journal_view import JournalView
 from tests.conftest import MakeRecipe
+from tests.power import PowerFailures, whole_versions
 from tests.rows import rows_by_prompt
 from tests.stand_in import Stats, running_stand_in
 
@@ -329,68 +328,21 @@ def test_space_that_ends_between_an_answer_and_its_file_costs_no_answer(
         assert result.dataset.problems() == []
 
 
-class Disk:
-    """What a power failure would leave: renames and new folders count once their folder has been synced."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.synced: set[str] = set()  # files whose content is on the disk, by inode
-        self.entries: set[str] = set()  # names that are on the disk
-        self._unsynced: dict[str, list[str]] = {}  # folder -> names in it that are not
-        self._fsync, self._replace, self._mkdir = os.fsync, Path.replace, Path.mkdir
-        patch.setattr(os, "fsync", self.fsync)
-        patch.setattr(Path, "replace", lambda source, target: self.replace(source, target))
-        patch.setattr(Path, "mkdir", lambda path, *given, **named: self.mkdir(path, *given, **named))
-
-    def fsync(self, handle: int) -> None:
-        self._fsync(handle)
-        path = str(Path(f"/proc/self/fd/{handle}").readlink())
-        self.synced.add(path)
-        self.entries.update(self._unsynced.pop(path, []))
-
-    def replace(self, source: Path, target: Path) -> Path:
-        assert str(source) in self.synced, f"{target.name} was named before its content was on the disk"
-        self._unsynced.setdefault(str(target.parent), []).append(str(target))
-        return self._replace(source, target)
-
-    def mkdir(self, path: Path, *given: Any, **named: Any) -> None:
-        new = not path.exists()
-        self._mkdir(path, *given, **named)
-        if new:
-            self._unsynced.setdefault(str(path.parent), []).append(str(path))
-
-    def outlasts(self, file: Path, root: Path) -> bool:
-        """Whether a file and every folder above it, below `root`, would be there after a power failure."""
-        above = [folder for folder in file.parents if root in folder.parents]
-        return all(str(path) in self.entries for path in [file, *above])
-
-
-def test_a_power_failure_finds_every_file_before_the_manifest_and_that_before_the_journal_forgets(
+def test_a_power_failure_at_any_instant_leaves_whole_versions_and_no_answer_is_forgotten_before(
     api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen: list[str] = []
-    with running_stand_in() as server, monkeypatch.context() as patch:
-        disk = Disk(patch)
+    forget, forgotten = Journal.forget, []
+
+    def forgetting(journal: Journal, *given: Any) -> None:
+        forgotten.append(disk.survivors())
+        forget(journal, *given)
+
+    monkeypatch.setattr(Journal, "forget", forgetting)
+    with running_stand_in() as server, PowerFailures(tmp_path, whole_versions) as disk:
         recipe = api_recipe(server.base_url, PROMPTS[:10], shard_size=5)
-        forget, manifest = Journal.forget, engine.write_manifest
-
-        def outlasting() -> set[str]:
-            version = dataset_folder(recipe.dataset) / "v001"
-            return {file.name for file in version.rglob("*") if file.is_file() and disk.outlasts(file, tmp_path)}
-
-        def written(folder: Path, content: Manifest) -> None:
-            assert {Path(entry.path).name for entry in content.files} | {"README.md", "recipe.yaml"} <= outlasting()
-            seen.append("manifest")
-            manifest(folder, content)
-
-        def forgetting(journal: Journal, *given: Any) -> None:
-            assert "manifest.json" in outlasting()
-            seen.append("journal")
-            forget(journal, *given)
-
-        patch.setattr(engine, "write_manifest", written)
-        patch.setattr(Journal, "forget", forgetting)
-        asyncio.run(label(recipe))
-    assert seen == ["manifest", "journal"]
+        folder = asyncio.run(label(recipe)).dataset.folder
+    (left,) = forgotten
+    assert whole_versions(left) == [f"{folder.relative_to(tmp_path)}/manifest.json"]
 
 
 def test_an_answer_that_the_server_sent_is_durable_before_it_is_counted(api_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -122,6 +122,13 @@ def test_a_commit_has_returned_when_another_process_can_read_it(journal: Journal
     assert seen == [completion(1).id, "0.25", "0.5"]
 
 
+def test_a_commit_waits_for_the_disk(journal: Journal) -> None:
+    """SQLite syncs past Python: its own settings are what says that an answer outlasts a power failure."""
+    for connection in (journal._writer, journal._reader):
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA synchronous").fetchone()[0] >= 2  # FULL: each commit's log is synced
+
+
 def test_what_waits_for_the_disk_is_committed_together(
     journal: Journal, transactions: list[int], gate: threading.Event
 ) -> None:
@@ -351,6 +358,20 @@ def test_what_is_forgotten_takes_no_space(tmp_path: Path) -> None:
     with Journal(tmp_path, soft=None) as journal:
         journal.forget((completion(n).id for n in range(1999)), 1999)
     assert (tmp_path / FILE_NAME).stat().st_size < full / 4
+
+
+def test_what_is_forgotten_takes_no_space_while_the_journal_is_open(journal: Journal, tmp_path: Path) -> None:
+    empty = (tmp_path / FILE_NAME).stat().st_size
+    asyncio.run(journal.commit(Change(outcomes=[completion(n, text="x" * 10_000) for n in range(100)])))
+    journal.forget([completion(n).id for n in range(100)], 100)
+    sizes = [file.stat().st_size for file in tmp_path.glob(f"{FILE_NAME}*") if not file.name.endswith("-shm")]
+    assert sum(sizes) < empty + 50_000
+
+
+def test_a_later_answer_takes_the_place_of_an_earlier_one(journal: Journal) -> None:
+    for text in ("first", "second"):
+        asyncio.run(journal.commit(Change(outcomes=[completion(1, text)])))
+    assert texts(journal, [completion(1).id]) == {completion(1).id: "second"}
 
 
 def test_forgetting_does_not_break_into_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

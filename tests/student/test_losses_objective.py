@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pipeline.student.losses
 from pipeline.errors import RecipeError
 from pipeline.plugins import built_in_kinds
 from pipeline.student.losses.base import DenseLabels, SparseLabels
-from pipeline.student.objective import Objective, open_divergence, open_objective
+from pipeline.student.objective import Labels, Objective, open_divergence, open_objective
 from pipeline.student_settings import LossSettings, StudentSettings
 from tests.student.test_losses import FORMULAS, KINDS, VOCABULARY, coarse, labels_of, logits, outcomes, tempered
 
@@ -47,6 +48,30 @@ def test_the_objective_is_the_formula_of_its_docstring(kind: str) -> None:
     cross_entropy = -sum(math.log(float(learning.softmax(-1)[i, t])) for i, t in enumerate(TARGETS.tolist()))
     expected = 0.7 * 4.0 * float(FORMULAS[kind](p, q, 5).sum()) + 0.3 * cross_entropy
     assert float(objective(learning, TARGETS, labels)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("labels", ["top-k", "dense", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_held_out_row_is_judged_by_the_loss_and_by_plain_figures_at_temperature_1(kind: str, labels: str) -> None:
+    teacher, learning = logits(11), logits(12)
+    objective = open_objective(student(kind=kind, temperature=2.0, weight=0.7, cross_entropy_weight=0.3))
+    top = labels_of(teacher, 5)
+    p, q = (z.softmax(-1) for z in (teacher, learning))
+    if labels == "top-k":
+        p, q = (coarse(side, top.token_ids) for side in (p, q))
+    given: Labels | None = {"top-k": top, "dense": DenseLabels(teacher), "none": None}[labels]
+    cross_entropy = -sum(math.log(float(learning.softmax(-1)[i, t])) for i, t in enumerate(TARGETS.tolist()))
+    kl = sum(
+        a * math.log(a / b)
+        for one, other in zip(p.tolist(), q.tolist(), strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    listed = p.shape[-1] - (labels == "top-k")
+    loss = 0.7 * 4.0 * float(FORMULAS[kind](tempered(p, 2.0), tempered(q, 2.0), listed).sum()) + 0.3 * cross_entropy
+    if given is None:
+        objective, loss, kl = replace(objective, divergence=None), 0.3 * cross_entropy, math.nan
+    found = objective.measured(learning, TARGETS, given).tolist()
+    assert found == pytest.approx([loss, kl, cross_entropy], rel=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

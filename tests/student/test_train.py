@@ -1,6 +1,7 @@
 """Training: resume equals an unbroken run, gradients are means over tokens, and what does not fit is refused."""
 
 import asyncio
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pipeline.columns import completion_at
 from pipeline.config import Recipe
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetRefused, RecipeError, TrainingError
 from pipeline.labelling.engine import label
 from pipeline.language_model import load_language_model
 from pipeline.progress import silent
+from pipeline.records import SoftLabels
 from pipeline.student import train as training
 from pipeline.student.arguments import training_arguments
 from pipeline.student.batches import collator
@@ -174,6 +177,38 @@ def test_a_batch_that_no_dataset_fills_is_refused(labelled: tuple[Recipe, Studen
     assert f"per_device_train_batch_size to {rows} or less" in str(caught.value)
     whole = student.model_copy(update={"train": {**train, "per_device_train_batch_size": rows}})
     assert distill(recipe, whole, dataset).steps == 2
+
+
+def test_what_a_card_says_of_held_out_rows_is_the_plain_sum_over_their_tokens(
+    labelled: tuple[Recipe, StudentSettings, Dataset],
+) -> None:
+    """At temperature 1, whatever the loss's is: KL over the stored tokens and one outcome for all others."""
+    recipe, student, dataset = labelled
+    assert student.loss.temperature == 2.0
+    card = distill(recipe, student, dataset)
+    model = AutoModelForCausalLM.from_pretrained(Path(recipe.students) / recipe.name / "white-box").eval()
+    kl = cross_entropy = 0.0
+    tokens = 0
+    for batch in dataset.batches("validation"):
+        for index in range(batch.num_rows):
+            trace = completion_at(batch, index).trace
+            assert trace is not None and isinstance(trace.soft, SoftLabels)
+            asked, written = trace.prompt_token_ids.tolist(), trace.completion_token_ids.tolist()
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([asked + written])).logits[0, len(asked) - 1 : -1]
+            for place, q in enumerate(logits.double().softmax(-1).tolist()):
+                listed = trace.soft.token_ids[place].tolist()
+                teacher = [math.exp(value) for value in trace.soft.logprobs[place].tolist()]
+                teacher.append(math.exp(float(trace.soft.tail_logprob[place])))
+                learnt = [*(q[token] for token in listed), 1 - sum(q[token] for token in listed)]
+                mass = sum(teacher)
+                kl += sum(a / mass * math.log(a / mass / b) for a, b in zip(teacher, learnt, strict=True))
+                cross_entropy -= math.log(q[written[place]])
+                tokens += 1
+    last = card.held_out
+    assert last is not None and tokens > 20
+    assert last.eval_kl == pytest.approx(kl / tokens, rel=1e-3)
+    assert last.eval_cross_entropy == pytest.approx(cross_entropy / tokens, rel=1e-3)
 
 
 def test_a_flipped_byte_is_refused_before_training(labelled: tuple[Recipe, StudentSettings, Dataset]) -> None:

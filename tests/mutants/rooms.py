@@ -1,0 +1,107 @@
+"""Which code is mutated, and which tests are asked about it: those of its room, without Prefect, Ray or a real vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Some modules and the tests that hold them. The first test that fails ends a mutant: put the quick ones first."""
+
+    name: str
+    sources: tuple[str, ...]
+    tests: tuple[str, ...]
+    without: tuple[str, ...] = ()  # modules that only tests of another kind run, which take minutes
+
+    def modules(self) -> Iterator[str]:
+        """The room's Python files, by their way from the repository's root."""
+        for source in self.sources:
+            path = ROOT / source
+            for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+                way = str(file.relative_to(ROOT))
+                if way not in self.without:
+                    yield way
+
+    def tests_of(self, module: str) -> list[str]:
+        """The room's test files, that of the module's own name first."""
+        own = f"test_{Path(module).stem}.py"
+        return sorted(self.tests, key=lambda test: not test.endswith(f"/{own}"))
+
+
+ROOMS = (
+    Room(
+        "storage",
+        ("pipeline/storage", "pipeline/durable.py"),
+        (
+            "tests/test_durable.py",
+            "tests/dataset/test_two_at_once.py",
+            "tests/dataset/test_storage.py",
+            "tests/dataset/test_storage_lock.py",
+            "tests/labelling/test_durability.py",
+            "tests/dataset/test_storage_faults.py",
+        ),
+    ),
+    Room(
+        "labelling",
+        ("pipeline/labelling",),
+        (
+            "tests/labelling/test_journal.py",
+            "tests/labelling/test_budget.py",
+            "tests/labelling/test_order.py",
+            "tests/labelling/test_pace.py",
+            "tests/labelling/test_estimate.py",
+            "tests/labelling/test_metrics.py",
+            "tests/labelling/test_engine.py",
+            "tests/labelling/test_incremental.py",
+            "tests/labelling/test_growing.py",
+            "tests/labelling/test_streaming.py",
+            "tests/labelling/test_parts.py",
+            "tests/labelling/test_faults.py",
+            "tests/labelling/test_durability.py",
+        ),
+        without=("pipeline/labelling/ray_cluster.py",),
+    ),
+    Room(
+        "serving",
+        ("pipeline/serving",),
+        (
+            "tests/serving/test_vllm_answers.py",
+            "tests/serving/test_replicas.py",
+            "tests/serving/test_child.py",
+            "tests/teachers/test_openai.py",
+            "tests/dataset/exchange/test_openai_log.py",
+            "tests/labelling/test_faults.py",
+        ),
+        without=("pipeline/serving/check.py", "pipeline/serving/vllm_server.py"),
+    ),
+    Room(
+        "encodings",
+        ("pipeline/encodings",),
+        (
+            "tests/encodings/test_round_trip.py",
+            "tests/encodings/test_error_bounds.py",
+            "tests/encodings/test_unbiased.py",
+            "tests/dataset/test_reader.py",
+        ),
+    ),
+    Room(
+        "losses",
+        ("pipeline/student/losses",),
+        (
+            "tests/student/test_losses.py",
+            "tests/student/test_losses_objective.py",
+            "tests/student/test_sampled_labels.py",
+            "tests/student/test_forward.py",
+        ),
+    ),
+)
+
+
+def room_of(module: str) -> Room:
+    """The room that a module belongs to."""
+    return next(room for room in ROOMS if module in room.modules())
