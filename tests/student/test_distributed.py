@@ -67,8 +67,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(held_out) == 5
     few = [prompt for prompt in prompts if prompt not in held_out[1:]][:9]
     assert held_out[0] in few
-    for name, chosen in {"tiny": prompts, "t5": prompts, "few": few}.items():
+    for name, chosen in {"words": prompts, "few": few}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in chosen))
+    for name in ("tiny", "t5", "few"):
         teacher = "t5" if name == "t5" else "tiny"
         asyncio.run(label(load_recipe(written(folder, "labels", {"teacher": teacher, "dataset": name}))))
     return folder
@@ -81,7 +82,7 @@ def written(folder: Path, students: str, student: dict[str, Any], train: dict[st
     dataset = student.pop("dataset", teacher)
     recipe = {
         "name": "test",
-        "prompts": {"source": str(folder / f"{dataset}.jsonl"), "holdout": HOLDOUT},
+        "prompts": {"source": str(folder / ("few.jsonl" if dataset == "few" else "words.jsonl")), "holdout": HOLDOUT},
         "teacher": {"kind": "transformers", "model": str(folder / teacher), "options": {"batch_size": 8}},
         "label": {"sampling": {"temperature": 0.9, "max_tokens": 12}, "soft": {"k": 16}, "shard_size": 30},
         "dataset": {"root": str(folder / "labels"), "name": dataset},
