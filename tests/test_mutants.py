@@ -55,6 +55,13 @@ def test_every_room_has_its_files_and_its_quickest_test_first() -> None:
     for room in ROOMS:
         assert list(room.modules())
         assert all((ROOT / way).is_file() for way in (*room.tests, *room.without))
+    asked = {test for room in ROOMS for test in room.tests}
+    of_rooms = {
+        str(file.relative_to(ROOT))
+        for room in ("labelling", "serving", "encodings")
+        for file in (ROOT / "tests" / room).glob("test_*.py")
+    }
+    assert of_rooms - asked == {"tests/labelling/test_ray_cluster.py"}
     labelling = room_of("pipeline/labelling/pace.py")
     assert labelling.tests_of("pipeline/labelling/pace.py")[0] == "tests/labelling/test_pace.py"
     assert sorted(labelling.tests_of("pipeline/labelling/pace.py")) == sorted(labelling.tests)
