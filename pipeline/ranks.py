@@ -44,6 +44,11 @@ def by_recipe() -> bool:
     return LAUNCH in os.environ
 
 
+def works_in(folder: Path) -> bool:
+    """Whether this process was started by another one of ours to train something in this folder, which that one holds."""
+    return by_recipe() and folder.resolve() in Path(os.environ[LAUNCH]).resolve().parents
+
+
 def is_launched() -> bool:
     """Whether this process was started to train, by a recipe or by hand, and so starts no others."""
     return by_recipe() or processes() > 1

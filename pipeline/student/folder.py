@@ -33,7 +33,7 @@ from pipeline.durable import fsync_folder, sole_writer, write_atomically
 from pipeline.errors import DatasetMissing, StudentBusy
 from pipeline.model_files import has_files, start_files, teacher_files
 from pipeline.plugins import LOSSES, code_of
-from pipeline.ranks import by_recipe, is_first
+from pipeline.ranks import is_first, works_in
 from pipeline.records import content_hash
 from pipeline.student.files_of_others import carry_over, refuse_to_replace
 from pipeline.student_settings import StudentSettings
@@ -158,7 +158,7 @@ class StudentFolder:
         Raises:
             StudentBusy: another run is training the recipe's students; the message names that run.
         """
-        if by_recipe() or not is_first():
+        if works_in(self.base) or not is_first():
             yield
             return
         with sole_writer(self.base, StudentBusy):

@@ -29,7 +29,7 @@ from pipeline.model_files import ModelFiles, labelling_files, refuse_own_code, r
 from pipeline.pricing import FREE
 from pipeline.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from pipeline.settings import Settings, parse_options
-from pipeline.teachers.base import Answer, AskedWith, FormerIdentity, Outcome, Refusal, Request, template_refusal
+from pipeline.teachers.base import Answer, AskedWith, FormerIdentity, Outcome, Refusal, Request, Terms, template_refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,9 +106,8 @@ class TransformersTeacher:
 
     def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
         """Earlier releases named weights by samples of their files, and left the seed out."""
-        sampled = replace(self.identity, content_sha256=self._files.sampled_sha256, seed=None)
         seeded = self.identity.seed is not None
-        return [FormerIdentity(sampled, (AskedWith("seed", self._seed, 0),) if seeded else ())]
+        return [FormerIdentity(self._sampled_identity, (AskedWith("seed", self._seed, 0),) if seeded else ())]
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return await asyncio.to_thread(self._answer, requests)
@@ -179,7 +178,7 @@ class TransformersTeacher:
         from pipeline.labels_from_logits import SoftLabelRecorder, notes_for
 
         wanted, soft = self._label.sampling, self._label.soft
-        seeds = [int(content_hash([self._seed, tokens.request.key])[:15], 16) for tokens in batch]
+        seeds = [int(content_hash([self._seed, self._drawn_by(tokens.request)])[:15], 16) for tokens in batch]
         recorder = SoftLabelRecorder(notes_for(soft, [self._soft_seed(t.request) for t in batch])) if soft else None
         written = generate(
             self._lm,
@@ -235,7 +234,20 @@ class TransformersTeacher:
 
     def _soft_seed(self, request: Request) -> int:
         """What the random draws of a request's sampled labels start from; another one than its text's."""
-        return int(content_hash([self._seed, request.key, "soft"])[:15], 16)
+        return int(content_hash([self._seed, self._drawn_by(request), "soft"])[:15], 16)
+
+    @cached_property
+    def _sampled_identity(self) -> TeacherIdentity:
+        """The teacher as earlier releases named it."""
+        return replace(self.identity, content_sha256=self._files.sampled_sha256, seed=None)
+
+    @cached_property
+    def _drawn_under(self) -> Terms:
+        return Terms.of(self._sampled_identity, self._label)
+
+    def _drawn_by(self, request: Request) -> str:
+        """What a request's draws begin with, beside the seed: its key in earlier releases, so a seed draws what it drew."""
+        return self._drawn_under.key(request.prompt.id, request.sample, request.forced)
 
     def _as_answer(
         self,

@@ -19,9 +19,11 @@ import pytest
 from pipeline.config import Recipe, load_recipe
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.estimate import estimate_labelling
+from pipeline.labelling.plan import make_plan
 from pipeline.model_files import ModelFiles
 from pipeline.progress import Progress
 from pipeline.teachers.base import Answer, Request, Terms, open_teacher
+from pipeline.teachers.transformers import TransformersTeacher
 from pipeline.teachers.vllm import VllmTeacher
 
 EARLIER = Path(__file__).parent.parent / "earlier"
@@ -222,3 +224,15 @@ def test_keys_without_weights_or_seed_are_what_they_were(earlier: Path) -> None:
     assert (
         Terms.of(teacher.identity, recipe.label).id == KEYS["scripted"]["terms"] == "ddcfd7f1103419d798ea44ce6ac749d8"
     )
+
+
+@pytest.mark.parametrize("name", ["seeded", "unseeded", "draws"])
+def test_a_seed_draws_what_it_drew_in_that_release(earlier: Path, name: str) -> None:
+    """Draws begin with the seed and the key that a request had then."""
+    recipe = recipe_of(name)
+    teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
+    assert isinstance(teacher, TransformersTeacher)
+    with make_plan(recipe, teacher.identity) as plan:
+        requests = [request for number in range(plan.shards) for request in plan.shard(number).requests]
+    begun = {(one.prompt.id, one.sample): teacher._drawn_by(one) for one in requests}
+    assert begun == {place: row["id"] for place, row in rows(earlier / f"labels/{name}/v001").items()}

@@ -109,7 +109,7 @@ def _make_copies(python: Path, workers: int, rooms: set[str]) -> Copies:
 def _baseline(copy: Path, python: Path, which: str, room: Room) -> float:
     print(f"the tests of {room.name}, {which}, without a mutant", flush=True)
     began = time.monotonic()
-    outcome, output = run_tests(_command(copy, python, which, room.tests), None)
+    outcome, output = run_tests(_command(copy, python, which, room.test_files()), None)
     if outcome != TestOutcome.SURVIVED:
         raise SystemExit(f"{output}\nThe tests of {room.name} fail without a mutant: mend them first.")
     return time.monotonic() - began
