@@ -121,32 +121,39 @@ def distill(
     card = place.finished()
     if card is not None:
         return card
-    with place.held():
-        if (card := place.finished()) is not None:  # trained meanwhile
-            return card
-        if (card := place.trained()) is not None:  # all of it but its quantised copy
-            return add_int8(place, recipe, student, dataset) if is_first() else card
-        return _train(recipe, student, dataset, labelled, place, progress, open_teacher, is_teacher=is_teacher)
-
-
-def _train(
-    recipe: Recipe,
-    student: StudentSettings,
-    dataset: Dataset,
-    labelled: Dataset | None,
-    place: StudentFolder,
-    progress: Progress,
-    open_teacher: Callable[[], LiveTeacher] | None,
-    *,
-    is_teacher: bool,
-) -> StudentCard:
-    """Train what is not there yet, in the place that is held; arguments are as of `distill`."""
     arguments = training_arguments(recipe, student, place.work)
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
     check_template_on_rows(recipe, student, dataset)
+    with place.held():  # nothing was written before
+        if (card := place.finished()) is not None:  # trained meanwhile
+            return card
+        if (card := place.trained()) is not None:  # all of it but its quantised copy
+            return add_int8(place, recipe, student, dataset) if is_first() else card
+        work = _Work(recipe, student, dataset, labelled, place, arguments, objective)
+        return _train(work, progress, open_teacher, is_teacher=is_teacher)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A student that is to be trained, all of it checked."""
+
+    recipe: Recipe
+    student: StudentSettings
+    dataset: Dataset
+    labelled: Dataset | None
+    place: StudentFolder
+    arguments: TrainingArguments
+    objective: Objective
+
+
+def _train(
+    work: _Work, progress: Progress, open_teacher: Callable[[], LiveTeacher] | None, *, is_teacher: bool
+) -> StudentCard:
+    """Train what is not there yet, in the place that is held; arguments are as of `distill`."""
+    recipe, student, dataset, place, arguments = work.recipe, work.student, work.dataset, work.place, work.arguments
     with first_process_first():
-        start = _prepare_untrained(recipe, student, labelled, progress)
+        start = _prepare_untrained(recipe, student, work.labelled, progress)
         if is_first():
             place.resume_earlier_work()
         checkpoint = _last_whole_checkpoint(place.work)
@@ -160,7 +167,7 @@ def _train(
         without_validation(arguments, student)
     refuse_to_drop_all(arguments, len(rows.train))
     settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
-    trainer, learning = _trainer(student, lm, objective, arguments, rows, open_teacher() if open_teacher else None)
+    trainer, learning = _trainer(student, lm, work.objective, arguments, rows, open_teacher() if open_teacher else None)
     doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
     trainer.add_callback(Watch(progress, doing))
     make_folder(place.work)
