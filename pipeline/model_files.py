@@ -150,9 +150,7 @@ class ModelFiles:
 
     @cached_property
     def _generation(self) -> dict[str, Any]:
-        file = self.folder / "generation_config.json"
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return settings
+        return self._settings("generation_config.json")
 
     @cached_property
     def tokenizer_sha256(self) -> str:

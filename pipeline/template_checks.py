@@ -78,8 +78,7 @@ def check_template_on_rows(recipe: Recipe, student: StudentSettings, dataset: Da
     if student.init.model is None:
         return
     files = start_files(recipe, student.init, weights=False)
-    if files.has_chat_template:
-        tokenizer = _load(files, trusted=student.trust_remote_code)
+    if files.has_chat_template and (tokenizer := _load(files, trusted=student.trust_remote_code)) is not None:
         where = f"dataset {dataset.manifest.label}"
         _refuse_unless_one_renders(
             tokenizer, files, "student.init.model", _prompts_of(dataset), where, recipe.prompts.system
@@ -104,15 +103,18 @@ def _tokenizer_files(teacher: TeacherSettings) -> ModelFiles:
 def _check(files: ModelFiles, setting: str, source: PromptSettings, *, trusted: bool) -> None:
     if not files.has_chat_template:  # the messages' text is taken as it is
         return
-    _refuse_unless_one_renders(
-        _load(files, trusted=trusted), files, setting, read_prompts(source), source.source, source.system
-    )
+    if (tokenizer := _load(files, trusted=trusted)) is not None:
+        _refuse_unless_one_renders(tokenizer, files, setting, read_prompts(source), source.source, source.system)
 
 
-def _load(files: ModelFiles, *, trusted: bool) -> PreTrainedTokenizerBase:
+def _load(files: ModelFiles, *, trusted: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer; None where it cannot be loaded, which is told where it is needed."""
     from pipeline.language_model import load_tokenizer
 
-    return load_tokenizer(files.folder, trust_remote_code=trusted)
+    try:
+        return load_tokenizer(files.folder, trust_remote_code=trusted)
+    except (ImportError, OSError, ValueError):
+        return None
 
 
 def _refuse_unless_one_renders(

@@ -11,7 +11,8 @@ cannot decide. What other prompts get does:
 
 - An answer to another prompt, after the refusal, shows that the teacher answers: the refusal is the prompt's own.
 - `limit` prompts that are refused with the same status, and none answered between them, end the run.
-- When no request is left that could show either, the refusals are the prompts' own if this run had an answer at all.
+- When no request is left that could show either, the refusals are the prompts' own if this run had an answer at all, or if
+  the server gives a reason for each.
 
 Until then a refusal is held back: it is not in the journal, so a run that ends asks these prompts again. A refusal that the
 server gives a reason for (too long, against its policy) counts only until the first answer, and half of all requests at
@@ -107,10 +108,11 @@ class RefusalStreak:
         """Decide on what is held back, where no request is left that could be answered."""
         if not self._held or self._open > len(self._held):
             return
-        if self._any_answer:
+        unexplained = [refusal for refusal in self._held.values() if refusal.reason not in _REASON_KNOWN]
+        if self._any_answer or not unexplained:
             self._release()
         else:
-            refusal = next(iter(self._held.values()))
+            refusal = unexplained[0]
             self._fail(
                 self._error(refusal, f"all {len(self._held)} prompts" if len(self._held) > 1 else "the one prompt")
             )

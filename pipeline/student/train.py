@@ -50,6 +50,7 @@ from pipeline.student.packing import check_both
 from pipeline.student.quantize import add_int8
 from pipeline.student.start.record import read_start
 from pipeline.student.start.renumbering import Renumbering, renumbering_of
+from pipeline.student.start_config import check_start
 from pipeline.student.stopping import StopEarly
 from pipeline.student.trainer import WHOLE, StudentTrainer, Watch
 from pipeline.student.vocabulary import other_layout, other_tokenizer
@@ -76,6 +77,7 @@ def prepare_untrained(
     place = student_folder(recipe, student, "untrained", None, labelled)
     if place.finished():
         return place
+    check_start(recipe, student)  # before anything is written, the lock included
     with place.held():
         return _prepare_untrained(recipe, student, labelled, progress)
 
