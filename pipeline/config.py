@@ -312,7 +312,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except YamlError as error:
-        raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
+        raise RecipeError(f"--set {path}: the value is not YAML: {error}") from error
     _put(raw, path, value, f"--set {override}")
 
 
