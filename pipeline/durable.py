@@ -98,13 +98,14 @@ def sha256_of_file(path: Location) -> str:
 
 
 @contextmanager
-def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy) -> Iterator[None]:
+def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: bool = True) -> Iterator[None]:
     """Hold `folder` for writing. The kernel frees a folder of this machine when this process ends, however it ends; of a
     store, see `storage/lock.py`.
 
     Args:
         folder: a dataset's, or one of this machine with students or a report.
         busy: the error of what lies there.
+        keep_lock: whether the lock's file stays, free, when this is done; it says who wrote last.
 
     Raises:
         Busy: as `busy`: another run holds it; the message names that run.
@@ -116,23 +117,47 @@ def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy) -> Iterator[No
         with held(folder):
             yield
         return
-    with _storage(folder):
-        make_folder(folder)
-        lock = (folder / ".lock").open("a+", encoding="ascii")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = holder_from(lock.read().encode())
-            raise busy(
-                f"{folder} is being written by another run ({holder or 'unknown'}). Wait until it is done, or stop it.",
-                holder.name if holder else "another run",
-            ) from None
+    file = folder / ".lock"
+    with _locked(file, busy) as lock:
         with _storage(folder):
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), this_process().as_bytes())  # past the buffer, which a full disk would fill for good
-        yield
+        try:
+            yield
+        finally:
+            if not keep_lock:
+                file.unlink(missing_ok=True)  # while it is held: whoever waits for it looks whether it is still there
+
+
+@contextmanager
+def _locked(file: Path, busy: type[Busy]) -> Iterator[IO[str]]:
+    """The kernel's lock on a file, which is made where it is not there."""
+    while True:
+        with _storage(file.parent):
+            make_folder(file.parent)
+            lock = file.open("a+", encoding="ascii")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = holder_from(lock.read().encode())
+                raise busy(
+                    f"{file.parent} is being written by another run ({holder or 'unknown'}). Wait until it is done, or "
+                    "stop it.",
+                    holder.name if holder else "another run",
+                ) from None
+            if _is_still_there(lock, file):
+                yield lock
+                return
+
+
+def _is_still_there(lock: IO[str], file: Path) -> bool:
+    """Whether an open file is the one that has this name now: its holder may have removed it before it let go."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def cache_folder() -> Path | None:
 def sha256_of_weights(file: Path) -> str:
     """Hex sha256 of all bytes of a file, from the cache where the file is as it was when they were read."""
     file = file.resolve()
-    if abs(time.time_ns() - file.stat().st_mtime_ns) < _CLOCK_TICK * 1e9:
+    if abs(time.time_ns() - file.stat().st_ctime_ns) < _CLOCK_TICK * 1e9:
         time.sleep(_CLOCK_TICK)  # so that a change from now on has another time than this state
     state = _state(file)
     entry = _entry(file)

@@ -86,7 +86,7 @@ def evaluate(
         require_torchao()
     subjects = _subjects(recipe, student, dataset, students)
     held_out = read_held_out(recipe, dataset, subjects)
-    with sole_writer(folder, ReportBusy):
+    with sole_writer(folder, ReportBusy, keep_lock=False):
         report = _measured(recipe, student, dataset, students, subjects, held_out, key, progress)
         files = write_report(report, folder)
         _tell_cards(report, recipe, dataset, students)

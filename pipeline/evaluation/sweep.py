@@ -86,7 +86,7 @@ def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent
     files = ReportFiles.in_folder(folder, NAME)
     stored = stored_report(_STORED, files, key)
     held_out = _held_out(recipe, dataset, students) if stored is None else None
-    with sole_writer(folder, ReportBusy):
+    with sole_writer(folder, ReportBusy, keep_lock=False):
         report = _measured(recipe, dataset, students, held_out, key, progress) if held_out is not None else stored
         assert report is not None
         if report.choice.keep != recipe.evaluate.keep:

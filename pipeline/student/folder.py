@@ -161,7 +161,7 @@ class StudentFolder:
         if works_in(self.base) or not is_first():
             yield
             return
-        with sole_writer(self.base, StudentBusy):
+        with sole_writer(self.base, StudentBusy, keep_lock=False):
             yield
 
     def named_anew(self, card: StudentCard) -> StudentCard:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import model_files
 from pipeline.config import Recipe, load_recipe
 from pipeline.labelling.engine import LabelResult, label
 from pipeline.labelling.estimate import estimate_labelling
@@ -38,6 +39,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "earlier"
     shutil.copytree(EARLIER, folder)
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(model_files, "_SAMPLED_WHOLE", 0)  # the model is named as one of many gigabytes is
     return folder
 
 
@@ -218,12 +220,33 @@ def test_weights_that_are_edited_once_a_name_was_used_are_another_teacher(
     assert labelled(name).sent == 0
 
 
-def test_keys_without_weights_or_seed_are_what_they_were(earlier: Path) -> None:
-    recipe = recipe_of("scripted")
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("scripted", "ddcfd7f1103419d798ea44ce6ac749d8"),
+        ("greedy", "a0c55c549cb58cf7bad316a5997b179f"),
+        ("parity", "d10b225f41f4f39a5c13144bb085540d"),
+        ("no-parity", "d10b225f41f4f39a5c13144bb085540d"),  # as with parity: it says nothing of answers
+    ],
+)
+def test_keys_that_said_all_are_what_they_were(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch, name: str, terms: str
+) -> None:
+    """Those without a seed, of weights that were read whole: each is in `keys.json` too."""
+    monkeypatch.setattr(model_files, "_SAMPLED_WHOLE", 1 << 22)
+    recipe = recipe_of(name)
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
-    assert (
-        Terms.of(teacher.identity, recipe.label).id == KEYS["scripted"]["terms"] == "ddcfd7f1103419d798ea44ce6ac749d8"
-    )
+    assert Terms.of(teacher.identity, recipe.label).id == terms
+    assert terms in [one["terms"] for one in KEYS.values()]
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_nothing_new_is_asked_of_a_small_model_either(
+    earlier: Path, vllm: list[Request], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(model_files, "_SAMPLED_WHOLE", 1 << 22)
+    assert labelled(name).fresh is False
+    assert vllm == []
 
 
 @pytest.mark.parametrize("name", ["seeded", "unseeded", "draws"])

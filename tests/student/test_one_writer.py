@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import model_files
 from pipeline.config import Recipe, load_recipe
 from pipeline.dataset.store import Dataset
 from pipeline.durable import sole_writer
@@ -239,12 +240,44 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """The recipe of students that an earlier release trained, in a working folder as it left it (tests/earlier)."""
     shutil.copytree(EARLIER, tmp_path / "earlier")
     monkeypatch.chdir(tmp_path / "earlier")
+    monkeypatch.setattr(model_files, "_SAMPLED_WHOLE", 0)  # the model is named as one of many gigabytes is
     return load_recipe("recipes/greedy.yaml")
 
 
 def place_of_student(recipe: Recipe) -> StudentFolder:
     assert recipe.student is not None
     return student_folder(recipe, recipe.student, "white-box", recipe_dataset(recipe))
+
+
+def test_the_key_of_a_small_start_is_what_it_was(earlier: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "_SAMPLED_WHOLE", 1 << 22)
+    assert place_of_student(earlier).key == KEYS["greedy"]["white-box"]
+    assert not any(one.trained for one in distill_students(earlier))
+
+
+def test_a_lock_that_is_done_with_is_gone_and_only_one_is_in_at_a_time(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            while True:
+                try:
+                    with sole_writer(tmp_path / "place", StudentBusy, keep_lock=False):
+                        inside.append(1)
+                        most.append(len(inside))
+                        inside.pop()
+                    break
+                except StudentBusy:
+                    time.sleep(0.001)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 80
+    assert list((tmp_path / "place").iterdir()) == []
 
 
 def test_students_of_an_earlier_release_are_there(earlier: Recipe) -> None:

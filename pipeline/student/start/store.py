@@ -61,7 +61,7 @@ class ImportanceStore:
         while True:
             with ExitStack() as held:
                 try:
-                    held.enter_context(sole_writer(self.folder, StudentBusy))
+                    held.enter_context(sole_writer(self.folder, StudentBusy, keep_lock=False))
                 except StudentBusy as busy:
                     if not told:
                         progress(f"Waiting for {busy.holder}, which measures the same teacher", 0, 1)
