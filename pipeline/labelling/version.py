@@ -51,16 +51,13 @@ def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: R
         UsageError: the retry names a reason that nothing was rejected for.
     """
     newest = same_version(base, plan, journal)
-    rejected = journal.rejections() + (teacher_rejections(newest) if newest else Counter())
+    wanted = False
     if retry is not None:
+        rejected = journal.rejections() + (teacher_rejections(newest) if newest else Counter())
         retry.check(rejected)
-    if newest is None or (journal.noted(_RETRYING) or "").startswith(plan.sha256):
-        return None
-    return (
-        None
-        if retry is not None and any(retry.wants(reason, answered=answered) for reason, answered in rejected)
-        else newest
-    )
+        wanted = any(retry.wants(reason, answered=answered) for reason, answered in rejected)
+    goes_on = (journal.noted(_RETRYING) or "").startswith(plan.sha256)
+    return None if wanted or goes_on else newest
 
 
 def start_version(
