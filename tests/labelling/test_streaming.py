@@ -157,9 +157,11 @@ def numbers(dataset: Dataset, kind: str = "data") -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- side by side
 
 
+@pytest.mark.parametrize(("refusals", "beside"), [(None, 4), (5, 10)], ids=["no streak", "a streak of refusals fits in"])
 def test_shards_behind_a_slow_one_are_asked_and_wait_to_be_written(
-    stream: MakeStream, around: Any, written: list[str]
+    refusals: int | None, beside: int, stream: MakeStream, around: Any, written: list[str]
 ) -> None:
+    """Of 2 prompts a shard: twice the requests at once, or twice a streak of refusals where that is more."""
     released = asyncio.Event()
 
     async def first_shard_hangs(number: int) -> None:
@@ -169,16 +171,18 @@ def test_shards_behind_a_slow_one_are_asked_and_wait_to_be_written(
     answered = around(first_shard_hangs)
 
     async def watch() -> None:
-        while len(answered) < 8:  # with 4 requests at once, 4 shards of 2 are open beside the first
+        while len(answered) < 2 * beside:
             await asyncio.sleep(0)
         for _ in range(200):
             await asyncio.sleep(0)
-        assert sorted(answered) == list(range(2, 10))
+        assert sorted(answered) == list(range(2, 2 + 2 * beside))
         assert written == []
         released.set()
 
+    recipe = stream(30, shard_size=2, concurrency=4, refusals_in_a_row=refusals)
+
     async def both() -> LabelResult:
-        result, _ = await asyncio.wait_for(asyncio.gather(label(stream(30, shard_size=2)), watch()), timeout=20)
+        result, _ = await asyncio.wait_for(asyncio.gather(label(recipe), watch()), timeout=20)
         return result
 
     result = asyncio.run(both())
