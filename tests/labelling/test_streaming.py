@@ -157,7 +157,9 @@ def numbers(dataset: Dataset, kind: str = "data") -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- side by side
 
 
-@pytest.mark.parametrize(("refusals", "beside"), [(None, 4), (5, 10)], ids=["no streak", "a streak of refusals fits in"])
+@pytest.mark.parametrize(
+    ("refusals", "beside"), [(None, 4), (5, 10)], ids=["no streak", "a streak of refusals fits in"]
+)
 def test_shards_behind_a_slow_one_are_asked_and_wait_to_be_written(
     refusals: int | None, beside: int, stream: MakeStream, around: Any, written: list[str]
 ) -> None:
