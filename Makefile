@@ -101,41 +101,41 @@ format: install-dev
 
 # The other projects live in virtual environments of their own, with the versions they were measured with.
 bench-label: install .venv-curator/.installed .venv-distilabel/.installed
-	$(BIN)/python -m tests.benchmarks.label $(PART)
+	$(BIN)/python -m benchmarks.label $(PART)
 
 bench-vllm: install .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.vllm $(PART)
+	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m benchmarks.vllm $(PART)
 
 bench-data: install
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m tests.benchmarks.encodings --output docs/benchmarks.md
-	$(BIN)/python -m tests.benchmarks.decoding --output docs/benchmarks.md
+	$(BIN)/python -m benchmarks.encodings --output docs/benchmarks.md
+	$(BIN)/python -m benchmarks.decoding --output docs/benchmarks.md
 
 bench-start: install
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m tests.benchmarks.start
+	$(BIN)/python -m benchmarks.start
 
 bench-flows: install-dev
-	$(BIN)/python -m tests.benchmarks.orchestration
+	$(BIN)/python -m benchmarks.orchestration
 
 bench-train: install .venv-trl/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m tests.benchmarks.train $(PART)
+	$(BIN)/python -m benchmarks.train $(PART)
 
 # The experiment that the project grew from (docs/t5.md).
 reproduce-t5: $(VENV)/.installed-t5
-	$(BIN)/python -m tests.benchmarks.t5
+	$(BIN)/python -m benchmarks.t5
 
 reproduce-t5-quick: $(VENV)/.installed-t5
-	$(BIN)/python -m tests.benchmarks.t5 --quick
+	$(BIN)/python -m benchmarks.t5 --quick
 
 $(VENV)/.installed-t5: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV): some minutes the first time"
 	$(PIP) -e '.[t5,int8]'
 	@touch $@
 
-.venv-%/.installed: tests/benchmarks/%.txt
+.venv-%/.installed: benchmarks/%.txt
 	@echo "Installing into .venv-$*: a minute the first time"
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<

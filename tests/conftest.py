@@ -23,10 +23,10 @@ os.environ.setdefault("STILLHOUSE_CACHE", tempfile.mkdtemp(prefix="stillhouse-ca
 
 from hypothesis import settings
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.store import Dataset
-from pipeline.labelling.engine import label
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.store import Dataset
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.student import StudentSettings
 
 settings.register_profile("stillhouse", deadline=None)  # machines are noisy; slowness is no failure
 settings.load_profile("stillhouse")

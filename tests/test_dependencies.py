@@ -11,7 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 OURS = {"pipeline", "flows"}
 ON_REQUEST = {"ray", "torchao", "vllm", "liger_kernel"}  # of extras, or installed by who needs them; a message says how
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.plugins import FILTERS, LOSSES, METRICS, TEACHERS, code_of
-from pipeline.stages import distill_students, recipe_dataset
-from pipeline.student.folder import student_folder
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.plugins import FILTERS, LOSSES, METRICS, TEACHERS, code_of
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import Recipe
+from stillhouse.stages.stages import distill_students, recipe_dataset
+from stillhouse.student.finished.folder import student_folder
 from tests.conftest import MakeRecipe
+from tests.paths import PYTHONPATH
 
-ROOT = Path(__file__).parent.parent
 OUTSIDE = {
     "keeps_some.py": """
 from outside_words import unwanted
@@ -39,7 +39,7 @@ def unwanted():
     "outside/loss.py": """
 from . import factor
 def divergence(teacher, student):
-    from pipeline.student.losses.forward_kl import divergence as forward
+    from stillhouse.student.losses.forward_kl import divergence as forward
     return factor.FACTOR * forward(teacher, student)
 """,
     "outside/factor.py": "FACTOR = 1.0\n",
@@ -55,9 +55,9 @@ def open_metric(options):
     return Length()
 """,
     "outside/teacher.py": """
-from pipeline.pricing import FREE
-from pipeline.records import TeacherIdentity
-from pipeline.teachers.base import Answer
+from stillhouse.teachers.prices import FREE
+from stillhouse.records import TeacherIdentity
+from stillhouse.teachers.base import Answer
 class Echo:
     batch_size, parallel, price = 4, 1, FREE
     identity = TeacherIdentity("echo", "echo")
@@ -150,11 +150,11 @@ def test_the_hash_is_of_what_the_kind_is_made_of(project: Project, changed: str,
 
 
 def test_the_hash_does_not_say_where_it_is_installed(project: Project, tmp_path: Path) -> None:
-    probe = f"from pipeline.plugins import code_of; print(code_of({FILTERS!r}, 'keeps-some')['code'])"
+    probe = f"from stillhouse.plugins import code_of; print(code_of({FILTERS!r}, 'keeps-some')['code'])"
     project.folder.rename(tmp_path / "moved")
     around = {
         **os.environ,
-        "PYTHONPATH": f"{tmp_path / 'moved'}{os.pathsep}{ROOT}",
+        "PYTHONPATH": f"{tmp_path / 'moved'}{os.pathsep}{PYTHONPATH}",
     }
     (tmp_path / "project").mkdir()
     first = subprocess.run([sys.executable, "-c", probe], env=around, capture_output=True, text=True, check=True).stdout
@@ -185,7 +185,9 @@ def test_an_edited_filter_sorts_anew_what_a_stopped_run_had_written(
 ) -> None:
     recipe = scripted_recipe(quality=[{"kind": "keeps-some"}])
     with monkeypatch.context() as stopped:
-        stopped.setattr("pipeline.labelling.engine.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stopped.setattr(
+            "stillhouse.labelling.engine.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             labelled(recipe)
     project.write("outside/lists/short.py", "WORDS = ['otter', 'tram']\n")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.columns import (
+from stillhouse.dataset.columns import (
     completion_at,
     completion_row,
     completion_schema,
@@ -13,8 +13,8 @@ from pipeline.columns import (
     rejection_row,
     rejection_schema,
 )
-from pipeline.encodings.top_k import rounded
-from pipeline.records import Completion, Message, Prompt, Rejection, SoftLabels, TokenTrace, content_hash
+from stillhouse.dataset.encodings.top_k import rounded
+from stillhouse.records import Completion, Message, Prompt, Rejection, SoftLabels, TokenTrace, content_hash
 
 
 def completion(time: int = 3, k: int = 2, text: str = "An answer.") -> Completion:

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 from tenacity import wait_fixed
 
-from pipeline.config import Recipe
-from pipeline.errors import TeacherUnavailable
-from pipeline.labelling import sender
-from pipeline.labelling.engine import label
-from pipeline.labelling.journal import Journal
-from pipeline.labelling.journal_view import JournalView
+from stillhouse.errors import TeacherUnavailable
+from stillhouse.labelling import sender
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.journal import Journal
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.recipe.load import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import RunningStandIn, running_stand_in
@@ -149,7 +149,7 @@ def test_no_command_and_no_prefect_shows_or_keeps_the_key(
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_LOGGING_LEVEL": "DEBUG"}
     for command in (["plan", str(recipe)], ["label", str(recipe), way, "--json"]):
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *command],
+            [sys.executable, "-m", "stillhouse", *command],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.text import shingles, shortened, token_f1, words
+from stillhouse.text import shingles, shortened, token_f1, words
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 pytestmark = pytest.mark.slow
 
 
@@ -42,16 +43,17 @@ def test_the_quickstart_comes_along(stillhouse: Path, tmp_path: Path) -> None:
 
 
 def test_what_runs_is_the_wheel(stillhouse: Path, tmp_path: Path) -> None:
-    probe = "import pipeline, flows.run; print(pipeline.__file__, flows.run.__file__)"
+    probe = "import stillhouse, stillhouse_flows.run; print(stillhouse.__file__, stillhouse_flows.run.__file__)"
     python = stillhouse.parent / "python"
     quiet = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     done = subprocess.run([python, "-c", probe], cwd=tmp_path, env=quiet, capture_output=True, text=True, check=True)
-    assert str(ROOT / "pipeline") not in done.stdout
+    assert str(ROOT) not in done.stdout
     assert done.stdout.count(str(stillhouse.parent.parent)) == 2
 
 
 def test_what_is_scheduled_comes_along(stillhouse: Path, tmp_path: Path) -> None:
-    probe = "from flows.definitions import *; print([one['name'] for one in read_definitions(Changes()).deployments])"
+    probe = "from stillhouse_flows.definitions import *; "
+    probe += "print([one['name'] for one in read_definitions(Changes()).deployments])"
     python = stillhouse.parent / "python"
     quiet = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     done = subprocess.run([python, "-c", probe], cwd=tmp_path, env=quiet, capture_output=True, text=True, check=True)

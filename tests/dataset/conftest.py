@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from pipeline.storage import service
+from stillhouse.storage import service
 from tests.s3_server import BUCKET, KEY, SECRET, SeaweedFS, Window, window_on
 
 

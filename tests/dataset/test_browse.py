@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.dataset.browse import level, percent, render_page
-from pipeline.dataset.samples import pick_samples
-from pipeline.dataset.statistics import measure
-from pipeline.dataset.store import Dataset
-from pipeline.dataset.token_texts import TokenTexts
-from pipeline.label_settings import SoftSettings
-from pipeline.model_files import ModelFiles
-from pipeline.records import Message, Prompt, TokenLogprob
+from stillhouse.cli.main import app
+from stillhouse.dataset.browse import level, percent, render_page
+from stillhouse.dataset.samples import pick_samples
+from stillhouse.dataset.statistics import measure
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.token_texts import TokenTexts
+from stillhouse.models.files import ModelFiles
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.records import Message, Prompt, TokenLogprob
 from tests.dataset.chromium import Page, open_page
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from pipeline.dataset.card import exactness, render_card
-from pipeline.label_settings import SoftSettings
-from pipeline.labelling.engine import label
+from stillhouse.dataset.card import exactness, render_card
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.label import SoftSettings
 from tests.conftest import MakeRecipe
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset
 

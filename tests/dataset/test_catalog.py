@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.dataset import catalog as catalog_module
-from pipeline.dataset.catalog import catalog, find_versions, remove
-from pipeline.dataset.listing import amount, catalog_lines
-from pipeline.dataset.manifest import FILE_NAME
-from pipeline.dataset.store import Dataset, all_datasets
-from pipeline.durable import sole_writer
-from pipeline.errors import DatasetBusy, DatasetMissing, DatasetRefused, UsageError
+from stillhouse.cli.main import app
+from stillhouse.dataset import catalog as catalog_module
+from stillhouse.dataset.catalog import catalog, find_versions, remove
+from stillhouse.dataset.listing import amount, catalog_lines
+from stillhouse.dataset.manifest import FILE_NAME
+from stillhouse.dataset.store import Dataset, all_datasets
+from stillhouse.errors import DatasetBusy, DatasetMissing, DatasetRefused, UsageError
+from stillhouse.storage.durable import sole_writer
 from tests.dataset.made import SAMPLED, TOP_K, completion, make_dataset
 
 
@@ -214,7 +214,7 @@ def test_several_versions_are_removed_only_when_that_is_said(root: Path) -> None
 
 def test_a_run_that_holds_the_dataset_keeps_it(root: Path, three: list[Dataset]) -> None:
     hold = (
-        "import sys; from pathlib import Path; from pipeline.durable import sole_writer\n"
+        "import sys; from pathlib import Path; from stillhouse.storage.durable import sole_writer\n"
         "with sole_writer(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(root / "two")]
@@ -252,7 +252,7 @@ def test_a_damaged_version_can_be_removed(root: Path, three: list[Dataset]) -> N
 
 
 def test_asked_on_a_terminal(root: Path, three: list[Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import cli_datasets
+    from stillhouse.cli import datasets as cli_datasets
 
     monkeypatch.setattr(
         cli_datasets, "sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda self: True})()})

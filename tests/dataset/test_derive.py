@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.columns import completion_at
-from pipeline.dataset.derive import filter_rows, split_anew
-from pipeline.dataset.merge import merge
-from pipeline.dataset.store import Dataset, versions
-from pipeline.errors import DatasetRefused, UsageError
-from pipeline.prompts import split_of
-from pipeline.records import content_hash
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.derive import filter_rows, split_anew
+from stillhouse.dataset.merge import merge
+from stillhouse.dataset.store import Dataset, versions
+from stillhouse.errors import DatasetRefused, UsageError
+from stillhouse.prompts.load import split_of
+from stillhouse.records import content_hash
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset, words_of
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.catalog import find_versions
-from pipeline.dataset.store import Dataset, find_dataset
-from pipeline.errors import DatasetMissing
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.catalog import find_versions
+from stillhouse.dataset.store import Dataset, find_dataset
+from stillhouse.errors import DatasetMissing
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
 
 Labelled = tuple[Recipe, StudentSettings, Dataset]
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.manifest import FileEntry
-from pipeline.dataset.reader import Cache, ColumnFacts, RowGroup, SplitReader, list_lengths, windows
-from pipeline.dataset.store import Dataset
-from pipeline.errors import DatasetRefused
+from stillhouse.dataset.manifest import FileEntry
+from stillhouse.dataset.reader import Cache, ColumnFacts, RowGroup, SplitReader, list_lengths, windows
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetRefused
 from tests.labelled_rows import completion, numbered, write
 
 TOKENS = ["prompt_token_ids", "completion_token_ids"]

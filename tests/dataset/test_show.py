@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.dataset.listing import bin_name, sample_lines, short, statistics_lines
-from pipeline.dataset.samples import pick_samples
-from pipeline.dataset.statistics import entropies_of, histogram, measure
-from pipeline.dataset.token_texts import TokenTexts, find_token_texts
-from pipeline.encodings import PackedLabels
-from pipeline.errors import UsageError
-from pipeline.label_settings import SoftSettings
-from pipeline.model_files import ModelFiles
-from pipeline.records import Message, Prompt
+from stillhouse.cli.main import app
+from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.dataset.listing import bin_name, sample_lines, short, statistics_lines
+from stillhouse.dataset.samples import pick_samples
+from stillhouse.dataset.statistics import entropies_of, histogram, measure
+from stillhouse.dataset.token_texts import TokenTexts, find_token_texts
+from stillhouse.errors import UsageError
+from stillhouse.models.files import ModelFiles
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.records import Message, Prompt
 from tests.conftest import make_tiny_model
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset
 

@@ -9,12 +9,12 @@ import numpy as np
 import polars
 import pytest
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe
-from pipeline.dataset.manifest import FILE_NAME, read_manifest
-from pipeline.dataset.store import Dataset, all_datasets, find_dataset, open_dataset
-from pipeline.errors import DatasetMissing, DatasetRefused
-from pipeline.labelling.engine import label
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.manifest import FILE_NAME, read_manifest
+from stillhouse.dataset.store import Dataset, all_datasets, find_dataset, open_dataset
+from stillhouse.errors import DatasetMissing, DatasetRefused
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.load import Recipe
 from tests.conftest import MakeRecipe
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, versions
-from pipeline.durable import sole_writer, write_atomically
-from pipeline.errors import DatasetBusy
-from pipeline.labelling import begin
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.storage import lock
-from pipeline.storage.location import Location, location
+from stillhouse.dataset.store import dataset_folder, versions
+from stillhouse.errors import DatasetBusy
+from stillhouse.labelling import holding as begin
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.recipe.load import Recipe
+from stillhouse.storage import lock
+from stillhouse.storage.durable import sole_writer, write_atomically
+from stillhouse.storage.location import Location, location
 from tests.conftest import WORDS, MakeRecipe
 from tests.labelling.test_durability import CONCURRENCY, command, ended, until
 from tests.labelling.test_growing import labelled, write_words
@@ -140,7 +140,7 @@ def test_an_interrupted_wait_ends_at_once(
 ) -> None:
     recipe = with_busy(scripted_recipe(), str(tmp_path / "labels"), tmp_path / "journal", when_busy="wait")
     with sole_writer(dataset_folder(recipe.dataset)):
-        run = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--no-flow"]
+        run = [sys.executable, "-m", "stillhouse", "label", str(recipe_file(recipe)), "--no-flow"]
         with subprocess.Popen(run, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             line = process.stderr.readline()

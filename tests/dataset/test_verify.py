@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest, read_seal
-from pipeline.dataset.store import Dataset
-from pipeline.dataset.verify import folder_problems, has_seal, missing_files
-from pipeline.errors import DatasetRefused
+from stillhouse.dataset.manifest import FILE_NAME, Manifest, read_manifest, read_seal
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.verify import folder_problems, has_seal, missing_files
+from stillhouse.errors import DatasetRefused
 from tests.dataset.made import TOP_K, completion, make_dataset
 
 
@@ -27,7 +27,7 @@ def dataset(tmp_path: Path) -> Dataset:
     folder = made.folder
     assert isinstance(folder, Path)
     (folder / "recipe.yaml").write_text("name: words\n")  # as labelling leaves it; the manifest must know it
-    from pipeline.dataset.manifest import write_manifest
+    from stillhouse.dataset.manifest import write_manifest
 
     write_manifest(folder, made.manifest)
     return made

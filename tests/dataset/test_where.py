@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.dataset import where
-from pipeline.dataset.where import Condition, DuckDBMissing
-from pipeline.errors import UsageError
+from stillhouse.dataset import where
+from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
+from stillhouse.dataset.where import Condition, DuckDBMissing
+from stillhouse.errors import UsageError
 from tests.dataset.made import SAMPLED, TOP_K, completion
 
 SCHEMA = completion_schema(soft=None)

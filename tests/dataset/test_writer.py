@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.dataset.store import versions
-from pipeline.dataset.writer import Origin, new_version
-from pipeline.durable import sole_writer
-from pipeline.errors import DatasetBusy
-from pipeline.records import Completion
+from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
+from stillhouse.dataset.store import versions
+from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.errors import DatasetBusy
+from stillhouse.records import Completion
+from stillhouse.storage.durable import sole_writer
 from tests.dataset.made import TEACHER, completion, make_dataset
 
 ORIGIN = Origin(made_by="import", how="rows.jsonl", teacher=TEACHER)

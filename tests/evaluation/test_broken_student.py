@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.evaluation.evaluate import EvaluationResult, evaluate
-from pipeline.evaluation.results import Interval
-from pipeline.evaluation.sweep import evaluate_sweep
-from pipeline.evaluation.warnings import warnings
-from pipeline.labelling.engine import label
-from pipeline.language_model import load_weights
-from pipeline.shown import print_report, report_json
-from pipeline.stages import distill_students
-from pipeline.student.train import distill
+from stillhouse.cli.results import print_report, report_json
+from stillhouse.dataset.store import Dataset
+from stillhouse.evaluation.evaluate import EvaluationResult, evaluate
+from stillhouse.evaluation.report.warnings import warnings
+from stillhouse.evaluation.results import Interval
+from stillhouse.evaluation.sweep.evaluate import evaluate_sweep
+from stillhouse.labelling.engine import label
+from stillhouse.models.load import load_weights
+from stillhouse.recipe.load import Recipe
+from stillhouse.stages.stages import distill_students
+from stillhouse.student.training.train import distill
 from tests.conftest import MakeRecipe, make_tiny_model
 
 END, SPECIAL = 0, 4  # the end token, and how many tokens are none of text

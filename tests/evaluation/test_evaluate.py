@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.encodings import PackedLabels
-from pipeline.errors import RecipeError, StudentMissing
-from pipeline.evaluation import distance
-from pipeline.evaluation.distance import against_labels, against_teacher, distances
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.subject import Subject, Task
-from pipeline.labelling.engine import label
-from pipeline.language_model import load_language_model
-from pipeline.records import Completion, TokenTrace
-from pipeline.stages import students_to_train
-from pipeline.student.rows import Example
-from pipeline.student.train import distill
-from pipeline.student_settings import InitSettings, StudentSettings
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import RecipeError, StudentMissing
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.evaluation.measures import distance
+from stillhouse.evaluation.measures.distance import against_labels, against_teacher, distances
+from stillhouse.evaluation.measures.subject import Subject, Task
+from stillhouse.labelling.engine import label
+from stillhouse.models.load import load_language_model
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import InitSettings, StudentSettings
+from stillhouse.records import Completion, TokenTrace
+from stillhouse.stages.stages import students_to_train
+from stillhouse.student.data.rows import Example
+from stillhouse.student.training.train import distill
 from tests.conftest import MakeRecipe, make_tiny_model
 from tests.precision import close_to_dense, in_float64
 
@@ -220,7 +220,8 @@ def test_the_int8_copy_is_measured_and_the_cards_have_the_figures(
     assert not evaluate(recipe, asking, dataset).fresh
     assert f"evaluation {result.report.key[:12]}" in (folder / "README.md").read_text()
     monkeypatch.setattr(
-        "pipeline.student.quantize.importlib.util.find_spec", lambda name: None if name == "torchao" else object()
+        "stillhouse.student.finished.quantize.importlib.util.find_spec",
+        lambda name: None if name == "torchao" else object(),
     )
     (Path(recipe.evaluate.reports) / recipe.name / "report.json").unlink()
     with pytest.raises(RecipeError, match="torchao is not installed"):

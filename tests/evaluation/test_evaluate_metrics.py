@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 from sacrebleu.metrics.chrf import CHRF
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.errors import RecipeError
-from pipeline.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.answer_quality import Written
-from pipeline.evaluation.evaluate import evaluate, key_of_settings
-from pipeline.evaluation.measure import _answers
-from pipeline.evaluation.metrics.base import open_metrics
-from pipeline.evaluation.models import Models, described, scored, with_labels
-from pipeline.evaluation.results import Interval, ModelRow
-from pipeline.evaluation.scoring import asked_rows
-from pipeline.evaluation.subject import Task
-from pipeline.generation import generate
-from pipeline.labelling.engine import label
-from pipeline.language_model import decode_completion, encode_prompt, load_language_model
-from pipeline.recipe_checks import check_labels, check_student
-from pipeline.records import Completion
-from pipeline.student.train import distill
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import RecipeError
+from stillhouse.evaluation.evaluate import evaluate, key_of_settings
+from stillhouse.evaluation.measures.answer_quality import Written
+from stillhouse.evaluation.measures.measure import _answers
+from stillhouse.evaluation.measures.models import Models, described, scored, with_labels
+from stillhouse.evaluation.measures.scoring import asked_rows
+from stillhouse.evaluation.measures.subject import Task
+from stillhouse.evaluation.metrics.base import open_metrics
+from stillhouse.evaluation.results import Interval, ModelRow
+from stillhouse.labelling.engine import label
+from stillhouse.models.generate import generate
+from stillhouse.models.load import decode_completion, encode_prompt, load_language_model
+from stillhouse.recipe.evaluate import EvaluateSettings
+from stillhouse.recipe.load import Recipe
+from stillhouse.records import Completion
+from stillhouse.stages.checks import check_labels, check_student
+from stillhouse.student.training.train import distill
 from tests.conftest import WORDS, MakeRecipe
 from tests.encoder_decoders import LETTERS, PHONEMES, tiny_t5
 from tests.quality.completions import completion
@@ -89,7 +89,7 @@ def test_every_model_answers_what_has_a_reference(
         f"Of {len(referenced)} held-out prompts with a reference: chrF (higher is better)" in one for one in found.notes
     )
     assert "1 held-out prompts have no reference, and are left out of these." in found.notes
-    monkeypatch.setattr("pipeline.evaluation.held_out.measure_all", None)
+    monkeypatch.setattr("stillhouse.evaluation.measures.held_out.measure_all", None)
     assert not evaluate(settings(recipe, batch_size=7), recipe.student, dataset).fresh  # the same figures
 
 
@@ -103,7 +103,7 @@ def test_metrics_without_any_reference_are_refused(
     dataset = asyncio.run(label(recipe)).dataset
     recipe = settings(recipe, metrics=METRICS)
     distill(recipe, recipe.student, dataset)
-    monkeypatch.setattr("pipeline.evaluation.held_out.measure_all", None)  # nothing is measured first
+    monkeypatch.setattr("stillhouse.evaluation.measures.held_out.measure_all", None)  # nothing is measured first
     said = (
         r"evaluate\.metrics asks for chrF, exact match, character error rate, and none of .*prompts\.reference is null"
     )

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PrefectUnavailable, RecipeError
+from stillhouse.errors import PrefectUnavailable, RecipeError
 from tests.flows import PREFECTS_WARNINGS
 
 pytestmark = PREFECTS_WARNINGS
 
 
 def test_the_file_has_a_nightly_labelling_a_weekly_distillation_and_the_whole_way_on_demand() -> None:
-    from flows.definitions import Changes, flow_of, read_definitions
+    from stillhouse_flows.definitions import Changes, flow_of, read_definitions
 
     entries = {entry["name"]: entry for entry in read_definitions(Changes()).deployments}
     assert {name: flow_of(entry).name for name, entry in entries.items()} == {
@@ -32,7 +32,7 @@ def test_the_file_has_a_nightly_labelling_a_weekly_distillation_and_the_whole_wa
 
 
 def test_a_change_reaches_what_it_names_and_nothing_else() -> None:
-    from flows.definitions import Changes, read_definitions
+    from stillhouse_flows.definitions import Changes, read_definitions
 
     changes = Changes("nightly", "flows/recipes/api.yaml", ("label.samples=2",), "30 1 * * *", "Europe/Lisbon")
     (entry,) = read_definitions(changes).deployments
@@ -58,7 +58,7 @@ def test_a_change_reaches_what_it_names_and_nothing_else() -> None:
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_is_sent(changes: dict[str, str], said: str) -> None:
-    from flows.definitions import Changes, read_definitions
+    from stillhouse_flows.definitions import Changes, read_definitions
 
     with pytest.raises(RecipeError, match=said):
         read_definitions(Changes(**changes))  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(changes: dict[str, str
 def test_runs_work_where_the_deployment_was_made_or_where_the_variable_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.deploy import working_folder
+    from stillhouse_flows.deploy import working_folder
 
     monkeypatch.delenv("STILLHOUSE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -82,9 +82,9 @@ def test_runs_work_where_the_deployment_was_made_or_where_the_variable_says(
 def test_without_a_server_a_command_says_how_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.definitions import Changes
-    from flows.deploy import deploy
-    from flows.recovery import guard
+    from stillhouse_flows.definitions import Changes
+    from stillhouse_flows.deploy import deploy
+    from stillhouse_flows.recovery import guard
 
     not_set = pytest.raises(PrefectUnavailable, match="PREFECT_API_URL is not set.*prefect server start")
     with temporary_settings(restore_defaults={PREFECT_API_URL}), not_set:
@@ -99,14 +99,14 @@ def test_without_a_server_a_command_says_how_to_start_one(tmp_path: Path, monkey
 
 
 def test_the_commands_are_quick_to_ask_for_help() -> None:
-    probe = "import sys, pipeline.cli; print('prefect' in sys.modules)"
+    probe = "import sys, stillhouse.cli.main; print('prefect' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
 def test_deployments_that_can_meet_share_a_queue_and_parts_do_not_wait_in_it() -> None:
     """A run of any of them may write the dataset or the students of the same recipe; a run waits for its parts."""
-    from flows.definitions import Changes, read_definitions
+    from stillhouse_flows.definitions import Changes, read_definitions
 
     definitions = read_definitions(Changes())
     assert [entry["name"] for entry in definitions.in_turn] == ["nightly", "weekly", "on-demand"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, versions
-from pipeline.durable import sole_writer
-from pipeline.errors import DatasetBusy
-from pipeline.labelling.engine import LabelResult
+from stillhouse.dataset.store import dataset_folder, versions
+from stillhouse.errors import DatasetBusy
+from stillhouse.labelling.engine import LabelResult
+from stillhouse.recipe.load import Recipe
+from stillhouse.storage.durable import sole_writer
 from tests.conftest import WORDS, MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 def run_of(recipe: Path, *overrides: str) -> Any:
     """The final state of a run of the flow."""
-    from flows.label import label_flow
+    from stillhouse_flows.label import label_flow
 
     return asyncio.run(label_flow(str(recipe), list(overrides), return_state=True))  # type: ignore[call-overload]
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.errors import WorkerLost
-from pipeline.labelling.engine import label
+from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
+from stillhouse.errors import WorkerLost
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.load import Recipe, recipe_from
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import ComposedServer, PrefectServer
 from tests.flows.test_deployments import PATIENCE, ask, command, kill_all, running_worker
-from tests.processes import processes
+from tests.process_tree import processes
 from tests.stand_in import Stats, running_stand_in
 
 pytestmark = [pytest.mark.slow, PREFECTS_WARNINGS]
@@ -69,8 +69,8 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
     composed_server: ComposedServer, tmp_path: Path, api_recipe: MakeRecipe, recipe_file: RecipeFile
 ) -> None:
     server = composed_server.from_outside()
-    command(server, tmp_path, "pipeline", "flows", "deploy", "--only", "part")
-    command(server, tmp_path, "pipeline", "flows", "guard", "--after", "40")
+    command(server, tmp_path, "stillhouse", "flows", "deploy", "--only", "part")
+    command(server, tmp_path, "stillhouse", "flows", "guard", "--after", "40")
     with running_stand_in(latency=2.0) as teacher, ExitStack() as running:
         recipe = in_parts(api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8), "work-pool")
         names = ["parts-1", "parts-2"]
@@ -78,7 +78,7 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
             running.enter_context(running_worker(server, tmp_path, "--limit", "1", "--name", name)) for name in names
         ]
         until(lambda: online(server) >= {*names})
-        arguments = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--json"]
+        arguments = [sys.executable, "-m", "stillhouse", "label", str(recipe_file(recipe)), "--json"]
 
         def labelling(output: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
             return subprocess.Popen(arguments, cwd=tmp_path, env=server.environment, stdout=output)

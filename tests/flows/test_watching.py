@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.evaluation.evaluate import EvaluationResult
-from pipeline.evaluation.report import ReportFiles
+from stillhouse.evaluation.evaluate import EvaluationResult
+from stillhouse.evaluation.report.report import ReportFiles
+from stillhouse.recipe.load import Recipe
 from tests.conftest import MakeRecipe
 from tests.evaluation.reports import BROKEN, SEPARATE
 from tests.flows import PREFECTS_WARNINGS
@@ -32,7 +32,7 @@ async def artifacts_of(recipe: Recipe) -> dict[str, Any]:
     """The newest artifact of each kind of a recipe, by what it shows."""
     from prefect.client.orchestration import get_client
 
-    from flows.watching import artifact_key
+    from stillhouse_flows.watching import artifact_key
 
     end = artifact_key("", recipe)
     async with get_client() as client:
@@ -42,13 +42,13 @@ async def artifacts_of(recipe: Recipe) -> dict[str, Any]:
 
 def state_of(file: Path, *overrides: str) -> Any:
     """The final state of a run of the label flow."""
-    from flows.label import label_flow
+    from stillhouse_flows.label import label_flow
 
     return asyncio.run(label_flow(str(file), list(overrides), return_state=True))  # type: ignore[arg-type]
 
 
 def test_every_recipe_has_keys_of_its_own_that_prefect_takes(scripted_recipe: MakeRecipe) -> None:
-    from flows.watching import artifact_key
+    from stillhouse_flows.watching import artifact_key
 
     names = ["a-b", "a.b", "a_b", "A-b", "a-b-", "Nightly_v2.1"]
     keys = [artifact_key("labels", scripted_recipe(name=name)) for name in names]
@@ -85,8 +85,8 @@ def test_a_run_shows_its_plan_its_end_its_rows_and_its_card(
 def test_progress_is_shown_while_it_runs(
     api_recipe: MakeRecipe, recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import watching
-    from flows.label import label_flow
+    from stillhouse_flows import watching
+    from stillhouse_flows.label import label_flow
 
     followed, held = StandIn._follow, threading.Event()
 
@@ -169,7 +169,7 @@ def test_a_failed_run_says_the_mend_and_logs_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from flows.label import label_shard
+    from stillhouse_flows.label import label_shard
 
     monkeypatch.setattr(label_shard, "retries", 0)
     with running_stand_in() as server:
@@ -183,7 +183,7 @@ def test_a_failed_run_says_the_mend_and_logs_no_traceback(
 
 
 def test_a_broken_student_s_report_begins_with_what_is_wrong(scripted_recipe: MakeRecipe, tmp_path: Path) -> None:
-    from flows.watching import show_report
+    from stillhouse_flows.watching import show_report
 
     said = "This student is broken: 38 % of its answers repeat themselves (its teacher: 2 %), "
     for name, report in (("broken", BROKEN), ("sound", SEPARATE)):
@@ -198,7 +198,7 @@ def test_a_broken_student_s_report_begins_with_what_is_wrong(scripted_recipe: Ma
 
 
 def test_a_report_s_page_is_named_so_that_it_can_be_opened(tmp_path: Path) -> None:
-    from flows.watching import _link
+    from stillhouse_flows.watching import _link
 
     page = tmp_path / "report.html"
     assert _link("Page", str(page)) == f"[Page]({page.as_uri()}): `{page}`"

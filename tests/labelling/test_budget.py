@@ -20,25 +20,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tenacity import wait_fixed
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, versions
-from pipeline.errors import BudgetSpent, RecipeError, StorageFailed, TeacherUnavailable
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling import engine, sender
-from pipeline.labelling.budget import Budget, Reservation
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.journal import Change, Journal
-from pipeline.labelling.journal_view import JournalView
-from pipeline.labelling.leases import Leases
-from pipeline.labelling.tokens import likely_prompt_tokens, likely_tokens, most_prompt_tokens
-from pipeline.pricing import Flat
-from pipeline.records import Message, Prompt, TeacherIdentity
-from pipeline.teachers.base import Request, Terms
+from stillhouse.dataset.store import dataset_folder, versions
+from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherUnavailable
+from stillhouse.labelling import engine, sender
+from stillhouse.labelling.budget import Budget, Reservation
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.journal import Change, Journal
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.labelling.leases import Leases
+from stillhouse.labelling.tokens import likely_prompt_tokens, likely_tokens, most_prompt_tokens
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import Recipe
+from stillhouse.records import Message, Prompt, TeacherIdentity
+from stillhouse.teachers.base import Request, Terms
+from stillhouse.teachers.prices import Flat
 from tests.conftest import MakeRecipe
+from tests.paths import ROOT
 from tests.rows import rows_by_prompt
 from tests.stand_in import COMPLETION_TOKENS, PROMPT_TOKENS, RunningStandIn, running_stand_in
 
-SRC = Path(__file__).parent.parent.parent
 PRICE = {"input_usd_per_million": 1.0, "output_usd_per_million": 10.0}
 ANSWER_USD = PROMPT_TOKENS * 1e-6 + COMPLETION_TOKENS * 1e-5  # as the server bills it
 MAX_TOKENS = 16
@@ -308,13 +308,13 @@ def test_money_is_reserved_on_the_disk_before_anything_is_sent(
 
 
 def _stillhouse(recipe: Path) -> list[str]:
-    return [sys.executable, "-m", "pipeline", "label", str(recipe), "--no-flow", "--json"]
+    return [sys.executable, "-m", "stillhouse", "label", str(recipe), "--no-flow", "--json"]
 
 
 def _killed_after(command: Sequence[str], server: RunningStandIn, answers: int, environment: dict[str, str]) -> None:
     """Run a command until the server has billed so many answers more, then `kill -9`."""
     target = server.stats.billed_answers + answers
-    with subprocess.Popen(command, cwd=SRC, env=environment, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + 60
         while server.stats.billed_answers < target and process.poll() is None and time.monotonic() < until:
             time.sleep(0.001)
@@ -328,14 +328,14 @@ def test_killed_again_and_again_the_server_bills_no_more_than_the_budget(
 ) -> None:
     """What was under way at a kill may have been billed, and counts; the end of the budget is told, with exit status 1."""
     prompts = [f"Question {n}? {'!reset' if n % 7 == 0 else ''}" for n in range(400)]
-    environment = {**os.environ, "PREFECT_HOME": str(SRC)}
+    environment = {**os.environ, "PREFECT_HOME": str(ROOT)}
     server.server.latency = 0.02
     path = recipe_file(budgeted(prompts, 0.04, concurrency=32, shard_size=25))
     for answers in (1, 40, 30):
         _killed_after(_stillhouse(path), server, answers, environment)
     assert billed_usd(server) <= spent_usd(budgeted(prompts, 0.04)) + DUST
     done = subprocess.run(
-        _stillhouse(path), cwd=SRC, env=environment, capture_output=True, text=True, check=False, timeout=120
+        _stillhouse(path), cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 1
     assert "error: label.budget_usd is 0.04" in " ".join(done.stderr.split())
@@ -355,7 +355,7 @@ def test_a_budget_without_a_price_ends_with_status_2(
     server: RunningStandIn, api_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
 ) -> None:
     recipe = api_recipe(server.base_url, ["Name a colour."], budget_usd=0.5)
-    done = subprocess.run(_stillhouse(recipe_file(recipe)), cwd=SRC, capture_output=True, text=True, check=False)
+    done = subprocess.run(_stillhouse(recipe_file(recipe)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "teacher.price" in done.stderr
     assert server.stats.requests == 0

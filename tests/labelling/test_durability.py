@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, open_dataset
-from pipeline.durable import write_atomically
-from pipeline.errors import StorageFailed
-from pipeline.labelling.engine import label
-from pipeline.labelling.journal import Journal
-from pipeline.labelling.journal_view import JournalView
+from stillhouse.dataset.store import dataset_folder, open_dataset
+from stillhouse.errors import StorageFailed
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.journal import Journal
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.recipe.load import Recipe
+from stillhouse.storage.durable import write_atomically
 from tests.conftest import MakeRecipe
 from tests.power import PowerFailures, whole_versions
 from tests.rows import rows_by_prompt
@@ -38,7 +38,7 @@ RecipeFile = Callable[[Recipe], Path]
 
 
 def command(recipe: Path) -> list[str]:
-    return [sys.executable, "-m", "pipeline", "label", str(recipe), "--no-flow", "--json"]
+    return [sys.executable, "-m", "stillhouse", "label", str(recipe), "--no-flow", "--json"]
 
 
 def ended(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":

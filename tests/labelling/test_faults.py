@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from tenacity import wait_fixed
 
-from pipeline.config import Recipe
-from pipeline.errors import TeacherUnavailable
-from pipeline.labelling import engine, sender
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.sender import ATTEMPTS
-from pipeline.progress import Progress, silent
-from pipeline.records import TeacherIdentity
-from pipeline.teachers.base import Outcome, Request, TryAgain, open_teacher
+from stillhouse.errors import TeacherUnavailable
+from stillhouse.labelling import engine, sender
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.sender import ATTEMPTS
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.load import Recipe
+from stillhouse.records import TeacherIdentity
+from stillhouse.teachers.base import Outcome, Request, TryAgain, open_teacher
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import RunningStandIn, running_stand_in

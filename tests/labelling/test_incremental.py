@@ -13,16 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.store import Dataset, dataset_folder, versions
-from pipeline.errors import TeacherUnavailable
-from pipeline.labelling import engine, version
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.plan import make_plan
-from pipeline.prompts import split_of
-from pipeline.records import Message, Prompt
-from pipeline.teachers.base import Outcome, Request, Teacher, open_teacher
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.store import Dataset, dataset_folder, versions
+from stillhouse.errors import TeacherUnavailable
+from stillhouse.labelling import engine
+from stillhouse.labelling import new_version as version
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.plan import make_plan
+from stillhouse.prompts.load import split_of
+from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.records import Message, Prompt
+from stillhouse.teachers.base import Outcome, Request, Teacher, open_teacher
 from tests.conftest import WORDS, MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import running_stand_in

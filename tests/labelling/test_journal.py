@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.columns import (
+from stillhouse.dataset.columns import (
     completion_at,
     completion_row,
     completion_schema,
@@ -21,11 +21,11 @@ from pipeline.columns import (
     rejection_row,
     rejection_schema,
 )
-from pipeline.errors import StorageFailed
-from pipeline.labelling import journal as journal_module
-from pipeline.labelling.journal import FILE_NAME, Change, Journal
-from pipeline.labelling.journal_view import JournalView
-from pipeline.records import Completion, Message, Prompt, Rejection
+from stillhouse.errors import StorageFailed
+from stillhouse.labelling import journal as journal_module
+from stillhouse.labelling.journal import FILE_NAME, Change, Journal
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.records import Completion, Message, Prompt, Rejection
 
 
 def completion(number: int, text: str = "Blue.") -> Completion:
@@ -273,7 +273,7 @@ def test_what_one_event_loop_left_holds_up_no_later_one(journal: Journal, gate: 
 def test_reservations_of_a_run_that_was_killed_are_spent(tmp_path: Path) -> None:
     """The journal is opened again as it is on the disk, with two attempts under way."""
     script = (
-        "import asyncio, os, sys; from pathlib import Path; from pipeline.labelling.journal import Change, Journal\n"
+        "import asyncio, os, sys; from pathlib import Path; from stillhouse.labelling.journal import Change, Journal\n"
         "async def work(journal):\n"
         "    for one in enumerate([0.5, 0.25, 0.125], 1): await journal.commit(Change(reserve=one))\n"
         "    await journal.commit(Change(settle=2, spent_usd=0.0625))\n"

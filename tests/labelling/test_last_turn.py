@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.errors import PromptError, RecipeError
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling.engine import label
-from pipeline.labelling.plan import make_plan
-from pipeline.records import Message, Prompt, TeacherIdentity
-from pipeline.teachers.base import Request, Terms
+from stillhouse.errors import PromptError, RecipeError
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.plan import make_plan
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.records import Message, Prompt, TeacherIdentity
+from stillhouse.teachers.base import Request, Terms
 from tests.conftest import MakeRecipe
 from tests.labelling.test_parts import InThisProcess, in_parts, rows, split_up
 from tests.stand_in import running_stand_in

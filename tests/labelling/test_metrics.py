@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.labelling.engine import label, open_job
-from pipeline.labelling.estimate import estimate_labelling
-from pipeline.labelling.metrics import Counts, Meter, Metrics, dollars, duration
-from pipeline.terminal import PlainProgress
+from stillhouse.cli.terminal import PlainProgress
+from stillhouse.labelling.engine import label, open_job
+from stillhouse.labelling.estimate import estimate_labelling
+from stillhouse.labelling.metrics import Counts, Meter, Metrics, dollars, duration
+from stillhouse.recipe.load import Recipe
 from tests.conftest import MakeRecipe
 from tests.stand_in import COMPLETION_TOKENS, PROMPT_TOKENS, running_stand_in
 
@@ -113,7 +113,7 @@ def test_an_open_job_estimates_what_plan_estimates_without_reading_the_prompts_a
         expected = estimate_labelling(recipe)
         with open_job(recipe) as job, monkeypatch.context() as patched:
             patched.setattr(
-                "pipeline.labelling.plan.read_prompts", lambda *_: pytest.fail("the prompts are read again")
+                "stillhouse.labelling.plan.read_prompts", lambda *_: pytest.fail("the prompts are read again")
             )
             assert job.estimate() == expected
         return expected.to_send

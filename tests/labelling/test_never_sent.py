@@ -12,21 +12,21 @@ import pytest
 import yaml
 from pydantic import SecretStr, ValidationError
 
-from pipeline.config import Recipe, TeacherSettings
-from pipeline.dataset.push import push_dataset
-from pipeline.dataset.store import dataset_folder
-from pipeline.errors import RecipeError, StillhouseError, TeacherRefused, TeacherUnavailable, UsageError
-from pipeline.label_settings import LabelSettings, RunnerSettings
-from pipeline.labelling.engine import label
-from pipeline.labelling.journal_view import JournalView
-from pipeline.records import Message, Prompt
-from pipeline.serving.openai_api import Endpoint, OpenAiApi, Timeouts
-from pipeline.storage import service
-from pipeline.teachers.base import Refusal, Request, Terms, open_teacher
+from stillhouse.dataset.store import dataset_folder
+from stillhouse.errors import RecipeError, StillhouseError, TeacherRefused, TeacherUnavailable, UsageError
+from stillhouse.exchange.push import push_dataset
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.recipe.label import LabelSettings, RunnerSettings
+from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.records import Message, Prompt
+from stillhouse.storage import service
+from stillhouse.teachers.base import Refusal, Request, Terms, open_teacher
+from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Timeouts
 from tests.conftest import MakeRecipe
+from tests.paths import ROOT
 from tests.stand_in import RunningStandIn, running_stand_in
 
-SRC = Path(__file__).parent.parent.parent
 PROMPTS = [f"Name number {number}." for number in range(30)]
 
 
@@ -52,8 +52,8 @@ def rejected_in_journal(recipe: Recipe) -> int:
 
 def stillhouse(command: str, recipe: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", command, str(recipe), *(["--no-flow"] if command == "label" else [])],
-        cwd=SRC,
+        [sys.executable, "-m", "stillhouse", command, str(recipe), *(["--no-flow"] if command == "label" else [])],
+        cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

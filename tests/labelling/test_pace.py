@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 
-from pipeline.label_settings import LimitSettings
-from pipeline.labelling import pace as module
-from pipeline.labelling.pace import Pace
+from stillhouse.labelling import pace as module
+from stillhouse.labelling.pace import Pace
+from stillhouse.recipe.label import LimitSettings
 
 
 class Clock:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import DatasetSettings, Recipe, load_recipe, recipe_from
-from pipeline.dataset.store import dataset_folder, journal_folder, open_dataset
-from pipeline.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRefused, WorkerLost, error_told
-from pipeline.labelling.begin import held_dataset
-from pipeline.labelling.engine import LabelResult, job_in_turn, label, open_job
-from pipeline.labelling.journal_view import JournalView
+from stillhouse.dataset.store import dataset_folder, journal_folder, open_dataset
+from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRefused, WorkerLost, error_told
+from stillhouse.labelling.engine import LabelResult, job_in_turn, label, open_job
+from stillhouse.labelling.holding import held_dataset
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.recipe.load import DatasetSettings, Recipe, load_recipe, recipe_from
+from stillhouse.stages.stages import label_stage
 from tests.conftest import WORDS, MakeRecipe
 from tests.stand_in import running_stand_in
 
@@ -317,7 +318,7 @@ def test_a_failure_in_a_part_is_the_failure_of_the_job_and_stops_the_others(api_
 
 def test_a_work_pool_needs_a_server(scripted_recipe: MakeRecipe) -> None:
     with pytest.raises(RecipeError, match="label.runner.kind is 'work-pool', and no Prefect server is configured"):
-        asyncio.run(label(split_up(scripted_recipe(), kind="work-pool")))
+        asyncio.run(label_stage(split_up(scripted_recipe(), kind="work-pool")))
 
 
 @pytest.mark.parametrize(

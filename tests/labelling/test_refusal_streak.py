@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from tenacity import wait_fixed
 
-from pipeline.config import Recipe
-from pipeline.errors import TeacherRefused, TeacherUnavailable
-from pipeline.labelling import sender
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.journal_view import JournalView
+from stillhouse.errors import TeacherRefused, TeacherUnavailable
+from stillhouse.labelling import sender
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.recipe.load import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import Canned, RunningStandIn, running_stand_in

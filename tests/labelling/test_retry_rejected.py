@@ -9,12 +9,12 @@ import pytest
 from tenacity import wait_fixed
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.config import Recipe
-from pipeline.errors import TeacherUnavailable, UsageError
-from pipeline.labelling import sender
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.retrying import Retry
+from stillhouse.cli.main import app
+from stillhouse.errors import TeacherUnavailable, UsageError
+from stillhouse.labelling import sender
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.retrying import Retry
+from stillhouse.recipe.load import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import Canned, RunningStandIn, running_stand_in

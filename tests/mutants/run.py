@@ -77,7 +77,7 @@ def way(item: WorkItem) -> str:
 
 def _command(copy: Path, python: Path, which: str, tests: Sequence[str]) -> str:
     """Run tests in a copy, on one core, until the first that fails. A room may have none that is slow."""
-    words = ["env", f"PYTHONPATH={copy}", "OMP_NUM_THREADS=1", str(python), "-m", "pytest"]
+    words = ["env", f"PYTHONPATH={copy}:{copy}/pipeline:{copy}/flows", "OMP_NUM_THREADS=1", str(python), "-m", "pytest"]
     words += ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-m", which, *tests]
     return shlex.join(["sh", "-c", f"cd {shlex.quote(str(copy))} && {shlex.join(words)} || test $? = {_NO_TESTS}"])
 

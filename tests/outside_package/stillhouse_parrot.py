@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.config import TeacherSettings
-from pipeline.evaluation.metrics.base import Floats, quotient
-from pipeline.label_settings import LabelSettings
-from pipeline.pricing import FREE
-from pipeline.quality.base import Filter
-from pipeline.records import Completion, TeacherIdentity
-from pipeline.settings import Settings, parse_options
-from pipeline.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
+from stillhouse.evaluation.metrics.base import Floats, quotient
+from stillhouse.quality.base import Filter
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.records import Completion, TeacherIdentity
+from stillhouse.settings import Settings, parse_options
+from stillhouse.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
+from stillhouse.teachers.prices import FREE
 
 
 class ShoutingOptions(Settings):

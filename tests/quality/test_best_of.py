@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError
-from pipeline.labelling.engine import label
-from pipeline.quality.base import NamedFilter, Verdict, judge, remember
-from pipeline.records import Completion
+from stillhouse.errors import RecipeError
+from stillhouse.labelling.engine import label
+from stillhouse.quality.base import NamedFilter, Verdict, judge, remember
+from stillhouse.records import Completion
 from tests.conftest import WORDS, MakeRecipe
 from tests.quality.completions import completion, filters
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError
-from pipeline.quality.base import judge
-from pipeline.quality.duplicates import Banding, Duplicates, DuplicatesOptions, open_filter
-from pipeline.records import Completion
-from pipeline.text import shingles
+from stillhouse.errors import RecipeError
+from stillhouse.quality.base import judge
+from stillhouse.quality.duplicates import Banding, Duplicates, DuplicatesOptions, open_filter
+from stillhouse.records import Completion
+from stillhouse.text import shingles
 from tests.quality.completions import completion, filters
 
 LONG = "The kettle stands on the stove and sings when the water in it has come to the boil in the morning"

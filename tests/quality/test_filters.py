@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.quality.base import judge
-from pipeline.records import Completion
+from stillhouse.errors import RecipeError
+from stillhouse.quality.base import judge
+from stillhouse.records import Completion
 from tests.quality.completions import completion, filters
 
 
@@ -107,7 +107,7 @@ def test_a_wrong_filter_is_refused(settings: dict[str, object], words: str) -> N
 
 def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    monkeypatch.delitem(sys.modules, "pipeline.quality.duplicates", raising=False)
+    monkeypatch.delitem(sys.modules, "stillhouse.quality.duplicates", raising=False)
     with pytest.raises(RecipeError, match="'duplicates', which needs the library 'datasketch': run `pip install data"):
         filters({"kind": "duplicates"})
 

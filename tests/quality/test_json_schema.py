@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError
-from pipeline.quality.json_schema import make_validator, open_filter, schema_problem
+from stillhouse.errors import RecipeError
+from stillhouse.quality.json_schema import make_validator, open_filter, schema_problem
 from tests.quality.completions import completion
 
 SCHEMA = {

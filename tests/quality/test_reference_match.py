@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError
-from pipeline.quality.reference_match import last_number, open_filter
+from stillhouse.errors import RecipeError
+from stillhouse.quality.reference_match import last_number, open_filter
 from tests.quality.completions import completion
 
 

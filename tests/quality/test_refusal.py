@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.quality.refusal import open_filter
+from stillhouse.errors import RecipeError
+from stillhouse.quality.refusal import open_filter
 from tests.quality.completions import completion
 
 REFUSALS = [

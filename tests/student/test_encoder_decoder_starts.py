@@ -25,13 +25,13 @@ from transformers import (
     T5Model,
 )
 
-from pipeline.config import Recipe
-from pipeline.errors import RecipeError
-from pipeline.generation import generate
-from pipeline.language_model import load_language_model
-from pipeline.recipe_checks import check_labels, check_student
-from pipeline.student.frozen import freeze
-from pipeline.student.start_config import check_start, without_weights
+from stillhouse.errors import RecipeError
+from stillhouse.models.generate import generate
+from stillhouse.models.load import load_language_model
+from stillhouse.recipe.load import Recipe
+from stillhouse.stages.checks import check_labels, check_student
+from stillhouse.student.start.start_config import check_start, without_weights
+from stillhouse.student.training.frozen import freeze
 from tests.encoder_decoders import tiny_bart, tiny_t5
 from tests.student.starts import Make, made, refused, start
 from tests.t5_small import CONFIG, t5_small, t5_tokenizer

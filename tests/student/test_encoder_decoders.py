@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from pipeline.encodings import PackedLabels
-from pipeline.head import split
-from pipeline.language_model import LanguageModel, load_language_model, load_weights
-from pipeline.layout import completion_logits, token_batch
-from pipeline.live_teacher import LiveTransformersTeacher
-from pipeline.records import EncodingName
-from pipeline.student.batches import collator, soft_labels_of, tokens_of
-from pipeline.student.forward import end_in_loss
-from pipeline.student.frozen import freeze
-from pipeline.student.losses.base import SparseLabels
-from pipeline.student.objective import open_objective
-from pipeline.student.rows import Example, example_of
-from pipeline.student.sharded import with_one_embedding
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.models.head import split
+from stillhouse.models.layout import completion_logits, token_batch
+from stillhouse.models.load import LanguageModel, load_language_model, load_weights
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import EncodingName
+from stillhouse.student.data.batches import collator, soft_labels_of, tokens_of
+from stillhouse.student.data.rows import Example, example_of
+from stillhouse.student.losses.base import SparseLabels
+from stillhouse.student.training.forward import end_in_loss
+from stillhouse.student.training.frozen import freeze
+from stillhouse.student.training.objective import open_objective
+from stillhouse.student.training.sharded import with_one_embedding
+from stillhouse.teachers.live import LiveTransformersTeacher
 from tests.encoder_decoders import tiny_bart, tiny_t5, tiny_t5_v11
 from tests.labelled_rows import completion
 from tests.precision import close_to_dense, largest, summed_gradients
-from tests.student.test_examples import model_of
+from tests.student.data.test_examples import model_of
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
@@ -209,8 +209,8 @@ def settings(**changes: Any) -> StudentSettings:
 
 def labels_from(logits: Tensor, encoding: str) -> tuple[list[PackedLabels], SparseLabels]:
     """Labels of a made-up teacher, as rows hold them and as the objective takes them."""
-    from pipeline.labels_from_logits import sampled, top_k
-    from pipeline.student.rows import packed
+    from stillhouse.models.soft_labels import sampled, top_k
+    from stillhouse.student.data.rows import packed
 
     rows, begin = [], 0
     for _, answer in ROWS:

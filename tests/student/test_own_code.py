@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from pipeline.errors import RecipeError
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.labelling.engine import label
-from pipeline.language_model import load_language_model
-from pipeline.recipe_checks import check_student
-from pipeline.stages import students_to_train
-from pipeline.student.initialise import initialise
-from pipeline.student.train import distill
+from stillhouse.errors import RecipeError
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.labelling.engine import label
+from stillhouse.models.load import load_language_model
+from stillhouse.stages.checks import check_student
+from stillhouse.stages.stages import students_to_train
+from stillhouse.student.start.initialise import initialise
+from stillhouse.student.training.train import distill
 from tests.encoder_decoders import tiny_t5
 from tests.student.starts import Make, made, refused, start
 

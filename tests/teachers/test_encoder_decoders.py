@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from pipeline.config import TeacherSettings
-from pipeline.errors import RecipeError
-from pipeline.label_settings import LabelSettings
-from pipeline.records import Message, Prompt
-from pipeline.teachers.base import Answer, Refusal, Request, Terms, open_teacher
+from stillhouse.errors import RecipeError
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.records import Message, Prompt
+from stillhouse.teachers.base import Answer, Refusal, Request, Terms, open_teacher
 from tests.encoder_decoders import tiny_bart, tiny_t5
 
 pytestmark = pytest.mark.numeric

@@ -11,14 +11,14 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from pipeline.config import PriceSettings, TeacherSettings
-from pipeline.errors import RecipeError, TeacherUnavailable
-from pipeline.label_settings import LabelSettings
-from pipeline.records import Message, Prompt, TokenLogprob
-from pipeline.serving import openai_api
-from pipeline.serving.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
-from pipeline.teachers.base import Answer, Outcome, Refusal, Request, Terms, TryAgain
-from pipeline.teachers.openai import OpenAiTeacher, open_teacher
+from stillhouse.errors import RecipeError, TeacherUnavailable
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import PriceSettings, TeacherSettings
+from stillhouse.records import Message, Prompt, TokenLogprob
+from stillhouse.teachers.base import Answer, Outcome, Refusal, Request, Terms, TryAgain
+from stillhouse.teachers.openai import OpenAiTeacher, open_teacher
+from stillhouse.teachers.serving import openai_api
+from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
 from tests.stand_in import RunningStandIn, running_stand_in
 
 KEY = "sk-test-0123456789abcdef"

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipeline.config import TeacherSettings
-from pipeline.errors import RecipeError, TeacherUnavailable
-from pipeline.generation import Sampling, generate
-from pipeline.label_settings import LabelSettings
-from pipeline.language_model import decode_completion, encode_prompt, load_language_model
-from pipeline.model_files import find_model
-from pipeline.records import Message, Prompt, SampledLabels
-from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
+from stillhouse.errors import RecipeError, TeacherUnavailable
+from stillhouse.models.files import find_model
+from stillhouse.models.generate import Sampling, generate
+from stillhouse.models.load import decode_completion, encode_prompt, load_language_model
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.records import Message, Prompt, SampledLabels
+from stillhouse.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
 from tests.conftest import make_tiny_model
 
 pytestmark = pytest.mark.numeric

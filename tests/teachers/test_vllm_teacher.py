@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import TeacherSettings
-from pipeline.errors import TeacherRefused, TeacherUnavailable
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling.engine import label
-from pipeline.progress import silent
-from pipeline.records import Message, Prompt
-from pipeline.teachers.base import Answer, Finding, Outcome, Refusal, Request, Terms, TryAgain
-from pipeline.teachers.vllm import VllmTeacher, open_teacher
+from stillhouse.errors import TeacherRefused, TeacherUnavailable
+from stillhouse.labelling.engine import label
+from stillhouse.progress import silent
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.records import Message, Prompt
+from stillhouse.teachers.base import Answer, Finding, Outcome, Refusal, Request, Terms, TryAgain
+from stillhouse.teachers.vllm import VllmTeacher, open_teacher
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.vllm_stand_in import Faults, running_vllm

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import Recipe
-from pipeline.errors import TeacherRefused
-from pipeline.labelling.engine import label
-from pipeline.language_model import encode_prompt, load_language_model
-from pipeline.layout import completion_logits, token_batch
-from pipeline.progress import Progress, silent
-from pipeline.records import Message
-from pipeline.serving.vllm_server import VllmServer
-from pipeline.stages import check_teacher
-from pipeline.teachers.vllm import VllmTeacher
+from stillhouse.errors import TeacherRefused
+from stillhouse.labelling.engine import label
+from stillhouse.models.layout import completion_logits, token_batch
+from stillhouse.models.load import encode_prompt, load_language_model
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.load import Recipe
+from stillhouse.records import Message
+from stillhouse.stages.stages import check_teacher
+from stillhouse.teachers.serving.vllm_server import VllmServer
+from stillhouse.teachers.vllm import VllmTeacher
 from tests.vllm.conftest import NAME, make_server
 
 MakeVllmRecipe = Callable[..., Recipe]

@@ -18,21 +18,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe, load_recipe
-from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.encodings.top_k import WIDTH
-from pipeline.errors import TeacherRefused, TeacherUnavailable
-from pipeline.labelling.engine import label
-from pipeline.language_model import load_language_model
-from pipeline.records import Completion
-from pipeline.serving.vllm_server import VllmServer
-from pipeline.stages import check_teacher
-from tests.processes import members, processes
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.encodings.top_k import WIDTH
+from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
+from stillhouse.errors import TeacherRefused, TeacherUnavailable
+from stillhouse.labelling.engine import label
+from stillhouse.models.load import load_language_model
+from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.records import Completion
+from stillhouse.stages.stages import check_teacher
+from stillhouse.teachers.serving.vllm_server import VllmServer
+from tests.paths import ROOT
+from tests.process_tree import members, processes
 from tests.vllm.conftest import make_server
 
 MakeVllmRecipe = Callable[..., Recipe]
-SRC = Path(__file__).parent.parent.parent
 
 
 def rows_of(dataset: Dataset) -> list[Completion]:
@@ -189,10 +189,10 @@ def test_an_engine_that_dies_in_mid_run_is_started_again_and_nothing_is_lost(
             "concurrency": 4,  # of 12: when the first is answered, others are under way
         },
     )
-    command = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--no-flow"]
+    command = [sys.executable, "-m", "stillhouse", "label", str(recipe_file(recipe)), "--no-flow"]
     told: list[str] = []
     engines: list[tuple[int, int]] = []  # each with the number of lines that were told before it was seen
-    with subprocess.Popen(command, cwd=SRC, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         too_long = threading.Timer(1200, process.kill)
         too_long.start()
@@ -228,8 +228,8 @@ def test_a_labelling_process_that_is_killed_leaves_no_server_and_loses_nothing(
         },
     )
     file = recipe_file(recipe)
-    command = [sys.executable, "-m", "pipeline", "label", str(file), "--no-flow"]
-    with subprocess.Popen(command, cwd=SRC, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "stillhouse", "label", str(file), "--no-flow"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("Labelling: ") and not line.startswith("Labelling: 0 "):
@@ -291,7 +291,7 @@ def test_a_server_ends_with_the_process_that_started_it(demo_teacher: Path, tmp_
         "input()\n"
     )
     command = [sys.executable, "-c", script, str(demo_teacher)]
-    with subprocess.Popen(command, cwd=SRC, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         assert engine_pids(pid)

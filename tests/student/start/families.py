@@ -26,9 +26,9 @@ from transformers import (
     UMT5Config,
 )
 
-from pipeline.language_model import auto_class
-from pipeline.layout import IGNORED, TokenBatch, token_batch
-from pipeline.student.start.axes import FAMILIES, Axis, axes_of
+from stillhouse.models.layout import IGNORED, TokenBatch, token_batch
+from stillhouse.models.load import auto_class
+from stillhouse.student.start.axes import FAMILIES, Axis, axes_of
 
 VOCABULARY, HIDDEN, NEURONS, HEADS, GROUPS, OF_A_HEAD = 40, 24, 20, 6, 3, 8
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from pipeline.student.stacks import Kept, evenly_spaced
-from pipeline.student.start.choice import Ruler, choose_layers
-from pipeline.student.start.importance import Measured, block_influence, leave_one_out
-from pipeline.student.start.record import StackStart
-from pipeline.student.start.store import ImportanceStore
-from pipeline.student_settings import InitSettings
+from stillhouse.recipe.student import InitSettings
+from stillhouse.student.start.choice import Ruler, choose_layers
+from stillhouse.student.start.importance import Measured, block_influence, leave_one_out
+from stillhouse.student.start.record import StackStart
+from stillhouse.student.start.stacks import Kept, evenly_spaced
+from stillhouse.student.start.store import ImportanceStore
 from tests.student.start.test_importance import batches_of, model_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -25,10 +25,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pipeline.layout import TokenBatch, completion_logits, token_batch
-from pipeline.student.stacks import Kept, stacks_of
-from pipeline.student.start.importance import CANDIDATES, Measured, Removal, block_influence, greedy, leave_one_out
-from pipeline.student.start.layers import copy_layers
+from stillhouse.models.layout import TokenBatch, completion_logits, token_batch
+from stillhouse.student.start.importance import CANDIDATES, Measured, Removal, block_influence, greedy, leave_one_out
+from stillhouse.student.start.layers import copy_layers
+from stillhouse.student.start.stacks import Kept, stacks_of
 from tests.precision import in_float64
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.store import Dataset
-from pipeline.errors import DatasetMissing, RecipeError
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.finetuning import gold_dataset
-from pipeline.labelling.engine import label
-from pipeline.stages import distill_stage
-from pipeline.student.folder import StudentFolder, Variant, place_of, student_folder
-from pipeline.student.start import choice, parts
-from pipeline.student.start.importance import greedy
-from pipeline.student.start.record import Start, read_start
-from pipeline.student.train import distill, prepare_untrained
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetMissing, RecipeError
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.stages.finetune import gold_dataset
+from stillhouse.stages.stages import distill_stage
+from stillhouse.student.finished.folder import StudentFolder, Variant, place_of, student_folder
+from stillhouse.student.start import choice, parts
+from stillhouse.student.start.importance import greedy
+from stillhouse.student.start.record import Start, read_start
+from stillhouse.student.training.train import distill, prepare_untrained
 from tests.conftest import MakeRecipe
 from tests.encoder_decoders import tiny_t5
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CohereConfig, GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig, T5Config
 
-from pipeline.errors import RecipeError
-from pipeline.student.start import axes
-from pipeline.student.start.axes import sizes_of, with_sizes
-from pipeline.student.start.planned import check_widths, planned_sizes
-from pipeline.student_settings import WidthSettings
+from stillhouse.errors import RecipeError
+from stillhouse.recipe.student import WidthSettings
+from stillhouse.student.start import axes
+from stillhouse.student.start.axes import sizes_of, with_sizes
+from stillhouse.student.start.planned import check_widths, planned_sizes
 from tests.conftest import make_tiny_model
 from tests.student.start.families import CONFIGS
 from tests.student.starts import Make, refused, start

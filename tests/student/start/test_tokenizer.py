@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.student.start.tokenizer import (
+from stillhouse.student.start.tokenizer import (
     closure,
     cut_tokenizer,
     merged_from,

@@ -16,25 +16,25 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, T5Tokenizer
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.errors import DatasetMissing, DatasetRefused, RecipeError, TrainingError
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.finetuning import gold_dataset
-from pipeline.label_settings import SoftSettings
-from pipeline.labelling.engine import label
-from pipeline.language_model import LanguageModel, decoder_start, load_language_model
-from pipeline.model_files import ModelFiles
-from pipeline.recipe_checks import check_labels, check_student
-from pipeline.stages import distill_stage, students_to_train
-from pipeline.student.folder import student_folder
-from pipeline.student.initialise import initialise
-from pipeline.student.start import used, vocabulary
-from pipeline.student.start.record import read_start
-from pipeline.student.start.renumbering import Renumbering, read_renumbering, renumbering_of
-from pipeline.student.start.used import DRAWN, LIKELY, tokenised_texts, used_tokens
-from pipeline.student.train import distill
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, TrainingError
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.labelling.engine import label
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.load import LanguageModel, decoder_start, load_language_model
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.stages.checks import check_labels, check_student
+from stillhouse.stages.finetune import gold_dataset
+from stillhouse.stages.stages import distill_stage, students_to_train
+from stillhouse.student.finished.folder import student_folder
+from stillhouse.student.renumbering import Renumbering, read_renumbering, renumbering_of
+from stillhouse.student.start import used, vocabulary
+from stillhouse.student.start.initialise import initialise
+from stillhouse.student.start.record import read_start
+from stillhouse.student.start.used import DRAWN, LIKELY, tokenised_texts, used_tokens
+from stillhouse.student.training.train import distill
 from tests.conftest import MakeRecipe
 from tests.encoder_decoders import PHONEMES, tiny_bart, tiny_t5
 from tests.precision import close_to_dense, in_float64, largest

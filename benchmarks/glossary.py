@@ -1,0 +1,10 @@
+"""The prompts that several benchmarks were measured on: one simple sentence about each of 311 words."""
+
+from stillhouse.recipe.load import PromptSettings
+
+GLOSSARY = PromptSettings(
+    source="prompts/glossary.jsonl",
+    template="prompts/glossary.j2",
+    system="You write very short sentences.",
+    holdout=0.2,
+)

@@ -1,0 +1,94 @@
+"""What every flow does alike: typed parameters, a name that says what it makes, progress, nothing in Prefect's storage."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+from prefect import Flow, Task, get_run_logger
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
+from pydantic import Field
+
+from stillhouse.cli.terminal import PlainProgress
+from stillhouse.dataset.manifest import Manifest, version_label
+from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.progress import Progress
+from stillhouse.recipe.load import Recipe
+
+# Persistent caching stays off: whether a shard or a student is done is for the store to say (docs/architecture.md).
+ENDED = "prefect.flow-run.ended"  # the last event of a run of ours
+TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+LOG_EVERY = 30.0  # seconds between two lines of progress: a server keeps each of them
+TAG = "stillhouse"  # of every run of a flow of ours
+
+# A deployment's form and the API check these; the recipe itself is checked when the run begins.
+RecipePath = Annotated[str, Field(min_length=1)]
+Overrides = list[Annotated[str, Field(pattern=r"^[^=\s]+=")]] | None
+
+
+def tell_ended(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+    """Say that a run has ended, after its heartbeats and by the same way.
+
+    The server learns of a state at once, and of a heartbeat some seconds after it was sent: of a short run often after its
+    end. The guard (recovery.py) would then wait for the next word of a run that has none to give.
+    """
+    emit_event(
+        event=ENDED,
+        resource={"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
+        related=[
+            {
+                "prefect.resource.id": f"prefect.flow.{run.flow_id}",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": flow.name,
+            }
+        ],
+        payload={"state": state.name},
+    )
+
+
+FLOW: dict[str, Any] = {
+    "persist_result": False,
+    "validate_parameters": True,
+    **{when: [tell_ended] for when in ("on_completion", "on_failure", "on_crashed", "on_cancellation")},
+}
+
+
+def logged_progress() -> Progress:
+    """Progress as lines of the run's log."""
+    return PlainProgress(get_run_logger().info, LOG_EVERY)
+
+
+def another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """What the recipe says wrongly stays wrong; whatever else it was, the store decides what is done."""
+    return not isinstance(state.data, UsageError)
+
+
+class _NoTraceback(logging.Filter):
+    """Errors raised on purpose say what mends them, and are told without the way they came."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], StillhouseError):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):  # whose loggers Prefect makes by these names
+    logging.getLogger(_name).addFilter(_NoTraceback())
+
+
+def name_run(stage: str, recipe: Recipe, made: Manifest | None = None) -> None:
+    """Name the flow run that this is called in after its recipe and, once it is known, the dataset's version."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    name = f"{stage} {recipe.name}"
+    if made is not None:
+        name += f" {version_label(made.version) if made.name == recipe.name else made.label}"
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(
+            context.flow_run.id, name=name, tags=sorted({*context.flow_run.tags, TAG, stage, recipe.name})
+        )

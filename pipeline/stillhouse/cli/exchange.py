@@ -1,0 +1,152 @@
+"""`stillhouse datasets export | import | push`: datasets in other projects' formats, and on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stillhouse.cli import results as shown
+from stillhouse.cli.common import AsJson, Root, errors_told, tell
+from stillhouse.cli.datasets import Into, Name, datasets_app
+
+if TYPE_CHECKING:
+    from stillhouse.exchange.imports import Findings
+
+_ROOT = Path("data/labels")
+_FORMATS = "trl, axolotl, distillkit, openai, sharegpt"
+
+
+class Files(StrEnum):
+    """How rows are written."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+@datasets_app.command("export")
+def datasets_export(
+    name: Name,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"One of {_FORMATS}.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new folder; it gets one file a split.")],
+    files: Annotated[
+        Files | None, typer.Option("--files", help="How rows are written; each format has its own.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", help="Tokens a row, of distillkit; the longest row's if not given.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that an export wrote before.")] = False,
+    root: Root = _ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """Write a dataset in another project's format."""
+    with errors_told():
+        from stillhouse.cli.terminal import output
+        from stillhouse.dataset.store import find_dataset
+        from stillhouse.exchange.base import ExportOptions
+        from stillhouse.exchange.export import export_dataset
+
+        options = ExportOptions(files.value if files else None, length)
+        done = export_dataset(find_dataset(root, name), to, out, options, force=force)
+        if as_json:
+            shown.print_json(
+                dataclasses.asdict(done) | {"folder": str(out), "files": [str(file) for file in done.files]}
+            )
+        else:
+            output.print(f"export   {out}: {shown.counted(done.rows)}", markup=False)
+        if done.left_out:
+            tell(f"{done.left_out} rows are not in it: {done.why_left_out}")
+        for note in done.notes:
+            tell(note)
+
+
+@datasets_app.command("import")
+def datasets_import(
+    format_: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {_FORMATS}, openai-log.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of them.")],
+    into: Into,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="Who wrote the answers, where no file says it.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="Of axolotl and distillkit: what made the ids.")
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option("--validation", help="Share of prompts held out; by the files' names, or 0.1.")
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", help="Of openai-log: the API that answered; OPENAI_BASE_URL, or OpenAI's."),
+    ] = None,
+    root: Root = _ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """Make a dataset of answers from elsewhere: another project's files, or a log of what was paid for."""
+    with errors_told():
+        import os
+
+        from stillhouse.cli.terminal import output
+        from stillhouse.exchange.imports import ImportRequest, import_dataset
+        from stillhouse.exchange.openai_log import OPENAI_URL, LogReader
+        from stillhouse.inputs.urls import check_base_url
+
+        setting = "--base-url" if base_url else "the environment variable OPENAI_BASE_URL"
+        given = base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_URL
+        reader = LogReader(check_base_url(given, setting))
+        request = ImportRequest(format_, files, root, into, teacher, tokenizer, validation, reader)
+        done = import_dataset(request)
+        manifest, findings = done.dataset.manifest, done.findings
+        if as_json:
+            shown.print_json(
+                shown.manifest_json(manifest)
+                | {
+                    "folder": str(done.dataset.folder),
+                    "left_out": dict(findings.left_out),
+                    "known_keys": findings.keyed,
+                }
+                | {"unknown_keys": dict(findings.unkeyed)}
+            )
+        else:
+            output.print(f"import   {done.dataset.folder}: {shown.counted(manifest.rows)}", markup=False)
+        _tell_findings(findings)
+
+
+@datasets_app.command("push")
+def datasets_push(
+    name: Name,
+    to: Annotated[
+        str, typer.Option("--to", metavar="USER/REPO", help="A dataset repository; made if it is not there.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
+    root: Root = _ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """Push a version to the Hugging Face hub, with its card; the token comes from HF_TOKEN."""
+    with errors_told():
+        from stillhouse.cli.terminal import output
+        from stillhouse.dataset.store import find_dataset
+        from stillhouse.exchange.push import push_dataset
+
+        done = push_dataset(find_dataset(root, name), to, private=private)
+        if as_json:
+            shown.print_json(dataclasses.asdict(done))
+        else:
+            gone = f", {len(done.removed)} of an earlier version removed" if done.removed else ""
+            output.print(f"pushed   {done.url}: {len(done.files)} files{gone}", markup=False)
+        if done.kept:
+            tell(f"{to} also has files that no push put there; they were left as they are: {', '.join(done.kept[:3])}")
+
+
+def _tell_findings(findings: Findings) -> None:
+    for reason, count in findings.left_out.most_common():
+        example = findings.examples.get(reason)
+        tell(f"left out: {count} {reason}" + (f", first {example}" if example else ""))
+    if findings.keyed:
+        tell(
+            f"{findings.keyed} rows have their requests' keys: labelling into this dataset finds them, and pays nothing"
+        )
+    for why, count in findings.unkeyed.most_common():
+        tell(f"{count} rows cannot be found by labelling: {why}")

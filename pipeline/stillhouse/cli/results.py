@@ -1,0 +1,156 @@
+"""Results as a person sees them in a terminal, and as a program gets them by --json; rich is imported when one is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillhouse.dataset.manifest import Manifest
+    from stillhouse.evaluation.evaluate import EvaluationResult
+    from stillhouse.evaluation.results import Report
+    from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
+    from stillhouse.evaluation.sweep.results import SweepReport
+    from stillhouse.labelling.engine import LabelResult
+    from stillhouse.student.finished.folder import StudentResult
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    from stillhouse.cli.terminal import show_json
+
+    show_json(result)
+
+
+def counted(rows: dict[str, int]) -> str:
+    """Counts by name: 12 train, 3 validation."""
+    return ", ".join(f"{count} {split}" for split, count in rows.items())
+
+
+def label_json(result: LabelResult) -> dict[str, Any]:
+    """What labelling did, for programs."""
+    return manifest_json(result.dataset.manifest) | {
+        "folder": str(result.dataset.folder),
+        "parents": list(result.dataset.manifest.parents),
+        "sent": result.sent,
+        "reused": result.reused,
+        "fresh": result.fresh,
+        "rejected_by_teacher": result.rejected_by_teacher,
+        "message": str(result),
+    }
+
+
+def manifest_json(manifest: Manifest) -> dict[str, Any]:
+    """What a dataset is, for programs."""
+    return {
+        "dataset": manifest.label,
+        "teacher": manifest.teacher.model,
+        "rows": manifest.rows,
+        "rejected": manifest.rejected,
+        "prompt_tokens": manifest.totals.prompt_tokens,
+        "completion_tokens": manifest.totals.completion_tokens,
+        "cost_usd": manifest.totals.cost_usd,
+        "created_at": manifest.created_at,
+    }
+
+
+def print_labels(result: LabelResult) -> None:
+    """What labelling did, in a line."""
+    from stillhouse.cli.terminal import output
+
+    manifest = result.dataset.manifest
+    if not result.fresh:
+        output.print(f"labels   {result} ({result.dataset.folder})", markup=False)
+        print_retry(result)
+        return
+    come = f", from {', '.join(manifest.parents)}" if manifest.parents else ""
+    rejected = f", rejected {counted(manifest.rejected)}" if manifest.rejected else ""
+    output.print(
+        f"labels   {result.dataset.folder}{come}: {counted(manifest.rows)}{rejected}; "
+        f"{result.sent} requests sent, {result.reused} answered before",
+        markup=False,
+    )
+    print_retry(result)
+
+
+def print_retry(result: LabelResult) -> None:
+    """How to ask again what the teacher's errors rejected, where they did."""
+    from stillhouse.cli.terminal import errors
+
+    if lost := result.rejected_by_teacher:
+        errors.print(
+            f"The teacher's errors rejected {lost:,} requests: once the cause is mended, --retry-rejected asks again.",
+            markup=False,
+        )
+
+
+def student_json(result: StudentResult) -> dict[str, Any]:
+    """A student, for programs; `label` is there of one of a sweep."""
+    own = {"label": result.label} if result.label else {}
+    return result.card.model_dump(mode="json") | own | {"folder": result.folder, "trained": result.trained}
+
+
+def print_student(result: StudentResult) -> None:
+    """A student, in a line."""
+    from stillhouse.cli.terminal import output
+    from stillhouse.student.finished.card import count_in_words, megabytes_in_words
+
+    card, size = result.card, megabytes_in_words
+    did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "was there already"
+    copy = f"; its int8 copy takes {size(card.int8.megabytes)} MB" if card.int8 else ""
+    what = f"of {card.dataset}, {count_in_words(card.parameters)} parameters, {size(card.megabytes)} MB"
+    output.print(f"{'teacher' if card.is_teacher else 'student'}  {result.folder}: {what}, {did}{copy}", markup=False)
+    if card.rows_cut_off:
+        output.print(
+            f"         {card.rows_cut_off} of its {card.rows} rows are text that the teacher did not end (finish_reason "
+            "is not 'stop'): no end token was learnt from them. Raise label.sampling.max_tokens, or leave them out with "
+            "quality: [{kind: finish-reason}]",
+            markup=False,
+        )
+    if card.rows_unrendered:
+        output.print(
+            f"         {card.rows_unrendered:,} rows were left out: its chat template refuses their prompts",
+            markup=False,
+        )
+
+
+def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:
+    """A report and where its files lie, for programs."""
+    from stillhouse.evaluation.report.report import as_json
+
+    return as_json(result.report) | {
+        "warnings": _warnings(result.report),
+        "fresh": result.fresh,
+        "files": [str(file) for file in (result.files.markdown, result.files.html, result.files.json)],
+    }
+
+
+def print_report(result: EvaluationResult | SweepEvaluation) -> None:
+    """What is wrong with the students, the report's tables, and where the page lies; of a sweep, which student to take."""
+    from stillhouse.cli.terminal import output, show_comparison
+    from stillhouse.evaluation.report.report import LOOKS
+    from stillhouse.evaluation.report.tables import answer_quality_table, comparison_table
+    from stillhouse.evaluation.sweep.report import sweep_table
+    from stillhouse.evaluation.sweep.results import SweepReport
+    from stillhouse.evaluation.sweep.verdict import sweep_findings
+
+    report = result.report
+    output.print()
+    for warning in _warnings(report):
+        output.print(f"WARNING  {warning}\n", style="bold", markup=False)
+    headers, *rows = sweep_table(report) if isinstance(report, SweepReport) else comparison_table(report)
+    show_comparison(headers, rows)
+    if looks := answer_quality_table(report):
+        output.print(f"\n{LOOKS}", markup=False)
+        show_comparison(looks[0], looks[1:])
+    if isinstance(report, SweepReport):
+        output.print(f"\n{sweep_findings(report)}", markup=False)
+    output.print(f"\nreport   {result.files.html}", markup=False)
+
+
+def _warnings(report: Report | SweepReport) -> list[str]:
+    """What is wrong with the students."""
+    from stillhouse.evaluation.report.warnings import warnings
+    from stillhouse.evaluation.sweep.results import SweepReport
+    from stillhouse.evaluation.sweep.verdict import sweep_warnings
+
+    return sweep_warnings(report) if isinstance(report, SweepReport) else warnings(report)

@@ -1,0 +1,195 @@
+"""What a person sees in a terminal: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Column, Table
+from rich.text import Text
+
+from stillhouse.inputs.plain_json import to_json
+from stillhouse.labelling.metrics import dollars
+from stillhouse.progress import Progress
+
+if TYPE_CHECKING:
+    from stillhouse.labelling.estimate import Estimate
+    from stillhouse.teachers.base import Finding
+
+_PLAIN_SECONDS = 5.0  # between two plain lines of one activity
+_BAR_WIDTH = 10
+_BAR_SECONDS = 0.5  # between two looks at what a bar tells besides
+
+Words = Callable[[], Sequence[str]]  # what an activity tells of itself besides
+
+# Paths, names, prompts and the words of errors are shown as they are: `[/x]` and `:x:` mean nothing on these consoles.
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """Bars on a terminal, plain lines elsewhere (a log file, a CI job)."""
+    if errors.is_terminal:
+        whole = Column(no_wrap=True)  # on a narrow terminal what is told besides is cut, and nothing else
+        columns = (
+            TextColumn("{task.description}", markup=False, table_column=whole.copy()),
+            BarColumn(bar_width=_BAR_WIDTH, table_column=whole.copy()),
+            MofNCompleteColumn(table_column=whole.copy()),
+            _MoreColumn(),
+        )
+        with Bars(*columns, console=errors) as bars:
+            yield _BarProgress(bars)
+    else:
+        yield PlainProgress(lambda line: print(line, file=sys.stderr, flush=True))
+
+
+class _MoreColumn(ProgressColumn):
+    """What an activity tells of itself; of others, how long it will still take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._remaining = TimeRemainingColumn()
+
+    def render(self, task: Task) -> Text:
+        more = task.fields.get("more")
+        return (
+            self._remaining.render(task)
+            if more is None
+            else Text(more, "progress.remaining", no_wrap=True, overflow="ellipsis")
+        )
+
+
+class _BarProgress:
+    """One bar an activity."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+        self._words: dict[str, Words] = {}
+        self._last = 0.0
+
+    def tell_more(self, activity: str, words: Words) -> None:
+        self._words[activity] = words
+
+    def __call__(self, activity: str, done: int, total: int) -> None:
+        if activity not in self._tasks:
+            self._tasks[activity] = self._bars.add_task(activity, total=total)
+        self._bars.update(self._tasks[activity], completed=done, total=total)
+        now = time.monotonic()
+        if activity in self._words and (done == total or now - self._last >= _BAR_SECONDS):
+            self._bars.update(self._tasks[activity], more=", ".join(self._words[activity]()))
+            self._last = now
+
+
+class PlainProgress:
+    """A line when an activity begins, when it ends, and every few seconds between; also what the flows log by."""
+
+    def __init__(self, write: Callable[[str], None], every: float = _PLAIN_SECONDS) -> None:
+        self._write = write
+        self._every = every
+        self._activity = ""
+        self._last = 0.0
+        self._words: dict[str, Words] = {}
+
+    def tell_more(self, activity: str, words: Words) -> None:
+        """What else the lines of an activity say."""
+        self._words[activity] = words
+
+    def __call__(self, activity: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if activity != self._activity or done == total or now - self._last >= self._every:
+            more = self._words[activity]() if activity in self._words else ()
+            self._write(", ".join([f"{activity}: {done:,} of {total:,}", *more]))
+            self._activity, self._last = activity, now
+
+
+def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table that keeps its columns whole; the first column is left-aligned, figures to the right."""
+    table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if place == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    output.print(table)
+
+
+def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Models as columns, each interval below its value: four of them are whole on a terminal of 80 columns."""
+    lines: list[list[str]] = []
+    for place, header in enumerate(headers[1:], start=1):
+        values, ranges = zip(*(row[place].partition(" [")[::2] for row in rows), strict=True)
+        lines.append([header, *values])
+        if any(ranges):
+            lines.append(["", *(f"[{limits}" if limits else "" for limits in ranges)])
+    show_table(["", *(row[0].replace(" ", "\n", 1) for row in rows)], lines)
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """What labelling would send, cost and take."""
+    show_pairs(estimate_lines(estimate))
+
+
+def estimate_lines(estimate: Estimate) -> list[list[str]]:
+    """What labelling would send, cost and take, as names and values."""
+    sending = "nothing to send" if not estimate.to_send else f"{estimate.to_send:,} to send"
+    twice = f" ({estimate.duplicate_prompts:,} more are repeats)" if estimate.duplicate_prompts else ""
+    seconds = estimate.seconds_at_limits
+    how_long = (
+        "not known: label.limits sets none, the server decides"
+        if seconds is None
+        else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds) at label.limits"
+    )
+    budget = f" of a budget of {dollars(estimate.budget_usd)}" if estimate.budget_usd is not None else ""
+    return [
+        ["prompts", f"{estimate.prompts:,}{twice}"],
+        ["requests", f"{estimate.requests:,}: {estimate.answered:,} answered already, {sending}"],
+        ["prompt tokens", f"about {estimate.expected_prompt_tokens:,}, at most {estimate.worst_prompt_tokens:,}"],
+        [
+            "completion tokens",
+            f"about {estimate.expected_completion_tokens:,}, at most {estimate.worst_completion_tokens:,}",
+        ],
+        ["cost", _cost(estimate)],
+        ["spent before", f"{dollars(estimate.spent_usd)}{budget}"],
+        ["dataset", f"about {decimal(estimate.expected_bytes)} on disk"],
+        ["time", how_long],
+        ["expecting", estimate.basis],
+    ]
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """What was looked at in a teacher, server by server."""
+    for place, finding in enumerate(findings):
+        if not place or finding.where != findings[place - 1].where:
+            output.print(finding.where, markup=False)
+        output.print(f"  {'ok   ' if finding.well else 'WRONG'} {finding.what}: {finding.said}", markup=False)
+
+
+def show_pairs(lines: Sequence[Sequence[str]]) -> None:
+    """Names and values, one a line."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for line in lines:
+        table.add_row(*line)
+    output.print(table)
+
+
+def _cost(estimate: Estimate) -> str:
+    if estimate.expected_usd is None or estimate.worst_usd is None:
+        why = f": {estimate.why_no_price}" if estimate.why_no_price else ""
+        return f"not known{why} (set teacher.price)"
+    return f"about {dollars(estimate.expected_usd)}, at most {dollars(estimate.worst_usd)}"
+
+
+def show_json(result: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(to_json(result) + "\n")

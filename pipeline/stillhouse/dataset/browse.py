@@ -1,0 +1,193 @@
+"""A dataset as one HTML page: what it is, how long and how uncertain its completions are, and samples to look into.
+
+    page = render_page(dataset, samples, measure(dataset), reasons, texts.note)
+
+The page needs no network, and may not use one: its content policy allows nothing but its own styles and its own script,
+named by hash, so that no text of a prompt or a completion can become more than text. Layout: browse.html.j2; what happens
+when a token is hovered, focused or tapped: browse.js.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files as package_files
+from itertools import pairwise
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from stillhouse.dataset.card import Reasons
+from stillhouse.dataset.listing import bin_name, facts, short, summary
+from stillhouse.dataset.samples import Sample, Token
+from stillhouse.dataset.statistics import Histogram, Statistics, entropy_note
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import UsageError
+from stillhouse.inputs.plain_json import to_json
+from stillhouse.storage.durable import write_atomically
+
+_TITLE = " – Stillhouse dataset</title>"  # of browse.html.j2, by which a page is recognised
+_HEAD_BYTES = 4096
+LEVELS = (0.1, 0.5, 1.0, 1.5, 2.5)  # nats: where the next darker colour begins
+
+
+def write_page(file: Path, page: str) -> None:
+    """Write a page that `render_page` made, over an earlier one if there is one.
+
+    Raises:
+        UsageError: the file is there and is something else.
+    """
+    if file.exists() and not _is_page(file):
+        raise UsageError(f"--html is {file}, which is there and is no page of a dataset: name another file")
+    write_atomically(file, page.encode("utf-8", "replace"))
+
+
+def _is_page(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return _TITLE.encode() in stream.read(_HEAD_BYTES)
+
+
+def render_page(
+    dataset: Dataset, samples: Sequence[Sample], found: Statistics, reasons: Reasons, size: int, token_note: str
+) -> str:
+    """The page's HTML."""
+    manifest = dataset.manifest
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"level": level, "shown": shown_text}
+    environment.filters["percent"] = percent
+    script = _part("browse.js")
+    page = environment.from_string(_part("browse.html.j2")).render(
+        manifest=manifest,
+        facts=facts(manifest, size),
+        rejections=sorted(reasons.items()),
+        lengths=_plot(found.lengths, "completions"),
+        entropies=_plot(found.entropies, "tokens"),
+        length_words=found.lengths and summary(found.lengths),
+        entropy_words=found.entropies and summary(found.entropies),
+        rows_measured=found.rows_measured,
+        entropy_note=entropy_note(manifest)
+        if manifest.soft
+        else "over the tokens that the server listed, and all others as one",
+        token_note=token_note,
+        samples=samples,
+        coloured=any(sample.tokens for sample in samples),
+        levels=_level_names(),
+        data=Markup(_as_data(samples)),
+        script=Markup(script),
+        policy=_policy(script),
+    )
+    return page + "\n"
+
+
+def level(entropy: float) -> int:
+    """Which colour a token has, from 0 (sure) to 5."""
+    return sum(entropy >= least for least in LEVELS)
+
+
+def shown_text(text: str) -> str:
+    """A token's text with its line ends to be seen."""
+    return text.replace("\n", "↵\n") or "⟨⟩"
+
+
+def percent(share: float) -> str:
+    """A probability for people."""
+    return "< 0.1 %" if 0 < share < 0.001 else f"{share * 100:.1f} %"
+
+
+# ------------------------------------------------------------------------------------------------------------------ data
+
+
+def _as_data(samples: Sequence[Sample]) -> str:
+    """What the script shows of every token, as JSON that cannot end the element it stands in."""
+    data = [[_token_data(token) for token in sample.tokens or ()] for sample in samples]
+    text = to_json(data)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _token_data(token: Token) -> list[object]:
+    probability = None if token.probability is None else percent(token.probability)
+    alternatives = [
+        [one.text, percent(one.probability), round(one.probability, 4), int(one.chosen)] for one in token.alternatives
+    ]
+    return [token.text, probability, f"{token.entropy:.2f}", alternatives, percent(token.others)]
+
+
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _part(name: str) -> str:
+    return package_files("stillhouse.dataset").joinpath(name).read_text("utf-8")
+
+
+def _level_names() -> list[str]:
+    edges = [short(edge) for edge in LEVELS]
+    return [
+        f"below {edges[0]}",
+        *(f"{low}–{high}" for low, high in pairwise(edges)),
+        f"{edges[-1]}+",
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------- plots
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 270, 64, 216, 14
+
+
+def _plot(found: Histogram | None, what: str) -> Markup | None:
+    """A histogram as SVG that scales to its place."""
+    if found is None:
+        return None
+    most = max(found.counts)
+    tick = _tick(most)
+    ceiling = tick * -(-most // tick)
+    parts = []
+    for value in range(0, ceiling + 1, tick):
+        y = _BOTTOM - (_BOTTOM - _TOP) * value / ceiling
+        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - 10}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_thousands(value)}</text>')
+    wide = (_WIDTH - 10 - _LEFT) / len(found.counts)
+    every = -(-len(found.counts) // 8)
+    for place, count in enumerate(found.counts):
+        x, tall = _LEFT + wide * place, (_BOTTOM - _TOP) * count / ceiling
+        title = escape(f"{bin_name(found, place)} {found.unit}: {count:,} {what}")
+        if count:
+            tall = max(tall, 1.5)
+            parts.append(
+                f'<rect class="bar" x="{x + 1:.1f}" y="{_BOTTOM - tall:.1f}" width="{max(wide - 2, 1):.1f}" '
+                f'height="{tall:.1f}" rx="2"><title>{title}</title></rect>'
+            )
+        if place % every == 0:
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{_edge(found, place)}</text>'
+            )
+    unit = "tokens" if found.unit == "tokens" else found.unit
+    parts.append(f'<text class="tick" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{unit}</text>')
+    title = escape(f"{what} by {found.unit}: {summary(found)}")
+    return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><title>{title}</title>{"".join(parts)}</svg>')
+
+
+def _edge(found: Histogram, place: int) -> str:
+    last = found.open_end and place == len(found.counts) - 1
+    return short(found.edges[place]) + ("+" if last else "")
+
+
+def _tick(most: int) -> int:
+    """A round step that makes at most five of them."""
+    step = 1
+    while step * 5 < most:
+        step = step * 2 if str(step)[0] != "2" else step * 5 // 2
+    return step
+
+
+def _thousands(value: int) -> str:
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:,}"

@@ -1,0 +1,167 @@
+"""README.md of a dataset version: a Hugging Face dataset card, so that the folder opens and explains itself anywhere.
+
+It is meant to be published as it is: who wrote the rows and from what, what was left out and why, what it cost, how exact
+the soft labels are, and what the dataset should not be used for. Its layout is card.md.j2.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from importlib.resources import files as package_files
+from pathlib import PurePath
+from typing import Any
+
+import jinja2
+import yaml
+
+from stillhouse.dataset.files import open_parquet
+from stillhouse.dataset.manifest import Manifest
+from stillhouse.inputs.plain_json import to_json
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.records import TeacherIdentity
+from stillhouse.storage.durable import write_atomically
+from stillhouse.storage.location import Location
+
+_MADE = {
+    "label": "labelled",
+    "merge": "merged out of other versions",
+    "filter": "filtered out of another version",
+    "split": "split anew out of another version",
+    "import": "imported",
+}
+Reasons = Mapping[tuple[str, str], int]  # (stage, reason) -> rows
+
+
+def write_card(folder: Location, manifest: Manifest) -> None:
+    """Write the card of a version whose Parquet files are there."""
+    write_atomically(folder / "README.md", render_card(manifest, read_reasons(folder, manifest)).encode())
+
+
+def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
+    """The card's text; without `reasons` the stage of a rejection is left open."""
+    reasons = reasons if reasons is not None else {("", reason): count for reason, count in manifest.rejected.items()}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"cell": cell, "public": public}
+    template = environment.from_string(package_files("stillhouse.dataset").joinpath("card.md.j2").read_text("utf-8"))
+    front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
+    recipe = manifest.recipe
+    body = template.render(
+        manifest=manifest,
+        made=_MADE[manifest.made_by],
+        teachers=[describe_teacher(one) for one in (manifest.teacher, *manifest.more_teachers)],
+        rows=sum(manifest.rows.values()),
+        prompts_from={"source": None, "template": None} | (recipe.get("prompts") or {}),
+        sampling=settings_line(manifest.sampling.model_dump() if manifest.sampling else {}),
+        samples=(recipe.get("label") or {}).get("samples", 1),
+        exactness=exactness(manifest.soft) if manifest.soft else None,
+        filters=[_filter(one) for one in recipe.get("quality") or ()],
+        reasons=sorted(reasons.items()),
+        cost=_cost(manifest),
+    )
+    return f"---\n{front}---\n\n{body.rstrip()}\n"
+
+
+def read_reasons(folder: Location, manifest: Manifest) -> Reasons:
+    """How many rows each stage rejected, and why, from the files themselves."""
+    found: Counter[tuple[str, str]] = Counter()
+    for entry in manifest.files:
+        if entry.kind == "rejected":
+            with open_parquet(folder / entry.path) as parquet:
+                table = parquet.read(columns=["stage", "reason"])
+            found.update(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    return found
+
+
+def exactness(soft: SoftSettings) -> str:
+    """How near to the teacher's distribution the soft labels are."""
+    if soft.encoding == "sampled":
+        draws = soft.draws or 1
+        return (
+            f"{draws} draws at random, with replacement, from the teacher's full distribution at every position: count / "
+            "draws is an unbiased estimate of each probability p, with a standard error of sqrt(p (1 - p) / draws), "
+            f"{0.5 / draws**0.5:.3f} at most."
+        )
+    k = soft.k or 0
+    return (
+        f"the {k} most likely tokens at every position. A stored log-probability is off by 1/256 at most for tokens above "
+        f"a probability of 1/4, and by 1/16 for the rarest; over the {k + 1} outcomes ({k} tokens, and all others as one) "
+        f"the KL divergence from what the teacher gave to what is stored is below {min(1e-5 * (k + 1), 2e-3):.1e} nats. "
+        "Of all other tokens the mass is known, and how it is shared among them is not."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _front_matter(manifest: Manifest) -> dict[str, Any]:
+    data_files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifest.rows]
+    licence = {"license": manifest.licence.lower()} if manifest.licence else {}
+    return {
+        "pretty_name": manifest.label,
+        **licence,
+        "tags": ["distillation", "synthetic", "stillhouse"],
+        "task_categories": ["text-generation"],
+        "size_categories": [_size_category(sum(manifest.rows.values()))],
+        "configs": [{"config_name": "default", "data_files": data_files}],
+    }
+
+
+def _size_category(rows: int) -> str:
+    """As the hub counts: n<1K, 1K<n<10K, and so on."""
+    steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    place = next((place for place in range(len(steps)) if rows < 1000 * 10**place), len(steps))
+    if place == 0:
+        return f"n<{steps[0]}"
+    return f"{steps[place - 1]}<n<{steps[place]}" if place < len(steps) else f"n>{steps[-1]}"
+
+
+def describe_teacher(teacher: TeacherIdentity) -> str:
+    """Who a teacher is, as precisely as it is known."""
+    name = f"`{cell(public(teacher.model) or teacher.kind)}`"
+    known = [
+        f"kind {teacher.kind}",
+        "an encoder-decoder" if teacher.encoder_decoder else "",
+        f"revision {teacher.revision}" if teacher.revision else "",
+        f"at {teacher.endpoint}" if teacher.endpoint else "",
+        f"weights {teacher.content_sha256[:12]}…" if teacher.content_sha256 else "",
+        f"fingerprint {teacher.fingerprint}" if teacher.fingerprint else "",
+        "" if teacher.revision or teacher.content_sha256 else "revision not known",
+    ]
+    return f"{name} ({cell(', '.join(part for part in known if part))})"
+
+
+def public(path: str) -> str:
+    """A path without the folders of the machine that it was on: a card is made to be published."""
+    return PurePath(path).name if path.startswith(("/", "~", "\\")) or path[1:2] == ":" else path
+
+
+def _filter(settings: Mapping[str, Any]) -> str:
+    options = settings_line({key: value for key, value in settings.items() if key != "kind"})
+    return f"{settings.get('kind')}" + (f" ({options})" if options else "")
+
+
+def _cost(manifest: Manifest) -> str:
+    totals = manifest.totals
+    if totals.cost_usd is None:
+        return "not known"
+    spent = totals.spent_usd
+    more = (
+        f" for these rows; ${spent:,.4f} were spent on this dataset so far, failed attempts included" if spent else ""
+    )
+    return f"${totals.cost_usd:,.4f}{more}"
+
+
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """Settings in one line; what is not set is left out."""
+    return ", ".join(
+        f"{key} {value if isinstance(value, str) else to_json(value)}"
+        for key, value in settings.items()
+        if value is not None
+    )
+
+
+def cell(text: object) -> str:
+    """A text that can stand in a table's cell: on one line, and no mark of Markdown or HTML."""
+    line = " ".join(str(text).split())
+    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -1,0 +1,175 @@
+"""Every finished version below a root, damaged ones too, and how a version is removed.
+
+    for one in catalog(root): print(one.label, one.damage or one.manifest.rows)
+    remove(root, [find_version(root, "words/v001")])
+
+A glance: manifests are read and files are counted, but no file's content is. `verify` looks closer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.dataset.manifest import FILE_NAME, Manifest, read_manifest, version_label
+from stillhouse.dataset.store import started_versions, versions
+from stillhouse.dataset.verify import files_of_others, missing_files
+from stillhouse.errors import DatasetError, DatasetMissing, DatasetRefused, UsageError
+from stillhouse.settings import nearest
+from stillhouse.storage.durable import fsync_folder, sole_writer
+from stillhouse.storage.location import Location, folders_in, remove_tree, tree_size
+
+_LABEL = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(/v(?P<version>\d+))?")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One version as it lies there. `manifest` is None where it cannot be read; `damage` then says why."""
+
+    name: str
+    version: int
+    folder: Location
+    bytes: int
+    manifest: Manifest | None
+    damage: str | None = None
+
+    @property
+    def label(self) -> str:
+        """By its folder: what a person types."""
+        return f"{self.name}/{version_label(self.version)}"
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        return self.manifest.parents if self.manifest else ()
+
+
+def catalog(root: Location) -> list[Listed]:
+    """Every finished version under `root`, by name and version."""
+    return [_look(folder, number) for folder in folders_in(root) for number in versions(folder)]
+
+
+def find_versions(root: Location, label: str, *, every: bool = False) -> list[Listed]:
+    """What `label`, a name or name/v001, stands for when something is to be removed.
+
+    With a version it may be one that was never finished, or half removed. A name alone stands for its only version, or with
+    `every` for all of them.
+
+    Raises:
+        UsageError: it is no name, or it has several versions and none is named.
+        DatasetMissing: there is none.
+    """
+    match = _LABEL.fullmatch(label.rstrip("/"))
+    if match is None:
+        raise UsageError(f"{label!r} is no dataset under {root}: give a name, or a version as name/v001")
+    name, version = match["name"], match["version"]
+    base = root / name
+    if version is not None:
+        if every:
+            raise UsageError(
+                f"{label} names one version, and --all means every one: give the name alone, or leave out --all"
+            )
+        if int(version) not in started_versions(base):
+            raise DatasetMissing(f"there is no {label} under {root}.{_known(root, label)}")
+        return [_look(base, int(version))]
+    finished = versions(base)
+    if not finished:
+        raise DatasetMissing(f"there is no finished version of {name!r} under {root}.{_known(root, name)}")
+    if len(finished) > 1 and not every:
+        listed = ", ".join(f"{name}/{version_label(number)}" for number in finished)
+        raise UsageError(f"{name} has {len(finished)} versions: {listed}. Name one of them, or remove all with --all")
+    return [_look(base, number) for number in finished]
+
+
+def remove(root: Location, listed: Sequence[Listed], confirm: Callable[[], bool] = lambda: True) -> bool:
+    """Remove versions, the newest first: each one's manifest goes first, so that half a version is none.
+
+    Args:
+        root: the folder of all datasets, whose manifests are read once to find what was made from these versions.
+        listed: what to remove.
+        confirm: asked once it is sure that all may go; nothing goes where it says False.
+
+    Returns:
+        Whether they were removed.
+
+    Raises:
+        DatasetRefused: another version was made from one of them, or a folder has files that Stillhouse did not write.
+        DatasetBusy: a run is writing this dataset.
+        StorageFailed: the folder cannot be written.
+    """
+    with ExitStack() as held:
+        for base in dict.fromkeys(one.folder.parent for one in listed):
+            held.enter_context(sole_writer(base))
+        _check_no_children(root, listed)
+        for one in listed:
+            _check_all_ours(one)
+        if not confirm():
+            return False
+        for one in sorted(listed, key=lambda one: (one.name, -one.version)):
+            _remove_folder(one.folder)
+    return True
+
+
+def size_on_disk(folder: Location) -> int:
+    """Bytes of all files of a version."""
+    return tree_size(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _check_no_children(root: Location, listed: Sequence[Listed]) -> None:
+    """Refuse to remove what a version that stays was made from."""
+    going = {one.label for one in listed}
+    staying = [other for other in catalog(root) if other.label not in going]
+    for one in listed:
+        names = {one.label} | ({one.manifest.label} if one.manifest else set())
+        children = [other.label for other in staying if names & set(other.parents)]
+        if children:
+            raise DatasetRefused(
+                f"{one.label} is a parent of {', '.join(children)}, whose rows could then not be traced back any more: "
+                "remove that first, or keep both"
+            )
+
+
+def _check_all_ours(one: Listed) -> None:
+    """Refuse a folder that is a link, or that has files which Stillhouse did not write."""
+    if isinstance(one.folder, Path) and one.folder.is_symlink():
+        raise DatasetRefused(f"{one.folder} is a link to {one.folder.readlink()}: remove the link yourself")
+    strange = files_of_others(one.folder, one.manifest)
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise DatasetRefused(
+            f"{one.label} is not removed: its folder {one.folder} has files that Stillhouse did not write "
+            f"({', '.join(strange[:3])}{more}). Move them elsewhere first."
+        )
+
+
+def _look(base: Location, number: int) -> Listed:
+    folder = base / version_label(number)
+    size = size_on_disk(folder)
+    try:
+        manifest = read_manifest(folder)
+    except DatasetError as error:
+        return Listed(base.name, number, folder, size, None, str(error))
+    except OSError as error:
+        return Listed(base.name, number, folder, size, None, f"{folder / FILE_NAME} cannot be read: {error.strerror}")
+    problems = missing_files(folder, manifest)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return Listed(base.name, number, folder, size, manifest, problems[0] + more if problems else None)
+
+
+def _remove_folder(folder: Location) -> None:
+    manifest = folder / FILE_NAME
+    if manifest.exists():
+        manifest.unlink()
+        fsync_folder(folder)
+    remove_tree(folder)
+    fsync_folder(folder.parent)
+
+
+def _known(root: Location, label: str) -> str:
+    labels = [one.label for one in catalog(root)]
+    return nearest(label, labels) if labels else " There is none at all."

@@ -1,0 +1,192 @@
+"""A new version out of a finished one: some of its rows, or all of them split anew (merge.py: out of several).
+
+    short = filter_rows(find_dataset(root, "words"), root, "short-words", "completion_tokens < 200")
+    short.dataset.manifest.rows, short.notes
+
+A version is never changed in place: each of these writes the next version of the dataset that is named, with its parent.
+Rows stream through. Rejected rows stay with the parents, which the manifest names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+from stillhouse.dataset.columns import completion_schema, prompt_at
+from stillhouse.dataset.differing import SPLITS, Differing
+from stillhouse.dataset.manifest import Manifest
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.where import Condition
+from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.errors import UsageError
+from stillhouse.prompts.load import split_of
+from stillhouse.recipe.label import encoding_of
+from stillhouse.records import Split
+from stillhouse.storage.location import Location
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A new version, and what became of its parents' rows."""
+
+    dataset: Dataset
+    counts: dict[str, int]
+    notes: tuple[str, ...]  # the counts in words, where there is something to say
+    differing: Differing = field(default_factory=Differing)  # what merged versions answer differently
+
+
+# ---------------------------------------------------------------------------------------------------------------- filter
+
+
+def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Derived:
+    """The rows for which a condition (see where.py) is true, as a new version; splits stay as they are.
+
+    Raises:
+        UsageError: the condition cannot be used, or no row meets it; nothing was written.
+        DatasetRefused: the dataset is damaged.
+    """
+    check_name(name)
+    manifest = dataset.manifest
+    condition = Condition(where, completion_schema(soft=encoding_of(manifest.soft)))
+    dataset.check()
+    masks: dict[str, pa.BooleanArray] = {}
+    total = unknown = kept = 0
+    for entry in dataset.files(*SPLITS):
+        with dataset.open(entry) as parquet:
+            batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=condition.columns)
+            found = [condition.holds(batch) for batch in batches]
+        mask = pa.concat_arrays([pa.array([], pa.bool_()), *found])
+        total, unknown = total + len(mask), unknown + mask.null_count
+        masks[entry.path] = mask.fill_null(False)
+        kept += masks[entry.path].true_count
+    if not kept:
+        unsure = f" ({unknown} cannot be told, a column is null)" if unknown else ""
+        raise UsageError(
+            f"--where {condition.text!r} is true for none of the {total} rows of {manifest.label}{unsure}: "
+            "nothing was written"
+        )
+    notes = (f"{kept} of {counted(total, 'row')} kept",) + (
+        (f"{counted(unknown, 'row')} left out because a column is null there",) if unknown else ()
+    )
+    origin = _origin(manifest, "filter", "; ".join([condition.text, *notes]))
+    with new_version(root, name, origin) as version:
+        for entry in dataset.files(*SPLITS):
+            start = 0
+            with dataset.open(entry) as parquet:
+                for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+                    kept_here = masks[entry.path].slice(start, batch.num_rows)
+                    version.add(_split(entry.kind), _rows(batch.filter(kept_here), manifest))
+                    start += batch.num_rows
+    return Derived(version.dataset, {"rows_read": total, "kept": kept, "unknown": unknown}, notes)
+
+
+# ----------------------------------------------------------------------------------------------------------------- split
+
+
+def split_anew(dataset: Dataset, root: Location, name: str, validation: float) -> Derived:
+    """The same rows, split anew: a share of the prompts, chosen by their content, is held out with all completions.
+
+    It is the rule that labelling splits by (prompts.split_of): a prompt goes the same way in every dataset.
+
+    Raises:
+        UsageError: the share is none, or leaves nothing to learn from.
+        DatasetRefused: the dataset is damaged.
+    """
+    check_name(name)
+    if not 0 <= validation < 1:
+        raise UsageError(f"--validation is {validation}: give the share to hold out, from 0 to below 1, such as 0.1")
+    manifest = dataset.manifest
+    dataset.check()
+    counts = dict.fromkeys(SPLITS, 0)
+    for _, went in _split_batches(dataset, validation, ["prompt", "reference"]):
+        for split in went:
+            counts[split] += 1
+    if not counts["train"]:
+        raise UsageError(
+            f"--validation {validation} would hold out all {counts['validation']} rows of {manifest.label} and leave none "
+            "to learn from: give a smaller share"
+        )
+    notes = (
+        (f"no prompt was held out: {counted(counts['train'], 'row')} are too few for a share of {validation}",)
+        if validation and not counts["validation"]
+        else ()
+    )
+    with new_version(root, name, _origin(manifest, "split", f"validation {validation}, by prompt")) as version:
+        for batch, went in _split_batches(dataset, validation):
+            rows = _rows(batch, manifest)
+            for split in SPLITS:
+                version.add(split, chosen(rows, [one == split for one in went]))
+    return Derived(version.dataset, {split: counts[split] for split in SPLITS}, notes)
+
+
+def _split_batches(
+    dataset: Dataset, validation: float, columns: list[str] | None = None
+) -> Iterator[tuple[pa.RecordBatch, list[Split]]]:
+    for entry in dataset.files(*SPLITS):
+        with dataset.open(entry) as parquet:
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                yield batch, [split_of(prompt_at(batch, index), validation) for index in range(batch.num_rows)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a dataset's name.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--into is {name!r}: a dataset's name has letters, digits, `.`, `_` and `-`; its version is counted by itself"
+        )
+
+
+def _origin(manifest: Manifest, made_by: Literal["filter", "split"], how: str) -> Origin:
+    """Of a version with one parent: all that the parent says still holds."""
+    return Origin(
+        made_by=made_by,
+        how=how,
+        teacher=manifest.teacher,
+        more_teachers=manifest.more_teachers,
+        parents=(manifest.label,),
+        soft=manifest.soft,
+        mode=manifest.mode,
+        sampling=manifest.sampling,
+        licence=manifest.licence,
+    )
+
+
+def _rows(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
+    return fitting(batch, completion_schema(soft=encoding_of(manifest.soft)))
+
+
+def fitting(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with the columns of a schema: others are left out, missing ones are null."""
+    arrays = [
+        batch.column(one.name) if one.name in batch.schema.names else pa.nulls(batch.num_rows, one.type)
+        for one in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=schema.names).cast(schema)
+
+
+def chosen(batch: pa.RecordBatch, mask: list[bool]) -> pa.RecordBatch:
+    """The rows for which the mask is true."""
+    return batch if all(mask) else batch.filter(pa.array(mask, pa.bool_()))
+
+
+def _split(kind: str) -> Split:
+    return "validation" if kind == "validation" else "train"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and what is counted: 1 row, 2 rows."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,153 @@
+"""Prompts that several versions answer differently: found before a merge, told with examples, and settled by a preference.
+
+    differing = find_differing(datasets)
+    differing.prompts, differing.examples
+
+Several answers to a prompt within one version are samples and differ from nothing. Two versions differ over a prompt when
+each has an answer that the other lacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import UsageError
+from stillhouse.records import Split
+from stillhouse.text import shortened
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+_EXAMPLES = 3
+_EXAMPLE_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, and an answer of each version that has one of its own."""
+
+    prompt: str
+    answers: Mapping[str, str]  # version -> answer
+
+    def __str__(self) -> str:
+        answers = ", ".join(f"{label} has {_short(answer)}" for label, answer in self.answers.items())
+        return f"of {_short(self.prompt)} {answers}"
+
+
+@dataclass(frozen=True)
+class Differing:
+    """What versions that are merged answer differently."""
+
+    prompts: frozenset[bytes] = frozenset()  # by `key_of`
+    examples: tuple[Example, ...] = ()
+    unequal: Mapping[bytes, frozenset[int]] = field(
+        default_factory=dict
+    )  # prompt -> places of the versions that have it
+
+    def wins(self, prompt: bytes, place: int, preferred: int | None) -> bool:
+        """Whether a version's row of a prompt is taken: all are, unless the preferred version answers it otherwise."""
+        return preferred is None or place == preferred or preferred not in self.unequal.get(prompt, ())
+
+    def settled(self, preferred: int | None) -> int:
+        """How many of the prompts the preferred version has an answer to."""
+        return sum(preferred in self.unequal[prompt] for prompt in self.prompts)
+
+
+def find_differing(datasets: Sequence[Dataset]) -> Differing:
+    """The prompts that these versions answer differently; only answers to prompts of several versions are looked at."""
+    first: dict[bytes, int] = {}
+    shared: set[bytes] = set()
+    for place, dataset in enumerate(datasets):
+        for (prompt,) in columns(dataset, "prompt_id"):
+            if first.setdefault(key_of(prompt), place) != place:
+                shared.add(key_of(prompt))
+    answers: dict[bytes, dict[int, set[bytes]]] = {}
+    for place, prompt, text in _answers(datasets, shared):
+        answers.setdefault(prompt, {}).setdefault(place, set()).add(key_of(text))
+    unequal = {
+        prompt: frozenset(by_version)
+        for prompt, by_version in answers.items()
+        if len({frozenset(one) for one in by_version.values()}) > 1
+    }
+    prompts = [prompt for prompt in unequal if _differ(answers[prompt])]
+    examples = _examples(datasets, {prompt: answers[prompt] for prompt in prompts[:_EXAMPLES]})
+    return Differing(frozenset(prompts), tuple(examples), unequal)
+
+
+def place_of_preferred(datasets: Sequence[Dataset], prefer: str) -> int:
+    """The place of the version that `prefer` names, as name, name/v002 or name@v002.
+
+    Raises:
+        UsageError: none of the versions has this name, or several have.
+    """
+    wanted = prefer.rstrip("/").replace("@", "/")
+    labels = [dataset.manifest.label for dataset in datasets]
+    found = [
+        place
+        for place, dataset in enumerate(datasets)
+        if wanted in {dataset.manifest.label, dataset.manifest.name, str(dataset.folder)}
+    ]
+    if len(found) != 1:
+        why = "several of the merged versions have this name" if found else "none of the merged versions has this name"
+        raise UsageError(f"--prefer is {prefer!r}, and {why}: give one of {', '.join(labels)}")
+    return found[0]
+
+
+def columns(dataset: Dataset, *names: str, splits: Sequence[Split] = SPLITS) -> Iterator[tuple[Any, ...]]:
+    """Some columns of a version, row by row."""
+    for entry in dataset.files(*splits):
+        with dataset.open(entry) as parquet:
+            for batch in parquet.iter_batches(columns=list(names)):
+                yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+
+
+def key_of(text: str) -> bytes:
+    """16 bytes that stand for a text: an id or an answer."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _differ(by_version: Mapping[int, set[bytes]]) -> bool:
+    """Whether no version has the answers of all others."""
+    every = set[bytes]().union(*by_version.values())
+    return all(len(answers) < len(every) for answers in by_version.values())
+
+
+def _answers(datasets: Sequence[Dataset], prompts: set[bytes]) -> Iterator[tuple[int, bytes, str]]:
+    """Place of the version, prompt and answer of every row of certain prompts."""
+    if not prompts:
+        return
+    for place, dataset in enumerate(datasets):
+        for prompt, turns in columns(dataset, "prompt_id", "completion"):
+            if key_of(prompt) in prompts:
+                yield place, key_of(prompt), _text(turns)
+
+
+def _examples(datasets: Sequence[Dataset], wanted: Mapping[bytes, Mapping[int, set[bytes]]]) -> Iterator[Example]:
+    own = {
+        (prompt, place): answers - set[bytes].intersection(*by_version.values())
+        for prompt, by_version in wanted.items()
+        for place, answers in by_version.items()
+    }
+    prompts: dict[bytes, str] = {}
+    texts: dict[bytes, dict[str, str]] = {prompt: {} for prompt in wanted}
+    for place, dataset in enumerate(datasets if wanted else ()):
+        for prompt, turns, answer in columns(dataset, "prompt_id", "prompt", "completion"):
+            key = key_of(prompt)
+            if key in wanted and key_of(_text(answer)) in own[key, place]:
+                prompts.setdefault(key, "\n".join(turn["content"] for turn in turns if turn["role"] != "system"))
+                texts[key].setdefault(dataset.manifest.label, _text(answer))
+    for key in wanted:
+        yield Example(prompts[key], texts[key])
+
+
+def _text(turns: Sequence[Mapping[str, str]]) -> str:
+    return "".join(turn["content"] for turn in turns)
+
+
+def _short(text: str) -> str:
+    return shortened(text, _EXAMPLE_CHARACTERS)

@@ -1,0 +1,210 @@
+"""Several finished versions as one new version.
+
+    merged = merge([find_dataset(root, "a"), find_dataset(root, "b")], root, "both")
+    merged.dataset.manifest.rows, merged.notes
+
+Rows stream through; what is held of each is its id, 16 bytes, and of a prompt that several versions have as much for each
+answer, so memory does not grow with text or soft labels. What the versions answer differently is told (differing.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from stillhouse.dataset.columns import completion_schema
+from stillhouse.dataset.derive import Derived, check_name, chosen, counted, fitting
+from stillhouse.dataset.differing import SPLITS, Differing, columns, find_differing, key_of, place_of_preferred
+from stillhouse.dataset.manifest import Manifest
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.errors import DatasetRefused, UsageError
+from stillhouse.recipe.label import encoding_of
+from stillhouse.storage.location import Location
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class _Seen:
+    """What one look at the ids of all rows says about a merge."""
+
+    rows: int = 0
+    repeated: int = 0  # rows whose id an earlier row has
+    held_out: set[bytes] = field(default_factory=set)  # prompts that some version holds out
+    moved_prompts: set[bytes] = field(default_factory=set)  # of those, the ones that another version learns from
+    moved: int = 0  # rows of them
+    outvoted: int = 0  # rows of prompts that the preferred version answers otherwise
+
+
+def merge(
+    datasets: Sequence[Dataset],
+    root: Location,
+    name: str,
+    *,
+    text_only: bool = False,
+    licence: str | None = None,
+    prefer: str | None = None,
+) -> Derived:
+    """The rows of several versions as one new version; of rows with one id the first wins.
+
+    A prompt that any of them holds out is held out of the new version, with all its completions: nothing leaks.
+
+    Args:
+        datasets: the versions.
+        root: the folder of all datasets.
+        name: of the new dataset.
+        text_only: leave token ids and soft labels out.
+        licence: for the card; None: the one that all have.
+        prefer: the version whose rows are taken of a prompt that it and others answer differently; None: the rows of all.
+
+    Raises:
+        UsageError: the name is no name, there are not two different versions, or `prefer` names none of them.
+        DatasetRefused: one is damaged, or their soft labels do not go together.
+    """
+    check_name(name)
+    manifests = [dataset.manifest for dataset in datasets]
+    labels = [manifest.label for manifest in manifests]
+    if len(set(labels)) < 2 or len(set(labels)) < len(labels):
+        raise UsageError(f"merge has {', '.join(labels) or 'nothing'}: name two or more different versions")
+    preferred = None if prefer is None else place_of_preferred(datasets, prefer)
+    if not text_only:
+        _check_alike(manifests)
+    for dataset in datasets:
+        dataset.check()
+    differing = find_differing(datasets)
+    seen = _look(datasets, differing, preferred)
+    notes = (*_merge_notes(seen), *_notes_on_differing(differing, labels, preferred, seen.outvoted))
+    teachers = list(dict.fromkeys(one for m in manifests for one in (m.teacher, *m.more_teachers)))
+    origin = Origin(
+        made_by="merge",
+        how="; ".join([" and ".join(labels) + (", text only" if text_only else ""), *notes]),
+        teacher=teachers[0],
+        more_teachers=tuple(teachers[1:]),
+        parents=tuple(labels),
+        soft=None if text_only else manifests[0].soft,
+        mode=_common([m.mode for m in manifests]),
+        sampling=_common([m.sampling for m in manifests]),
+        licence=licence or _common([m.licence for m in manifests]),
+    )
+    schema = completion_schema(soft=encoding_of(origin.soft))
+    taken: set[bytes] = set()
+    with new_version(root, name, origin) as version:
+        for place, split in ((place, split) for place in range(len(datasets)) for split in SPLITS):
+            for batch in datasets[place].batches(split):
+                prompts = [key_of(prompt) for prompt in batch.column("prompt_id").to_pylist()]
+                new = [
+                    differing.wins(prompt, place, preferred) and _add(taken, key_of(id_))
+                    for prompt, id_ in zip(prompts, batch.column("id").to_pylist(), strict=True)
+                ]
+                held = [split == "validation" or prompt in seen.held_out for prompt in prompts]
+                rows = fitting(batch, schema)
+                version.add("train", chosen(rows, [n and not h for n, h in zip(new, held, strict=True)]))
+                version.add("validation", chosen(rows, [n and h for n, h in zip(new, held, strict=True)]))
+    counts = {
+        "rows_read": seen.rows,
+        "repeated": seen.repeated,
+        "moved_to_validation": seen.moved,
+        "moved_prompts": len(seen.moved_prompts),
+    }
+    return Derived(version.dataset, counts, notes, differing)
+
+
+def _look(datasets: Sequence[Dataset], differing: Differing, preferred: int | None) -> _Seen:
+    seen = _Seen()
+    for dataset in datasets:
+        for (prompt,) in columns(dataset, "prompt_id", splits=("validation",)):
+            seen.held_out.add(key_of(prompt))
+    ids: set[bytes] = set()
+    for place, dataset in enumerate(datasets):
+        for split in SPLITS:
+            for id_, prompt in columns(dataset, "id", "prompt_id", splits=(split,)):
+                seen.rows += 1
+                if not differing.wins(key_of(prompt), place, preferred):
+                    seen.outvoted += 1
+                elif not _add(ids, key_of(id_)):
+                    seen.repeated += 1
+                elif split == "train" and key_of(prompt) in seen.held_out:
+                    seen.moved += 1
+                    seen.moved_prompts.add(key_of(prompt))
+    return seen
+
+
+def _merge_notes(seen: _Seen) -> Iterator[str]:
+    if seen.repeated:
+        yield f"{counted(seen.repeated, 'row')} left out: a version named before has the same id"
+    if seen.moved:
+        yield (
+            f"{counted(len(seen.moved_prompts), 'prompt')} ({counted(seen.moved, 'row')}) moved from train to "
+            "validation: another version holds them out, and in train they would leak"
+        )
+
+
+def _notes_on_differing(
+    differing: Differing, labels: Sequence[str], preferred: int | None, outvoted: int
+) -> Iterator[str]:
+    """What the versions answer differently, and whose answers were taken."""
+    if differing.prompts:
+        settled = 0 if preferred is None else differing.settled(preferred)
+        left = len(differing.prompts) - settled
+        examples = "; ".join(map(str, differing.examples))
+        ends = (
+            [f"of {settled} the answers of {labels[preferred]} were taken"] if preferred is not None and settled else []
+        )
+        if left:
+            ends.append(
+                f"of {left} every row with an id of its own was taken (--prefer {' or --prefer '.join(labels)} takes the "
+                "rows of that one alone)"
+            )
+        yield f"{counted(len(differing.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
+    if outvoted and preferred is not None:
+        yield f"{counted(outvoted, 'row')} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
+
+
+def _check_alike(manifests: Sequence[Manifest]) -> None:
+    """Refuse soft labels that do not mean the same."""
+    if all(manifest.soft is None for manifest in manifests):
+        return
+    mend = "merge their texts alone with --text-only"
+    first = manifests[0]
+    for other in manifests[1:]:
+        same_teacher = other.teacher == first.teacher
+        for what, one, two in [
+            ("labels", str(first.soft or "text alone"), str(other.soft or "text alone")),
+            ("tokenizer", first.teacher.tokenizer_sha256, other.teacher.tokenizer_sha256),
+            ("teachers", _kind(first), _kind(other)),
+            ("vocabulary size", first.teacher.vocabulary_size, other.teacher.vocabulary_size),
+        ]:
+            if one != two or (one is None and not same_teacher):
+                raise DatasetRefused(
+                    f"{first.label} and {other.label} have soft labels that do not go together: {what} "
+                    f"{_short(one)} and {_short(two)}. Leave one out, or {mend}."
+                )
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _kind(manifest: Manifest) -> str:
+    return "encoder-decoder" if manifest.teacher.encoder_decoder else "causal"
+
+
+def _add(known: set[bytes], key: bytes) -> bool:
+    """Put a key in; whether it is new."""
+    before = len(known)
+    known.add(key)
+    return len(known) > before
+
+
+def _common(values: Sequence[Value | None]) -> Value | None:
+    """What all have in common; None where they differ."""
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "not known"
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text

@@ -1,0 +1,191 @@
+"""Random access to the rows of a split, one row group at a time.
+
+    rows = SplitReader(dataset, "train", ["prompt_token_ids", "completion_token_ids"])
+    rows.groups[3].first, rows.groups[3].rows        # where row group 3 stands in the split
+    rows.read(3)                                     # its table, of those columns alone
+
+Opening reads the manifest and the Parquet footers, and no row. `Cache` keeps the row groups that were used last, whatever
+they are decoded to, within a bound in bytes; `windows` says which row groups fit into it together, so that rows drawn at
+random from one window after the other decode each row group once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stillhouse.dataset.manifest import FileEntry
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetRefused
+from stillhouse.records import Split
+
+CACHE_BYTES = 256 << 20  # of decoded row groups that one reader keeps
+_NUMBER_BYTES = 4  # of a number in memory, when it is decoded: int32 and float32
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFacts:
+    """What a footer says of one column of a row group; None where its writer did not say."""
+
+    nulls: int | None  # values that are missing, null and empty lists included
+    highest: Any | None  # the largest value
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Some rows that lie, and are decoded, together."""
+
+    entry: FileEntry
+    number: int  # in its file
+    first: int  # its first row's place in the split
+    rows: int
+    nbytes: int  # of the reader's columns in memory, by the footer: four bytes a number, and text as it is
+    facts: tuple[ColumnFacts, ...]  # one for each of the reader's columns, in their order
+
+
+class SplitReader:
+    """The rows of one split, and a few of their columns. No file is held open between two calls."""
+
+    def __init__(self, dataset: Dataset, split: Split, columns: Sequence[str]) -> None:
+        """Read the footers.
+
+        Raises:
+            DatasetRefused: a file lacks one of the columns, or holds other rows than the manifest says.
+        """
+        self._dataset = dataset
+        self.columns = tuple(columns)
+        self.groups = tuple(self._read_footers(split))
+        self._rows = sum(group.rows for group in self.groups)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Row group `number` of the split, of the reader's columns or those named here; nothing of it is kept."""
+        group = self.groups[number]
+        chosen = list(self.columns if columns is None else columns)
+        with self._open(group.entry) as parquet:
+            table: pa.Table = parquet.read_row_group(group.number, columns=chosen)
+        return table.select(chosen)
+
+    @contextmanager
+    def _open(self, entry: FileEntry) -> Iterator[pq.ParquetFile]:
+        parquet = self._dataset.open(entry)
+        try:
+            yield parquet
+        finally:
+            parquet.close(force=True)  # what it reads from too, where that was opened for it
+
+    def _read_footers(self, split: Split) -> Iterator[RowGroup]:
+        first = 0
+        for entry in self._dataset.files(split):
+            with self._open(entry) as parquet:
+                footer = parquet.metadata
+            if footer.num_rows != entry.rows:
+                raise DatasetRefused(
+                    f"{entry.path} of dataset {self._dataset.manifest.label} has {footer.num_rows} rows, the manifest says "
+                    f"{entry.rows}. Restore the file from a copy, or label again."
+                )
+            leaves = self._leaves(footer, entry)
+            for number in range(footer.num_row_groups):
+                part = footer.row_group(number)
+                chunks = [[part.column(leaf) for leaf in each] for each in leaves]
+                nbytes = sum(_bytes_in_memory(chunk) for each in chunks for chunk in each)
+                facts = tuple(_facts(each) for each in chunks)
+                yield RowGroup(entry, number, first, part.num_rows, nbytes, facts)
+                first += part.num_rows
+
+    def _leaves(self, footer: pq.FileMetaData, entry: FileEntry) -> list[list[int]]:
+        """Where each of the columns' own columns stand in the footer: a list of messages has two, role and content."""
+        places: dict[str, list[int]] = {}
+        for place in range(footer.num_columns):
+            places.setdefault(footer.schema.column(place).path.partition(".")[0], []).append(place)
+        missing = [column for column in self.columns if column not in places]
+        if missing:
+            raise DatasetRefused(
+                f"{entry.path} of dataset {self._dataset.manifest.label} has no column {missing[0]}: "
+                "label again, or import it anew"
+            )
+        return [places[column] for column in self.columns]
+
+
+def _bytes_in_memory(chunk: pq.ColumnChunkMetaData) -> int:
+    if chunk.physical_type == "BYTE_ARRAY":
+        return int(max(chunk.total_uncompressed_size, _NUMBER_BYTES * chunk.num_values))
+    return int(_NUMBER_BYTES * chunk.num_values)
+
+
+def _facts(chunks: Sequence[pq.ColumnChunkMetaData]) -> ColumnFacts:
+    """Of a column with one leaf; what is said of several is said of none."""
+    found = chunks[0].statistics if len(chunks) == 1 else None
+    if found is None:
+        return ColumnFacts(None, None)
+    return ColumnFacts(
+        nulls=found.null_count if found.has_null_count else None, highest=found.max if found.has_min_max else None
+    )
+
+
+def list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """How many items each row's list has, out of its offsets: (rows,); -1 where the list is null."""
+    lengths = pc.fill_null(pc.list_value_length(column), -1)
+    return lengths.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
+
+def windows(groups: Sequence[RowGroup], order: Iterable[int], capacity: int = CACHE_BYTES) -> Iterator[list[int]]:
+    """Row groups in the given order, in parts that a `Cache` of this capacity holds whole; each has at least one."""
+    window: list[int] = []
+    held = 0
+    for number in order:
+        if window and held + groups[number].nbytes > capacity:
+            yield window
+            window, held = [], 0
+        window.append(number)
+        held += groups[number].nbytes
+    if window:
+        yield window
+
+
+class Cache(Generic[Value]):
+    """The decoded row groups that were used last: at most `capacity` bytes of them, or the one in use if it is larger.
+
+    Bytes are those of `RowGroup.nbytes`. What was used longest ago goes before the next one is made.
+    """
+
+    def __init__(self, groups: Sequence[RowGroup], decode: Callable[[int], Value], capacity: int = CACHE_BYTES) -> None:
+        self._groups = groups
+        self._decode = decode
+        self._capacity = capacity
+        self._held: OrderedDict[int, Value] = OrderedDict()
+        self._bytes = 0
+
+    def __getitem__(self, number: int) -> Value:
+        """Row group `number`, decoded now or some time ago."""
+        if number in self._held:
+            self._held.move_to_end(number)
+            return self._held[number]
+        needed = self._groups[number].nbytes
+        while self._held and self._bytes + needed > self._capacity:
+            gone, _ = self._held.popitem(last=False)
+            self._bytes -= self._groups[gone].nbytes
+        self._held[number] = self._decode(number)
+        self._bytes += needed
+        return self._held[number]
+
+    def __len__(self) -> int:
+        """How many row groups it holds."""
+        return len(self._held)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process begins with an empty one."""
+        return self.__dict__ | {"_held": OrderedDict(), "_bytes": 0}

@@ -1,0 +1,167 @@
+"""What the rows of a dataset look like together: how long completions are, and how sure of itself the teacher was.
+
+    found = measure(dataset)
+    found.lengths.median, found.entropies.mean
+
+The entropy at a position is that of the outcomes that were kept, in nats. With top-k labels these are k tokens and "any
+other" together: k + 1 outcomes, and as lumping outcomes together can only lose entropy, a lower bound of the teacher's.
+With sampled labels it is that of the drawn frequencies, which is too low on average as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stillhouse.dataset.encodings import PackedLabels, find_encoding
+from stillhouse.dataset.manifest import Manifest
+from stillhouse.dataset.store import Dataset
+
+_BINS = 16  # at most
+_FINE = 0.01  # nats, of the bins that entropies are gathered in
+_POSITIONS = 5_000_000  # entropies are measured at the first so many
+_BATCH_ROWS = 256
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between edges: `counts[i]` values lie from `edges[i]` to below `edges[i + 1]`."""
+
+    unit: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    open_end: bool  # the last count holds all values above its edge too
+    values: int
+    mean: float
+    median: float
+    p95: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """`lengths` is None where there are no rows, `entropies` where there are no soft labels."""
+
+    lengths: Histogram | None
+    entropies: Histogram | None
+    rows_measured: int  # of which entropies were taken
+
+
+def measure(dataset: Dataset) -> Statistics:
+    """Read lengths of all kept rows, and entropies at the first five million positions."""
+    entropies, rows = _entropies(dataset) if dataset.manifest.soft else (None, 0)
+    return Statistics(_lengths(dataset), entropies, rows)
+
+
+def entropies_of(labels: PackedLabels) -> npt.NDArray[np.float64]:
+    """The entropy of the outcomes that were kept, at every position: (positions,), in nats."""
+    ends = np.concatenate([[0.0], np.cumsum(_surprise(labels.logprobs))])[labels.offsets]
+    found: npt.NDArray[np.float64] = np.maximum(np.diff(ends) + _surprise(labels.tail_logprob), 0.0)
+    return found
+
+
+def entropy_note(manifest: Manifest) -> str:
+    """What the entropies of this dataset are, in a sentence."""
+    if manifest.soft is not None and manifest.soft.encoding == "sampled":
+        return f"of the frequencies of {manifest.soft.draws} draws: on average lower than the teacher's own entropy"
+    k = manifest.soft.k if manifest.soft else None
+    return f"over k + 1 outcomes ({k} tokens, and all others as one): a lower bound of the teacher's own entropy"
+
+
+def histogram(values: Numbers, counts: npt.NDArray[np.int64], unit: str, *, whole: bool) -> Histogram | None:
+    """A histogram of values that each come `counts` times; None where there is none.
+
+    Edges are round numbers. A long thin tail goes into the last bin, so that the rest can be told apart.
+    """
+    if not counts.sum():
+        return None
+    order = np.argsort(values)
+    values, counts = values[order], counts[order]
+    below = np.cumsum(counts)
+
+    def quantile(share: float) -> float:
+        return float(values[min(int(np.searchsorted(below, share * below[-1])), len(values) - 1)])
+
+    highest = float(values[-1])
+    top = highest if highest <= 2 * quantile(0.99) else quantile(0.99)
+    step = _round_step(top / _BINS, whole=whole)
+    bins = math.floor(top / step + 1e-9) + 1
+    places = np.minimum(np.floor(values / step + 1e-9).astype(np.int64), bins - 1)
+    return Histogram(
+        unit=unit,
+        edges=tuple(round(step * number, 6) for number in range(bins + 1)),
+        counts=tuple(int(count) for count in np.bincount(places, weights=counts, minlength=bins)),
+        open_end=highest >= step * bins,
+        values=int(below[-1]),
+        mean=float((values * counts).sum() / below[-1]),
+        median=quantile(0.5),
+        p95=quantile(0.95),
+        highest=highest,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _lengths(dataset: Dataset) -> Histogram | None:
+    """In tokens, as the teacher counted them; in characters where it counted none."""
+    for column, unit in (("completion_tokens", "tokens"), ("completion", "characters")):
+        found: Counter[int] = Counter()
+        for batch in _batches(dataset, [column]):
+            lengths = batch.column(column).drop_null()
+            if unit == "characters":
+                lengths = pc.utf8_length(lengths.flatten().field("content"))
+            for one in pc.value_counts(lengths).to_pylist():
+                found[one["values"]] += one["counts"]
+        if found:
+            return histogram(
+                np.array(list(found), np.float64), np.array(list(found.values()), np.int64), unit, whole=True
+            )
+    return None
+
+
+def _entropies(dataset: Dataset) -> tuple[Histogram | None, int]:
+    assert dataset.manifest.soft is not None
+    encoding = find_encoding(dataset.manifest.soft.encoding)
+    fine = np.zeros(1, np.int64)
+    rows = 0
+    for batch in _batches(dataset, list(encoding.columns)):
+        places = np.floor(entropies_of(encoding.decode(batch)) / _FINE).astype(np.int64)
+        more = np.bincount(places, minlength=len(fine))
+        more[: len(fine)] += fine
+        fine, rows = more, rows + batch.num_rows
+        if fine.sum() >= _POSITIONS:
+            break
+    there = np.flatnonzero(fine)
+    return histogram(np.asarray((there + 0.5) * _FINE, np.float64), fine[there], "nats", whole=False), rows
+
+
+def _batches(dataset: Dataset, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for entry in dataset.files("train", "validation"):
+        with dataset.open(entry) as parquet:
+            yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+
+
+def _surprise(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """-p log p, which is 0 for p = 0."""
+    logs = logprobs.astype(np.float64)
+    there = np.isfinite(logs)
+    return np.where(there, -np.exp(logs) * np.where(there, logs, 0.0), 0.0)
+
+
+def _round_step(least: float, *, whole: bool) -> float:
+    """The smallest of 1, 2, 5, 10, 20, ... (or tenths of them) that is no less."""
+    if whole and least <= 1:
+        return 1.0
+    if least <= 0:
+        return 0.1
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(part * power for part in (1, 2, 5, 10) if part * power >= least * (1 - 1e-9))

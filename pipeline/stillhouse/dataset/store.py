@@ -1,0 +1,141 @@
+"""Find, read and check dataset versions.
+
+    dataset = open_dataset(location("data/labels/quickstart"))     # the newest finished version; or s3://bucket/labels/…
+    for batch in dataset.batches("train"): ...                     # pyarrow record batches
+
+Writing is the labelling engine's, through `files.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.dataset.files import open_parquet
+from stillhouse.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest, read_manifest, version_label
+from stillhouse.dataset.verify import folder_problems
+from stillhouse.errors import DatasetMissing, DatasetRefused
+from stillhouse.recipe.load import VERSION, DatasetSettings
+from stillhouse.records import Split
+from stillhouse.storage.location import Location, RemotePath, folders_in, location
+
+_BATCH_ROWS = 256
+_JOURNALS = "data/journals"  # of datasets that lie elsewhere
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One finished version."""
+
+    folder: Location
+    manifest: Manifest
+
+    def files(self, *kinds: FileKind) -> list[FileEntry]:
+        """The files of the given kinds (splits, or `rejected`), in order."""
+        return [entry for entry in self.manifest.files if entry.kind in kinds]
+
+    def open(self, entry: FileEntry) -> pq.ParquetFile:
+        """One of its files, to be read."""
+        return open_parquet(self.folder / entry.path)
+
+    def batches(self, split: Split) -> Iterator[pa.RecordBatch]:
+        """The rows of a split, some hundred at a time, in a fixed order."""
+        for entry in self.files(split):
+            with self.open(entry) as parquet:
+                yield from parquet.iter_batches(batch_size=_BATCH_ROWS)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the folder, against the manifest (see verify.py); empty where all is well."""
+        return folder_problems(self.folder, self.manifest)
+
+    def check(self) -> None:
+        """Refuse a dataset that is not as it was written.
+
+        Raises:
+            DatasetRefused: with the first problem.
+        """
+        problems = self.problems()
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise DatasetRefused(
+                f"dataset {self.manifest.label}: {problems[0]}{more}. Restore the file from a copy, or delete the folder "
+                f"{self.folder} and label again."
+            )
+
+
+def dataset_folder(settings: DatasetSettings) -> Location:
+    """The folder that holds every version of a recipe's dataset."""
+    return location(settings.root) / settings.name
+
+
+def journal_folder(settings: DatasetSettings) -> Path:
+    """Where the journal of a recipe's dataset lies on this machine: beside its versions, where these are here."""
+    folder = dataset_folder(settings)
+    if settings.journal is None and isinstance(folder, Path):
+        return folder
+    named = folder.resolve() if isinstance(folder, Path) else folder
+    digest = hashlib.sha256(str(named).encode()).hexdigest()[:12]
+    return Path(settings.journal or _JOURNALS) / f"{settings.name}-{digest}"
+
+
+def versions(folder: Location) -> list[int]:
+    """The finished versions, oldest first."""
+    return [number for number in started_versions(folder) if (folder / version_label(number) / FILE_NAME).is_file()]
+
+
+def started_versions(folder: Location) -> list[int]:
+    """Every version that has a folder, finished or not, oldest first."""
+    return sorted(int(match[1]) for path in folders_in(folder) if (match := re.fullmatch(r"v(\d{3,})", path.name)))
+
+
+def open_dataset(folder: Location, version: int | None = None) -> Dataset:
+    """A finished version of the dataset in `folder`, the newest unless one is named.
+
+    Raises:
+        DatasetMissing: there is none.
+        DatasetRefused: its manifest cannot be read.
+    """
+    finished = versions(folder)
+    if not finished:
+        raise DatasetMissing(f"there is no finished dataset in {folder}: run `stillhouse label` with this recipe first")
+    if version is not None and version not in finished:
+        listed = ", ".join(version_label(number) for number in finished)
+        raise DatasetMissing(f"dataset.version is {version}, and {folder} has only {listed}")
+    chosen = folder / version_label(version if version is not None else finished[-1])
+    return Dataset(chosen, read_manifest(chosen))
+
+
+def find_dataset(root: Location, label: str) -> Dataset:
+    """A dataset by what a person types: a name under `root`, name/v001 (or name/v1), or the folder or URL of either.
+
+    Raises:
+        DatasetMissing: there is none.
+    """
+    for typed in dict.fromkeys((label, _with_its_folder(label))):
+        own = location(typed)
+        places = [own] if isinstance(own, RemotePath) or own.is_absolute() else [root / typed, own]
+        for base in places:
+            if (base / FILE_NAME).is_file():
+                return Dataset(base, read_manifest(base))
+            if versions(base):
+                return open_dataset(base)
+    known = ", ".join(dataset.manifest.label for dataset in all_datasets(root)) or "none"
+    raise DatasetMissing(f"there is no dataset {label!r}, under {root} or as a folder. Finished ones: {known}.")
+
+
+def _with_its_folder(label: str) -> str:
+    """`words/v1` as words/v001, the version's folder; any other label as it is."""
+    name, slash, version = label.rstrip("/").rpartition("/")
+    named = VERSION.fullmatch(version) if slash else None
+    return f"{name}/{version_label(int(named[1]))}" if named else label
+
+
+def all_datasets(root: Location) -> list[Dataset]:
+    """Every finished version under `root`, by name and version."""
+    return [open_dataset(folder, number) for folder in folders_in(root) for number in versions(folder)]

@@ -1,0 +1,178 @@
+"""A condition on a dataset's columns, as a person writes it: `completion_tokens < 200 and finish_reason = 'stop'`.
+
+    condition = Condition("length(completion_text) > 10", schema)
+    condition.holds(rows)                                # true, false, or null where a column is null
+
+The language is that of SQL, and DuckDB is what reads and evaluates it: quoting, nulls, casts, LIKE and regular expressions
+are then the ones that people know, from a parser that is kept by others. DuckDB's SQL can also read files and settings, so
+an expression is let through only when DuckDB's own syntax tree of it has nothing but columns, constants, comparisons,
+operators, casts, CASE, and the functions listed here: no query, no table, no function that looks outside. The connection
+could not read a file either: external access is off, and its settings are locked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.settings import nearest
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_TEXT_OF = {  # columns that are not in the files: what people want to compare is a text, not a list of messages
+    "prompt_text": ("prompt", "array_to_string([m.content for m in prompt if m.role <> 'system'], chr(10))"),
+    "completion_text": ("completion", "array_to_string([m.content for m in completion], '')"),
+}
+_CLASSES = {"COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN", "CAST", "TYPE", "CASE"}
+_OPERATORS = "+ - * / // % || ~~ !~~ ~~* !~~* ~~~ like_escape ilike_escape not_like_escape not_ilike_escape"
+_OF_TEXT = (
+    "length strlen lower upper trim ltrim rtrim contains starts_with ends_with prefix suffix left right substring "
+    "regexp_matches regexp_full_match"
+)
+_OF_NUMBERS = "abs round floor ceil least greatest isnan isinf isfinite"
+_OF_LISTS = "len list_value list_contains list_has list_sum list_avg list_min list_max array_length"
+_FUNCTIONS = {name for names in (_OPERATORS, _OF_TEXT, _OF_NUMBERS, _OF_LISTS) for name in names.split()}
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "threads": "1",
+    "memory_limit": "1GB",
+}
+
+
+class DuckDBMissing(StillhouseError):
+    """The library that evaluates conditions is not installed."""
+
+
+class Condition:
+    """See the module's docstring; `columns` are those of the files that it needs.
+
+    Raises:
+        UsageError: it is no condition on these columns; the message says what is wrong with it.
+    """
+
+    def __init__(self, text: str, schema: pa.Schema) -> None:
+        self.text = text.strip()
+        self._statement = f"select (\n{self.text}\n) as keep from rows"
+        self._connection = _connect()
+        names = _names_in(self._connection, self.text, self._statement, [*schema.names, *_TEXT_OF])
+        self._texts = [name for name in names if name in _TEXT_OF]
+        wanted = dict.fromkeys(_TEXT_OF[name][0] if name in _TEXT_OF else name for name in names)
+        self.columns = list(wanted) or ["id"]
+        kind = self._evaluate(pa.schema([schema.field(name) for name in self.columns]).empty_table()).type
+        if not pa.types.is_boolean(kind):
+            raise UsageError(f"--where {self.text!r} gives {kind}, not true or false: compare it with something")
+
+    def holds(self, rows: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
+        """Whether it holds for each row; null where it cannot be told, because a column is null.
+
+        Raises:
+            UsageError: a value cannot be compared so.
+        """
+        return self._evaluate(pa.table({name: rows.column(name) for name in self.columns}))
+
+    def _evaluate(self, rows: pa.Table) -> pa.Array:
+        import duckdb
+
+        texts = "".join(f", {_TEXT_OF[name][1]} as {name}" for name in self._texts)
+        try:
+            self._connection.register("given", rows)
+            self._connection.execute(f"create or replace temp view rows as select *{texts} from given").fetchall()
+            table: Any = self._connection.sql(self._statement).to_arrow_table()
+        except duckdb.Error as error:
+            raise _refused(self.text, str(error)) from None
+        return pa.concat_arrays(table.column("keep").chunks) if len(rows) else table.column("keep").combine_chunks()
+
+
+def _connect() -> DuckDBPyConnection:
+    try:
+        import duckdb
+    except ImportError:
+        raise DuckDBMissing(
+            "`datasets filter` needs DuckDB, which is not installed. Get it with: pip install duckdb"
+        ) from None
+    connection = duckdb.connect(":memory:", config=_SETTINGS)
+    connection.execute("set lock_configuration = true").fetchall()
+    return connection
+
+
+def _names_in(connection: DuckDBPyConnection, text: str, statement: str, known: list[str]) -> list[str]:
+    """The columns that an expression names, once it is sure that it is nothing but an expression over columns."""
+    if not text:
+        raise UsageError('--where is empty: give a condition such as "completion_tokens < 200"')
+    tree = _tree(connection, statement)
+    if tree.get("error"):
+        raise _refused(text, str(tree.get("error_message", "it cannot be read")))
+    plain = _tree(connection, "select (\ntrue\n) as keep from rows")
+    selected = _pop_selected(tree)
+    if len(selected) != 1 or not _pop_selected(plain) or _unplaced(tree) != _unplaced(plain):
+        raise _refused(text, "it is more than one expression")
+    names: dict[str, None] = {}
+    for node in _nodes(selected):
+        kind = node["class"]
+        if kind == "FUNCTION" and node.get("function_name") in _FUNCTIONS:
+            continue
+        if kind == "FUNCTION":
+            name = str(node.get("function_name"))
+            close = difflib.get_close_matches(name, _FUNCTIONS, n=1, cutoff=0.75)
+            hint = f"did you mean {close[0]!r}?" if close else "docs/datasets.md lists those that are"
+            raise _refused(text, f"{name!r} is no function for conditions; {hint}")
+        if kind not in _CLASSES:
+            raise _refused(text, f"a condition has columns, constants and operators, and no {kind.lower()}")
+        if kind == "COLUMN_REF":
+            names[_known(text, node["column_names"], known)] = None
+    return list(names)
+
+
+def _known(text: str, path: list[str], known: list[str]) -> str:
+    """A column by what was written, whatever its case."""
+    name = path[1] if path[0] == "rows" and len(path) > 1 else path[0]
+    found = next((column for column in known if column.lower() == name.lower()), None)
+    if found is None:
+        raise _refused(text, f"there is no column {name!r}.{nearest(name, known)}")
+    return found
+
+
+def _tree(connection: DuckDBPyConnection, statement: str) -> dict[str, Any]:
+    """DuckDB's syntax tree of a statement, which is not run."""
+    found = connection.execute("select json_serialize_sql(?)", [statement]).fetchall()
+    tree: dict[str, Any] = json.loads(found[0][0])
+    return tree
+
+
+def _pop_selected(tree: dict[str, Any]) -> list[Any]:
+    statements = tree.get("statements") or [{}]
+    selected: list[Any] = statements[0].get("node", {}).pop("select_list", [])
+    return selected
+
+
+def _unplaced(tree: Any) -> Any:
+    """A tree without the places in the text, which differ by its length."""
+    if isinstance(tree, dict):
+        return {key: _unplaced(value) for key, value in tree.items() if not key.startswith("query_location")}
+    return [_unplaced(item) for item in tree] if isinstance(tree, list) else tree
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every part of an expression."""
+    if isinstance(tree, dict):
+        if "class" in tree:
+            yield tree
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _nodes(item)
+
+
+def _refused(text: str, why: str) -> UsageError:
+    what = why.partition("\n")[0].strip()
+    return UsageError(f"--where {text!r} cannot be used: {what}")

@@ -1,0 +1,211 @@
+"""Measure teacher, baselines and student on the held-out prompts, and make the report.
+
+    evaluate(recipe, student, dataset)     ->  data/reports/<recipe>/report.{md,html,json}
+
+Each model is run in a process of its own (measure.py), then all of them are held against the teacher in one more
+(distance.py). A report that stands already for this dataset, these students and these settings is not made again. Its
+figures stand in the students' own cards too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
+from stillhouse.errors import DatasetMissing, ReportBusy, StudentMissing
+from stillhouse.evaluation.measures.held_out import (
+    HeldOut,
+    label_summary,
+    measured_models,
+    overlap_of,
+    read_held_out,
+    shown_answers,
+    versions_of,
+)
+from stillhouse.evaluation.measures.subject import Subject
+from stillhouse.evaluation.measures.subjects import student_subjects, teacher_subjects
+from stillhouse.evaluation.report.importance_plot import layers_of
+from stillhouse.evaluation.report.notes import notes, of_the_vocabularies
+from stillhouse.evaluation.report.report import ReportFiles, write_report
+from stillhouse.evaluation.report.tables import comparison_table
+from stillhouse.evaluation.results import Curve, Report
+from stillhouse.evaluation.stored import figures_of, report_key, stored_report
+from stillhouse.models.files import find_model
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.evaluate import EvaluateSettings
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.storage.durable import sole_writer
+from stillhouse.student.finished.card import write_cards
+from stillhouse.student.finished.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
+from stillhouse.student.finished.quantize import require_torchao
+from stillhouse.student.start.record import read_start
+
+_STORED = TypeAdapter(Report)
+BEFORE = "teacher before fine-tuning"
+_WITHOUT_EFFECT = {"reports", "batch_size", "keep"}  # on the figures
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The report, where it lies, and whether it was measured now or stood there already."""
+
+    report: Report
+    files: ReportFiles
+    fresh: bool
+
+
+def evaluate(
+    recipe: Recipe, student: StudentSettings, dataset: Dataset, progress: Progress = silent
+) -> EvaluationResult:
+    """See the module's docstring.
+
+    Raises:
+        RecipeError: nothing was held out, no held-out prompt has the reference that a metric needs, a metric is wrong, or
+            the student's copy needs torchao, which is not installed.
+        StudentMissing: a student or baseline of this recipe has not been trained.
+        DatasetRefused: the dataset is damaged.
+        ReportBusy: another run is measuring for this report.
+    """
+    students = _students(recipe, student, dataset)
+    named = [[place.key, place.wants_int8] for place in students]
+    key = report_key(recipe, dataset, named, key_of_settings(recipe.evaluate))
+    folder = Path(recipe.evaluate.reports) / recipe.name
+    files = ReportFiles.in_folder(folder)
+    stored = stored_report(_STORED, files, key)
+    if stored is not None:
+        _tell_cards(stored, recipe, dataset, students)
+        return EvaluationResult(stored, files, fresh=False)
+    if student.quantize:
+        require_torchao()
+    subjects = _subjects(recipe, student, dataset, students)
+    held_out = read_held_out(recipe, dataset, subjects)
+    with sole_writer(folder, ReportBusy, keep_lock=False):
+        report = _measured(recipe, student, dataset, students, subjects, held_out, key, progress)
+        files = write_report(report, folder)
+        _tell_cards(report, recipe, dataset, students)
+    return EvaluationResult(report, files, fresh=True)
+
+
+def key_of_settings(settings: EvaluateSettings) -> dict[str, Any]:
+    """What of the settings shapes the figures; without metrics it is what it was before there were any."""
+    return settings.model_dump(exclude=_WITHOUT_EFFECT | (set() if settings.metrics else {"metrics"}))
+
+
+def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> None:
+    """Write the report's figures into the students' model cards."""
+    figures = figures_of(report, comparison_table(report))
+    for place in students:
+        if (card := place.trained()) is not None:
+            learnt_from = learning_dataset(recipe, place.variant, dataset)
+            write_cards(place.path, card, recipe, learnt_from.manifest if learnt_from else None, figures)
+
+
+def _measured(
+    recipe: Recipe,
+    student: StudentSettings,
+    dataset: Dataset,
+    students: list[StudentFolder],
+    subjects: Sequence[Subject],
+    held_out: HeldOut,
+    key: str,
+    progress: Progress,
+) -> Report:
+    learnt_from = [one for place in students if (one := learning_dataset(recipe, place.variant, dataset))]
+    models = measured_models(subjects, held_out, recipe, learnt_from, progress)
+    cards = [card for place in students if (card := place.finished())]
+    return Report(
+        recipe=recipe.name,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions_of(cards[-1]),
+        labels=label_summary(dataset),
+        overlap=overlap_of(dataset, recipe.evaluate.near_duplicate),
+        models=models.rows,
+        answers=shown_answers(held_out.asked, models),
+        curves=tuple(_curve(card) for card in cards if card.log),
+        recipe_yaml=recipe.as_yaml(),
+        notes=(
+            *notes(recipe, student, dataset, len(held_out.task.rows), held_out.asked, models.metrics),
+            *of_the_vocabularies(models.rows, recipe, dataset),
+        ),
+        key=key,
+        metrics=models.metrics,
+        differences=models.differences,
+        kept=models.kept,
+        starts=layers_of(read_start(students[-1].path)),
+    )
+
+
+def _subjects(
+    recipe: Recipe, student: StudentSettings, dataset: Dataset, students: Sequence[StudentFolder]
+) -> list[Subject]:
+    """The teacher, where it is a model that can be run here, and the students."""
+    subjects = teacher_subjects(recipe)
+    if subjects and _told_of_its_start(recipe):
+        start = find_model(recipe.teacher.model, recipe.teacher.revision)
+        trusted = subjects[0].trust_remote_code
+        subjects.append(Subject(BEFORE, start.name, start.folder, trust_remote_code=trusted))
+    for place in students:
+        subjects += student_subjects(f"{place.variant} student", place, student, dataset)
+    return subjects
+
+
+def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> list[StudentFolder]:
+    """The baselines that the recipe asks for, and the student last.
+
+    Raises:
+        StudentMissing: one of them has not been trained on this dataset with these settings.
+    """
+    baselines: list[Variant] = [name for name in recipe.evaluate.baselines if name != student.mode]
+    variants = [*baselines, student.mode]
+    places = [student_folder(recipe, student, one, learning_dataset(recipe, one, dataset), dataset) for one in variants]
+    for place in places:
+        if place.finished() is None:
+            found = read_card(place.path)
+            other = found is not None and place.variant != "gold" and found.dataset not in ("", dataset.manifest.label)
+            older = f" (of {found.dataset} there is: dataset.version can name that)" if found and other else ""
+            raise StudentMissing(
+                f"there is no finished {place.variant} student of this recipe and dataset {dataset.manifest.label} in "
+                f"{place.path}{older}: run `stillhouse distill` with the same recipe first"
+            )
+    return places
+
+
+def learning_dataset(recipe: Recipe, variant: Variant, dataset: Dataset) -> Dataset | None:
+    """The dataset of a student: the references of a gold one.
+
+    Raises:
+        StudentMissing: they are not there, so neither is the student.
+    """
+    if variant != "gold":
+        return None if variant == "untrained" else dataset
+    try:
+        return open_dataset(dataset_folder(recipe.dataset.gold))
+    except DatasetMissing as error:
+        raise StudentMissing(
+            f"there is no gold student of this recipe: {error}. `stillhouse distill` with the same recipe makes both"
+        ) from None
+
+
+def _told_of_its_start(recipe: Recipe) -> list[str]:
+    """The line of the report that a fine-tuned teacher's start has, where it has weights that know something."""
+    tuned = recipe.teacher.finetune
+    return [BEFORE] if tuned is not None and tuned.config is None else []
+
+
+def _curve(card: StudentCard) -> Curve:
+    losses = [(step.step, step.loss) for step in card.log if step.loss is not None]
+    evaluations = [(step.step, step.eval_loss) for step in card.log if step.eval_loss is not None]
+    return Curve(
+        role=f"{card.variant} student",
+        steps=tuple(step for step, _ in losses),
+        loss=tuple(loss for _, loss in losses),
+        evaluation_steps=tuple(step for step, _ in evaluations),
+        evaluation_loss=tuple(loss for _, loss in evaluations),
+    )

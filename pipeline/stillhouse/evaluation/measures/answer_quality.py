@@ -1,0 +1,92 @@
+"""What a model's answers look like: whether they repeat themselves, run into the token limit, are empty or copied.
+
+    answer_qualities(written, copied, teacher=0)    # a line for every model, with its difference from the teacher
+
+A student can stand near its teacher token by token and still stammer as soon as it reads its own words. These figures need
+no reference and no metric: only the answers.
+
+`stillhouse.text.repeats_itself` says when an answer repeats itself; the filter `repetition` rejects completions by the same
+measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillhouse.evaluation.measures.bootstrap import Floats, interval_of, resampled_totals
+from stillhouse.evaluation.results import AnswerQuality, FromTeacher, Interval
+from stillhouse.records import Completion
+from stillhouse.text import repeats_itself
+
+_REPEATS, _CUT, _EMPTY, _COPIED, _TOKENS, _CHARACTERS = range(6)  # columns of one model's statistics
+
+
+@dataclass(frozen=True)
+class Written:
+    """One model's answers to the prompts that were asked, in their order."""
+
+    texts: tuple[str, ...]
+    tokens: tuple[int | None, ...]  # of each answer, its end token included; None where nobody counted
+    cut: tuple[bool, ...]  # whether the token limit ended it
+
+
+def written_as_labels(rows: Sequence[Completion]) -> Written:
+    """The stored labels as the answers of a teacher that does not run here."""
+    return Written(
+        texts=tuple(row.text for row in rows),
+        tokens=tuple(row.completion_tokens for row in rows),
+        cut=tuple(row.finish_reason == "length" for row in rows),
+    )
+
+
+def answer_qualities(written: Sequence[Written], copied: Sequence[Sequence[bool]], teacher: int) -> list[AnswerQuality]:
+    """A line for every model, held against the one at place `teacher`: (models) of the same prompts.
+
+    `copied` says of each model's answers which are copies (copying.py).
+    """
+    columns = np.stack([_statistics(one, own) for one, own in zip(written, copied, strict=True)], axis=1)
+    prompts, models, kinds = columns.shape
+    flat = columns.reshape(prompts, models * kinds)
+    totals = np.concatenate([flat.sum(axis=0, keepdims=True), resampled_totals(flat)])  # of all prompts, then of each
+    means = totals.reshape(-1, models, kinds).transpose(1, 2, 0) / prompts  # (models, kinds, 1 + resamples)
+    return [
+        AnswerQuality(
+            repeats=_interval(own[_REPEATS]),
+            cut=_interval(own[_CUT]),
+            empty=_interval(own[_EMPTY]),
+            copied=_interval(own[_COPIED]),
+            tokens=None if None in one.tokens else _interval(own[_TOKENS]),
+            from_teacher=None if place == teacher else _from_teacher(own, means[teacher]),
+        )
+        for place, (one, own) in enumerate(zip(written, means, strict=True))
+    ]
+
+
+def _statistics(one: Written, copied: Sequence[bool]) -> Floats:
+    """(prompts, kinds)"""
+    rows = [
+        (repeats_itself(text), cut, not text.strip(), copy, tokens or 0, len(text.strip()))
+        for text, tokens, cut, copy in zip(one.texts, one.tokens, one.cut, copied, strict=True)
+    ]
+    return np.asarray(rows, dtype=np.float64)
+
+
+def _from_teacher(own: Floats, teacher: Floats) -> FromTeacher:
+    """Both: (kinds, 1 + resamples)"""
+    less = own - teacher
+    long_enough = teacher[_CHARACTERS].min() > 0
+    return FromTeacher(
+        repeats=_interval(less[_REPEATS]),
+        cut=_interval(less[_CUT]),
+        empty=_interval(less[_EMPTY]),
+        copied=_interval(less[_COPIED]),
+        length_ratio=_interval(own[_CHARACTERS] / teacher[_CHARACTERS]) if long_enough else None,
+    )
+
+
+def _interval(figures: Floats) -> Interval:
+    """Of the figure of all prompts, and of each resample behind it."""
+    return interval_of(figures[0], figures[1:])

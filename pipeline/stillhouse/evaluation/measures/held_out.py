@@ -1,0 +1,130 @@
+"""What every report is measured on, and what it says of the dataset: the same for a student and for a sweep.
+
+held_out = read_held_out(recipe, dataset)
+models = measured_models(subjects, held_out, recipe, learnt_from, progress)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from stillhouse.dataset.columns import completion_at, prompt_at
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import RecipeError
+from stillhouse.evaluation.measures.copying import training_answers
+from stillhouse.evaluation.measures.models import Models, described, measure_all, scored, with_labels
+from stillhouse.evaluation.measures.overlap import find_overlap
+from stillhouse.evaluation.measures.rendered import rendered_by_all
+from stillhouse.evaluation.measures.scoring import Asked, asked_rows, refuse_without_references
+from stillhouse.evaluation.measures.subject import Subject, Task
+from stillhouse.evaluation.metrics.base import NamedMetric, open_metrics
+from stillhouse.evaluation.results import Answers, LabelSummary, Overlap
+from stillhouse.progress import Progress
+from stillhouse.recipe.load import Recipe
+from stillhouse.records import Completion, Split
+from stillhouse.student.finished.card import software_versions
+from stillhouse.student.finished.folder import StudentCard
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows, and what is asked of every model."""
+
+    task: Task
+    metrics: tuple[NamedMetric, ...]
+    asked: Asked
+
+
+def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[Subject]) -> HeldOut:
+    """The rows that a recipe's models are measured on: those that every model's chat template renders.
+
+    Raises:
+        RecipeError: nothing was held out, no held-out prompt has the reference that a metric needs, a metric is wrong, or
+            a model's chat template refuses every prompt.
+        DatasetRefused: the dataset is damaged.
+    """
+    dataset.check()
+    rows = tuple(_rows(dataset, recipe.evaluate.limit))
+    if not rows:
+        raise RecipeError(
+            f"prompts.holdout is {recipe.prompts.holdout}, and dataset {dataset.manifest.label} has no validation rows: "
+            "set prompts.holdout to a share such as 0.2"
+        )
+    rows = rendered_by_all(rows, subjects)
+    metrics = open_metrics(recipe.evaluate.metrics)
+    asked = asked_rows(rows, recipe.evaluate)
+    refuse_without_references(recipe, metrics, asked)
+    task = Task(
+        rows=rows,
+        settings=recipe.evaluate,
+        max_tokens=recipe.label.sampling.max_tokens,
+        vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
+        soft=dataset.manifest.soft is not None,
+        asked=asked.rows,
+    )
+    return HeldOut(task, tuple(metrics), asked)
+
+
+def measured_models(
+    subjects: Sequence[Subject], held_out: HeldOut, recipe: Recipe, learnt_from: Iterable[Dataset], progress: Progress
+) -> Models:
+    """Every model's line: what it costs, how far it is from the teacher, what its answers look like, and its scores.
+
+    `learnt_from` are the datasets of the students, whose training answers an answer may be a copy of.
+
+    Raises:
+        RecipeError: a metric gives what cannot be summed or shown.
+    """
+    asked = held_out.asked
+    once = {one.manifest.plan_sha256: one for one in learnt_from}
+    measured = with_labels(measure_all(subjects, held_out.task, progress), asked, recipe)
+    return scored(described(measured, asked, training_answers(once.values())), held_out.metrics, asked)
+
+
+def shown_answers(asked: Asked, models: Models) -> tuple[Answers, ...]:
+    """The first prompts, with what every model wrote."""
+    return tuple(
+        Answers(row.prompt.text, row.prompt.reference, tuple(written.texts[place] for written in models.answers))
+        for place, row in enumerate(asked.rows[: asked.shown])
+    )
+
+
+def overlap_of(dataset: Dataset, threshold: float) -> Overlap:
+    """How far the held-out prompts stand apart from the training prompts."""
+    return find_overlap(_prompt_texts(dataset, "validation"), _prompt_texts(dataset, "train"), threshold)
+
+
+def label_summary(dataset: Dataset) -> LabelSummary:
+    """What labelling left behind."""
+    manifest = dataset.manifest
+    return LabelSummary(
+        dataset=manifest.label,
+        train_rows=manifest.rows.get("train", 0),
+        validation_rows=manifest.rows.get("validation", 0),
+        rejected=manifest.rejected,
+        prompt_tokens=manifest.totals.prompt_tokens,
+        completion_tokens=manifest.totals.completion_tokens,
+        cost_usd=manifest.totals.cost_usd,
+        soft=str(manifest.soft) if manifest.soft else None,
+    )
+
+
+def versions_of(card: StudentCard) -> dict[str, str]:
+    """What the figures depend on: the software, and the machine."""
+    installed = software_versions() | ({"torchao": card.int8.torchao} if card.int8 else {})
+    return installed | {"machine": f"{platform.machine()}, {os.cpu_count()} processors"}
+
+
+def _rows(dataset: Dataset, limit: int) -> Iterator[Completion]:
+    rows = ((batch, index) for batch in dataset.batches("validation") for index in range(batch.num_rows))
+    for _, (batch, index) in zip(range(limit), rows, strict=False):
+        yield completion_at(batch, index)
+
+
+def _prompt_texts(dataset: Dataset, split: Split) -> list[str]:
+    """What the user asks in each prompt of a split, once a prompt however many samples it has."""
+    texts = (prompt_at(batch, index).text for batch in dataset.batches(split) for index in range(batch.num_rows))
+    return list(dict.fromkeys(texts))

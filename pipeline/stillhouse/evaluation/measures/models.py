@@ -1,0 +1,125 @@
+"""Every model's line of the report: each is run in a process of its own, then all are held against the teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from stillhouse.evaluation.measures.answer_quality import Written, answer_qualities, written_as_labels
+from stillhouse.evaluation.measures.copying import find_copies
+from stillhouse.evaluation.measures.processes import fresh_processes
+from stillhouse.evaluation.measures.scoring import Asked, reference_score, score
+from stillhouse.evaluation.measures.subject import Subject, Task
+from stillhouse.evaluation.metrics.base import NamedMetric
+from stillhouse.evaluation.results import Difference, Interval, MetricColumn, ModelRow
+from stillhouse.models.files import runs_here
+from stillhouse.progress import Progress
+from stillhouse.recipe.evaluate import EvaluateSettings
+from stillhouse.recipe.load import Recipe
+from stillhouse.records import Completion
+
+
+@dataclass(frozen=True)
+class Models:
+    """The lines, and what the models wrote."""
+
+    rows: tuple[ModelRow, ...]
+    answers: tuple[Written, ...]  # a model's to the rows that were asked
+    metrics: tuple[MetricColumn, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    kept: dict[str, Interval] = dataclasses.field(default_factory=dict)
+    shares: tuple[dict[str, Interval], ...] = ()  # what each model keeps of the teacher's scores, by metric
+
+
+def measure_all(subjects: Sequence[Subject], task: Task, progress: Progress) -> Models:
+    """What each model costs to run, what it answers, and how far it stands from the teacher."""
+    from stillhouse.evaluation.measures.distance import distances
+    from stillhouse.evaluation.measures.measure import measure
+
+    with fresh_processes() as pool:
+        measured = []
+        for done, subject in enumerate(subjects):
+            progress(f"Measuring the {subject.role}", done, len(subjects) + 1)
+            measured.append(pool.submit(measure, subject, task).result())
+        progress("Comparing with the teacher", len(subjects), len(subjects) + 1)
+        compared = pool.submit(distances, subjects, task).result()
+        progress("Comparing with the teacher", len(subjects) + 1, len(subjects) + 1)
+    rows = tuple(
+        ModelRow(
+            role=subject.role,
+            model=subject.name,
+            parameters=one.parameters,
+            megabytes=one.megabytes,
+            peak_memory_megabytes=one.peak_memory_megabytes,
+            tokens_per_second=one.tokens_per_second,
+            latency_p50_ms=one.latency_p50_ms,
+            latency_p95_ms=one.latency_p95_ms,
+            kl_per_token=distance.kl,
+            agreement=distance.agreement,
+            perplexity=distance.perplexity,
+            reference_score=_reference_score(task.asked, one.written, task.settings),
+            is_int8=subject.is_int8,
+            lost_mass=distance.lost_mass,
+        )
+        for subject, one, distance in zip(subjects, measured, compared, strict=True)
+    )
+    return Models(rows, tuple(one.written for one in measured))
+
+
+def _reference_score(asked: Sequence[Completion], written: Written, settings: EvaluateSettings) -> Interval | None:
+    """Token F1 of the answers that the report shows; None where the recipe has metrics."""
+    shown = settings.answers
+    return None if settings.metrics else reference_score(asked[:shown], written.texts[:shown])
+
+
+def with_labels(models: Models, asked: Asked, recipe: Recipe) -> Models:
+    """The same, where a teacher that does not run here gets a line for its labels."""
+    if runs_here(recipe.teacher) or recipe.label.mode != "generate":  # in other modes the labels are the references
+        return models
+    labels = written_as_labels(asked.rows)
+    score = _reference_score(asked.rows, labels, recipe.evaluate)
+    row = ModelRow("teacher", recipe.teacher.model, reference_score=score)
+    return Models((row, *models.rows), (labels, *models.answers))
+
+
+def described(models: Models, asked: Asked, training: Iterable[tuple[str, str]]) -> Models:
+    """The same with what the answers look like; `training` is (prompt id, text) of every training answer.
+
+    Models are held against the teacher's answers, or against the labels where no line is the teacher's.
+    """
+    roles = [row.role for row in models.rows]
+    written = [*models.answers, *([] if "teacher" in roles else [written_as_labels(asked.rows)])]
+    copied = find_copies([one.texts for one in written], [row.prompt.id for row in asked.rows], training)
+    teacher = roles.index("teacher") if "teacher" in roles else len(roles)
+    qualities = answer_qualities(written, copied, teacher)[: len(roles)]
+    rows = tuple(dataclasses.replace(row, answer_quality=one) for row, one in zip(models.rows, qualities, strict=True))
+    return dataclasses.replace(models, rows=rows)
+
+
+def scored(models: Models, metrics: Sequence[NamedMetric], asked: Asked) -> Models:
+    """The same with metrics of the task.
+
+    Raises:
+        RecipeError: a metric gives what cannot be summed or shown.
+    """
+    if not metrics:
+        return models
+    roles = [row.role for row in models.rows]
+    student = max(place for place, row in enumerate(models.rows) if not row.is_int8)
+    scores = score(
+        metrics,
+        [[written.texts[place] for place in asked.scored] for written in models.answers],
+        [asked.rows[place].prompt.reference or "" for place in asked.scored],
+        student=student,
+        teacher=roles.index("teacher") if "teacher" in roles else None,
+    )
+    others = [place for place in range(len(roles)) if place != student]
+    return Models(
+        rows=tuple(dataclasses.replace(row, scores=own) for row, own in zip(models.rows, scores.models, strict=True)),
+        answers=models.answers,
+        metrics=scores.columns,
+        differences=tuple(Difference(roles[place], scores.differences[place]) for place in others),
+        kept=scores.kept,
+        shares=scores.shares,
+    )

@@ -1,0 +1,63 @@
+"""Which held-out rows every model can be asked: those whose prompt each model's chat template renders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from stillhouse.errors import RecipeError, TemplateRefused
+from stillhouse.evaluation.measures.subject import Subject
+from stillhouse.models.files import ModelFiles
+from stillhouse.records import Completion
+
+log = logging.getLogger(__name__)
+
+
+def rendered_by_all(rows: Sequence[Completion], subjects: Sequence[Subject]) -> tuple[Completion, ...]:
+    """The rows that are measured: figures can be compared only where every model had the same prompts.
+
+    Raises:
+        RecipeError: a model's chat template refuses the prompts of all rows that are left.
+    """
+    left = tuple(rows)
+    for subject in _with_their_own_template(subjects):
+        left = _rendered_by(subject, left)
+    return left
+
+
+def _with_their_own_template(subjects: Sequence[Subject]) -> list[Subject]:
+    """One model of each chat template."""
+    first: dict[str, Subject] = {}
+    for subject in subjects:
+        template = ModelFiles(subject.name, subject.folder).chat_template_sha256
+        if template is not None:
+            first.setdefault(template, subject)
+    return list(first.values())
+
+
+def _rendered_by(subject: Subject, rows: Sequence[Completion]) -> tuple[Completion, ...]:
+    from stillhouse.models.load import encode_prompt, load_tokenizer
+
+    tokenizer = load_tokenizer(subject.folder, trust_remote_code=subject.trust_remote_code)
+    kept, reason = [], ""
+    for row in rows:
+        try:
+            encode_prompt(tokenizer, row.prompt.messages)
+        except TemplateRefused as error:
+            reason = reason or str(error)
+        else:
+            kept.append(row)
+    if not kept:
+        raise RecipeError(
+            f"the chat template of the {subject.role} ({subject.folder}) refuses the prompts of all {len(rows)} held-out "
+            f"rows ({reason}): mend the template, or label prompts that it renders"
+        )
+    if len(kept) < len(rows):
+        log.warning(
+            "%d of %d held-out rows are left out of the report: the chat template of the %s refuses their prompts (%s)",
+            len(rows) - len(kept),
+            len(rows),
+            subject.role,
+            reason,
+        )
+    return tuple(kept)

@@ -1,0 +1,41 @@
+"""The models of a recipe as subjects of a measurement: its teacher, and its students with their quantised copies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.evaluation.measures.subject import Subject
+from stillhouse.models.files import ModelFiles, runs_here, teacher_files
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.student.finished.folder import StudentFolder
+from stillhouse.student.renumbering import renumbering_of, shares_tokenizer
+from stillhouse.teachers.live import teacher_options
+
+
+def teacher_subjects(recipe: Recipe) -> list[Subject]:
+    """The teacher; none where it is no model that can be run here."""
+    if not runs_here(recipe.teacher):
+        return []
+    files = teacher_files(recipe)
+    trusted = teacher_options(recipe).trust_remote_code
+    return [Subject("teacher", files.name, files.folder, is_teacher=True, trust_remote_code=trusted)]
+
+
+def student_subjects(role: str, place: StudentFolder, student: StudentSettings, dataset: Dataset) -> list[Subject]:
+    """A finished student, and its quantised copy where one was asked for; `role` is what the report calls it."""
+    files = ModelFiles(str(place.path), place.path)
+    tokenizer = dataset.manifest.teacher.tokenizer_sha256
+    one = Subject(
+        role,
+        files.name,
+        files.folder,
+        shares_tokenizer=shares_tokenizer(files, tokenizer),
+        trust_remote_code=student.trust_remote_code,
+        renumbering=renumbering_of(files, tokenizer),
+    )
+    if not place.wants_int8:
+        return [one]
+    copy = dataclasses.replace(one, role=f"{role}, int8", name=str(place.int8), folder=place.int8, is_int8=True)
+    return [one, copy]

@@ -1,0 +1,54 @@
+"""The share of answers that are their references, letter by letter.
+
+- exact-match
+- {kind: exact-match, ignore_case: true, ignore_punctuation: true}
+
+White space is collapsed first: at both ends, and to one space within.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.evaluation.metrics.base import Floats, quotient
+from stillhouse.settings import Settings, parse_options
+
+
+class ExactMatchOptions(Settings):
+    """Options of this metric."""
+
+    ignore_case: bool = False
+    ignore_punctuation: bool = False  # of any script: Unicode's categories P*
+
+
+@dataclass(frozen=True)
+class ExactMatch:
+    """See the module's docstring; 0..1."""
+
+    options: ExactMatchOptions
+    name: str = "exact match"
+    lower_is_better: bool = False
+    percent: bool = True
+    digits: int = 1
+
+    def statistics(self, answer: str, reference: str) -> tuple[float, float]:
+        """Whether they are equal, and 1."""
+        return float(self._folded(answer) == self._folded(reference)), 1.0
+
+    def score(self, totals: Floats) -> Floats:
+        """The mean."""
+        return quotient(totals)
+
+    def _folded(self, text: str) -> str:
+        if self.options.ignore_case:
+            text = text.casefold()
+        if self.options.ignore_punctuation:
+            text = "".join(letter for letter in text if not unicodedata.category(letter).startswith("P"))
+        return " ".join(text.split())
+
+
+def open_metric(options: dict[str, Any]) -> ExactMatch:
+    """See the module's docstring."""
+    return ExactMatch(parse_options("evaluate.metrics.exact-match", options, ExactMatchOptions))

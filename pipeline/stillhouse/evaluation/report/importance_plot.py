@@ -1,0 +1,158 @@
+"""What each layer of the teacher is worth: a bar a layer as SVG, the same as a line of Markdown, and how it was measured.
+
+    starts = layers_of(read_start(folder))     # of the student in this folder
+    bars(starts[0]), line(starts[0]), about(starts[0])
+
+The first layers of a model are often worth a hundred times as much as others, so the scale is a square root.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.evaluation.report.svg import short, svg, text_at
+from stillhouse.evaluation.results import LayerImportance
+from stillhouse.student.start.descriptions import rows_in_words
+from stillhouse.student.start.record import Start
+
+TITLE = "What each layer is worth"
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 306, 60, 626, 52, 250
+_BETWEEN = 26  # pixels between two values of the scale
+_NUMBER = 34  # pixels for a layer's number, on a phone
+_THINNEST = 1.5  # pixels of a bar's height: a layer that is worth nothing is still there
+_LOST, _INFLUENCE = "nats a token when left out", "block influence"
+_NAMES = {"greedy": "greedy removal", "leave-one-out": "leave-one-out", "block-influence": _INFLUENCE}
+_MEASURED = {
+    "greedy": "Greedy removal chose them: it leaves out the layer that costs least, measures the others again without it, "
+    "and goes on. {alone} A layer that another one can stand in for may therefore have gone with a higher bar.",
+    "leave-one-out": "They are the ones whose removal costs most. {alone}",
+    "block-influence": "They are the ones that change their input most. A bar is the block influence of a layer, 1 less "
+    "the cosine of its input and its output{measured}.",
+}
+_ALONE = "A bar is the KL to the whole teacher with that layer alone left out, in nats a token{measured}."
+
+
+def layers_of(start: Start | None) -> tuple[LayerImportance, ...]:
+    """What was measured of the layers of each stack; nothing where they were listed or evenly spaced."""
+    if start is None:
+        return ()
+    return tuple(
+        LayerImportance(
+            stack=one.stack,
+            method=one.method,
+            unit=_INFLUENCE if one.method == "block-influence" else _LOST,
+            kept=one.kept,
+            scores=one.scores,
+            rows=start.rows,
+            dataset=start.dataset,
+        )
+        for one in start.stacks
+        if one.method is not None and one.scores
+    )
+
+
+def whose(one: LayerImportance, count: str = "") -> str:
+    """Whose layers these are, the teacher's or those of its encoder or decoder; `count` stands before them."""
+    return " ".join(filter(None, ["the teacher's", count, one.stack if one.stack != "model" else "", "layers"]))
+
+
+def about(one: LayerImportance) -> str:
+    """Which layers were kept, how they were chosen, and on what."""
+    rows = rows_in_words(one.rows, one.dataset)
+    measured = f", measured{rows}" if rows else ""
+    chosen = _MEASURED[one.method].format(alone=_ALONE.format(measured=measured), measured=measured)
+    return f"Kept: {len(one.kept)} of {whose(one, str(len(one.scores)))} ({_listed(one.kept)}). {chosen}"
+
+
+def line(one: LayerImportance) -> str:
+    """The layers that were kept, and every layer's figure, in one line."""
+    scores = ", ".join(f"{layer}: {short(score)}" for layer, score in enumerate(one.scores))
+    which = "Layers" if one.stack == "model" else f"{one.stack.capitalize()} layers"
+    rows = rows_in_words(one.rows, one.dataset)
+    how = f"{_NAMES[one.method]}{rows}" + (f", {one.unit}" if one.unit != _INFLUENCE else "")
+    return f"{which} kept: {_listed(one.kept)} of {len(one.scores)} ({how}: {scores})."
+
+
+def bars(one: LayerImportance) -> str:
+    """A bar a layer from 0: filled where the layer was kept, an empty frame where it was left out."""
+    scale = _Scale(max(one.scores) if max(one.scores) > 0 else 1.0)
+    slot = (_RIGHT - _LEFT) / len(one.scores)
+    parts = _legend(one.unit)
+    for value in scale.ticks:
+        y = scale.place(value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}"/>')
+        parts.append(text_at(_LEFT - 8, y + 5, short(value), "end"))
+    for layer, score in enumerate(one.scores):
+        y = min(scale.place(score), _BOTTOM - _THINNEST)
+        said = f"layer {layer}: {short(score)} {one.unit}, {_fate(layer, one)}"
+        parts.append(_bar(_LEFT + slot * (layer + 0.14), y, slot * 0.72, _BOTTOM - y, said, kept=layer in one.kept))
+    parts.append(_highest(one.scores, slot, scale))
+    step = next((step for step in (1, 2, 5, 10, 20, 50) if step * slot >= _NUMBER), 100)
+    for layer in range(0, len(one.scores), step):
+        parts.append(text_at(_LEFT + slot * (layer + 0.5), _BOTTOM + 20, str(layer), "middle"))
+    named = "layer" if one.stack == "model" else f"{one.stack} layer"
+    parts.append(text_at((_LEFT + _RIGHT) / 2, _HEIGHT - 8, named, "middle"))
+    worth = "; ".join(f"{layer}: {short(score)}, {_fate(layer, one)}" for layer, score in enumerate(one.scores))
+    return svg(_WIDTH, _HEIGHT, f"{TITLE}, {one.unit}, of {whose(one)}: {worth}", parts)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From 0 at the bottom of the plot to `top` below the legend, by the square root."""
+
+    top: float
+
+    def place(self, value: float) -> float:
+        """The pixel of a value; one below 0, which is rounding, stands at 0."""
+        return _BOTTOM - (_BOTTOM - _TOP) * math.sqrt(max(value, 0.0) / self.top)
+
+    @property
+    def ticks(self) -> list[float]:
+        """0 and the round values up to the top that have room for their number."""
+        power = math.floor(math.log10(self.top))
+        found = [0.0]
+        for value in (part * 10.0**ten for ten in range(power - 3, power + 1) for part in (1, 2, 5)):
+            if value <= self.top and self.place(found[-1]) - self.place(value) >= _BETWEEN:
+                found.append(value)
+        return found
+
+
+def _bar(x: float, y: float, width: float, height: float, said: str = "", *, kept: bool) -> str:
+    kind = "kept" if kept else "gone"
+    title = f"<title>{said}</title>" if said else ""
+    return (
+        f'<rect class="layer {kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">{title}</rect>'
+    )
+
+
+def _legend(unit: str) -> list[str]:
+    """The unit on the left; what a filled and an empty bar are on the right."""
+    return [
+        text_at(4, 20, unit, "start"),
+        _bar(428, 7, 14, 14, kept=True),
+        text_at(448, 20, "kept", "start"),
+        _bar(516, 7, 14, 14, kept=False),
+        text_at(536, 20, "left out", "start"),
+    ]
+
+
+def _highest(scores: Sequence[float], slot: float, scale: _Scale) -> str:
+    """The figure of the highest bar, above it; inside the plot at both edges."""
+    layer = max(range(len(scores)), key=lambda place: scores[place])
+    middle = _LEFT + slot * (layer + 0.5)
+    x, anchor = middle, "middle"
+    if middle < _LEFT + 40:
+        x, anchor = _LEFT + slot * (layer + 0.14), "start"
+    elif middle > _RIGHT - 40:
+        x, anchor = _LEFT + slot * (layer + 0.86), "end"
+    return text_at(x, scale.place(scores[layer]) - 6, short(scores[layer]), anchor, "value")
+
+
+def _fate(layer: int, one: LayerImportance) -> str:
+    return "kept" if layer in one.kept else "left out"
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -1,0 +1,270 @@
+"""Draw a report: Markdown for a pull request, JSON for programs, and one HTML file that needs no network.
+
+    files = write_report(report, Path("data/reports/quickstart"))
+
+The page's layout is report.html.j2, its plots are SVG from plots.py. Every text that a model or a user wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from stillhouse.errors import UsageError
+from stillhouse.evaluation.report import importance_plot, plots
+from stillhouse.evaluation.report.svg import SHAPES, role_class
+from stillhouse.evaluation.report.tables import (
+    DASH,
+    Compared,
+    answer_quality_table,
+    comparison_table,
+    differences_table,
+)
+from stillhouse.evaluation.report.verdict import findings
+from stillhouse.evaluation.report.warnings import warnings
+from stillhouse.evaluation.results import Answers, LabelSummary, Overlap, Report
+from stillhouse.inputs.plain_json import to_json
+from stillhouse.storage.durable import write_atomically
+
+_HEAD_BYTES = 4096
+_TITLE = re.compile("– Stillhouse report</title>".encode())  # of the page
+_KEYS = re.compile(rb'^{\s*"recipe"')  # of the JSON
+LOOKS = "Answers: what they look like"
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+class Shown(Compared, Protocol):
+    """What every report shows besides its table."""
+
+    @property
+    def answers(self) -> tuple[Answers, ...]:
+        """To the first held-out prompts, in the order of the models."""
+
+    @property
+    def overlap(self) -> Overlap:
+        """How far the held-out prompts stand apart from the training prompts."""
+
+    @property
+    def labels(self) -> LabelSummary:
+        """What labelling left behind."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know to believe the figures."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Software, and the machine."""
+
+    @property
+    def created_at(self) -> str:
+        """ISO 8601, UTC."""
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report lies."""
+
+    markdown: Path
+    html: Path
+    json: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path, name: str = "report") -> ReportFiles:
+        """The three files of a report's folder; `sweep` is the other name."""
+        return cls(*(folder / f"{name}.{kind}" for kind in ("md", "html", "json")))
+
+    def refuse_others(self) -> None:
+        """Refuse files of these names that no report wrote.
+
+        Raises:
+            UsageError: there is one.
+        """
+        page = _begins_with(self.html, _TITLE)
+        ours = page or _begins_with(self.json, _KEYS)  # one of them may have been removed, or cut off by a crash
+        for file, well in ((self.html, page), (self.markdown, ours), (self.json, ours)):
+            if file.exists() and not well:
+                raise UsageError(
+                    f"evaluate.reports is {str(file.parent.parent)!r}, and {file} is there and is no report of Stillhouse: "
+                    "move it elsewhere, or name another folder"
+                )
+
+
+def _begins_with(file: Path, mark: re.Pattern[bytes]) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return mark.search(stream.read(_HEAD_BYTES)) is not None
+
+
+def write_report(report: Report, folder: Path) -> ReportFiles:
+    """Write the three files, each whole or not at all; the JSON, by which a report is recognised, last."""
+    written = ReportFiles.in_folder(folder)
+    write_files(written, markdown(report), html(report), as_json(report))
+    return written
+
+
+def write_files(files: ReportFiles, markdown: str, html: str, content: dict[str, Any]) -> None:
+    """Write the three forms of a report; the JSON last."""
+    write_atomically(files.html, html.encode())
+    write_atomically(files.markdown, markdown.encode())
+    write_atomically(files.json, to_json(content, indent=2).encode())
+
+
+def as_json(report: DataclassInstance) -> dict[str, Any]:
+    """The report as plain JSON values."""
+    return dataclasses.asdict(report)
+
+
+# -------------------------------------------------------------------------------------------------------------- markdown
+
+
+def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
+    """The report as GitHub Markdown, what is wrong with the student first.
+
+    With `narrow`, models are columns, and four of them fit a page's middle part. `page` is a line that says where the HTML
+    lies, below the verdict.
+    """
+    lines = opening_lines(report.recipe, warnings(report), findings(report), page)
+    lines += [*models_table(comparison_table(report), narrow=narrow), ""]
+    if report.differences:
+        headers, *rows = differences_table(report)
+        lines += ["## Differences from the student", "", *markdown_table(headers, rows), ""]
+    if report.starts:
+        lines += [f"## {importance_plot.TITLE}", ""]
+        lines += [part for one in report.starts for part in (importance_plot.line(one), "")]
+    return "\n".join([*lines, *closing_lines(report, narrow=narrow)])
+
+
+def opening_lines(title: str, warnings: Sequence[str], findings: str, page: str) -> list[str]:
+    """What every report begins with: its title, the warnings in bold, the findings, and the line `page` if there is one."""
+    verdict = " ".join([*(f"**{warning}**" for warning in warnings), findings])
+    return [f"# {title}", "", verdict, "", *([page, ""] if page else [])]
+
+
+def closing_lines(report: Shown, *, narrow: bool = False) -> list[str]:
+    """What every report ends with: the held-out prompts and their answers, the labels, the notes, the versions."""
+    lines = ["## Held-out prompts", "", overlap_text(report), ""]
+    if looks := answer_quality_table(report):
+        lines += [f"## {LOOKS}", "", *models_table(looks, narrow=narrow), ""]
+    lines += ["## Answers side by side", ""]
+    for one in report.answers:
+        said = [("prompt", one.prompt)] + ([("reference", one.reference)] if one.reference else [])
+        said += [(row.role, answer) for row, answer in zip(report.models, one.answers, strict=True)]
+        lines += [*markdown_table(["", ""], [[who, text] for who, text in said]), ""]
+    lines += ["## Labels", "", *markdown_table(["", ""], [list(pair) for pair in label_facts(report)]), ""]
+    lines += ["## Notes", "", *(f"- {note}" for note in report.notes)]
+    return [
+        *lines,
+        "",
+        ", ".join(f"{name} {version}" for name, version in report.versions.items()) + f"; {report.created_at}",
+        "",
+    ]
+
+
+def models_table(table: list[list[str]], *, narrow: bool) -> list[str]:
+    """The lines of a table of headers and a row a model; with `narrow` the other way round."""
+    headers, *rows = [list(cells) for cells in zip(*table, strict=True)] if narrow else table
+    return markdown_table(headers, rows)
+
+
+def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table; cells are escaped."""
+
+    def line(cells: list[str]) -> str:
+        return (
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;") for cell in cells) + " |"
+        )
+
+    return [line(headers), "|" + " --- |" * len(headers), *(line(row) for row in rows)]
+
+
+def overlap_text(report: Shown) -> str:
+    """What the check of the held-out prompts found."""
+    overlap = report.overlap
+    found = (
+        "none of them is a training prompt too, and none is a near duplicate of one"
+        if not overlap.exact and not overlap.near
+        else f"{len(overlap.exact)} of them are training prompts too, and {len(overlap.near)} pairs are near duplicates"
+    )
+    return (
+        f"{overlap.held_out} prompts were held out from {overlap.training} training prompts: {found} (word sets with a "
+        f"Jaccard similarity of {overlap.threshold} or more, the template's words aside)."
+    )
+
+
+def label_facts(report: Shown) -> list[tuple[str, str]]:
+    """What labelling left behind, as name and value."""
+    labels = report.labels
+    rejected = ", ".join(f"{count} {reason}" for reason, count in labels.rejected.items()) or "none"
+    return [
+        ("dataset", labels.dataset),
+        ("rows", f"{labels.train_rows} to learn from, {labels.validation_rows} held out"),
+        ("rejected", rejected),
+        ("tokens", f"{labels.prompt_tokens:,} in prompts, {labels.completion_tokens:,} in completions"),
+        ("soft labels", labels.soft or "none, text only"),
+        ("cost", DASH if labels.cost_usd is None else f"${labels.cost_usd:,.4f}"),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------------ html
+
+
+def html(report: Report) -> str:
+    """The report as one page that needs nothing else."""
+    headers, *rows = comparison_table(report)
+    difference_headers, *differences = differences_table(report)
+    score_plots = [(one.name, plots.size_and_score(report.models, one)) for one in report.metrics[:2]]
+    return page(
+        "report.html.j2",
+        report,
+        warnings=warnings(report),
+        findings=findings(report),
+        headers=headers,
+        rows=rows,
+        difference_headers=difference_headers,
+        differences=[(_place(report, row[0]), row) for row in differences],
+        score_plots=[(name, Markup(plot)) for name, plot in score_plots if plot],
+        kl_plot=Markup(plots.intervals(report.models)),
+        size_plot=Markup(plots.size_and_distance(report.models)),
+        layers_title=importance_plot.TITLE,
+        layers=[
+            (importance_plot.whose(one), importance_plot.about(one), Markup(importance_plot.bars(one)))
+            for one in report.starts
+        ],
+        curves=[(curve.role, Markup(plots.curve(curve, _place(report, curve.role)))) for curve in report.curves],
+    )
+
+
+def page(template: str, report: Shown, **parts: Any) -> str:
+    """A page by a template of this folder, with what every report's page shows; `parts` are its own."""
+    loader = PackageLoader("stillhouse.evaluation.report", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    largest = max(row.parameters or 0 for row in report.models)
+    return environment.get_template(template).render(
+        report=report,
+        shares=[(row.parameters or largest) / largest for row in report.models],
+        looks_title=LOOKS,
+        looks=answer_quality_table(report),
+        overlap=overlap_text(report),
+        facts=label_facts(report),
+        role_class=role_class,
+        colours=len(SHAPES),
+        **parts,
+    )
+
+
+def _place(report: Report, role: str) -> int:
+    """A model's row in the table, which gives it its colour and mark."""
+    return next((place for place, row in enumerate(report.models) if row.role == role), 0)

@@ -1,0 +1,105 @@
+"""A report's tables as text: the same in the terminal, in Markdown, in the page, in model cards and in Prefect."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from stillhouse.evaluation.results import AnswerQuality, Difference, Interval, MetricColumn, ModelRow, Report
+from stillhouse.student.finished.card import count_in_words, megabytes_in_words
+
+DASH = "–"
+
+
+class Compared(Protocol):
+    """A report with a line for each model."""
+
+    @property
+    def models(self) -> tuple[ModelRow, ...]:
+        """The lines."""
+
+    @property
+    def metrics(self) -> tuple[MetricColumn, ...]:
+        """Of the task, the most important first."""
+
+
+def comparison_table(report: Compared) -> list[list[str]]:
+    """Headers, then one row a model: metrics of the task beside its size, then what it costs, then its distance."""
+    headers = ["model", "parameters", "MB", *(one.name for one in report.metrics)]
+    headers += ["peak MB", "tokens/s", "p50 ms", "p95 ms", "KL/token", "agreement", "perplexity"]
+    scored = any(row.reference_score for row in report.models)
+    rows = [_cells(row, report.metrics) + ([shown(row.reference_score, 2)] if scored else []) for row in report.models]
+    return [headers + (["reference F1"] if scored else []), *rows]
+
+
+def differences_table(report: Report) -> list[list[str]]:
+    """Headers, then how far the student's scores stand from each other model's, and whether chance could do it."""
+    headers = ["the student less", *(one.name for one in report.metrics)]
+    return [headers, *([row.role, *(_difference(row, one) for one in report.metrics)] for row in report.differences)]
+
+
+def answer_quality_table(report: Compared) -> list[list[str]]:
+    """Headers, then what each model's answers look like; empty where nothing of it was measured."""
+    if not any(row.answer_quality for row in report.models):
+        return []
+    headers = ["model", "repeat themselves", "reach the token limit", "empty", "copied", "mean tokens"]
+    return [headers, *([row.role, *_looks(row.answer_quality)] for row in report.models)]
+
+
+def judged(difference: Interval, *, lower_is_better: bool) -> str:
+    """What a difference from the student says of the student."""
+    if difference.low <= 0 <= difference.high:
+        return "not told apart"
+    return "better" if (difference.low > 0) != lower_is_better else "worse"
+
+
+def _cells(row: ModelRow, metrics: tuple[MetricColumn, ...]) -> list[str]:
+    return [
+        row.role,
+        DASH if row.parameters is None else count_in_words(row.parameters).replace(" million", " M"),
+        DASH if row.megabytes is None else megabytes_in_words(row.megabytes),
+        *(shown(row.scores.get(one.name), one.digits, percent=one.percent) for one in metrics),
+        _whole(row.peak_memory_megabytes),
+        shown(row.tokens_per_second, 1),
+        _whole(row.latency_p50_ms),
+        _whole(row.latency_p95_ms),
+        shown(row.kl_per_token, 2),
+        shown(row.agreement, 1, percent=True),
+        shown(row.perplexity, 1),
+    ]
+
+
+def _looks(quality: AnswerQuality | None) -> list[str]:
+    if quality is None:
+        return [DASH] * 5
+    shares = (quality.repeats, quality.cut, quality.empty, quality.copied)
+    return [*(shown(share, 1, percent=True) for share in shares), shown(quality.tokens, 1)]
+
+
+def _whole(value: float | None) -> str:
+    return DASH if value is None else f"{value:,.0f}"
+
+
+def shown(interval: Interval | None, digits: int, *, percent: bool = False) -> str:
+    """`2.57 [2.35, 2.77]`; a dash where nothing was measured, no brackets where there is nothing to doubt."""
+    if interval is None:
+        return DASH
+    scale, unit = (100, " %") if percent else (1, "")
+    mean, low, high = (_number(value * scale, digits) for value in (interval.mean, interval.low, interval.high))
+    return f"{mean}{unit}" if interval.low == interval.high else f"{mean}{unit} [{low}, {high}]"
+
+
+def _difference(row: Difference, metric: MetricColumn) -> str:
+    """`+1.2 [+0.4, +2.0] better`; of percentages in points."""
+    interval = row.scores[metric.name]
+    scale = 100 if metric.percent else 1
+    mean, low, high = (
+        f"{value * scale:+,.{metric.digits}f}".replace("-", "−")
+        for value in (interval.mean, interval.low, interval.high)
+    )
+    return f"{mean} [{low}, {high}] {judged(interval, lower_is_better=metric.lower_is_better)}"
+
+
+def _number(value: float, digits: int) -> str:
+    if abs(value) >= 1e5:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.{digits if abs(value) < 1000 else 0}f}"

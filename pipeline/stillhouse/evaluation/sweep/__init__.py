@@ -1,0 +1,1 @@
+"""Several students of one recipe, and one report on size against quality."""

@@ -1,0 +1,105 @@
+"""Turns of a conversation, as other projects write them, become a prompt and its answer.
+
+The last turn must be the assistant's: it is the answer, and all before it the prompt. What a dataset cannot hold (tool
+calls, images, no text) is left out with its reason, never in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from stillhouse.errors import UsageError
+from stillhouse.exchange.base import MESSAGES, Answered, LeftOut, Place
+from stillhouse.records import Message, Prompt, Role, finish_reason_of
+from stillhouse.text import shortened
+
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",  # what reasoning models call it
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
+_TOOLS = {"tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response"}
+
+
+def answered(
+    turns: Any, place: Place, *, role: str = "role", content: str = "content", finish_reason: Any = None
+) -> Answered | LeftOut:
+    """A conversation whose last turn is the answer.
+
+    Args:
+        turns: a list of objects with the keys `role` and `content`, whatever these are called in the format.
+        place: where the conversation was read.
+        role, content: what the format calls them.
+        finish_reason: what the row says of how the answer ended; None where it does not say, which counts as whole.
+
+    Raises:
+        UsageError: it is no such list.
+    """
+    read = messages(turns, place, role=role, content=content)
+    if isinstance(read, LeftOut):
+        return read
+    if read[-1].role != "assistant":
+        return LeftOut("no-answer", f"the last turn is the {read[-1].role}'s", place)
+    if not read[-1].content.strip():
+        return LeftOut("empty", "the last turn has no text", place)
+    if len(read) == 1:
+        return LeftOut("no-prompt", "there is an answer and nothing before it", place)
+    finish = finish_reason_of(finish_reason) if isinstance(finish_reason, str) and finish_reason else "stop"
+    return Answered(Prompt(tuple(read[:-1])), read[-1].content, place, finish_reason=finish)
+
+
+def messages(turns: Any, place: Place, *, role: str = "role", content: str = "content") -> list[Message] | LeftOut:
+    """The turns of a conversation.
+
+    Raises:
+        UsageError: it is no list of objects with these two keys.
+    """
+    if not isinstance(turns, list) or not turns:
+        raise UsageError(f"{place}: where a list of turns should be there is {shortened(repr(turns))}. {_mend(role)}")
+    read: list[Message] = []
+    for turn in turns:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get(role), str):
+            raise UsageError(f"{place}: a turn has no {role!r}: {shortened(repr(turn))}. {_mend(role)}")
+        speaker = turn[role].lower()
+        if speaker in _TOOLS or turn.get("tool_calls") or turn.get("function_call"):
+            return LeftOut("tool-calls", f"a turn of {turn[role]!r} calls a tool or is its answer", place)
+        if speaker not in _ROLES:
+            raise UsageError(f"{place}: there is no speaker {turn[role]!r}: name one of {', '.join(_ROLES)}")
+        text = plain_text(turn.get(content))
+        if text is None:
+            return LeftOut(
+                "not-text", f"a turn of {turn[role]!r} is no text: {shortened(repr(turn.get(content)))}", place
+            )
+        read.append(Message(_ROLES[speaker], text))
+    return read
+
+
+def plain_text(content: Any) -> str | None:
+    """A text, or the texts of a list of parts; None where there is anything else."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in content
+    ):
+        return "".join(part["text"] for part in content)
+    return None
+
+
+def whole_conversations(rows: pa.RecordBatch) -> pa.Array:
+    """Prompt and completion of every row as one list of turns."""
+    prompts, completions = (rows.column(name).to_pylist() for name in ("prompt", "completion"))
+    turns: Sequence[Any] = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    return pa.array(turns, MESSAGES)
+
+
+def _mend(role: str) -> str:
+    return f"Write each turn as an object with {role!r} and a text, or name the format that the file has."

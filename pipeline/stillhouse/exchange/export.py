@@ -1,0 +1,199 @@
+"""Write a dataset in another project's format: a folder with one file a split, and a note of where it came from.
+
+    exported = export_dataset(dataset, "sharegpt", Path("out"), ExportOptions())
+    exported.rows                                    # {"train": 90, "validation": 10}
+
+The folder is written beside its place and renamed when it is whole, so that it is there with everything or not at all. A
+folder that is there already is replaced only by force, and only where an export wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, get_args
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import stillhouse
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import StorageFailed, UsageError
+from stillhouse.exchange.base import ExportOptions, FileType, Outgoing
+from stillhouse.exchange.find_format import find_format
+from stillhouse.exchange.lines import NOTE
+from stillhouse.inputs.plain_json import to_json
+from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
+from stillhouse.records import Split, ends_its_turn
+from stillhouse.storage.durable import atomic_file, fsync_folder, make_folder, sha256_of_file, write_atomically
+
+_ROWS_AT_ONCE = 64  # rows with soft labels are large
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    rows: dict[str, int]  # split -> rows
+    left_out: int  # rows that the format cannot hold
+    why_left_out: str
+    notes: tuple[str, ...]
+
+
+def export_dataset(
+    dataset: Dataset, to: str, folder: Path, options: ExportOptions | None = None, *, force: bool = False
+) -> Exported:
+    """Write every split of a dataset to `folder`.
+
+    Raises:
+        UsageError: there is no such format, the dataset cannot be written in it, or the folder may not be replaced.
+        StorageFailed: the disk is full, or the folder cannot be written.
+    """
+    options = options or ExportOptions()
+    format_ = find_format("--to", to)
+    outgoing = format_.exports(dataset, options)
+    notes = (*outgoing.notes, *([] if format_.soft else _of_cut_off_text(dataset)))
+    file_type = _file_type(to, outgoing, options)
+    _refuse_to_overwrite(folder, force)
+    dataset.check()
+    rows: dict[str, int] = {}
+    left_out = 0
+    with _whole_folder(folder) as making:
+        for split in get_args(Split):
+            if dataset.files(split):
+                path = making / f"{split}.{file_type}"
+                written = sum(_write(dataset, split, outgoing, file_type, path))
+                rows[split] = written
+                left_out += dataset.manifest.rows.get(split, 0) - written
+        for name, content in outgoing.beside.items():
+            write_atomically(making / name, content)
+        names = sorted(path.name for path in making.iterdir())
+        write_atomically(making / NOTE, _note(dataset, to, making, names, rows))
+    files = tuple(folder / name for name in [*names, NOTE])
+    return Exported(folder, files, rows, left_out, outgoing.why_left_out if left_out else "", notes)
+
+
+def read_note(file: Path) -> dict[str, Any]:
+    """What an export says of the folder that `file` lies in; empty where no export wrote it."""
+    try:
+        note = parse_json(decode_text((file.parent / NOTE).read_bytes()))
+    except (OSError, Unreadable):
+        return {}
+    return note if isinstance(note, dict) and "stillhouse" in note else {}
+
+
+def _of_cut_off_text(dataset: Dataset) -> Iterator[str]:
+    """What a format of text alone does not say: whoever trains on it puts an end token behind every answer."""
+    found: Counter[str] = Counter()
+    for entry in dataset.files(*get_args(Split)):
+        with dataset.open(entry) as parquet:
+            for batch in parquet.iter_batches(columns=["finish_reason"]):
+                found.update(one for one in batch.column(0).to_pylist() if not ends_its_turn(one))
+    if found:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found.most_common())
+        yield (
+            f"{found.total()} of its answers were not written to their end (finish_reason: {reasons}), and the format does "
+            "not say so: a model that learns from them as they are learns to break off. `stillhouse datasets filter "
+            f"{dataset.manifest.label} --where \"finish_reason = 'stop'\" --into NAME` leaves them out"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
+
+def _write(dataset: Dataset, split: Split, outgoing: Outgoing, file_type: FileType, path: Path) -> Iterator[int]:
+    """Write one file; yield the rows of each part."""
+    with atomic_file(path) as stream, _writer(stream, outgoing.schema, file_type) as write:
+        for entry in dataset.files(split):
+            with dataset.open(entry) as parquet:
+                for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(outgoing.columns)):
+                    converted = outgoing.convert(batch)
+                    if converted.num_rows:
+                        write(converted)
+                    yield converted.num_rows
+
+
+@contextmanager
+def _writer(stream: IO[bytes], schema: pa.Schema, file_type: FileType) -> Iterator[Any]:
+    if file_type == "jsonl":
+        yield lambda rows: stream.writelines(orjson.dumps(row) + b"\n" for row in rows.to_pylist())
+        return
+    with pq.ParquetWriter(stream, schema, compression="zstd") as parquet:
+        yield parquet.write_batch
+
+
+def _file_type(to: str, outgoing: Outgoing, options: ExportOptions) -> FileType:
+    if outgoing.only and options.file_type not in (None, outgoing.only):
+        raise UsageError(f"--files is {options.file_type}, and the format {to} is {outgoing.only} alone: leave it out")
+    return options.file_type or outgoing.file_type
+
+
+def _note(dataset: Dataset, to: str, making: Path, names: list[str], rows: dict[str, int]) -> bytes:
+    manifest = dataset.manifest
+    note = {
+        "stillhouse": stillhouse.__version__,
+        "format": to,
+        "dataset": manifest.label,
+        "teacher": asdict(manifest.teacher),
+        "soft": manifest.soft.model_dump() if manifest.soft else None,
+        "licence": manifest.licence,
+        "rows": rows,
+        "files": {name: sha256_of_file(making / name) for name in names},
+    }
+    return to_json(note, indent=2).encode() + b"\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------- folder
+
+
+def _refuse_to_overwrite(folder: Path, force: bool) -> None:
+    if folder.is_file():
+        raise UsageError(f"--out is {folder}, which is a file: name a folder, it gets one file a split")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not force:
+        raise UsageError(
+            f"--out is {folder}, which is there already: name another folder, or add --force to replace it"
+        )
+    note = read_note(folder / NOTE)
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in {NOTE, *note.get("files", ())})
+    if strange or not note:
+        raise UsageError(
+            f"--out is {folder}, which holds what no export wrote ({', '.join(strange[:3]) or NOTE}): it is not replaced, "
+            "even with --force. Name another folder, or empty this one."
+        )
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes `folder`'s place when the block ends without error."""
+    folder = folder.absolute()
+    making = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        make_folder(making)
+        yield making
+        if folder.is_dir():
+            folder.rename(old)
+        try:
+            making.rename(folder)
+        except OSError:
+            if old.is_dir():
+                old.rename(folder)
+            raise
+        fsync_folder(folder.parent)
+    except OSError as error:
+        raise StorageFailed(
+            f"{folder} cannot be written: {error.strerror or error}. Nothing was written there."
+        ) from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

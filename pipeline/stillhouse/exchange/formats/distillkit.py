@@ -1,0 +1,279 @@
+"""DistillKit's compressed logits for offline distillation, in its newer layout (`logprob_compressor`).
+
+    input_ids, attention_mask, labels    all rows of one length, as `prepacked: true` wants; padded at the end
+    compressed_logprobs                  a row's bytes: k little-endian floats, most likely first (exact_k is k)
+    bytepacked_indices                   a row's bytes: k token ids of ceil(log2 d) bits each, highest bit first
+
+Row j is the distribution of input_ids[j + 1]. With exact_k = k nothing is approximated: top-k labels are float16 and
+sampled ones float32. DistillKit's own decoder (commit a61c2e7 of March 2026) was run on such a folder and gave the
+dataset's values, and its trainer took steps on it; docs/exchange.md says how to repeat that.
+
+DistillKit masks row j by labels[j], and not by labels[j + 1] as a causal model's cross-entropy does. So labels stand here
+exactly where a distribution is known: from the last prompt token, which they then include, to the last completion token
+but one. The first token of the answer and the one that ends it are learnt from their distributions.
+`missing_probability_handling: zero` renormalises over the k tokens, which is biased for top-k labels; `symmetric_uniform`
+knows of the tail. Sampled labels sum to one: `zero` changes nothing of them, and the other gives no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from stillhouse.dataset.encodings import Encoding
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import UsageError
+from stillhouse.exchange.base import Answered, ExportOptions, Json, LeftOut, Outgoing, Place, Read, Source
+from stillhouse.exchange.lines import rows_of
+from stillhouse.exchange.tokens import (
+    TokenRow,
+    Tokens,
+    chosen_logprobs,
+    labels_of,
+    lists,
+    soft_encoding,
+    token_columns,
+    token_rows,
+    vocabulary_bits,
+)
+from stillhouse.inputs.user_files import decode_text
+from stillhouse.records import TokenTrace
+
+CONFIG = "compression_config.yaml"  # DistillKit's own name for it
+_IGNORED = -100
+_NOTHING = -60_000  # a log-probability below it fills up a row: float16 ends at -65,504
+_FLOATS: dict[str, Any] = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
+_NUMBERS, _BYTES = pa.list_(pa.int64()), pa.list_(pa.list_(pa.uint8()))
+_SCHEMA = pa.schema(
+    [
+        pa.field("input_ids", _NUMBERS),
+        pa.field("attention_mask", _NUMBERS),
+        pa.field("labels", _NUMBERS),
+        pa.field("compressed_logprobs", _BYTES),
+        pa.field("bytepacked_indices", _BYTES),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What DistillKit calls `logprob_compressor`, where nothing is approximated."""
+
+    vocabulary: int  # d
+    k: int
+    dtype: str  # exact_dtype
+
+    @property
+    def bits(self) -> int:
+        return vocabulary_bits(self.vocabulary)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "d": self.vocabulary,
+            "k": self.k,
+            "exact_k": self.k,
+            "exact_dtype": self.dtype,
+            "polynomial_terms": [],
+            "term_dtype": "float32",
+            "residual_bins": [],
+            "delta_encoding": False,
+            "error_diffusion": False,
+        }
+
+    @classmethod
+    def read(cls, beside: Path) -> Layout:
+        """Raises UsageError where there is none, or one that approximates."""
+        file = beside.parent / CONFIG
+        try:
+            said = yaml.safe_load(decode_text(file.read_bytes()))
+            layout = cls(int(said["d"]), int(said["k"]), str(said.get("exact_dtype", "float32")))
+            exact = int(said["exact_k"]) == layout.k and not said.get("delta_encoding", True)
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"{file} cannot be read ({error}): DistillKit's capture writes it; put it there") from None
+        if not exact or layout.dtype not in _FLOATS:
+            raise UsageError(
+                f"{file} says exact_k {said['exact_k']} of k {layout.k}, exact_dtype {layout.dtype}, delta_encoding "
+                f"{said.get('delta_encoding')}: only rows with exact_k equal to k, without delta encoding and as "
+                f"{', '.join(_FLOATS)}, can be read"
+            )
+        return layout
+
+    def pack(self, token_ids: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """(time, k) ids as (time, bytes)."""
+        places = np.arange(self.bits - 1, -1, -1)
+        spread = (token_ids[:, :, None] >> places & 1).astype(np.uint8)  # (time, k, bits)
+        return np.packbits(spread.reshape(len(token_ids), -1), axis=1)
+
+    def unpack(self, packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+        """(time, bytes) as (time, k) ids."""
+        spread = np.unpackbits(packed, axis=1, count=self.k * self.bits).reshape(len(packed), self.k, self.bits)
+        powers = 1 << np.arange(self.bits - 1, -1, -1)
+        ids: npt.NDArray[np.int32] = (spread * powers).sum(axis=2).astype(np.int32)
+        return ids
+
+
+class DistillKit:
+    """See the module's docstring; `Format` in base.py is the protocol."""
+
+    soft = True
+
+    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+        encoding = soft_encoding(dataset, "distillkit")
+        longest, widest, highest = _extents(dataset, encoding)
+        vocabulary = max(dataset.manifest.teacher.vocabulary_size or 0, highest + 1)
+        layout = Layout(vocabulary, widest, "float16" if encoding.name == "top-k" else "float32")
+        length = options.length or longest
+        if length < 2:
+            raise UsageError(f"--length is {length}: give the tokens of a row, 2 or more")
+        return Outgoing(
+            _SCHEMA,
+            token_columns(encoding),
+            partial(_convert, encoding=encoding, layout=layout, length=length),
+            file_type="parquet",
+            only="parquet",  # DistillKit reads it through `datasets`, and bytes are no JSON
+            beside={
+                CONFIG: yaml.safe_dump(layout.config(), sort_keys=False).encode(),
+                "distillkit.yaml": _example(layout, length).encode(),
+            },
+            notes=(f"every row has {length} tokens; distillkit.yaml is what DistillKit's recipe must say of them",),
+            why_left_out=f"they are longer than {length} tokens (--length), or have no soft labels",
+        )
+
+    def reads(self, source: Source) -> Iterator[Read]:
+        tokens = Tokens.of(source.tokenizer, "distillkit")
+        for file in source.files:
+            layout = None
+            for place, row in rows_of(file):
+                if "token_ids" not in row and layout is None:
+                    layout = Layout.read(file)
+                yield _read(row, place, tokens, source, layout)
+
+
+def _extents(dataset: Dataset, encoding: Encoding[Any]) -> tuple[int, int, int]:
+    """Tokens of the longest row, entries of the widest position, the highest token id."""
+    longest = widest = highest = 0
+    for entry in dataset.files("train", "validation"):
+        with dataset.open(entry) as parquet:
+            for rows in parquet.iter_batches(batch_size=64, columns=list(token_columns(encoding))):
+                prompts, completions = (rows.column(name) for name in token_columns(encoding)[:2])
+                lengths = pc.add(pc.list_value_length(prompts), pc.list_value_length(completions))
+                packed = encoding.decode(rows)
+                ids = [packed.token_ids, prompts.flatten().to_numpy(), completions.flatten().to_numpy()]
+                longest = max(longest, pc.max(lengths).as_py() or 0)
+                widest = max(widest, int(np.diff(packed.offsets).max(initial=0)))
+                highest = max([highest, *(int(one.max(initial=0)) for one in ids)])
+    if not widest:
+        raise UsageError(f"{dataset.manifest.label} has no row with soft labels: label again with label.soft")
+    return longest, widest, highest
+
+
+def _convert(rows: pa.RecordBatch, *, encoding: Encoding[Any], layout: Layout, length: int) -> pa.RecordBatch:
+    columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _SCHEMA.names}
+    for row in token_rows(rows, encoding):
+        if len(row.input_ids) <= length:
+            for name, value in _columns(row, layout, length).items():
+                columns[name].append(value)
+    return pa.RecordBatch.from_arrays([lists(columns[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA)
+
+
+def _columns(row: TokenRow, layout: Layout, length: int) -> dict[str, npt.NDArray[Any]]:
+    input_ids = row.input_ids
+    padding = (0, length - len(input_ids))
+    known = slice(len(row.prompt) - 1, len(input_ids) - 1)
+    labels = np.full(length, _IGNORED)
+    labels[known] = input_ids[known]
+    float_ = np.dtype(_FLOATS[layout.dtype])
+    token_ids = np.zeros((length, layout.k), np.int64)
+    logprobs = np.full(
+        (length, layout.k), np.finfo(float_).min, float_
+    )  # finite: -inf times no probability is no number
+    logprobs[:, 0] = -1  # less than all mass: of a row with all of it `symmetric_uniform` makes no number
+    order = np.argsort(-row.logprobs, axis=1, kind="stable")
+    width = order.shape[1]
+    token_ids[known, :width] = np.take_along_axis(row.token_ids, order, axis=1)
+    sorted_ = np.take_along_axis(row.logprobs, order, axis=1)
+    logprobs[known, :width] = np.maximum(sorted_, np.finfo(float_).min)
+    return {
+        "input_ids": np.pad(input_ids, padding),
+        "attention_mask": np.pad(np.ones(len(input_ids), np.int64), padding),
+        "labels": labels,
+        "compressed_logprobs": np.ascontiguousarray(logprobs).view(np.uint8).reshape(length, -1),
+        "bytepacked_indices": layout.pack(token_ids),
+    }
+
+
+def _read(row: Json, place: Place, tokens: Tokens, source: Source, layout: Layout | None) -> Read:
+    if row.get("labels") is None:
+        raise UsageError(
+            f"{place} has no 'labels', so nobody knows where its answer begins: add the column, -100 in the prompt"
+        )
+    labels = np.asarray(row["labels"], np.int64)
+    input_ids = np.asarray(row["input_ids"], np.int64).astype(np.int32)
+    used = int(np.sum(row["attention_mask"])) if row.get("attention_mask") is not None else len(input_ids)
+    learnt = np.flatnonzero(labels != _IGNORED)
+    if not len(learnt) or len(learnt) != learnt[-1] - learnt[0] + 1 or learnt[-1] + 2 != used:
+        return LeftOut("other-labels", "labels do not mark one answer, up to its last token but one", place)
+    known = slice(int(learnt[0]), int(learnt[-1]) + 1)
+    token_ids, logprobs = _distributions(row, place, known, layout)
+    valid = logprobs > _NOTHING  # what fills up has no mass
+    first = known.start + 1
+    prompt = tokens.prompt(input_ids[:first].tolist())
+    if prompt is None:
+        return LeftOut("other-template", "the tokenizer's chat template does not make such a prompt", place)
+    completion = input_ids[first:used]
+    text, ended = tokens.completion(completion.tolist())
+    trace = TokenTrace(
+        prompt_token_ids=input_ids[:first],
+        completion_token_ids=completion,
+        completion_logprobs=chosen_logprobs(completion, token_ids, logprobs, valid),
+        soft=labels_of(token_ids, logprobs, valid, source.soft),
+    )
+    return Answered(
+        prompt,
+        text,
+        place,
+        finish_reason="stop" if ended else "length",
+        prompt_tokens=first,
+        completion_tokens=len(completion),
+        trace=trace,
+    )
+
+
+def _distributions(
+    row: Json, place: Place, known: slice, layout: Layout | None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Token ids and log-probabilities of the rows `known`, out of the compressed columns or the plain ones."""
+    try:
+        if "token_ids" in row:
+            return np.asarray(row["token_ids"][known], np.int32), np.asarray(row["top_values"][known], np.float32)
+        assert layout is not None  # read with the first such row
+        values = np.asarray(row["compressed_logprobs"][known], np.uint8)
+        exact = np.ascontiguousarray(values).view(_FLOATS[layout.dtype]).reshape(len(values), -1)[:, : layout.k]
+        return layout.unpack(np.asarray(row["bytepacked_indices"][known], np.uint8)), exact.astype(np.float32)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{place} is not laid out as {CONFIG} says ({type(error).__name__}: {error}): put the one that it was written "
+            "with beside it"
+        ) from None
+
+
+def _example(layout: Layout, length: int) -> str:
+    parts = {
+        "sequence_length": length,
+        "dataset": {"train_dataset": {"repo_id": "path/to/this/folder", "split": "train"}, "prepacked": True},
+        "teacher": {"kind": "dataset", "logprob_compressor": layout.config()},
+        "training_args": {"remove_unused_columns": False},
+    }
+    return "# What DistillKit's recipe must say of this folder.\n" + yaml.safe_dump(parts, sort_keys=False)
+
+
+FORMAT = DistillKit()

@@ -1,0 +1,207 @@
+"""Logs of OpenAI requests and their answers: what was paid for already becomes a dataset.
+
+Lines of the Batch API, requests in one file and answers in another, in any order:
+
+    {"custom_id", "method", "url", "body": {"model", "messages", ...}}
+    {"custom_id", "response": {"status_code", "body": {"choices", "usage", ...}}, "error"}
+
+or lines that hold both, in one of these ways:
+
+    {"request": {...}, "response": {...}}             each side as it is, or with its status and `body`
+    {"body": {...}, "response": {...}}
+    {"model", "messages", ..., "choices", "usage"}    or with "response", a body or the text alone
+
+What a request and its answer mean is not this file's to say: `Source.interpret` does (serving/openai_log.py), and gives the
+rows the keys that labelling would give them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import UsageError
+from stillhouse.exchange.base import ExportOptions, Json, LeftOut, Outgoing, Place, Read, Source, only_imported
+from stillhouse.exchange.lines import rows_of
+from stillhouse.inputs.user_files import Unreadable, parse_json
+from stillhouse.text import shortened
+
+_OF_ANSWERS = {"response", "error", "choices", "usage", "created", "object", "system_fingerprint", "id", "status_code"}
+_OF_LINES = {"custom_id", "method", "url", "timestamp", "metadata"}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a log, as far as it goes."""
+
+    request: Json | None
+    response: Json | None  # with status 200
+    failure: tuple[str, str] | None  # why there is no answer: a word, and more
+    custom_id: str | None
+
+
+class OpenAiLog:
+    """See the module's docstring; `Format` in base.py is the protocol."""
+
+    soft = False
+
+    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+        raise only_imported("openai-log")
+
+    def reads(self, source: Source) -> Iterator[Read]:
+        interpret = source.interpret
+        assert interpret is not None  # the command line gives it
+        with closing(_Waiting()) as waiting:
+            for file in source.files:
+                for place, row in rows_of(file):
+                    line = _line(row, place)
+                    if line.failure:
+                        if line.custom_id:
+                            waiting.answered(line.custom_id)
+                        yield LeftOut(*line.failure, place)
+                    elif line.request is not None and line.response is not None:
+                        yield from interpret(line.request, line.response, place, line.custom_id is not None)
+                    else:
+                        pair = waiting.other_half(line, place)
+                        if pair is not None:
+                            yield from interpret(*pair, place, True)
+            yield from waiting.left()
+
+
+class _Waiting:
+    """Halves of pairs, kept until the other half comes: in a private temporary database, not in memory."""
+
+    def __init__(self) -> None:
+        self._store = sqlite3.connect("", isolation_level=None)
+        self._store.execute("PRAGMA journal_mode=OFF")
+        columns = "id TEXT PRIMARY KEY, asks INTEGER, body BLOB, file TEXT, line INTEGER, what TEXT"
+        self._store.execute(f"CREATE TABLE halves ({columns}) WITHOUT ROWID")
+        self._store.execute("CREATE TABLE failed (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._store.execute("BEGIN")
+
+    def other_half(self, line: _Line, place: Place) -> tuple[Json, Json] | None:
+        """The request and the answer, where this line completes the two."""
+        if line.custom_id is None:
+            side = "an answer" if line.request is None else "a request"
+            raise UsageError(
+                f"{place} holds {side} alone, without a custom_id that names the other: a line holds both, as "
+                '{"request": ..., "response": ...}, or is one of the Batch API'
+            )
+        asks = line.request is not None
+        if asks and self._store.execute("DELETE FROM failed WHERE id = ?", (line.custom_id,)).rowcount:
+            return None  # it is known already that it has no answer
+        query = "SELECT asks, body, file, line, what FROM halves WHERE id = ?"
+        found = self._store.execute(query, (line.custom_id,)).fetchone()
+        own = line.request if asks else line.response
+        assert own is not None
+        if found is None:
+            half = (line.custom_id, asks, orjson.dumps(own), str(place.file), place.line, place.what)
+            self._store.execute("INSERT INTO halves VALUES (?, ?, ?, ?, ?, ?)", half)
+            return None
+        other_asks, body, file, number, what = found
+        if bool(other_asks) == asks:
+            raise UsageError(
+                f"{place} has the custom_id {line.custom_id!r}, which {Place(Path(file), number, what)} has too: two "
+                "batches that count alike cannot be told apart. Import them one at a time."
+            )
+        self._store.execute("DELETE FROM halves WHERE id = ?", (line.custom_id,))
+        other = orjson.loads(body)
+        return (own, other) if asks else (other, own)
+
+    def answered(self, custom_id: str) -> None:
+        """An answer that is a failure: its request waits no longer."""
+        if not self._store.execute("DELETE FROM halves WHERE id = ? AND asks", (custom_id,)).rowcount:
+            self._store.execute("INSERT OR IGNORE INTO failed VALUES (?)", (custom_id,))
+
+    def left(self) -> Iterator[LeftOut]:
+        """What waits in vain."""
+        query = "SELECT asks, file, line, what FROM halves ORDER BY file, line"
+        for asks, file, number, what in self._store.execute(query):
+            place = Place(Path(file), number, what)
+            if asks:
+                yield LeftOut(
+                    "unanswered", "no file holds an answer to it; was the batch's output file named too?", place
+                )
+            else:
+                yield LeftOut("without-request", "no file holds its request: name the batch's input file too", place)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def _line(row: Json, place: Place) -> _Line:
+    custom_id = row.get("custom_id")
+    request, response = _request(row, place), _response(row)
+    failure = _failure(row, response)
+    if isinstance(response, dict) and isinstance(response.get("body"), (dict, str)):
+        response = _body(response["body"])
+    if isinstance(response, str):
+        response = {"choices": [{"message": {"role": "assistant", "content": response}, "text": response}]}
+    if failure is None and response is not None and not isinstance(response, dict):
+        raise UsageError(f"{place}: the answer is {shortened(repr(response))}: it must be the body that the API gave")
+    if request is None and response is None and failure is None:
+        known = "custom_id, body, request, response, messages, choices"
+        raise UsageError(f"{place} holds no request and no answer, but {', '.join(row)}: it may have {known}")
+    return _Line(request, None if failure else response, failure, None if custom_id is None else str(custom_id))
+
+
+def _request(row: Json, place: Place) -> Json | None:
+    request: Any = row.get("request", row.get("body"))
+    if request is None and ("messages" in row or "prompt" in row):
+        return {name: value for name, value in row.items() if name not in _OF_ANSWERS | _OF_LINES}
+    request = _body(request)
+    if isinstance(request, dict) and isinstance(request.get("body"), (dict, str)):
+        request = _body(request["body"])
+    if request is not None and not isinstance(request, dict):
+        raise UsageError(f"{place}: the request is {shortened(repr(request))}: it must be the body that was sent")
+    return request
+
+
+def _response(row: Json) -> Any:
+    if row.get("response") is not None:
+        return _body(row["response"])
+    if "choices" in row:
+        return {name: row[name] for name in (_OF_ANSWERS | {"model"}) & row.keys() if name != "response"}
+    return None
+
+
+def _failure(row: Json, response: Any) -> tuple[str, str] | None:
+    """Why there is no answer, as (word, more); None where there is one, or nothing of an answer at all."""
+    error = row.get("error")
+    inner = response if isinstance(response, dict) else {}
+    status = inner.get("status_code", inner.get("status", row.get("status_code")))
+    if error is None and isinstance(inner.get("body"), dict):
+        error = inner["body"].get("error")
+    error = error or inner.get("error")
+    if isinstance(status, int) and status != 200:
+        return f"status-{status}", shortened(_words(error) or "without a word")
+    if error:
+        word = error.get("code") or error.get("type") if isinstance(error, dict) else None
+        return str(word or "error"), shortened(_words(error))
+    if "response" in row and response is None:
+        return "no-answer", "the response is null"
+    return None
+
+
+def _words(error: Any) -> str:
+    return str(error.get("message") or error) if isinstance(error, dict) else str(error or "")
+
+
+def _body(value: Any) -> Any:
+    """A body that was kept as text, read; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return parse_json(value, fast=True)
+        except Unreadable:
+            return value
+    return value
+
+
+FORMAT = OpenAiLog()

@@ -1,0 +1,51 @@
+"""ShareGPT's form: `{"conversations": [{"from": "human" | "gpt" | "system", "value": ...}, ...]}`; the last is the answer.
+
+Read from JSON lines, from one JSON array, or from Parquet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import UsageError
+from stillhouse.exchange.base import ExportOptions, Outgoing, Read, Source
+from stillhouse.exchange.conversations import answered
+from stillhouse.exchange.lines import rows_of
+
+_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
+_TURNS = pa.list_(pa.struct([pa.field("from", pa.string()), pa.field("value", pa.string())]))
+_SCHEMA = pa.schema([pa.field("conversations", _TURNS)])
+
+
+class ShareGpt:
+    """See the module's docstring; `Format` in base.py is the protocol."""
+
+    soft = False
+
+    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+        return Outgoing(_SCHEMA, ("prompt", "completion"), _convert)
+
+    def reads(self, source: Source) -> Iterator[Read]:
+        for file in source.files:
+            for place, row in rows_of(file):
+                turns = row.get("conversations", row.get("conversation"))
+                if turns is None:
+                    raise UsageError(f"{place} has no 'conversations', but {', '.join(row)}: is it of another format?")
+                if isinstance(turns, list) and isinstance(row.get("system"), str) and row["system"]:
+                    turns = [{"from": "system", "value": row["system"]}, *turns]
+                yield answered(turns, place, role="from", content="value", finish_reason=row.get("finish_reason"))
+
+
+def _convert(rows: pa.RecordBatch) -> pa.RecordBatch:
+    prompts, completions = (rows.column(name).to_pylist() for name in ("prompt", "completion"))
+    turns = [
+        [{"from": _NAMES[turn["role"]], "value": turn["content"]} for turn in [*prompt, *completion]]
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays([pa.array(turns, _TURNS)], schema=_SCHEMA)
+
+
+FORMAT = ShareGpt()

@@ -1,0 +1,65 @@
+"""TRL's conversational prompt-completion form: `{"prompt": [turns], "completion": [turns]}`.
+
+A dataset is that already: TRL's `SFTTrainer` trains on a version's folder as it is (tests/exchange). The export
+holds these two columns alone. TRL's other forms are read too: texts in place of turns, and `messages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import UsageError
+from stillhouse.exchange.base import MESSAGES, Answered, ExportOptions, Json, Outgoing, Place, Read, Source
+from stillhouse.exchange.conversations import answered
+from stillhouse.exchange.lines import rows_of
+from stillhouse.inputs.cells import NotText, cell_text
+from stillhouse.records import Prompt
+
+_COLUMNS = ("prompt", "completion")
+_SCHEMA = pa.schema([pa.field(name, MESSAGES) for name in _COLUMNS])
+
+
+class Trl:
+    """See the module's docstring; `Format` in base.py is the protocol."""
+
+    soft = False
+
+    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+        return Outgoing(_SCHEMA, _COLUMNS, lambda rows: rows.select(_COLUMNS).cast(_SCHEMA))
+
+    def reads(self, source: Source) -> Iterator[Read]:
+        for file in source.files:
+            for place, row in rows_of(file, (*_COLUMNS, "messages", "reference", "finish_reason")):
+                read = answered(_turns(row, place), place, finish_reason=row.get("finish_reason"))
+                if isinstance(read, Answered):
+                    read = replace(read, prompt=Prompt(read.prompt.messages, _reference(row, place)))
+                yield read
+
+
+def _reference(row: Json, place: Place) -> str | None:
+    try:
+        return cell_text(row.get("reference"))
+    except NotText as problem:
+        raise UsageError(f"{place}: 'reference' is {problem}: make it one text, or take the column out") from None
+
+
+def _turns(row: Json, place: Place) -> Any:
+    if row.get("messages") is not None:
+        return row["messages"]
+    if "prompt" not in row or "completion" not in row:
+        raise UsageError(f"{place} has no 'prompt' and 'completion', but {', '.join(row)}: is it of another format?")
+    turns: list[Any] = []
+    for name, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row[name]
+        if not isinstance(value, (str, list)):
+            raise UsageError(f"{place}: {name!r} is a {type(value).__name__}: make it a text, or a list of turns")
+        turns += [{"role": role, "content": value}] if isinstance(value, str) else value
+    return turns
+
+
+FORMAT = Trl()

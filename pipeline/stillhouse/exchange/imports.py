@@ -1,0 +1,279 @@
+"""Read answers from elsewhere into a new version of a dataset.
+
+    imported = import_dataset(ImportRequest("sharegpt", [Path("talk.jsonl")], root=Path("data/labels"), into="talk"))
+    imported.dataset.manifest.rows
+
+The files are read once, a row at a time; rows wait in a temporary Parquet file until it is known who wrote them all, and
+then become the version, so nothing is half-written. What cannot be a row is counted by its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.errors import UsageError
+from stillhouse.exchange.base import Answered, Interpret, LeftOut, Read, RequestKey, Source
+from stillhouse.exchange.export import read_note
+from stillhouse.exchange.find_format import find_format
+from stillhouse.exchange.lines import input_files
+from stillhouse.exchange.numbering import Numbering
+from stillhouse.prompts.load import split_of
+from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
+from stillhouse.recipe.load import DatasetSettings
+from stillhouse.records import Completion, Split, TeacherIdentity, content_hash
+from stillhouse.storage.location import Location
+
+UNKNOWN = "unknown"
+_VALIDATION = 0.1  # share that is held out where neither the command nor the files say
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What is to be read, and where it goes."""
+
+    format: str
+    files: Sequence[Path]
+    root: Location
+    into: str
+    teacher: str | None = None  # who wrote the answers; None: what the files say
+    tokenizer: Path | None = None
+    validation: float | None = None  # share of prompts; None: by the files' names, else a tenth
+    interpret: Interpret | None = None  # see Source
+
+
+@dataclass
+class Findings:
+    """What was met on the way."""
+
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first one, with its place
+    unkeyed: Counter[str] = field(default_factory=Counter)  # why a row's request key is not known -> rows
+    keyed: int = 0
+    rows: int = 0
+    teachers: dict[TeacherIdentity, int] = field(default_factory=dict)
+    sampling: set[SamplingSettings | None] = field(default_factory=set)
+    widest: int = 0  # entries of a position's soft labels
+
+    def leave_out(self, one: LeftOut) -> None:
+        self.left_out[one.reason] += 1
+        self.examples.setdefault(one.reason, f"{one.place}: {one.detail}")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A version made of answers from elsewhere."""
+
+    dataset: Dataset
+    findings: Findings
+
+
+def import_dataset(request: ImportRequest) -> Imported:
+    """Make the next version of the dataset `into`.
+
+    Raises:
+        UsageError: a file is missing or not of this format (the message names file, line and mend), or nothing is left.
+        DatasetBusy, StorageFailed: the version cannot be written.
+    """
+    _check_name(request.into)
+    if request.validation is not None and not 0 <= request.validation < 1:
+        raise UsageError(f"--validation is {request.validation:g}: give a share from 0 to below 1, such as 0.1")
+    format_ = find_format("FORMAT", request.format)
+    files = input_files(request.files)
+    note = read_note(files[0])
+    soft = (
+        SoftSettings(**note["soft"]) if format_.soft and note.get("soft") else SoftSettings() if format_.soft else None
+    )
+    reads = format_.reads(Source(files, request.tokenizer, soft if note.get("soft") else None, request.interpret))
+    default = _teacher(request, note)
+    findings = Findings()
+    with tempfile.TemporaryDirectory(prefix="stillhouse-import-") as folder, Numbering() as numbering:
+        staged = _stage(Path(folder), reads, request, default, soft, numbering, findings)
+        if not findings.rows:
+            raise UsageError(f"nothing can be imported from {files[0]}: {_told(findings) or 'it has no rows'}")
+        with new_version(request.root, request.into, _origin(request, files, findings, soft, note)) as version:
+            for split, path in staged.items():
+                with pq.ParquetFile(path) as parquet:
+                    for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
+                        version.add(split, batch)
+    return Imported(version.dataset, findings)
+
+
+# --------------------------------------------------------------------------------------------------------------- staging
+
+
+def _stage(
+    folder: Path,
+    reads: Iterator[Read],
+    request: ImportRequest,
+    default: TeacherIdentity,
+    soft: SoftSettings | None,
+    numbering: Numbering,
+    findings: Findings,
+) -> dict[Split, Path]:
+    """Read everything once; rows go to one temporary file a split."""
+    encoding = encoding_of(soft)
+    schema = completion_schema(soft=encoding)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    by_name = request.validation is None and any(
+        split_in_name(file) == "validation" for file in input_files(request.files)
+    )
+    share = _VALIDATION if request.validation is None else request.validation
+    paths: dict[Split, Path] = {}
+    with ExitStack() as stack:
+        writers: dict[Split, Any] = {}
+        for read in reads:
+            if isinstance(read, LeftOut):
+                findings.leave_out(read)
+                continue
+            if read.answer_id is not None and not numbering.is_new(read.answer_id):
+                findings.left_out["repeated"] += 1
+                continue
+            completion = _completion(read, default, request, now, numbering, findings)
+            split = split_in_name(read.place.file) if by_name else split_of(completion.prompt, share)
+            if split not in writers:
+                paths[split] = folder / f"{split}.parquet"
+                writers[split] = stack.enter_context(_batched(paths[split], schema))
+            writers[split](completion_row(completion, soft=encoding))
+    return {split: paths[split] for split in get_args(Split) if split in paths}
+
+
+@contextmanager
+def _batched(path: Path, schema: pa.Schema) -> Iterator[Any]:
+    """A function that takes rows into a Parquet file, some at a time."""
+    waiting: list[Any] = []
+    with pq.ParquetWriter(path, schema, compression="zstd") as parquet:
+
+        def take(row: Any) -> None:
+            waiting.append(row)
+            if len(waiting) >= _ROWS_AT_ONCE:
+                flush()
+
+        def flush() -> None:
+            if waiting:
+                parquet.write_batch(record_batch(waiting, schema))
+                waiting.clear()
+
+        yield take
+        flush()
+
+
+def _completion(
+    read: Answered,
+    default: TeacherIdentity,
+    request: ImportRequest,
+    now: str,
+    numbering: Numbering,
+    findings: Findings,
+) -> Completion:
+    teacher = read.teacher or default
+    keyed = isinstance(read.request, RequestKey)
+    terms = read.request.terms if isinstance(read.request, RequestKey) else request.format
+    sample = numbering.next(f"{terms}:{teacher.model}:{read.prompt.id}")
+    findings.rows += 1
+    findings.teachers[teacher] = findings.teachers.get(teacher, 0) + 1
+    findings.sampling.add(read.sampling)
+    if isinstance(read.request, RequestKey):
+        id_ = read.request.of(read.prompt.id, sample)
+    else:
+        id_ = content_hash(["imported", request.format, teacher.model, read.prompt.id, sample])
+        if read.request:
+            findings.unkeyed[read.request] += 1
+    findings.keyed += keyed
+    if read.trace is not None and read.trace.soft is not None:
+        findings.widest = max(findings.widest, getattr(read.trace.soft, "k", 0))
+    return Completion(
+        id=id_,
+        prompt=read.prompt,
+        sample=sample,
+        text=read.text,
+        finish_reason=read.finish_reason,
+        prompt_tokens=read.prompt_tokens,
+        completion_tokens=read.completion_tokens,
+        teacher=teacher.model,
+        created_at=read.created_at or now,
+        cost_usd=read.cost_usd,
+        trace=read.trace,
+        reasoning=read.reasoning,
+        token_logprobs=read.token_logprobs,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- origin
+
+
+def _origin(
+    request: ImportRequest, files: Sequence[Path], findings: Findings, soft: SoftSettings | None, note: dict[str, Any]
+) -> Origin:
+    teachers = sorted(findings.teachers, key=lambda one: -findings.teachers[one])
+    if soft is not None and soft.encoding == "top-k":
+        soft = SoftSettings(k=findings.widest)
+    sampling = next(iter(findings.sampling)) if len(findings.sampling) == 1 else None
+    shown = ", ".join(file.name for file in files[:3]) + (f" and {len(files) - 3} more files" if len(files) > 3 else "")
+    left_out = f"; left out: {_told(findings)}" if findings.left_out else ""
+    licence = note.get("licence")
+    return Origin(
+        made_by="import",
+        how=f"{request.format}: {shown}{left_out}",
+        teacher=teachers[0],
+        more_teachers=tuple(teachers[1:]),
+        soft=soft,
+        mode="generate" if sampling else None,
+        sampling=sampling,
+        licence=licence if isinstance(licence, str) else None,
+    )
+
+
+def _teacher(request: ImportRequest, note: dict[str, Any]) -> TeacherIdentity:
+    """Who wrote the answers of a format that does not say it row by row."""
+    known = {one.name for one in fields(TeacherIdentity)}
+    said = {name: value for name, value in (note.get("teacher") or {}).items() if name in known}
+    own = TeacherIdentity(**said) if "kind" in said and "model" in said else TeacherIdentity("imported", UNKNOWN)
+    if request.teacher is not None and request.teacher != own.model:
+        own = TeacherIdentity("imported", request.teacher)
+    if request.tokenizer is None:
+        return own
+    from stillhouse.models.files import find_model
+
+    model = find_model(str(request.tokenizer), setting="--tokenizer", weights=False)
+    if own.tokenizer_sha256 and own.tokenizer_sha256 != model.tokenizer_sha256:
+        raise UsageError(
+            f"--tokenizer is {request.tokenizer}, and the files were exported with another one ({own.model}'s, sha256 "
+            f"{own.tokenizer_sha256[:12]}…, not {model.tokenizer_sha256[:12]}…): name that one"
+        )
+    return replace(
+        own,
+        tokenizer_sha256=model.tokenizer_sha256,
+        chat_template_sha256=model.chat_template_sha256,
+        vocabulary_size=model.vocabulary_size,
+    )
+
+
+def _told(findings: Findings) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in findings.left_out.most_common())
+
+
+def split_in_name(file: Path) -> Split:
+    """The split that a file's name tells: `validation.jsonl`, `validation-00000-of-00001.parquet`, else train."""
+    return "validation" if re.match(r"validation\b", file.name) else "train"
+
+
+def _check_name(name: str) -> None:
+    pattern = next(one.pattern for one in DatasetSettings.model_fields["name"].metadata if hasattr(one, "pattern"))
+    if not re.match(pattern, name) or os.sep in name:
+        raise UsageError(f"--into is {name!r}: a dataset's name has letters, digits, '.', '_' and '-' alone")

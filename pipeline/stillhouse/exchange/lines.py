@@ -1,0 +1,113 @@
+"""Rows of a file, each with its place: JSON lines, a JSON array, or Parquet.
+
+    for place, row in rows_of(Path("log.jsonl")): ...
+
+Rows come one at a time. A JSON array (`.json`, as many people write conversations) has no lines and is read whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import UsageError
+from stillhouse.exchange.base import Json, Place
+from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json, text_lines
+from stillhouse.text import shown_value
+
+NOTE = "export.json"  # what an export says of itself, beside its files
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+_ROWS_AT_ONCE = 64  # of Parquet: rows with soft labels are large
+
+
+def input_files(given: Sequence[Path]) -> list[Path]:
+    """The files that are named, and those in the folders that are named.
+
+    Raises:
+        UsageError: there is no such file, or nothing to read in a folder.
+    """
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.name != NOTE)
+            if not inside:
+                raise UsageError(f"{path} is a folder without a {', '.join(_SUFFIXES)} file: name the files to import")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UsageError(f"there is no file {path}: check the path; it starts from the working folder")
+    return found
+
+
+def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, Json]]:
+    """Every row of a file with its place; of Parquet `columns` alone, those that it has.
+
+    Raises:
+        UsageError: it cannot be read, or a row is no object.
+    """
+    if file.suffix == ".parquet":
+        yield from _parquet_rows(file, columns)
+    elif _begins_with_array(file):
+        yield from _array_rows(file)
+    else:
+        yield from _json_lines(file)
+
+
+def _json_lines(file: Path) -> Iterator[tuple[Place, Json]]:
+    with file.open("rb") as stream:
+        try:
+            for number, line in enumerate(text_lines(stream), start=1):
+                if line.strip():
+                    place = Place(file, number)
+                    yield place, _object(_json_line(line, place), place)
+        except Unreadable as error:
+            raise UsageError(f"{file}: {error}. Save it as UTF-8") from None
+
+
+def _json_line(line: bytes, place: Place) -> Any:
+    try:
+        return parse_json(line, fast=True)
+    except Unreadable as error:
+        raise UsageError(f"{place} is no JSON ({error}): mend the line, or take it out") from None
+
+
+def _array_rows(file: Path) -> Iterator[tuple[Place, Json]]:
+    try:
+        rows = parse_json(decode_text(file.read_bytes()), fast=True)
+    except Unreadable as error:
+        raise UsageError(f"{file} begins with '[' and is no JSON array ({error}): mend it") from None
+    for number, row in enumerate(rows, start=1):
+        place = Place(file, number, "item")
+        yield place, _object(row, place)
+
+
+def _parquet_rows(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[Place, Json]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            wanted = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
+            number = 0
+            for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Place(file, number, "row"), row
+    except (pa.ArrowException, OSError) as error:  # of a damaged page it is an OSError
+        raise UsageError(f"{file} cannot be read as Parquet ({error}): export or copy it anew") from None
+
+
+def _object(row: Any, place: Place) -> Json:
+    if not isinstance(row, dict):
+        raise UsageError(f"{place} is {shown_value(row)}: put one JSON object there")
+    return row
+
+
+def _begins_with_array(file: Path) -> bool:
+    with file.open("rb") as stream:
+        try:
+            return next((line.lstrip()[:1] == b"[" for line in text_lines(stream) if line.strip()), False)
+        except Unreadable:
+            return False  # told of where it is read

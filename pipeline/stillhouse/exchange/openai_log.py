@@ -1,0 +1,203 @@
+"""What a logged request to OpenAI's API and its answer mean: rows with the keys that labelling would give them.
+
+    interpret = LogReader(base_url="https://api.openai.com/v1")
+    for row in interpret(request, response, place, False): ...
+
+A recipe that asks the same again (same model, endpoint, messages, sampling and further parameters) finds the imported
+answers by their keys, and pays nothing. A key is claimed only where everything that shapes an answer is in the log; the
+row says why where it is not. Parameters that a recipe has no setting for (a seed, a penalty) stand in the key as
+`teacher.options.extra_body` would put them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import SecretStr, ValidationError
+
+from stillhouse.exchange.base import Answered, Json, LeftOut, Place, Read, RequestKey
+from stillhouse.exchange.conversations import messages
+from stillhouse.recipe.label import LabelSettings, SamplingSettings
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.records import Message, Prompt, content_hash
+from stillhouse.teachers.base import Answer, Refusal, Terms, TryAgain
+from stillhouse.teachers.openai import OpenAiOptions, OpenAiTeacher
+from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, Reply, Timeouts
+
+OPENAI_URL = "https://api.openai.com/v1"
+BATCH_PRICE = 0.5  # OpenAI's Batch API costs half
+_UNKNOWN = "unknown"
+
+_SETTINGS = {"model", "messages", "prompt", "temperature", "top_p", "max_tokens", "max_completion_tokens"}
+_SETTINGS |= {"logprobs", "top_logprobs", "response_format"}
+_NOT_SHAPING = {"n", "user", "metadata", "store", "stream", "stream_options", "service_tier", "safety_identifier"}
+_NOT_SHAPING |= {"prompt_cache_key", "prompt_cache_retention", "timeout", "extra_headers"}
+_DEFAULTS: Mapping[str, tuple[Any, ...]] = {  # what the API does anyway: a client that writes it out asks for the same
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "stop": ([],),
+    "tools": ([],),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "echo": (False,),
+}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One kind of request: everything but the messages."""
+
+    teacher: OpenAiTeacher  # reads answers, and knows what they cost; nothing is sent
+    terms: Terms
+    why_no_key: str  # "" where the log has all that shapes an answer
+    sampling: SamplingSettings | None
+
+
+class LogReader:
+    """See the module's docstring; `Interpret` in dataset/exchange/base.py is the protocol."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._known: dict[str, _Asked] = {}
+
+    def __call__(self, request: Json, response: Json, place: Place, batch: bool) -> Iterator[Read]:
+        """The rows of one request: one a choice."""
+        prompt = _prompt(request, place)
+        if isinstance(prompt, LeftOut):
+            yield prompt
+            return
+        asked = self._asked(request, response)
+        choices = response.get("choices")
+        if not isinstance(choices, list) or not choices:
+            yield LeftOut("malformed", "the answer has no choices", place)
+            return
+        for number, choice in enumerate(sorted(choices, key=_index)):
+            usage = response.get("usage") if number == 0 else None  # one count for all choices: it goes with the first
+            read = self._read(asked, prompt, {**response, "choices": [choice], "usage": usage}, place, number)
+            if isinstance(read, Answered):
+                halved = batch and self._base_url == OPENAI_URL and read.cost_usd is not None
+                cost = (read.cost_usd or 0) * BATCH_PRICE if halved else read.cost_usd
+                odd = _odd_messages(request)
+                read = replace(read, cost_usd=cost, request=odd or read.request)
+            yield read
+
+    def _read(self, asked: _Asked, prompt: Prompt, data: Json, place: Place, number: int) -> Read:
+        message = data["choices"][0].get("message") if isinstance(data["choices"][0], dict) else None
+        if isinstance(message, dict) and (message.get("tool_calls") or message.get("function_call")):
+            return LeftOut("tool-calls", "the answer calls a tool, which a row cannot hold", place)
+        try:
+            outcome = asked.teacher.read(Reply(data, 0.0))
+        except TryAgain as error:
+            return LeftOut(error.reason, str(error), place)
+        if isinstance(outcome, Refusal):
+            return LeftOut(outcome.reason, outcome.detail, place)
+        assert isinstance(outcome, Answer)
+        told = (
+            data["choices"][0].get("finish_reason") is not None
+        )  # where a log does not tell, the answer counts as whole
+        served, answer_id = data.get("model"), data.get("id")
+        return Answered(
+            prompt,
+            outcome.text,
+            place,
+            finish_reason=outcome.finish_reason if told else "stop",
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=outcome.completion_tokens,
+            cost_usd=outcome.cost_usd,
+            reasoning=outcome.reasoning,
+            token_logprobs=outcome.token_logprobs,
+            created_at=_time(data.get("created")),
+            teacher=replace(asked.teacher.identity, fingerprint=served if isinstance(served, str) else None),
+            sampling=asked.sampling,
+            request=asked.why_no_key
+            or RequestKey(asked.terms.id, lambda prompt_id, sample: asked.terms.key(prompt_id, sample, None)),
+            answer_id=f"{answer_id}:{number}" if isinstance(answer_id, str) and answer_id else None,
+        )
+
+    def _asked(self, request: Json, response: Json) -> _Asked:
+        shaping = {name: value for name, value in request.items() if name not in {"messages", "prompt"}}
+        name = content_hash(["prompt" in request, shaping, response.get("model") if "model" not in request else None])
+        if name not in self._known:
+            self._known[name] = self._new(request, response)
+        return self._known[name]
+
+    def _new(self, request: Json, response: Json) -> _Asked:
+        api: Literal["chat", "completions"] = "chat" if "messages" in request else "completions"
+        given = {name: value for name, value in request.items() if value is not None and not _default(name, value)}
+        extra = {name: value for name, value in given.items() if name not in _SETTINGS | _NOT_SHAPING}
+        why = "" if isinstance(request.get("model"), str) else "the model is not in the request"
+        label, reason = self._label(given, api)
+        if "best_of" in extra:
+            reason = "best_of is set, which no recipe can"
+        model = str(request.get("model") or response.get("model") or _UNKNOWN)
+        settings = TeacherSettings(kind="openai", model=model)
+        options = OpenAiOptions(base_url=self._base_url, api=api, extra_body=extra)
+        endpoint = Endpoint(self._base_url, SecretStr(NO_KEY), Timeouts())
+        teacher = OpenAiTeacher(settings, options, label, endpoint)
+        why = why or reason
+        return _Asked(teacher, Terms.of(teacher.identity, label), why, None if why else label.sampling)
+
+    def _label(self, given: Json, api: str) -> tuple[LabelSettings, str]:
+        """The recipe's settings that ask so, and why there are none ("" where there are)."""
+        limits = [given[name] for name in ("max_tokens", "max_completion_tokens") if name in given]
+        if len(limits) != 1:
+            return LabelSettings(), "max_tokens is not in the request" if not limits else "two limits of tokens are set"
+        temperature = given.get("temperature", 1.0 if self._base_url == OPENAI_URL else None)
+        if temperature is None:
+            return (
+                LabelSettings(),
+                f"the temperature is not in the request, and what {self._base_url} takes is not known",
+            )
+        top_logprobs = given.get("logprobs") if api == "completions" else None
+        if api == "chat" and given.get("logprobs") is True:
+            top_logprobs = given.get("top_logprobs", 0)
+        try:
+            sampling = {"temperature": temperature, "top_p": given.get("top_p", 1.0), "max_tokens": limits[0]}
+            said = {"sampling": sampling, "top_logprobs": top_logprobs, "response_format": given.get("response_format")}
+            return LabelSettings.model_validate(said), ""
+        except ValidationError as error:
+            first = error.errors()[0]
+            return LabelSettings(), f"no recipe can ask so: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _prompt(request: Json, place: Place) -> Prompt | LeftOut:
+    if "messages" in request:
+        read = messages(request["messages"], place)
+        return read if isinstance(read, LeftOut) else Prompt(tuple(read))
+    text = request.get("prompt")
+    if not isinstance(text, str):
+        what = "several prompts at once" if "prompt" in request else "neither messages nor a prompt"
+        return LeftOut("other-endpoint", f"the request has {what}", place)
+    return Prompt((Message("user", text),))
+
+
+def _odd_messages(request: Json) -> str:
+    """Why these messages are not what labelling would send, though they read alike."""
+    for turn in request.get("messages", ()):
+        if turn["role"] not in {"system", "user", "assistant"}:
+            return f"a message's role is {turn['role']!r}"
+        more = {name for name, value in turn.items() if value is not None} - {"role", "content"}
+        if more or not isinstance(turn["content"], str):
+            return "a message has more than a role and a text"
+    return ""
+
+
+def _default(name: str, value: Any) -> bool:
+    wanted = _DEFAULTS.get(name, ())
+    return any(value == default and isinstance(value, bool) == isinstance(default, bool) for default in wanted)
+
+
+def _index(choice: Any) -> int:
+    index = choice.get("index") if isinstance(choice, dict) else None
+    return index if isinstance(index, int) else 0
+
+
+def _time(created: Any) -> str | None:
+    if isinstance(created, bool) or not isinstance(created, (int, float)) or not 0 < created < 2**33:
+        return None
+    return datetime.fromtimestamp(created, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Reading what people wrote: files, YAML, cells of tables, addresses."""

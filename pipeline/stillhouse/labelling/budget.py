@@ -1,0 +1,127 @@
+"""The budget: no request is sent whose worst case could pass it.
+
+    reservation = await budget.reserve(worst_usd)     # durable before anything is sent
+    ... one attempt ...
+    budget.settle(reservation, cost_usd)              # what `usage` says; None: it may have been billed, so all of it
+
+The worst case is the prompt's largest possible token count plus `max_tokens`, at the model's price. Money that was reserved
+by a run that was killed counts as spent: the answer may have been billed. What is spent lies in the journal, so it counts
+across resumes, versions and processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.errors import BudgetSpent, RecipeError
+from stillhouse.labelling.journal import Change, Journal
+from stillhouse.labelling.tokens import most_prompt_tokens
+from stillhouse.recipe.load import Recipe
+from stillhouse.teachers.base import Request, Teacher, why_no_price
+from stillhouse.teachers.prices import Price
+
+_CENT_OF_A_CENT = 1e-9  # sums of floats are not exact
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Dollars set aside for one attempt; `number` names it in the journal, None where there is no budget to guard."""
+
+    worst_usd: float
+    number: int | None = None
+
+
+class Budget:
+    """Shared by every request of a run; used from one event loop."""
+
+    def __init__(self, limit: float | None, price: Price | None, journal: Journal) -> None:
+        self._limit = limit
+        self._price = price
+        self._journal = journal
+        self._spent = journal.spent() + sum(journal.lent().values())
+        self._reserved = 0.0
+        self._open = 0  # reservations that are not settled
+        self._numbers = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def limit_usd(self) -> float | None:
+        """`label.budget_usd`."""
+        return self._limit
+
+    @property
+    def spent_usd(self) -> float:
+        """Everything that was paid for this dataset, lost attempts included."""
+        return self._spent
+
+    def count(self, spent_usd: float) -> None:
+        """So much was spent or lent elsewhere, or came back, which the journal knows already."""
+        self._spent += spent_usd
+
+    async def reserve(self, requests: Sequence[Request], max_tokens: int) -> Reservation:
+        """Set aside the most that these requests can cost, durably; wait where other attempts must be settled first.
+
+        Raises:
+            BudgetSpent: nothing is under way, and this would still pass the budget.
+        """
+        worst_usd = self.worst_usd(requests, max_tokens)
+        if self._limit is None:
+            return Reservation(worst_usd)
+        while self._spent + self._reserved + worst_usd > self._limit + _CENT_OF_A_CENT:
+            if not self._open:
+                raise BudgetSpent(
+                    f"label.budget_usd is {self._limit:g}: ${self._spent:.4g} are spent, and the next request could cost "
+                    f"${worst_usd:.4g}. What was answered is kept; raise the budget (--set label.budget_usd=...) to go on."
+                )
+            self._changed.clear()
+            await self._changed.wait()
+        self._reserved += worst_usd
+        self._open += 1
+        self._numbers += 1
+        number = self._numbers
+        reservation = Reservation(worst_usd, number)
+        try:
+            await self._journal.commit(Change(reserve=(number, worst_usd)))
+        except BaseException:
+            self._release(reservation)
+            self._journal.later(Change(settle=number))
+            raise
+        return reservation
+
+    def settle(self, reservation: Reservation, cost_usd: float | None) -> Change:
+        """Turn a reservation into what was spent; the change must be committed together with the answer."""
+        spent = reservation.worst_usd if cost_usd is None else cost_usd
+        self._spent += spent
+        self._release(reservation)
+        return Change(settle=reservation.number, spent_usd=spent)
+
+    def worst_usd(self, requests: Sequence[Request], max_tokens: int) -> float:
+        """The most that one attempt at each of these requests can cost; 0 where nothing is charged."""
+        if self._price is None:
+            return 0.0
+        return sum(
+            self._price.worst(most_prompt_tokens(request), 0 if request.forced else max_tokens) for request in requests
+        )
+
+    def _release(self, reservation: Reservation) -> None:
+        if reservation.number is not None:
+            self._open -= 1
+            self._reserved = self._reserved - reservation.worst_usd if self._open else 0.0  # no dust of rounding stays
+            self._changed.set()
+
+
+def check_budget(recipe: Recipe, teacher: Teacher) -> None:
+    """Refuse a budget that could not be kept.
+
+    Raises:
+        RecipeError: the price of the teacher is not known.
+    """
+    if recipe.label.budget_usd is not None and teacher.price is None:
+        why = why_no_price(teacher)
+        raise RecipeError(
+            f"label.budget_usd is {recipe.label.budget_usd:g}, and the price of {recipe.teacher.model!r} is not known"
+            f"{f' ({why})' if why else ''}: "
+            "set teacher.price to {input_usd_per_million: ..., output_usd_per_million: ...}, or label.budget_usd to null"
+        )

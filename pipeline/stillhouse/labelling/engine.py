@@ -1,0 +1,363 @@
+"""Ask the teacher, keep every answer, and commit shard by shard.
+
+    with open_job(recipe) as job:
+        await job.run(job.label_shard)
+        dataset = job.commit()
+
+What is done is decided by the store alone: a shard that is on disk is not looked at again, an answer in the journal is not
+asked for again, and a version whose manifest is there is finished. Call it again after any stop and it goes on.
+
+Some shards are open at a time, so that no request waits for the last answer of a shard before it; they are written in
+their order. Memory is that of the open shards, however many there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import stillhouse
+from stillhouse.dataset.card import write_card
+from stillhouse.dataset.files import ShardFiles, tally
+from stillhouse.dataset.manifest import Manifest, write_manifest
+from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, versions
+from stillhouse.errors import DatasetBusy
+from stillhouse.labelling.budget import Budget, check_budget
+from stillhouse.labelling.earlier_names import former_names, tell_of_other_code
+from stillhouse.labelling.estimate import Estimate, ToSend, estimate_plan, still_to_send
+from stillhouse.labelling.holding import held_dataset, held_in_turn, newest_manifest, newest_version, opened_journal
+from stillhouse.labelling.journal import Journal
+from stillhouse.labelling.metrics import Meter, Metrics
+from stillhouse.labelling.new_version import finished_version, let_go, shard_files, start_version
+from stillhouse.labelling.parts import Parts, Runner
+from stillhouse.labelling.plan import LabelPlan, Shard, ShardName, make_plan
+from stillhouse.labelling.retrying import Retry, teacher_rejections
+from stillhouse.labelling.sender import Sender, now
+from stillhouse.labelling.sorting import SortedOut, Sorter
+from stillhouse.plugins import TEACHERS, code_of
+from stillhouse.progress import Progress, TellsMore, silent
+from stillhouse.quality.base import NamedFilter, open_filters
+from stillhouse.recipe.label import encoding_of
+from stillhouse.recipe.load import FilterSettings, Recipe, load_recipe
+from stillhouse.records import FORMAT_VERSION
+from stillhouse.teachers.base import Teacher, open_teacher
+
+_ACTIVITY = "Labelling"
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What one call of the engine did."""
+
+    dataset: Dataset
+    sent: int  # requests that reached the teacher
+    reused: int  # requests that had an answer already
+    fresh: bool = True  # whether it made the version, which else was there
+
+    def __str__(self) -> str:
+        manifest = self.dataset.manifest
+        if not self.fresh:
+            return f"nothing new: {manifest.label} has all {manifest.prompts:,} prompts"
+        come = f", from {' and '.join(manifest.parents)}" if manifest.parents else ""
+        return f"{manifest.label}{come}: {self.sent:,} requests sent, {self.reused:,} answered before"
+
+    @property
+    def rejected_by_teacher(self) -> int:
+        """Requests that the teacher's errors rejected without an answer: `label --retry-rejected` asks for them again."""
+        found = teacher_rejections(self.dataset)
+        return sum(count for (_, answered), count in found.items() if not answered)
+
+    @property
+    def rejected_share(self) -> float:
+        manifest = self.dataset.manifest
+        rejected = sum(manifest.rejected.values())
+        return rejected / max(1, rejected + sum(manifest.rows.values()))
+
+
+async def label(
+    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, runner: Runner | None = None
+) -> LabelResult:
+    """The whole of labelling: what others answer, every shard, then the manifest.
+
+    Args:
+        recipe: what is labelled, by whom, and where it goes.
+        progress: gets how far it is.
+        retry: what the teacher's errors rejected and is asked for again.
+        runner: has others label parts (`open_runner`); without it, this process asks for everything.
+    """
+    async with job_in_turn(recipe, progress, retry) as job:
+        try:
+            await job.ask_elsewhere(runner)
+            await job.run(job.label_shard)
+        finally:
+            await job.close()
+        return job.commit()
+
+
+@asynccontextmanager
+async def job_in_turn(
+    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None
+) -> AsyncIterator[LabelJob]:
+    """As `open_job`; while another run is writing the dataset, it does as `dataset.when_busy` says.
+
+    The prompts are read again after waiting: what is labelled is the source of that moment, less what the other labelled.
+    """
+    async with AsyncExitStack() as opened:
+        busy = None
+        try:
+            job = opened.enter_context(open_job(recipe, progress, retry))
+        except DatasetBusy as error:
+            busy = error
+        if busy is not None:
+            await opened.enter_async_context(held_in_turn(recipe.dataset, busy, progress))
+            job = opened.enter_context(open_job(recipe, progress, retry, held=True))
+        yield job
+
+
+@contextmanager
+def open_job(
+    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, *, held: bool = False
+) -> Iterator[LabelJob]:
+    """Plan a recipe's labelling and hold its dataset for writing, where the caller does not hold it already.
+
+    Raises:
+        UsageError: the recipe, the prompts, the filters or what is to be asked again are wrong; nothing was written.
+        DatasetBusy: another run is writing this dataset.
+    """
+    teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
+    check_budget(recipe, teacher)
+    filters = open_filters(filters_of(recipe))
+    folder = dataset_folder(recipe.dataset)
+    with ExitStack() as opened:
+        newest = None if held else newest_version(folder)
+        former = former_names(teacher, recipe.label, folder)
+        plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
+        if not held:
+            opened.enter_context(held_dataset(recipe.dataset))
+            if newest_version(folder) != newest:  # another run has ended meanwhile, and may have read a later source
+                former = former_names(teacher, recipe.label, folder)
+                plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
+        tell_of_other_code(recipe.teacher.kind, newest_manifest(folder))
+        journal = opened.enter_context(opened_journal(recipe.dataset, encoding_of(recipe.label.soft)))
+        yield LabelJob(recipe, plan, teacher, filters, journal, progress, retry)
+
+
+class LabelJob:
+    """One dataset version in the making, or one that is finished already (`shards` is then 0)."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: LabelPlan,
+        teacher: Teacher,
+        filters: Sequence[NamedFilter],
+        journal: Journal,
+        progress: Progress,
+        retry: Retry | None = None,
+    ) -> None:
+        self._recipe = recipe
+        self._plan = plan
+        self._teacher = teacher
+        self._journal = journal
+        self._progress = progress
+        self._base = dataset_folder(recipe.dataset)
+        self._soft = encoding_of(recipe.label.soft)
+        self._sorter = Sorter(filters, soft=self._soft)
+        self._budget = Budget(recipe.label.budget_usd, teacher.price, journal)
+        self._sender = Sender(teacher, recipe.label, journal, self._budget, progress)
+        self._meter = Meter(self._sender.counts)
+        self._answered = 0
+        self._begun: set[int] = set()  # shards whose earlier answers are counted
+        self._written = 0  # shards, from the first on
+        self._sorted_out: SortedOut | None = None  # of the shard whose turn it is, until it is written
+        self._turn = asyncio.Condition()
+        self._parts = Parts(recipe, plan, journal, self._budget)
+        self._finished = finished_version(self._base, plan, journal, retry)
+        if self._finished is None:
+            self._folder, self._parents = start_version(recipe, plan, journal, retry)
+        if isinstance(progress, TellsMore):
+            progress.tell_more(_ACTIVITY, lambda: self.metrics().details())
+
+    @property
+    def shards(self) -> int:
+        """Shards to label; 0 where the newest version is this very plan."""
+        return 0 if self._finished else self._plan.shards
+
+    def describe(self, number: int) -> str:
+        """A shard's name for people: train 3/12."""
+        shard = self._plan.names[number]
+        return f"{shard.split} {shard.index + 1}/{shard.of}"
+
+    def metrics(self) -> Metrics:
+        """How far the run is, how fast it goes, and what it has cost; to be asked for from the thread that runs it."""
+        done = self._plan.requests if self._finished else max(self._answered, self._parts.answered)
+        return self._meter.look(self._plan.requests, done, self._budget.spent_usd, self._budget.limit_usd)
+
+    def estimate(self) -> Estimate:
+        """What is still to be sent, as `stillhouse plan` tells it; the prompts are not read again."""
+        newest = self._finished or (open_dataset(self._base) if versions(self._base) else None)
+        to_send = ToSend(0, 0, 0) if self._finished else still_to_send(self._recipe, self._plan, self._journal)
+        manifest = newest.manifest if newest else None
+        return estimate_plan(self._recipe, self._plan, to_send, manifest, self._teacher, self._budget.spent_usd)
+
+    async def ask_elsewhere(self, runner: Runner | None) -> None:
+        """Have others answer what has no answer yet; without a runner, finish here what an earlier run has handed out."""
+        if self._finished is None and (runner or self._parts.left):
+            todo = [number for number in range(self.shards) if not self._is_written(number)] if runner else []
+            await self._parts.label(runner or _Here(), self._progress, todo)
+
+    async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
+        """Call `label_one` with every shard's number, some at a time; the first failure stops all.
+
+        `label_one` is `label_shard`, or what is wrapped around it (a Prefect task).
+        """
+        requests = self._recipe.label.shard_size * self._recipe.label.samples
+        at_once = max(self._recipe.label.concurrency, 2 * (self._recipe.label.refusals_in_a_row or 0))
+        places = asyncio.Semaphore(1 + math.ceil(2 * at_once / requests))
+
+        async def one(number: int) -> None:
+            try:
+                await label_one(number)
+            finally:
+                places.release()
+
+        try:
+            with _rare_collections():
+                async with asyncio.TaskGroup() as group:
+                    for number in range(self.shards):
+                        await places.acquire()
+                        group.create_task(one(number))
+        except BaseExceptionGroup as failed:  # the first failure stopped the others; it is the one to tell of
+            raise failed.exceptions[0] from None
+
+    async def label_shard(self, number: int) -> None:
+        """Ask for what is missing in one shard and, when it is its turn, write its Parquet files.
+
+        It may be called again after it failed, while the other shards go on.
+
+        Raises:
+            TeacherUnavailable, BudgetSpent, StorageFailed: it cannot be finished; what was answered is kept.
+        """
+        files = self._files(self._plan.names[number])
+        key = self._shard_key(number)
+        if self._is_written(number):
+            self._count_earlier(number, self._plan.requests_in(number))
+            async with self._its_turn(number):
+                await asyncio.to_thread(self._sorter.remember, files.data)
+            return
+        shard = await asyncio.to_thread(self._plan.shard, number)
+        known = await asyncio.to_thread(self._journal.answered, shard.ids)
+        self._count_earlier(number, len(known))
+        await self._sender.ask([request for request in shard.requests if request.key not in known], self._count)
+        async with self._its_turn(number):
+            await asyncio.to_thread(self._write, shard, files, key)
+
+    def commit(self) -> LabelResult:
+        """Write the card and, last, the manifest; then the journal may forget."""
+        if self._finished:
+            return LabelResult(self._finished, sent=0, reused=self._plan.requests, fresh=False)
+        entries = [entry for name in self._plan.names for entry in self._files(name).entries()]
+        counted = tally(self._folder, entries)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            name=self._recipe.dataset.name,
+            version=int(self._folder.name[1:]),
+            created_at=now(),
+            stillhouse=stillhouse.__version__,
+            licence=self._recipe.dataset.licence,
+            teacher=self._teacher.identity,
+            teacher_code=code_of(TEACHERS, self._recipe.teacher.kind).get("code"),
+            mode=self._recipe.label.mode,
+            sampling=self._recipe.label.sampling,
+            soft=self._recipe.label.soft,
+            plan_sha256=self._plan.sha256,
+            prompts_sha256=self._plan.prompts_sha256,
+            prompts=self._plan.prompts,
+            duplicate_prompts=self._plan.duplicate_prompts,
+            rows=counted.rows,
+            rejected=counted.rejected,
+            totals=counted.totals.model_copy(update={"spent_usd": self._budget.spent_usd or None}),
+            parents=tuple(self._parents),
+            recipe=self._recipe.model_dump(mode="json", by_alias=True),
+            files=tuple(entries),
+        )
+        write_card(self._folder, manifest)
+        write_manifest(self._folder, manifest)
+        let_go(self._plan, self._journal)
+        sent = self._sender.sent + self._parts.answered
+        return LabelResult(Dataset(self._folder, manifest), sent, self._plan.requests - sent)
+
+    async def close(self) -> None:
+        """Let the teacher go; what it holds (a model's memory, a connection) is free afterwards."""
+        await self._teacher.close()
+
+    # --------------------------------------------------------------------------------------------------------- shards
+
+    def _write(self, shard: Shard, files: ShardFiles, key: str) -> None:
+        if self._sorted_out is None:  # filters that look back see no row twice, however often writing fails
+            self._sorted_out = self._sorter.sort(shard, self._journal.read(shard.ids))
+        files.write(self._sorted_out.kept, self._sorted_out.rejected, key)
+        self._sorted_out = None
+
+    @asynccontextmanager
+    async def _its_turn(self, number: int) -> AsyncIterator[None]:
+        """Wait until every shard before this one is written: filters see the rows in one order, however work is cut."""
+        async with self._turn:
+            await self._turn.wait_for(lambda: self._written == number)
+        yield
+        async with self._turn:
+            self._written += 1
+            self._turn.notify_all()
+
+    def _files(self, shard: ShardName) -> ShardFiles:
+        return shard_files(self._folder, shard)
+
+    def _is_written(self, number: int) -> bool:
+        return self._files(self._plan.names[number]).is_done(self._shard_key(number))
+
+    def _shard_key(self, number: int) -> str:
+        name = self._plan.names[number]
+        return f"{self._plan.sha256}:{name.split}:{name.index}:{self._plan.requests_in(number)}"
+
+    def _count_earlier(self, number: int, requests: int) -> None:
+        if number not in self._begun:
+            self._begun.add(number)
+            self._count(requests)
+
+    def _count(self, requests: int) -> None:
+        self._answered += requests
+        self._progress(_ACTIVITY, self._answered, self._plan.requests)
+
+
+class _Here:
+    """Labels parts in this process."""
+
+    async def label(self, recipe: str, name: str) -> None:
+        await label(load_recipe(recipe))
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let Python look for cycles less often: a request makes hundreds of objects and hardly a cycle, and looking through
+    them took a fifth of the time (docs/benchmarks.md)."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def filters_of(recipe: Recipe) -> list[FilterSettings]:
+    """The recipe's filters; an answer that was to fit a JSON schema is held against it first."""
+    wanted = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
+    if wanted is None:
+        return list(recipe.quality)
+    from stillhouse.quality.json_schema import make_validator
+
+    make_validator(wanted, "label.response_format.json_schema.schema")  # so a mistake is told of under its own name
+    return [FilterSettings.model_validate({"kind": "json-schema", "schema": wanted}), *recipe.quality]

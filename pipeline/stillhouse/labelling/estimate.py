@@ -1,0 +1,224 @@
+"""Before a cent is spent: what labelling a recipe would send, cost and take.
+
+    estimate = estimate_labelling(recipe)
+
+Nothing is sent and nothing is written. What was answered before is counted in the journal and in finished versions. How
+long answers will be is taken from the newest version, where there is one; else half of `max_tokens` is expected.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from stillhouse.dataset.manifest import Manifest
+from stillhouse.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
+from stillhouse.labelling.budget import check_budget
+from stillhouse.labelling.earlier_names import FormerNames, asked_with, former_names
+from stillhouse.labelling.journal import Journal
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.labelling.plan import LabelPlan, Shard, make_plan
+from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import Recipe
+from stillhouse.storage.location import Location, RemotePath
+from stillhouse.teachers.base import Request, Teacher, open_teacher, why_no_price
+
+_TEXT_BYTES = 2  # of a token of text, compressed, as a rule of thumb
+_ROW_BYTES = 120  # ids, names, counts, compressed
+_TRACE_BYTES = 8  # a token id and a log-probability
+_TOP_K_BYTES = 2.0  # an entry of a top-k label (docs/benchmarks.md: 50 of them take about 90)
+_SAMPLED_BYTES = 0.8  # a draw of a sampled label
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Token counts and dollars are of what is still to send; bytes are of the whole version."""
+
+    prompts: int
+    duplicate_prompts: int
+    requests: int
+    answered: int
+    to_send: int
+    expected_prompt_tokens: int
+    worst_prompt_tokens: int
+    expected_completion_tokens: int
+    worst_completion_tokens: int
+    expected_usd: float | None  # None where the price is not known
+    worst_usd: float | None
+    spent_usd: float  # so far, all versions
+    budget_usd: float | None
+    expected_bytes: int
+    seconds_at_limits: float | None  # None where no limit is set
+    basis: str  # what the expectation rests on
+    why_no_price: str = ""  # where the price is not known
+
+
+@dataclass(frozen=True)
+class ToSend:
+    """The requests of a plan that have no answer yet."""
+
+    requests: int
+    likely_prompt_tokens: int
+    worst_prompt_tokens: int
+
+
+def estimate_labelling(recipe: Recipe) -> Estimate:
+    """See the module's docstring.
+
+    Raises:
+        UsageError: the recipe or the prompts are wrong.
+        TeacherUnavailable: a local model is not there.
+    """
+    teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
+    check_budget(recipe, teacher)
+    folder = dataset_folder(recipe.dataset)
+    finished = [open_dataset(folder, number) for number in versions(folder)]
+    newest = finished[-1].manifest if finished else None
+    carried = (newest.totals.spent_usd if newest and isinstance(folder, RemotePath) else None) or 0.0
+    former = former_names(teacher, recipe.label, folder)
+    with (
+        make_plan(recipe, teacher.identity, former) as plan,
+        closing(JournalView(journal_folder(recipe.dataset))) as journal,
+    ):
+        same = newest is not None and plan.name_of(newest, journal.noted) is not None
+        to_send = ToSend(0, 0, 0) if same else _to_send(plan, journal, folder, finished)
+        return estimate_plan(recipe, plan, to_send, newest, teacher, journal.spent() or carried)
+
+
+def estimate_plan(
+    recipe: Recipe, plan: LabelPlan, to_send: ToSend, newest: Manifest | None, teacher: Teacher, spent: float
+) -> Estimate:
+    """The estimate of a plan that has been read; `newest` is the newest version, `spent` dollars so far."""
+    label, price = recipe.label, teacher.price
+    most = label.sampling.max_tokens if label.mode == "generate" else 0
+    seen = _mean_completion(newest)
+    each = min(most, seen) if seen else most / 2
+    count, expected_prompt, worst_prompt = to_send.requests, to_send.likely_prompt_tokens, to_send.worst_prompt_tokens
+    return Estimate(
+        prompts=plan.prompts,
+        duplicate_prompts=plan.duplicate_prompts,
+        requests=plan.requests,
+        answered=plan.requests - count,
+        to_send=count,
+        expected_prompt_tokens=expected_prompt,
+        worst_prompt_tokens=worst_prompt,
+        expected_completion_tokens=round(count * each),
+        worst_completion_tokens=count * most,
+        expected_usd=_dollars(price.cost if price else None, count, expected_prompt, each),
+        worst_usd=_dollars(price.worst if price else None, count, worst_prompt, most),
+        spent_usd=spent,
+        budget_usd=label.budget_usd,
+        expected_bytes=_bytes(label, plan, newest, each),
+        seconds_at_limits=_seconds(label, count, expected_prompt + count * each),
+        basis=f"answers as long as those of {newest.label}"
+        if newest and seen
+        else "answers half as long as max_tokens",
+        why_no_price=why_no_price(teacher),
+    )
+
+
+def still_to_send(recipe: Recipe, plan: LabelPlan, journal: Journal) -> ToSend:
+    """What a run that holds the dataset has still to send: its journal has taken over the answers of earlier versions."""
+    with closing(JournalView(journal_folder(recipe.dataset))) as view:
+        if next(view.ids(), None) is None:
+            return _everything(plan)
+    return _counted(request for number in range(plan.shards) for request in _unanswered(plan.shard(number), journal))
+
+
+def _unanswered(shard: Shard, journal: Journal) -> list[Request]:
+    known = journal.answered(shard.ids)
+    return [request for request in shard.requests if request.key not in known]
+
+
+def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: list[Dataset]) -> ToSend:
+    """What has no answer yet, in the journal or a finished version. What is known lies on disk, not in memory."""
+    names = FormerNames(plan.former, journal.noted)
+    with closing(sqlite3.connect("")) as known:
+        known.execute("PRAGMA journal_mode=OFF")
+        known.execute("CREATE TABLE ids (terms TEXT, id TEXT, PRIMARY KEY (terms, id)) WITHOUT ROWID")
+
+        def count(ids: Iterator[str], recipe: Mapping[str, Any]) -> None:
+            """Keep keys under every name of the teacher that they may be made with."""
+            allowed = [plan.terms.id, *(one.terms.id for one in names.of(recipe))]
+            known.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", ((one, id_) for id_ in ids for one in allowed))
+
+        def has_answer(request: Request) -> bool:
+            keys = [(one.id, one.key(request.prompt.id, request.sample, request.forced)) for one in terms]
+            return any(known.execute("SELECT 1 FROM ids WHERE terms = ? AND id = ?", key).fetchone() for key in keys)
+
+        terms = [plan.terms, *(one.terms for one in plan.former)]
+        count(journal.ids(), asked_with(journal.noted, base))
+        for version in finished:
+            count(_paid_ids(version), version.manifest.recipe)
+        if not known.execute("SELECT 1 FROM ids LIMIT 1").fetchone():
+            return _everything(plan)
+        return _counted(
+            request
+            for number in range(plan.shards)
+            for request in plan.shard(number).requests
+            if not has_answer(request)
+        )
+
+
+def _everything(plan: LabelPlan) -> ToSend:
+    return ToSend(plan.requests, plan.likely_prompt_tokens, plan.worst_prompt_tokens)
+
+
+def _counted(requests: Iterable[Request]) -> ToSend:
+    count = likely = worst = 0
+    for request in requests:
+        count += 1
+        likely += likely_prompt_tokens(request)
+        worst += most_prompt_tokens(request)
+    return ToSend(count, likely, worst)
+
+
+def _paid_ids(version: Dataset) -> Iterator[str]:
+    """Every row of a finished version that has an answer, rejected ones included."""
+    for entry in version.manifest.files:
+        with version.open(entry) as parquet:
+            for batch in parquet.iter_batches(columns=["id", "completion"]):
+                yield from batch.filter(pc.is_valid(batch.column("completion"))).column("id").to_pylist()
+
+
+def _mean_completion(newest: Manifest | None) -> float | None:
+    if newest is None or not newest.totals.completion_tokens:
+        return None
+    return newest.totals.completion_tokens / max(1, sum(newest.rows.values()) + sum(newest.rejected.values()))
+
+
+def _dollars(
+    price: Callable[[int, int], float] | None, requests: int, prompt_tokens: float, completion_each: float
+) -> float | None:
+    """By the mean request: a million calls of a price list would take longer than all the rest."""
+    if price is None:
+        return None
+    return requests * price(math.ceil(prompt_tokens / max(1, requests)), math.ceil(completion_each))
+
+
+def _bytes(label: LabelSettings, plan: LabelPlan, newest: Manifest | None, each: float) -> int:
+    rows = sum(newest.rows.values()) if newest else 0
+    if newest is not None and rows:
+        return round(plan.requests * sum(file.bytes for file in newest.files) / rows)
+    traced = 0.0
+    if label.soft is not None:
+        traced = (_TRACE_BYTES + _TOP_K_BYTES * (label.soft.k or 0) + _SAMPLED_BYTES * (label.soft.draws or 0)) * each
+    text = (plan.likely_prompt_tokens + plan.requests * each) * _TEXT_BYTES
+    return round(plan.requests * (_ROW_BYTES + traced) + text)
+
+
+def _seconds(label: LabelSettings, requests: int, tokens: float) -> float | None:
+    limits = label.limits
+    times = [
+        60.0 * amount / limit
+        for amount, limit in ((requests, limits.requests_per_minute), (tokens, limits.tokens_per_minute))
+        if limit is not None
+    ]
+    return max(times, default=None)

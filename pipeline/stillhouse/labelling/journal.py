@@ -1,0 +1,382 @@
+"""The journal: where an answer is durable before it counts, and where money is counted.
+
+One SQLite file a dataset, beside its versions, keyed by request: whatever happens to shards, prompt files or the process,
+an answer in here is never asked for again. Answers that are committed together lie in one Arrow record batch, in the
+columns that the shard's Parquet file will have, so that nothing is converted twice. Rows leave the journal when the
+manifest that contains them is on disk.
+
+    await journal.commit(Change(outcomes=[completion], settle=7, spent_usd=0.002))      # durable when it returns
+
+A thread of its own commits. All changes that arrive while one commit waits for the disk go into the next together, so that
+durability costs no throughput and a single answer waits for nobody.
+
+The journal belongs to the dataset rather than to one shard (see docs/labelling.md): an edited prompt file moves prompts
+from shard to shard, and their answers must be found wherever they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stillhouse.dataset.columns import completion_row, completion_schema, record_batch, rejection_row, rejection_schema
+from stillhouse.errors import StorageFailed
+from stillhouse.labelling.retrying import Retry, rejections_in
+from stillhouse.records import Completion, EncodingName, Rejection, content_hash
+
+FILE_NAME = "journal.sqlite"
+_CREATE = """
+CREATE TABLE IF NOT EXISTS batches (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, batch INTEGER NOT NULL, row INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reserved (number INTEGER PRIMARY KEY, usd REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+"""
+_SELECT_AT_ONCE = 500  # SQLite's bound on variables in one statement is far above
+_BATCHES_AT_ONCE = 8  # held in memory while their rows are picked
+_ADOPT_TOGETHER = 100  # rows a batch: prompts in another order than before find theirs in many batches
+
+LEASE = "lent to "  # a part: the note of what it may spend
+
+Kind = Literal["completion", "rejection"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to some requests: a table of each kind, and where in them each request's row is."""
+
+    tables: Mapping[Kind, pa.Table]
+    places: Mapping[str, tuple[Kind, int]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes durable together."""
+
+    outcomes: Sequence[Completion | Rejection] = ()
+    reserve: tuple[int, float] | None = None  # number, dollars
+    settle: int | None = None  # the number of a reservation that ends
+    spent_usd: float = 0.0
+
+
+class Journal:
+    """Opened by the one writer of a dataset (`durable.sole_writer`). Usable as a context manager."""
+
+    def __init__(self, folder: Path, *, soft: EncodingName | None) -> None:
+        self._file = folder / FILE_NAME
+        self._soft = soft
+        self._schemas = {"completion": completion_schema(soft=soft), "rejection": rejection_schema(soft=soft)}
+        self._lock = threading.Lock()  # of the reading connection
+        self._writing = threading.Lock()  # of the writing one, which the thread and the engine share
+        with self._storage(), ExitStack() as opened:
+            self._writer = opened.enter_context(closing(self._connect()))
+            self._prepare()
+            self._settle_what_was_left()
+            self._reader = opened.enter_context(closing(self._connect()))
+            opened.pop_all()
+        self._changes: queue.SimpleQueue[tuple[Change, asyncio.Future[None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._commit_groups, name="journal", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commit what is waiting, fold the write-ahead log back in, and let the file go."""
+        self._changes.put(None)
+        self._thread.join()
+        with self._lock:  # whoever still reads, in a thread that nobody waits for, ends first
+            self._reader.close()
+        self._writer.close()
+
+    # -------------------------------------------------------------------------------------------------------- writing
+
+    async def commit(self, change: Change) -> None:
+        """Make a change durable: when this returns, it counts.
+
+        Raises:
+            StorageFailed: the disk is full or cannot be written; the change does not count.
+        """
+        await self.later(change)
+
+    def later(self, change: Change) -> asyncio.Future[None]:
+        """Commit a change without waiting for it; what comes back is done when the change is durable."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changes.put((change, done))
+        return done
+
+    def adopt(self, rows: pa.RecordBatch) -> int:
+        """Take over answers that an earlier version holds, those that are not here yet; return how many it holds.
+
+        What a filter rejected there is an answer like any other; what the teacher rejected stays rejected.
+        """
+        ids = rows.column("id").to_pylist()
+        known = self.answered(ids)
+        new = rows.filter(pa.array([id_ not in known for id_ in ids], pa.bool_()))
+        by_kind: dict[Kind, pa.RecordBatch] = {"completion": new}
+        if "stage" in rows.schema.names:
+            lost = pc.equal(new.column("stage"), "teacher")
+            by_kind = {"completion": new.filter(pc.invert(lost)), "rejection": new.filter(lost)}
+        with self._storage(), self._writing, self._writer:
+            for kind, part in by_kind.items():
+                schema = self._schemas[kind]
+                for start in range(0, part.num_rows, _ADOPT_TOGETHER):
+                    self._insert(kind, part.slice(start, _ADOPT_TOGETHER).select(schema.names).cast(schema))
+        return len(ids)
+
+    def rename(self, names: Mapping[str, str]) -> int:
+        """Give answers another key, former key -> key; return how many have one now. One that has an answer keeps it."""
+        found = self.read([*names])
+        if not found.places:
+            return 0
+        known = self.answered([names[id_] for id_ in found.places])
+        with self._storage(), self._writing, self._writer:
+            for kind, table in found.tables.items():
+                ids = [names[id_] for id_ in table.column("id").to_pylist()]
+                place = table.schema.get_field_index("id")
+                named = table.set_column(place, table.schema.field(place), pa.array(ids, pa.string()))
+                new = named.filter(pa.array([id_ not in known for id_ in ids], pa.bool_()))
+                for batch in new.to_batches(max_chunksize=_ADOPT_TOGETHER):
+                    self._insert(kind, batch)
+            self._writer.executemany("DELETE FROM answers WHERE id = ?", ((id_,) for id_ in found.places))
+            self._writer.execute("DELETE FROM batches WHERE number NOT IN (SELECT batch FROM answers)")
+        return len(found.places)
+
+    def forget(self, ids: Iterable[str], count: int) -> None:
+        """Drop answers that a finished version now holds, `count` of them; all of them are here."""
+        with self._storage(), self._writing:
+            with self._writer:
+                (here,) = self._writer.execute("SELECT count(*) FROM answers").fetchone()
+                if here == count:  # nothing else is here: SQLite empties a table at once
+                    self._writer.execute("DELETE FROM answers")
+                    self._writer.execute("DELETE FROM batches")
+                else:
+                    self._writer.executemany("DELETE FROM answers WHERE id = ?", ((id_,) for id_ in ids))
+                    self._writer.execute("DELETE FROM batches WHERE number NOT IN (SELECT batch FROM answers)")
+            self._writer.execute("VACUUM")
+            self._writer.execute(
+                "PRAGMA wal_checkpoint(TRUNCATE)"
+            )  # the emptied file itself, and not only the log of it
+
+    def rejections(self) -> Counter[tuple[str, bool]]:
+        """How many requests the teacher's errors have rejected, by reason and whether an answer came with it."""
+        return Counter((reason, answered) for *_, reason, answered in self._teacher_rejections())
+
+    def drop_rejections(self, retry: Retry) -> None:
+        """Drop those of the teacher's rejections that are asked for again."""
+        found = self._teacher_rejections()
+        places = [place for *place, reason, answered in found if retry.wants(reason, answered=answered)]
+        with self._storage(), self._writing, self._writer:
+            self._writer.executemany("DELETE FROM answers WHERE id = ? AND batch = ? AND row = ?", places)
+
+    def note(self, name: str, value: str) -> None:
+        """Remember a word of the engine's own, such as which plan's answers were taken over."""
+        with self._storage(), self._writing, self._writer:
+            self._writer.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    def lend(self, part: str, usd: float) -> None:
+        """Note what a part of the work may spend in all, elsewhere: it counts as spent until it is repaid."""
+        self.note(f"{LEASE}{part}", str(usd))
+
+    def repay(self, part: str, spent_usd: float) -> bool:
+        """A part is done, and has spent so much; False where nothing is lent to it (any longer), and nothing changes."""
+        with self._storage(), self._writing, self._writer:
+            lent = self._writer.execute("DELETE FROM notes WHERE name = ?", (f"{LEASE}{part}",)).rowcount > 0
+            if lent:
+                self._spend(spent_usd)
+        return lent
+
+    # -------------------------------------------------------------------------------------------------------- reading
+
+    def answered(self, ids: Sequence[str]) -> set[str]:
+        """Which of these requests have an answer."""
+        return {row[0] for row in self._rows("id", ids)}
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether any request has one."""
+        with self._storage(), self._lock:
+            return self._reader.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
+
+    def read(self, ids: Sequence[str]) -> Answers:
+        """The answers to these requests, those that there are."""
+        found: dict[int, dict[str, int]] = {}  # a batch's number -> what is wanted of it: id -> row
+        for id_, number, row in self._rows("id, batch, row", ids):
+            found.setdefault(number, {})[id_] = row
+        picked: dict[Kind, list[pa.RecordBatch]] = {"completion": [], "rejection": []}
+        places: dict[str, tuple[Kind, int]] = {}
+        lengths = dict.fromkeys(picked, 0)
+        query = "SELECT number, kind, body FROM batches WHERE number IN ({})"
+        for number, kind, body in self._select(query, sorted(found), _BATCHES_AT_ONCE):
+            batch = pa.ipc.read_record_batch(pa.py_buffer(body), self._schemas[kind])
+            rows = found[number]
+            places |= {id_: (kind, lengths[kind] + place) for place, id_ in enumerate(rows)}
+            lengths[kind] += len(rows)
+            picked[kind].append(batch.take(pa.array(rows.values(), pa.int32())))
+        tables = {
+            kind: pa.Table.from_batches(listed, self._schemas[kind]).combine_chunks() for kind, listed in picked.items()
+        }
+        return Answers(tables, places)
+
+    def noted(self, name: str) -> str | None:
+        """What `note` remembered."""
+        with self._storage(), self._lock:
+            row = self._reader.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def spent(self) -> float:
+        """Dollars that were paid for this dataset, by all its runs."""
+        return float(self.noted("spent_usd") or 0.0)
+
+    def lent(self) -> dict[str, float]:
+        """What is lent to each part that is not repaid yet."""
+        query = "SELECT name, value FROM notes WHERE name LIKE ?"
+        with self._storage(), self._lock:
+            rows = self._reader.execute(query, (f"{LEASE}%",)).fetchall()
+        return {name.removeprefix(LEASE): float(usd) for name, usd in rows}
+
+    # -------------------------------------------------------------------------------------------------------- within
+
+    def _connect(self) -> sqlite3.Connection:
+        with ExitStack() as opened:
+            connection = sqlite3.connect(self._file, check_same_thread=False)
+            opened.enter_context(closing(connection))
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")  # a committed answer survives a power failure
+            opened.pop_all()
+        return connection
+
+    def _prepare(self) -> None:
+        """The tables. Batches are read by the columns of today: those of a release with others are not touched."""
+        self._writer.executescript(_CREATE)
+        kind = {None: False, "top-k": True}.get(self._soft, self._soft)  # the first two as older releases noted them
+        name, columns = f"columns, soft={kind}", content_hash([str(schema) for schema in self._schemas.values()])
+        noted = self._writer.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        if noted is None:
+            with self._writer:
+                self._writer.execute("INSERT INTO notes VALUES (?, ?)", (name, columns))
+        elif noted[0] != columns:
+            raise StorageFailed(
+                f"{self._file} was begun by a release of Stillhouse whose rows have other columns: finish the dataset with "
+                "that release, or delete the file (its answers would then be asked for again)."
+            )
+
+    def _settle_what_was_left(self) -> None:
+        """Reservations of a run that was killed count as spent: their answers may have been billed."""
+        with self._writer:
+            (left,) = self._writer.execute("SELECT coalesce(sum(usd), 0) FROM reserved").fetchone()
+            self._writer.execute("DELETE FROM reserved")
+            self._spend(left)
+
+    def _spend(self, usd: float) -> None:
+        if usd:
+            self._writer.execute(
+                "INSERT INTO notes VALUES ('spent_usd', ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                (usd,),
+            )
+
+    def _commit_groups(self) -> None:
+        """The thread: take all that waits, commit it once, tell those who wait."""
+        pa.array([0])  # imports pandas, which takes a while: now, and not while the first answers wait
+        going = True
+        while going:
+            group = [self._changes.get()]
+            while not self._changes.empty():
+                group.append(self._changes.get())
+            going = None not in group
+            waiting = [one for one in group if one is not None]
+            error: BaseException | None = None
+            try:
+                with self._storage(), self._writing:
+                    self._write([change for change, _ in waiting])
+            except BaseException as caught:  # handed to every one who waits
+                error = caught
+            for loop in {done.get_loop() for _, done in waiting}:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
+                    loop.call_soon_threadsafe(_tell, [done for _, done in waiting if done.get_loop() is loop], error)
+
+    def _write(self, changes: Sequence[Change]) -> None:
+        outcomes = [outcome for change in changes for outcome in change.outcomes]
+        kept = [completion_row(one, soft=self._soft) for one in outcomes if isinstance(one, Completion)]
+        lost = [rejection_row(one, soft=self._soft) for one in outcomes if isinstance(one, Rejection)]
+        with self._writer:
+            if kept:
+                self._insert("completion", record_batch(kept, self._schemas["completion"]))
+            if lost:
+                self._insert("rejection", record_batch(lost, self._schemas["rejection"]))
+            reserved = [change.reserve for change in changes if change.reserve]
+            if reserved:
+                self._writer.executemany("INSERT INTO reserved VALUES (?, ?)", reserved)
+            settled = [(change.settle,) for change in changes if change.settle is not None]
+            if settled:
+                self._writer.executemany("DELETE FROM reserved WHERE number = ?", settled)
+            self._spend(sum(change.spent_usd for change in changes))
+
+    def _insert(self, kind: Kind, batch: pa.RecordBatch) -> None:
+        """One batch and the places of its rows; within a transaction."""
+        body = batch.serialize().to_pybytes()
+        number = self._writer.execute("INSERT INTO batches (kind, body) VALUES (?, ?)", (kind, body)).lastrowid
+        places = [(id_, number, row) for row, id_ in enumerate(batch.column("id").to_pylist())]
+        self._writer.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", places)
+
+    def _teacher_rejections(self) -> Iterator[tuple[str, int, int, str, bool]]:
+        """Key, batch, row and reason of each that is still in its place, and whether an answer came with it."""
+        query = "SELECT number, body FROM batches WHERE kind = 'rejection' ORDER BY number"
+        with self._storage(), self._lock:
+            batches = self._reader.execute(query).fetchall()
+        for number, body in batches:
+            batch = pa.ipc.read_record_batch(pa.py_buffer(body), self._schemas["rejection"])
+            ids = batch.column("id").to_pylist()
+            here = {id_: row for id_, found, row in self._rows("id, batch, row", ids) if found == number}
+            for row, (id_, (of_teacher, reason, answered)) in enumerate(zip(ids, rejections_in(batch), strict=True)):
+                if of_teacher and here.get(id_) == row:
+                    yield id_, number, row, reason, answered
+
+    def _rows(self, columns: str, ids: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+        return self._select(f"SELECT {columns} FROM answers WHERE id IN ({{}})", ids)
+
+    def _select(self, query: str, values: Sequence[Any], at_once: int = _SELECT_AT_ONCE) -> Iterable[tuple[Any, ...]]:
+        """The rows of a query whose `{}` is a list of values, some values at a time."""
+        for start in range(0, len(values), at_once):
+            part = values[start : start + at_once]
+            with self._storage(), self._lock:
+                found = self._reader.execute(query.format(",".join("?" * len(part))), part).fetchall()
+            yield from found
+
+    @contextmanager
+    def _storage(self) -> Iterator[None]:
+        """SQLite's complaints about the disk, in words."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise StorageFailed(
+                f"{self._file} cannot be used: {error}. What was durable before is kept: mend the disk (free space, or the "
+                "right to write there) and run again."
+            ) from None
+
+
+def _tell(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+    for done in waiting:
+        if done.done():  # cancelled
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+            done.exception()  # where nobody waits (`later`), it is not told of twice

@@ -1,0 +1,329 @@
+"""What a recipe asks for: every prompt, its requests, the shards they fall into, and the name of the whole.
+
+    with make_plan(recipe, teacher.identity) as plan:
+        for number in range(plan.shards):
+            shard = plan.shard(number)
+
+Planning reads prompts and hashes them; it sends nothing, and writes nothing that stays: the prompts lie in a private
+temporary database (SQLite removes it, however the process ends), so memory does not grow with their number and a source
+that changes under a run changes nothing of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import TracebackType
+from typing import Any, get_args
+
+import orjson
+
+from stillhouse.dataset.manifest import Manifest
+from stillhouse.errors import PromptError
+from stillhouse.labelling.earlier_names import Former, FormerNames, Noted, Renaming
+from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
+from stillhouse.plugins import FILTERS, code_of
+from stillhouse.prompts.load import read_prompts, split_of
+from stillhouse.recipe.load import Recipe
+from stillhouse.records import Message, Prompt, Split, TeacherIdentity, content_hash
+from stillhouse.teachers.base import Request, Terms
+
+_LOG = logging.getLogger(__name__)
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+_CACHE_KIB = 1 << 16  # of the temporary database
+_ASK_AT_ONCE = 500
+_ROWS_SHOWN = 5  # of those that a warning counts
+_CANNOT_CONTINUE = (
+    "and teacher.kind {!r} is not known to go on from one. An API that can is told so by teacher.options.continue_body "
+    "(of vLLM and SGLang {{continue_final_message: true, add_generation_prompt: false}}, {{}} where it needs no field); or "
+    "set prompts.last_turn to 'reference', or take a teacher of kind transformers or vllm"
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work and of commit: some prompts of one split, and one Parquet file."""
+
+    number: int  # among all shards
+    split: Split
+    index: int  # among the shards of its split
+    of: int
+    requests: tuple[Request, ...]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [request.key for request in self.requests]
+
+
+@dataclass(frozen=True)
+class ShardName:
+    """A shard without its requests."""
+
+    number: int
+    split: Split
+    index: int
+    of: int
+
+
+class LabelPlan:
+    """Every request of a recipe. `sha256` names the dataset version that it makes.
+
+    In score mode a prompt is asked once for each of its references: they are in the requests' keys, so each pair has a key
+    of its own, whatever other references the prompt has. Else a prompt is asked once, and its first reference stands.
+    """
+
+    def __init__(self, recipe: Recipe, terms: Terms, former: Sequence[Former] = ()) -> None:
+        self.terms = terms
+        self.former = tuple(former)  # other names that its answers may be kept under
+        self.prompts = 0  # in score mode, pairs of a prompt and a reference
+        self.duplicate_prompts = 0
+        self.other_references = 0  # rows that repeat a prompt with another reference than its first
+        self.first_other_references: list[int] = []  # the numbers of the first of them
+        self.worst_prompt_tokens = 0  # of all requests together
+        self.likely_prompt_tokens = 0
+        self._label = recipe.label
+        self._filters = [one.model_dump() | code_of(FILTERS, one.kind) for one in recipe.quality]
+        self._counts = dict.fromkeys(SPLITS, 0)
+        self._digests = {split: hashlib.sha256() for split in SPLITS}
+        self._lock = threading.Lock()  # of the store: shards are read by several threads
+        self._store = sqlite3.connect("", check_same_thread=False)
+        self._store.execute("PRAGMA journal_mode=OFF")
+        self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        self._store.execute(
+            "CREATE TABLE ids (id BLOB PRIMARY KEY, continues INTEGER NOT NULL, reference BLOB) WITHOUT ROWID"
+        )
+        self._store.execute("CREATE TABLE scored (key BLOB PRIMARY KEY) WITHOUT ROWID")  # of score mode
+        self._store.execute("CREATE TABLE claimed (key BLOB PRIMARY KEY) WITHOUT ROWID")
+        for split in SPLITS:
+            self._store.execute(f"CREATE TABLE {split} (position INTEGER PRIMARY KEY, body BLOB NOT NULL)")
+
+    def __enter__(self) -> LabelPlan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._store.close()
+
+    def add(self, prompt: Prompt, split: Split, row: int | None = None) -> None:
+        """Take one prompt in, unless it is there already; `row` is its number in the source, for errors.
+
+        Raises:
+            PromptError: it has no reference, and the mode needs one; or it ends with an assistant's turn, and this teacher
+                cannot go on from that.
+        """
+        which = f"the prompt {prompt.text[:60]!r}" + ("" if row is None else f" of row {row}")
+        if self._label.mode == "score" and prompt.reference is None:
+            raise PromptError(
+                f"label.mode is 'score', and {which} has no reference to score: "
+                "add one to its row, name its column in prompts.reference, or set label.mode to 'generate'"
+            )
+        if prompt.continues and self.terms.teacher.continuing is None:
+            raise PromptError(
+                f"{which} ends with an assistant's turn, {_CANNOT_CONTINUE.format(self.terms.teacher.kind)}"
+            )
+        id_ = bytes.fromhex(prompt.id)
+        if not self._is_new(prompt, id_, row):
+            self.duplicate_prompts += 1
+            return
+        try:
+            body = orjson.dumps([[[turn.role, turn.content] for turn in prompt.messages], prompt.reference])
+        except TypeError as error:
+            raise PromptError(f"{which} cannot be stored: {error}. Mend its row.") from None
+        self._store.execute(f"INSERT INTO {split} VALUES (?, ?)", (self._counts[split], body))
+        self._digests[split].update(
+            id_ + (b"" if prompt.reference is None else b"=" + _bytes(prompt.reference)) + b"\0"
+        )
+        self._counts[split] += 1
+        self.prompts += 1
+        first = next(self.requests_of(prompt))
+        self.worst_prompt_tokens += most_prompt_tokens(first) * self._label.samples
+        self.likely_prompt_tokens += likely_prompt_tokens(first) * self._label.samples
+
+    def _is_new(self, prompt: Prompt, id_: bytes, row: int | None) -> bool:
+        """Note a prompt, and whether it asks for anything that no earlier one did."""
+        reference = None if prompt.reference is None else hashlib.sha256(_bytes(prompt.reference)).digest()
+        row_of = (id_, prompt.continues, reference)
+        is_first = self._store.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", row_of).rowcount > 0
+        if self._label.mode == "score":
+            key = bytes.fromhex(next(self.requests_of(prompt)).key)
+            return self._store.execute("INSERT OR IGNORE INTO scored VALUES (?)", (key,)).rowcount > 0
+        if not is_first and reference is not None:
+            (first,) = self._store.execute("SELECT reference FROM ids WHERE id = ?", (id_,)).fetchone()
+            if first != reference:
+                self.other_references += 1
+                if row is not None and len(self.first_other_references) < _ROWS_SHOWN:
+                    self.first_other_references.append(row)
+        return is_first
+
+    @property
+    def requests(self) -> int:
+        return self.prompts * self._label.samples
+
+    @property
+    def prompts_sha256(self) -> str:
+        """Names the prompts as they were read: content, order, split, reference."""
+        return content_hash([self._digests[split].hexdigest() for split in SPLITS])
+
+    @property
+    def sha256(self) -> str:
+        """Names requests, order, splits, references and filters, with the code of those that come from elsewhere.
+
+        How the work is cut and paced is no part of it.
+        """
+        return self.sha256_under(self.terms)
+
+    def sha256_under(self, terms: Terms) -> str:
+        """Its name where its requests have these terms: what a version is called that was made under a former name."""
+        return content_hash([terms.id, self._label.mode, self._label.samples, self.prompts_sha256, self._filters])
+
+    def name_of(self, manifest: Manifest, noted: Noted) -> Terms | Former | None:
+        """The terms under which a version was made from this very plan; None where it was made from another."""
+        if manifest.plan_sha256 == self.sha256:
+            return self.terms
+        former = FormerNames(self.former, noted).of(manifest.recipe)
+        return next((one for one in former if manifest.plan_sha256 == self.sha256_under(one.terms)), None)
+
+    # ---------------------------------------------------------------------------------------------------------- shards
+
+    @cached_property
+    def names(self) -> list[ShardName]:
+        """Every shard, in the order in which they are written: those to learn from first."""
+        listed: list[ShardName] = []
+        for split in SPLITS:
+            of = math.ceil(self._counts[split] / self._label.shard_size)
+            listed += [ShardName(len(listed) + index, split, index, of) for index in range(of)]
+        return listed
+
+    @property
+    def shards(self) -> int:
+        return len(self.names)
+
+    def requests_in(self, number: int) -> int:
+        """How many requests a shard has, without reading it."""
+        name = self.names[number]
+        prompts = min(self._label.shard_size, self._counts[name.split] - name.index * self._label.shard_size)
+        return prompts * self._label.samples
+
+    def shard(self, number: int) -> Shard:
+        """One shard with its requests."""
+        name = self.names[number]
+        first = name.index * self._label.shard_size
+        query = f"SELECT body FROM {name.split} WHERE position >= ? AND position < ? ORDER BY position"
+        with self._lock:
+            rows = self._store.execute(query, (first, first + self._label.shard_size)).fetchall()
+        requests = tuple(request for (body,) in rows for request in self.requests_of(_prompt(body)))
+        return Shard(name.number, name.split, name.index, name.of, requests)
+
+    def ids(self) -> Iterator[str]:
+        """Every request's key, in order."""
+        for number in range(self.shards):
+            yield from self.shard(number).ids
+
+    def has(self, prompts: Iterable[str]) -> bool:
+        """Whether one of these prompts, by id, is in it."""
+        query = "SELECT 1 FROM ids WHERE id = ?"
+        return any(self._store.execute(query, (bytes.fromhex(id_),)).fetchone() for id_ in prompts)
+
+    def claim(
+        self, rows: Sequence[tuple[str, str, int, str | None]], *, under: Terms | None = None, rejections: bool = False
+    ) -> list[str | None]:
+        """The requests that rows, each as (key, prompt id, sample, text), are the first answers to that were seen.
+
+        A row without a text is no answer, unless `rejections` count. What is claimed once is not claimed again.
+
+        Args:
+            rows: of a dataset.
+            under: the terms that their keys are made with; None: the plan's own.
+            rejections: whether they count.
+
+        Returns:
+            The key of a row's request in this plan; None for a row that is no such answer.
+        """
+        terms = under or self.terms
+        known: dict[bytes, int] = {}  # prompt id -> whether it continues
+        prompts = list({bytes.fromhex(prompt) for _, prompt, _, _ in rows})
+        for start in range(0, len(prompts), _ASK_AT_ONCE):
+            part = prompts[start : start + _ASK_AT_ONCE]
+            marks = ",".join("?" * len(part))
+            known |= dict(self._store.execute(f"SELECT id, continues FROM ids WHERE id IN ({marks})", part))
+        claimed: list[str | None] = []
+        for key, prompt, sample, text in rows:
+            forced = text if self._label.mode == "score" else None
+            continues = known.get(bytes.fromhex(prompt))
+            wanted = (
+                (rejections or text is not None)
+                and sample < self._label.samples
+                and continues is not None
+                and key == terms.key(prompt, sample, forced, continues=bool(continues))
+            )
+            own = self.terms.key(prompt, sample, forced, continues=bool(continues)) if wanted else ""
+            new = (
+                wanted
+                and self._store.execute("INSERT OR IGNORE INTO claimed VALUES (?)", (bytes.fromhex(own),)).rowcount > 0
+            )
+            claimed.append(own if new else None)
+        return claimed
+
+    def renamings(self) -> Iterator[Renaming]:
+        """The keys of every request, a shard at a time: under other terms, and of today."""
+        for number in range(self.shards):
+            requests = self.shard(number).requests
+            yield partial(_renamed, requests)
+
+    def requests_of(self, prompt: Prompt) -> Iterator[Request]:
+        """One for each sample."""
+        forced = prompt.reference if self._label.mode == "score" else None
+        for sample in range(self._label.samples):
+            yield Request(prompt, sample, self.terms, forced)
+
+
+def make_plan(recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former] = ()) -> LabelPlan:
+    """Read the prompts, leave out repeated ones, and cut the rest into shards; `former` are the teacher's former names.
+
+    Raises:
+        PromptError: a prompt cannot be read, has no reference where the mode needs one, or ends with an assistant's turn
+            that this teacher cannot go on from.
+    """
+    plan = LabelPlan(recipe, Terms.of(teacher, recipe.label), former)
+    try:
+        for row, prompt in enumerate(read_prompts(recipe.prompts), start=1):
+            plan.add(prompt, split_of(prompt, recipe.prompts.holdout), row)
+    except BaseException:
+        plan.__exit__(None, None, None)
+        raise
+    if plan.other_references:
+        _LOG.warning(
+            "%s repeats prompts with another reference than their first one: row %s%s (%s in all). A prompt is asked once "
+            "and keeps its first reference; where label.mode is score, each reference is a row of its own.",
+            recipe.prompts.source,
+            ", ".join(map(str, plan.first_other_references)),
+            ", ..." if plan.other_references > _ROWS_SHOWN else "",
+            f"{plan.other_references:,}",
+        )
+    return plan
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _renamed(requests: Sequence[Request], terms: Terms) -> dict[str, str]:
+    """Key under other terms -> key of today."""
+    return {
+        terms.key(one.prompt.id, one.sample, one.forced, continues=one.prompt.continues): one.key for one in requests
+    }
+
+
+def _prompt(body: bytes) -> Prompt:
+    turns: list[list[Any]]
+    turns, reference = orjson.loads(body)
+    return Prompt(tuple(Message(role, content) for role, content in turns), reference)

@@ -1,0 +1,1 @@
+"""Who labels the parts of a job."""

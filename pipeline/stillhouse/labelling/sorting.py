@@ -1,0 +1,99 @@
+"""Sort a shard's answers out: what the filters keep, and what is rejected with its reason.
+
+Rows come out in the order of the requests. A filter that looks back (duplicates, best-of) sees every shard once and in
+order, those that an earlier run wrote included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from stillhouse.dataset.columns import completion_at, completion_schema, record_batch, rejection_row, rejection_schema
+from stillhouse.dataset.files import open_parquet
+from stillhouse.labelling.journal import Answers
+from stillhouse.labelling.plan import Shard
+from stillhouse.quality.base import NamedFilter, Remembers, judge, remember
+from stillhouse.records import EncodingName, Rejection
+from stillhouse.storage.location import Location
+from stillhouse.teachers.base import Request
+
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class SortedOut:
+    """The two tables of a shard."""
+
+    kept: pa.Table
+    rejected: pa.Table
+
+
+class Sorter:
+    """The filters of a recipe, over all its shards; used by one thread at a time."""
+
+    def __init__(self, filters: Sequence[NamedFilter], *, soft: EncodingName | None) -> None:
+        self._filters = filters
+        self._soft = soft
+        self._kept = completion_schema(soft=soft)
+        self._rejected = rejection_schema(soft=soft)
+
+    def sort(self, shard: Shard, answers: Answers) -> SortedOut:
+        """Every request of the shard ends in exactly one of the two tables."""
+        kept: list[int] = []
+        references: list[str | None] = []
+        rejected: list[pa.Table] = []
+        for id_, request in zip(shard.ids, shard.requests, strict=True):
+            kind, place = answers.places[id_]
+            if kind == "rejection":
+                lost = answers.tables["rejection"].slice(place, 1)
+                rejected.append(_with_references(lost, [request.prompt.reference]))
+                continue
+            refused = self._refused(answers.tables["completion"], place, request)
+            if refused is None:
+                kept.append(place)
+                references.append(request.prompt.reference)
+            else:
+                rejected.append(pa.Table.from_batches([refused]))
+        table = answers.tables["completion"].take(kept) if kept else self._kept.empty_table()
+        return SortedOut(
+            _with_references(table, references),
+            pa.concat_tables([self._rejected.empty_table(), *rejected]).combine_chunks(),
+        )
+
+    def remember(self, file: Location) -> None:
+        """Tell the filters that look back of a shard that an earlier run wrote."""
+        if not any(isinstance(one.judge, Remembers) for one in self._filters):
+            return
+        with open_parquet(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
+                for index in range(batch.num_rows):
+                    remember(completion_at(batch, index), self._filters)
+
+    def _refused(self, completions: pa.Table, place: int, request: Request) -> pa.RecordBatch | None:
+        """The row of a filter's rejection; None where the completion is kept."""
+        if not self._filters:
+            return None
+        completion = replace(completion_at(completions, place), prompt=request.prompt)
+        verdict = judge(completion, self._filters)
+        if verdict is None:
+            return None
+        rejection = Rejection(
+            id=completion.id,
+            prompt=request.prompt,
+            sample=request.sample,
+            stage="quality",
+            reason=verdict.reason,
+            detail=verdict.detail,
+            completion=completion,
+        )
+        return record_batch([rejection_row(rejection, soft=self._soft)], self._rejected)
+
+
+def _with_references(rows: pa.Table, references: Sequence[str | None]) -> pa.Table:
+    """Answers with the references of today: a mended reference asks for no new answer."""
+    place = rows.schema.get_field_index("reference")
+    field = rows.schema.field(place)
+    return rows.set_column(place, field, pa.array(references, field.type))

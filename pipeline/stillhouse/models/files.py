@@ -1,0 +1,365 @@
+"""What can be said of a model from its files, without loading it and without torch.
+
+A model is named by a local folder or a hub id; both end as a folder. Its identity is taken from content, so that a moved
+or renamed folder is the same teacher and a retrained one is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import RecipeError, TeacherUnavailable
+from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
+from stillhouse.models.weights import sha256_of_weights
+from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.recipe.student import InitSettings
+from stillhouse.records import content_hash
+
+_SAFE = "*.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+_HASHED = (_SAFE, "*.bin", "*.py")
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+_INDEX = "model.safetensors.index.json"  # of weights in several files
+_AT_ONCE = 4  # weight files that are read side by side
+_SAMPLE = 1 << 16  # bytes of one sample of a weight file, as earlier releases took them
+_SAMPLES = 64
+_SAMPLED_WHOLE = _SAMPLE * _SAMPLES  # bytes: evenly spaced samples of a file up to this size leave nothing out
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder, and the commit it came from where it came from a hub."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self._settings("config.json")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding, padding included."""
+        text = self.config.get("text_config") or {}
+        return int(self.config.get("vocab_size") or text["vocab_size"])
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(self.config.get("is_encoder_decoder", False))
+
+    @property
+    def decoder_start_id(self) -> int | None:
+        """What an encoder-decoder's decoder begins with; None where neither of its configs says, and for a causal model."""
+        for settings in (self._generation, self.config):
+            start = settings.get("decoder_start_token_id")
+            if start is not None:
+                return int(start[0] if isinstance(start, list) else start)
+        return None
+
+    @cached_property
+    def own_code(self) -> dict[str, str]:
+        """Which of transformers' auto classes have code of the model's own: AutoModelForCausalLM -> modeling_x.XModel."""
+        maps = [self._tokenizer_settings.get("auto_map"), self.config.get("auto_map")]
+        named = [{"AutoTokenizer": one} if isinstance(one, list) else one or {} for one in maps]  # a list: of old
+        return {name: str(code) for one in named for name, code in one.items()}
+
+    @property
+    def needed_code(self) -> list[str]:
+        """The code of its own without which it cannot be loaded; for what else there is, transformers has a class."""
+        if not self.own_code:
+            return []
+        from transformers import CONFIG_MAPPING
+        from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+
+        kind = self.config.get("model_type")
+        tokenizer = tokenizer_class_from_name(self._tokenizer_settings.get("tokenizer_class") or "")
+        tokenizer_known = kind in TOKENIZER_MAPPING_NAMES or tokenizer is not None
+        return [
+            code
+            for name, code in self.own_code.items()
+            if not (tokenizer_known if name == "AutoTokenizer" else kind in CONFIG_MAPPING)
+        ]
+
+    @cached_property
+    def _tokenizer_settings(self) -> dict[str, Any]:
+        return self._settings("tokenizer_config.json")
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """One of the folder's JSON files; empty where it is not there."""
+        file = self.folder / name
+        if not file.is_file():
+            return {}
+        try:
+            settings = parse_json(decode_text(file.read_bytes()))
+        except Unreadable as error:
+            raise TeacherUnavailable(f"{file} cannot be read as JSON: {error}. Copy or save the model anew") from None
+        if not isinstance(settings, dict):
+            raise TeacherUnavailable(f"{file} holds no JSON object: copy or save the model anew")
+        return settings
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """Names the weights, the config, the model's own code, the tokenizer and the chat template by content.
+
+        Of a weight file all bytes count. They are read once, and what came out is remembered (weights.py). Where earlier
+        releases read all of them too, since no file is larger than its samples, the name is what it was.
+        """
+        files = self._hashed_files
+        if all(file.stat().st_size <= _SAMPLED_WHOLE for file in files):
+            return self.sampled_sha256
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            digests = pool.map(sha256_of_weights, files)
+        named = [[file.name, digest] for file, digest in zip(files, digests, strict=True)]
+        return content_hash([named, self._shape])
+
+    @cached_property
+    def sampled_sha256(self) -> str:
+        """What earlier releases took for `content_sha256`: of a weight file, 64 samples of 64 KiB.
+
+        Answers and students that were paid for under this name are found by it (docs/labelling.md).
+        """
+        digest = hashlib.sha256()
+        for file in self._hashed_files:
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            digest.update(_sampled(file))
+        digest.update(content_hash(self._shape).encode())
+        return digest.hexdigest()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether all its weight files are here: a hub's model may have been fetched without them, or in part."""
+        index = self.folder / _INDEX
+        if not index.is_file():
+            return any(self.folder.glob(_SAFE))
+        named = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        return all((self.folder / file).is_file() for file in {*named.values()})
+
+    @property
+    def _hashed_files(self) -> list[Path]:
+        return sorted(file for pattern in _HASHED for file in self.folder.glob(pattern))
+
+    @property
+    def _shape(self) -> list[Any]:
+        """The config, the tokenizer and the chat template, as they name a model."""
+        config = {key: value for key, value in self.config.items() if key != "transformers_version"}
+        return [config, self.tokenizer_sha256, self.chat_template_sha256]
+
+    @cached_property
+    def _generation(self) -> dict[str, Any]:
+        return self._settings("generation_config.json")
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Names the mapping from text to token ids; the same for two files that differ only in how they are written."""
+        file = self.folder / "tokenizer.json"
+        if file.is_file():
+            return _tokenizer_content(self._settings(file.name))
+        plain = [
+            path
+            for name in ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+            if (path := self.folder / name).is_file()
+        ]
+        if not plain:
+            raise TeacherUnavailable(f"the model {self.name} has no tokenizer: {self.folder} lacks tokenizer.json")
+        return hashlib.sha256(b"\0".join(path.read_bytes() for path in plain)).hexdigest()
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer has a chat template, or some by names (of which one must be `default`)."""
+        return self.chat_template_sha256 is not None or any(self.folder.glob("additional_chat_templates/*.jinja"))
+
+    @cached_property
+    def chat_template_sha256(self) -> str | None:
+        """None where the tokenizer has no chat template."""
+        file = self.folder / "chat_template.jinja"
+        try:
+            template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"{file} is not UTF-8 ({error.reason} at byte {error.start}): save this chat template as UTF-8"
+            ) from None
+        if template is None:
+            template = self._tokenizer_settings.get("chat_template")
+        return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
+
+    @property
+    def continuing(self) -> str:
+        """`TeacherIdentity.continuing` of who runs it; without a chat template a text goes on by itself."""
+        return "" if self.chat_template_sha256 is None else "continue_final_message"
+
+
+def find_model(
+    name: str, revision: str | None = None, setting: str = "teacher.model", *, weights: bool = True
+) -> ModelFiles:
+    """The folder of a model: a local one, or a hub model's, downloaded where it is not in the cache yet.
+
+    Without `weights`, of a hub model only the config and the tokenizer are fetched, and of a folder no more is looked at.
+
+    Raises:
+        RecipeError: no model is named, or its weights are not safetensors.
+        TeacherUnavailable: there is neither such a folder nor such a hub model, or it is no model's folder.
+    """
+    if not name:
+        raise RecipeError(
+            f"{setting} is empty: give a model's folder or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+        )
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise TeacherUnavailable(
+                f"{setting} is {name}, a folder without config.json: name a folder that save_pretrained wrote"
+            )
+        files = ModelFiles(name, folder, revision)
+    else:
+        files = _from_hub(name, revision, setting, [*((_SAFE,) if weights else ()), *_SMALL])
+    if weights:
+        refuse_pickles(files, setting)
+    return files
+
+
+def teacher_files(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
+    """The files of a recipe's teacher, where it is a model that has any; `weights` is that of `find_model`.
+
+    Raises:
+        RecipeError: it has none, so a student can take neither its layers nor its tokenizer.
+    """
+    if not has_files(recipe.teacher):
+        raise RecipeError(
+            f"student.init takes from the teacher, and a teacher of kind {recipe.teacher.kind!r} has no weights and no "
+            "tokenizer here: set student.init to {model: a folder or a hub id}"
+        )
+    return labelling_files(recipe.teacher, weights=weights)
+
+
+def labelling_files(teacher: TeacherSettings, *, weights: bool = True) -> ModelFiles:
+    """The files of the model that labels: `teacher.model`, or what `teacher.finetune` made of it.
+
+    Raises:
+        RecipeError: as `find_model` does.
+        TeacherUnavailable: as `find_model` does, or the teacher has not been fine-tuned yet.
+    """
+    if teacher.finetune is None:
+        return find_model(teacher.model, teacher.revision, weights=weights)
+    if not (Path(teacher.finetune.folder) / "config.json").is_file():
+        raise TeacherUnavailable(
+            f"teacher.finetune is set, and {teacher.finetune.folder} is not there: run `stillhouse finetune` with the same "
+            "recipe first, or `stillhouse run`, which begins with it"
+        )
+    return find_model(teacher.finetune.folder, setting="the fine-tuned teacher", weights=weights)
+
+
+def start_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> ModelFiles:
+    """The files of what a student starts from: a model of its own, or the teacher, whose tokenizer it then has.
+
+    Raises:
+        RecipeError, TeacherUnavailable: as `find_model` and `teacher_files` do.
+    """
+    if init.model is not None:
+        return find_model(init.model, init.revision, "student.init.model", weights=weights)
+    return teacher_files(recipe, weights=weights and init.config is None)
+
+
+def refuse_own_code(files: ModelFiles, setting: str, trust: str, *, trusted: bool) -> None:
+    """Refuse a model that only code of its own can load, unless that code is trusted.
+
+    Args:
+        files: the model's.
+        setting: which one names the model.
+        trust: the setting that lets its code run.
+        trusted: what it is set to.
+
+    Raises:
+        RecipeError: the code is needed, and not trusted.
+    """
+    if not trusted and (needed := files.needed_code):
+        raise RecipeError(
+            f"{setting} is {files.name}, which only code of its own can load ({', '.join(needed)}): read that code, then "
+            f"set {trust} to true (it is false), or name a model that transformers has built in"
+        )
+
+
+def refuse_without_decoder_start(files: ModelFiles, setting: str) -> None:
+    """Refuse an encoder-decoder that nobody told what its decoder begins with.
+
+    Raises:
+        RecipeError: neither its generation_config.json nor its config.json says.
+    """
+    if files.is_encoder_decoder and files.decoder_start_id is None:
+        raise RecipeError(without_decoder_start(f"{setting} is {files.name}"))
+
+
+def without_decoder_start(which: str) -> str:
+    """What is wrong with such an encoder-decoder, and the mend."""
+    return (
+        f"{which}, an encoder-decoder without a decoder_start_token_id: set it in its config.json, to the id of the token "
+        "that its decoder begins with (T5 takes its pad token, 0)"
+    )
+
+
+def has_files(teacher: TeacherSettings) -> bool:
+    """Whether this kind of teacher is a model whose files can be had."""
+    return teacher.kind in {"transformers", "vllm"}
+
+
+def runs_here(teacher: TeacherSettings) -> bool:
+    """Whether the teacher can be loaded in this process: its kind says so, or a server's weights lie on this machine."""
+    return teacher.kind == "transformers" or (teacher.kind == "vllm" and Path(teacher.model).is_dir())
+
+
+def refuse_pickles(files: ModelFiles, setting: str) -> None:
+    """Weights are read from safetensors alone: unpickling runs whatever code is in the file.
+
+    Raises:
+        RecipeError: the folder has none.
+    """
+    if any(files.folder.glob(_SAFE)):
+        return
+    pickles = sorted(file.name for pattern in _PICKLES for file in files.folder.glob(pattern))
+    found = (
+        f"its weights are in {', '.join(pickles[:3])}, a pickle, " if pickles else "it has no weights in safetensors, "
+    )
+    raise RecipeError(
+        f"{setting} is {files.name}: {found}and only safetensors are loaded, since a pickle can run any code. Convert it "
+        "once, where you trust it: AutoModelForCausalLM.from_pretrained(it).save_pretrained(a folder), the tokenizer "
+        "likewise, and name that folder"
+    )
+
+
+def _from_hub(name: str, revision: str | None, setting: str, files: list[str]) -> ModelFiles:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    demo = " `stillhouse teacher fetch-demo` puts the quickstart's teacher there." if "smollm2" in name.lower() else ""
+    missing = f"{setting} is {name!r}: there is no such folder, and the hub has no such model or cannot be reached"
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TeacherUnavailable(f"{missing} ({reason}). Check the path or the id.{demo}") from error
+    return ModelFiles(name, folder, folder.name)
+
+
+def _sampled(file: Path) -> bytes:
+    size = file.stat().st_size
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for index in range(_SAMPLES):
+            stream.seek(index * max(size - _SAMPLE, 0) // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE))
+    return digest.digest()
+
+
+def _tokenizer_content(tokenizer: dict[str, Any]) -> str:
+    """Hash what shapes the ids; merges are written as "a b" or ["a", "b"], by the library's version."""
+    model = dict(tokenizer["model"])
+    model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
+    added = sorted((token["id"], token["content"]) for token in tokenizer.get("added_tokens") or [])
+    shaping = [model["vocab"], model["merges"], added, tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")]
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,260 @@
+"""A language model with its tokenizer, causal or encoder-decoder: loading, and text as tokens.
+
+layout.py has its logits, generation.py its answers: the three are the only places that run a language model with torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from stillhouse.errors import RecipeError, TemplateRefused
+from stillhouse.models.files import without_decoder_start
+from stillhouse.records import Message, Prompt
+
+log = logging.getLogger(__name__)
+
+_TOLD = 300  # characters of what a chat template says
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# --------------------------------------------------------------------------------------------------------------- loading
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    start_id: int | None = None  # what an encoder-decoder's decoder begins with; a causal model goes on from its prompt
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return self.start_id is not None
+
+    @property
+    def window(self) -> int:
+        """Tokens of prompt and completion that a causal model takes, and of either that an encoder-decoder does."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+
+    def fits(self, prompt: int, completion: int) -> bool:
+        """Whether so many tokens go into the window."""
+        return (max(prompt, completion) if self.is_encoder_decoder else prompt + completion) <= self.window
+
+    @property
+    def pad_id(self) -> int:
+        """What fills up a batch; never attended to, so any token does where the tokenizer has none for it."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.end_ids[0])
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer; the first is the one that training texts end with."""
+        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        listed = configured if isinstance(configured, list) else [configured]
+        own = self.tokenizer.eos_token_id
+        ends = dict.fromkeys(token for token in [own, *listed] if token is not None)
+        return [int(token) for token in ends]
+
+
+def load_language_model(
+    folder: Path, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> LanguageModel:
+    """Load a model and its tokenizer for inference, on the accelerator if there is one.
+
+    Raises:
+        RecipeError: as `load_weights` does, or an encoder-decoder has no decoder start token.
+    """
+    model = load_weights(folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+    model.eval()
+    model.generation_config = token_ids_alone(model.generation_config)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    return LanguageModel(model.to(choose_device(device)), tokenizer, decoder_start(model))
+
+
+def load_weights(folder: Path, *, dtype: torch.dtype | str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model as it is, on the CPU: out of safetensors alone, and of its own code nothing unless that is trusted.
+
+    Raises:
+        RecipeError: weights are missing, which the library would make up at random.
+    """
+    quiet_transformers()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    model, found = auto_class(config).from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+    )
+    if missing := sorted(found["missing_keys"]):
+        kind, saved_as = (
+            ("encoder-decoder", "ForConditionalGeneration") if config.is_encoder_decoder else ("causal", "ForCausalLM")
+        )
+        raise RecipeError(
+            f"the model in {folder} is no whole {kind} language model, it lacks {', '.join(missing[:3])}: name one that "
+            f"holds a language model with its head, such as one saved as ...{saved_as}"
+        )
+    return model
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """What loads a language model of this kind, or makes one of its config."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def decoder_start(model: PreTrainedModel) -> int | None:
+    """What an encoder-decoder's decoder begins with; None for a causal model.
+
+    Raises:
+        RecipeError: neither its generation_config nor its config says.
+    """
+    if not model.config.is_encoder_decoder:
+        return None
+    for settings in (model.generation_config, model.config):
+        start = getattr(settings, "decoder_start_token_id", None)
+        if start is not None:
+            return int(start[0] if isinstance(start, list) else start)
+    raise RecipeError(without_decoder_start(f"the model is {model.config.name_or_path}"))
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone."""
+    quiet_transformers()
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def token_ids_alone(settings: transformers.GenerationConfig | None) -> transformers.GenerationConfig:
+    """How a model ends its answers, without how it samples, which transformers would fill unset settings of ours from."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    return transformers.GenerationConfig(**{name: getattr(settings, name, None) for name in names})
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the accelerator if there is one, else the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def quiet_transformers() -> None:
+    """No progress bars of the library's own: they would break ours, and fill logs."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+# -------------------------------------------------------------------------------------------------------- text and tokens
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The token ids up to where the answer begins.
+
+    An assistant's turn at the end is left open, and the answer goes on from it. A tokenizer without a chat template belongs
+    to a model that was never taught to chat: the messages' text is then taken as it is.
+
+    Raises:
+        TemplateRefused: the chat template cannot render the messages.
+    """
+    if tokenizer.chat_template is None:
+        text = "\n".join(message.content for message in messages)
+        return _ids(tokenizer(text)["input_ids"])
+    turns = [message.as_dict() for message in messages]
+    goes_on = turns[-1]["role"] == "assistant"
+    opened = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
+    with template_errors():
+        encoded = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **opened)
+    if not (token_ids := _ids(encoded["input_ids"])):
+        raise TemplateRefused("it renders no text")
+    return token_ids
+
+
+@contextmanager
+def template_errors() -> Iterator[None]:
+    """Tell whatever a chat template raises within as one error.
+
+    A template is a program of the model's author: it refuses by `raise_exception`, and it fails on what its author did not
+    think of (a missing field, an index, a sum of text and number).
+
+    Raises:
+        TemplateRefused: with the template's own words.
+    """
+    try:
+        yield
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateRefused(f"it does not parse: line {error.lineno}: {error.message}") from None
+    except jinja2.TemplateError as error:
+        raise TemplateRefused(_in_a_line(error) or type(error).__name__) from None
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise TemplateRefused(f"{type(error).__name__}: {_in_a_line(error)}") from None
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:_TOLD]
+
+
+def encode_completion(lm: LanguageModel, text: str, *, ended: bool = True) -> list[int]:
+    """The token ids of an answer, with the token that ends it unless the text was cut off before its end.
+
+    What an encoder-decoder's tokenizer puts around a text belongs to its answers too: BART's begin with `<s>`. What it puts
+    behind a text belongs to its end: T5's and BART's `</s>`, mBART's `</s>` and the language.
+
+    Args:
+        lm: whose tokens they are.
+        text: the answer.
+        ended: whether the text is whole (`records.ends_its_turn`).
+    """
+    if not lm.is_encoder_decoder:
+        return completion_ids(lm.tokenizer, text, lm.end_ids[:1] if ended else [])
+    encoded = lm.tokenizer(text_target=text, return_special_tokens_mask=True)
+    ids = _ids(encoded["input_ids"])
+    if not ended:
+        of_text = [place for place, added in enumerate(encoded["special_tokens_mask"]) if not added]
+        return ids[: of_text[-1] + 1] if of_text else []
+    return ids if ids and ids[-1] in lm.end_ids else [*ids, *lm.end_ids[:1]]
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, end: Sequence[int]) -> list[int]:
+    """The token ids of a text, and those that end it."""
+    return [*_ids(tokenizer(text, add_special_tokens=False)["input_ids"]), *end]
+
+
+def decode_completion(lm: LanguageModel, token_ids: Sequence[int], prompt: Prompt | None = None) -> str:
+    """The text of an answer, without its end token; `prompt` says whether a space before it is part of it."""
+    text = str(lm.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    return text.strip() if prompt is None else prompt.trimmed(text)
+
+
+def _ids(encoded: Any) -> list[int]:
+    return [int(token) for token in encoded]

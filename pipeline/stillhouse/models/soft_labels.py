@@ -1,0 +1,177 @@
+"""Soft labels out of a model's logits: the k most likely tokens and the mass of all others, or tokens drawn at random.
+
+    notes = notes_for(label.soft, seeds)            # one seed a row
+    generate(..., hooks=SoftLabelRecorder(notes).hooks)         # while a teacher generates
+    top_k(logits, 32).soft_labels(), sampled(logits, 50, seed)  # when it is forced along a text
+
+Log-probabilities are normalised over the full vocabulary at temperature 1 whatever is then drawn from them.
+
+Random labels are drawn by inverse transform: from uniform numbers in [0, 1) the tokens where the cumulated softmax first
+passes them, which is `torch.multinomial` with replacement. Every row has a generator of its own, so what is drawn for a
+row depends on its seed and its logits alone, and not on the batch it is in. Logits themselves differ in their last digits
+between batches of other shapes, devices and library versions; a draw that lies within that of a border between two tokens
+may then be the other one. Both are draws from the same distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from stillhouse.models.generate import GenerationHooks
+from stillhouse.models.layout import at_least_float32
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.records import SampledLabels, SoftLabels
+
+_POSITIONS_AT_ONCE = 64  # whose cumulated distributions are held
+
+
+@dataclass(frozen=True)
+class TopK:
+    """`SoftLabels` while they are still tensors."""
+
+    token_ids: Tensor  # (..., k) int64
+    logprobs: Tensor  # (..., k) float32, or float64 as the logits
+    tail_logprob: Tensor  # (...) likewise, -inf where k is the whole vocabulary
+
+    def soft_labels(self) -> SoftLabels:
+        return SoftLabels(
+            token_ids=self.token_ids.cpu().numpy().astype(np.int32),
+            logprobs=self.logprobs.cpu().numpy().astype(np.float16),
+            tail_logprob=self.tail_logprob.cpu().numpy().astype(np.float32),
+        )
+
+
+def top_k(logits: Tensor, k: int) -> TopK:
+    """The k largest of softmax(logits), and the logarithm of what they leave: logits is (..., vocabulary)."""
+    logits = at_least_float32(logits)
+    k = min(k, logits.shape[-1])
+    normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (..., 1)
+    values, ids = logits.topk(k, dim=-1)  # (..., k)
+    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(dim=-1)  # summed, not 1 - sum: no cancellation
+    return TopK(ids, values - normaliser, rest - normaliser.squeeze(-1))
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens of softmax(logits), by inverse transform: (..., vocabulary) and (..., draws) in [0, 1) -> (..., draws)."""
+    precise = torch.float32 if logits.device.type == "mps" else torch.float64  # which that device lacks
+    reached = at_least_float32(logits).softmax(dim=-1).cumsum(dim=-1, dtype=precise)
+    wanted = uniform.to(reached) * reached[..., -1:]  # below the sum, which rounding keeps from being 1
+    return torch.searchsorted(reached, wanted, right=True).clamp(max=logits.shape[-1] - 1)
+
+
+def sampled(logits: Tensor, draws: int, seed: int) -> SampledLabels:
+    """Random tokens of each position's distribution, with replacement: logits is (time, vocabulary)."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        draw(part, torch.stack([_uniform(draws, generator) for _ in part])) for part in logits.split(_POSITIONS_AT_ONCE)
+    ]
+    return SampledLabels.of(torch.cat(parts).cpu().numpy())
+
+
+def _uniform(draws: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(draws, generator=generator, dtype=torch.float64)
+
+
+def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax(logits) at `tokens`: (..., vocabulary) and (...) -> (...), float32 or float64."""
+    logits = at_least_float32(logits)
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
+
+
+class Notes(Protocol):
+    """What is kept of the distributions that a batch's tokens are drawn from."""
+
+    def add(self, logits: Tensor) -> None:
+        """The next token's: (batch, vocabulary), the model's own."""
+
+    def labels(self, row: int, length: int) -> SoftLabels | SampledLabels:
+        """The labels of the first `length` tokens of one row."""
+
+
+def notes_for(soft: SoftSettings, seeds: Sequence[int]) -> Notes:
+    """Notes in the encoding of a recipe; `seeds` are the rows'."""
+    return _TopKNotes(soft.k) if soft.k else _SampledNotes(soft.draws or 0, seeds)
+
+
+class _TopKNotes:
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._steps: list[TopK] = []
+
+    def add(self, logits: Tensor) -> None:
+        self._steps.append(top_k(logits, self._k))
+
+    def labels(self, row: int, length: int) -> SoftLabels:
+        steps = self._steps[:length]
+        return TopK(
+            torch.stack([step.token_ids[row] for step in steps]),
+            torch.stack([step.logprobs[row] for step in steps]),
+            torch.stack([step.tail_logprob[row] for step in steps]),
+        ).soft_labels()
+
+
+class _SampledNotes:
+    def __init__(self, draws: int, seeds: Sequence[int]) -> None:
+        self._draws = draws
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._steps: list[Tensor] = []  # (batch, draws)
+
+    def add(self, logits: Tensor) -> None:
+        uniform = torch.stack([_uniform(self._draws, generator) for generator in self._generators])
+        self._steps.append(draw(logits, uniform))
+
+    def labels(self, row: int, length: int) -> SampledLabels:
+        return SampledLabels.of(torch.stack([step[row] for step in self._steps[:length]]).cpu().numpy())
+
+
+class SoftLabelRecorder:
+    """Looks on while a model generates, and notes the distribution that each token was drawn from."""
+
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+        self._logits = torch.empty(0)
+        self._chosen: list[Tensor] = []
+
+    @property
+    def hooks(self) -> GenerationHooks:
+        """What `generation.generate` calls: before each draw, ahead of temperature and top-p, and after it."""
+        return GenerationHooks(processors=[_BeforeDraw(self)], criteria=[_AfterDraw(self)])
+
+    def before_draw(self, logits: Tensor) -> None:
+        """`logits` is (batch, vocabulary), the model's own."""
+        self._logits = logits.clone()
+        self._notes.add(self._logits)
+
+    def after_draw(self, drawn: Tensor) -> None:
+        """`drawn` is (batch,), the tokens."""
+        self._chosen.append(chosen_logprobs(self._logits, drawn))
+
+    def labels(self, row: int, length: int) -> tuple[SoftLabels | SampledLabels, np.ndarray]:
+        """The soft labels and chosen log-probabilities of the first `length` tokens of one row."""
+        chosen = torch.stack([step[row] for step in self._chosen[:length]])
+        return self._notes.labels(row, length), chosen.cpu().numpy().astype(np.float32)
+
+
+class _BeforeDraw(transformers.LogitsProcessor):
+    def __init__(self, recorder: SoftLabelRecorder) -> None:
+        self._recorder = recorder
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._recorder.before_draw(scores)
+        return scores
+
+
+class _AfterDraw(transformers.StoppingCriteria):
+    def __init__(self, recorder: SoftLabelRecorder) -> None:
+        self._recorder = recorder
+
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+        self._recorder.after_draw(input_ids[:, -1])
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)  # never stop

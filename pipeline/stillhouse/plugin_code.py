@@ -1,0 +1,134 @@
+"""What of a plug-in's code shapes a result: the distribution that it comes from, and what its files say.
+
+    plugin_code(point)      # {"distribution": "stillhouse-parrot", "version": "0.1", "sha256": "3f1c…"}
+
+The hash is of the module that an entry point names and of the modules of its own that it imports, wherever they are
+installed: a version's number is seldom raised while somebody works on a filter. Nothing is imported for it. Files that the
+code reads while it runs are not looked at: whoever changes such a file raises the version.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from importlib.metadata import Distribution, EntryPoint
+from pathlib import Path
+
+from stillhouse.records import content_hash
+
+
+def plugin_code(point: EntryPoint) -> dict[str, str]:
+    """Names the code behind an entry point; without a hash where it has no files, as in a zip file."""
+    named = {} if point.dist is None else {"distribution": point.dist.name, "version": point.dist.version}
+    files = _own_files(point.module, point.dist)
+    if files:
+        named["sha256"] = content_hash(
+            {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+        )
+    return named
+
+
+def _own_files(module: str, distribution: Distribution | None) -> dict[str, Path]:
+    """The files of a module, of the packages around it, and of what it imports of its own project: name -> file."""
+    beside = _modules_beside(module, distribution)
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        for parent in _with_parents(name):
+            top = parent.partition(".")[0]
+            file = (
+                _file_of(parent) if parent not in found and (top == module.partition(".")[0] or top in beside) else None
+            )
+            if file is not None:
+                found[parent] = file
+                waiting += _imports(parent, file)
+    return found
+
+
+def _with_parents(name: str) -> list[str]:
+    """a.b.c -> a, a.b, a.b.c"""
+    parts = name.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+
+
+def _imports(name: str, file: Path) -> Iterator[str]:
+    """What a module's source imports, anywhere in it; names that may be modules or something in one."""
+    if file.suffix != ".py":
+        return
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".") if node.level else []
+            base = ".".join([*parts[: len(parts) + 1 - node.level], *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of a module, found without importing anything; None where there is none of this name."""
+    top, *rest = name.split(".")
+    spec = _spec(top)
+    if spec is None:
+        return None
+    if not rest:
+        return _existing(Path(spec.origin)) if spec.has_location and spec.origin else None
+    *parents, last = rest
+    for folder in (Path(place, *parents) for place in spec.submodule_search_locations or ()):
+        candidates = [folder / last / "__init__.py", folder / f"{last}.py"]
+        candidates += [folder / f"{last}{suffix}" for suffix in EXTENSION_SUFFIXES]
+        if found := next((file for file in candidates if file.is_file()), None):
+            return found
+    return None
+
+
+def _existing(file: Path) -> Path | None:
+    return file if file.is_file() else None
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+
+
+def _modules_beside(module: str, distribution: Distribution | None) -> set[str]:
+    """Further top-level modules of the same project: those of its distribution, or those beside it where it is edited."""
+    if distribution is None:
+        return set()
+    listed = {file.parts[0] for file in distribution.files or () if file.suffix == ".py"}
+    if _is_editable(distribution):
+        spec = _spec(module.partition(".")[0])
+        places = (
+            [spec.origin]
+            if spec is not None and spec.origin
+            else list(spec.submodule_search_locations or ())
+            if spec
+            else []
+        )
+        for place in places:
+            folder = Path(place).parent.parent if Path(place).name == "__init__.py" else Path(place).parent
+            listed |= {
+                file.name for file in folder.iterdir() if file.suffix == ".py" or (file / "__init__.py").is_file()
+            }
+    return {name.removesuffix(".py") for name in listed}
+
+
+def _is_editable(distribution: Distribution) -> bool:
+    """Whether it was installed with `pip install -e`."""
+    try:
+        told = json.loads(distribution.read_text("direct_url.json") or "{}")
+    except ValueError:
+        return False
+    return isinstance(told, dict) and bool((told.get("dir_info") or {}).get("editable"))

@@ -1,0 +1,79 @@
+"""Find a teacher, a filter, a loss or a metric by its `kind`.
+
+A kind is one file in its folder (`forward-kl` is student/losses/forward_kl.py), or an entry point of another package
+(group `stillhouse.teachers`, `stillhouse.filters`, `stillhouse.losses` or `stillhouse.metrics`). There is no table to
+edit, and a heavy library is imported only when its kind is chosen.
+
+What comes from elsewhere may change while a recipe stays as it is, so its code is part of the key of what it shapes
+(`code_of`): a filter's of a dataset version, a loss's of a student, a metric's of a report. A teacher's is not, since an
+edit would ask for everything again and pay for it: what shapes its answers is for its own identity to say.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Collection
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+from stillhouse.errors import RecipeError
+from stillhouse.plugin_code import plugin_code
+from stillhouse.settings import nearest
+
+TEACHERS, FILTERS = "stillhouse.teachers", "stillhouse.filters"
+LOSSES, METRICS = "stillhouse.losses", "stillhouse.metrics"
+
+
+def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, group: str) -> Any:
+    """The object `attribute` of the module that `kind` names, or what an entry point of `group` names `kind`.
+
+    Raises:
+        RecipeError: there is no such kind (the message names `setting`), or a library that it needs is not installed.
+    """
+    built_in = built_in_kinds(package)
+    outside = _outside(group)
+    try:
+        if kind in outside:
+            return outside[kind].load()
+        if kind in built_in:
+            return getattr(importlib.import_module(f"{package.__name__}.{built_in[kind]}"), attribute)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        raise RecipeError(
+            f"{setting} is {kind!r}, which needs the library {library!r}: run `pip install {library}`"
+        ) from error
+    raise _unknown(setting, kind, {*built_in, *outside})
+
+
+def refuse_unknown_kind(setting: str, kind: str, package: ModuleType, group: str) -> None:
+    """Refuse a kind that is not there, without importing anything of it.
+
+    Raises:
+        RecipeError: there is no such kind; the message names `setting` and the nearest kind.
+    """
+    known = {*built_in_kinds(package), *(point.name for point in entry_points(group=group))}
+    if kind not in known:
+        raise _unknown(setting, kind, known)
+
+
+def _unknown(setting: str, kind: str, known: Collection[str]) -> RecipeError:
+    return RecipeError(f"{setting} is {kind!r}: there is no such kind.{nearest(kind, sorted(known))}")
+
+
+def code_of(group: str, kind: str) -> dict[str, dict[str, str]]:
+    """What a key must say of the code behind a kind, as {"code": ...}; empty for a kind that comes with Stillhouse."""
+    point = _outside(group).get(kind)
+    return {} if point is None else {"code": plugin_code(point)}
+
+
+def _outside(group: str) -> dict[str, EntryPoint]:
+    """The kinds of other packages."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def built_in_kinds(package: ModuleType) -> dict[str, str]:
+    """Kind -> module name, for every module of a package but its `base`."""
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return {name.replace("_", "-"): name for name in names if name != "base"}

@@ -1,0 +1,1 @@
+"""Prompts: rows of a source, through a template, into messages."""

@@ -1,0 +1,119 @@
+"""What a recipe's prompts must have, looked at before anything is labelled or trained.
+
+    check_prompts(recipe)
+
+References, where somebody learns from them, is forced along them or is measured by them; and the words that a model of
+several tasks wants before each prompt ("summarize: "), which T5's configs list as `task_specific_params`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.errors import PromptError, RecipeError
+from stillhouse.models.files import find_model
+from stillhouse.prompts.load import read_prompts
+from stillhouse.recipe.load import PromptSettings, Recipe, TeacherSettings
+from stillhouse.records import Prompt
+
+_TOLD = 60  # characters of a prompt in a message
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Why a reference is needed, and how to do without."""
+
+    why: str
+    mend: str
+
+
+def check_prompts(recipe: Recipe) -> None:
+    """One pass over the prompts, or less where little is asked of them; and one over `references`, where there are any.
+
+    Raises:
+        PromptError: one lacks the reference that it needs, or the task prefix of the recipe.
+        RecipeError: they have none of the task prefixes that the teacher knows.
+        TeacherUnavailable: the teacher's config is not there to be looked at.
+    """
+    learnt = _learnt(recipe)
+    if recipe.references is not None and learnt:
+        _check(recipe, recipe.references, "references", learnt, None)
+        learnt = None
+    need = learnt or _forced_along(recipe)
+    _check(recipe, recipe.prompts, "prompts", need, None if need else _measured_by(recipe))
+
+
+def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | None, wanted: _Need | None) -> None:
+    """One pass over a `part` of the recipe: `need` says why each prompt must have a reference, `wanted` why one must."""
+    own = recipe.teacher.task_prefix
+    known = _known_prefixes(recipe.teacher)
+    if not (need or wanted or own or known):
+        return
+    for number, prompt in enumerate(read_prompts(settings), start=1):
+        if number == 1 and known and not _text(prompt).startswith(tuple(known)):
+            raise RecipeError(_without_prefix(recipe, settings, part, prompt, known))
+        if own and not _text(prompt).startswith(own):
+            raise PromptError(
+                f"teacher.task_prefix is {own!r}, and row {number} of {settings.source} makes a prompt without it "
+                f"({_text(prompt)[:_TOLD]!r}): put it in front in {part}.template ({settings.template}), or set "
+                'teacher.task_prefix to ""'
+            )
+        missing = prompt.reference is None
+        if need and missing:
+            raise PromptError(
+                f"{need.why}, and row {number} of {settings.source} has no reference: fill its column "
+                f"{settings.reference or 'reference'!r}, set {part}.reference to the column that has it, or {need.mend}"
+            )
+        wanted = wanted if missing else None
+        if not (need or wanted or own):
+            return
+    if wanted:
+        raise PromptError(
+            f"{wanted.why}, and no row of {settings.source} has a reference: set {part}.reference to the column that has "
+            f"it (it is {settings.reference or 'null, which means reference'}), or {wanted.mend}"
+        )
+
+
+def _learnt(recipe: Recipe) -> _Need | None:
+    if recipe.teacher.finetune is not None:
+        return _Need("teacher.finetune is set", "take teacher.finetune away")
+    if recipe.student is not None and recipe.student.mode == "gold":
+        return _Need("student.mode is 'gold'", "set student.mode to 'black-box'")
+    if recipe.needs_gold:
+        return _Need("evaluate.baselines has 'gold'", "take it out of evaluate.baselines")
+    return None
+
+
+def _forced_along(recipe: Recipe) -> _Need | None:
+    return _Need("label.mode is 'score'", "set label.mode to 'generate'") if recipe.label.mode == "score" else None
+
+
+def _measured_by(recipe: Recipe) -> _Need | None:
+    return _Need("evaluate.metrics is set", "take evaluate.metrics away") if recipe.evaluate.metrics else None
+
+
+def _known_prefixes(teacher: TeacherSettings) -> Sequence[str]:
+    """What the teacher's config says that prompts begin with; nothing where the recipe says it, or weights are fresh."""
+    fresh = teacher.finetune is not None and teacher.finetune.config is not None
+    if teacher.kind != "transformers" or teacher.task_prefix is not None or fresh:
+        return ()
+    files = find_model(teacher.model, teacher.revision, weights=False)
+    if files.chat_template_sha256 is not None:
+        return ()
+    tasks = files.config.get("task_specific_params") or {}
+    prefixes = [task.get("prefix") for task in tasks.values() if isinstance(task, dict)]
+    return [prefix for prefix in prefixes if prefix]
+
+
+def _text(prompt: Prompt) -> str:
+    """A prompt as a model without a chat template gets it."""
+    return "\n".join(message.content for message in prompt.messages)
+
+
+def _without_prefix(recipe: Recipe, settings: PromptSettings, part: str, prompt: Prompt, known: Sequence[str]) -> str:
+    return (
+        f"{part}.template is {settings.template or 'null'}, and the first prompt ({_text(prompt)[:_TOLD]!r}) has no "
+        f"task prefix; {recipe.teacher.model} was taught to go by one of {', '.join(map(repr, known))}: begin the template "
+        'with one of them, or set teacher.task_prefix to one of your own, or to "" where none is wanted'
+    )

@@ -1,0 +1,166 @@
+"""Rows of a file, a Parquet file or a hub data set, through a template, become prompts.
+
+    for prompt in read_prompts(recipe.prompts): ...
+
+With a template, a row's columns are its variables. Without one, a row carries `messages`, or a plain `prompt`. Prompts come
+one at a time; nothing here holds them all. cells.py says what a column's text is, prompt_rows.py where rows come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from stillhouse.errors import PromptError
+from stillhouse.inputs.cells import NotText, cell_text, is_missing
+from stillhouse.prompts.rows import Row, source_rows
+from stillhouse.prompts.templates import PromptTemplate
+from stillhouse.recipe.load import PromptSettings
+from stillhouse.records import Message, Prompt, Role, Split
+from stillhouse.settings import nearest
+from stillhouse.text import shown_value
+
+_PLAIN_COLUMNS = ("messages", "prompt")  # of a row that needs no template
+
+
+def read_prompts(settings: PromptSettings) -> Iterator[Prompt]:
+    """Yield every prompt of the source, one a row, in its order, up to `limit`.
+
+    Raises:
+        PromptError: the source is missing or empty, a row lacks a column or holds what is no text or no conversation to be
+            answered, or the template cannot be rendered.
+    """
+    template = PromptTemplate(settings) if settings.template else None
+    count = 0
+    for number, row in enumerate(source_rows(settings), start=1):
+        where = f"row {number} of {settings.source}"
+        messages = [Message("user", template(row, where))] if template else _plain_messages(settings, row, where)
+        yield _prompt(settings, _with_system(settings.system, messages), _reference(settings, row, where), where)
+        count += 1
+        if count == settings.limit:
+            break
+    if count == 0:
+        raise PromptError(f"prompts.source is {settings.source}, which has no rows: put one JSON object on each line")
+
+
+def split_of(prompt: Prompt, holdout: float) -> Split:
+    """`validation` for a share `holdout` of all prompts, chosen by content: adding prompts moves no other one."""
+    return "validation" if int(prompt.id[:16], 16) < holdout * 2**64 else "train"
+
+
+# -------------------------------------------------------------------------------------------------------------- messages
+
+
+def _plain_messages(settings: PromptSettings, row: Row, where: str) -> list[Message]:
+    """The messages of a row that needs no template: `messages` in the chat form, or `prompt` as text or messages."""
+    names = [settings.columns.get(name, name) for name in _PLAIN_COLUMNS]
+    given = {name: row[name] for name in names if name in row}
+    column = next((name for name, cell in given.items() if not is_missing(cell) and cell != []), None)
+    if column is None:
+        empty = " and ".join(
+            f"its {name!r} is {'null' if is_missing(cell) else 'empty'}" for name, cell in given.items()
+        )
+        why = f" ({empty})" if empty else ""
+        raise PromptError(f"{where} has neither a `prompt` nor `messages`{why}: add one, or set prompts.template")
+    cell = given[column]
+    if isinstance(cell, list):
+        return [_message(turn, f"turn {place} of {column!r} in {where}") for place, turn in enumerate(cell, start=1)]
+    text = _text(cell, f"the {column!r} of {where}", "give a text, or a list of {role, content}")
+    if not text.strip():
+        raise PromptError(f"the {column!r} of {where} is blank: fill it")
+    return [Message("user", text)]
+
+
+def _message(turn: Any, where: str) -> Message:
+    roles = get_args(Role)
+    if not isinstance(turn, Mapping):
+        raise PromptError(
+            f"{where} is {shown_value(turn)}: write each turn as {{role, content}} with a role out of {roles}"
+        )
+    role: Any = turn.get("role")
+    if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
+        raise PromptError(f"{where} calls a tool or is a tool's answer, which a prompt cannot hold: take the row out")
+    if role not in roles:
+        raise PromptError(f"{where} has the role {shown_value(role)}: choose one out of {roles}")
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = _joined_parts(content, where)
+    return Message(role, _text(content, f"{where} (the {role}'s)", "give the turn's `content` as a text"))
+
+
+def _joined_parts(parts: list[Any], where: str) -> str:
+    """The texts of a content in parts, as OpenAI's API has it."""
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise PromptError(f"{where} has a part that is no text, {shown_value(part)}: only texts can be asked")
+    return "".join(part["text"] for part in parts)
+
+
+def _text(cell: Any, what: str, mend: str) -> str:
+    try:
+        text = cell_text(cell)
+    except NotText as problem:
+        raise PromptError(f"{what} is {problem}: {mend}") from None
+    if text is None:
+        raise PromptError(f"{what} is null: {mend}")
+    return text
+
+
+def _with_system(system: str | None, messages: list[Message]) -> list[Message]:
+    if system is None or messages[0].role == "system":
+        return messages
+    return [Message("system", system), *messages]
+
+
+# ------------------------------------------------------------------------------------------- the last turn, the reference
+
+
+def _prompt(settings: PromptSettings, messages: list[Message], reference: str | None, where: str) -> Prompt:
+    """The conversation, if it is one to be answered: its last turn is the user's, or `last_turn` says what it is."""
+    if messages[-1].role == "assistant" and settings.last_turn == "reference":
+        answer = Prompt((), messages.pop().content).reference  # None where it is blank
+        if reference is not None and answer is not None and reference != answer:
+            raise PromptError(
+                f"prompts.last_turn is 'reference', and {where} has two: its last turn, and the column "
+                f"{settings.reference or 'reference'!r}. Take one of the two away"
+            )
+        reference = answer or reference
+        if not messages or messages[-1].role == "assistant":
+            raise PromptError(
+                f"{where} has no user's turn before the assistant's last one: add it, or take the row out"
+            )
+    users = [turn for turn in messages if turn.role == "user"]
+    if not users:
+        raise PromptError(f"{where} has no user's turn, only {' and '.join(_roles(messages))}: add what is asked")
+    if any(not turn.content.strip() for turn in users):
+        raise PromptError(f"{where} has a user's turn without text: fill it, or take the row out")
+    last = messages[-1]
+    if last.role == "assistant" and settings.last_turn == "refuse":
+        raise PromptError(
+            f"{where} ends with an assistant's turn, and prompts.last_turn is 'refuse': set it to 'reference' (that turn "
+            "is the reference, and no part of the prompt) or to 'continue' (the teacher goes on from it)"
+        )
+    if last.role == "assistant" and not last.content.strip():
+        raise PromptError(
+            f"{where} ends with an assistant's turn without text, from which nobody can go on: take it away"
+        )
+    return Prompt(tuple(messages), reference)
+
+
+def _roles(messages: list[Message]) -> list[str]:
+    return list(dict.fromkeys(turn.role for turn in messages))
+
+
+def _reference(settings: PromptSettings, row: Row, where: str) -> str | None:
+    """The gold answer of a row; what is null, NaN or blank is none."""
+    column = settings.reference or "reference"
+    if settings.reference is not None and column not in row:
+        raise PromptError(f"prompts.reference is {column!r}, a column that {where} lacks.{nearest(column, list(row))}")
+    try:
+        return cell_text(row.get(column))
+    except NotText as problem:
+        named = "" if settings.reference else " (prompts.reference is null, which means that column)"
+        raise PromptError(
+            f"the column {column!r} of {where} is {problem}{named}: a reference is one text, name a column of texts in "
+            "prompts.reference"
+        ) from None

@@ -1,0 +1,167 @@
+"""The rows that prompts are made of: JSON lines, Parquet, here or at a URL, or a hub data set.
+
+    for row in source_rows(recipe.prompts): ...
+
+Rows come one at a time; nothing here holds them all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillhouse.errors import PromptError
+from stillhouse.inputs.user_files import Unreadable, parse_json, text_lines
+from stillhouse.recipe.load import PromptSettings, find_input
+from stillhouse.settings import nearest
+from stillhouse.storage.location import Location, readable
+from stillhouse.text import shortened
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = Mapping[str, Any]
+
+_ROWS_AT_ONCE = 1000  # of Parquet
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_OTHER_FILES = re.compile(  # names of files that nothing here reads, and of no hub data set
+    r"\.(arrow|avro|bz2|csv|db|docx?|feather|gz|html|j2|jl|json|jsonlines|md|ndjson|np[yz]|orc|pdf|pickle|pkl|pq|py|sqlite3?|tar"
+    r"|tgz|tsv|txt|xlsx?|xml|xz|ya?ml|zip|zst)",
+    re.IGNORECASE,
+)
+_LISTED = re.compile(r"(?:Available(?: splits)?|available configs): \[(.*?)\]")
+_MESSAGE = 300  # characters of a library's message
+
+
+def source_rows(settings: PromptSettings) -> Iterator[Row]:
+    """Every row of `prompts.source`, in its order.
+
+    Raises:
+        PromptError: the source is not there or cannot be read, or the settings do not go with it.
+    """
+    source = settings.source
+    suffix = Path(source).suffix.lower()
+    if suffix in (".jsonl", ".parquet"):
+        if settings.config is not None:
+            raise PromptError(
+                f"prompts.config is {settings.config!r}, and prompts.source is the file {source}: only a hub data set has "
+                "configurations, take prompts.config away"
+            )
+        file = find_input(source)
+        if file is None:
+            raise PromptError(
+                f"prompts.source is {source}, and there is no such file. Paths start from the working folder."
+            )
+        return _jsonl_rows(file, source) if suffix == ".jsonl" else _parquet_rows(file, source)
+    if _OTHER_FILES.fullmatch(suffix) or not _HUB_ID.fullmatch(source) or Path(source).is_file():
+        raise PromptError(
+            f"prompts.source is {source!r}: give a .jsonl or a .parquet file, here or at a URL, or a hub data set's id"
+        )
+    return _hub_rows(settings)
+
+
+def _jsonl_rows(file: Location, source: str) -> Iterator[Row]:
+    opened = readable(file)
+    with opened.open("rb") if isinstance(opened, Path) else opened as stream:
+        try:
+            for number, line in enumerate(text_lines(stream), start=1):
+                if line.strip():
+                    yield _json_row(line, f"line {number} of {source}")
+        except Unreadable as error:
+            raise PromptError(f"prompts.source is {source}: {error}. Save it as UTF-8.") from None
+
+
+def _json_row(line: bytes, where: str) -> Row:
+    try:
+        row = parse_json(line)
+    except Unreadable as error:
+        raise PromptError(f"{where} is not JSON: {error}. Put one JSON object on each line.") from None
+    if not isinstance(row, dict):
+        raise PromptError(f"{where} is a {type(row).__name__}: put one JSON object on each line")
+    return row
+
+
+def _parquet_rows(file: Location, source: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(readable(file)) as parquet:
+            for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
+                yield from _python_rows(batch)
+    except (pa.ArrowException, OSError) as error:  # of a damaged page it is an OSError
+        raise PromptError(f"prompts.source is {source}, which cannot be read as Parquet: {error}") from None
+
+
+def _python_rows(batch: pa.RecordBatch) -> Iterator[Row]:
+    """Rows as Python objects; narrow floats stay narrow, since 0.1 in 32 bits is 0.10000000149011612 in 64."""
+    import pyarrow as pa
+
+    columns = []
+    for column in batch.columns:
+        values = column.to_pylist()
+        for is_narrow, narrow in ((pa.types.is_float16, np.float16), (pa.types.is_float32, np.float32)):
+            if is_narrow(column.type):
+                values = [None if value is None else narrow(value) for value in values]
+        columns.append(values)
+    for values in zip(*columns, strict=True):
+        yield dict(zip(batch.schema.names, values, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------------- hub
+
+
+def _hub_rows(settings: PromptSettings) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    try:
+        rows = iter(load_dataset(settings.source, settings.config, split=settings.split, streaming=True))
+    except Exception as error:  # whatever the library and those that it calls raise: it ends the run all the same
+        raise _hub_error(settings, error) from error
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # a network that goes away, a file that is damaged, columns that change half-way
+            raise _hub_error(settings, error) from error
+        yield row
+
+
+def _hub_error(settings: PromptSettings, error: Exception) -> PromptError:
+    """What the library said, with the setting that it is about and the mend."""
+    said = str(error).strip() or type(error).__name__
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if token := os.environ.get(name, "").strip():
+            said = said.replace(token, "***")
+    listed = _LISTED.search(said)
+    choices = re.findall(r"'([^']*)'", listed[1]) if listed else []
+    source = f"the hub data set {settings.source!r}"
+    if "Config name is missing" in said:
+        return PromptError(
+            f"prompts.config is null, and {source} has several configurations: set it to one of {', '.join(choices)}"
+        )
+    if "BuilderConfig" in said and choices:
+        hint = nearest(str(settings.config), choices)
+        return PromptError(f"prompts.config is {settings.config!r}, which {source} does not have.{hint}")
+    if "split" in said and choices:
+        hint = nearest(settings.split, choices)
+        return PromptError(f"prompts.split is {settings.split!r}, which {source} does not have.{hint}")
+    if "gated" in said:
+        mend = "ask for access on its page at the hub, and set HF_TOKEN to a token of that account"
+    elif isinstance(error, ConnectionError):
+        mend = (
+            "check the network (HF_HUB_OFFLINE and HF_ENDPOINT too), or download it and name a .jsonl or .parquet file"
+        )
+    else:
+        mend = "check the id, or name a .jsonl or .parquet file; a private one needs HF_TOKEN"
+    config = f", config {settings.config!r}" if settings.config is not None else ""
+    return PromptError(
+        f"prompts.source is {settings.source!r} (split {settings.split!r}{config}), which is no file here and cannot be "
+        f"read from the hub: {type(error).__name__}: {shortened(said, _MESSAGE)}. Mend: {mend}."
+    )

@@ -1,0 +1,113 @@
+"""Reject completions that are not JSON, or not JSON of a given schema.
+
+- {kind: json-schema, file: prompts/product.schema.json}
+- kind: json-schema
+  schema: {type: object, required: [label], properties: {label: {enum: [positive, negative]}}}
+
+The text is kept as it is: with `strip_fence` one inside a Markdown fence passes, fence and all. `format` is an annotation,
+as the standard has it, and nothing is fetched: a `$ref` leads to a place in the schema itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from jsonschema import Draft202012Validator, SchemaError
+from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from jsonschema_specifications import REGISTRY
+from pydantic import Field, model_validator
+from referencing import Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from stillhouse.errors import RecipeError
+from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
+from stillhouse.quality.base import Filter
+from stillhouse.recipe.load import find_input
+from stillhouse.settings import Settings, parse_options
+
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
+_DETAIL = 300  # characters of what a schema says; it may quote the whole text
+Schema = dict[str, Any] | bool
+
+
+class JsonSchemaOptions(Settings):
+    """Options of this filter: exactly one of `schema` and `file`."""
+
+    schema_: Schema | None = Field(default=None, alias="schema")
+    file: str | None = None  # a JSON file, looked up like a prompt file
+    strip_fence: bool = True  # bear with ```json around the text
+
+    @model_validator(mode="after")
+    def _exactly_one_schema(self) -> JsonSchemaOptions:
+        if (self.schema_ is None) == (self.file is None):
+            raise ValueError("give exactly one of `schema` (the schema itself) and `file` (a JSON file with it)")
+        return self
+
+
+def open_filter(options: dict[str, Any]) -> Filter:
+    """See the module's docstring."""
+    given = parse_options("quality.json-schema", options, JsonSchemaOptions)
+    if given.file is not None:
+        validator = make_validator(_read(given.file), f"quality.json-schema.file ({given.file})")
+    else:
+        validator = make_validator(given.schema_, "quality.json-schema.schema")
+    return lambda completion: schema_problem(completion.text, validator, strip_fence=given.strip_fence)
+
+
+def make_validator(schema: Any, setting: str) -> Validator:
+    """A validator of the draft that a schema names; of 2020-12 where it names none, or one that is not known.
+
+    Raises:
+        RecipeError: the schema is itself wrong; the message begins with `setting`.
+    """
+    try:
+        resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+        kind = validator_for(schema, default=Draft202012Validator)
+        kind.check_schema(schema)
+        _check_references(resource, REGISTRY.resolver_with_root(resource))
+    except SchemaError as error:
+        raise RecipeError(f"{setting} is no JSON schema: at {error.json_path}, {error.message}") from error
+    except Unresolvable as error:
+        raise RecipeError(f"{setting} has a $ref that leads nowhere: {error.ref}") from error
+    except RecursionError:
+        raise RecipeError(f"{setting} is no JSON schema: it is nested too deeply") from None
+    validator: Validator = kind(schema, registry=REGISTRY)
+    return validator
+
+
+def schema_problem(text: str, validator: Validator, *, strip_fence: bool = True) -> str | None:
+    """Why a text is not JSON of the validator's schema, or None where it is."""
+    fenced = _FENCED.fullmatch(text.strip()) if strip_fence else None
+    try:
+        error = best_match(validator.iter_errors(json.loads(fenced[1] if fenced else text, parse_constant=_refuse)))
+    except ValueError as wrong:
+        return f"not JSON: {wrong}"
+    except RecursionError:
+        return "not JSON: nested too deeply"
+    return None if error is None else f"at {error.json_path}, {error.message}"[:_DETAIL]
+
+
+def _check_references(resource: Any, resolver: Any) -> None:
+    if isinstance(resource.contents, dict) and "$ref" in resource.contents:
+        resolver.lookup(resource.contents["$ref"])
+    for part in resource.subresources():
+        _check_references(part, resolver.in_subresource(part))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _read(path: str) -> Any:
+    file = find_input(path)
+    if file is None:
+        raise RecipeError(f"quality.json-schema.file is {path!r}: there is no such file")
+    try:
+        return parse_json(decode_text(file.read_bytes()))
+    except (OSError, Unreadable) as error:
+        raise RecipeError(f"quality.json-schema.file is {path!r}, which cannot be read as JSON: {error}") from error

@@ -1,0 +1,59 @@
+"""Reject completions that are too short or too long.
+
+- {kind: length, min_tokens: 2, max_tokens: 512}
+- {kind: length, max_chars: 4000}
+
+Tokens are the teacher's, as it counted them. Where a server counted none, a bound in tokens cannot be held, and the
+completion is rejected rather than passed unseen; bounds in characters hold for every teacher.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from stillhouse.quality.base import Filter
+from stillhouse.records import Completion
+from stillhouse.settings import Settings, parse_options
+
+
+class LengthOptions(Settings):
+    """Options of this filter: at least one bound."""
+
+    min_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=1)
+    min_chars: int | None = Field(default=None, ge=0)
+    max_chars: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _bounds_with_room_between(self) -> LengthOptions:
+        if self == LengthOptions.model_construct():
+            raise ValueError("give at least one of min_tokens, max_tokens, min_chars and max_chars")
+        for unit in ("tokens", "chars"):
+            low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_{unit} is {low} and max_{unit} is {high}: nothing would be kept")
+        return self
+
+
+def open_filter(options: dict[str, Any]) -> Filter:
+    """See the module's docstring."""
+    bounds = parse_options("quality.length", options, LengthOptions)
+
+    def judge(completion: Completion) -> str | None:
+        return _outside("tokens", completion.completion_tokens, bounds.min_tokens, bounds.max_tokens) or _outside(
+            "chars", len(completion.text), bounds.min_chars, bounds.max_chars
+        )
+
+    return judge
+
+
+def _outside(unit: str, count: int | None, low: int | None, high: int | None) -> str | None:
+    if count is None and (low is not None or high is not None):
+        return f"the teacher did not count its {unit}; bound the text with min_chars and max_chars instead"
+    if count is not None and low is not None and count < low:
+        return f"{count} {unit}, fewer than min_{unit}={low}"
+    if count is not None and high is not None and count > high:
+        return f"{count} {unit}, more than max_{unit}={high}"
+    return None

@@ -1,0 +1,80 @@
+r"""Reject completions that disagree with their prompt's reference.
+
+- {kind: reference-match, how: exact}                # the same words
+- {kind: reference-match, how: contains}             # the reference's words stand in the text, in one piece
+- {kind: reference-match, how: number}               # the last number of both; "#### 42" and \boxed{42} go before others
+- {kind: reference-match, how: f1, threshold: 0.5}   # of words
+
+Case, white space, quotes and sentence marks do not count; `1,000`, `$1000.00` and `2000/2` are one number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from stillhouse.quality.base import Filter
+from stillhouse.records import Completion
+from stillhouse.settings import Settings, parse_options
+from stillhouse.text import shortened, token_f1, words
+
+_DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d{1,1000}(?!\d))(?:\.\d{1,1000}(?!\d))?|\.\d{1,1000}(?!\d)"
+_AMOUNT = rf"(-?)(?:\\?[$€£¥₹]\s?)?(-?)({_DIGITS})(?:\s?/\s?({_DIGITS}))?"
+_NUMBER = re.compile(rf"(?<![\w^]){_AMOUNT}")
+_MARKED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}|####[ \t]*([-\d$€£][^\s]*)[ \t]*$", re.MULTILINE)
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+
+
+class ReferenceMatchOptions(Settings):
+    """Options of this filter."""
+
+    how: Literal["exact", "contains", "number", "f1"]
+    threshold: float = Field(default=0.5, ge=0, le=1)  # of f1: what is below it is rejected
+    without_reference: Literal["keep", "reject"] = "keep"  # with `number`: also where the reference has none
+
+    @model_validator(mode="after")
+    def _threshold_goes_with_f1(self) -> ReferenceMatchOptions:
+        if "threshold" in self.model_fields_set and self.how != "f1":
+            raise ValueError(f"threshold goes with `how: f1`, and how is {self.how!r}: leave it out")
+        return self
+
+
+def open_filter(options: dict[str, Any]) -> Filter:
+    """See the module's docstring."""
+    given = parse_options("quality.reference-match", options, ReferenceMatchOptions)
+    agrees: dict[str, Callable[[str, str], bool]] = {
+        "exact": lambda text, reference: words(text) == words(reference),
+        "contains": lambda text, reference: _piece(reference) in _piece(text),
+        "number": lambda text, reference: last_number(text) == last_number(reference),
+        "f1": lambda text, reference: token_f1(text, reference) >= given.threshold,
+    }
+
+    def judge(completion: Completion) -> str | None:
+        text, reference = completion.text, completion.prompt.reference
+        if reference is None or (given.how == "number" and last_number(reference) is None):
+            return "there is no reference to compare it with" if given.without_reference == "reject" else None
+        if agrees[given.how](text, reference):
+            return None
+        return f"{shortened(text[-200:])} disagrees with the reference {shortened(reference[-200:])} ({given.how})"
+
+    return judge
+
+
+def last_number(text: str) -> Fraction | None:
+    """The number that a text ends in: the last in a box or after ####, or else the last of all; None without one."""
+    plain = text.replace("−", "-").replace(r"\,", "").replace("{,}", ",")
+    plain = _LATEX_FRACTION.sub(r"\1/\2", plain)
+    for place in [*reversed(_MARKED.findall(plain)), (plain, "")]:
+        if found := _NUMBER.findall("".join(place)):
+            before, after, digits, divisor = found[-1]
+            value = Fraction(digits.replace(",", "")) / (Fraction(divisor.replace(",", "") or 1) or 1)
+            return -value if before or after else value
+    return None
+
+
+def _piece(text: str) -> str:
+    return f" {' '.join(words(text))} "

@@ -1,0 +1,277 @@
+"""The `student` part of a recipe: what the student starts from, what it minimises, and how it is trained.
+
+student:
+  init:   {from: teacher, layers: 16}
+  loss:   {kind: forward-kl, temperature: 2.0, weight: 1.0, cross_entropy_weight: 0.1}
+  train:  {num_train_epochs: 3, learning_rate: 1.0e-3, bf16: true}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from stillhouse.settings import Settings
+
+Part = Literal["embedding", "head"]
+Layers = int | tuple[int, ...]  # so many, chosen as `choose` says; or these, from 0
+Width = int | float  # so many; or a share of the teacher's, such as 0.5 (1.0: all)
+Choose = Literal["importance", "greedy", "leave-one-out", "block-influence", "even"]
+
+
+class StackLayers(Settings):
+    """Layers of an encoder-decoder's two stacks; of one that is not named, all."""
+
+    encoder: Layers | None = None
+    decoder: Layers | None = None
+
+
+class WidthSettings(Settings):
+    """Widths that are cut out of the teacher's matrices, the same in every layer; one that is not named stays whole."""
+
+    feed_forward: Width | None = None  # neurons between the two feed-forward matrices
+    heads: Width | None = None  # attention heads, in whole groups that share a key-value head
+    hidden: Width | None = None  # channels of the residual stream, embedding and norms included
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_number(cls, given: Any) -> Any:
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int | float)):
+            raise ValueError("give a whole number from 1 up, or a share between 0 and 1 such as 0.5")
+        return given
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _greater_than_zero(cls, given: Width | None) -> Width | None:
+        if given is not None and (given <= 0 or (isinstance(given, float) and given > 1)):
+            raise ValueError(
+                f"{given} is no width: give a whole number from 1 up, or a share of the teacher's from 0 to 1 such as 0.5"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> WidthSettings:
+        if self.feed_forward is None and self.heads is None and self.hidden is None:
+            raise ValueError("names no width: give feed_forward, heads or hidden, for instance {feed_forward: 0.5}")
+        return self
+
+
+class InitSettings(Settings):
+    """What the student starts from: parts of the teacher, a model of its own, or a config with fresh weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    from_: Literal["teacher"] | None = Field(default=None, alias="from")
+    layers: Layers | StackLayers | None = None  # of both stacks of an encoder-decoder, or {encoder: ..., decoder: ...}
+    choose: Choose = "importance"  # how layers are chosen where `layers` is a number
+    width: WidthSettings | None = None  # widths by importance; None: the teacher's
+    vocabulary: Literal["all", "used"] = "all"  # used: the tokens that the dataset needs, and a tokenizer cut to match
+    rows: int = Field(default=64, ge=1, le=512)  # of the dataset's training split, on which importance is measured
+    model: str | None = None  # a folder or a hub id
+    revision: str | None = None  # of a hub model
+    config: dict[str, Any] | None = (
+        None  # fresh weights; with `model_type` on its own, without it a change of the teacher's
+    )
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _of_stacks_that_there_are(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            named = {name for name, layers in given.items() if layers is not None}
+            if not named or not named <= StackLayers.model_fields.keys():
+                raise ValueError(
+                    f"layers is {dict(given)}: name the layers of an encoder-decoder's stacks, such as "
+                    "{encoder: 3, decoder: 2}, or give a number or a list"
+                )
+        elif isinstance(given, bool | float | str):
+            raise ValueError(
+                f"layers is {given!r}: give how many layers of the teacher to keep, such as 16, or list them, such as "
+                "[0, 5, 11]"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _exactly_one_origin(self) -> InitSettings:
+        origins = [self.from_ is not None, self.model is not None, self.config is not None]
+        if self.config is not None and (self.from_ is not None or self.layers is not None):
+            raise ValueError(
+                f"config is {self.config}, and copied layers have the teacher's width, heads and feed-forward: take "
+                "`config` away to copy layers as they are, or take `from` and `layers` away for fresh weights of another "
+                "shape"
+            )
+        if sum(origins) != 1:
+            raise ValueError("give exactly one of `from: teacher` (with `layers`), `model`, or `config`")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_the_teacher(self) -> InitSettings:
+        parts = [self.layers is not None, self.width is not None, self.vocabulary == "used"]
+        if self.from_ is None and any(parts[:2]):
+            named, example = ("layers", "layers: 16") if parts[0] else ("width", "width: {feed_forward: 0.5}")
+            raise ValueError(
+                f"`{named}` goes with `from: teacher`: give both, for instance {{from: teacher, {example}}}, or take "
+                f"`{named}` away"
+            )
+        if self.from_ is not None and not any(parts):
+            raise ValueError(
+                "`from: teacher` needs what is to be kept of it: give `layers`, `width` or `vocabulary: used`, for "
+                "instance {from: teacher, layers: 16}"
+            )
+        if self.config is not None and parts[2]:
+            raise ValueError(
+                "vocabulary is 'used', which keeps rows of a model's embedding, and `config` starts from fresh weights: "
+                "take one of the two away"
+            )
+        if self.choose != "importance" and not self._counts:  # the default is written out in a resolved recipe
+            raise ValueError(
+                f"choose is {self.choose!r}, and `layers` gives no number of layers: give it a number such as 16, or take "
+                "`choose` away"
+            )
+        if self.revision is not None and self.model is None:
+            raise ValueError("`revision` goes with `model`: give both, or take it away")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_in_order(self) -> InitSettings:
+        given = self.layers
+        named = {f"layers.{n}": of for n, of in given} if isinstance(given, StackLayers) else {"layers": given}
+        for where, layers in named.items():
+            if isinstance(layers, int) and layers < 1:
+                raise ValueError(f"{where} is {layers}: give 1 or more, or a list such as [0, 5, 11]")
+            if isinstance(layers, tuple) and (not layers or min(layers) < 0 or sorted(set(layers)) != [*layers]):
+                raise ValueError(
+                    f"{where} is {[*layers]}: list layers of the teacher from 0 in rising order, such as [0, 5, 11]"
+                )
+        return self
+
+    @property
+    def _counts(self) -> bool:
+        """Whether a stack's layers are given as a number, from which `choose` makes a choice."""
+        of = [self.layers.encoder, self.layers.decoder] if isinstance(self.layers, StackLayers) else [self.layers]
+        return any(isinstance(one, int) for one in of)
+
+    @property
+    def measures_layers(self) -> bool:
+        """Whether layers are chosen by what they do on rows of the dataset."""
+        return self._counts and self.choose != "even"
+
+    @property
+    def needs_dataset(self) -> bool:
+        """Whether the start depends on rows of the dataset: it cannot be made before they are labelled."""
+        return self.measures_layers or self.width is not None or self.vocabulary == "used"
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """What shapes the start, for a student's key; settings without effect are left out, as older keys have none."""
+        shaping = self.model_dump(include={"from_", "layers", "model", "revision", "config"})
+        if self.measures_layers:
+            shaping["choose"] = self.choose
+        if self.measures_layers or self.width is not None:
+            shaping["rows"] = self.rows
+        if self.width is not None:
+            shaping["width"] = self.width.model_dump()
+        if self.vocabulary == "used":
+            shaping["vocabulary"] = self.vocabulary
+        return shaping
+
+
+class LossSettings(Settings):
+    """weight * T^2 * divergence(teacher / T, student / T) + cross_entropy_weight * CE(completion, student).
+
+    Every other key is an option of the kind, which checks it: {kind: skewed-kl, alpha: 0.1}.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    kind: str = "forward-kl"  # of divergence; docs/distillation.md lists them
+    temperature: float = Field(default=1.0, gt=0)  # T, of teacher and student alike
+    weight: float = Field(default=1.0, ge=0)  # of the divergence; 0: cross-entropy alone
+    cross_entropy_weight: float = Field(default=1.0, ge=0)  # of the completion's tokens; 0: the divergence alone
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossSettings:
+        if self.weight == 0 and self.cross_entropy_weight == 0:
+            raise ValueError("weight and cross_entropy_weight are both 0: nothing would be learnt, raise one of them")
+        return self
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) by peft; the finished student has them merged in."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"  # as peft has it: every linear layer but the head
+
+
+class EarlyStoppingSettings(Settings):
+    """Stop when the held-out divergence no longer falls, and keep the best student."""
+
+    patience: int = Field(default=3, ge=1)  # evaluations without a better one
+    min_delta: float = Field(default=0.0, ge=0)  # nats by which a better one is better
+
+
+class LaunchSettings(Settings):
+    """Have `accelerate launch` start the processes that train; what is named as there means the same."""
+
+    num_processes: int | None = Field(default=None, ge=1)  # None: the config file's, or one for each GPU
+    config_file: str | None = None  # as `accelerate config` writes it; None: its default one, where there is one
+    arguments: tuple[str | int, ...] = ()  # further ones, as on its command line
+
+
+class StudentSettings(Settings):
+    """The model that learns, and how."""
+
+    init: InitSettings
+    mode: Literal["white-box", "black-box", "gold"] = "white-box"  # gold: from the references, and not the teacher
+    labels: Literal["stored", "live"] = "stored"  # live: the teacher's forward pass in every step, nothing is stored
+    loss: LossSettings = LossSettings()
+    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are counted and left out
+    freeze: tuple[Part, ...] = ()  # parts that do not learn; where the two share their weights, either is both
+    packing: bool = False  # rows side by side up to max_length tokens, with no attention between them
+    lora: LoraSettings | None = None  # None: all weights are trained
+    early_stopping: EarlyStoppingSettings | None = None
+    head_chunk: int = Field(default=512, ge=1)  # positions whose logits are held at once
+    quantize: Literal["int8"] | None = None  # a smaller copy beside the student
+    trust_remote_code: bool = False  # let a model's own code run here; only for models you have read
+    train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
+    launch: LaunchSettings | None = None  # None: it is trained in the process that reads this
+
+    @model_validator(mode="after")
+    def _whole_vocabulary_for_a_live_teacher(self) -> StudentSettings:
+        if self.needs_live_teacher and self.init.vocabulary == "used":
+            raise ValueError(
+                "labels is 'live' and init.vocabulary is 'used': a live teacher reads its own token ids, and the student "
+                "has a part of them. Set labels to 'stored', or init.vocabulary to 'all'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _freeze_or_adapters(self) -> StudentSettings:
+        if self.freeze and self.lora is not None:
+            raise ValueError(
+                f"freeze is {[*self.freeze]} and lora is set: adapters leave all of the student's own weights as they are, "
+                "take freeze away"
+            )
+        return self
+
+    @property
+    def needs_soft_labels(self) -> bool:
+        """Whether the dataset's rows must have soft labels for it."""
+        return self.mode == "white-box" and self.labels == "stored"
+
+    @property
+    def needs_live_teacher(self) -> bool:
+        """Whether the teacher must be there while it learns."""
+        return self.mode == "white-box" and self.labels == "live"
+
+    def shaping(self, mode: str) -> dict[str, Any]:
+        """What shapes a student's weights if it is trained in this mode: the same for two settings of one student."""
+        unused = {"quantize", "launch"} | ({"loss", "labels"} if mode != "white-box" else set())
+        return self.model_dump(exclude=unused) | {"mode": mode, "init": self.init.shaping}

@@ -1,0 +1,210 @@
+"""The `sweep` part of a recipe: the settings of the student that differ between the students of a sweep.
+
+sweep: {student.init.layers: [20, 16, 12, 8]}
+
+Several keys make a grid, in the order given: each value of the first key with each value of the second. `at_a_time` says
+how many students are trained side by side. The points of the grid have names that depend on their own values alone, so
+that adding or reordering values renames no student:
+
+    student.init.layers: 16                                        16 layers                   layers-16
+    student.init.layers: 16, student.loss.temperature: 2           layers 16, temperature 2    layers-16_temperature-2
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, Field, model_validator
+
+from stillhouse.records import content_hash
+from stillhouse.settings import Settings, nearest
+
+_STUDENT = "student."
+_OWN = "at_a_time"
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # what a value's text must be to stand in a name as it is
+_LONGEST_VALUE = 24  # characters, in a name
+_LONGEST_SLUG = 80  # characters
+_LONGEST_LABEL = 40  # characters
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One combination of values."""
+
+    settings: dict[str, Any]  # dotted path -> value
+    label: str  # for people: "16 layers"
+    slug: str  # for the name of a folder: "layers-16"
+
+
+class SweepSettings(Settings):
+    """Every key but `at_a_time` is the dotted path of a setting of the student, with the list of its values."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    at_a_time: int = Field(
+        default=1, ge=1
+    )  # students trained side by side, each in a process of its own if more than 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_student(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        flat = _flat(given)
+        axes = {path: values for path, values in flat.items() if path != _OWN}
+        if not axes:
+            raise ValueError("sweep names no setting: give it one, for instance {student.init.layers: [16, 12, 8]}")
+        for path, values in axes.items():
+            _check_axis(str(path), values)
+        return flat
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each setting, by its path."""
+        return {path: tuple(values) for path, values in (self.model_extra or {}).items()}
+
+    def grid(self) -> tuple[GridPoint, ...]:
+        """The points, the last key's values changing fastest."""
+        names = _short_names(list(self.axes))
+        points = []
+        for values in itertools.product(*self.axes.values()):
+            settings = dict(zip(self.axes, values, strict=True))
+            named = [(names[path], value) for path, value in settings.items()]
+            points.append(GridPoint(settings, _label(named), _slug(named)))
+        return tuple(points)
+
+
+def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths where `--set sweep.student.init.layers=[8, 4]` made mappings in mappings; the latter count."""
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        if isinstance(value, Mapping) and str(key).split(".")[0] == "student":
+            flat |= {f"{key}.{path}": values for path, values in _flat_below(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _flat_below(given: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{path}": values for path, values in _flat_below(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def _check_axis(path: str, values: Any) -> None:
+    """Refuse a key that is no setting of the student, and values that are no list of some."""
+    first = path.split(".")[0]
+    if first in _OTHERS:
+        raise ValueError(
+            f"{path} is a setting of `{first}`, and a sweep changes the student alone: all its students learn from one "
+            "dataset and are compared on it, and with other labels or prompts that would be several recipes. Run the "
+            f"recipe once for each value, with --set {path}=... --set name=... and a dataset.name of its own"
+        )
+    if not path.startswith(_STUDENT) or path == _STUDENT:
+        raise ValueError(
+            f"{path} is no setting of a sweep: give paths that begin with `student.`, such as student.init.layers, or "
+            f"{_OWN}.{nearest(path, [_OWN, 'student.init.layers'])}"
+        )
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"{path} is {values!r}: give a list of values, such as [16, 12, 8]")
+    if not values:
+        raise ValueError(f"{path} is an empty list: give at least one value, or take the key away")
+
+
+_OTHERS = (
+    *("name", "seed", "prompts", "references", "teacher", "label", "quality", "dataset", "students", "evaluate"),
+    "sweep",
+)
+
+
+# ----------------------------------------------------------------------------------------------------------------- names
+
+
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """The shortest end of each path that no other has: layers of student.init.layers."""
+    parts = {path: path.split(".") for path in paths}
+
+    def ends(count: int, path: str) -> str:
+        return ".".join(parts[path][-count:])
+
+    names = {}
+    for path in paths:
+        counts = range(1, len(parts[path]) + 1)
+        names[path] = next(
+            (ends(count, path) for count in counts if sum(ends(count, path) == ends(count, one) for one in paths) == 1),
+            path,
+        )
+    return names
+
+
+def _label(named: Sequence[tuple[str, Any]]) -> str:
+    """`16 layers` of a count alone, else `layers 16, temperature 2`; what is too long is cut and told apart by a hash."""
+    if len(named) == 1:
+        ((name, value),) = named
+        if isinstance(value, int) and not isinstance(value, bool) and name.isalpha() and name.endswith("s"):
+            return f"{value} {name[:-1] if value == 1 else name}"
+    label = ", ".join(f"{name} {_in_words(value)}" for name, value in named)
+    if len(label) <= _LONGEST_LABEL:
+        return label
+    return f"{label[: _LONGEST_LABEL - 9].rstrip(', ')}… {_hash(named)}"
+
+
+def _in_words(value: Any) -> str:
+    """A value as YAML writes it in a line; ", " is left for what parts one setting from the next."""
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+    return text.strip().removesuffix("\n...").replace(", ", ",")
+
+
+def _slug(named: Sequence[tuple[str, Any]]) -> str:
+    """A part of a folder's name that no other combination of values of the same keys has."""
+    slug = "_".join(f"{_name_in_slug(name)}-{_value_in_slug(value)}" for name, value in named)
+    return slug if len(slug) <= _LONGEST_SLUG else _hash(named)
+
+
+def _name_in_slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+def _value_in_slug(value: Any) -> str:
+    """Its text where that says which value it is, and is short and plain; else a hash of it.
+
+    No plain text has an underscore, which parts one setting from the next.
+    """
+    text = value if isinstance(value, str) else _canonical(value)
+    if isinstance(value, str) and not _is_only_text(value):
+        return _hash(value)
+    return text if len(text) <= _LONGEST_VALUE and _PLAIN.fullmatch(text) else _hash(value)
+
+
+def _is_only_text(value: str) -> bool:
+    """Whether YAML takes this for a text: "16" would be named as the number is."""
+    try:
+        return bool(yaml.safe_load(value) == value) and not _looks_hashed(value)
+    except yaml.YAMLError:
+        return False
+
+
+def _looks_hashed(value: str) -> bool:
+    """Whether a text could be the hash of another value."""
+    return re.fullmatch(r"x[0-9a-f]{8}", value) is not None
+
+
+def _hash(value: Any) -> str:
+    return f"x{content_hash(_canonical(value))[:8]}"
+
+
+def _canonical(value: Any) -> str:
+    """JSON that tells 1 from 1.0 and from "1"; a date of YAML is its text."""
+    return json.dumps(value, sort_keys=True, default=str)

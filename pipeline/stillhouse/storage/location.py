@@ -1,0 +1,346 @@
+"""A folder or file of a dataset, wherever it lies: a `Path` of this machine, or a `RemotePath` behind a URL.
+
+    root = location("s3://bucket/labels")           # or location("data/labels"), which is a Path
+    (root / "words" / "v001" / "manifest.json").read_bytes()
+
+A `RemotePath` has those methods of `pathlib.Path` that datasets need, under the same names. An object appears whole or not
+at all. `universal_pathlib` is the same over fsspec; but its paths are no `Path` either, it says False where a store could
+not be asked, and failures, waiting and the writer's lock belong around every single call.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from stillhouse.errors import StorageFailed, UsageError
+from stillhouse.storage.service import ask, is_s3
+
+_PART = 16 << 20  # bytes of a multipart upload's part: at S3's 10,000 parts a file may have 160 GB
+_SHA256 = "stillhouse-sha256"  # an object's own word for its content, where the store keeps one
+_WHOLE = (
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "adl",
+    "oss",
+    "memory",
+)  # an upload appears when it is complete
+
+guards: dict[str, Callable[[], None]] = {}  # of folders that are held for writing: called before each change in them
+
+
+@dataclass(frozen=True, order=True)
+class Stat:
+    """What is known of a file without reading it."""
+
+    st_size: int
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """A file or folder in a store. Every method may raise `StorageFailed`."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, part: str | PurePosixPath) -> RemotePath:
+        return RemotePath(f"{self.url}/{str(part).strip('/')}")
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> RemotePath:
+        above = self.url.rpartition("/")[0]
+        return self if above.endswith(":/") else RemotePath(above)
+
+    def relative_to(self, folder: RemotePath) -> PurePosixPath:
+        """The way from a folder to here."""
+        if not self.url.startswith(f"{folder.url}/"):
+            raise ValueError(f"{self} is not in {folder}")
+        return PurePosixPath(self.url.removeprefix(f"{folder.url}/"))
+
+    # -------------------------------------------------------------------------------------------------------- looking
+
+    def exists(self) -> bool:
+        """Whether a file or a folder lies here; a store that cannot be asked is an error, and no `False`."""
+        return self._info() is not None
+
+    def is_file(self) -> bool:
+        return (self._info() or {}).get("type") == "file"
+
+    def is_dir(self) -> bool:
+        """Whether anything lies below: stores of objects know no empty folders."""
+        return (self._info() or {}).get("type") == "directory"
+
+    def stat(self) -> Stat:
+        return Stat(int(ask(self.url, lambda fs, path: fs.info(path))["size"]))
+
+    def tree_size(self) -> int:
+        """Bytes of everything below, by one listing."""
+        found: dict[str, Any] = ask(self.url, lambda fs, path: fs.find(path, detail=True))
+        return sum(int(entry["size"]) for entry in found.values())
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """What lies here, as the store lists it now; nothing where there is no such folder."""
+        return (self / name for name, _ in self._listed())
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """The files and folders here whose name fits; the pattern is of one name."""
+        if "/" in pattern or "**" in pattern:
+            raise ValueError(f"{pattern!r} reaches into folders, which a listing of {self} does not")
+        return (self / name for name, _ in self._listed() if fnmatch.fnmatchcase(name, pattern))
+
+    def folders(self) -> list[RemotePath]:
+        """The folders here, by name: one request, where `is_dir` would ask for each."""
+        return [self / name for name, kind in self._listed() if kind == "directory"]
+
+    def recorded_sha256(self) -> str | None:
+        """The sha256 that was recorded when the file was uploaded, where the store keeps such a thing."""
+        if not is_s3(self.url):
+            return None
+
+        def question(fs: Any, path: str) -> Any:
+            bucket, key, _ = fs.split_path(path)
+            return fs.call_s3("head_object", Bucket=bucket, Key=key)
+
+        recorded = ask(self.url, question).get("Metadata", {}).get(_SHA256)
+        return str(recorded) if recorded else None
+
+    # -------------------------------------------------------------------------------------------------------- reading
+
+    def read_bytes(self) -> bytes:
+        return bytes(ask(self.url, lambda fs, path: fs.cat_file(path)))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str = "rb") -> RangeFile:
+        """A file to seek and read in: each read is one request for exactly these bytes."""
+        if mode != "rb":
+            raise ValueError(f"{self} opens for reading alone: write it whole (durable.atomic_file)")
+        return RangeFile(self)
+
+    # -------------------------------------------------------------------------------------------------------- changing
+
+    def write_bytes(self, data: bytes) -> None:
+        """Put an object there, whole or not at all."""
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            self.upload(Path(file.name))
+
+    def upload(self, file: Path, sha256: str | None = None) -> None:
+        """Put a file of this machine there, whole or not at all. A large one goes in parts, which appear together."""
+        options: dict[str, Any] = {}
+        if is_s3(self.url):
+            options = {"chunksize": _PART, "Metadata": {_SHA256: sha256} if sha256 else {}}
+        whole = self.url.partition("://")[0] in _WHOLE
+
+        def question(fs: Any, path: str) -> None:
+            self._guard()
+            if whole:
+                fs.put_file(str(file), path, **options)
+                return
+            fs.makedirs(fs._parent(path), exist_ok=True)
+            beside = f"{fs._parent(path)}/.{self.name}.tmp"
+            fs.put_file(str(file), beside)
+            fs.mv(beside, path)
+
+        ask(self.url, question)
+
+    def rename(self, target: RemotePath) -> RemotePath:
+        """Copy within the store, then remove: not one step, so nothing may rest on it before the manifest is there."""
+        target._guard()
+        ask(self.url, lambda fs, path: fs.cp_file(path, fs._strip_protocol(target.url)))
+        self.unlink(missing_ok=True)
+        return target
+
+    def rglob(self, pattern: str) -> Iterator[RemotePath]:
+        """Every file below whose name fits."""
+        found = ask(self.url, lambda fs, path: (fs.find(path), path))
+        inside = sorted(str(name).strip("/").removeprefix(found[1].strip("/")).strip("/") for name in found[0])
+        return (self / name for name in inside if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        self._guard()
+        try:
+            ask(self.url, lambda fs, path: fs.rm_file(path))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def remove_tree(self) -> None:
+        """Remove everything below, one object after another."""
+        self._guard()
+        found = ask(self.url, lambda fs, path: fs.find(path))
+        for name in sorted(found):
+            ask(self.url, partial(_remove_file, name))
+
+    # -------------------------------------------------------------------------------------------------------- within
+
+    def _info(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = ask(self.url, lambda fs, path: fs.info(path))
+        except FileNotFoundError:
+            return None
+        return found
+
+    def _listed(self) -> list[tuple[str, str]]:
+        """Name and kind (`file` or `directory`) of everything here, by name."""
+        try:
+            found = ask(self.url, lambda fs, path: (fs.ls(path, detail=True), path))
+        except FileNotFoundError:
+            return []
+        entries, own = found
+        named = {str(entry["name"]).strip("/"): str(entry["type"]) for entry in entries}
+        named.pop(own.strip("/"), None)  # a marker of the folder itself
+        return sorted((name.rpartition("/")[2], kind) for name, kind in named.items())
+
+    def _guard(self) -> None:
+        for folder, check in list(guards.items()):
+            if self.url.startswith(f"{folder}/"):
+                check()
+
+
+class RangeFile(io.RawIOBase):
+    """A remote file, read by ranges: what is not asked for is not fetched."""
+
+    def __init__(self, path: RemotePath) -> None:
+        super().__init__()
+        self._path = path
+        self._size = path.stat().st_size
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._size if size is None or size < 0 else min(self._size, self._place + size)
+        if end <= self._place:
+            return b""
+        start, url = self._place, self._path.url
+        found = bytes(ask(url, lambda fs, path: fs.cat_file(path, start=start, end=end)))
+        if len(found) != end - start:
+            raise StorageFailed(
+                f"{url} gave {len(found)} bytes where it has {end - start}: it was changed while it was read"
+            )
+        self._place = end
+        return found
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+
+Location: TypeAlias = Path | RemotePath
+
+
+def location(text: str | Path | RemotePath) -> Location:
+    """What a person typed: a folder of this machine, or a URL.
+
+    Raises:
+        UsageError: it is a URL with a password or a query in it, or a chain of URLs.
+    """
+    if not isinstance(text, str):
+        return text
+    if "://" not in text:
+        return Path(text)
+    parts = urlsplit(text)
+    if parts.password is not None or parts.query or parts.fragment:
+        raise UsageError(
+            f"the URL {parts.scheme}://… has a password, a query or a fragment in it, where secrets lie: give the bare URL "
+            "and the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
+        )
+    if "::" in text:
+        raise UsageError(
+            f"the URL {text} is a chain of URLs: give the store's own URL, for instance s3://bucket/labels"
+        )
+    if parts.scheme in ("file", "local"):
+        return Path(unquote(parts.path))
+    return RemotePath(text.rstrip("/"))
+
+
+def _remove_file(name: str, fs: Any, _: str) -> None:
+    fs.rm_file(name)
+
+
+def folders_in(folder: Location) -> list[Location]:
+    """The folders inside one, by name; none where it is not there."""
+    if isinstance(folder, RemotePath):
+        return list(folder.folders())
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def move(source: Location, target: Location) -> None:
+    """Give a file another name in the same place: in one step on this machine, by a copy in a store."""
+    if isinstance(source, RemotePath):
+        source.rename(target if isinstance(target, RemotePath) else RemotePath(str(target)))
+    else:
+        source.rename(str(target))
+
+
+def remove_tree(folder: Location) -> None:
+    """Remove a folder and everything in it.
+
+    Raises:
+        OSError: it is not there, or cannot be removed.
+    """
+    if isinstance(folder, RemotePath):
+        folder.remove_tree()
+    else:
+        shutil.rmtree(folder)
+
+
+def files_below(folder: Location) -> list[str]:
+    """The files and links below a folder, each by its way from there."""
+    if isinstance(folder, RemotePath):
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink()]
+
+
+def tree_size(folder: Location) -> int:
+    """Bytes of all files below a folder; of a store by its listing."""
+    if isinstance(folder, RemotePath):
+        return folder.tree_size()
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def readable(file: Location) -> Path | io.BufferedReader:
+    """A file in a form that libraries take: a path of this machine, or a stream to seek in."""
+    return file if isinstance(file, Path) else io.BufferedReader(file.open(), buffer_size=_PART)

@@ -1,0 +1,283 @@
+"""One writer for a folder in a store: a lock object, written only where no other is, renewed while its writer lives.
+
+    with held(RemotePath("s3://bucket/labels/words")): ...
+
+It is made by a conditional write (S3's If-None-Match: *), and renewed and taken over by writes that the store refuses when
+the object is not the one that was read (If-Match with its ETag), so no two can hold it. Every change in the folder first
+makes sure that the lock is still this run's: a writer that was thought dead stops before it writes a manifest.
+
+A store that does not know such writes gets what is left: write, wait, read again; docs/storage.md says what that is worth.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from stillhouse.errors import DatasetBusy, StorageFailed
+from stillhouse.storage.holder import Holder, holder_from, this_process
+from stillhouse.storage.location import RemotePath, guards
+from stillhouse.storage.service import ask, has_code, is_s3
+
+FILE_NAME = ".lock"
+STALE_AFTER = 60.0  # seconds without renewal after which a lock may be taken over
+RENEW_EVERY = 15.0
+_CERTAIN_FOR = 5.0  # seconds after a renewal in which the lock is not asked for again
+_SETTLE = 2.0  # seconds in which a store without conditional writes may show another's lock
+_TRIES = 5
+_LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def held(folder: RemotePath) -> Iterator[None]:
+    """Hold a folder in a store for writing.
+
+    Raises:
+        DatasetBusy: another run holds it; the message names that run.
+        StorageFailed: the store cannot be used.
+    """
+    lock = StoreLock(folder)
+    lock.take()
+    guards[folder.url] = lock.make_sure
+    try:
+        yield
+    finally:
+        del guards[folder.url]
+        lock.release()
+
+
+class StoreLock:
+    """One run's hold on one folder."""
+
+    def __init__(self, folder: RemotePath) -> None:
+        self._folder = folder
+        self._path = folder / FILE_NAME
+        self._holder = this_process()
+        self._tag = ""  # the object's ETag; empty where the store knows no conditional writes
+        self._lost: str | None = None  # how
+        self._renewed = 0.0
+        self._renewing = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew_until_ended, name="lock", daemon=True)
+
+    def take(self) -> None:
+        """See `held`."""
+        if not any(self._create() or self._take_over() for _ in range(_TRIES)):
+            raise self._busy(_find(self._path))
+        if not self._refuses_a_second():
+            self._tag = ""
+            self._look_again()
+        self._renewed = time.monotonic()
+        self._thread.start()
+
+    def make_sure(self) -> None:
+        """The lock is this run's now.
+
+        Raises:
+            DatasetBusy: another run has taken it over, or somebody has removed it.
+            StorageFailed: the store cannot be asked.
+        """
+        with self._renewing:
+            if self._lost is None and time.monotonic() - self._renewed > _CERTAIN_FOR:
+                self._renew()
+            if self._lost is not None:
+                raise DatasetBusy(
+                    f"{self._folder} is no longer held by this run: {self._lost}. Nothing more is written here; what was "
+                    f"answered is in the journal. (A lock that is not renewed for {STALE_AFTER:.0f} seconds may be taken "
+                    "over.) Run again when no other run is at work."
+                )
+
+    def release(self) -> None:
+        """Let it go, if it is still this run's."""
+        self._ended.set()
+        self._thread.join()
+        with suppress(StorageFailed, FileNotFoundError, FileExistsError):
+            if self._lost is None:
+                self._renew()  # however sure it was: what another has taken must stay
+            if self._lost is None:
+                _remove(self._path, self._tag)
+
+    # -------------------------------------------------------------------------------------------------------- taking
+
+    def _create(self) -> bool:
+        try:
+            self._tag = _put_if_absent(self._path, self._holder.as_bytes())
+        except FileExistsError:
+            return False
+        return True
+
+    def _take_over(self) -> bool:
+        """Take a lock whose writer is gone; False where it must be tried again."""
+        found = _find(self._path)
+        if found is None:
+            return False
+        if found.is_of(self._holder):  # our own write, whose answer was lost
+            self._tag = found.tag
+            return True
+        if not found.is_free():
+            raise self._busy(found)
+        try:
+            if found.tag:
+                self._tag = _put_if_unchanged(self._path, self._holder.as_bytes(), found.tag)
+            else:
+                _remove(self._path, "")
+        except (FileExistsError, FileNotFoundError):
+            return False  # another was quicker
+        _LOG.warning("%s: taken over from a run that has ended (%s)", self._folder, found.holder or "unknown")
+        return bool(found.tag)
+
+    def _refuses_a_second(self) -> bool:
+        """Whether the store keeps to conditions: some take one and write all the same."""
+        again = self._holder.renewed()
+        try:
+            _put_if_absent(self._path, again.as_bytes())
+        except FileExistsError:
+            return bool(self._tag) or _creates_exclusively(self._path)
+        self._holder = again
+        return False
+
+    def _look_again(self) -> None:
+        """Where two may have written at once: the one whose lock is there after a while has it."""
+        time.sleep(_SETTLE)
+        found = _find(self._path)
+        if found is None or not found.is_of(self._holder):
+            raise self._busy(found)
+
+    def _busy(self, found: _Found | None) -> DatasetBusy:
+        who = f"{found.holder or 'unknown'}, renewed {found.age:.0f} seconds ago" if found else "unknown"
+        return DatasetBusy(
+            f"{self._folder} is being written by another run ({who}). Wait until it is done, or stop it; of one that is "
+            f"gone, the lock can be taken {STALE_AFTER:.0f} seconds after it was last renewed.",
+            found.holder.name if found and found.holder else "another run",
+        )
+
+    # ------------------------------------------------------------------------------------------------------- renewing
+
+    def _renew_until_ended(self) -> None:
+        while not self._ended.wait(RENEW_EVERY) and self._lost is None:
+            with self._renewing, suppress(StorageFailed):  # a store that is away: tried again at the next beat
+                self._renew(patience=0)
+
+    def _renew(self, patience: float | None = None) -> None:
+        following = self._holder.renewed()
+        try:
+            if self._tag:
+                self._tag = _put_if_unchanged(self._path, following.as_bytes(), self._tag, patience)
+            elif (found := _find(self._path, patience)) is not None and found.is_of(self._holder):
+                _put(self._path, following.as_bytes(), patience)
+            else:
+                raise FileExistsError
+        except (FileExistsError, FileNotFoundError):
+            found = _find(self._path, patience)
+            if found is None or not found.is_of(self._holder):
+                self._lost = f"it is held by {found.holder or 'another run'}" if found else "its lock was removed"
+                return
+            self._tag, following = found.tag and self._tag and found.tag, found.holder or following
+        self._holder = following
+        self._renewed = time.monotonic()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A lock as it lies in the store."""
+
+    holder: Holder | None  # None: not one of ours
+    tag: str
+    age: float  # seconds since it was renewed; by the store's own clock, where it shows one
+
+    def is_of(self, holder: Holder) -> bool:
+        return self.holder is not None and self.holder.id == holder.id
+
+    def is_free(self) -> bool:
+        return self.age > STALE_AFTER or (self.holder is not None and self.holder.has_ended())
+
+
+# --------------------------------------------------------------------------------------------------------------- objects
+
+
+def _find(path: RemotePath, patience: float | None = None) -> _Found | None:
+    """The lock that lies there. Its tag and age are read first: if it changes meanwhile, the tag no longer fits."""
+
+    def question(fs: Any, own: str) -> tuple[str, float]:
+        if not is_s3(path.url):
+            try:
+                return "", (datetime.now(UTC) - fs.modified(own).astimezone(UTC)).total_seconds()
+            except NotImplementedError:
+                return "", 0.0  # never stale: whoever knows that its writer is gone removes it by hand
+        bucket, key, _ = fs.split_path(own)
+        head = fs.call_s3("head_object", Bucket=bucket, Key=key)
+        now = parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return str(head["ETag"]), (now - head["LastModified"]).total_seconds()
+
+    try:
+        tag, age = ask(path.url, question, patience=patience)
+        content = ask(path.url, lambda fs, own: bytes(fs.cat_file(own)), patience=patience)
+    except FileNotFoundError:
+        return None
+    return _Found(holder_from(content), tag, age)
+
+
+def _put_if_absent(path: RemotePath, data: bytes) -> str:
+    """Write it where nothing is; its tag."""
+
+    def question(fs: Any, own: str) -> str:
+        if not is_s3(path.url):
+            if _creates_exclusively(path):
+                fs.pipe_file(own, data, mode="create")
+            elif fs.exists(own):
+                raise FileExistsError
+            else:
+                fs.makedirs(fs._parent(own), exist_ok=True)
+                fs.pipe_file(own, data)
+            return ""
+        bucket, key, _ = fs.split_path(own)
+        try:
+            return str(fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")["ETag"])
+        except OSError as error:
+            if not has_code(error, "NotImplemented", "501"):
+                raise
+        if fs.exists(own):
+            raise FileExistsError
+        fs.pipe_file(own, data)
+        return ""
+
+    return ask(path.url, question)
+
+
+def _put_if_unchanged(path: RemotePath, data: bytes, tag: str, patience: float | None = None) -> str:
+    """Write it where the object of this tag is; the new tag."""
+
+    def question(fs: Any, own: str) -> str:
+        bucket, key, _ = fs.split_path(own)
+        return str(fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=tag)["ETag"])
+
+    return ask(path.url, question, patience=patience)
+
+
+def _put(path: RemotePath, data: bytes, patience: float | None) -> None:
+    ask(path.url, lambda fs, own: fs.pipe_file(own, data), patience=patience)
+
+
+def _remove(path: RemotePath, tag: str) -> None:
+    """Remove it; where the store can, only the object of this tag."""
+
+    def question(fs: Any, own: str) -> None:
+        if not tag:
+            fs.rm_file(own)
+            return
+        bucket, key, _ = fs.split_path(own)
+        fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=tag)
+
+    ask(path.url, question)
+
+
+def _creates_exclusively(path: RemotePath) -> bool:
+    """Whether fsspec's `mode="create"` is known to be one step there."""
+    return path.url.partition("://")[0] in ("memory", "gs", "gcs", "az", "abfs", "abfss")

@@ -1,0 +1,158 @@
+"""From examples to training batches: padded tensors, laid out without a loop over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.models.layout import IGNORED, TokenBatch
+from stillhouse.student.data.rows import Example, Ids
+from stillhouse.student.losses.base import NO_TOKEN, SparseLabels
+
+Batch = dict[str, Tensor]
+
+
+def collator(
+    pad_id: int, start_id: int | None = None, *, pack_to: int | None = None
+) -> Callable[[Sequence[Example]], Batch]:
+    """Lay examples out as one batch, for a causal model or, with its decoder start token `start_id`, an encoder-decoder.
+
+    Keys: `input_ids`, `attention_mask`, `labels`, for an encoder-decoder also `decoder_input_ids`, (batch, time) int64 as
+    `layout.TokenBatch` has them. For soft labels, in
+    the order of `layout.completion_logits`: `soft_token_ids` int32 and `soft_logprobs` float32 (completion tokens, k), and
+    `soft_tail_logprob` float32 (completion tokens,). k is that of the position with the most entries; where another has
+    fewer, the places behind them hold `NO_TOKEN` and -inf.
+
+    With `pack_to` tokens a sequence may hold, the same examples stand in as few sequences as fit, and `position_ids`
+    (batch, time) int64, which begin at 0 with each of them, take the place of `attention_mask`. So a packed batch has the
+    loss and the gradients of an unpacked one; packing.py says which models keep its examples apart.
+    """
+    return partial(_collate, pad_id, start_id, pack_to)  # which a worker process that is not forked can be handed
+
+
+def _collate(pad_id: int, start_id: int | None, pack_to: int | None, examples: Sequence[Example]) -> Batch:
+    if not examples:  # a process that has no share of a step takes part in it all the same
+        nothing = {
+            "input_ids": torch.tensor([[pad_id]]),
+            "attention_mask": torch.tensor([[1]]),
+            "labels": torch.tensor([[IGNORED]]),
+        }
+        return nothing if start_id is None else nothing | {"decoder_input_ids": torch.tensor([[start_id]])}
+    if start_id is not None:
+        batch = _encoder_and_decoder_tokens(examples, pad_id, start_id)
+        labels = [example.soft for example in examples if example.soft is not None]
+        return batch | _padded_labels(labels) if labels else batch
+    if pack_to is None:
+        sequences = [[example] for example in examples]
+    else:
+        placed = side_by_side([len(example) for example in examples], pack_to)
+        sequences = [[examples[place] for place in sequence] for sequence in placed]
+    batch = _tokens(sequences, pad_id, packed=pack_to is not None)
+    labels = [example.soft for sequence in sequences for example in sequence if example.soft is not None]
+    return batch | _padded_labels(labels) if labels else batch
+
+
+def side_by_side(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Which rows go into one sequence, by first fit of the longest first (at most 11/9 of the fewest sequences, and one).
+
+    Args:
+        lengths: of the rows, in tokens.
+        width: tokens that a sequence may have; a longer row has one of its own.
+
+    Returns:
+        Indices into `lengths`, each once.
+    """
+    sequences: list[list[int]] = []
+    room: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        place = next((place for place, left in enumerate(room) if lengths[row] <= left), len(sequences))
+        if place == len(sequences):
+            sequences.append([])
+            room.append(width)
+        sequences[place].append(row)
+        room[place] -= lengths[row]
+    return sequences
+
+
+def tokens_of(batch: Batch) -> TokenBatch:
+    """The token part of a collated batch that is not packed."""
+    return TokenBatch(batch["input_ids"], batch["attention_mask"], batch["labels"], batch.get("decoder_input_ids"))
+
+
+def soft_labels_of(batch: Batch) -> SparseLabels | None:
+    """The soft labels of a collated batch in the order of `layout.completion_logits`, or None for text alone."""
+    if "soft_token_ids" not in batch:
+        return None
+    return SparseLabels(
+        token_ids=batch["soft_token_ids"].long(),
+        logprobs=batch["soft_logprobs"],
+        tail_logprob=batch["soft_tail_logprob"],
+    )
+
+
+def _tokens(sequences: Sequence[Sequence[Example]], pad_id: int, *, packed: bool) -> Batch:
+    shape = (len(sequences), max(sum(map(len, sequence)) for sequence in sequences))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    layout = np.zeros(shape, dtype=np.int64)  # the mask, or positions: padding at position 0 is a sequence of one token
+    for row, sequence in enumerate(sequences):
+        begin = 0
+        for example in sequence:
+            answer, end = begin + len(example.prompt), begin + len(example)
+            input_ids[row, begin:answer] = example.prompt
+            input_ids[row, answer:end] = labels[row, answer:end] = example.completion
+            layout[row, begin:end] = np.arange(end - begin) if packed else 1
+            begin = end
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "position_ids" if packed else "attention_mask": torch.from_numpy(layout),
+        "labels": torch.from_numpy(labels),
+    }
+
+
+def _encoder_and_decoder_tokens(examples: Sequence[Example], pad_id: int, start_id: int) -> Batch:
+    prompts, completions = [one.prompt for one in examples], [one.completion for one in examples]
+    input_ids, attention_mask = _right_padded(prompts, pad_id)
+    labels, _ = _right_padded(completions, IGNORED)
+    start = np.array([start_id], np.int32)
+    decoder_input_ids, _ = _right_padded([np.concatenate([start, ids[:-1]]) for ids in completions], pad_id)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
+        "decoder_input_ids": decoder_input_ids,
+    }
+
+
+def _right_padded(rows: Sequence[Ids], fill: int) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor, and which of its places they take: two of (batch, longest) int64."""
+    lengths = np.array([len(row) for row in rows])
+    taken = np.arange(lengths.max()) < lengths[:, None]  # (batch, longest)
+    padded = np.full(taken.shape, fill, dtype=np.int64)
+    padded[taken] = np.concatenate(rows)
+    return torch.from_numpy(padded), torch.from_numpy(taken.astype(np.int64))
+
+
+def _padded_labels(labels: Sequence[PackedLabels]) -> Batch:
+    token_ids = np.concatenate([one.token_ids for one in labels])  # (entries,)
+    logprobs = np.concatenate([one.logprobs for one in labels])
+    entries = np.concatenate([np.diff(one.offsets) for one in labels])  # (positions,)
+    shape = (len(entries), int(entries.max(initial=0)))
+    if len(token_ids) == shape[0] * shape[1]:
+        padded_ids, padded_logprobs = token_ids.reshape(shape), logprobs.reshape(shape)
+    else:
+        present = np.arange(shape[1], dtype=entries.dtype) < entries[:, None]  # (positions, width)
+        padded_ids = np.full(shape, NO_TOKEN, dtype=np.int32)
+        padded_logprobs = np.full(shape, -np.inf, dtype=np.float32)
+        padded_ids[present] = token_ids
+        padded_logprobs[present] = logprobs
+    return {
+        "soft_token_ids": torch.from_numpy(padded_ids),
+        "soft_logprobs": torch.from_numpy(padded_logprobs),
+        "soft_tail_logprob": torch.from_numpy(np.concatenate([one.tail_logprob for one in labels])),
+    }

@@ -1,0 +1,117 @@
+"""The rows of a dataset as examples to learn from, by index, with only a few row groups of them in memory.
+
+    train = read_examples(dataset, "train", lm, soft=True, by_text=False, max_length=2048)
+    train[17]                                        # prompt and completion token ids, soft labels
+    for window in train.windows(random): ...         # indices whose row groups fit into memory together
+
+Rows with token ids come straight out of Parquet as arrays; the text columns are then not read at all. Rows of text are
+tokenised when they are asked for, with the student's own tokenizer and chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from stillhouse.dataset.encodings import find_encoding
+from stillhouse.dataset.reader import CACHE_BYTES, windows
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import TrainingError
+from stillhouse.models.load import LanguageModel
+from stillhouse.records import Split
+from stillhouse.student.data.rows import Example, Rows, TextRows, TokenRows
+from stillhouse.student.renumbering import Renumbering
+
+
+class Examples:
+    """The rows of a split that can be learnt from: `too_long` counts those of more than `max_length` tokens, `empty` those
+    without a completion token, and both are left out.
+
+    `unrendered` counts those without a token, whose prompt the chat template cannot render: they are left out too.
+
+    What is held is `lengths` and an index, 12 bytes a row, and the row groups that were used last: `capacity` bytes, or one
+    row group if that is more.
+    """
+
+    def __init__(self, rows: Rows, max_length: int, capacity: int = CACHE_BYTES) -> None:
+        self._rows = rows
+        self._capacity = capacity
+        found = rows.lengths()
+        lengths = found.prompt + found.completion
+        fits, says_something = lengths <= max_length, found.completion > 0
+        self._kept = np.flatnonzero(fits & says_something)
+        self.lengths: npt.NDArray[np.int32] = lengths[self._kept]  # tokens of each example
+        self.too_long = int((~fits).sum())
+        self.unrendered = rows.unrendered
+        self.empty = int((fits & ~says_something).sum()) - self.unrendered
+        self.cut_off = int(found.cut_off[self._kept].sum())  # examples without an end token: the teacher did not end
+        self._firsts = np.array([group.first for group in rows.groups], dtype=np.int64)  # row of the split
+        self._bounds = np.searchsorted(self._kept, [*self._firsts, len(lengths)])  # example at which a group begins
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Example:
+        row = int(self._kept[index])
+        group = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        return self._rows.example(group, row - int(self._firsts[group]))
+
+    def windows(self, random: np.random.Generator, *, begin_with: int | None = None) -> Iterator[npt.NDArray[np.int64]]:
+        """All indices, each once: row groups in random order, so many at a time as are held in memory together.
+
+        Args:
+            random: draws the order of the row groups; within a window indices are in the order of the dataset.
+            begin_with: the index of an example whose row group is to come first.
+        """
+        order = random.permutation(len(self._firsts))
+        if begin_with is not None:
+            first = np.searchsorted(self._firsts, self._kept[begin_with], side="right") - 1
+            order = np.concatenate([[first], order[order != first]])
+        for window in windows(self._rows.groups, order.tolist(), self._capacity):
+            yield np.concatenate([np.arange(self._bounds[group], self._bounds[group + 1]) for group in window])
+
+
+def read_examples(
+    dataset: Dataset,
+    split: Split,
+    lm: LanguageModel,
+    *,
+    soft: bool,
+    by_text: bool,
+    max_length: int,
+    capacity: int = CACHE_BYTES,
+    renumbering: Renumbering | None = None,
+) -> Examples:
+    """The examples of a split; `capacity` bounds the bytes of decoded rows that are held (see `Examples`).
+
+    Args:
+        dataset: of any size.
+        split: which of its rows.
+        lm: the model that is to read them.
+        soft: ask for their soft labels too.
+        by_text: take the text alone, since the token ids in the rows are those of another tokenizer.
+        max_length: in tokens of prompt and completion.
+        capacity: see `Examples`.
+        renumbering: from the teacher's tokens to those of a student with a part of them.
+
+    Raises:
+        DatasetRefused: a file is not what the manifest says.
+        TrainingError: a row has no soft labels where they are needed, or a token that the student does not know.
+    """
+    settings = dataset.manifest.soft
+    vocabulary = int(lm.model.config.vocab_size)
+    if soft and (settings is None or by_text):
+        raise TrainingError(
+            f"dataset {dataset.manifest.label} has no soft labels that this student could learn from: label again with "
+            "label.soft set, or set student.mode to 'black-box'"
+        )
+    if settings is None or by_text:
+        rows: Rows = TextRows(dataset, split, lm, capacity, tokens=False)
+    elif soft:
+        rows = TokenRows(dataset, split, vocabulary, find_encoding(settings.encoding), capacity, renumbering)
+    else:
+        tokens = TokenRows(dataset, split, vocabulary, None, capacity, renumbering)
+        rows = tokens if tokens.whole else TextRows(dataset, split, lm, capacity, tokens=True, renumbering=renumbering)
+    return Examples(rows, max_length, capacity)

@@ -1,0 +1,396 @@
+"""Rows of a dataset as examples to learn from: token ids as they lie in Parquet, or text that is tokenised.
+
+Both kinds read a row group when one of its rows is asked for, and keep the row groups that were used last
+(dataset/reader.py). examples.py puts an index over them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stillhouse.dataset.columns import prompt_at, record_batch
+from stillhouse.dataset.encodings import Encoding, PackedLabels, find_encoding
+from stillhouse.dataset.encodings.base import list_values
+from stillhouse.dataset.reader import CACHE_BYTES, Cache, RowGroup, SplitReader, list_lengths
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import TemplateRefused, TrainingError
+from stillhouse.models.load import LanguageModel, encode_completion, encode_prompt
+from stillhouse.records import Completion, Message, SampledLabels, SoftLabels, Split, ends_its_turn
+from stillhouse.student.data.vocabulary import known_labels
+from stillhouse.student.renumbering import Renumbering
+
+log = logging.getLogger(__name__)
+
+Ids = npt.NDArray[np.int32]
+_PROMPT, _COMPLETION = "prompt_token_ids", "completion_token_ids"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be laid out with others."""
+
+    prompt: Ids  # (prompt time,)
+    completion: Ids  # (time,)
+    soft: PackedLabels | None  # with a position for each completion token
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """What is known of every row before one is learnt from."""
+
+    prompt: Ids  # (rows,), tokens
+    completion: Ids  # (rows,), tokens
+    cut_off: npt.NDArray[np.bool_]  # (rows,), read as text that the teacher did not end: no end token is learnt from it
+
+
+class Rows(Protocol):
+    """Where examples come from."""
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]: ...
+
+    def lengths(self) -> RowLengths:
+        """The tokens of every row, in one pass that keeps nothing else."""
+
+    @property
+    def unrendered(self) -> int:
+        """Rows without a token, since the chat template cannot render their prompts; known after `lengths`."""
+
+    def example(self, group: int, row: int) -> Example:
+        """One row of a row group."""
+
+
+# ------------------------------------------------------------------------------------------------------ rows with tokens
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A row group: row i's tokens are those between bounds i and i + 1."""
+
+    prompts: Ids
+    prompt_bounds: npt.NDArray[np.int64]  # (rows + 1,)
+    completions: Ids
+    bounds: npt.NDArray[np.int64]  # (rows + 1,), of the completions and of the positions of the labels
+    labels: PackedLabels | None
+    cut_off: npt.NDArray[np.bool_]  # (rows,), as `RowLengths` has it
+
+    @property
+    def lengths(self) -> RowLengths:
+        prompt, completion = (np.diff(bounds).astype(np.int32) for bounds in (self.prompt_bounds, self.bounds))
+        return RowLengths(prompt, completion, self.cut_off)
+
+    def example(self, row: int) -> Example:
+        """One row; the arrays are views of the row group's."""
+        first, last = self.bounds[row], self.bounds[row + 1]
+        prompt = self.prompts[self.prompt_bounds[row] : self.prompt_bounds[row + 1]]
+        labels = _slice(self.labels, first, last) if self.labels is not None else None
+        return Example(prompt, self.completions[first:last], labels)
+
+
+class TokenRows:
+    """Rows that have token ids, with the soft labels of `encoding` or without any."""
+
+    unrendered = 0
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        vocabulary: int,
+        encoding: Encoding[SoftLabels | SampledLabels] | None,
+        capacity: int = CACHE_BYTES,
+        renumbering: Renumbering | None = None,
+    ) -> None:
+        self._encoding = encoding
+        self._vocabulary = vocabulary
+        self._renumbering = renumbering
+        # Where the teacher's tokenizer is known to be the student's, ids past its tokens are padding: vocabulary.py.
+        self._padded = dataset.manifest.teacher.tokenizer_sha256 is not None
+        self._reader = SplitReader(dataset, split, [_PROMPT, _COMPLETION, *(encoding.columns if encoding else ())])
+        self._cache = Cache(self.groups, self._decode, capacity)
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        return self._reader.groups
+
+    @property
+    def whole(self) -> bool:
+        """Whether the footers say that every row has its tokens."""
+        return all(group.facts[place].nulls == 0 for group in self.groups for place in (0, 1))
+
+    def lengths(self) -> RowLengths:
+        """See `Rows`. Row groups that the footers make suspicious are decoded here, to be refused before any training.
+
+        Raises:
+            TrainingError: a row lacks its tokens or labels, or has a token that the student does not know.
+        """
+        prompt, completion = (np.empty(len(self._reader), dtype=np.int32) for _ in (_PROMPT, _COMPLETION))
+        for number, group in enumerate(self.groups):
+            if self._suspicious(group):
+                self._decode(number)
+            table = self._reader.read(number, (_PROMPT, _COMPLETION))
+            if self._renumbering is not None:  # no footer tells which tokens are among them
+                for column in (_PROMPT, _COMPLETION):
+                    self._own_ids(number, table, column)
+            of_group = slice(group.first, group.first + group.rows)
+            prompt[of_group], completion[of_group] = list_lengths(table[_PROMPT]), list_lengths(table[_COMPLETION])
+        return RowLengths(prompt, completion, np.zeros(len(prompt), dtype=np.bool_))
+
+    def example(self, group: int, row: int) -> Example:
+        """See `Rows`.
+
+        Raises:
+            TrainingError: as `lengths` does, where a file's footer did not tell.
+        """
+        return self._cache[group].example(row)
+
+    def _suspicious(self, group: RowGroup) -> bool:
+        for column, facts in zip(self._reader.columns, group.facts, strict=True):
+            if facts.nulls is None or facts.nulls > 0:
+                return True
+            if not column.endswith("token_ids") or (self._padded and column not in (_PROMPT, _COMPLETION)):
+                continue
+            if self._renumbering is None and not (facts.highest is not None and facts.highest < self._vocabulary):
+                return True
+        return False
+
+    def _decode(self, number: int) -> _Decoded:
+        table = self._reader.read(number)
+        lengths = list_lengths(table[_COMPLETION])
+        columns = self._encoding.columns if self._encoding else ()
+        for column in (_PROMPT, _COMPLETION, *columns):
+            own = list_lengths(table[column])
+            self._refuse(
+                number, np.flatnonzero(own < 0), "has no soft labels" if self._encoding else "has no token ids"
+            )
+            if column in columns:
+                self._refuse(number, np.flatnonzero(own != lengths), f"has {column} for another number of tokens")
+        return _Decoded(
+            prompts=self._own_ids(number, table, _PROMPT),
+            prompt_bounds=_bounds(list_lengths(table[_PROMPT])),
+            completions=self._own_ids(number, table, _COMPLETION),
+            bounds=_bounds(lengths),
+            labels=self._labels(number, table, _bounds(lengths)),
+            cut_off=np.zeros(table.num_rows, dtype=np.bool_),
+        )
+
+    def _own_ids(self, number: int, table: pa.Table, column: str) -> Ids:
+        """The tokens of a column as the student numbers them."""
+        ids, bounds = list_values(table, column), _bounds(list_lengths(table[column]))
+        if self._renumbering is None:
+            self._check_tokens(number, ids, bounds)
+            return ids
+        own = self._renumbering.student_ids(ids)
+        if len(gone := np.flatnonzero(own < 0)):
+            row = np.searchsorted(bounds, int(gone[0]), side="right") - 1
+            raise _gone_token(self._id(number, int(row)), int(ids[gone[0]]), len(self._renumbering))
+        return own
+
+    def _labels(self, number: int, table: pa.Table, bounds: npt.NDArray[np.int64]) -> PackedLabels | None:
+        if self._encoding is None:
+            return None
+        labels = self._encoding.decode(table)
+        if not self._padded:
+            self._check_tokens(number, labels.token_ids, labels.offsets[bounds])
+        return known_labels(labels, self._vocabulary, self._encoding.name, self._renumbering)
+
+    def _check_tokens(self, number: int, ids: Ids, bounds: npt.NDArray[np.int64]) -> None:
+        """`bounds` say which of the ids are whose row's: (rows + 1,)."""
+        if len(ids) and (highest := int(ids.max())) >= self._vocabulary:
+            row = np.searchsorted(bounds, int(ids.argmax()), side="right") - 1
+            raise _unknown_token(self._id(number, int(row)), highest, self._vocabulary)
+
+    def _refuse(self, number: int, rows: npt.NDArray[np.int64], what: str) -> None:
+        if len(rows):
+            raise TrainingError(
+                f"row {self._id(number, int(rows[0]))} {what}: label again with label.soft set, or set student.mode to "
+                "'black-box'"
+            )
+
+    def _id(self, number: int, row: int) -> str:
+        return str(self._reader.read(number, ["id"])["id"][row].as_py())
+
+
+def _bounds(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _slice(labels: PackedLabels, first: int, last: int) -> PackedLabels:
+    """The labels of the positions from `first` to before `last`."""
+    offsets = labels.offsets[first : last + 1]
+    begin, end = offsets[0], offsets[-1]
+    return PackedLabels(
+        labels.token_ids[begin:end], labels.logprobs[begin:end], offsets - begin, labels.tail_logprob[first:last]
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- rows of text
+
+
+class TextRows:
+    """Rows of text, tokenised a row group at a time; with `tokens`, those that have token ids are taken as they are."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        lm: LanguageModel,
+        capacity: int,
+        *,
+        tokens: bool,
+        renumbering: Renumbering | None = None,
+    ) -> None:
+        columns = ["id", "prompt", "completion", "reference", "finish_reason"]
+        columns += (_PROMPT, _COMPLETION) if tokens else ()
+        self._reader = SplitReader(dataset, split, columns)
+        self._lm = lm
+        self._tokens = tokens
+        self._renumbering = renumbering  # of the token ids that are taken as they are
+        self._refusals: dict[str, str] = {}  # row -> why the chat template cannot render its prompt
+        self._cache = Cache(self.groups, self._decode, capacity)
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        return self._reader.groups
+
+    def lengths(self) -> RowLengths:
+        """See `Rows`. This tokenises the whole split once."""
+        found = [self._cache[number].lengths for number in range(len(self.groups))]
+        none = RowLengths(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.bool_))
+        return RowLengths(
+            np.concatenate([one.prompt for one in [none, *found]]),
+            np.concatenate([one.completion for one in [none, *found]]),
+            np.concatenate([one.cut_off for one in [none, *found]]),
+        )
+
+    @property
+    def unrendered(self) -> int:
+        """See `Rows`."""
+        return len(self._refusals)
+
+    def example(self, group: int, row: int) -> Example:
+        """See `Rows`."""
+        return self._cache[group].example(row)
+
+    def _decode(self, number: int) -> _Decoded:
+        table = self._reader.read(number)
+        rows = [self._tokenised(table, row) for row in range(table.num_rows)]
+        return _Decoded(
+            prompts=np.concatenate([np.empty(0, np.int32), *(prompt for prompt, _ in rows)]),
+            prompt_bounds=_bounds(np.array([len(prompt) for prompt, _ in rows], dtype=np.int64)),
+            completions=np.concatenate([np.empty(0, np.int32), *(completion for _, completion in rows)]),
+            bounds=_bounds(np.array([len(completion) for _, completion in rows], dtype=np.int64)),
+            labels=None,
+            cut_off=np.array([self._is_cut_off(table, row) for row in range(table.num_rows)], dtype=np.bool_),
+        )
+
+    def _tokenised(self, table: pa.Table, row: int) -> tuple[Ids, Ids]:
+        if self._has_tokens(table, row):
+            one = table.slice(row, 1)
+            ids = list_values(one, _PROMPT), list_values(one, _COMPLETION)
+            ids = _own_ids(table["id"][row].as_py(), *ids, self._renumbering)
+        else:
+            text = "".join(message["content"] for message in table["completion"][row].as_py())
+            try:
+                ids = _token_ids(self._lm, prompt_at(table, row).messages, text, not self._is_cut_off(table, row))
+            except TemplateRefused as error:
+                return self._left_out(table["id"][row].as_py(), str(error))
+        _refuse_unknown(table["id"][row].as_py(), *ids, self._lm)
+        return ids
+
+    def _has_tokens(self, table: pa.Table, row: int) -> bool:
+        return self._tokens and table[_COMPLETION][row].is_valid
+
+    def _is_cut_off(self, table: pa.Table, row: int) -> bool:
+        """Whether a row is read as text that the teacher did not end; token ids tell by themselves how they end."""
+        return not self._has_tokens(table, row) and not ends_its_turn(table["finish_reason"][row].as_py())
+
+    def _left_out(self, id_: str, why: str) -> tuple[Ids, Ids]:
+        """No tokens, for a row whose prompt the chat template cannot render."""
+        if not self._refusals:
+            log.warning("row %s is left out, and every other whose prompt the chat template refuses: %s", id_, why)
+        self._refusals[id_] = why
+        return np.empty(0, np.int32), np.empty(0, np.int32)
+
+
+def example_of(
+    row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool, renumbering: Renumbering | None = None
+) -> Example:
+    """One completion as token ids of this model; the arguments are those of `read_examples`.
+
+    Raises:
+        TrainingError: as `read_examples` does.
+    """
+    trace = None if by_text else row.trace
+    if trace is None:
+        prompt, completion = _token_ids(lm, row.prompt.messages, row.text, ends_its_turn(row.finish_reason))
+    else:
+        prompt, completion = _own_ids(row.id, trace.prompt_token_ids, trace.completion_token_ids, renumbering)
+    labels = None
+    if trace is not None and trace.soft is not None and soft:
+        vocabulary = int(lm.model.config.vocab_size)
+        labels = known_labels(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name, renumbering)
+    if soft and labels is None:
+        raise TrainingError(
+            f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
+        )
+    _refuse_unknown(row.id, prompt, completion, lm)
+    return Example(prompt, completion, labels)
+
+
+def packed(labels: SoftLabels | SampledLabels) -> PackedLabels:
+    """The soft labels of one completion in the form that a file's come in."""
+    encoding = _encoding_of(labels)
+    return encoding.decode(record_batch([encoding.encode(labels)], pa.schema(encoding.fields)))
+
+
+def _encoding_of(labels: SoftLabels | SampledLabels) -> Encoding[SoftLabels | SampledLabels]:
+    return find_encoding("sampled" if isinstance(labels, SampledLabels) else "top-k")
+
+
+def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str, ended: bool) -> tuple[Ids, Ids]:
+    """The tokens of a row that is read as text; the end token is among them only where the teacher `ended`."""
+    prompt = np.asarray(encode_prompt(lm.tokenizer, messages), dtype=np.int32)
+    return prompt, np.asarray(encode_completion(lm, text, ended=ended), dtype=np.int32)
+
+
+def _own_ids(id_: str, prompt: Ids, completion: Ids, renumbering: Renumbering | None) -> tuple[Ids, Ids]:
+    """A row's tokens as the student numbers them."""
+    if renumbering is None:
+        return prompt, completion
+    for ids in (prompt, completion):
+        if len(gone := ids[renumbering.student_ids(ids) < 0]):
+            raise _gone_token(id_, int(gone[0]), len(renumbering))
+    return renumbering.student_ids(prompt), renumbering.student_ids(completion)
+
+
+def _refuse_unknown(id_: str, prompt: Ids, completion: Ids, lm: LanguageModel) -> None:
+    vocabulary = int(lm.model.config.vocab_size)
+    highest = max(int(ids.max(initial=0)) for ids in (prompt, completion))
+    if highest >= vocabulary:
+        raise _unknown_token(id_, highest, vocabulary)
+
+
+def _gone_token(id_: str, token: int, kept: int) -> TrainingError:
+    return TrainingError(
+        f"row {id_} has the teacher's token {token}, which is not among the {kept} tokens that this student has "
+        "(student.init.vocabulary: used, on rows without it): make the start again on this dataset, with "
+        "student.init: {from: teacher, vocabulary: used}"
+    )
+
+
+def _unknown_token(id_: str, token: int, vocabulary: int) -> TrainingError:
+    return TrainingError(
+        f"row {id_} has the token {token}, and the student knows only {vocabulary}: "
+        "take a student with the teacher's tokenizer, and with a row for each of its tokens"
+    )

@@ -1,0 +1,183 @@
+"""Whether a model's chat template renders what it will be asked, looked at before anything is sent or trained.
+
+    check_teacher_template(recipe)
+    check_student_template(recipe, student)
+
+What the recipe causes is refused: a template that does not parse or renders no prompt at all, and a system prompt that it
+knows no place for. A template that refuses some prompts is well: those are rejected one by one when they are labelled.
+Only the tokenizer is loaded, no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillhouse.dataset.columns import prompt_at
+from stillhouse.dataset.reader import SplitReader
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import RecipeError, TemplateRefused
+from stillhouse.models.files import ModelFiles, find_model, has_files, labelling_files, start_files
+from stillhouse.prompts.load import read_prompts
+from stillhouse.recipe.load import PromptSettings, Recipe, TeacherSettings
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TOLD = 60  # characters of a system prompt in a message
+
+
+def check_teacher_template(recipe: Recipe) -> None:
+    """Refuse a teacher whose chat template renders none of the prompts, or refuses the recipe's system prompt.
+
+    Of a server that has the chat template itself nothing can be said.
+
+    Raises:
+        RecipeError: it does.
+        PromptError: the prompts cannot be read.
+        TeacherUnavailable: the model is not there.
+    """
+    teacher = recipe.teacher
+    if not has_files(teacher):
+        return
+    trusted = teacher.options.get("trust_remote_code") is True
+    files = _tokenizer_files(teacher)
+    sources = [recipe.prompts]
+    if teacher.finetune is not None and recipe.references is not None:
+        sources.append(recipe.references)
+    for source in sources:
+        _check(files, "teacher.model", source, trusted=trusted)
+
+
+def check_student_template(recipe: Recipe, student: StudentSettings) -> None:
+    """The same of a student that has a chat template of its own, and not the teacher's.
+
+    Raises:
+        RecipeError, PromptError, TeacherUnavailable: as `check_teacher_template` does.
+    """
+    if student.init.model is None:
+        return
+    files = start_files(recipe, student.init, weights=False)
+    sources = [recipe.prompts]
+    if student.mode == "gold" and recipe.references is not None:
+        sources.append(recipe.references)
+    for source in sources:
+        _check(files, "student.init.model", source, trusted=student.trust_remote_code)
+
+
+def check_template_on_rows(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> None:
+    """The same of a student, by the rows of a dataset: the prompts that were labelled need not be there any more.
+
+    Raises:
+        RecipeError: its chat template renders none of them.
+        TeacherUnavailable: its model is not there.
+    """
+    if student.init.model is None:
+        return
+    files = start_files(recipe, student.init, weights=False)
+    if files.has_chat_template and (tokenizer := _load(files, trusted=student.trust_remote_code)) is not None:
+        where = f"dataset {dataset.manifest.label}"
+        _refuse_unless_one_renders(
+            tokenizer, files, "student.init.model", _prompts_of(dataset), where, recipe.prompts.system
+        )
+
+
+def _prompts_of(dataset: Dataset) -> Iterator[Prompt]:
+    reader = SplitReader(dataset, "train", ("prompt", "reference"))
+    for number in range(len(reader.groups)):
+        table = reader.read(number)
+        yield from (prompt_at(table, row) for row in range(table.num_rows))
+
+
+def _tokenizer_files(teacher: TeacherSettings) -> ModelFiles:
+    """Of a teacher that is still to be fine-tuned those of its start, whose tokenizer it will have."""
+    tuned = teacher.finetune
+    if tuned is not None and not (Path(tuned.folder) / "config.json").is_file():
+        return find_model(teacher.model, teacher.revision, weights=False)
+    return labelling_files(teacher, weights=False)
+
+
+def _check(files: ModelFiles, setting: str, source: PromptSettings, *, trusted: bool) -> None:
+    if not files.has_chat_template:  # the messages' text is taken as it is
+        return
+    if (tokenizer := _load(files, trusted=trusted)) is not None:
+        _refuse_unless_one_renders(tokenizer, files, setting, read_prompts(source), source.source, source.system)
+
+
+def _load(files: ModelFiles, *, trusted: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer; None where it cannot be loaded, which is told where it is needed."""
+    from stillhouse.models.load import load_tokenizer
+
+    try:
+        return load_tokenizer(files.folder, trust_remote_code=trusted)
+    except (ImportError, OSError, ValueError):
+        return None
+
+
+def _refuse_unless_one_renders(
+    tokenizer: PreTrainedTokenizerBase,
+    files: ModelFiles,
+    setting: str,
+    prompts: Iterable[Prompt],
+    where: str,
+    system: str | None,
+) -> None:
+    """Read prompts up to the first one that the template renders.
+
+    Args:
+        tokenizer: has the chat template.
+        files: the model's.
+        setting: names the model in the recipe.
+        prompts: what the model will be asked.
+        where: the prompts come from.
+        system: the system prompt that the recipe puts in front of them.
+
+    Raises:
+        RecipeError: it renders none, or refuses the first for its system prompt alone.
+    """
+    reason, seen = "", 0
+    for prompt in prompts:
+        seen += 1
+        refused = _refusal(tokenizer, prompt)
+        if refused is None:
+            return
+        reason = reason or refused
+        if _has_it_in_front(prompt, system) and _refusal(tokenizer, _without_first(prompt)) is None:
+            raise RecipeError(
+                f"prompts.system is {(system or '')[:_TOLD]!r}, and the chat template of {setting} ({files.name}) refuses "
+                f"a system turn: {refused}. Take prompts.system away and put its words into prompts.template, or name a "
+                "model whose chat template knows a system turn"
+            )
+    if seen:
+        raise RecipeError(
+            f"{setting} is {files.name}, and its chat template renders none of the {seen:,} prompts of {where}: {reason}. "
+            f"Mend the template ({_template_file(files)}) or the prompts, or name another model"
+        )
+
+
+def _has_it_in_front(prompt: Prompt, system: str | None) -> bool:
+    first = prompt.messages[0]
+    return first.role == "system" and first.content == system and len(prompt.messages) > 1
+
+
+def _without_first(prompt: Prompt) -> Prompt:
+    return Prompt(prompt.messages[1:], prompt.reference)
+
+
+def _refusal(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str | None:
+    """Why the chat template does not render a prompt; None where it does."""
+    from stillhouse.models.load import encode_prompt
+
+    try:
+        encode_prompt(tokenizer, prompt.messages)
+    except TemplateRefused as error:
+        return str(error)
+    return None
+
+
+def _template_file(files: ModelFiles) -> Path:
+    own = files.folder / "chat_template.jinja"
+    return own if own.is_file() else files.folder / "tokenizer_config.json"

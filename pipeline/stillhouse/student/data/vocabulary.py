@@ -1,0 +1,129 @@
+"""Whether teacher and student number their tokens alike, and what becomes of labels that name rows only the teacher has.
+
+A student with a part of the teacher's tokens (`student.init.vocabulary: used`) numbers them anew: start/renumbering.py says
+how, and labels that name a token that is gone are treated as those that name padding.
+
+Models of one tokenizer may have more rows in their output layers than the tokenizer has tokens, padded to a round number,
+and not all of them to the same: Qwen2.5 has 151,665 tokens, and 151,936 or 152,064 rows. Stored labels may then name ids
+that the student has no row for. No text holds such a token, so completions are never of them; of the labels:
+
+- top-k: the mass of such an entry goes to the last outcome, "any other token", where the mass of all tokens that are not
+  listed is already. Where every row of the student is listed, that outcome holds padding alone, which the student cannot
+  give any mass to: it is dropped, and the listed tokens share the whole.
+- sampled: such a draw is dropped. The draws that are left are independent draws of the teacher's distribution over the
+  tokens that both know, so their shares are an unbiased estimate of it, and so is the gradient. As mass of the last
+  outcome they would bias it: that outcome is all that was not drawn, another one in each draw, and the student would be
+  taught to raise whatever happens to be missing. A position with no draw left teaches nothing (value and gradient 0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetRefused, RecipeError
+from stillhouse.models.files import ModelFiles, has_files, start_files, teacher_files
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import EncodingName
+from stillhouse.student.losses.base import NO_TOKEN
+from stillhouse.student.renumbering import Renumbering, shares_tokenizer
+
+
+def known_labels(
+    labels: PackedLabels, vocabulary: int, encoding: EncodingName, renumbering: Renumbering | None = None
+) -> PackedLabels:
+    """The labels for a student with so many rows; entries that it has none for are `NO_TOKEN`. See the module's docstring.
+
+    Args:
+        labels: of some positions, with the teacher's token ids.
+        vocabulary: rows of the student's output layer.
+        encoding: what the labels came in.
+        renumbering: of a student with a part of the teacher's tokens; None: ids are the student's, up to its rows.
+    """
+    if renumbering is not None:
+        labels = replace(labels, token_ids=renumbering.student_ids(labels.token_ids))
+    lacking = (labels.token_ids < 0) | (labels.token_ids >= vocabulary)  # (entries,)
+    entries = np.diff(labels.offsets)  # (positions,)
+    full = bool(entries.max(initial=0) >= vocabulary)
+    if not full and not lacking.any():
+        return labels
+    positions = len(entries)
+    of = np.repeat(np.arange(positions), entries)  # (entries,), each one's position
+    left = entries - np.bincount(of[lacking], minlength=positions)  # (positions,), entries that the student knows
+    tail = labels.tail_logprob.astype(np.float64)
+    if encoding == "top-k":
+        mass = np.bincount(of[lacking], np.exp(labels.logprobs[lacking], dtype=np.float64), minlength=positions)
+        with np.errstate(divide="ignore"):
+            tail = np.where(left >= vocabulary, -np.inf, np.logaddexp(tail, np.log(mass)))
+    else:
+        tail = np.where((left == 0) & (entries > 0), 0.0, tail)
+    return replace(
+        labels,
+        token_ids=np.where(lacking, np.int32(NO_TOKEN), labels.token_ids),
+        logprobs=np.where(lacking, np.float32(-np.inf), labels.logprobs),
+        tail_logprob=tail.astype(np.float32),
+    )
+
+
+def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
+    """Refuse a white-box student whose tokenizer is not the teacher's, where both can be known from files.
+
+    Raises:
+        RecipeError: they are two.
+        TeacherUnavailable: a model that is named is not there, or has no tokenizer.
+    """
+    if student.mode != "white-box" or student.init.model is None or not has_files(recipe.teacher):
+        return
+    teacher = teacher_files(recipe, weights=False)
+    own = start_files(recipe, student.init, weights=False)
+    if not shares_tokenizer(own, teacher.tokenizer_sha256):
+        raise RecipeError(
+            f"student.mode is 'white-box', and student.init.model ({own.name}) has another tokenizer (sha256 "
+            f"{own.tokenizer_sha256[:12]}…) than teacher.model ({teacher.name}, sha256 {teacher.tokenizer_sha256[:12]}…): "
+            "the teacher's distributions are over its own tokens. Choose a student.init with the teacher's tokenizer, or "
+            "set student.mode to 'black-box', which learns from the text"
+        )
+
+
+def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> bool:
+    """Whether the rows' token ids are laid out for the other kind of model than the student: causal, or encoder-decoder.
+
+    A causal teacher's prompts end where the answer goes on, an encoder-decoder's end with the end token.
+
+    Raises:
+        DatasetRefused: they are, and that is `refused`: soft labels stand at token ids.
+    """
+    teacher = dataset.manifest.teacher
+    if teacher.encoder_decoder == encoder_decoder:
+        return False
+    if refused:
+        kinds = ("a causal model", "an encoder-decoder")
+        raise DatasetRefused(
+            f"dataset {dataset.manifest.label} was labelled by {kinds[teacher.encoder_decoder]} ({teacher.model}), and the "
+            f"student is {kinds[encoder_decoder]}: choose a student.init of the teacher's kind, or set student.mode to "
+            "'black-box', which learns from the text"
+        )
+    return True
+
+
+def other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
+    """Whether the student's tokens are others than those of the dataset's teacher; a part of them, renumbered, is not.
+
+    Raises:
+        DatasetRefused: it does, and that is `refused`: soft labels by token id would mean nothing to it.
+    """
+    teacher = dataset.manifest.teacher
+    if teacher.tokenizer_sha256 is None or shares_tokenizer(student, teacher.tokenizer_sha256):
+        return False
+    if refused:
+        raise DatasetRefused(
+            f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} "
+            f"(sha256 {teacher.tokenizer_sha256[:12]}…), and {student.name} has another "
+            f"(sha256 {student.tokenizer_sha256[:12]}…): choose a student.init with the teacher's tokenizer, or set "
+            "student.mode to 'black-box', which learns from the text"
+        )
+    return True

@@ -1,0 +1,327 @@
+"""What lies in data/students/<recipe>/: finished students, the untrained one, and work in progress.
+
+    untrained/           the student before its first step: where both students start from, and a baseline of the report
+    white-box/           a finished student: model, tokenizer, README.md, recipe.yaml; student.json is written last
+      int8/              its quantised copy, where `student.quantize` asks for one: a model's folder too
+    black-box/           likewise
+    gold/                likewise; data/teachers/<name>/gold is a teacher that was fine-tuned first (`teacher.finetune`)
+    .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
+
+One run at a time trains the students of a recipe, or fine-tunes a teacher: `StudentFolder.held`.
+
+The key hashes everything that shapes a student, with the code of a loss that comes from elsewhere (plugins.py): a finished
+one is recognised, and a checkpoint of other inputs is never resumed. `student.quantize` shapes no weight of it, since the
+copy is made of a finished student and can be added later. Nor does `student.launch`: with as many rows a step, several
+processes give the student that one gives.
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
+from stillhouse.errors import DatasetMissing, StudentBusy
+from stillhouse.models.files import has_files, start_files, teacher_files
+from stillhouse.plugins import LOSSES, code_of
+from stillhouse.processes.ranks import is_first, works_in
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import content_hash
+from stillhouse.storage.durable import fsync_folder, sole_writer, write_atomically
+from stillhouse.student.finished.files_of_others import carry_over, refuse_to_replace
+
+CARD = "student.json"
+RECIPE = "recipe.yaml"
+INT8 = "int8"
+Variant = Literal["untrained", "white-box", "black-box", "gold"]
+
+
+class Step(BaseModel):
+    """One line of a training's log; what was not measured at this step is None."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    loss: float | None = None
+    eval_loss: float | None = None
+    eval_kl: float | None = None  # forward KL from the teacher's labels, nats a held-out token
+    eval_cross_entropy: float | None = None  # of the teacher's text, nats a held-out token
+    learning_rate: float | None = None
+
+
+class Int8Copy(BaseModel):
+    """The quantised copy of a student."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: int  # of the student's, so many are in 8 bits
+    megabytes: float  # of its weights on disk, 10^6 bytes
+    torchao: str  # the version that wrote it
+
+
+class StudentCard(BaseModel):
+    """student.json: what a student is and where it came from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: str
+    variant: Variant
+    is_teacher: bool = False  # made by teacher.finetune: it labels
+    key: str
+    names_weights_by: Literal["samples", "content"] = "samples"  # in the key; "samples": of an earlier release
+    dataset: str  # name/v001
+    parameters: int
+    trainable_parameters: int = 0  # fewer with student.lora
+    megabytes: float  # of its weights on disk, 10^6 bytes
+    steps: int
+    kept_step: int | None  # where early stopping kept an earlier student than the last
+    training: dict[str, Any]  # what student.train comes to: the arguments that shape a training most
+    rows: int
+    rows_too_long: int
+    rows_empty: int = 0  # without a completion token, left out too
+    rows_cut_off: int = 0  # of `rows`, text that the teacher did not end: no end token was learnt from them
+    rows_unrendered: int = 0  # whose prompt the student's chat template refuses; left out too
+    seconds: float
+    created_at: str  # ISO 8601, UTC
+    versions: dict[str, str]
+    log: tuple[Step, ...]
+    int8: Int8Copy | None = None
+
+    @property
+    def held_out(self) -> Step | None:
+        """The last measurement on held-out rows of the student that was kept."""
+        measured = [step for step in self.log if step.eval_loss is not None]
+        return next((step for step in measured if step.step == self.kept_step), measured[-1] if measured else None)
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """One student, and whether it was trained now or stood there already."""
+
+    card: StudentCard
+    folder: str
+    trained: bool
+    label: str | None = None  # "16 layers", of one of a sweep
+
+
+@dataclass(frozen=True)
+class StudentFolder:
+    """One student of a recipe on disk."""
+
+    base: Path
+    variant: Variant
+    key: str
+    wants_int8: bool = False
+    earlier_key: str | None = None  # of an earlier release, which named weights by samples of their files
+
+    @property
+    def path(self) -> Path:
+        return self.base / self.variant
+
+    @property
+    def work(self) -> Path:
+        return self.base / f".work-{self.variant}-{self.key[:12]}"
+
+    @property
+    def int8(self) -> Path:
+        return self.path / INT8
+
+    def trained(self) -> StudentCard | None:
+        """The card, if this very student has been trained.
+
+        Raises:
+            UsageError: its place holds something else.
+        """
+        refuse_to_replace(self.path, CARD)
+        card = read_card(self.path)
+        if card is None or card.key == self.key:
+            return card
+        return card if card.names_weights_by == "samples" and card.key == self.earlier_key else None
+
+    def finished(self) -> StudentCard | None:
+        """The card, if this very student is there with all that was asked for."""
+        card = self.trained()
+        return None if card is not None and card.int8 is None and self.wants_int8 else card
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else writes beside it meanwhile. Where a run starts others to train it, it holds it for them.
+
+        Raises:
+            StudentBusy: another run is training the recipe's students; the message names that run.
+        """
+        if works_in(self.base) or not is_first():
+            yield
+            return
+        with sole_writer(self.base, StudentBusy, keep_lock=False):
+            yield
+
+    def named_anew(self, card: StudentCard) -> StudentCard:
+        """The card of a student that is there, with the key of today where it has that of an earlier release.
+
+        So weights of its start that are edited afterwards make another student, whatever their samples say.
+        """
+        if card.key == self.key or not is_first():
+            return card
+        anew = card.model_copy(update={"key": self.key, "names_weights_by": "content"})
+        with suppress(StudentBusy), self.held():
+            write_atomically(self.path / CARD, anew.model_dump_json(indent=2).encode() + b"\n")
+        return anew
+
+    def resume_earlier_work(self) -> None:
+        """Go on with the checkpoints that an earlier release left under its key, where there are no others."""
+        if self.earlier_key is not None and not self.work.exists():
+            earlier = replace(self, key=self.earlier_key).work
+            if earlier.is_dir():
+                earlier.rename(self.work)
+
+    def publish(self, made: Path, card: StudentCard) -> None:
+        """Put the finished student from `made` in its place; its card last. Older work of this variant goes."""
+        write_atomically(made / CARD, card.model_dump_json(indent=2).encode() + b"\n")
+        retired = self.base / f".old-{self.variant}"
+        shutil.rmtree(retired, ignore_errors=True)
+        if self.path.exists():
+            self.path.rename(retired)
+        made.rename(self.path)
+        if retired.is_dir():
+            carry_over(retired, self.path)
+        fsync_folder(self.base)
+        for leftover in [retired, *self.base.glob(f".work-{self.variant}-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def publish_int8(self, made: Path) -> None:
+        """Put the quantised copy of a student that is there from `made` in its place; `record` makes it count."""
+        shutil.rmtree(self.int8, ignore_errors=True)
+        made.rename(self.int8)
+        fsync_folder(self.path)
+
+    def record(self, card: StudentCard) -> None:
+        """Write the card of a student that is there anew: whatever it tells of must be on the disk."""
+        write_atomically(self.path / CARD, card.model_dump_json(indent=2).encode() + b"\n")
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def weight_megabytes(folder: Path) -> float:
+    """The size of a model's weights on disk, 10^6 bytes."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+
+
+def student_folder(
+    recipe: Recipe,
+    student: StudentSettings,
+    variant: Variant,
+    dataset: Dataset | None,
+    labelled: Dataset | None = None,
+) -> StudentFolder:
+    """The place of one student; its key covers the dataset's content, the start, the loss and the training settings.
+
+    Args:
+        recipe: names the teacher, the dataset and the folder.
+        student: its settings.
+        variant: which student.
+        dataset: what this variant learns from: for a gold one, the references; None for the untrained one.
+        labelled: the teacher's completions, where the start is made with them; None: see `start_dataset`.
+
+    Raises:
+        DatasetMissing: the start is made with the teacher's completions, and they have not been labelled.
+    """
+    made_with = start_dataset(recipe, student, labelled or (None if variant == "gold" else dataset))
+    if dataset is None:
+        rows = []
+    elif variant == "gold":  # the plan names every row's content, and is the same if the rows are written anew
+        rows = [dataset.manifest.plan_sha256]
+    else:
+        rows = [file.sha256 for file in dataset.manifest.files]
+    return place_of(recipe, student, variant, rows, made_with)
+
+
+def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None) -> Dataset | None:
+    """The teacher's completions that the start is made with: importance is measured on them, and their tokens are kept.
+
+    Args:
+        recipe: names the dataset.
+        student: whose start it is.
+        labelled: the dataset, where it is open already.
+
+    Returns:
+        None for a start that needs no dataset.
+
+    Raises:
+        DatasetMissing: it has not been labelled yet.
+    """
+    if not student.init.needs_dataset:
+        return None
+    if labelled is not None:
+        return labelled
+    try:
+        return open_dataset(dataset_folder(recipe.dataset), recipe.dataset.version)
+    except DatasetMissing as error:
+        raise DatasetMissing(f"{_why_labelled(student)}, and {error}") from None
+
+
+def _why_labelled(student: StudentSettings) -> str:
+    """What of the start needs the teacher's completions, and how to start without them."""
+    init = student.init
+    if init.vocabulary == "used":
+        return (
+            "student.init.vocabulary is 'used', which keeps the tokens of the dataset's texts (set it to 'all' to start "
+            "without a dataset)"
+        )
+    if init.width is not None:
+        return (
+            "student.init.width is set, and widths are ranked by importance on rows of the dataset (take it away to start "
+            "without a dataset)"
+        )
+    return (
+        f"student.init.choose is {init.choose!r}, which measures layers on rows of the dataset (set it to 'even', or list "
+        "the layers, such as layers: [0, 1, 2], to start without a dataset)"
+    )
+
+
+def place_of(
+    recipe: Recipe,
+    student: StudentSettings,
+    variant: Variant,
+    rows: Sequence[str | None],
+    made_with: Dataset | None = None,
+) -> StudentFolder:
+    """As `student_folder`; `rows` name the content of what is learnt from, `made_with` is that of `start_dataset`."""
+    shaping: dict[str, Any] = {"init": student.init.shaping, "seed": recipe.seed}
+    earlier: dict[str, Any] = {}  # as an earlier release had it
+    if made_with is not None:
+        shaping["made_with"] = [file.sha256 for file in made_with.manifest.files]
+    own = student.init.model
+    if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
+        start = start_files(recipe, student.init)
+        shaping["start"], earlier["start"] = start.content_sha256, start.sampled_sha256
+    if variant != "untrained":
+        shaping |= {"student": student.shaping(variant), "rows": rows}
+    if variant == "white-box":
+        shaping |= code_of(LOSSES, student.loss.kind)
+    if variant == "white-box" and student.needs_live_teacher:  # stored labels are rows, these are the model's own
+        live, dtype = teacher_files(recipe), recipe.teacher.options.get("dtype")
+        shaping["live"], earlier["live"] = [live.content_sha256, dtype], [live.sampled_sha256, dtype]
+    return StudentFolder(
+        base=Path(recipe.students) / recipe.name,
+        variant=variant,
+        key=content_hash(shaping),
+        wants_int8=student.quantize == "int8" and variant == student.mode,
+        earlier_key=content_hash(shaping | earlier) if earlier else None,
+    )
+
+
+def read_card(folder: Path) -> StudentCard | None:
+    """The card of a student's folder, or None where there is no finished student."""
+    file = folder / CARD
+    try:
+        return StudentCard.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None

@@ -1,0 +1,136 @@
+"""A smaller copy of a finished student for small devices: linear layers in 8 bits, by torchao, weights alone.
+
+    check_quantizable(recipe, student)                  # before anything is sent or trained
+    card = add_int8(place, recipe, student, dataset)    # data/students/<recipe>/<variant>/int8/, a model's folder too
+
+Each row of a linear layer's weight is kept as 8-bit whole numbers with one scale. Embeddings, norms and the head stay as
+they are: transformers 5.23 with torchao 0.18 leaves a tied head alone, and what it offers for untying one comes back from
+disk with other logits. The copy is safetensors, and transformers loads it where torchao is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import RecipeError, TrainingError
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.storage.durable import fsync_files, write_atomically
+from stillhouse.student.finished.card import write_cards
+from stillhouse.student.finished.folder import INT8, RECIPE, Int8Copy, StudentCard, StudentFolder, weight_megabytes
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_quantizable(recipe: Recipe, student: StudentSettings) -> None:
+    """Refuse `student.quantize` where it could not be done at the end, by the student's config alone.
+
+    Raises:
+        RecipeError: torchao is not installed, or a student of this kind has no linear layers.
+        TeacherUnavailable: the model that it starts from is not there.
+    """
+    if student.quantize is None:
+        return
+    require_torchao()
+    from stillhouse.student.start.start_config import without_weights
+
+    model = without_weights(recipe, student)
+    if not _linear_layers(model):
+        raise RecipeError(
+            f"student.quantize is int8, and a {model.config.model_type} model has no linear layers that torchao could take "
+            "(GPT-2's are of another kind): set student.quantize to null, or start from a model such as a Llama or Qwen"
+        )
+
+
+def require_torchao() -> None:
+    """Refuse what needs torchao where it is not installed.
+
+    Raises:
+        RecipeError: it is not; with the pip command.
+    """
+    if importlib.util.find_spec("torchao") is None:
+        raise RecipeError(
+            "student.quantize is int8, and torchao is not installed: pip install 'stillhouse[int8]', or set "
+            "student.quantize to null"
+        )
+
+
+def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dataset: Dataset) -> StudentCard:
+    """Make the quantised copy of a student that is there, and put it beside it.
+
+    Raises:
+        RecipeError: torchao is not installed.
+        TrainingError: the student is not there.
+    """
+    require_torchao()
+    card = place.trained()
+    if card is None:
+        raise TrainingError(f"{place.path} holds no student of this recipe to quantise: run `stillhouse distill`")
+    made = place.work / INT8
+    shutil.rmtree(made, ignore_errors=True)
+    copy = quantize(place.path, made, trust_remote_code=student.trust_remote_code)
+    card = card.model_copy(update={"int8": copy})
+    fsync_files(made)
+    place.publish_int8(made)
+    write_cards(place.path, card, recipe, dataset.manifest)
+    write_atomically(place.path / RECIPE, recipe.as_yaml().encode())
+    place.record(card)
+    return card
+
+
+def quantize(source: Path, folder: Path, *, trust_remote_code: bool = False) -> Int8Copy:
+    """Write the int8 copy of the model in `source`, with its tokenizer, as safetensors; all else keeps its data type."""
+    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.utils import TorchAOBaseTensor
+    from transformers import AutoConfig, TorchAoConfig
+
+    from stillhouse.models.load import auto_class, quiet_transformers
+    from stillhouse.student.start.initialise import write_model
+
+    quiet_transformers()
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    model = auto_class(config).from_pretrained(
+        source,
+        config=config,
+        dtype="auto",
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        quantization_config=TorchAoConfig(Int8WeightOnlyConfig()),
+    )
+    quantised = sum(weight.numel() for weight in model.parameters() if isinstance(weight, TorchAOBaseTensor))
+    write_model(model, source, folder, trust_remote_code=trust_remote_code)
+    _forget_plain_names(folder)
+    return Int8Copy(parameters=quantised, megabytes=weight_megabytes(folder), torchao=version("torchao"))
+
+
+def _forget_plain_names(folder: Path) -> None:
+    """Let torchao 0.18 read what it wrote of a model with a tensor whose name has no dot (BART's `final_logits_bias`).
+
+    In every file it lists the names of all tensors, and cuts each at its last dot when it puts quantised ones together
+    again. Those that are not quantised need not be in the list: transformers loads them by itself.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            told = dict(opened.metadata() or {})
+        names = json.loads(told.get("tensor_names", "[]"))
+        dotted = [name for name in names if "." in name]
+        if dotted != names:
+            save_file(load_file(file), file, metadata=told | {"tensor_names": json.dumps(dotted)})
+
+
+def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
+    """What torchao takes: every linear layer but the head."""
+    import torch
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head]

@@ -1,0 +1,101 @@
+"""vocabulary.json in a student's folder: which of the teacher's tokens its own are.
+
+    renumbering = renumbering_of(files, dataset.manifest.teacher.tokenizer_sha256)
+    renumbering.student_ids(token_ids)          # -1 where the student has no such token
+
+A student with the part of the teacher's vocabulary that its dataset uses (`student.init.vocabulary: used`) numbers its
+tokens from 0 in the teacher's order. Datasets keep the teacher's ids; they are renumbered when rows are read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stillhouse.models.files import ModelFiles
+from stillhouse.storage.durable import write_atomically
+
+FILE = "vocabulary.json"
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Renumbering:
+    """The student's tokens as the teacher numbers them."""
+
+    teacher_ids: Ids  # (student's tokens,), ascending: the teacher's id of each
+    teacher_sha256: str  # of the teacher's tokenizer
+    student_sha256: str  # of the student's
+
+    def __len__(self) -> int:
+        """The student's tokens."""
+        return len(self.teacher_ids)
+
+    def student_ids(self, teacher_ids: Ids) -> Ids:
+        """Teacher's ids as the student numbers them, any shape; -1 where it has no such token."""
+        return self._places[np.minimum(teacher_ids, len(self._places) - 1)]
+
+    @cached_property
+    def _places(self) -> Ids:
+        """Of each teacher's id the student's; the last is of all higher ones, and of -1."""
+        places = np.full(int(self.teacher_ids[-1]) + 2, -1, dtype=np.int32)
+        places[self.teacher_ids] = np.arange(len(self.teacher_ids), dtype=np.int32)
+        return places
+
+    def write(self, folder: Path) -> None:
+        """Write it into a student's folder."""
+        content = {
+            "teacher_tokenizer_sha256": self.teacher_sha256,
+            "tokenizer_sha256": self.student_sha256,
+            "teacher_token_ids": self.teacher_ids.tolist(),
+        }
+        write_atomically(folder / FILE, json.dumps(content).encode() + b"\n")
+
+
+def read_renumbering(folder: Path) -> Renumbering | None:
+    """The renumbering that stands in a student's folder; None where there is none."""
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return Renumbering(
+        np.array(content["teacher_token_ids"], dtype=np.int32),
+        content["teacher_tokenizer_sha256"],
+        content["tokenizer_sha256"],
+    )
+
+
+def copy_renumbering(source: Path, folder: Path) -> None:
+    """Take the renumbering along to another folder with the same tokenizer, where there is one."""
+    if (source / FILE).is_file():
+        shutil.copyfile(source / FILE, folder / FILE)
+
+
+def renumbering_of(student: ModelFiles, tokenizer_sha256: str | None) -> Renumbering | None:
+    """The renumbering from a teacher's tokenizer to the student's.
+
+    Args:
+        student: its files.
+        tokenizer_sha256: of the teacher's tokenizer; None where it is not known.
+
+    Returns:
+        None where the student numbers its tokens as that teacher does, or has a tokenizer that was not cut out of it.
+    """
+    if tokenizer_sha256 is None or tokenizer_sha256 == student.tokenizer_sha256:
+        return None
+    found = read_renumbering(student.folder)
+    if found is None or (found.teacher_sha256, found.student_sha256) != (tokenizer_sha256, student.tokenizer_sha256):
+        return None
+    return found
+
+
+def shares_tokenizer(student: ModelFiles, tokenizer_sha256: str | None) -> bool:
+    """Whether the student's tokens are the teacher's, all of them or, renumbered, a part; not known counts as yes."""
+    same = tokenizer_sha256 is None or student.tokenizer_sha256 == tokenizer_sha256
+    return same or renumbering_of(student, tokenizer_sha256) is not None

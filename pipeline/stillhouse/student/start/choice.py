@@ -1,0 +1,124 @@
+"""Which layers of the teacher a student keeps, where a recipe gives their number.
+
+    choice = choose_layers(init, config, Ruler(measured, store))      # [Kept(model, (0, 1, 2, 6, ...))], and why
+
+`student.init.choose` says how:
+
+- importance: block influence. Untrained, the layers that greedy removal keeps are nearer to the teacher; after equal
+  training those of block influence are, unless few layers are left (`make bench-start`, docs/benchmarks.md);
+- block-influence, leave-one-out, greedy: as importance.py has them;
+- even: evenly spaced, the first and the last among them (DistilBERT and its kin; Shleifer and Rush, arXiv 2010.13002).
+
+The choice is deterministic: the same teacher, rows and settings give the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import PretrainedConfig
+
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.student import Choose, InitSettings, StackLayers
+from stillhouse.student.start.importance import Measured, Removal, Scores, block_influence, greedy, leave_one_out
+from stillhouse.student.start.record import Method, StackStart
+from stillhouse.student.start.stacks import Kept, Stack, kept_layers
+from stillhouse.student.start.store import ImportanceStore, Known
+
+IMPORTANCE: Method = "block-influence"  # its students are the nearest after training, and it takes one forward pass
+
+
+class Ruler:
+    """Measures layers on demand; whatever the store knows is not measured again."""
+
+    def __init__(self, measured: Callable[[], Measured], store: ImportanceStore, progress: Progress = silent) -> None:
+        self._measured = measured
+        self._store = store
+        self._progress = progress
+
+    def leave_one_out(self) -> Scores:
+        """As importance.py has it."""
+        known = self._store.read().leave_one_out
+        if known is None:
+            known = leave_one_out(self._measured(), self._progress)
+            self._store.add(leave_one_out=known)
+        return known
+
+    def block_influence(self) -> Scores:
+        """As importance.py has it."""
+        known = self._store.read().block_influence
+        if known is None:
+            known = block_influence(self._measured(), self._progress)
+            self._store.add(block_influence=known)
+        return known
+
+    def greedy(self, stack: Stack, remove: int) -> Removal:
+        """At least `remove` layers of a stack in the order of their removal."""
+        known = self._store.read().greedy.get(stack.name)
+        if known is None:
+            known = Removal(costs=self.leave_one_out()[stack.name])
+        if len(known.order) >= remove:
+            return known
+
+        def keep(more: Removal) -> None:
+            self._store.add(greedy=self._store.read().greedy | {stack.name: more})
+
+        return greedy(self._measured(), stack.name, remove, known, self._progress, keep)
+
+    @property
+    def known(self) -> Known:
+        return self._store.read()
+
+
+def choose_layers(
+    init: InitSettings, config: PretrainedConfig, ruler: Ruler | None
+) -> tuple[list[Kept], tuple[StackStart, ...]]:
+    """The layers that are kept of each stack, and the record of the choice.
+
+    Args:
+        init: how many, and how they are chosen.
+        config: the teacher's.
+        ruler: measures layers; None where the recipe lists them, or has them evenly spaced.
+    """
+    assert init.layers is not None
+    kept = kept_layers(config, init.layers)
+    if ruler is None or not init.measures_layers:
+        return kept, tuple(StackStart(stack=one.stack.name, depth=one.stack.depth, kept=one.layers) for one in kept)
+    counts = {one.stack.name: _count(init, one.stack.name) for one in kept}
+    method = _method(init.choose)
+    chosen, records = [], []
+    for one in kept:
+        count = counts[one.stack.name]
+        layers, scores = (one.layers, ()) if count is None else _best(one.stack, count, method, ruler)
+        chosen.append(Kept(one.stack, layers))
+        records.append(
+            StackStart(
+                stack=one.stack.name,
+                depth=one.stack.depth,
+                kept=layers,
+                method=None if count is None else method,
+                scores=scores,
+            )
+        )
+    return chosen, tuple(records)
+
+
+def _count(init: InitSettings, stack: str) -> int | None:
+    """How many layers of a stack are to be chosen; None where they are listed, or all are kept."""
+    given = getattr(init.layers, stack) if isinstance(init.layers, StackLayers) else init.layers
+    return given if isinstance(given, int) else None
+
+
+def _method(choose: Choose) -> Method:
+    """What measures layers."""
+    return choose if choose in ("greedy", "leave-one-out", "block-influence") else IMPORTANCE
+
+
+def _best(stack: Stack, count: int, method: Method, ruler: Ruler) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The layers that are kept, and the figure of every layer."""
+    if method == "greedy":
+        gone = ruler.greedy(stack, stack.depth - count).order[: stack.depth - count]
+        return tuple(layer for layer in range(stack.depth) if layer not in gone), ruler.leave_one_out()[stack.name]
+    scores = (ruler.leave_one_out() if method == "leave-one-out" else ruler.block_influence())[stack.name]
+    best = sorted(range(stack.depth), key=lambda layer: (-scores[layer], layer))[:count]
+    return tuple(sorted(best)), scores

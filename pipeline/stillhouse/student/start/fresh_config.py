@@ -1,0 +1,278 @@
+"""The config of a student with fresh weights: the teacher's, changed, or one of its own kind.
+
+    made = fresh_config(recipe, student)         # for student.init {config: ...}
+    try_out(made, trust_remote_code=False)
+
+transformers takes any key of a config in silence, and finds out about widths that do not fit in the middle of a forward
+pass. Here keys are held against the config's class, and a model of the config runs over some tokens without memory
+(FakeTensorMode), so that both are told of in words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
+
+from stillhouse.errors import RecipeError
+from stillhouse.models.files import ModelFiles, start_files
+from stillhouse.models.load import auto_class, load_tokenizer
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.settings import nearest
+from stillhouse.student.start.kinds import (
+    LANGUAGE_MODELS,
+    first_line,
+    read_config,
+    refuse_others,
+    refuse_the_other_kind,
+)
+from stillhouse.student.start.stacks import Kept, evenly_spaced, own_name, stacks_of, with_layers
+
+_KEY = "student.init.config"
+_WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+_WIDTHS_OF_TWO = (  # as encoder-decoders call theirs
+    *("d_model", "num_heads", "d_kv", "d_ff", "encoder_attention_heads", "decoder_attention_heads"),
+    *("encoder_ffn_dim", "decoder_ffn_dim"),
+)
+_DEPTHS_OF_TWO = ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+_COUNTS = (*_WIDTHS, "num_hidden_layers", "vocab_size", "max_position_embeddings")
+_START = "decoder_start_token_id"
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", _START)
+_DERIVED = {  # what a config works out from another of its settings, and writes down beside it (T5)
+    "feed_forward_proj": ("dense_act_fn", "is_gated_act"),
+    "tie_word_embeddings": ("scale_decoder_outputs",),
+}
+_SHAPES = re.compile(r"size|shape|dim|divi|multiple", re.IGNORECASE)  # what a forward pass says of unfit widths
+
+
+def fresh_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig:
+    """The config of `student.init.config`: with a `model_type` on its own, without it the teacher's with these changes.
+
+    Either way its vocabulary and the tokens that begin, end and pad an answer are the teacher's, where it says nothing
+    else.
+
+    Raises:
+        RecipeError: a key is unknown, the values make no model, or one of the other kind than the teacher.
+    """
+    given = dict(student.init.config or {})
+    files = start_files(recipe, student.init)
+    teacher = read_config(files, "teacher.model", trust_remote_code=student.trust_remote_code)
+    own = "model_type" in given
+    made = _config_of_its_own(recipe, given, files, teacher) if own else _changed(given, files, teacher)
+    if made.is_encoder_decoder and getattr(made, _START, None) is None:
+        raise RecipeError(
+            f"{_KEY} makes an encoder-decoder ({made.model_type}), and the teacher {files.name} has no {_START} that "
+            f"it could take over: add {_KEY}.{_START}, the id of the token that the decoder begins with (T5 takes its pad "
+            "token, 0)"
+        )
+    rows = int(made.get_text_config().vocab_size)
+    tokenizer = load_tokenizer(files.folder, trust_remote_code=student.trust_remote_code)
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    if rows < tokens:
+        raise RecipeError(
+            f"{_KEY}.vocab_size is {rows}, and the teacher's tokenizer has {tokens} tokens: give at least {tokens}, or "
+            f"leave it out for the teacher's {files.vocabulary_size}"
+        )
+    return made
+
+
+def ending(files: ModelFiles, config: PretrainedConfig) -> GenerationConfig:
+    """The tokens that begin, end and pad the answers of a model."""
+    file = files.folder / "generation_config.json"
+    own = GenerationConfig.from_pretrained(files.folder) if file.is_file() else config.get_text_config()
+    tokens = {name: getattr(own, name, None) for name in _TOKENS}
+    return GenerationConfig(**tokens | {_START: files.decoder_start_id if config.is_encoder_decoder else None})
+
+
+def ending_of_fresh(files: ModelFiles, teacher: PretrainedConfig, student: StudentSettings) -> GenerationConfig:
+    """The same of a student of `student.init.config`: the teacher's, but for what that says."""
+    given = student.init.config or {}
+    tokens = ending(files, teacher).to_dict() | {name: given[name] for name in _TOKENS if name in given}
+    return GenerationConfig(**{name: tokens.get(name) for name in _TOKENS})
+
+
+# ------------------------------------------------------------------------------------------------------- the two of them
+
+
+def _config_of_its_own(
+    recipe: Recipe, given: dict[str, Any], files: ModelFiles, teacher: PretrainedConfig
+) -> PretrainedConfig:
+    kind = str(given.pop("model_type"))
+    if kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(kind, LANGUAGE_MODELS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(
+            f"{_KEY}.model_type is {kind!r}: name a causal language model or an encoder-decoder that transformers knows, "
+            f"such as llama or t5.{hint}"
+        )
+    made = CONFIG_MAPPING[kind]
+    with _refused_widths(given):
+        bare = made(**{key: value for key, value in given.items() if key in ("is_decoder", "is_encoder_decoder")})
+    refuse_others(bare, f"{_KEY}.model_type", kind)
+    refuse_the_other_kind(recipe, bare, f"{_KEY}.model_type", kind)
+    if bare.get_text_config() is not bare:
+        mend = f"name its text part, {bare.get_text_config().model_type!r}"
+        raise RecipeError(
+            f"{_KEY}.model_type is {kind!r}, which has several configs in one: "
+            + ("name an encoder-decoder with one config, such as t5 or bart" if bare.is_encoder_decoder else mend)
+        )
+    _refuse_unknown(given, _keys(made), kind)
+    _refuse_no_counts(given, made)
+    tokens = {name: id_ for name, id_ in ending(files, teacher).to_diff_dict().items() if name in _TOKENS}
+    if not bare.is_encoder_decoder:
+        tokens.pop(_START, None)
+    known = {own_name(made, key): value for key, value in {"vocab_size": files.vocabulary_size, **tokens}.items()}
+    known.setdefault("pad_token_id", None)  # not the class's own, which may be no token here
+    own = {own_name(made, key): value for key, value in _for_both_stacks(given, made).items()}
+    with _refused_widths(own):
+        return made(**(known | own))
+
+
+def _changed(given: dict[str, Any], files: ModelFiles, teacher: PretrainedConfig) -> PretrainedConfig:
+    if teacher.get_text_config() is not teacher:
+        mend = (
+            "set student.init to {from: teacher, layers: ...} or {model: ...}"
+            if teacher.is_encoder_decoder
+            else "add the model_type of its text part, or set student.init to {model: ...}"
+        )
+        raise RecipeError(
+            f"{_KEY} has no model_type, so it changes the teacher's config, and a {teacher.model_type} has several in one: "
+            f"{mend}"
+        )
+    _refuse_unknown(given, _keys(type(teacher)) | teacher.to_dict().keys(), teacher.model_type)
+    _refuse_no_counts(given, type(teacher))
+    changes = {own_name(teacher, key): value for key, value in _for_both_stacks(given, type(teacher)).items()}
+    depths = [(stack, changes.get(stack.count, stack.depth)) for stack in stacks_of(teacher)]
+    kept = [Kept(stack, tuple(evenly_spaced(depth, stack.depth))) for stack, depth in depths]
+    settings = with_layers(teacher, kept) | _followers(teacher, given) | {"dtype": None}
+    if teacher.is_encoder_decoder:
+        settings[_START] = files.decoder_start_id
+    for key in given.keys() & _DERIVED.keys():
+        for derived in _DERIVED[key]:
+            settings.pop(derived, None)
+    settings |= changes
+    settings.pop("quantization_config", None)  # of weights that are not taken
+    with _refused_widths(settings):
+        return type(teacher).from_dict(settings)
+
+
+def _followers(teacher: PretrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """Widths that follow from others in the teacher, and so do in the student where it does not say them.
+
+    T5's width of a head, d_kv, is free of the model's: it stays what it is.
+    """
+    if teacher.is_encoder_decoder:
+        return {}
+    heads, width = teacher.num_attention_heads, teacher.hidden_size
+    new_heads, new_width = given.get("num_attention_heads", heads), given.get("hidden_size", width)
+    following = {}
+    if getattr(teacher, "num_key_value_heads", None) == heads:
+        following["num_key_value_heads"] = new_heads
+    if getattr(teacher, "head_dim", None) == width // heads:
+        following["head_dim"] = max(new_width // new_heads, 1)
+    return {key: value for key, value in following.items() if key in teacher.to_dict()}
+
+
+def _for_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dict[str, Any]:
+    """A setting under its general name means both stacks of an encoder-decoder, also where their own names are two."""
+    known = _keys(kind)
+    both = dict(given)
+    for key in given:
+        own = own_name(kind, key)
+        twin = "num_decoder_layers" if key == "num_hidden_layers" and own == "num_layers" else None
+        twin = own.replace("encoder_", "decoder_") if own.startswith("encoder_") and own != key else twin
+        if twin in known:
+            both.setdefault(twin, given[key])
+    return both
+
+
+# ---------------------------------------------------------------------------------------------------------- what is refused
+
+
+def _refuse_unknown(given: dict[str, Any], known: set[str], kind: str) -> None:
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        lines = (f"{_KEY}.{key}: a {kind} config has no such key.{nearest(key, sorted(known))}" for key in unknown)
+        raise RecipeError("\n".join(lines))
+
+
+def _refuse_no_counts(given: dict[str, Any], kind: type[PretrainedConfig]) -> None:
+    counts = {*_COUNTS, *(own_name(kind, key) for key in _COUNTS), *_WIDTHS_OF_TWO, *_DEPTHS_OF_TWO}
+    for key, value in given.items():
+        if key in counts and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise RecipeError(f"{_KEY}.{key} is {value!r}: give a whole number from 1 up")
+
+
+def _keys(kind: type[PretrainedConfig]) -> set[str]:
+    """What a config of this class knows, under every name that it has there."""
+    named = {field.name for field in fields(kind)} if is_dataclass(kind) else set(kind().to_dict())
+    encoder_decoder = getattr(kind, "is_encoder_decoder", False)  # whose config may say this, though not its class
+    return named | set(kind.attribute_map) | ({_START} if encoder_decoder else set())
+
+
+def try_out(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
+    """Run a model of this config over some tokens, without weights and without memory.
+
+    Raises:
+        RecipeError: its widths do not fit.
+    """
+    with _refused_widths(config), _without_memory():
+        heads, shared = (getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+        if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+            raise ValueError(f"{shared} key-value heads cannot be shared out among {heads} attention heads")
+        model = auto_class(config).from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+        tokens = torch.zeros(1, 4, dtype=torch.int64)
+        decoder = {"decoder_input_ids": tokens} if config.is_encoder_decoder else {}
+        try:
+            model.eval()(input_ids=tokens, **decoder, use_cache=False)
+        except RuntimeError as error:
+            if _SHAPES.search(str(error)):
+                raise ValueError(str(error)) from None
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Tensors are shapes alone here; what torch logs of those that do not fit is in the error anyway."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        log.disabled = before
+
+
+@contextmanager
+def _refused_widths(settings: Any) -> Iterator[None]:
+    """Whatever the library says against a config, as an error that names the widths and the mend."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError, StrictDataclassError) as error:
+        names = (*_WIDTHS, *_WIDTHS_OF_TWO)
+        named = settings if isinstance(settings, dict) else {key: settings.to_dict().get(key) for key in names}
+        widths = ", ".join(f"{key} {named[key]}" for key in names if named.get(key) is not None)
+        raise RecipeError(f"{_KEY} makes no model ({widths}): {first_line(error)}. {_mend(named)}") from None
+
+
+def _mend(widths: dict[str, Any]) -> str:
+    if "d_kv" in widths and widths["d_kv"] is not None:
+        return (
+            "Of a T5, d_kv * num_heads is free of d_model; look at feed_forward_proj (relu, gated-gelu, ...) and the "
+            "relative_attention_ settings: change what does not fit"
+        )
+    if widths.get("encoder_attention_heads") is not None or widths.get("decoder_attention_heads") is not None:
+        return "encoder_attention_heads and decoder_attention_heads must divide d_model: change what does not fit"
+    return (
+        "num_attention_heads must divide hidden_size, num_key_value_heads must divide num_attention_heads, head_dim must "
+        "be even: change what does not fit"
+    )

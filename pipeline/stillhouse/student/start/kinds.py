@@ -1,0 +1,130 @@
+"""Configs as transformers reads them, and which of them can be a student's: those of causal models and encoder-decoders.
+
+config = read_config(files, "student.init.model", trust_remote_code=False)
+refuse_others(config, "student.init.model", files.name)          # no classifier, no headless model
+refuse_the_other_kind(recipe, config, "student.init.model", files.name)   # a T5 does not learn from a Llama
+"""
+
+from __future__ import annotations
+
+import re
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from stillhouse.errors import RecipeError, TeacherUnavailable
+from stillhouse.models.files import ModelFiles, find_model, has_files
+from stillhouse.models.load import quiet_transformers
+from stillhouse.recipe.load import Recipe
+
+LANGUAGE_MODELS = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+_SAVED_AS = "a causal language model (one saved as ...ForCausalLM) or an encoder-decoder (...ForConditionalGeneration)"
+
+
+def read_config(files: ModelFiles, setting: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    """A model's config as transformers reads it.
+
+    Raises:
+        RecipeError: it is none that transformers can read.
+    """
+    quiet_transformers()
+    try:
+        return AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise RecipeError(
+            f"{setting} is {files.name}, whose config.json transformers cannot read ({first_line(error)}): name another "
+            "model, or mend the file"
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    """What the library says, without its heading and what follows."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
+    return re.sub(r"^\w+Error: ", "", line).rstrip(".")
+
+
+def refuse_others(config: PretrainedConfig, setting: str, name: str) -> None:
+    """Only a causal language model or an encoder-decoder of text can be a student.
+
+    Raises:
+        RecipeError: it is neither, or one without its head.
+    """
+    if config.is_encoder_decoder:
+        _refuse_other_encoder_decoders(config, setting, name)
+        return
+    kind, own = config.model_type, getattr(config, "auto_map", None) or {}
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in own
+    both_ways = getattr(config, "is_decoder", None) is False and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    heads = config.architectures or []
+    mapped = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind), str(own.get("AutoModelForCausalLM")).rpartition(".")[2]}
+    headed = not heads or any("CausalLM" in head or "LMHead" in head or head in mapped for head in heads)
+    if not causal or both_ways or not headed:
+        raise RecipeError(
+            f"{setting} is {name}, a {_what(config)}: a student foretells the next token from those before it, name "
+            f"{_SAVED_AS}"
+        )
+
+
+def _refuse_other_encoder_decoders(config: PretrainedConfig, setting: str, name: str) -> None:
+    kind, own = config.model_type, getattr(config, "auto_map", None) or {}
+    of_text = kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES or "AutoModelForSeq2SeqLM" in own
+    heads = config.architectures or []
+    mapped = {
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(kind),
+        str(own.get("AutoModelForSeq2SeqLM")).rpartition(".")[2],
+    }
+    headed = not heads or any("ForConditionalGeneration" in head or head in mapped for head in heads)
+    if not of_text or not headed:
+        raise RecipeError(
+            f"{setting} is {name}, a {_what(config)}: an encoder-decoder student reads text and foretells the next token "
+            f"of its answer, name {_SAVED_AS}"
+        )
+    written = getattr(config, "tgt_vocab_size", None) or getattr(config, "decoder_vocab_size", None)  # FSMT, Marian
+    read = getattr(config, "src_vocab_size", None) or getattr(config, "vocab_size", None)
+    if written is not None and written != read:
+        raise RecipeError(
+            f"{setting} is {name}, a {kind} that reads one vocabulary ({read} tokens) and writes another ({written}): name "
+            "an encoder-decoder with one vocabulary, such as a T5 or a BART"
+        )
+
+
+def _what(config: PretrainedConfig) -> str:
+    return ", ".join(config.architectures or []) or f"model of type {config.model_type}"
+
+
+def refuse_the_other_kind(recipe: Recipe, config: PretrainedConfig, setting: str, name: str) -> None:
+    """Refuse a student of the other kind than its teacher, causal or encoder-decoder.
+
+    A teacher behind an API gives words, which either learns from; one whose files are not at hand is not looked at.
+
+    Args:
+        recipe: names the teacher.
+        config: the student's.
+        setting: which one names the student.
+        name: what it names.
+
+    Raises:
+        RecipeError: one is causal, and the other an encoder-decoder.
+    """
+    if not has_files(recipe.teacher):
+        return
+    try:
+        teacher = find_model(recipe.teacher.model, recipe.teacher.revision, weights=False)
+    except TeacherUnavailable:
+        return
+    if teacher.is_encoder_decoder == config.is_encoder_decoder:
+        return
+    kinds = ("a causal language model", "an encoder-decoder")
+    theirs, own = kinds[teacher.is_encoder_decoder], kinds[config.is_encoder_decoder]
+    raise RecipeError(
+        f"teacher.model is {teacher.name}, {theirs} ({teacher.config.get('model_type')}), and {setting} is {name}, {own} "
+        f"({config.model_type}): a causal model goes on from its prompt, and an encoder-decoder reads it in its encoder "
+        "and begins anew, so what one is taught with does not fit the other. Name a student that is "
+        f"{theirs}, or a teacher that is {own}; of a teacher behind an API (teacher.kind openai) either learns the words"
+    )

@@ -1,0 +1,39 @@
+"""A student made of whole layers of the teacher: `copy_layers(teacher, kept)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from stillhouse.errors import TrainingError
+from stillhouse.models.load import token_ids_alone
+from stillhouse.student.start.stacks import Kept, renumbered, with_layers
+
+
+def copy_layers(teacher: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedModel:
+    """A model of the teacher's kind and width with only the layers `kept`; everything else is the teacher's.
+
+    Raises:
+        TrainingError: the teacher's weights do not fit the model that its config with these layers describes.
+    """
+    config = type(teacher.config).from_dict(with_layers(teacher.config, kept))
+    student = type(teacher)(config).to(teacher.dtype)
+    untie_head(student, teacher)
+    missing, unexpected = student.load_state_dict(renumbered(teacher.state_dict(), kept), strict=False)
+    if missing or unexpected:
+        raise TrainingError(
+            f"layers of a {config.model_type} model cannot be copied: {[*missing, *unexpected][:3]} do not match. "
+            "Set student.init.model to a small model of the same tokenizer instead."
+        )
+    student.generation_config = token_ids_alone(teacher.generation_config)
+    return student
+
+
+def untie_head(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Give the student a head of its own where the teacher has one, whatever the config says: every T5's says otherwise."""
+    embedding, head = teacher.get_input_embeddings(), teacher.get_output_embeddings()
+    own = student.get_output_embeddings()
+    if head is not None and head.weight is not embedding.weight and own.weight is student.get_input_embeddings().weight:
+        own.weight = torch.nn.Parameter(own.weight.detach().clone())

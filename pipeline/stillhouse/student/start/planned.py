@@ -1,0 +1,119 @@
+"""Which widths a student has: `student.init.width` in numbers, or an error that says which numbers there can be.
+
+    check_widths(config, width)              # from the teacher's config alone
+    planned_sizes(config, width)             # 384 hidden channels, 768 neurons, 6 heads in 2 groups of 64
+
+A number is taken as it is, or refused. A share is rounded to the nearest width that there can be: whole groups of heads
+that share a key-value head, and where a config's class has the heads divide the hidden size (Llama, Gemma 2 and 3), such
+a size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PretrainedConfig
+
+from stillhouse.errors import RecipeError
+from stillhouse.recipe.student import Width, WidthSettings
+from stillhouse.student.start.axes import KEY, Sizes, refuse_unknown_parameters, sizes_of, with_sizes
+
+
+def check_widths(config: PretrainedConfig, width: WidthSettings) -> None:
+    """Refuse widths that cannot be cut out of the teacher, by its config alone.
+
+    Raises:
+        RecipeError: the teacher is of a family that cannot be cut, or it does not have these widths.
+    """
+    refuse_unknown_parameters(config)
+    planned_sizes(config, width)
+
+
+def planned_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
+    """The student's widths.
+
+    Args:
+        config: the teacher's.
+        width: what the recipe asks for.
+
+    Raises:
+        RecipeError: there is no such student.
+    """
+    whole = sizes_of(config)
+    for name, given, of in (
+        ("feed_forward", width.feed_forward, whole.neurons),
+        ("heads", width.heads, whole.heads),
+        ("hidden", width.hidden, whole.hidden),
+    ):
+        if isinstance(given, int) and given > of:
+            raise RecipeError(
+                f"{KEY}.{name} is {given}, and the teacher has only {of}: give 1 to {of}, or a share such as 0.5"
+            )
+    neurons = whole.neurons if width.feed_forward is None else _nearest(width.feed_forward, range(1, whole.neurons + 1))
+    dividing = _heads_divide_hidden(config, whole)
+    heads = _heads(width, whole, config.model_type if dividing else None)
+    step = heads if dividing else 1
+    hidden = whole.hidden
+    if width.hidden is not None:
+        hidden = _nearest(width.hidden, range(step, whole.hidden + 1, step))
+        if isinstance(width.hidden, int) and hidden != width.hidden:
+            raise RecipeError(
+                f"{KEY}.hidden is {width.hidden}, and the hidden size of a {config.model_type} is a multiple of its "
+                f"number of heads, {heads}: give {_around(width.hidden, step, whole.hidden)}, or another number of heads"
+            )
+    return replace(whole, neurons=neurons, heads=heads, groups=heads // whole.heads_of_a_group, hidden=hidden)
+
+
+def _heads(width: WidthSettings, whole: Sizes, dividing: str | None) -> int:
+    """How many heads the student has; `dividing` is the model's type where they must divide the hidden size."""
+    if width.heads is None:
+        return whole.heads
+    groups = [*range(whole.heads_of_a_group, whole.heads + 1, whole.heads_of_a_group)]
+    if isinstance(width.heads, int) and width.heads not in groups:
+        shared = f"{whole.groups} key-value head{'s' if whole.groups > 1 else ''}"
+        raise RecipeError(
+            f"{KEY}.heads is {width.heads}, and the teacher's {whole.heads} heads share {shared}: give {_listed(groups)}"
+        )
+    hidden = whole.hidden if width.hidden is None else width.hidden
+    if dividing is None or isinstance(hidden, float):  # a share becomes a size that the heads divide
+        return _nearest(width.heads, groups)
+    fitting = [heads for heads in groups if hidden % heads == 0]
+    if not fitting or (isinstance(width.heads, int) and width.heads not in fitting):
+        heads = width.heads if isinstance(width.heads, int) else _nearest(width.heads, groups)
+        mends = [f"heads: {_listed(fitting)}"] if fitting else []
+        mends.append(f"hidden: {_around(hidden, heads, whole.hidden)}")
+        raise RecipeError(
+            f"{KEY}.heads is {width.heads}, and the hidden size of a {dividing}, here {hidden}, is a multiple of its "
+            f"number of heads: give {', or '.join(mends)}"
+        )
+    return _nearest(width.heads, fitting)
+
+
+def _nearest(given: Width, allowed: Sequence[int]) -> int:
+    """The width that is nearest to a number, or to a share of the largest; the larger of two that are equally near."""
+    wanted = given * allowed[-1] if isinstance(given, float) else given
+    return min(allowed, key=lambda one: (abs(one - wanted), -one))
+
+
+def _heads_divide_hidden(config: PretrainedConfig, whole: Sizes) -> bool:
+    """Whether the config's class refuses a hidden size that the heads do not divide."""
+    if whole.heads == 1:
+        return False
+    try:
+        with_sizes(config, replace(whole, hidden=whole.heads + 1))
+    except (ValueError, StrictDataclassError):
+        return True
+    return False
+
+
+def _around(given: int, step: int, most: int) -> str:
+    """The multiples on both sides of a number, as far as there are such."""
+    below = given - given % step
+    return _listed([one for one in (below, below + step) if 0 < one <= most])
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last

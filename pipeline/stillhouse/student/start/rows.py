@@ -1,0 +1,47 @@
+"""The rows that importance is measured on: the teacher's own completions, evenly spaced over the training split."""
+
+from __future__ import annotations
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import TrainingError
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.layout import TokenBatch
+from stillhouse.models.load import LanguageModel
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.student.data.batches import collator, tokens_of
+from stillhouse.student.data.examples import read_examples
+from stillhouse.student.data.vocabulary import other_layout, other_tokenizer
+from stillhouse.student.start.stacks import evenly_spaced
+
+_BATCH = 16  # rows
+
+
+def measured_rows(
+    dataset: Dataset, lm: LanguageModel, files: ModelFiles, student: StudentSettings
+) -> tuple[TokenBatch, ...]:
+    """`student.init.rows` rows, rows of about one length together, on the model's device.
+
+    Args:
+        dataset: the teacher's completions.
+        lm: the teacher.
+        files: the teacher's.
+        student: says how many rows, and how long they may be.
+
+    Raises:
+        DatasetRefused: the dataset is damaged.
+        TrainingError: it has no row of at most `student.max_length` tokens in its training split.
+    """
+    by_text = other_tokenizer(dataset, files, refused=False)
+    by_text |= other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=False)
+    examples = read_examples(dataset, "train", lm, soft=False, by_text=by_text, max_length=student.max_length)
+    if len(examples) == 0:
+        raise TrainingError(
+            f"dataset {dataset.manifest.label} has no training row of at most student.max_length={student.max_length} "
+            "tokens with a completion token, so importance cannot be measured: raise student.max_length, or set "
+            "student.init.choose to even"
+        )
+    chosen = evenly_spaced(min(student.init.rows, len(examples)), len(examples))
+    rows = sorted((examples[place] for place in chosen), key=len)
+    collate = collator(lm.pad_id, lm.start_id)
+    parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    return tuple(tokens_of(collate(part)).to(lm.device) for part in parts)

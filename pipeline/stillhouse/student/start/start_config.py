@@ -1,0 +1,102 @@
+"""What a student will be, said by configs alone: everything that can be refused before any weights are loaded.
+
+check_start(recipe, student)                 # the model, the layers or the config that `student.init` names
+model = without_weights(recipe, student)     # its layers by name and shape
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stillhouse.errors import RecipeError
+from stillhouse.models.files import refuse_own_code, refuse_pickles, refuse_without_decoder_start, start_files
+from stillhouse.models.load import auto_class
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.student.start.fresh_config import fresh_config, try_out
+from stillhouse.student.start.kinds import read_config, refuse_others, refuse_the_other_kind
+from stillhouse.student.start.planned import check_widths
+from stillhouse.student.start.stacks import Kept, kept_layers, renumbered, with_layers
+from stillhouse.student.start.vocabulary import check_used_vocabulary
+
+
+def check_start(recipe: Recipe, student: StudentSettings) -> None:
+    """Refuse a start that no student can be made from, by its files and its config alone.
+
+    Raises:
+        RecipeError: the model is none that can be a student, or of the other kind than the teacher (causal,
+            encoder-decoder), the teacher lacks the layers or the widths, the tokenizer cannot be cut, or the config is no
+            model's.
+        TeacherUnavailable: a model that is named is not there.
+    """
+    init = student.init
+    files = start_files(recipe, init, weights=False)
+    setting = "teacher.model" if init.model is None else "student.init.model"
+    refuse_own_code(files, setting, "student.trust_remote_code", trusted=student.trust_remote_code)
+    config = read_config(files, setting, trust_remote_code=student.trust_remote_code)
+    if init.config is None or "model_type" not in init.config:
+        refuse_others(config, setting, files.name)
+    if init.config is not None:
+        try_out(fresh_config(recipe, student), trust_remote_code=student.trust_remote_code)
+        return
+    if getattr(config, "quantization_config", None):
+        raise RecipeError(
+            f"{setting} is {files.name}, whose weights are quantised: a student learns with whole ones, start from the "
+            "model that it was made of"
+        )
+    refuse_the_other_kind(recipe, config, setting, files.name)
+    refuse_without_decoder_start(files, setting)
+    if init.layers is not None:
+        kept = kept_layers(config, init.layers)
+        if config.is_encoder_decoder:
+            _refuse_no_copies(config, kept, trust_remote_code=student.trust_remote_code)
+    if init.width is not None:
+        check_widths(config, init.width)
+    if init.vocabulary == "used":
+        check_used_vocabulary(recipe, student, files)
+    if Path(files.name).is_dir():  # a hub model's weights are fetched when they are needed
+        refuse_pickles(files, setting)
+
+
+def without_weights(recipe: Recipe, student: StudentSettings) -> PreTrainedModel:
+    """The student's layers by name and shape, on the meta device; a teacher's whole depth where layers are copied.
+
+    Raises:
+        RecipeError, TeacherUnavailable: as `check_start` does.
+    """
+    return _shapes(student_config(recipe, student), trust_remote_code=student.trust_remote_code)
+
+
+def student_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig:
+    """The config of what a student starts from; a teacher's whole depth where layers are copied.
+
+    Raises:
+        RecipeError, TeacherUnavailable: as `check_start` does.
+    """
+    if student.init.config is not None:
+        return fresh_config(recipe, student)
+    files = start_files(recipe, student.init, weights=False)
+    return read_config(files, "student.init", trust_remote_code=student.trust_remote_code)
+
+
+def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    with torch.device("meta"):
+        return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _refuse_no_copies(config: PretrainedConfig, kept: Sequence[Kept], *, trust_remote_code: bool) -> None:
+    """Refuse layers that do not make a model of the same kind: every other one of them may be another sort (Switch)."""
+    teacher = _shapes(config, trust_remote_code=trust_remote_code)
+    student = _shapes(type(config).from_dict(with_layers(config, kept)), trust_remote_code=trust_remote_code)
+    copied = {name: weight.shape for name, weight in renumbered(teacher.state_dict(), kept).items()}
+    wanted = {name: weight.shape for name, weight in student.state_dict().items()}
+    if unlike := sorted(name for name in copied.keys() | wanted.keys() if copied.get(name) != wanted.get(name)):
+        raise RecipeError(
+            f"student.init.layers: layers of a {config.model_type} model cannot be copied one by one ("
+            f"{', '.join(unlike[:3])} do not match): "
+            "set student.init to {model: a small encoder-decoder of the same tokenizer}, or to {config: ...}"
+        )

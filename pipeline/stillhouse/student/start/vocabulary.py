@@ -1,0 +1,247 @@
+"""`student.init.vocabulary: used`: the rows of embedding and head that the dataset needs, and a tokenizer cut to match.
+
+    check_used_vocabulary(recipe, student, files)               # before anything is labelled or trained
+    cut = cut_vocabulary(model, files, labelled, scratch)       # a smaller model; its tokenizer lies in `scratch`
+    write_model(cut.model, scratch, folder)
+
+The new vocabulary has exactly as many rows as the tokenizer has tokens; padding rows of the teacher go. What was written is
+opened again as anybody would open it, and every text of the dataset must have the same tokens as before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
+from stillhouse.models.files import ModelFiles, has_files, teacher_files
+from stillhouse.models.load import LanguageModel, decoder_start, load_tokenizer, token_ids_alone
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.storage.durable import write_atomically
+from stillhouse.student.renumbering import Renumbering
+from stillhouse.student.start.layers import untie_head
+from stillhouse.student.start.tokenizer import (
+    TokenIds,
+    Tokenizer,
+    closure,
+    cut_tokenizer,
+    named_tokens,
+    renumbered_settings,
+    token_ids,
+    why_not,
+)
+from stillhouse.student.start.used import tokenised_texts, used_tokens
+
+_GENERATION = "generation_config.json"
+_PROBE = 8  # tokens on which the cut model is compared with the whole one
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """A model of a part of its tokens."""
+
+    model: PreTrainedModel
+    kept: int  # tokens
+    of: int  # tokens of the whole tokenizer
+
+
+def check_used_vocabulary(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> None:
+    """Refuse `vocabulary: used` where the tokenizer cannot be cut, or is not the teacher's, by files alone.
+
+    Args:
+        recipe: names the teacher.
+        student: its settings.
+        files: of what the student starts from.
+
+    Raises:
+        RecipeError: the tokenizer is of a kind that cannot be cut, or the start has another one than the teacher.
+        TeacherUnavailable: the teacher is not there.
+    """
+    setting = "student.init.vocabulary is 'used'"
+    mend = "Set student.init.vocabulary to 'all'"
+    if not (files.folder / "tokenizer.json").is_file():
+        raise RecipeError(
+            f"{setting}, and {files.name} has no tokenizer.json (it has a slow tokenizer alone). {mend}, or save the model "
+            "with a fast tokenizer"
+        )
+    if "AutoTokenizer" in files.own_code:
+        raise RecipeError(f"{setting}, and {files.name} has a tokenizer of its own code, which cannot be cut. {mend}")
+    if (reason := why_not(_read(files.folder / "tokenizer.json"))) is not None:
+        raise RecipeError(f"{setting}, and {files.name} does not allow it: {reason}. {mend}")
+    if student.init.model is None:
+        return
+    if not has_files(recipe.teacher):
+        raise RecipeError(
+            f"{setting}, and the tokenizer of a teacher of kind {recipe.teacher.kind!r} is not known, whose tokens it "
+            f"keeps. {mend}"
+        )
+    teacher = teacher_files(recipe, weights=False)
+    if teacher.tokenizer_sha256 != files.tokenizer_sha256:
+        raise RecipeError(
+            f"{setting}, and student.init.model ({files.name}) has another tokenizer than teacher.model ({teacher.name}), "
+            f"whose tokens it keeps. {mend}, or start from a model with the teacher's tokenizer"
+        )
+
+
+def cut_vocabulary(
+    model: PreTrainedModel, source: ModelFiles, labelled: Dataset, scratch: Path, *, trust_remote_code: bool = False
+) -> CutModel:
+    """The model with the tokens that the dataset uses alone.
+
+    Its tokenizer, its generation settings and the renumbering are written into `scratch`, for `write_model`.
+
+    Args:
+        model: has the tokenizer of `source`; not changed.
+        source: the model's files, or those of what it was made of.
+        labelled: says which tokens are used.
+        scratch: an empty folder.
+        trust_remote_code: let the tokenizer's own code run.
+
+    Raises:
+        DatasetRefused: the dataset's token ids are not of this tokenizer.
+        TrainingError: a text of the dataset has other tokens in the cut tokenizer, or the cut model computes other logits.
+    """
+    _refuse_other_tokens(labelled, source)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+    tokenizer.save_pretrained(scratch)
+    whole = _read(scratch / "tokenizer.json")  # as transformers runs it, which may be another than in the file it read
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    lm = LanguageModel(model, tokenizer, decoder_start(model))
+    named = {*tokenizer.all_special_ids, *lm.end_ids, *_named(model, source)}
+    kept = closure(whole, {*used_tokens(labelled, lm, rows).tolist(), *named})
+    kept = kept[kept < rows]  # Gemma's tokenizer has a token for images that its models of text have no row for
+    cut = _cut_model(model, kept)
+    _write_scratch(scratch, source, whole, kept)
+    cut.config.save_pretrained(scratch)  # transformers asks it for the tokenizer's class
+    load_tokenizer(scratch, trust_remote_code=trust_remote_code).save_pretrained(scratch)  # as the student's will be
+    renumbering = Renumbering(kept, source.tokenizer_sha256, ModelFiles("", scratch).tokenizer_sha256)
+    renumbering.write(scratch)
+    smaller = LanguageModel(cut, load_tokenizer(scratch, trust_remote_code=trust_remote_code), decoder_start(cut))
+    _refuse_other_texts(labelled, lm, smaller, renumbering)
+    _refuse_other_logits(model, cut, kept)
+    return CutModel(cut, len(kept), len(token_ids(whole)))
+
+
+def _named(model: PreTrainedModel, source: ModelFiles) -> set[int]:
+    """The tokens that the model's settings name."""
+    generation = source.folder / _GENERATION
+    return named_tokens(model.config.to_dict()) | named_tokens(_read(generation) if generation.is_file() else {})
+
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+
+def _cut_model(model: PreTrainedModel, kept: TokenIds) -> PreTrainedModel:
+    """The model with the rows `kept` of everything that has a row for each token, head and biases included."""
+    config = type(model.config).from_dict(_cut_settings(model.config.to_dict(), kept))
+    cut = type(model)(config).to(model.dtype)
+    untie_head(cut, model)
+    whole, index = model.state_dict(), torch.from_numpy(kept).long()
+    cut.load_state_dict({name: _rows(name, whole[name], want, index) for name, want in cut.state_dict().items()})
+    ids = renumbered_settings(token_ids_alone(model.generation_config).to_dict(), kept)
+    cut.generation_config = token_ids_alone(GenerationConfig(**ids))
+    cut.eval()
+    return cut
+
+
+def _cut_settings(settings: dict[str, Any], kept: TokenIds) -> dict[str, Any]:
+    cut = renumbered_settings(settings, kept)
+    for section in (cut, cut.get("text_config")):
+        if isinstance(section, dict) and "vocab_size" in section:
+            section["vocab_size"] = len(kept)
+    return cut
+
+
+def _rows(name: str, whole: Tensor, want: Tensor, kept: Tensor) -> Tensor:
+    """A weight in the shape that the smaller model wants: what differs is the dimension of the tokens."""
+    for dimension, (have, wanted) in enumerate(zip(whole.shape, want.shape, strict=True)):
+        if have == wanted:
+            continue
+        if wanted != len(kept) or have <= int(kept.max()):
+            raise TrainingError(
+                f"student.init.vocabulary is 'used', and {name} of shape {tuple(whole.shape)} cannot be cut to "
+                f"{tuple(want.shape)}: set it to 'all'"
+            )
+        whole = whole.index_select(dimension, kept.to(whole.device))
+    return whole
+
+
+def _refuse_other_logits(model: PreTrainedModel, cut: PreTrainedModel, kept: TokenIds) -> None:
+    """Compare both models on some tokens: a kind of model with further tables of tokens must not pass."""
+    places = torch.linspace(0, len(kept) - 1, _PROBE).long()[None]  # (1, probe)
+    index = torch.from_numpy(kept).long()
+    with torch.inference_mode():
+        logits = [
+            one(input_ids=ids, **({"decoder_input_ids": ids} if one.config.is_encoder_decoder else {})).logits.float()
+            for one, ids in ((model.eval(), index[places]), (cut, places))
+        ]
+    whole, own = logits[0][..., index], logits[1]
+    if not torch.allclose(whole, own, rtol=0.0, atol=0.02 * float(whole.abs().max())):
+        raise TrainingError(
+            f"student.init.vocabulary is 'used', and a {model.config.model_type} model with a part of its tokens computes "
+            f"other logits (by up to {float((whole - own).abs().max()):.3g}): set it to 'all'"
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def _write_scratch(scratch: Path, source: ModelFiles, whole: Tokenizer, kept: TokenIds) -> None:
+    """The cut tokenizer, and the settings for generation with its ids."""
+    _write(scratch / "tokenizer.json", cut_tokenizer(whole, kept))
+    settings = _read(scratch / "tokenizer_config.json")
+    if decoder := settings.get("added_tokens_decoder"):
+        new = {str(old): str(number) for number, old in enumerate(kept.tolist())}
+        settings["added_tokens_decoder"] = {new[old]: token for old, token in decoder.items() if old in new}
+        _write(scratch / "tokenizer_config.json", settings)
+    generation = source.folder / _GENERATION
+    if generation.is_file():
+        _write(scratch / generation.name, renumbered_settings(_read(generation), kept))
+
+
+def _refuse_other_tokens(labelled: Dataset, source: ModelFiles) -> None:
+    """Token ids of another tokenizer would keep other tokens than the texts need."""
+    manifest = labelled.manifest
+    theirs = manifest.teacher.tokenizer_sha256
+    if theirs != source.tokenizer_sha256 and (theirs is not None or manifest.soft is not None):
+        known = f"sha256 {theirs[:12]}…" if theirs else "not known"
+        raise DatasetRefused(
+            f"student.init.vocabulary is 'used', and dataset {manifest.label} was labelled with another tokenizer "
+            f"({known}) than {source.name} has (sha256 {source.tokenizer_sha256[:12]}…): set student.init.vocabulary to "
+            "'all', or label again with this teacher"
+        )
+
+
+def _refuse_other_texts(labelled: Dataset, whole: LanguageModel, cut: LanguageModel, renumbering: Renumbering) -> None:
+    """Every text of the dataset must have the same tokens in both, renumbered."""
+    both = zip(tokenised_texts(labelled, whole), tokenised_texts(labelled, cut), strict=True)
+    for before, after in both:
+        if _own_ids(renumbering, before.token_ids) != after.token_ids:
+            raise TrainingError(
+                f"student.init.vocabulary is 'used', and the {before.what} of row {before.row} has other tokens in the "
+                f"smaller tokenizer ({type(cut.tokenizer).__name__}): {before.text[:80]!r}. Set it to 'all'"
+            )
+
+
+def _own_ids(renumbering: Renumbering, ids: Sequence[int]) -> list[int]:
+    own: list[int] = renumbering.student_ids(np.array(ids, dtype=np.int32)).tolist()
+    return own
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    write_atomically(file, json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n")

@@ -1,0 +1,226 @@
+"""A narrower student, cut out of the teacher's matrices: the neurons, heads and channels that do most.
+
+    activations = measure_activations(teacher, batches)
+    student, widths = cut_widths(copied, width, activations, kept)    # {"heads": (6, 9)}
+
+Neurons are chosen layer by layer, and so are heads, in whole groups that share a key-value head. Of a T5 stack whose layers
+share one table of relative positions the same heads are chosen in all layers, by the sum of their shares. Hidden channels
+are one choice for the whole model, both stacks of a T5 included, since the embedding is theirs too. What is kept keeps
+its order.
+
+What is done about the scales that depend on the hidden size, d in the teacher and e in the student:
+
+- A norm divides by the root mean square over channels, which is another one over fewer channels. Its weight is multiplied
+  by the root of the mean, over the kept channels, of the measured mean square of x_i / rms(x): where the residual stream is
+  the teacher's, its outputs then have on average the teacher's size. (Not of each token: no weight can do that.)
+- T5 with a tied head multiplies hidden states by d^-0.5 before the head: the last norm takes on (e / d)^0.5.
+- Gemma multiplies its embedding by d^0.5: the embedding's rows take on (d / e)^0.5, and where they are the head's as well
+  the last norm takes on the inverse. Embedding and head stay tied.
+
+Nothing makes up for what the parts that are gone would have added: that is for training. Scales of the attention depend
+on the channels of a head, which stay as they are. Where all channels are kept nothing is multiplied, and a student
+whose every width is whole is the teacher bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stillhouse.errors import TrainingError
+from stillhouse.models.head import logit_factor
+from stillhouse.recipe.student import WidthSettings
+from stillhouse.student.start.activations import Activations
+from stillhouse.student.start.axes import FAMILIES, Axis, Sizes, axes_of, sizes_of, with_sizes
+from stillhouse.student.start.layers import untie_head
+from stillhouse.student.start.planned import planned_sizes
+from stillhouse.student.start.stacks import Kept, renumbered
+
+_LAST_NORMS = ("model.norm", "decoder.final_layer_norm")  # whose outputs the head alone reads
+_EMBEDDINGS = ("embed_tokens", "shared")
+
+
+def cut_widths(
+    model: PreTrainedModel, width: WidthSettings, activations: Activations, kept: Sequence[Kept] = ()
+) -> tuple[PreTrainedModel, dict[str, tuple[int, int]]]:
+    """A model of the same class with the widths that `width` says.
+
+    Args:
+        model: the teacher, or what `copy_layers` made of it. It is not changed.
+        width: the student's widths.
+        activations: measured on the whole teacher.
+        kept: which of the teacher's layers the model has; empty for all.
+
+    Returns:
+        The narrower model, and of each width that the recipe names how many are kept of how many.
+
+    Raises:
+        RecipeError: as `planned.check_widths` does.
+        TrainingError: the activations are those of another model.
+    """
+    whole, sizes = sizes_of(model.config), planned_sizes(model.config, width)
+    choice = Choice(model, whole, sizes, _scores(model, activations, kept))
+    student = type(model)(with_sizes(model.config, sizes))
+    untie_head(student, model)
+    weights = model.state_dict()
+    cut = {name: choice.scaled(name, choice.cut(name, tensor)) for name, tensor in weights.items()}
+    for name, parameter in student.named_parameters():
+        parameter.data = parameter.data.to(weights[name].dtype)
+    student.load_state_dict(cut)
+    student.generation_config = copy.deepcopy(model.generation_config)
+    student.train(model.training)
+    counts = {
+        "feed_forward": (sizes.neurons, whole.neurons),
+        "heads": (sizes.heads, whole.heads),
+        "hidden": (sizes.hidden, whole.hidden),
+    }
+    return student, {name: count for name, count in counts.items() if getattr(width, name) is not None}
+
+
+def _scores(model: PreTrainedModel, activations: Activations, kept: Sequence[Kept]) -> dict[str, Tensor]:
+    """What was measured, under the names of the model's own modules."""
+    scores = {name: torch.from_numpy(array.copy()) for name, array in activations.scores.items()}
+    scores = renumbered(scores, kept) if kept else scores
+    wanted = {_owner(name) for name in model.state_dict() if _owner(name) is not None}
+    if lacking := sorted(str(name) for name in wanted - scores.keys()):
+        raise TrainingError(
+            f"activations were measured on another model: they lack {', '.join(lacking[:3])}. Remove the file that they "
+            "were kept in, and they are measured again"
+        )
+    return scores
+
+
+def _owner(name: str) -> str | None:
+    """Which module's figures say what is kept of a parameter, besides hidden channels; of a norm its own."""
+    axes = axes_of(name) or ()
+    module = name.rpartition(".")[0]
+    if axes == (Axis.HIDDEN,) and name.endswith(".weight"):
+        return module
+    cut_by_owner = {Axis.NEURONS, Axis.HEADS, Axis.GROUPS, Axis.PER_HEAD} & {*axes}
+    return module.rpartition(".")[0] if cut_by_owner else None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which neurons, heads and channels of a model are kept, and by what that multiplies its weights."""
+
+    model: PreTrainedModel
+    whole: Sizes
+    sizes: Sizes
+    scores: Mapping[str, Tensor]  # by module, as `Activations` has them
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """What is kept of a parameter."""
+        for dim, axis in enumerate(axes_of(name) or ()):
+            if self.sizes.length(axis) != self.whole.length(axis):
+                tensor = tensor.index_select(dim, self._places(name, axis).to(tensor.device))
+        return tensor
+
+    def scaled(self, name: str, tensor: Tensor) -> Tensor:
+        """A parameter multiplied by what makes up for another hidden size; as it is where that is the teacher's."""
+        module = name.rpartition(".")[0]
+        factor = self._factor(module)
+        if self.sizes.hidden == self.whole.hidden or factor == 1.0:
+            return tensor
+        offset = self._norm_offset if axes_of(name) == (Axis.HIDDEN,) else 0.0
+        return ((tensor.float() + offset) * factor - offset).to(tensor.dtype)
+
+    # ------------------------------------------------------------------------------------------------ what is kept
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """The hidden channels that the norms hand on most of, summed over all norms: ascending."""
+        total = torch.zeros(self.whole.hidden, dtype=torch.float64)
+        for name, weight in self.model.state_dict().items():
+            if axes_of(name) == (Axis.HIDDEN,) and name.endswith(".weight"):
+                of_norm = self.scores[name.rpartition(".")[0]].double().sqrt()
+                total += of_norm * (weight.double().cpu() + self._norm_offset).abs()
+        return _most(total, self.sizes.hidden)
+
+    @cached_property
+    def groups(self) -> dict[str, Tensor]:
+        """Of each attention the key-value heads whose heads put out most on average: ascending."""
+        return {
+            attention: _most(sum((self._group_shares(one) for one in together), torch.zeros(())), self.sizes.groups)
+            for together in self._attentions()
+            for attention in together
+        }
+
+    def _group_shares(self, attention: str) -> Tensor:
+        """The score of each group, its heads' mean, as a share of all: comparable between layers."""
+        score: Tensor = self.scores[attention].double().unflatten(0, (self.whole.groups, -1)).mean(1)
+        return score / score.sum().clamp(min=torch.finfo(torch.float64).tiny)
+
+    def _attentions(self) -> Iterator[list[str]]:
+        """Attentions that must keep the same heads: those of a stack that share a table of positions; others alone."""
+        owners = {name: _owner(name) for name in self.model.state_dict()}
+        attentions = dict.fromkeys(
+            str(owners[name]) for name in owners if Axis.HEADS in (axes_of(name) or ()) and owners[name]
+        )
+        tables = {owner for name, owner in owners.items() if Axis.PER_HEAD in (axes_of(name) or ())}
+        for stack in ("encoder.", "decoder.", ""):
+            own = [name for name in attentions if name.startswith(stack) and name.endswith(".SelfAttention")]
+            shared = own if stack and tables & {*own} and not tables >= {*own} else []
+            if shared:
+                yield shared
+            for name in shared:
+                del attentions[name]
+        yield from ([name] for name in attentions)
+
+    def _places(self, name: str, axis: Axis) -> Tensor:
+        """The kept places along an axis of a parameter: ascending."""
+        if axis is Axis.HIDDEN:
+            return self.hidden
+        owner = str(_owner(name))
+        if axis is Axis.NEURONS:
+            return _most(self.scores[owner], self.sizes.neurons)
+        groups = self.groups[owner]
+        if axis is Axis.GROUPS:
+            return _spread(groups, self.whole.of_a_head)
+        heads = _spread(groups, self.whole.heads_of_a_group)
+        return heads if axis is Axis.PER_HEAD else _spread(heads, self.whole.of_a_head)
+
+    # ------------------------------------------------------------------------------------------------------ scales
+
+    @property
+    def _norm_offset(self) -> float:
+        return FAMILIES[self.model.config.model_type].norm_offset
+
+    @cached_property
+    def _tied(self) -> bool:
+        return self.model.get_output_embeddings().weight is self.model.get_input_embeddings().weight
+
+    @cached_property
+    def _embedding_factor(self) -> float:
+        scales = FAMILIES[self.model.config.model_type].scales_embedding
+        return float((self.whole.hidden / self.sizes.hidden) ** 0.5) if scales else 1.0
+
+    def _factor(self, module: str) -> float:
+        """What a module's weights are multiplied by."""
+        part = module.rpartition(".")[2]
+        if part in _EMBEDDINGS or (part == "lm_head" and self._tied):
+            return self._embedding_factor
+        if axes_of(f"{module}.weight") != (Axis.HIDDEN,):
+            return 1.0
+        factor = float(self.scores[module].double()[self.hidden].mean().sqrt())
+        if module in _LAST_NORMS:
+            student = with_sizes(self.model.config, self.sizes)
+            factor *= logit_factor(self.model.config) / logit_factor(student)
+            factor /= self._embedding_factor if self._tied else 1.0
+        return factor
+
+
+def _most(scores: Tensor, count: int) -> Tensor:
+    """The places of the `count` highest scores, ascending; of equal ones the first."""
+    return torch.sort(torch.argsort(scores, descending=True, stable=True)[:count]).values
+
+
+def _spread(places: Tensor, each: int) -> Tensor:
+    """The places of units of `each` entries in a row: (n,) -> (n * each,)."""
+    return (places.unsqueeze(1) * each + torch.arange(each)).flatten()

@@ -1,0 +1,219 @@
+"""`student.train` of a recipe as `transformers.TrainingArguments`, on top of Stillhouse's own defaults.
+
+Every argument of the library either works here, or is refused with the reason and what does the same: none is taken and
+then ignored. One that is refused may still be given the library's own default.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from transformers import IntervalStrategy, Trainer, TrainingArguments, get_scheduler
+
+from stillhouse.errors import RecipeError, TrainingError
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.settings import nearest
+from stillhouse.student.training.liger import liger_arguments
+from stillhouse.student.training.reporting import check_reporting
+from stillhouse.student.training.sharded import check_sharding
+from stillhouse.student.training.stopping import stopping_arguments
+
+_OURS = "Stillhouse sets it itself"
+_NO_EFFECT = "it would change nothing here"
+_NOT_EXACT = "a training that was stopped could not go on exactly as it would have"
+_HUB = "a recipe publishes nothing; upload the finished student's folder with `hf upload`"
+_BEST = "set student.early_stopping, which keeps the best student by the held-out divergence"
+_COMPILE = "the loss has another shape with every batch, and would be compiled anew for each"
+
+_REFUSED = {
+    **dict.fromkeys(("output_dir", "remove_unused_columns", "label_names", "disable_tqdm", "local_rank"), _OURS),
+    "resume_from_checkpoint": f"{_OURS}: run again, and the training goes on from its last checkpoint",
+    "restore_callback_states_from_checkpoint": _OURS,
+    "label_smoothing_factor": "the losses here know no such thing; the teacher's distribution is what smooths",
+    "average_tokens_across_devices": "the loss is a mean over the tokens of all processes, whatever their number",
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _BEST),
+    **dict.fromkeys(("ignore_data_skip", "save_only_model"), _NOT_EXACT),
+    "auto_find_batch_size": f"{_NOT_EXACT}; set per_device_train_batch_size and gradient_accumulation_steps",
+    "enable_jit_checkpoint": "set save_strategy to steps and save_steps to what you can afford to lose",
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPILE),
+    **dict.fromkeys(("accelerator_config", "parallelism_config"), f"{_OURS}, so that each process has its even share"),
+    "deepspeed": "shard with fsdp and fsdp_config instead",
+    **dict.fromkeys(("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"), _HUB),
+    **dict.fromkeys(("hub_strategy", "hub_always_push", "hub_revision"), _HUB),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict", "use_cache", "length_column_name"), _NO_EFFECT),
+    **dict.fromkeys(("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), _NO_EFFECT),
+    **dict.fromkeys(("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"), _NO_EFFECT),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), f"{_NO_EFFECT}; bf16 and fp16 hold for evaluation too"),
+}
+_ALIASES = {  # which the library is about to drop
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+_NO = {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "report_to": "none"}  # YAML's `no`
+_AT_LEAST_1 = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16,
+    "learning_rate": 5e-5,
+    "logging_steps": 10,
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "eval_strategy": "epoch",
+    "report_to": "none",
+    "ddp_find_unused_parameters": False,
+}
+
+
+def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -> TrainingArguments:
+    """`student.train` as transformers.TrainingArguments, on top of Stillhouse's defaults (`_DEFAULTS`).
+
+    Args:
+        recipe: for its seed and its name.
+        student: what is trained.
+        folder: where checkpoints go.
+
+    Raises:
+        RecipeError: an argument is unknown, wrong, not the recipe's to set, or contradicts another setting.
+    """
+    given = {_ALIASES.get(name, name): value for name, value in _checked(student.train).items()}
+    settings = {
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "run_name": f"{recipe.name}-{student.mode}",
+        **_DEFAULTS,
+        "seed": recipe.seed,
+        **given,
+        **stopping_arguments(recipe, student, given),
+        **liger_arguments(given),
+        **_precision(given),
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the library's to its own callers
+            arguments = TrainingArguments(
+                output_dir=str(folder),
+                remove_unused_columns=False,
+                label_names=["labels"],
+                disable_tqdm=True,
+                **settings,
+            )
+        _try_out(arguments)
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
+        raise RecipeError(f"student.train is wrong: {error}") from None
+    check_reporting(arguments.report_to)
+    check_sharding(arguments, student.launch)
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # a process has one device: torchrun starts one for each
+    return arguments
+
+
+def without_validation(arguments: TrainingArguments, student: StudentSettings) -> None:
+    """Let a training do without held-out rows, of which the dataset has none.
+
+    Raises:
+        RecipeError: something in the recipe goes by them.
+    """
+    if arguments.metric_for_best_model is not None:
+        wanting = "student.early_stopping" if student.early_stopping else "student.train.lr_scheduler_type"
+        raise RecipeError(
+            f"{wanting} is set and goes by held-out rows, and the dataset has none of at most student.max_length="
+            f"{student.max_length} tokens: set prompts.holdout above 0 and label again, or take {wanting} away"
+        )
+    arguments.eval_strategy = IntervalStrategy.NO
+
+
+def refuse_to_drop_all(arguments: TrainingArguments, rows: int) -> None:
+    """Refuse `dataloader_drop_last` where not even one batch of all processes is whole.
+
+    Args:
+        arguments: of the training.
+        rows: that there are to learn from.
+
+    Raises:
+        TrainingError: every row would be left out, and nothing learnt.
+    """
+    together = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < together:
+        raise TrainingError(
+            f"student.train.dataloader_drop_last is true, and leaves out a batch that is not whole: a batch has {together} "
+            f"rows, and there are {rows} to learn from. Set it to false, or student.train.per_device_train_batch_size to "
+            f"{max(1, rows // arguments.world_size)} or less"
+        )
+
+
+def _checked(train: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that are ours to hand on, each in its type: YAML reads 1e-4 as text, and `no` as a boolean."""
+    hints, defaults = (
+        get_type_hints(TrainingArguments),
+        {field.name: field.default for field in fields(TrainingArguments)},
+    )
+    hints["fsdp"] = bool | str | None  # the library's own documentation says `true`
+    checked = {}
+    for name, value in train.items():
+        if name in _REFUSED:
+            if value is not None and value != defaults[name]:
+                raise RecipeError(
+                    f"student.train.{name}: it is {value!r} and is not for a recipe to set: {_REFUSED[name]}"
+                )
+            continue
+        if name not in defaults:
+            known = sorted(defaults.keys() - _REFUSED.keys())
+            raise RecipeError(f"student.train.{name}: there is no such training argument to set.{nearest(name, known)}")
+        if name in _ALIASES and _ALIASES[name] in train:
+            raise RecipeError(f"student.train.{name} is the old name of {_ALIASES[name]}: give one of them")
+        checked[name] = _in_type(name, _NO[name] if name in _NO and value in (False, None) else value, hints[name])
+    return checked
+
+
+def _in_type(name: str, value: Any, hint: Any) -> Any:
+    try:
+        typed = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        reasons = " or ".join(dict.fromkeys(str(detail["msg"]) for detail in error.errors()))
+        raise RecipeError(f"student.train.{name} is {value!r}: {reasons}") from None
+    if name == "lr_scheduler_kwargs" and isinstance(typed, dict):
+        return {key: _as_number(one) for key, one in typed.items()}
+    if name in _AT_LEAST_1 and typed < 1:
+        raise RecipeError(f"student.train.{name} is {value!r}: give 1 or more")
+    if name == "save_strategy" and typed == "best":
+        raise RecipeError(f"student.train.save_strategy is 'best': set it to epoch or steps; to keep the best, {_BEST}")
+    return typed
+
+
+def _as_number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _precision(given: dict[str, Any]) -> dict[str, Any]:
+    """What the library must be told for a precision; fp16 has no gradient scaling on a CPU."""
+    on_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
+    if on_cpu and given.get("fp16"):
+        raise RecipeError("student.train.fp16 is true, and the training is on a CPU: set bf16 in its place, or neither")
+    return {"use_cpu": True} if on_cpu else {}  # not told so, several processes take themselves for one each
+
+
+def _try_out(arguments: TrainingArguments) -> None:
+    """Make the optimizer and the schedule of one weight: what is wrong with them shows now, not after labelling."""
+    if not arguments.max_steps > 0 and not arguments.num_train_epochs > 0:
+        raise ValueError(f"num_train_epochs is {arguments.num_train_epochs}: give more than 0, or max_steps")
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    if arguments.optim_target_modules is None:
+        optimizer = kind([weight], **{"lr": arguments.learning_rate, **options})
+    else:
+        optimizer = torch.optim.SGD([weight], lr=arguments.learning_rate)  # theirs want a model
+    get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=arguments.get_warmup_steps(2),
+        num_training_steps=2,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )

@@ -1,0 +1,104 @@
+"""Whether a model can learn from packed rows: several in one sequence, of which none sees another.
+
+    check_both(student, teacher)
+
+`batches.py` packs. From positions that begin anew, and no attention mask, the models of transformers see that a sequence
+is packed, and keep the examples' attention apart (`masking_utils.find_packed_sequence_indices`). Models that take no
+positions, or whose layers hand on a state from token to token, do not; so it is tried, on some tokens and the model in use.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.errors import RecipeError, TrainingError
+from stillhouse.models.head import split
+from stillhouse.models.load import LanguageModel
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.student.data.batches import collator, side_by_side
+from stillhouse.student.data.rows import Example
+from stillhouse.student.start.start_config import student_config
+from stillhouse.student.training.forward import LiveTeacher
+
+_PROBE = ((3, 4), (1, 2), (2, 2), (1, 5))  # tokens of prompt and completion
+_WIDTH = 8  # of the probe: two examples in a sequence, and padding in another
+
+
+class Hidden(Protocol):
+    """`stillhouse.models.head.Parts.hidden`, or a live teacher's."""
+
+    def __call__(self, input_ids: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+        """The hidden states that foretell each completion token: (completion tokens, width)."""
+
+
+def refuse_packed_encoder_decoder(recipe: Recipe, student: StudentSettings) -> None:
+    """Refuse `student.packing` where the student will be an encoder-decoder, by its config alone.
+
+    Raises:
+        RecipeError: it will.
+        TeacherUnavailable: the model that it starts from is not there.
+    """
+    if not student.packing:
+        return
+    config = student_config(recipe, student)
+    if config.is_encoder_decoder:
+        raise RecipeError(
+            f"student.packing is true, and the student is an encoder-decoder ({config.model_type}), whose rows are two "
+            "sequences each: set student.packing to false, and student.train.train_sampling_strategy to group_by_length, "
+            "which pads little"
+        )
+
+
+def check_both(lm: LanguageModel, teacher: LiveTeacher | None) -> None:
+    """`check_packing` of a student, and of the live teacher that gets the same batches.
+
+    Raises:
+        TrainingError: as there.
+    """
+    vocabulary = int(lm.model.get_input_embeddings().num_embeddings)
+    check_packing(split(lm.model).hidden, vocabulary, lm.device, "student")
+    if teacher is not None:
+        check_packing(teacher.hidden, teacher.vocabulary_size, lm.device, "teacher")
+
+
+@torch.no_grad()
+def check_packing(hidden: Hidden, vocabulary_size: int, device: torch.device, whose: str) -> None:
+    """Refuse a model that gives packed examples other hidden states than it gives them alone.
+
+    Args:
+        hidden: of a model in evaluation mode.
+        vocabulary_size: of that model.
+        device: where it is.
+        whose: "student" or "teacher", for the message.
+
+    Raises:
+        TrainingError: it does.
+    """
+    random = np.random.default_rng(0)
+    rows = [[random.integers(vocabulary_size, size=tokens, dtype=np.int32) for tokens in row] for row in _PROBE]
+    examples = [Example(prompt, completion, None) for prompt, completion in rows]
+    order = [place for sequence in side_by_side([len(one) for one in examples], _WIDTH) for place in sequence]
+    alone, packed = (
+        {name: tensor.to(device) for name, tensor in batch.items()}
+        for batch in (collator(0)([examples[place] for place in order]), collator(0, pack_to=_WIDTH)(examples))
+    )
+    try:
+        expected, found = hidden(**alone).float(), hidden(**packed)
+    except TypeError:  # its forward takes no `position_ids`
+        raise _refusal(whose) from None
+    precision = torch.finfo(found.dtype).eps ** 0.5  # rounding alone stays far below
+    apart = (found.float() - expected).norm(dim=-1) / expected.norm(dim=-1)  # (completion tokens,)
+    if not bool((apart < precision).all()):
+        raise _refusal(whose, f" by up to {float(apart.max()):.1%}")
+
+
+def _refusal(whose: str, how_far: str = "") -> TrainingError:
+    return TrainingError(
+        f"student.packing is true, and the {whose} does not keep rows in one sequence apart: it gives them other hidden "
+        f"states{how_far} than each of them alone. Set student.packing to false"
+    )

@@ -1,0 +1,72 @@
+"""FSDP where accelerate does without: on the CPU it takes `fsdp: true` in silence and trains by DistributedDataParallel.
+
+What is asked for is done here as well, with the same code of torch (`fully_shard`, FSDP2) over gloo: the tests of sharding
+run on machines without an accelerator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from transformers import PreTrainedModel, TrainingArguments
+
+from stillhouse.errors import RecipeError
+from stillhouse.processes.ranks import is_launched, processes
+from stillhouse.recipe.student import LaunchSettings
+
+
+def check_sharding(arguments: TrainingArguments, launch: LaunchSettings | None = None) -> None:
+    """Refuse what cannot be sharded here, before anything is trained.
+
+    Raises:
+        RecipeError: FSDP with one process, or FSDP1 without an accelerator.
+    """
+    if not arguments.fsdp:
+        return
+    if processes() == 1 and (launch is None or launch.num_processes == 1 or is_launched()):
+        raise RecipeError(
+            "student.train.fsdp shards the student over several processes, and this is one: set student.launch to "
+            "{num_processes: 2}, start it with `torchrun --nproc_per_node 2 -m stillhouse distill RECIPE`, or take "
+            "student.train.fsdp away"
+        )
+    if arguments.use_cpu and arguments.fsdp_plugin_args["fsdp_version"] != 2:
+        raise RecipeError(
+            "student.train.fsdp_config.version is 1, and FSDP1 does not run on a CPU: leave `version` out, which is FSDP2"
+        )
+
+
+def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool:
+    """Have accelerate shard as it does elsewhere, if that is asked for; whether it was."""
+    if not arguments.fsdp or accelerator.distributed_type != DistributedType.MULTI_CPU:
+        return False
+    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+    if arguments.bf16:
+        plugin.set_mixed_precision("bf16")
+    for state in (PartialState, AcceleratorState):  # either is copied from the other at any time
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    return True
+
+
+def with_one_embedding(model: PreTrainedModel) -> None:
+    """Have an encoder and a decoder that share the embedding's weights use the embedding itself, on the instance.
+
+    accelerate puts the embedding and the head into one group of FSDP2, and knows nothing of a third and a fourth layer of
+    the same weights, as T5 and BART have them: torch then refuses to shard the model.
+    """
+    embedding: Any = model.get_input_embeddings()
+    for module in [*model.modules()]:
+        for name, layer in [*module.named_children()]:
+            if (
+                type(layer) is type(embedding)
+                and layer.weight is embedding.weight
+                and _scale(layer) == _scale(embedding)
+            ):
+                setattr(module, name, embedding)
+
+
+def _scale(embedding: Any) -> float:
+    return float(getattr(embedding, "embed_scale", 1.0))  # BART's

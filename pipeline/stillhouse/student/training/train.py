@@ -1,0 +1,350 @@
+"""Train a student from a dataset, by `transformers.Trainer` with its arguments as they are named there.
+
+    distill(recipe, "white-box")     ->  data/students/<recipe>/white-box/
+
+Run again after any stop it goes on from the last whole checkpoint, and ends with the student that an unbroken run would
+have given. Run again after the end it does nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainingArguments
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import TrainingError
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.load import LanguageModel, load_language_model, load_weights
+from stillhouse.processes.ranks import first_process_first, is_first, wait_for_all
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.label import encoding_of
+from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.storage.durable import fsync_files, make_folder, write_atomically
+from stillhouse.student.data.examples import Examples, read_examples
+from stillhouse.student.data.template_checks import check_template_on_rows
+from stillhouse.student.data.vocabulary import other_layout, other_tokenizer
+from stillhouse.student.finished.card import software_versions, told_arguments, write_cards
+from stillhouse.student.finished.folder import (
+    RECIPE,
+    Step,
+    StudentCard,
+    StudentFolder,
+    start_dataset,
+    student_folder,
+    weight_megabytes,
+)
+from stillhouse.student.finished.quantize import add_int8
+from stillhouse.student.renumbering import Renumbering, renumbering_of
+from stillhouse.student.start.initialise import initialise, write_model
+from stillhouse.student.start.record import read_start
+from stillhouse.student.start.start_config import check_start
+from stillhouse.student.training.arguments import refuse_to_drop_all, training_arguments, without_validation
+from stillhouse.student.training.forward import LiveTeacher
+from stillhouse.student.training.frozen import freeze
+from stillhouse.student.training.liger import kernels_for_this_alone, settle_liger
+from stillhouse.student.training.lora import add_adapters, merged, trainable
+from stillhouse.student.training.objective import Objective, open_objective
+from stillhouse.student.training.packing import check_both
+from stillhouse.student.training.stopping import StopEarly
+from stillhouse.student.training.trainer import WHOLE, StudentTrainer, Watch
+
+
+def prepare_untrained(
+    recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None, progress: Progress = silent
+) -> StudentFolder:
+    """Write the student before its first step, where it is not there yet.
+
+    Args:
+        recipe: names the teacher.
+        student: its settings.
+        labelled: the teacher's completions; None: those of the recipe, where the start is made with them.
+        progress: is told how far measuring importance is.
+
+    Raises:
+        RecipeError, TeacherUnavailable, TrainingError, DatasetMissing: as `initialise` and `start_dataset` do.
+        StudentBusy: another run is training this recipe's students.
+    """
+    labelled = start_dataset(recipe, student, labelled)
+    place = student_folder(recipe, student, "untrained", None, labelled)
+    if place.finished():
+        return place
+    check_start(recipe, student)  # before anything is written, the lock included
+    with place.held():
+        return _prepare_untrained(recipe, student, labelled, progress)
+
+
+def _prepare_untrained(
+    recipe: Recipe, student: StudentSettings, labelled: Dataset | None, progress: Progress
+) -> StudentFolder:
+    """As `prepare_untrained`, where the folder is held."""
+    place = student_folder(recipe, student, "untrained", None, labelled)
+    if place.finished():
+        return place
+    made = place.work / "model"
+    shutil.rmtree(made, ignore_errors=True)
+    make_folder(place.work)
+    initialise(recipe, student, made, labelled, progress)
+    model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
+    _publish(recipe, place, made, _card(recipe, place, made, model))
+    return place
+
+
+def distill(
+    recipe: Recipe,
+    student: StudentSettings,
+    dataset: Dataset,
+    progress: Progress = silent,
+    *,
+    open_teacher: Callable[[], LiveTeacher] | None = None,
+    is_teacher: bool = False,
+) -> StudentCard:
+    """Train the student that `student` describes; `student.mode` names the variant. See the module's docstring.
+
+    Where several processes were started (ranks.py), all of them call this. `open_teacher` is needed for `labels: live`
+    alone. `is_teacher` says in its card that it will be a teacher (finetuning.py).
+
+    Raises:
+        RecipeError: a training argument is unknown or wrong, or the student's chat template renders none of the rows.
+        DatasetRefused: the dataset is damaged, or of another tokenizer.
+        StudentBusy: another run is training this recipe's students; nothing of theirs was touched.
+        TrainingError: the rows cannot be learnt from by this student.
+    """
+    labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
+    place = student_folder(recipe, student, student.mode, dataset, labelled)
+    card = place.finished()
+    if card is not None:
+        return card
+    arguments = training_arguments(recipe, student, place.work)
+    objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
+    dataset.check()
+    check_template_on_rows(recipe, student, dataset)
+    with place.held():  # nothing was written before
+        if (card := place.finished()) is not None:  # trained meanwhile
+            return card
+        if (card := place.trained()) is not None:  # all of it but its quantised copy
+            return add_int8(place, recipe, student, dataset) if is_first() else card
+        work = _Work(recipe, student, dataset, labelled, place, arguments, objective)
+        return _train(work, progress, open_teacher, is_teacher=is_teacher)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A student that is to be trained, all of it checked."""
+
+    recipe: Recipe
+    student: StudentSettings
+    dataset: Dataset
+    labelled: Dataset | None
+    place: StudentFolder
+    arguments: TrainingArguments
+    objective: Objective
+
+
+def _train(
+    work: _Work, progress: Progress, open_teacher: Callable[[], LiveTeacher] | None, *, is_teacher: bool
+) -> StudentCard:
+    """Train what is not there yet, in the place that is held; arguments are as of `distill`."""
+    recipe, student, dataset, place, arguments = work.recipe, work.student, work.dataset, work.place, work.arguments
+    with first_process_first():
+        start = _prepare_untrained(recipe, student, work.labelled, progress)
+        if is_first():
+            place.resume_earlier_work()
+        checkpoint = _last_whole_checkpoint(place.work)
+    files = ModelFiles("the student", start.path)
+    other_tokens = other_tokenizer(dataset, files, refused=student.needs_soft_labels)
+    renumbering = renumbering_of(files, dataset.manifest.teacher.tokenizer_sha256)
+    lm = load_language_model(start.path, trust_remote_code=student.trust_remote_code)
+    other_rows = other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=student.needs_soft_labels)
+    rows = _rows(dataset, student, lm, renumbering, by_text=other_tokens or other_rows)
+    if len(rows.validation) == 0:
+        without_validation(arguments, student)
+    refuse_to_drop_all(arguments, len(rows.train))
+    settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
+    trainer, learning = _trainer(student, lm, work.objective, arguments, rows, open_teacher() if open_teacher else None)
+    doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
+    trainer.add_callback(Watch(progress, doing))
+    make_folder(place.work)
+    began = time.monotonic()
+    with kernels_for_this_alone(lm.model):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    training = _Trained(dataset, time.monotonic() - began, trainer, rows.train, learning, is_teacher)
+    weights = trainer.whole_weights()
+    if is_first():
+        _finish(recipe, student, place, start.path, weights, training)
+    wait_for_all()
+    finished = place.finished()
+    if finished is None:
+        raise TrainingError(f"{place.path} was written and is not there: do all processes see the same disk?")
+    return finished
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is learnt from, and what is held out."""
+
+    train: Examples
+    validation: Examples
+
+
+def _rows(
+    dataset: Dataset, student: StudentSettings, lm: LanguageModel, renumbering: Renumbering | None, *, by_text: bool
+) -> _Rows:
+    rows = _Rows(
+        *(
+            read_examples(
+                dataset,
+                split,
+                lm,
+                soft=student.needs_soft_labels,
+                by_text=by_text,
+                max_length=student.max_length,
+                renumbering=renumbering,
+            )
+            for split in ("train", "validation")
+        )
+    )
+    if len(rows.train) == 0:
+        raise TrainingError(
+            f"dataset {dataset.manifest.label} leaves no row to learn from: {rows.train.too_long} are longer than "
+            f"student.max_length={student.max_length}, {rows.train.empty} have no completion token, "
+            f"{rows.train.unrendered} have a prompt that the student's chat template refuses, "
+            f"{sum(dataset.manifest.rejected.values())} were rejected"
+        )
+    return rows
+
+
+def _trainer(
+    student: StudentSettings,
+    lm: LanguageModel,
+    objective: Objective,
+    arguments: TrainingArguments,
+    rows: _Rows,
+    teacher: LiveTeacher | None,
+) -> tuple[StudentTrainer, int]:
+    """The trainer of a student, and how many of its weights learn."""
+    if student.packing:
+        check_both(lm, teacher)
+    freeze(lm.model, student.freeze)
+    adapted = None
+    if student.lora:
+        checkpointing = bool(arguments.activation_checkpointing)
+        adapted = add_adapters(lm.model, student.lora, seed=arguments.seed, checkpointing=checkpointing)
+    learning = trainable(lm.model)
+    trainer = StudentTrainer(
+        lm,
+        objective,
+        arguments,
+        rows.train,
+        rows.validation,
+        head_chunk=student.head_chunk,
+        teacher=teacher,
+        pack_to=student.max_length if student.packing else None,
+        adapted=adapted,
+    )
+    if student.early_stopping:
+        trainer.add_callback(StopEarly(student.early_stopping.patience, student.early_stopping.min_delta))
+    return trainer, learning
+
+
+def _finish(
+    recipe: Recipe,
+    student: StudentSettings,
+    place: StudentFolder,
+    start: Path,
+    weights: dict[str, Tensor],
+    training: _Trained,
+) -> None:
+    """Write the trained student and put it in its place; the first process does."""
+    made = place.work / "model"
+    shutil.rmtree(made, ignore_errors=True)
+    if student.lora:
+        untrained = load_language_model(start, device="cpu", trust_remote_code=student.trust_remote_code)
+        weights = merged(untrained, student.lora, weights, made / "adapter").model.state_dict()
+    model = _save(weights, start, made, trusted=student.trust_remote_code)
+    _publish(recipe, place, made, _card(recipe, place, made, model, training), training.dataset)
+    if place.wants_int8:
+        add_int8(place, recipe, student, training.dataset)
+
+
+def _last_whole_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was written to its end; one that a crash cut short is removed."""
+    whole: dict[int, Path] = {}
+    for checkpoint in work.glob("checkpoint-*"):
+        if (checkpoint / WHOLE).is_file():
+            whole[int(checkpoint.name.rpartition("-")[2])] = checkpoint
+        else:
+            shutil.rmtree(checkpoint)
+    return str(whole[max(whole)]) if whole else None
+
+
+def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: bool) -> PreTrainedModel:
+    """The start with these weights instead of its own: its data type, its config and its tokenizer stay what they were."""
+    model = load_weights(start, dtype="auto", trust_remote_code=trusted)
+    model.load_state_dict(weights)
+    write_model(model, start, folder, trust_remote_code=trusted)
+    if (made_of := read_start(start)) is not None:
+        made_of.write(folder)
+    return model
+
+
+def _publish(
+    recipe: Recipe, place: StudentFolder, made: Path, card: StudentCard, dataset: Dataset | None = None
+) -> None:
+    write_cards(made, card, recipe, dataset.manifest if dataset else None)
+    write_atomically(made / RECIPE, recipe.as_yaml().encode())
+    fsync_files(made)
+    place.publish(made, card)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a card says of a training."""
+
+    dataset: Dataset
+    seconds: float
+    trainer: StudentTrainer
+    rows: Examples
+    learning: int  # parameters
+    is_teacher: bool
+
+
+def _card(
+    recipe: Recipe, place: StudentFolder, made: Path, model: torch.nn.Module, training: _Trained | None = None
+) -> StudentCard:
+    trainer = training.trainer if training else None
+    history = trainer.state.log_history if trainer else []
+    measured = [entry for entry in history if {"loss", "eval_loss"} & entry.keys()]
+    return StudentCard(
+        recipe=recipe.name,
+        variant=place.variant,
+        is_teacher=training is not None and training.is_teacher,
+        key=place.key,
+        names_weights_by="content",
+        dataset=training.dataset.manifest.label if training else "",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable_parameters=training.learning if training else 0,
+        megabytes=weight_megabytes(made),
+        steps=trainer.state.global_step if trainer else 0,
+        kept_step=trainer.state.best_global_step if trainer and trainer.args.load_best_model_at_end else None,
+        training=told_arguments(trainer.args) if trainer else {},
+        rows=len(training.rows) if training else 0,
+        rows_too_long=training.rows.too_long if training else 0,
+        rows_empty=training.rows.empty if training else 0,
+        rows_cut_off=training.rows.cut_off if training else 0,
+        rows_unrendered=training.rows.unrendered if training else 0,
+        seconds=round(training.seconds, 1) if training else 0.0,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=software_versions(),
+        log=tuple(
+            Step.model_validate({key: entry[key] for key in Step.model_fields if key in entry}) for entry in measured
+        ),
+    )

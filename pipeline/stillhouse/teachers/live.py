@@ -1,0 +1,82 @@
+"""A teacher that is there while the student learns: its logits in the same step, and nothing stored.
+
+    student: {labels: live, ...}      # the recipe is otherwise the same; label.soft may be null
+
+The teacher's text still comes from a dataset; only its distributions are computed anew in every step, all of them and not
+the k most likely. It costs a forward pass of the teacher in every epoch, where stored labels cost one for all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.errors import RecipeError
+from stillhouse.models.files import refuse_own_code, runs_here, teacher_files
+from stillhouse.recipe.load import Recipe
+from stillhouse.settings import parse_options
+from stillhouse.teachers.transformers import TransformersOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillhouse.models.head import Parts
+
+
+class LiveTransformersTeacher:
+    """A language model in this process, causal or encoder-decoder; `LiveTeacher` in student/forward.py is the protocol."""
+
+    def __init__(self, parts: Parts, vocabulary_size: int) -> None:
+        self._parts = parts
+        self.vocabulary_size = vocabulary_size
+
+    def hidden(self, input_ids: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+        """The hidden states that foretell each completion token: (completion tokens, the teacher's width)."""
+        return self._parts.hidden(input_ids, labels, **arguments)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(positions, the teacher's width) -> (positions, the teacher's vocabulary) float32."""
+        return self._parts.head(hidden)
+
+
+def check_live_teacher(recipe: Recipe) -> None:
+    """Refuse a teacher that cannot be run beside the student.
+
+    Raises:
+        RecipeError: its weights are not here, or its options are wrong.
+        TeacherUnavailable: there is no such model.
+    """
+    if not runs_here(recipe.teacher):
+        raise RecipeError(
+            f"student.labels is 'live' and teacher.kind is {recipe.teacher.kind!r}: a live teacher is a model whose "
+            "weights are here. Set teacher.kind to transformers and teacher.model to its folder or hub id, or "
+            "student.labels to 'stored'"
+        )
+    trusted = teacher_options(recipe).trust_remote_code
+    refuse_own_code(teacher_files(recipe), "teacher.model", "teacher.options.trust_remote_code", trusted=trusted)
+
+
+def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:
+    """Load the recipe's teacher, on the device that the student learns on.
+
+    Raises:
+        RecipeError, TeacherUnavailable: as `check_live_teacher` does.
+    """
+    from stillhouse.models.head import split
+    from stillhouse.models.load import load_language_model
+
+    check_live_teacher(recipe)
+    options = teacher_options(recipe)
+    lm = load_language_model(
+        teacher_files(recipe).folder,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    lm.model.requires_grad_(False)
+    return LiveTransformersTeacher(split(lm.model), int(lm.model.config.vocab_size))
+
+
+def teacher_options(recipe: Recipe) -> TransformersOptions:
+    """How the teacher is run in this process."""
+    given = recipe.teacher.options if recipe.teacher.kind == "transformers" else {}  # a server's are none of ours
+    return parse_options("teacher.options", given, TransformersOptions)

@@ -1,0 +1,300 @@
+"""An OpenAI-compatible API: text, what it cost, and token log-probabilities where the API gives them.
+
+    teacher: {kind: openai, model: gpt-4o-mini}
+    teacher: {kind: openai, model: my-model, options: {base_url: "http://127.0.0.1:8000/v1"}}
+
+The key comes from the environment (`OPENAI_API_KEY`, or the variable that `options.api_key_env` names), never from the
+recipe. A server on this machine needs none. Token ids, and so soft labels, are not in this API: the `vllm` and
+`transformers` kinds give them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import orjson
+from pydantic import Field, JsonValue, SecretStr
+
+from stillhouse.errors import RecipeError
+from stillhouse.inputs.urls import check_base_url
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
+from stillhouse.settings import Settings, parse_options
+from stillhouse.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
+from stillhouse.teachers.prices import Price, find_price, why_no_price
+from stillhouse.teachers.serving.environment import SENT_ALONG, read_header, read_key
+from stillhouse.teachers.serving.error_bodies import read_error
+from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
+
+_DEFAULT_URL = "https://api.openai.com/v1"
+_URL_VARIABLE = "the environment variable OPENAI_BASE_URL"
+_LOCAL = {"localhost", "127.0.0.1", "::1"}
+_ELSEWHERE = {  # what may not be in extra_body, and where it is set: it would make prices, budgets or answers wrong
+    "model": "teacher.model",
+    "messages": "prompts",
+    "prompt": "prompts",
+    "max_tokens": "label.sampling.max_tokens and options.max_tokens_field",
+    "max_completion_tokens": "label.sampling.max_tokens and options.max_tokens_field",
+    "n": "label.samples",
+    "best_of": "label.samples",
+    "stream": "nothing: answers come whole",
+}
+_DEARER = {"service_tier", "tools", "functions", "web_search_options"}  # what it costs is in no price and no bound
+_MOST = 2**31 - 1  # the largest token count that a row holds
+
+
+class OpenAiOptions(Settings):
+    """`teacher.options` of this kind."""
+
+    base_url: str | None = None  # None: OPENAI_BASE_URL, or else OpenAI's own
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
+    api: Literal["chat", "completions"] = "chat"
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # reasoning models want the second
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # more fields; null takes one of ours out
+    continue_body: dict[str, JsonValue] | None = None  # fields that have the server go on from an assistant's last turn
+    timeouts: Timeouts = Timeouts()
+
+
+def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> OpenAiTeacher:
+    """Check the options and find the key; nothing is sent yet."""
+    options = parse_options("teacher.options", settings.options, OpenAiOptions)
+    if not settings.model:
+        raise RecipeError("teacher.model is empty: name the model as the API does, for instance gpt-4o-mini")
+    if label.soft is not None and label.soft.encoding == "sampled":
+        raise RecipeError(
+            "label.soft.encoding is 'sampled', and no API gives the full distribution to draw from: take teacher.kind "
+            "'transformers', or set label.soft to null and student.mode to 'black-box'"
+        )
+    if label.soft is not None:
+        raise RecipeError(
+            "label.soft is set, and teacher.kind 'openai' gives no token ids: set label.soft to null and student.mode to "
+            "'black-box', or take a teacher of kind 'vllm' or 'transformers'"
+        )
+    if label.mode == "score":
+        raise RecipeError("label.mode is 'score', and teacher.kind 'openai' can only generate: take 'transformers'")
+    for place, fields in (("extra_body", options.extra_body), ("continue_body", options.continue_body or {})):
+        _refuse_fields(f"teacher.options.{place}", fields, label)
+    _check_encodable(settings, options, label)
+    for name in SENT_ALONG:
+        read_header(name)
+    base_url = _base_url(options)
+    return OpenAiTeacher(settings, options, label, Endpoint(base_url, _key(options, base_url), options.timeouts))
+
+
+def _refuse_fields(setting: str, fields: Iterable[str], label: LabelSettings) -> None:
+    for name in set(fields) & _ELSEWHERE.keys():
+        raise RecipeError(f"{setting}.{name} cannot be set there: use {_ELSEWHERE[name]}")
+    if label.budget_usd is not None:
+        for name in set(fields) & _DEARER:
+            raise RecipeError(
+                f"{setting}.{name} changes what a request costs in ways that no price tells, and label.budget_usd is "
+                f"{label.budget_usd:g}: leave out one of the two"
+            )
+
+
+def _check_encodable(settings: TeacherSettings, options: OpenAiOptions, label: LabelSettings) -> None:
+    """Refuse what JSON cannot carry, in what every request has.
+
+    Raises:
+        RecipeError: a number of more than 64 bits, or half of a surrogate pair.
+    """
+    everywhere = {
+        "teacher.model": settings.model,
+        "teacher.options.extra_body": options.extra_body,
+        "teacher.options.continue_body": options.continue_body,
+        "label.response_format": label.response_format,
+    }
+    for name, value in everywhere.items():
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise RecipeError(f"{name} holds what no request can carry ({error}): write it in another way") from None
+
+
+class OpenAiTeacher:
+    """See the module's docstring; `Teacher` in base.py is the protocol."""
+
+    batch_size = 1
+    parallel = None
+
+    def __init__(
+        self, settings: TeacherSettings, options: OpenAiOptions, label: LabelSettings, endpoint: Endpoint
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._label = label
+        self._endpoint = endpoint
+        self._api = OpenAiApi(endpoint)
+        self._fingerprint: str | None = None
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        shaping = {"api": self._options.api, "extra_body": self._options.extra_body}
+        return TeacherIdentity(
+            kind="openai",
+            model=self._settings.model,
+            revision=self._settings.revision,
+            endpoint=self._endpoint.base_url,
+            fingerprint=self._fingerprint,
+            options_sha256=content_hash(shaping),
+            continuing=self._continuing,
+        )
+
+    @property
+    def _continuing(self) -> str | None:
+        """A text goes on from its end by itself; a chat server where the recipe knows how it is asked to."""
+        if self._options.api == "completions" or self._options.continue_body == {}:
+            return ""
+        return None if self._options.continue_body is None else content_hash(self._options.continue_body)
+
+    @cached_property
+    def price(self) -> Price | None:
+        return find_price(self._settings, self._endpoint.base_url)
+
+    @property
+    def why_no_price(self) -> str:
+        return why_no_price(self._settings, self._endpoint.base_url)
+
+    async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        return [await self._one(request) for request in requests]
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    async def _one(self, request: Request) -> Outcome:
+        chat = self._options.api == "chat"
+        reply = await self._api.post("/chat/completions" if chat else "/completions", self._body(request))
+        return reply if isinstance(reply, Refusal) else self.read(reply)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        label, options = self._label, self._options
+        body: dict[str, Any] = {
+            "model": self._settings.model,
+            "temperature": label.sampling.temperature,
+            options.max_tokens_field: label.sampling.max_tokens,
+        }
+        if label.sampling.top_p < 1:
+            body["top_p"] = label.sampling.top_p
+        if options.api == "chat":
+            body["messages"] = [message.as_dict() for message in request.prompt.messages]
+        else:
+            body["prompt"] = "\n".join(message.content for message in request.prompt.messages)
+        if label.top_logprobs is not None:
+            wanted = {"logprobs": True, "top_logprobs": label.top_logprobs}
+            body |= wanted if options.api == "chat" else {"logprobs": label.top_logprobs}
+        if label.response_format is not None:
+            body["response_format"] = label.response_format
+        more = options.continue_body if request.prompt.continues and options.api == "chat" else None
+        return {
+            name: value for name, value in {**body, **options.extra_body, **(more or {})}.items() if value is not None
+        }
+
+    def read(self, reply: Reply) -> Outcome:
+        """An answer that arrived whole; it is never asked for again, whatever it says."""
+        data = reply.data
+        usage = _mapping(data.get("usage"))
+        prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        cost = self._cost(prompt_tokens, completion_tokens, usage)
+        if error := read_error(data):
+            return self._api.judge(200, error, cost_usd=cost)
+        try:
+            choice = data["choices"][0]
+            message = _mapping(choice["message"]) if self._options.api == "chat" else {"content": choice["text"]}
+            finish = str(choice.get("finish_reason") or "other").lower()
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise TryAgain("malformed", "status 200 without a choice to read", cost_usd=cost) from None
+        if finish == "error":  # half a text, or none, and no word about why
+            raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=cost)
+        self._fingerprint = _text(data.get("system_fingerprint")) or self._fingerprint
+        answer = Answer(
+            text=_text(message.get("content")),
+            finish_reason=finish_reason_of(finish),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost_usd=cost,
+            reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None,
+            token_logprobs=_token_logprobs(_mapping(choice.get("logprobs"))),
+            pause=reply.pause,
+        )
+        if refusal := _text(message.get("refusal")):
+            return Refusal("refused", refusal, answer=answer)
+        if not answer.text.strip():
+            return Refusal("empty", f"the answer has no text (finish_reason {finish})", answer=answer)
+        return answer
+
+    def _cost(self, prompt: int | None, completion: int | None, usage: Mapping[str, Any]) -> float | None:
+        if self.price is None or prompt is None or completion is None:
+            return None
+        details = _mapping(usage.get("prompt_tokens_details"))
+        cached, written = (_count(details, name) or 0 for name in ("cached_tokens", "cache_write_tokens"))
+        return self.price.cost(prompt, completion, cached, written)
+
+
+def _mapping(given: Any) -> Mapping[str, Any]:
+    return given if isinstance(given, dict) else {}
+
+
+def _count(given: Mapping[str, Any], name: str) -> int | None:
+    """A token count, or None for what is none."""
+    count = given.get(name)
+    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= _MOST:
+        return None
+    return int(count)
+
+
+def _text(given: Any) -> str:
+    """A text, or the texts of a list of parts ([{"type": "text", "text": ...}]); "" for anything else."""
+    if isinstance(given, list):
+        return "".join(_text(part.get("text")) for part in given if isinstance(part, dict))
+    return given if isinstance(given, str) else ""
+
+
+def _token_logprobs(given: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
+    """The chat form (a list of tokens under `content`), or the older one of completions (parallel lists).
+
+    None where neither can be read: the text was paid for and counts without them.
+    """
+    try:
+        if given.get("content") is not None:
+            return tuple(
+                _token(
+                    one["token"],
+                    one["logprob"],
+                    [(top["token"], top["logprob"]) for top in one.get("top_logprobs") or ()],
+                )
+                for one in given["content"]
+            )
+        if given.get("tokens") is not None:
+            tops = given.get("top_logprobs") or [None] * len(given["tokens"])
+            listed = zip(given["tokens"], given["token_logprobs"], tops, strict=True)
+            return tuple(_token(token, logprob, (top or {}).items()) for token, logprob, top in listed)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+    return None
+
+
+def _token(token: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> TokenLogprob:
+    return TokenLogprob(str(token), float(logprob), tuple((str(name), float(value)) for name, value in top))
+
+
+def _base_url(options: OpenAiOptions) -> str:
+    """The base URL of the recipe, of the environment, or OpenAI's own."""
+    given = [("teacher.options.base_url", options.base_url), (_URL_VARIABLE, os.environ.get("OPENAI_BASE_URL"))]
+    setting, url = next(((name, url) for name, url in given if url and url.strip()), ("", _DEFAULT_URL))
+    return check_base_url(url, setting)
+
+
+def _key(options: OpenAiOptions, base_url: str) -> SecretStr:
+    if key := read_key(options.api_key_env):
+        return key
+    if urlsplit(base_url).hostname in _LOCAL:
+        return SecretStr(NO_KEY)
+    raise RecipeError(
+        f"teacher.kind is 'openai' at {base_url}, and the environment variable {options.api_key_env} is not set: "
+        f"export {options.api_key_env}=..., or name another variable in teacher.options.api_key_env"
+    )

@@ -1,0 +1,148 @@
+"""What a teacher charges: dollars for tokens.
+
+    price = find_price(recipe.teacher, base_url="https://api.openai.com/v1")
+    price.cost(prompt_tokens=1200, completion_tokens=80)        # dollars
+
+Prices come from the recipe (`teacher.price`), or from the snapshot that the library `genai-prices` ships: nothing is
+fetched. A price that is not known is None, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from stillhouse.recipe.load import TeacherSettings
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice
+
+_NOT_TOLD = ("output_reasoning_mtok", "output_citation_mtok")  # what an answer's token count does not tell apart
+
+
+class Price(Protocol):
+    """Dollars for tokens."""
+
+    def cost(
+        self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
+    ) -> float:
+        """Dollars of one answer.
+
+        Args:
+            prompt_tokens: all of the prompt's, those of the next two included.
+            completion_tokens: all that was written, reasoning included.
+            cached_tokens: what the server had in its cache.
+            written_tokens: what the server put into its cache.
+        """
+
+    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The most that one answer can cost within a day, whatever the server's cache does and whatever the hour."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The same price for every token of a side, in dollars a token."""
+
+    prompt: float
+    completion: float
+
+    def cost(
+        self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
+    ) -> float:
+        return prompt_tokens * self.prompt + completion_tokens * self.completion
+
+    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return self.cost(prompt_tokens, completion_tokens)
+
+
+FREE = Flat(0.0, 0.0)  # a model in this process
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A price of the library's snapshot: its tiers, its hours, its cheaper cached tokens, its dearer written ones."""
+
+    model: ModelInfo
+
+    def cost(
+        self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
+    ) -> float:
+        prices = self.model.get_prices(datetime.now(UTC))
+        return _dollars(prices, prompt_tokens, completion_tokens, cached_tokens, written_tokens)
+
+    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return max(
+            _dollars(prices, prompt_tokens, completion_tokens, 0, written)
+            for prices in self._coming_day
+            for written in ([0] if prices.cache_write_mtok is None else [0, prompt_tokens])
+        )
+
+    @cached_property
+    def _coming_day(self) -> list[ModelPrice]:
+        """Every price that holds at some hour from now on: a run may begin in a cheap one and go on into a dear one."""
+        now = datetime.now(UTC)
+        found: list[ModelPrice] = []
+        for prices in (self.model.get_prices(now + timedelta(hours=hour)) for hour in range(25)):
+            if prices not in found:
+                found.append(prices)
+        return found
+
+
+def find_price(settings: TeacherSettings, base_url: str) -> Price | None:
+    """The price of a recipe's teacher: its own `price`, else the library's, else None."""
+    if settings.price is not None:
+        return Flat(settings.price.input_usd_per_million / 1e6, settings.price.output_usd_per_million / 1e6)
+    from genai_prices import Usage, calc_price
+
+    try:
+        found = calc_price(Usage(input_tokens=1, output_tokens=1), settings.model, provider_api_url=base_url)
+    except LookupError:
+        return None
+    prices = found.model_price
+    if prices.input_mtok is None or prices.output_mtok is None or any(getattr(prices, name) for name in _NOT_TOLD):
+        return None  # it is in the list, but not with what text costs
+    return Listed(found.model)
+
+
+def why_no_price(settings: TeacherSettings, base_url: str) -> str:
+    """Why `find_price` found none, for messages: whose price is asked for, or what the list has not."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    host = urlsplit(base_url).hostname or base_url
+    prices = get_snapshot()
+    try:
+        prices.find_provider(None, None, base_url)
+    except LookupError:
+        return f"{_known_elsewhere(settings.model)}requests go to {host}, whose prices no list has"
+    try:
+        provider, _ = prices.find_provider_model(settings.model, None, None, base_url)
+    except LookupError:
+        return f"the price list of genai-prices has no such model at {host}"
+    return f"{provider.name} charges for {settings.model!r} by something else than tokens of text, or its list has no price"
+
+
+def _known_elsewhere(model: str) -> str:
+    """That a model has a price at its own provider, which is not asked; empty where no list knows it."""
+    from genai_prices import Usage, calc_price
+
+    try:
+        found = calc_price(Usage(input_tokens=1, output_tokens=1), model)
+    except LookupError:
+        return ""
+    return f"the list has it at {found.provider.name}, but "
+
+
+def _dollars(prices: ModelPrice, prompt: int, completion: int, cached: int, written: int) -> float:
+    from genai_prices import Usage
+
+    cached = min(cached, prompt)  # servers have told more
+    usage = Usage(
+        input_tokens=prompt,
+        output_tokens=completion,
+        cache_read_tokens=cached,
+        cache_write_tokens=min(written, prompt - cached),
+    )
+    return float(prices.calc_price(usage)["total_price"])

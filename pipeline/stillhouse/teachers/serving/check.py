@@ -1,0 +1,322 @@
+"""Is a vLLM server the teacher that the recipe names, and can its log-probabilities be believed?
+
+    checked = await require(api, expected, settings, progress)        # before a run: the first fault refuses it
+    checked = await look(api, expected, settings, progress)           # `stillhouse teacher check`: everything, with figures
+
+Looked at are: the model by name, room for the log-probabilities that the recipe wants, tokenizer and chat template (by a
+hash of the token ids that they make of the whole vocabulary's text and of a conversation: a server tells no hash of its
+files), and parity: the server reads fixed texts and writes some tokens behind each, and what it says of every token is held
+against the same model in transformers, in float32, here. A server whose arithmetic or whose
+weights are wrong is caught by that and by nothing else: its text looks like a model's text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from pydantic import Field
+
+from stillhouse.errors import TeacherRefused, TeacherUnavailable, TemplateRefused
+from stillhouse.models.files import ModelFiles
+from stillhouse.progress import Progress, silent
+from stillhouse.records import Message, SoftLabels
+from stillhouse.settings import Settings
+from stillhouse.teachers.base import Finding, Refusal, TryAgain
+from stillhouse.teachers.serving.openai_api import Content, OpenAiApi
+from stillhouse.teachers.serving.vllm_answers import read_generated, read_scored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TEXTS = (
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+    "def add(a, b):\n    return a + b\n\nprint(add(2, 3))  # 5",
+    "Water boils at 100 °C; “naïve” cafés serve it with 42 % more œufs.",
+    "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat.",
+)
+_TALK = (Message("system", "Be brief."), Message("user", "Why is the sky blue? 2 + 2 = ?"))
+_OTHER = (
+    "it was started with another tokenizer, chat template or revision than teacher.model names. Start it with that."
+)
+_PARITY_TOP = 20  # log-probabilities a position that parity looks at
+_PARITY_WRITTEN = 16  # tokens that are written behind each text, which a server computes in another way
+_SPEED_REQUESTS, _SPEED_TOKENS = 8, 32
+
+
+class CheckSettings(Settings):
+    """`teacher.options.check`."""
+
+    parity: bool = (
+        True  # load the model in transformers once, and compare; false where it is too large for this machine
+    )
+    kl: float = Field(default=0.02, gt=0)  # nats a token that the server may stand from float32; sound bfloat16: 0.002
+    largest: float = Field(default=2.0, gt=0)  # difference of one log-probability; sound bfloat16: 0.7
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the recipe says of the server."""
+
+    files: ModelFiles
+    served_name: str
+    k: int | None  # log-probabilities a token, None for text alone
+
+
+@dataclass
+class Checked:
+    """What is known of a server."""
+
+    base_url: str
+    window: int = 0  # tokens of prompt and answer
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, what: str, well: bool, said: str) -> bool:
+        self.findings.append(Finding(self.base_url, what, well, said))
+        return well
+
+
+async def require(api: OpenAiApi, expected: Expected, settings: CheckSettings, progress: Progress = silent) -> Checked:
+    """Refuse a server that is not as the recipe says.
+
+    Raises:
+        TeacherUnavailable: it cannot be reached.
+        TeacherRefused: what is wrong, with the figures and the mend.
+    """
+    checked = await look(api, expected, settings, progress, speed=False)
+    for one in checked.findings:
+        if not one.well:
+            error = TeacherUnavailable if one.what == "reachable" else TeacherRefused
+            raise error(f"the vLLM server at {checked.base_url} is not the recipe's teacher: {one.what}: {one.said}")
+    return checked
+
+
+async def look(
+    api: OpenAiApi, expected: Expected, settings: CheckSettings, progress: Progress = silent, *, speed: bool = True
+) -> Checked:
+    """Look at everything that can be looked at; what stands on something that is not well is left out."""
+    checked = Checked(api.base_url)
+    steps = [_model, _room, _tokenizer, *([_parity] if settings.parity else []), *([_speed] if speed else [])]
+    for done, step in enumerate(steps):
+        progress(f"Checking {api.base_url}", done, len(steps))
+        try:
+            if not await step(api, expected, settings, checked):
+                break
+        except (TryAgain, TeacherRefused) as error:
+            checked.add("reachable", False, f"{error}. Start the server, or check teacher.options.base_urls.")
+            break
+    progress(f"Checking {api.base_url}", len(steps), len(steps))
+    return checked
+
+
+async def _model(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    listed = (await _json(api, "/models")).get("data") or []
+    names = [str(one.get("id")) for one in listed]
+    checked.add("reachable", True, f"serves {', '.join(names)}")
+    for one in listed:
+        if one.get("id") == expected.served_name:
+            checked.window = int(one.get("max_model_len") or 0)
+            return checked.add("model", True, f"{expected.served_name}, {checked.window:,} tokens")
+    return checked.add(
+        "model",
+        False,
+        f"it serves {', '.join(names) or 'nothing'}, not {expected.served_name!r}: set teacher.options.served_name to the "
+        "name that it gives the model, or start the server with the recipe's model",
+    )
+
+
+async def _room(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    wanted = max(expected.k or 0, _PARITY_TOP if settings.parity else 0)
+    if not wanted:
+        return True
+    body = {"model": expected.served_name, "prompt": [5], "max_tokens": 1, "logprobs": wanted}
+    answer = await api.fetch("/completions", body)
+    if isinstance(answer, Content):
+        return checked.add("max_logprobs", True, f"{wanted} log-probabilities a token are given")
+    limit = re.search(r"max allowed: (\d+)", answer.detail)
+    return checked.add(
+        "max_logprobs",
+        False,
+        f"it gives at most {limit[1]} log-probabilities a token, and label.soft.k is {wanted}: start it with "
+        f"`vllm serve ... --max-logprobs {wanted}`, or set label.soft.k lower"
+        if limit
+        else answer.detail,
+    )
+
+
+async def _tokenizer(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    from stillhouse.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(expected.files.folder)
+    vocabulary = tokenizer.get_vocab()
+    digest = sha256()
+    for text in (*_TEXTS, " ".join(sorted(vocabulary, key=vocabulary.__getitem__))):
+        theirs = await _ids(api, {"model": expected.served_name, "prompt": text, "add_special_tokens": False})
+        if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
+            return checked.add("tokenizer", False, f"{text[:30]!r} has other token ids there: {_OTHER}")
+        digest.update(np.asarray(theirs, "<i4").tobytes())
+    if tokenizer.chat_template is not None:
+        talk, ours = _rendered_talk(tokenizer)
+        turns = [turn.as_dict() for turn in talk]
+        theirs = await _ids(api, {"model": expected.served_name, "messages": turns, "add_generation_prompt": True})
+        if theirs != ours:
+            return checked.add("chat template", False, f"a conversation has other token ids there: {_OTHER}")
+        digest.update(np.asarray(theirs, "<i4").tobytes())
+    said = f"the same ids there and here of the text of all {len(vocabulary):,} tokens and of a conversation"
+    return checked.add("tokenizer", True, f"{said} (their sha256 {digest.hexdigest()[:12]}…)")
+
+
+def _rendered_talk(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Message], list[int]]:
+    """A conversation and its token ids here; one without a system turn where the chat template refuses it.
+
+    Raises:
+        TeacherUnavailable: the chat template refuses a single question too.
+    """
+    from stillhouse.models.load import encode_prompt
+
+    reason = ""
+    for talk in (_TALK, _TALK[1:]):
+        try:
+            return talk, encode_prompt(tokenizer, talk)
+        except TemplateRefused as error:
+            reason = str(error)
+    raise TeacherUnavailable(f"the chat template of teacher.model refuses a single question of a user: {reason}")
+
+
+async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    """Texts that are read at once and tokens that are written one by one: a server computes them in different ways."""
+    from stillhouse.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(expected.files.folder)
+    texts = [[int(token) for token in tokenizer(text)["input_ids"]] for text in _TEXTS]
+    read = [await _labels(api, expected, ids, write=False) for ids in texts]
+    written = [await _labels(api, expected, ids, write=True) for ids in texts]
+    ours = await asyncio.to_thread(_full_logprobs, expected.files, [labels.token_ids for labels in read + written])
+    kls, largest = [], 0.0
+    for labels, full in zip(read + written, ours, strict=True):
+        listed = np.take_along_axis(full[-len(labels.soft) :], labels.soft.token_ids.astype(np.int64), axis=1)
+        theirs = labels.soft.logprobs.astype(np.float64)  # (time, k), natural logarithms
+        largest = max(largest, float(np.abs(listed - theirs).max()))
+        kls += _coarse_kl(listed, theirs).tolist()
+    kl = float(np.mean(kls))
+    well = kl <= settings.kl and largest <= settings.largest
+    figures = f"KL {kl:.2g} nats a token, largest difference {largest:.2g}, over {len(kls)} tokens"
+    mend = (
+        f" (allowed: {settings.kl:g} and {settings.largest:g}, teacher.options.check). Its arithmetic or its weights are "
+        "not those of teacher.model: start it with `--dtype float32`, "
+        "without quantization, or from the right folder"
+    )
+    return checked.add("parity", well, figures if well else figures + mend)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What a server says of the last tokens of a text."""
+
+    token_ids: list[int]
+    soft: SoftLabels
+
+
+async def _labels(api: OpenAiApi, expected: Expected, ids: list[int], *, write: bool) -> _Labels:
+    """Of all tokens of `ids` but the first, or of the tokens that it writes behind them."""
+    body = {
+        "model": expected.served_name,
+        "prompt": ids,
+        "temperature": 0.0,
+        "logprobs": _PARITY_TOP,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+    if not write:
+        content = await _content(api, body | {"echo": True, "max_tokens": 0})
+        told = read_scored(content.body, _PARITY_TOP, ids[1:])
+    else:
+        content = await _content(api, body | {"max_tokens": _PARITY_WRITTEN, "ignore_eos": True})
+        told = read_generated(content.body, _PARITY_TOP)
+        ids = [*ids, *told.token_ids.tolist()]
+    assert told.soft is not None
+    return _Labels(ids, told.soft)
+
+
+def _coarse_kl(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """KL(ours || theirs) over the listed tokens and one outcome for all others: (time, k) twice -> (time,), nats."""
+    p, q = np.exp(ours), np.exp(theirs)
+    rest_p, rest_q = (np.clip(1 - each.sum(axis=1), 1e-9, 1) for each in (p, q))
+    kl: np.ndarray = (p * (ours - theirs)).sum(axis=1) + rest_p * np.log(rest_p / rest_q)
+    return kl
+
+
+def _full_logprobs(files: ModelFiles, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """log softmax of the model's logits here, at every token but the first: a list of (time, vocabulary)."""
+    import torch
+
+    from stillhouse.models.load import load_language_model
+
+    lm = load_language_model(files.folder)
+    found = []
+    for ids in texts:
+        with torch.inference_mode():
+            logits = lm.model(input_ids=torch.tensor([list(ids)], device=lm.device)).logits[0, :-1]
+        found.append(logits.double().log_softmax(dim=-1).cpu().numpy())
+    return found
+
+
+async def _speed(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
+    plain = await _tokens_a_second(api, expected, None)
+    said = f"{plain:,.0f} tokens a second with {_SPEED_REQUESTS} requests at once"
+    if expected.k:
+        said += (
+            f", {await _tokens_a_second(api, expected, expected.k):,.0f} with {expected.k} log-probabilities a token"
+        )
+    return checked.add("speed", True, said)
+
+
+async def _tokens_a_second(api: OpenAiApi, expected: Expected, k: int | None) -> float:
+    def body(number: int) -> dict[str, Any]:
+        asked = {
+            "model": expected.served_name,
+            "prompt": [number + 5, 7, 11],
+            "max_tokens": _SPEED_TOKENS,
+            "min_tokens": _SPEED_TOKENS,
+            "temperature": 1.0,
+            "return_tokens_as_token_ids": True,
+        }
+        return asked if k is None else asked | {"logprobs": k}
+
+    began = time.perf_counter()
+    await asyncio.gather(*(_content(api, body(number)) for number in range(_SPEED_REQUESTS)))
+    return _SPEED_REQUESTS * _SPEED_TOKENS / (time.perf_counter() - began)
+
+
+async def _ids(api: OpenAiApi, body: dict[str, Any]) -> list[int]:
+    answer = await _json(api, "/tokenize", body, beside_v1=True)
+    return [int(token) for token in answer.get("tokens") or []]
+
+
+async def _json(
+    api: OpenAiApi, path: str, body: dict[str, Any] | None = None, *, beside_v1: bool = False
+) -> dict[str, Any]:
+    content = await api.fetch(path, body, beside_v1=beside_v1)
+    if isinstance(content, Refusal):
+        raise TeacherRefused(content.detail)
+    try:
+        data = orjson.loads(content.body)
+    except orjson.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict):
+        raise TeacherRefused(f"{api.base_url}{path} gives no JSON object: it is no vLLM server")
+    return data
+
+
+async def _content(api: OpenAiApi, body: dict[str, Any]) -> Content:
+    content = await api.fetch("/completions", body)
+    if isinstance(content, Refusal):
+        raise TeacherRefused(content.detail)
+    return content

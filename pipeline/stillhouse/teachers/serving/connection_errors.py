@@ -1,0 +1,61 @@
+"""What it means when a request got no status: it was never sent, the server was not reached, or the connection broke.
+
+    raise without_status(error, base_url, proxy, read_seconds, shown) from None
+
+What never left this machine is the fault of the URL, the certificate or the proxy: no prompt is tried again for it, and
+none is rejected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from stillhouse.errors import TeacherRefused
+from stillhouse.teachers.base import TryAgain
+from stillhouse.teachers.serving.environment import Proxy, around
+
+_NO_TLS = re.compile(
+    r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST", re.I
+)  # OpenSSL's words
+_PASSING = {408, 425, 429}  # statuses of a proxy below 500 that another attempt may not meet
+
+
+def without_status(
+    error: Exception, base_url: str, proxy: Proxy | None, read_seconds: float, shown: Callable[[str], str]
+) -> TryAgain | TeacherRefused:
+    """The error to raise for a request that got no status.
+
+    Args:
+        error: of httpx2 or aiohttp.
+        base_url: of the server.
+        proxy: what the request went through, or would have.
+        read_seconds: how long the client waits for a piece of an answer.
+        shown: makes foreign words fit for a message.
+    """
+    import aiohttp
+    import httpx2
+
+    # httpx's name for it says too little: a connection that broke after the request was sent is a ConnectTimeout too.
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+    said = shown(str(cause)) or type(cause).__name__
+    through = f" through {proxy}" if proxy else ""
+    where = base_url + through
+    mend = f". If the server is reached without the proxy, {around(base_url)}" if proxy else ""
+    if isinstance(cause, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, httpx2.UnsupportedProtocol)):
+        return TeacherRefused(f"{where} cannot be asked ({said}). Nothing was sent: correct the URL.")
+    if isinstance(cause, aiohttp.ClientHttpProxyError):
+        refused = f"{proxy or 'a proxy'} said {cause.status} when it was asked for {base_url} ({shown(cause.message)})"
+        if cause.status < 500 and cause.status not in _PASSING:
+            return TeacherRefused(f"{refused}. Nothing was sent to the server: correct the proxy's settings{mend}.")
+        return TryAgain("unreachable", refused + mend, of_server=True, overloaded=True)
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError) or _NO_TLS.search(said):
+        return TeacherRefused(
+            f"{where} offers no connection that can be trusted ({said}). Nothing was sent: name the authority of its "
+            "certificate in SSL_CERT_FILE, or give an http:// URL if the server speaks no TLS."
+        )
+    if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+        return TryAgain("unreachable", f"{where} cannot be reached ({said}){mend}", of_server=True, overloaded=True)
+    if isinstance(error, httpx2.ReadTimeout):
+        return TryAgain("timeout", f"no answer in {read_seconds:g} s{through}", overloaded=True, cost_usd=None)
+    return TryAgain("cut-off", f"the connection to {where} broke before the answer was whole ({said})", cost_usd=None)

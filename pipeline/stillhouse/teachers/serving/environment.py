@@ -1,0 +1,105 @@
+"""What the environment says of a server: its key, and the proxy that is in between.
+
+    key = read_key("OPENAI_API_KEY")                    # None where it is not set
+    proxy = find_proxy(http_client, base_url)           # None where requests go straight to the server
+
+A value that no request can carry is refused before anything is sent, and never shown.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from stillhouse.errors import RecipeError, TeacherRefused
+from stillhouse.inputs.urls import without_secrets
+
+if TYPE_CHECKING:
+    import httpx2
+
+SENT_ALONG = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # what the `openai` package puts into headers, beside the key
+
+
+def read_key(variable: str) -> SecretStr | None:
+    """The API key in an environment variable; None where there is none.
+
+    Raises:
+        RecipeError: it holds characters that no header can carry.
+    """
+    value = read_header(variable, "API key")
+    return SecretStr(value) if value else None
+
+
+def read_header(variable: str, what: str = "name") -> str:
+    """The value of an environment variable that becomes a header, without white space around it; "" where it is not set.
+
+    Raises:
+        RecipeError: it holds characters that no header can carry.
+    """
+    value = os.environ.get(variable, "").strip()
+    if value.isascii() and value.isprintable():
+        return value
+    raise RecipeError(
+        f"the environment variable {variable} holds characters that no {what} has (a line break, a typographic dash?): "
+        f"copy the {what.removeprefix('API ')} anew"
+    )
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that the environment names for a server."""
+
+    variable: str
+    url: str  # without user and password
+
+    def __str__(self) -> str:
+        return f"the proxy {self.url} ({self.variable})"
+
+
+def find_proxy(client: httpx2.AsyncClient, base_url: str) -> Proxy | None:
+    """The proxy that this client sends requests below `base_url` through.
+
+    Raises:
+        TeacherRefused: the client cannot speak to such a proxy.
+    """
+    import httpx2
+
+    used = getattr(client._transport_for_url(httpx2.URL(base_url)), "proxy", None)
+    if used is None:
+        return None
+    proxy = Proxy(_variable(urlsplit(base_url).scheme), without_secrets(str(used.url)).rstrip("/"))
+    if used.url.scheme not in {"http", "https"} or used.url.port == 0 or (used.url.port or 1) > 65_535:
+        raise TeacherRefused(
+            f"{proxy.variable} names the proxy {proxy.url} for {without_secrets(base_url)}, and no request "
+            f"can go through it: give an http:// or https:// proxy, or {around(base_url)}. Nothing was sent."
+        )
+    return proxy
+
+
+def unusable_proxy() -> TeacherRefused:
+    """What to raise where the client cannot be made with the proxies of the environment."""
+    named = {name: os.environ[name] for name in _variables("http", "https", "all") if os.environ.get(name)}
+    listed = ", ".join(f"{name} is {without_secrets(url)!r}" for name, url in named.items())
+    return TeacherRefused(
+        f"a proxy of the environment cannot be used ({listed}): give an http:// or https:// URL with a port, or unset the "
+        "variable. Nothing was sent."
+    )
+
+
+def around(base_url: str) -> str:
+    """How a server is reached without the proxy."""
+    return f"set NO_PROXY={urlsplit(base_url).hostname} to go around it"
+
+
+def _variables(*schemes: str) -> list[str]:
+    return [name for scheme in schemes for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper())]
+
+
+def _variable(scheme: str) -> str:
+    """The variable that the proxy of a scheme is read from: its own before that of all, lower case before upper."""
+    names = _variables(scheme, "all")
+    return next((name for name in names if os.environ.get(name)), "the system's settings")

@@ -1,0 +1,343 @@
+"""One attempt at an OpenAI-compatible server, and what its failures mean.
+
+    api = OpenAiApi(endpoint)
+    reply = await api.post("/chat/completions", {"model": ..., "messages": [...]})
+    reply.data["choices"]
+
+The `openai` package says what a request looks like (URL, authorization, organisation) and carries it on its aiohttp
+transport. Bodies go out and come in as bytes through orjson, past the client's typed parameters, answers and retries: those
+cost three times as much as the request itself (docs/benchmarks.md). Whatever goes wrong is raised as `TryAgain` or
+`TeacherRefused`, or comes back as a `Refusal`; the API key is cut out of every message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import orjson
+from pydantic import Field, SecretStr
+
+from stillhouse.errors import TeacherRefused
+from stillhouse.inputs import urls
+from stillhouse.settings import Settings
+from stillhouse.teachers.base import Refusal, TryAgain
+from stillhouse.teachers.serving.connection_errors import without_status
+from stillhouse.teachers.serving.context_words import TOO_LONG, TOO_LONG_CODE
+from stillhouse.teachers.serving.environment import SENT_ALONG, Proxy, find_proxy, read_header, unusable_proxy
+from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
+from stillhouse.teachers.serving.hiding import Hiding
+from stillhouse.teachers.serving.waits import pause_asked, retry_after
+
+if TYPE_CHECKING:
+    import httpx2
+
+_SHOWN = 300  # characters of a server's words in a message
+NO_KEY = "none"  # what a server that needs no key is sent
+_CONNECTIONS = 4096  # more than any concurrency: waiting is the engine's to decide
+_POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
+_OF_EVERYBODY = re.compile(  # a 400 that every prompt would get, where no code says so
+    r"model_not_found|invalid_api_key|unrecognized request argument|api.?key.{0,30}(?:not valid|invalid|expired|not found)"
+    r"|(?:incorrect|invalid|missing|no) api.?key"
+    r"|(?:credit|account) balance|insufficient (?:balance|credit|fund|quota)|(?:out of|not enough) credits",
+    re.I,
+)
+_STOP = {
+    401: "the key is not accepted",
+    403: "the key may not do this",
+    404: "not found",
+    405: "the URL takes no such request",
+    407: "a proxy wants to know who asks",
+}
+_OF_A_PROMPT = {400, 413, 422}  # the only statuses that may say something of one prompt
+_PASSING = {408, 409, 423, 424, 425}  # another attempt may get an answer
+_BUSY = {429, 502, 503, 529}  # of the server, whatever the prompt
+_STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")  # the first line of a stream of events
+
+
+class Timeouts(Settings):
+    """Seconds after which an attempt is given up."""
+
+    connect: float = Field(default=10, gt=0)
+    read: float = Field(default=300, gt=0)  # between two pieces of an answer
+    total: float = Field(default=600, gt=0)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server is, and how long it may take. The key is a secret and shows in no repr."""
+
+    base_url: str
+    key: SecretStr
+    timeouts: Timeouts
+    direct: bool = False  # whether proxies of the environment are passed by: a server that this process started
+
+
+@dataclass(frozen=True)
+class Content:
+    """What came with status 200, unread."""
+
+    body: bytes
+    pause: float  # seconds in which the server wants no further request, by its rate-limit headers
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A JSON object that came with status 200."""
+
+    data: Mapping[str, Any]
+    pause: float
+
+
+class OpenAiApi:
+    """Used from one event loop; the connection is opened by the first request."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._urls: dict[str, httpx2.URL] = {}
+
+    @property
+    def base_url(self) -> str:
+        return self._endpoint.base_url
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Reply | Refusal:
+        """One attempt, and the JSON object that it gave.
+
+        Raises:
+            TryAgain, TeacherRefused: as `fetch` does; what is no JSON object is tried again too.
+        """
+        content = await self.fetch(path, body)
+        if isinstance(content, Refusal):
+            return content
+        data = _json_object(content.body)
+        if data is None:
+            self.unreadable(content.body, "what is no JSON object")
+        return Reply(data, content.pause)
+
+    async def fetch(
+        self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
+    ) -> Content | Refusal:
+        """One attempt.
+
+        Args:
+            path: below the base URL.
+            body: what is posted; None to get.
+            beside_v1: the path is not below the base URL but below that without its `/v1`, as vLLM's own ones are.
+
+        Raises:
+            TryAgain: it gave nothing, another may.
+            TeacherRefused: the server answers nobody with this key and model.
+        """
+        import aiohttp
+        import httpx2
+
+        http, proxy = self._http, self._proxy
+        try:
+            request = self._request(path, body, beside=beside_v1)
+        except orjson.JSONEncodeError as error:
+            return Refusal("unencodable", f"the prompt has a character that is no text ({error}); nothing was sent")
+        try:
+            async with asyncio.timeout(self._endpoint.timeouts.total):
+                response = await http.send(request)
+        except (httpx2.HTTPError, aiohttp.ClientError) as error:
+            self._lost(error, proxy)
+        except ValueError as error:  # an answer's first line or headers that are no text
+            said = self.shown(str(error))
+            raise TryAgain("malformed", f"an answer that cannot be read ({said})", cost_usd=None) from None
+        except TimeoutError:
+            total = self._endpoint.timeouts.total
+            raise TryAgain("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
+        if response.status_code != 200:
+            return self._refused(response)
+        return Content(response.content, pause_asked(response.headers))
+
+    def unreadable(self, body: bytes, why: str) -> NoReturn:
+        """What a body with status 200 means that is no answer.
+
+        Raises:
+            TeacherRefused: the server streams its answers, whatever it is asked.
+            TryAgain: another attempt may get an answer.
+        """
+        said = self.shown(body.decode("utf-8", "replace"))
+        if _STREAM.match(body):
+            raise TeacherRefused(
+                f"{self._endpoint.base_url} streams its answers, and is read as a whole ({said[:80]}): take a server or a "
+                "gateway that answers requests without `stream`."
+            )
+        raise TryAgain("malformed", f"status 200 with {why}: {said}", cost_usd=None)
+
+    async def close(self) -> None:
+        """Close the connections, if there are any."""
+        self.__dict__.pop("_proxy", None)
+        http = self.__dict__.pop("_http", None)
+        if http is not None:
+            await http.aclose()
+
+    @cached_property
+    def _http(self) -> httpx2.AsyncClient:
+        import httpx2
+        import openai
+
+        urls.check_base_url(self._endpoint.base_url, "the base URL", may_hold_secret=True)
+        try:
+            return openai.DefaultAioHttpClient(
+                limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+                timeout=self._timeout,
+                follow_redirects=False,  # the key goes where the recipe says, and nowhere else
+                trust_env=not self._endpoint.direct,
+            )
+        except (ValueError, httpx2.InvalidURL):
+            raise unusable_proxy() from None
+
+    @cached_property
+    def _proxy(self) -> Proxy | None:
+        return find_proxy(self._http, self._endpoint.base_url)
+
+    @property
+    def _where(self) -> str:
+        """Who answers: the server, or a proxy in its place."""
+        proxy = self.__dict__.get("_proxy")
+        return f"{self._endpoint.base_url} through {proxy}" if proxy else self._endpoint.base_url
+
+    @cached_property
+    def _timeout(self) -> httpx2.Timeout:
+        import httpx2
+
+        return httpx2.Timeout(self._endpoint.timeouts.read, connect=self._endpoint.timeouts.connect)
+
+    @cached_property
+    def _headers(self) -> httpx2.Headers:
+        import httpx2
+        import openai
+
+        key = self._endpoint.key.get_secret_value()
+        organization, project = (read_header(name) or None for name in SENT_ALONG)
+        client = openai.AsyncOpenAI(
+            api_key=key,
+            organization=organization,
+            project=project,
+            base_url=self._endpoint.base_url,
+            max_retries=0,
+            http_client=self._http,
+        )
+        given = {**client.default_headers, **client.auth_headers}
+        sent = {name: value for name, value in given.items() if isinstance(value, str) and value}
+        for name, value in sent.items():
+            if not (value.isascii() and value.isprintable()):
+                raise TeacherRefused(
+                    f"{name} holds characters that no header can carry: copy it anew. Nothing was sent."
+                )
+        return httpx2.Headers(sent)
+
+    def _request(self, path: str, body: Mapping[str, Any] | None, *, beside: bool) -> httpx2.Request:
+        """Built from parts that are parsed once: the client's own way parses URL and headers anew each time."""
+        import httpx2
+
+        base = urls.beside_v1(self._endpoint.base_url) if beside else self._endpoint.base_url
+        url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(urls.below(base, path)))
+        method, content = ("GET", None) if body is None else ("POST", orjson.dumps(body))
+        limits = {"timeout": self._timeout.as_dict()}
+        return httpx2.Request(method, url, headers=self._headers, content=content, extensions=limits)
+
+    def _lost(self, error: Exception, proxy: Proxy | None) -> NoReturn:
+        """No status came: nothing was sent, the server was not reached, or the connection broke, perhaps in mid-answer."""
+        raise without_status(error, self._endpoint.base_url, proxy, self._endpoint.timeouts.read, self.shown) from None
+
+    def _refused(self, response: httpx2.Response) -> Refusal:
+        """What an error status means."""
+        status = response.status_code
+        if status < 400:
+            moved = self.shown(response.headers.get("location", ""))
+            raise TeacherRefused(
+                f"{self._where} said {status}: {self.shown(response.text)}, which is no answer"
+                f"{f' but leads to {moved}' if moved else ''}. Check teacher.options.base_url."
+            )
+        data = _json_object(response.content) or {}
+        error = read_error(data) or ErrorBody(str(data.get("message") or data.get("detail") or response.text))
+        return self.judge(status, error, wait=retry_after(response.headers))
+
+    def judge(self, status: int, error: ErrorBody, *, wait: float = 0.0, cost_usd: float | None = 0.0) -> Refusal:
+        """What an error means: of this prompt, of the server just now, or of everybody.
+
+        Args:
+            status: the answer's; 200 for an error within an answer, which is the status that its code says.
+            error: what the body says.
+            wait: seconds that the server asks to wait.
+            cost_usd: what the attempt cost; None where it may have been billed and nobody knows.
+
+        Raises:
+            TryAgain: it gave nothing, another attempt may.
+            TeacherRefused: the server answers nobody with this key, model and settings.
+        """
+        said, status = status, error.status_of(status)
+        told = f"{self._where} said {said}{' with an error' * (said == 200)}: {self.shown(error.words)}"
+        if status == 403 and _POLICY.search(error.words):
+            return Refusal("policy", told, suspect="403")
+        if status == 402 or (status == 429 and re.search("insufficient_quota|billing", error.words)):
+            raise TeacherRefused(f"{told} (the account cannot pay). What was answered is kept: pay in, and run again.")
+        if status in _STOP:
+            raise TeacherRefused(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
+        if status in _BUSY:
+            overloaded = status != 502
+            raise TryAgain("overloaded", told, of_server=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd)
+        if status == 504:  # a gateway gave up; the model behind it may have gone on
+            raise TryAgain("timeout", told, overloaded=True, wait=wait, cost_usd=None)
+        if status == 500 and TOO_LONG_CODE.search(error.words):  # llama.cpp, and gateways in front of others
+            return Refusal("too-long", told, suspect="500")
+        if status >= 500 or status in _PASSING:
+            raise TryAgain("server-error", told, wait=wait, cost_usd=cost_usd)
+        if error.is_of_settings or _OF_EVERYBODY.search(error.words):
+            raise TeacherRefused(
+                f"{told}. No prompt can be answered so: check teacher.options, label, the API key and the account."
+            )
+        if status == 200:
+            raise TryAgain("malformed", told, cost_usd=cost_usd)
+        if status not in _OF_A_PROMPT:
+            raise TeacherRefused(f"{told}, a status that says nothing of the prompt. Check teacher.options.base_url.")
+        reason = (
+            "too-long" if TOO_LONG.search(error.words) else "policy" if _POLICY.search(error.words) else "bad-request"
+        )
+        return Refusal(reason, told, suspect=str(status))
+
+    def shown(self, text: str) -> str:
+        """What may be told of a server's words: short, on one line, without the key."""
+        return " ".join(self._hide(text).split())[:_SHOWN]
+
+    @cached_property
+    def _hide(self) -> Hiding:
+        key = self._endpoint.key.get_secret_value()
+        return Hiding("" if key == NO_KEY else key)
+
+
+def _json_object(content: bytes) -> Mapping[str, Any] | None:
+    """The object in a body, or None. An answer was paid for: NaN, lone surrogates and invalid UTF-8 are tolerated."""
+    try:
+        data = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        try:
+            data = _encodable(json.loads(content.decode("utf-8", "replace")))
+        except (ValueError, RecursionError):
+            return None
+    return data if isinstance(data, dict) else None
+
+
+def error_in(body: bytes) -> ErrorBody | None:
+    """The error that the bytes of an answer tell of; None where they tell of none, or are no JSON object."""
+    data = _json_object(body)
+    return read_error(data) if data is not None else None
+
+
+def _encodable(value: Any) -> Any:
+    """A JSON value whose texts can all be written as UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(name): _encodable(item) for name, item in value.items()}
+    return value

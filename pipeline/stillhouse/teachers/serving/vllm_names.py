@@ -1,0 +1,83 @@
+"""How a vLLM teacher is named in requests' keys: what of its settings shapes an answer, and what does not.
+
+| part of the name                      | no part of it                                                                 |
+| the weights by content, or, where     | `check`, `timeouts`, `base_urls`, `api_key_env`: they say how a server is     |
+| they are not here, model and revision | reached and looked at                                                         |
+| `serve.dtype`, `serve.quantization`,  | the rest of `serve`: how much a server takes at once, and where it runs       |
+| where they are not as by default      | `served_name`: another word for `teacher.model`, which parity checks it to be |
+
+So answers are found whether parity is checked or not. A server that runs already does not say how it computes: its answers
+stand for those of a server of ours, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from stillhouse.models.files import ModelFiles
+from stillhouse.records import TeacherIdentity, content_hash
+from stillhouse.teachers.base import AskedWith, FormerIdentity
+from stillhouse.teachers.serving.vllm_server import ServeSettings
+
+_COMPUTING = ("dtype", "quantization")
+
+
+def vllm_identity(files: ModelFiles, serve: ServeSettings | None, fingerprint: str | None) -> TeacherIdentity:
+    """Who labels; `serve` is None for servers that run already."""
+    shaping = {
+        name: value
+        for name in _COMPUTING
+        if serve is not None and (value := getattr(serve, name)) != ServeSettings.model_fields[name].default
+    }
+    return TeacherIdentity(
+        kind="vllm",
+        model=files.name,
+        revision=files.revision,
+        fingerprint=fingerprint,
+        content_sha256=files.content_sha256 if files.has_weights else None,
+        options_sha256=content_hash(shaping) if shaping else None,
+        tokenizer_sha256=files.tokenizer_sha256,
+        chat_template_sha256=files.chat_template_sha256,
+        vocabulary_size=files.vocabulary_size,
+        continuing=files.continuing,
+    )
+
+
+def former_vllm_identities(
+    files: ModelFiles, serve: ServeSettings | None, kept: Callable[[], Sequence[TeacherIdentity]]
+) -> Sequence[FormerIdentity]:
+    """The other names that this teacher's answers may be kept under; `kept` reads the teachers of the dataset's versions.
+
+    Earlier releases took the model's name where `check.parity` was false, and samples of the weights where it was true.
+    They left out how a server of ours computes.
+    """
+    own = vllm_identity(files, serve, None)
+    contents: list[str | None] = [own.content_sha256, None]
+    options = [own.options_sha256, None]
+    if files.has_weights:
+        contents.append(files.sampled_sha256)
+    if serve is None or not files.has_weights:
+        same = [one for one in kept() if _same_model(own, one)]
+        contents += [] if files.has_weights else [one.content_sha256 for one in same]
+        options += [] if serve is not None else [one.options_sha256 for one in same]
+    asked_with = () if serve is None else tuple(_asked_with(serve, name) for name in _COMPUTING)
+    return [
+        FormerIdentity(
+            replace(own, content_sha256=content, options_sha256=option),
+            asked_with if option != own.options_sha256 or option is None else (),
+        )
+        for content in dict.fromkeys(contents)
+        for option in dict.fromkeys(options)
+        if (content, option) != (own.content_sha256, own.options_sha256)
+    ]
+
+
+def _asked_with(serve: ServeSettings, name: str) -> AskedWith:
+    return AskedWith(f"teacher.options.serve.{name}", getattr(serve, name), ServeSettings.model_fields[name].default)
+
+
+def _same_model(one: TeacherIdentity, other: TeacherIdentity) -> bool:
+    """Whether two names mean the same model, as far as can be told without its weights."""
+    told = ("kind", "model", "revision", "tokenizer_sha256", "chat_template_sha256", "vocabulary_size")
+    return all(getattr(one, name) == getattr(other, name) for name in told)

