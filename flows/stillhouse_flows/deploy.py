@@ -23,6 +23,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
 from stillhouse.errors import PrefectUnavailable, RecipeError
+from stillhouse.processes.environment import child_environment
 from stillhouse_flows.definitions import Changes, Definitions, at_server, flow_of, read_definitions, settle
 from stillhouse_flows.keys import check_blocks, refer_to_blocks, secrets_from
 from stillhouse_flows.recovery import guard_runs
@@ -93,6 +94,6 @@ def _prefect_deploy(definitions: Definitions) -> None:
         file = Path(folder) / "prefect.yaml"
         file.write_text(yaml.safe_dump(definitions.content, sort_keys=False), encoding="utf-8")
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise PrefectUnavailable(f"`prefect deploy` refuses flows/prefect.yaml:\n{done.stdout}{done.stderr}".rstrip())

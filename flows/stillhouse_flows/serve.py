@@ -18,6 +18,7 @@ from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
+from stillhouse.processes.environment import safe_path_for_children
 from stillhouse_flows.definitions import Changes, at_server, flow_of, read_definitions, settle
 from stillhouse_flows.recovery import HEARTBEAT, guard_runs
 
@@ -42,7 +43,8 @@ def serve(changes: Changes | None = None) -> None:
         RecipeError: a recipe or a schedule is wrong.
         PrefectUnavailable: there is no server.
     """
-    at_server(lambda: _serve(changes or Changes()))
+    with safe_path_for_children():
+        at_server(lambda: _serve(changes or Changes()))
 
 
 async def _serve(changes: Changes) -> None:

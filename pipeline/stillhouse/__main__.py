@@ -1,7 +1,12 @@
-"""`python -m pipeline` is `stillhouse`, and what launchers start."""
+"""`python -m stillhouse` is `stillhouse`, and what launchers start."""
 
-from stillhouse.cli.main import main
+from stillhouse.processes.environment import leave_working_folder_out
 from stillhouse.processes.ranks import end_with_launcher
 
-end_with_launcher()
-main()
+if __name__ == "__main__":
+    leave_working_folder_out()
+    end_with_launcher()
+
+    from stillhouse.cli.main import main  # late: a user's torch.py may lie in the working folder
+
+    main()

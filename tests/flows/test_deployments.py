@@ -23,6 +23,7 @@ from stillhouse.recipe.load import Recipe
 from tests.conftest import WORDS, MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import PrefectServer
+from tests.namesakes import add_namesakes, refuse_imported_namesakes
 from tests.process_tree import processes
 from tests.stand_in import running_stand_in
 
@@ -50,9 +51,10 @@ def command(server: PrefectServer, folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, deployed to be labelled every minute."""
+def home(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a recipe, deployed to be labelled every minute, and with files called as ours and the libraries are."""
     folder = tmp_path_factory.mktemp("home")
+    add_namesakes(folder)
     (folder / "words.jsonl").write_text("".join(json.dumps({"word": word}) + "\n" for word in WORDS))
     (folder / "words.j2").write_text("Explain {{ word }}.\n")
     recipe = {
@@ -65,7 +67,8 @@ def home(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
     (folder / "words.yaml").write_text(yaml.safe_dump(recipe))
     every_minute = ["--only", "nightly", "--recipe", "words.yaml", "--cron", "* * * * *"]
     assert "deployed label/nightly" in command(prefect_server, folder, "stillhouse", "flows", "deploy", *every_minute)
-    return folder
+    yield folder
+    refuse_imported_namesakes(folder)
 
 
 @contextmanager

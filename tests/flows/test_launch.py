@@ -128,7 +128,7 @@ from stillhouse.cli.common import errors_told
 
 @task(retries=1)
 def train():
-    environment = {**os.environ, ranks.LAUNCH: sys.argv[1]}
+    environment = {ranks.LAUNCH: sys.argv[1]}
     with children.running([sys.executable, "-c", sys.argv[2], sys.argv[1]], environment) as running:
         for line in running.lines():
             print(line, flush=True)

@@ -17,12 +17,13 @@ import pytest
 
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import WorkerLost
-from stillhouse.labelling.engine import label
 from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.stages.stages import label_stage
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import ComposedServer, PrefectServer
 from tests.flows.test_deployments import PATIENCE, ask, command, kill_all, running_worker
+from tests.namesakes import add_namesakes, refuse_imported_namesakes
 from tests.process_tree import processes
 from tests.stand_in import Stats, running_stand_in
 
@@ -123,13 +124,15 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_ray_cluster_shares_a_job_and_one_of_its_nodes_is_killed(
-    cluster: Any, tmp_path: Path, api_recipe: MakeRecipe
+    cluster: Any, tmp_path: Path, api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    add_namesakes(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with running_stand_in(latency=1.0) as teacher:
         recipe = api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8)
         recipe = in_parts(recipe, "ray", address=cluster.address)
         with ThreadPoolExecutor(1) as pool:
-            going = pool.submit(lambda: asyncio.run(label(recipe)))
+            going = pool.submit(lambda: asyncio.run(label_stage(recipe)))
             until(lambda: teacher.stats.most_at_once > 1 or going.done())  # both are at work
             (other,) = cluster.worker_nodes
             cluster.remove_node(other, allow_graceful=False)
@@ -137,9 +140,10 @@ def test_a_ray_cluster_shares_a_job_and_one_of_its_nodes_is_killed(
             result = going.result(PATIENCE)
         assert result.sent == len(PROMPTS)
         check(recipe, teacher.stats, in_flight=1)
+    refuse_imported_namesakes(tmp_path)
 
 
 def test_a_cluster_that_is_not_there_is_told_of(api_recipe: MakeRecipe) -> None:
     recipe = in_parts(api_recipe("http://127.0.0.1:1", PROMPTS), "ray", address="127.0.0.1:1")
     with pytest.raises(WorkerLost, match=r"label.runner.address is '127.0.0.1:1', where no Ray cluster answers"):
-        asyncio.run(label(recipe))
+        asyncio.run(label_stage(recipe))

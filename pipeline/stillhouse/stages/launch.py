@@ -34,7 +34,7 @@ _LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch")
 _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")  # distributed types that --multi_gpu starts, with a GPU or without
 _OTHERS = ("MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_HPU", "MULTI_NEURON")
 _ARGUMENTS: dict[str, tuple[Any, str]] = {  # what accelerate's parser must make of ours -> the mend of what changed it
-    "training_script": ("pipeline", "each must be an option of accelerate launch, with its value after it"),
+    "training_script": ("stillhouse", "each must be an option of accelerate launch, with its value after it"),
     "num_machines": (1, "start `accelerate launch ... -m stillhouse distill RECIPE` from a shell on each machine"),
     "mixed_precision": ("no", "set student.train.bf16 or fp16: what a student is stands in its recipe"),
     "dynamo_backend": ("no", "the loss has another shape with every batch, and would be compiled anew for each"),

@@ -176,7 +176,7 @@ def test_a_process_that_the_launcher_left_behind_ends_with_it(tmp_path: Path) ->
     training += f"print({mark!r}, flush=True); time.sleep(9e3)"
     started = f"subprocess.Popen([sys.executable, '-c', {training!r}], start_new_session=True).wait()"
     command = [sys.executable, "-c", f"import subprocess, sys; {started}"]
-    with children.running(command, {**os.environ, ranks.LAUNCH: mark}) as running:
+    with children.running(command, {ranks.LAUNCH: mark}) as running:
         lines = running.lines()
         assert next(lines) == mark
         (launcher,) = [one for one in processes() if one.parent == running.process.pid]

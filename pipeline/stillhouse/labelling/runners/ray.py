@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import RecipeError, StillhouseError, WorkerLost
+from stillhouse.processes.environment import SAFE_PATH
 from stillhouse.recipe.label import RunnerSettings
 from stillhouse.recipe.load import load_recipe
 
@@ -32,7 +33,12 @@ class RayCluster:
         if not ray.is_initialized():
             try:
                 _reach(settings.address)
-                ray.init(address=settings.address, configure_logging=False, log_to_driver=False)
+                ray.init(
+                    address=settings.address,
+                    runtime_env={"env_vars": SAFE_PATH},
+                    configure_logging=False,
+                    log_to_driver=False,
+                )
             except (OSError, ValueError) as error:
                 raise WorkerLost(
                     f"label.runner.address is {settings.address!r}, where no Ray cluster answers ({error}): start one with "

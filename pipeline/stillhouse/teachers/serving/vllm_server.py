@@ -32,6 +32,7 @@ from urllib.error import URLError
 from pydantic import Field
 
 from stillhouse.errors import TeacherUnavailable
+from stillhouse.processes.environment import child_environment
 from stillhouse.progress import Progress, silent
 from stillhouse.settings import Settings
 
@@ -152,7 +153,7 @@ class VllmServer:
         return [*_program(self._model), *flags, *(["--enforce-eager"] if settings.enforce_eager else [])]
 
     def _environment(self) -> dict[str, str]:
-        environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        environment = child_environment({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"})
         if self._settings.cpu_kvcache_gib is not None:
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(self._settings.cpu_kvcache_gib)
         if Path(self._model).is_dir():
