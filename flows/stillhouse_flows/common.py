@@ -13,10 +13,10 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from pydantic import Field
 
-from stillhouse.cli.terminal import PlainProgress
 from stillhouse.dataset.manifest import Manifest, version_label
 from stillhouse.errors import StillhouseError, UsageError
-from stillhouse.progress import Progress
+from stillhouse.processes.quiet import quiet_libraries
+from stillhouse.progress import PlainProgress, Progress
 from stillhouse.recipe.load import Recipe
 
 # Persistent caching stays off: whether a shard or a student is done is for the store to say (docs/architecture.md).
@@ -59,6 +59,7 @@ FLOW: dict[str, Any] = {
 
 def logged_progress() -> Progress:
     """Progress as lines of the run's log."""
+    quiet_libraries()
     return PlainProgress(get_run_logger().info, LOG_EVERY)
 
 

@@ -34,7 +34,6 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectException
 
-from stillhouse.cli.terminal import estimate_lines
 from stillhouse.evaluation.evaluate import EvaluationResult
 from stillhouse.evaluation.report.report import ReportFiles, markdown
 from stillhouse.evaluation.report.warnings import warnings
@@ -71,7 +70,7 @@ def artifact_key(what: str, recipe: Recipe) -> str:
 
 async def show_plan(job: LabelJob, recipe: Recipe) -> None:
     """What labelling will send, cost and take, as `stillhouse plan` tells it."""
-    lines = estimate_lines(await asyncio.to_thread(job.estimate))
+    lines = (await asyncio.to_thread(job.estimate)).lines()
     await _shown(
         acreate_markdown_artifact(
             _table(["", "before anything is sent"], lines),

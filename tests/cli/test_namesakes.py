@@ -52,7 +52,9 @@ def test_no_command_imports_a_users_file(recipe: Path, tmp_path: Path) -> None:
     assert student["trained"]
     report = json.loads(said(tmp_path, *BY_MODULE, "evaluate", file, "--no-flow", "--json"))
     assert report["models"]
-    for words in (["plan", file], ["datasets", "list", "--root", str(tmp_path / "labels")], ["datasets", "verify", str(tmp_path / "labels/words")], ["run", file, "--no-flow"]):
+    labels = str(tmp_path / "labels")
+    listed, checked = ["datasets", "list", "--root", labels], ["datasets", "verify", f"{labels}/words"]
+    for words in (["plan", file], listed, checked, ["run", file, "--no-flow"]):
         assert said(tmp_path, *BY_MODULE, *words)
 
 

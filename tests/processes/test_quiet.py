@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-_LOAD = "import stillhouse; import torchao; from transformers import PreTrainedModel"
+_QUIET = "from stillhouse.processes.quiet import quiet_libraries; quiet_libraries(); "
+_LOAD = f"{_QUIET}import torchao; from transformers import PreTrainedModel"
 
 
 def stderr_of(code: str) -> str:
@@ -12,7 +13,7 @@ def stderr_of(code: str) -> str:
 
 def test_a_library_that_is_imported_on_the_way_says_nothing() -> None:
     assert stderr_of(_LOAD) == ""
-    assert "KernelPreference" in stderr_of(_LOAD.replace("import stillhouse; ", ""))  # else quiet.py can go
+    assert "KernelPreference" in stderr_of(_LOAD.removeprefix(_QUIET))  # else quiet.py can go
 
 
 def test_a_level_that_a_user_has_set_stays() -> None:

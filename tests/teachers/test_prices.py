@@ -12,7 +12,6 @@ from genai_prices.types import ModelInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.cli.terminal import estimate_lines
 from stillhouse.errors import RecipeError
 from stillhouse.labelling.estimate import estimate_labelling
 from stillhouse.recipe.load import TeacherSettings
@@ -99,7 +98,7 @@ def test_plan_and_a_refused_budget_tell_the_reason(api_recipe: MakeRecipe) -> No
     estimate = estimate_labelling(recipe)
     reason = "the list has it at OpenAI, but requests go to 127.0.0.1, whose prices no list has"
     assert (estimate.expected_usd, estimate.why_no_price) == (None, reason)
-    assert ["cost", f"not known: {reason} (set teacher.price)"] in estimate_lines(estimate)
+    assert ["cost", f"not known: {reason} (set teacher.price)"] in estimate.lines()
     limited = recipe.model_copy(update={"label": recipe.label.model_copy(update={"budget_usd": 1.0})})
     with pytest.raises(RecipeError, match=f"is not known \\({reason}\\): set teacher.price to {{input_usd"):
         estimate_labelling(limited)

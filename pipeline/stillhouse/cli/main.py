@@ -19,6 +19,7 @@ from stillhouse.cli import results as shown
 from stillhouse.cli.common import AsJson, errors_told, tell
 from stillhouse.cli.datasets import datasets_app
 from stillhouse.cli.flows import flows_app
+from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.processes.ranks import by_recipe, is_first, leave, one_process
 
 if TYPE_CHECKING:
@@ -296,6 +297,7 @@ def teacher_fetch_demo(folder: Path = Path("data/models/smollm2-135m-instruct"))
 
 def main() -> None:
     """The entry point `stillhouse`."""
+    quiet_libraries()
     app()
 
 

@@ -6,25 +6,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
 from stillhouse.inputs.plain_json import to_json
-from stillhouse.labelling.metrics import dollars
-from stillhouse.progress import Progress
+from stillhouse.progress import PlainProgress, Progress
 
 if TYPE_CHECKING:
     from stillhouse.labelling.estimate import Estimate
     from stillhouse.teachers.base import Finding
 
-_PLAIN_SECONDS = 5.0  # between two plain lines of one activity
 _BAR_WIDTH = 10
 _BAR_SECONDS = 0.5  # between two looks at what a bar tells besides
 
@@ -90,28 +86,6 @@ class _BarProgress:
             self._last = now
 
 
-class PlainProgress:
-    """A line when an activity begins, when it ends, and every few seconds between; also what the flows log by."""
-
-    def __init__(self, write: Callable[[str], None], every: float = _PLAIN_SECONDS) -> None:
-        self._write = write
-        self._every = every
-        self._activity = ""
-        self._last = 0.0
-        self._words: dict[str, Words] = {}
-
-    def tell_more(self, activity: str, words: Words) -> None:
-        """What else the lines of an activity say."""
-        self._words[activity] = words
-
-    def __call__(self, activity: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if activity != self._activity or done == total or now - self._last >= self._every:
-            more = self._words[activity]() if activity in self._words else ()
-            self._write(", ".join([f"{activity}: {done:,} of {total:,}", *more]))
-            self._activity, self._last = activity, now
-
-
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table that keeps its columns whole; the first column is left-aligned, figures to the right."""
     table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
@@ -135,34 +109,7 @@ def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> No
 
 def show_estimate(estimate: Estimate) -> None:
     """What labelling would send, cost and take."""
-    show_pairs(estimate_lines(estimate))
-
-
-def estimate_lines(estimate: Estimate) -> list[list[str]]:
-    """What labelling would send, cost and take, as names and values."""
-    sending = "nothing to send" if not estimate.to_send else f"{estimate.to_send:,} to send"
-    twice = f" ({estimate.duplicate_prompts:,} more are repeats)" if estimate.duplicate_prompts else ""
-    seconds = estimate.seconds_at_limits
-    how_long = (
-        "not known: label.limits sets none, the server decides"
-        if seconds is None
-        else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds) at label.limits"
-    )
-    budget = f" of a budget of {dollars(estimate.budget_usd)}" if estimate.budget_usd is not None else ""
-    return [
-        ["prompts", f"{estimate.prompts:,}{twice}"],
-        ["requests", f"{estimate.requests:,}: {estimate.answered:,} answered already, {sending}"],
-        ["prompt tokens", f"about {estimate.expected_prompt_tokens:,}, at most {estimate.worst_prompt_tokens:,}"],
-        [
-            "completion tokens",
-            f"about {estimate.expected_completion_tokens:,}, at most {estimate.worst_completion_tokens:,}",
-        ],
-        ["cost", _cost(estimate)],
-        ["spent before", f"{dollars(estimate.spent_usd)}{budget}"],
-        ["dataset", f"about {decimal(estimate.expected_bytes)} on disk"],
-        ["time", how_long],
-        ["expecting", estimate.basis],
-    ]
+    show_pairs(estimate.lines())
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
@@ -181,13 +128,6 @@ def show_pairs(lines: Sequence[Sequence[str]]) -> None:
     for line in lines:
         table.add_row(*line)
     output.print(table)
-
-
-def _cost(estimate: Estimate) -> str:
-    if estimate.expected_usd is None or estimate.worst_usd is None:
-        why = f": {estimate.why_no_price}" if estimate.why_no_price else ""
-        return f"not known{why} (set teacher.price)"
-    return f"about {dollars(estimate.expected_usd)}, at most {dollars(estimate.worst_usd)}"
 
 
 def show_json(result: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,10 +21,14 @@ import pyarrow.parquet as pq
 from stillhouse.dataset.files import open_parquet
 from stillhouse.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest, read_manifest, version_label
 from stillhouse.dataset.verify import folder_problems
-from stillhouse.errors import DatasetMissing, DatasetRefused
+from stillhouse.errors import DatasetMissing, DatasetRefused, UsageError
 from stillhouse.recipe.load import VERSION, DatasetSettings
-from stillhouse.records import Split
+from stillhouse.records import Row, Split
 from stillhouse.storage.location import Location, RemotePath, folders_in, location
+
+if TYPE_CHECKING:
+    import datasets
+    import polars as pl
 
 _BATCH_ROWS = 256
 _JOURNALS = "data/journals"  # of datasets that lie elsewhere
@@ -49,6 +54,41 @@ class Dataset:
         for entry in self.files(split):
             with self.open(entry) as parquet:
                 yield from parquet.iter_batches(batch_size=_BATCH_ROWS)
+
+    def rows(self, split: Split = "train") -> Iterator[Row]:
+        """Yield the rows of a split as dictionaries, in a fixed order."""
+        for batch in self.batches(split):
+            yield from batch.to_pylist()
+
+    def to_table(self, split: Split = "train") -> pa.Table:
+        """Return a split as one Arrow table; without rows where the split has none."""
+        batches = list(self.batches(split))
+        if batches:
+            return pa.Table.from_batches(batches)
+        for entry in self.files("train", "validation"):
+            with self.open(entry) as parquet:
+                return parquet.schema_arrow.empty_table()
+        return pa.table({})
+
+    def to_polars(self, split: Split = "train") -> pl.DataFrame:
+        """Return a split as a Polars data frame.
+
+        Raises:
+            UsageError: Polars is not installed.
+        """
+        try:
+            import polars
+        except ModuleNotFoundError:
+            raise UsageError("Dataset.to_polars needs the library polars: run `pip install polars`") from None
+        frame = polars.from_arrow(self.to_table(split))
+        assert isinstance(frame, polars.DataFrame)
+        return frame
+
+    def to_hf(self, split: Split = "train") -> datasets.Dataset:
+        """Return a split as a data set of the Hugging Face library `datasets`."""
+        import datasets
+
+        return datasets.Dataset(self.to_table(split))
 
     def problems(self) -> list[str]:
         """What is wrong with the folder, against the manifest (see verify.py); empty where all is well."""

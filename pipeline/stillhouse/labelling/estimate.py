@@ -13,9 +13,11 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pyarrow.compute as pc
+from rich.filesize import decimal
 
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
@@ -23,6 +25,7 @@ from stillhouse.labelling.budget import check_budget
 from stillhouse.labelling.earlier_names import FormerNames, asked_with, former_names
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.journal_view import JournalView
+from stillhouse.labelling.metrics import dollars
 from stillhouse.labelling.plan import LabelPlan, Shard, make_plan
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from stillhouse.recipe.label import LabelSettings
@@ -58,6 +61,41 @@ class Estimate:
     seconds_at_limits: float | None  # None where no limit is set
     basis: str  # what the expectation rests on
     why_no_price: str = ""  # where the price is not known
+
+    def lines(self) -> list[list[str]]:
+        """Return names and values to show: prompts, requests, tokens, cost, bytes and time."""
+        sending = "nothing to send" if not self.to_send else f"{self.to_send:,} to send"
+        twice = f" ({self.duplicate_prompts:,} more are repeats)" if self.duplicate_prompts else ""
+        seconds = self.seconds_at_limits
+        how_long = (
+            "not known: label.limits sets none, the server decides"
+            if seconds is None
+            else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds) at label.limits"
+        )
+        budget = f" of a budget of {dollars(self.budget_usd)}" if self.budget_usd is not None else ""
+        tokens = f"about {self.expected_completion_tokens:,}, at most {self.worst_completion_tokens:,}"
+        return [
+            ["prompts", f"{self.prompts:,}{twice}"],
+            ["requests", f"{self.requests:,}: {self.answered:,} answered already, {sending}"],
+            ["prompt tokens", f"about {self.expected_prompt_tokens:,}, at most {self.worst_prompt_tokens:,}"],
+            ["completion tokens", tokens],
+            ["cost", self._cost()],
+            ["spent before", f"{dollars(self.spent_usd)}{budget}"],
+            ["dataset", f"about {decimal(self.expected_bytes)} on disk"],
+            ["time", how_long],
+            ["expecting", self.basis],
+        ]
+
+    def _cost(self) -> str:
+        if self.expected_usd is None or self.worst_usd is None:
+            why = f": {self.why_no_price}" if self.why_no_price else ""
+            return f"not known{why} (set teacher.price)"
+        return f"about {dollars(self.expected_usd)}, at most {dollars(self.worst_usd)}"
+
+    def __str__(self) -> str:
+        lines = self.lines()
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 torchao, where it is installed, is imported by transformers and peft whether a model is quantised or not. It then warns of
 libraries for GPUs that it cannot load, and torch of how torchao registers its enumerations. Both are loggers of a name, so
-their level can be set before the libraries are imported, and without importing them: `stillhouse` does so when it is
-imported itself. Errors still come through.
+their level can be set before the libraries are imported, and without importing them: every command, flow and library call
+that may load a model does so first. Errors still come through.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ nothing is written before the whole recipe has been understood. Nothing in a rec
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -253,7 +254,7 @@ class Recipe(Settings):
         return dump_yaml(self.model_dump(mode="json", by_alias=True))
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
     """Read a recipe file and apply `a.b=value` overrides (the value is YAML).
 
     The path is looked up in the working folder, then among the recipes that ship with Stillhouse; or it is a URL.
@@ -272,9 +273,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             f"the recipe {path} is not a mapping of settings: it must begin with lines such as `name: my-run`"
         )
-    for override in overrides:
-        _apply_override(raw, override)
-    return recipe_from(raw, origin=str(path))
+    return recipe_from(changed(raw, overrides), origin=str(path))
+
+
+def changed(raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a recipe's settings with some of them changed: "a.b=value" each (YAML), or {"a.b": value}.
+
+    Raises:
+        RecipeError: an override is not of this form, or its path leads through something that has no settings inside.
+    """
+    result = copy.deepcopy(dict(raw))
+    if isinstance(overrides, Mapping):
+        for path, value in overrides.items():
+            _put(result, path, value, path)
+    else:
+        for override in overrides:
+            _apply_override(result, override)
+    return result
 
 
 def recipe_from(raw: Mapping[str, Any], origin: str) -> Recipe:

@@ -10,7 +10,6 @@ can be asked of its shape and its tokenizer is asked of its start (`before_finet
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +21,7 @@ from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, vers
 from stillhouse.errors import StillhouseError, TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
+from stillhouse.processes.event_loop import run_to_end
 from stillhouse.processes.ranks import first_process_first, is_first, processes
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
@@ -94,7 +94,7 @@ def has_gold(recipe: Recipe) -> bool:
 
 def _label_gold(recipe: Recipe, progress: Progress) -> Dataset:
     told = partial(progress, "Collecting the references")
-    return asyncio.run(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
+    return run_to_end(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
 
 
 def _one_by_one() -> AbstractContextManager[None]:

@@ -21,6 +21,7 @@ from stillhouse.labelling.estimate import Estimate, estimate_labelling
 from stillhouse.labelling.retrying import Retry
 from stillhouse.labelling.runners.base import open_runner
 from stillhouse.processes.children import Tell, to_standard_error
+from stillhouse.processes.event_loop import run_to_end
 from stillhouse.processes.ranks import is_launched
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.load import Recipe, TeacherSettings
@@ -278,7 +279,7 @@ def run_stages(recipe: Recipe, progress: Progress = silent) -> RunResult:
     finetuned = finetune_stage(recipe, progress)
     if recipe.needs_gold and finetuned is None:
         make_gold(recipe, progress)
-    labelled = asyncio.run(label(recipe, progress, runner=runner))
+    labelled = run_to_end(label(recipe, progress, runner=runner))
     recipe = of_version(recipe, labelled.dataset)
     students = distill_students(recipe, progress)
     return RunResult(finetuned, labelled, students, evaluate_stage(recipe, recipe_dataset(recipe), progress))

@@ -17,6 +17,7 @@ from multiprocessing import forkserver
 from stillhouse.processes.environment import safe_path_for_children
 
 _PRELOADED = [
+    "stillhouse.evaluation.measures.quiet_start",
     "stillhouse.evaluation.measures.measure",
     "stillhouse.evaluation.measures.distance",
     "transformers.generation",
