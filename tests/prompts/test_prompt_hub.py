@@ -94,17 +94,17 @@ def test_an_id_that_is_not_there_is_asked_for_at_the_hub(source: str, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "source", ["x.csv", "org/x.JSON", "a/b/c", "./org", "../x", "/org", "x.jsonl.gz", "org/", "-x"]
+    "source", ["x.xlsx", "org/x.JSON", "a/b/c", "./org", "../x", "/org", "x.jsonl.gz", "org/", "-x"]
 )
 def test_what_is_a_file_or_no_id_is_not_asked_for(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", None)
-    assert "give a .jsonl or a .parquet file" in refusal(source=source)
+    assert "give a .jsonl, .csv, .tsv or .parquet file" in refusal(source=source)
 
 
 def test_a_file_here_is_never_asked_for_at_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", None)
     (tmp_path / "words.v2").write_text("{}")
-    assert "give a .jsonl or a .parquet file" in refusal(source="words.v2")
+    assert "give a .jsonl, .csv, .tsv or .parquet file" in refusal(source="words.v2")
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     assert "only a hub data set has configurations" in refusal(source="p.jsonl", config="main")
 

@@ -144,7 +144,7 @@ def test_parquet_with_a_damaged_page(tmp_path: Path) -> None:
 
 
 def test_a_suffix_that_is_not_known() -> None:
-    assert "give a .jsonl or a .parquet file" in refusal(PromptSettings(source="prompts/x.csv"))
+    assert "give a .jsonl, .csv, .tsv or .parquet file" in refusal(PromptSettings(source="prompts/x.xlsx"))
 
 
 def test_the_hold_out_is_fixed_by_content_and_has_its_share() -> None:

@@ -32,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Turn a large teacher language model into a small student: label, distil, evaluate.",
-    epilog="Start here: stillhouse run flows/recipes/quickstart.yaml",
+    epilog="Start here: stillhouse init your-data.csv, or stillhouse run flows/recipes/quickstart.yaml",
 )
 teacher_app = typer.Typer(no_args_is_help=True, help="What concerns the teacher alone.")
 app.add_typer(datasets_app, name="datasets")
@@ -70,6 +70,26 @@ def _main(
     ] = False,
 ) -> None:
     """What holds for every command."""
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Your prompts: a .csv, .tsv, .jsonl or .parquet file.")],
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the files are written.")] = Path(),
+    teacher: Annotated[str, typer.Option(help="demo (a small model in this process), api, or vllm (a GPU).")] = "demo",
+    prompt_column: Annotated[str | None, typer.Option(help="The column to ask about. Default: a usual name.")] = None,
+    reference_column: Annotated[str | None, typer.Option(help="The column with gold answers, if any.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented recipe and a template for your own data: start here."""
+    with errors_told():
+        one_process("init")
+        from stillhouse.stages.init import init_recipe
+
+        written = init_recipe(
+            folder, data, teacher=teacher, prompt_column=prompt_column, reference_column=reference_column
+        )
+        shown.print_json(shown.written_json(written)) if as_json else shown.print_written(written, teacher)
 
 
 @app.command()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
     from stillhouse.evaluation.sweep.results import SweepReport
     from stillhouse.labelling.engine import LabelResult
+    from stillhouse.stages.init import Written
     from stillhouse.student.finished.folder import StudentResult
 
 
@@ -24,6 +25,31 @@ def print_json(result: dict[str, Any]) -> None:
 def counted(rows: dict[str, int]) -> str:
     """Counts by name: 12 train, 3 validation."""
     return ", ".join(f"{count} {split}" for split, count in rows.items())
+
+
+def written_json(written: Written) -> dict[str, Any]:
+    """What `init` wrote, for programs."""
+    return {
+        "recipe": str(written.recipe),
+        "template": str(written.template) if written.template else None,
+        "prompt_column": written.prompt_column,
+        "reference_column": written.reference_column,
+    }
+
+
+def print_written(written: Written, teacher: str) -> None:
+    """What `init` wrote, and the commands that follow."""
+    from stillhouse.cli.terminal import output
+
+    reference = f", gold answers from {written.reference_column!r}" if written.reference_column else ""
+    output.print(f"recipe    {written.recipe}: prompts from the column {written.prompt_column!r}{reference}")
+    if written.template:
+        output.print(f"template  {written.template}: write your task around the column")
+    output.print("\nnext:")
+    if teacher == "demo":
+        output.print("  stillhouse teacher fetch-demo")
+    output.print(f"  stillhouse plan {written.recipe}")
+    output.print(f"  stillhouse run {written.recipe}")
 
 
 def label_json(result: LabelResult) -> dict[str, Any]:

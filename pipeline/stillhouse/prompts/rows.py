@@ -17,6 +17,7 @@ import numpy as np
 
 from stillhouse.errors import PromptError
 from stillhouse.inputs.user_files import Unreadable, parse_json, text_lines
+from stillhouse.prompts.csv_rows import csv_rows
 from stillhouse.recipe.load import PromptSettings, find_input
 from stillhouse.settings import nearest
 from stillhouse.storage.location import Location, readable
@@ -30,8 +31,8 @@ Row = Mapping[str, Any]
 _ROWS_AT_ONCE = 1000  # of Parquet
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _OTHER_FILES = re.compile(  # names of files that nothing here reads, and of no hub data set
-    r"\.(arrow|avro|bz2|csv|db|docx?|feather|gz|html|j2|jl|json|jsonlines|md|ndjson|np[yz]|orc|pdf|pickle|pkl|pq|py|sqlite3?|tar"
-    r"|tgz|tsv|txt|xlsx?|xml|xz|ya?ml|zip|zst)",
+    r"\.(arrow|avro|bz2|db|docx?|feather|gz|html|j2|jl|json|jsonlines|md|ndjson|np[yz]|orc|pdf|pickle|pkl|pq|py|sqlite3?|tar"
+    r"|tgz|txt|xlsx?|xml|xz|ya?ml|zip|zst)",
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"(?:Available(?: splits)?|available configs): \[(.*?)\]")
@@ -46,7 +47,7 @@ def source_rows(settings: PromptSettings) -> Iterator[Row]:
     """
     source = settings.source
     suffix = Path(source).suffix.lower()
-    if suffix in (".jsonl", ".parquet"):
+    if suffix in _READERS:
         if settings.config is not None:
             raise PromptError(
                 f"prompts.config is {settings.config!r}, and prompts.source is the file {source}: only a hub data set has "
@@ -57,12 +58,19 @@ def source_rows(settings: PromptSettings) -> Iterator[Row]:
             raise PromptError(
                 f"prompts.source is {source}, and there is no such file. Paths start from the working folder."
             )
-        return _jsonl_rows(file, source) if suffix == ".jsonl" else _parquet_rows(file, source)
+        return _READERS[suffix](file, source)
     if _OTHER_FILES.fullmatch(suffix) or not _HUB_ID.fullmatch(source) or Path(source).is_file():
         raise PromptError(
-            f"prompts.source is {source!r}: give a .jsonl or a .parquet file, here or at a URL, or a hub data set's id"
+            f"prompts.source is {source!r}: give a .jsonl, .csv, .tsv or .parquet file, here or at a URL, "
+            "or a hub data set's id"
         )
     return _hub_rows(settings)
+
+
+def _csv_rows(file: Location, source: str) -> Iterator[Row]:
+    opened = readable(file)
+    with opened.open("rb") if isinstance(opened, Path) else opened as stream:
+        yield from csv_rows(stream, source, "\t" if source.lower().endswith(".tsv") else None)
 
 
 def _jsonl_rows(file: Location, source: str) -> Iterator[Row]:
@@ -111,6 +119,9 @@ def _python_rows(batch: pa.RecordBatch) -> Iterator[Row]:
         columns.append(values)
     for values in zip(*columns, strict=True):
         yield dict(zip(batch.schema.names, values, strict=True))
+
+
+_READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows}
 
 
 # ------------------------------------------------------------------------------------------------------------------- hub
