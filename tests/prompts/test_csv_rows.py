@@ -65,7 +65,7 @@ def test_what_is_wrong_is_named(data: bytes, message: str) -> None:
     assert message in str(refused.value)
 
 
-TEXT = st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"]), min_size=1)
+TEXT = st.text(st.characters(exclude_characters="\r\0\ufeff", exclude_categories=["Cs"]), min_size=1)
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
@@ -73,7 +73,7 @@ def test_what_the_csv_module_writes_is_read_back(table: list[tuple[str, str]]) -
     written = io.StringIO()
     csv.writer(written, lineterminator="\n").writerows([("first", "second"), *table])
     found = [(row["first"], row["second"]) for row in rows(written.getvalue().encode())]
-    assert found == [(a.replace("\ufeff", ""), b) for a, b in table] or found == table or "\ufeff" in written.getvalue()
+    assert found == table
 
 
 def test_a_csv_file_becomes_prompts(tmp_path: Path) -> None:

