@@ -249,7 +249,7 @@ class Journal:
             rows = self._reader.execute(query, (f"{LEASE}%",)).fetchall()
         return {name.removeprefix(LEASE): float(usd) for name, usd in rows}
 
-    # -------------------------------------------------------------------------------------------------------- within
+    # ----------------------------------------------------------------------------------------------------- internals
 
     def _connect(self) -> sqlite3.Connection:
         with ExitStack() as opened:
