@@ -253,7 +253,7 @@ class TokenTrace:
 
     prompt_token_ids: npt.NDArray[np.int32]  # (prompt time,)
     completion_token_ids: npt.NDArray[np.int32]  # (time,)
-    completion_logprobs: npt.NDArray[np.float32]  # (time,), by the teacher at temperature 1
+    completion_logprobs: npt.NDArray[np.float32]  # (time,), the teacher's, at temperature 1
     soft: SoftLabels | SampledLabels | None = None
 
 

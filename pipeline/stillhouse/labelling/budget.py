@@ -2,7 +2,7 @@
 
     reservation = await budget.reserve(worst_usd)     # durable before anything is sent
     ... one attempt ...
-    budget.settle(reservation, cost_usd)              # the cost by `usage`; None: unknown, so the worst case counts
+    budget.settle(reservation, cost_usd)              # from `usage`; None: not known, the worst case counts
 
 The worst case is the largest possible token count of the prompt plus `max_tokens`, at the model's price. Money that a
 killed run had reserved counts as spent, because the answer may have been billed. The amount spent is stored in the journal,

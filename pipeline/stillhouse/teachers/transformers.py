@@ -114,7 +114,7 @@ class TransformersTeacher:
         )
 
     def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
-        """Return the name by earlier releases, which hashed samples of the weight files and left the seed out."""
+        """Return the name that earlier releases used: from samples of the weight files, and without the seed."""
         seeded = self.identity.seed is not None
         return [FormerIdentity(self._sampled_identity, (AskedWith("seed", self._seed, 0),) if seeded else ())]
 

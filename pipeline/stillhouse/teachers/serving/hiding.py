@@ -1,4 +1,4 @@
-"""Redact a secret from texts by other programs, in any encoding.
+"""Redact a secret from texts of other programs, in any encoding.
 
     hide = Hiding(key)
     hide(server_words)          # "you came with Bearer ***"
