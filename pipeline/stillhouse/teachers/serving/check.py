@@ -1,8 +1,7 @@
 """Check that a vLLM server is the recipe's teacher, and that its log-probabilities are correct.
 
-    checked = await require(api, expected, settings, progress)        # before a run: the first failed check refuses the
-    server checked = await look(api, expected, settings, progress)           # `stillhouse teacher check`: every check, with
-    figures
+    checked = await require(api, expected, settings, progress)        # before a run: a failed check refuses the server
+    checked = await look(api, expected, settings, progress)           # `stillhouse teacher check`: all, with figures
 
 The checks are: the model's name; whether the server returns as many log-probabilities as the recipe needs; tokenizer and
 chat template (by comparing the token ids of the whole vocabulary's text and of a conversation, since a server reports no
