@@ -1,10 +1,10 @@
-"""What of a plug-in's code shapes a result: the distribution that it comes from, and what its files say.
+"""Identify the code of a plug-in that shapes a result: its distribution, and a hash of its files.
 
     plugin_code(point)      # {"distribution": "stillhouse-parrot", "version": "0.1", "sha256": "3f1c…"}
 
-The hash is of the module that an entry point names and of the modules of its own that it imports, wherever they are
-installed: a version's number is seldom raised while somebody works on a filter. Nothing is imported for it. Files that the
-code reads while it runs are not looked at: whoever changes such a file raises the version.
+The hash covers the module that an entry point names and the modules of its project that it imports, wherever they are
+installed, because authors seldom raise the version while they work on a filter. No plug-in code is imported. Files that the
+code reads at run time are not covered: if such a file changes, its author must raise the version.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stillhouse.records import content_hash
 
 
 def plugin_code(point: EntryPoint) -> dict[str, str]:
-    """Names the code behind an entry point; without a hash where it has no files, as in a zip file."""
+    """Return the identity of an entry point's code; it has no hash if the code has no files, as in a zip file."""
     named = {} if point.dist is None else {"distribution": point.dist.name, "version": point.dist.version}
     files = _own_files(point.module, point.dist)
     if files:
@@ -33,7 +33,7 @@ def plugin_code(point: EntryPoint) -> dict[str, str]:
 
 
 def _own_files(module: str, distribution: Distribution | None) -> dict[str, Path]:
-    """The files of a module, of the packages around it, and of what it imports of its own project: name -> file."""
+    """Return {name: file} of a module, its parent packages, and the modules of its project that it imports."""
     beside = _modules_beside(module, distribution)
     found: dict[str, Path] = {}
     waiting = [module]
@@ -57,7 +57,7 @@ def _with_parents(name: str) -> list[str]:
 
 
 def _imports(name: str, file: Path) -> Iterator[str]:
-    """What a module's source imports, anywhere in it; names that may be modules or something in one."""
+    """Yield what a module's source imports, anywhere in it; a name may be a module or an object in one."""
     if file.suffix != ".py":
         return
     try:
@@ -76,7 +76,7 @@ def _imports(name: str, file: Path) -> Iterator[str]:
 
 
 def _file_of(name: str) -> Path | None:
-    """The file of a module, found without importing anything; None where there is none of this name."""
+    """Return the file of a module, found without importing it; None if there is no such module."""
     top, *rest = name.split(".")
     spec = _spec(top)
     if spec is None:
@@ -104,7 +104,7 @@ def _spec(top: str) -> ModuleSpec | None:
 
 
 def _modules_beside(module: str, distribution: Distribution | None) -> set[str]:
-    """Further top-level modules of the same project: those of its distribution, or those beside it where it is edited."""
+    """Return other top-level modules of the project: those of its distribution and, if editable, those next to it."""
     if distribution is None:
         return set()
     listed = {file.parts[0] for file in distribution.files or () if file.suffix == ".py"}
@@ -126,7 +126,7 @@ def _modules_beside(module: str, distribution: Distribution | None) -> set[str]:
 
 
 def _is_editable(distribution: Distribution) -> bool:
-    """Whether it was installed with `pip install -e`."""
+    """Whether the distribution was installed with `pip install -e`."""
     try:
         told = json.loads(distribution.read_text("direct_url.json") or "{}")
     except ValueError:

@@ -1,12 +1,12 @@
 """Find a teacher, a filter, a loss or a metric by its `kind`.
 
-A kind is one file in its folder (`forward-kl` is student/losses/forward_kl.py), or an entry point of another package
-(group `stillhouse.teachers`, `stillhouse.filters`, `stillhouse.losses` or `stillhouse.metrics`). There is no table to
-edit, and a heavy library is imported only when its kind is chosen.
+A kind is a module in the folder of its group (`forward-kl` is student/losses/forward_kl.py), or an entry point of another
+package (group `stillhouse.teachers`, `stillhouse.filters`, `stillhouse.losses` or `stillhouse.metrics`). There is no table
+to edit, and a heavy library is imported only when its kind is used.
 
-What comes from elsewhere may change while a recipe stays as it is, so its code is part of the key of what it shapes
-(`code_of`): a filter's of a dataset version, a loss's of a student, a metric's of a report. A teacher's is not, since an
-edit would ask for everything again and pay for it: what shapes its answers is for its own identity to say.
+A plug-in's code may change while a recipe stays the same, so its hash is part of the key of what it shapes (`code_of`): a
+filter's of a dataset version, a loss's of a student, a metric's of a report. A teacher's is not, because every edit would
+request and pay for all answers again: the teacher's identity must include what shapes its answers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ LOSSES, METRICS = "stillhouse.losses", "stillhouse.metrics"
 
 
 def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, group: str) -> Any:
-    """The object `attribute` of the module that `kind` names, or what an entry point of `group` names `kind`.
+    """Return `attribute` of the module that `kind` names, or the object of the entry point `kind` in `group`.
 
     Raises:
-        RecipeError: there is no such kind (the message names `setting`), or a library that it needs is not installed.
+        RecipeError: the kind does not exist (the message names `setting`), or a library that it needs is not installed.
     """
     built_in = built_in_kinds(package)
     outside = _outside(group)
@@ -48,10 +48,10 @@ def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, grou
 
 
 def refuse_unknown_kind(setting: str, kind: str, package: ModuleType, group: str) -> None:
-    """Refuse a kind that is not there, without importing anything of it.
+    """Refuse a kind that does not exist, without importing its module.
 
     Raises:
-        RecipeError: there is no such kind; the message names `setting` and the nearest kind.
+        RecipeError: the kind does not exist; the message names `setting` and the most similar kind.
     """
     known = {*built_in_kinds(package), *(point.name for point in entry_points(group=group))}
     if kind not in known:
@@ -63,17 +63,17 @@ def _unknown(setting: str, kind: str, known: Collection[str]) -> RecipeError:
 
 
 def code_of(group: str, kind: str) -> dict[str, dict[str, str]]:
-    """What a key must say of the code behind a kind, as {"code": ...}; empty for a kind that comes with Stillhouse."""
+    """Return what a key must include about a plug-in's code, as {"code": ...}; empty for a kind of Stillhouse."""
     point = _outside(group).get(kind)
     return {} if point is None else {"code": plugin_code(point)}
 
 
 def _outside(group: str) -> dict[str, EntryPoint]:
-    """The kinds of other packages."""
+    """Return the kinds of other packages."""
     return {point.name: point for point in entry_points(group=group)}
 
 
 def built_in_kinds(package: ModuleType) -> dict[str, str]:
-    """Kind -> module name, for every module of a package but its `base`."""
+    """Return {kind: module name} for every module of a package except `base`."""
     names = (module.name for module in pkgutil.iter_modules(package.__path__))
     return {name.replace("_", "-"): name for name in names if name != "base"}

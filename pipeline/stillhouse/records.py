@@ -1,9 +1,9 @@
-"""The nouns that flow through every stage; columns.py has the Arrow schemas they are kept in.
+"""The records that every stage passes on; columns.py has the Arrow schemas in which they are stored.
 
     Prompt -> Completion (+ SoftLabels or SampledLabels) -> training batch -> report row
               Rejection
 
-`FORMAT_VERSION` goes up when what is kept changes in a way that an older reader would misread.
+`FORMAT_VERSION` is incremented when the stored format changes in a way that an older reader would misread.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ FORMAT_VERSION = 1
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
 Split = Literal["train", "validation"]
-EncodingName = Literal["top-k", "sampled"]  # of soft labels; pipeline/stillhouse/dataset/encodings has a file for each
-Row = dict[str, Any]  # one row, in the form that pyarrow takes; the schemas below are its type
+EncodingName = Literal["top-k", "sampled"]  # of soft labels; one module each in dataset/encodings
+Row = dict[str, Any]  # one row, as pyarrow takes it; the schemas in columns.py are its type
 
 
-_FINISH_WORDS: dict[str, FinishReason] = {  # what servers and files call it, in lower case
+_FINISH_WORDS: dict[str, FinishReason] = {  # names used by servers and files, in lower case
     "stop": "stop",
     "eos": "stop",
     "eos_token": "stop",
@@ -52,24 +52,24 @@ _FINISH_WORDS: dict[str, FinishReason] = {  # what servers and files call it, in
 
 
 def finish_reason_of(word: str) -> FinishReason:
-    """The finish reason that a server or a file calls `word`, in any case; `other` for a word that is not known."""
+    """Return the finish reason for a server's or a file's `word`, in any case; `other` if the word is not known."""
     return _FINISH_WORDS.get(word.lower(), "other")
 
 
 def ends_its_turn(finish_reason: str | None) -> bool:
-    """Whether a completion's text is whole, so that a student should learn the end token after it.
+    """Whether a completion's text is complete, so that a student should learn the end token after it.
 
-    `stop` says so. A text without a finish reason (None) counts as whole too: a person wrote it, or another project kept it
-    as an answer. The other reasons do not: `length` and `content_filter` cut the text off, after `tool_calls` the turn went
-    on with a call that the row does not hold, and `other` is not known to be an end.
+    True for `stop`. A text without a finish reason (None) counts as complete too: a person wrote it, or another project
+    stored it as an answer. All other reasons are False: `length` and `content_filter` truncate the text, after `tool_calls`
+    the turn continued with a call that the row does not contain, and `other` is not known to be an end.
     """
     return finish_reason in (None, "stop")
 
 
 def content_hash(value: object) -> str:
-    """32 hex digits that name a JSON-like value by its content (sha256 of its canonical JSON, cut to 128 bits).
+    """Return 32 hex digits that identify a JSON-like value by content (sha256 of canonical JSON, truncated to 128 bits).
 
-    Mapping entries that are None are left out, so that a setting added later does not rename what is already there.
+    Mapping entries that are None are left out, so a setting added later does not change existing hashes.
     """
     canonical = json.dumps(_without_none(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -96,7 +96,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation to be answered, with the gold answer that came with it, if any; a blank one is none."""
+    """A conversation to answer, with its reference (gold answer) if it has one; a blank reference becomes None."""
 
     messages: tuple[Message, ...]
     reference: str | None = None
@@ -107,50 +107,50 @@ class Prompt:
 
     @cached_property
     def id(self) -> str:
-        """A hash of the messages: the same conversation has the same id in every file and on every machine."""
+        """A hash of the messages: a conversation has the same id in every file and on every machine."""
         return content_hash([message.as_dict() for message in self.messages])
 
     @property
     def continues(self) -> bool:
-        """Whether the answer goes on from the assistant's last turn, and is no turn of its own."""
+        """Whether the answer continues the last assistant turn instead of starting a new turn."""
         return bool(self.messages) and self.messages[-1].role == "assistant"
 
     def trimmed(self, answer: str) -> str:
-        """An answer without the white space around it; one that goes on from a turn may begin with a space of its own."""
+        """Strip white space from an answer; if it continues a turn, leading space is part of it and stays."""
         return answer.rstrip() if self.continues else answer.strip()
 
     @property
     def text(self) -> str:
-        """What the user said, without the system message: what two prompts are compared by."""
+        """The conversation without the system message; used to compare prompts."""
         return "\n".join(message.content for message in self.messages if message.role != "system")
 
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """Who gave the labels. What is None is not known for this kind of teacher.
+    """The identity of the teacher that gave the labels. A field is None if this kind of teacher does not know it.
 
-    `content_sha256` names local weights by content and then stands for `model` and `revision` in request keys, so that a
-    moved folder is the same teacher and a retrained one is not.
+    `content_sha256` identifies local weights by content and replaces `model` and `revision` in request keys: a moved folder
+    is the same teacher, and a retrained one is another.
     """
 
     kind: str
     model: str
     revision: str | None = None
     endpoint: str | None = None
-    fingerprint: str | None = None  # what a server said of itself; kept, but no part of a key
+    fingerprint: str | None = None  # as the server reports it; stored, but not part of a key
     content_sha256: str | None = None
-    options_sha256: str | None = None  # of the kind's own options that shape an answer
+    options_sha256: str | None = None  # hash of the kind's options that shape an answer
     tokenizer_sha256: str | None = None
     chat_template_sha256: str | None = None
     vocabulary_size: int | None = None
-    seed: int | None = None  # what its random draws begin with, where its answers are drawn at random here
-    encoder_decoder: bool = False  # then a row's prompt and completion are two sequences, and no part of a key
-    # How it is asked to go on from an assistant's last turn: part of such requests' keys, and of no others. "" where it is
-    # sent what it would be sent anyway, None where it cannot go on.
+    seed: int | None = None  # seed of its random draws, if it samples in this process
+    encoder_decoder: bool = False  # its rows are two sequences, prompt and completion; not part of a key
+    # How it is made to continue the last assistant turn: part of the keys of such requests only. "" if the request needs
+    # no change, None if the teacher cannot continue a turn.
     continuing: str | None = field(default=None, compare=False)
 
     def shaping(self) -> Mapping[str, object]:
-        """What of the identity shapes an answer, and so belongs into a request's key."""
+        """Return the fields that shape an answer and so are part of a request's key."""
         if self.content_sha256:
             return {
                 "kind": self.kind,
@@ -170,11 +170,11 @@ class TeacherIdentity:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The teacher's distribution over the next token at every completion position, as its k most likely tokens.
+    """The teacher's next-token distribution at every completion position, as its k most likely tokens.
 
-    `logprobs` are natural logarithms of the teacher's own probabilities at temperature 1, normalised over the full
-    vocabulary; `tail_logprob` is the logarithm of the mass of every token not listed, -inf where all are. Rows are sorted
-    from the most to the least likely.
+    `logprobs` are natural logarithms of the teacher's probabilities at temperature 1, normalized over the full vocabulary;
+    `tail_logprob` is the logarithm of the tail mass, the mass of all tokens not listed; -inf if all are listed. Rows are
+    sorted from the most to the least likely token.
     """
 
     token_ids: npt.NDArray[np.int32]  # (time, k)
@@ -198,11 +198,11 @@ class SoftLabels:
 
 @dataclass(frozen=True)
 class SampledLabels:
-    """The teacher's distribution at every completion position, as tokens drawn from it at random with replacement.
+    """The teacher's distribution at every completion position, as tokens sampled from it with replacement.
 
-    The draws are from the full vocabulary at temperature 1, so count / draws is an unbiased estimate of each probability.
-    Position t has the entries offsets[t]:offsets[t + 1]: each drawn token once, with how often it came. The most often
-    drawn stand first, and equals by rising id.
+    Samples are from the full vocabulary at temperature 1, so count / draws is an unbiased estimate of each probability.
+    Position t has the entries offsets[t]:offsets[t + 1]: each sampled token once, with its count, sorted by falling count
+    and then by rising id.
     """
 
     token_ids: npt.NDArray[np.int32]  # (entries,)
@@ -218,12 +218,12 @@ class SampledLabels:
 
     @classmethod
     def of(cls, drawn: npt.NDArray[np.integer[Any]]) -> SampledLabels:
-        """The labels of so many draws at every position: (time, draws) token ids, in any order."""
+        """Return labels from the same number of draws at every position: (time, draws) token ids, in any order."""
         time, draws = drawn.shape
         if draws > np.iinfo(np.uint16).max:
             raise ValueError(f"{draws} draws a position: counts are kept as uint16, draw at most 65,535")
         ordered = np.sort(drawn, axis=1)
-        first = np.ones((time, draws), dtype=bool)  # of its token at its position
+        first = np.ones((time, draws), dtype=bool)  # marks the first of equal tokens at a position
         first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
         starts = np.flatnonzero(first)
         counts = np.diff(starts, append=time * draws)
@@ -234,7 +234,7 @@ class SampledLabels:
 
     @property
     def draws(self) -> npt.NDArray[np.int64]:
-        """How many draws each position has: (time,)."""
+        """The number of draws at each position: (time,)."""
         draws: npt.NDArray[np.int64] = np.diff(
             np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])[self.offsets]
         )
@@ -246,29 +246,29 @@ class SampledLabels:
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """The exact tokens of a prompt and its completion, as the teacher saw and wrote them.
+    """The exact tokens of a prompt and its completion, as the teacher read and generated them.
 
-    The end-of-turn token, where the teacher wrote one, is the last completion token.
+    The end-of-turn token, if the teacher generated one, is the last completion token.
     """
 
     prompt_token_ids: npt.NDArray[np.int32]  # (prompt time,)
     completion_token_ids: npt.NDArray[np.int32]  # (time,)
-    completion_logprobs: npt.NDArray[np.float32]  # (time,), the teacher's own, temperature 1
+    completion_logprobs: npt.NDArray[np.float32]  # (time,), the teacher's, at temperature 1
     soft: SoftLabels | SampledLabels | None = None
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of an answer as an API names it: by its text, without an id."""
+    """A token of an answer as an API returns it: identified by its text, without an id."""
 
     token: str
     logprob: float  # natural logarithm
-    top: tuple[tuple[str, float], ...] = ()  # the most likely tokens at this place, with theirs
+    top: tuple[tuple[str, float], ...] = ()  # the most likely tokens at this position, with their log-probabilities
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One teacher answer to one prompt. Token counts are None where a server did not tell them."""
+    """One teacher answer to one prompt. Token counts are None if the server did not report them."""
 
     id: str  # the request's key
     prompt: Prompt
@@ -281,20 +281,20 @@ class Completion:
     created_at: str  # ISO 8601, UTC
     cost_usd: float | None = None
     trace: TokenTrace | None = None
-    reasoning: str | None = None  # what a reasoning model thought before it answered, where the server shows it
-    token_logprobs: tuple[TokenLogprob, ...] | None = None  # of an API that names tokens by text
+    reasoning: str | None = None  # the reasoning before the answer, if the server returns it
+    token_logprobs: tuple[TokenLogprob, ...] | None = None  # from an API that returns tokens as text
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A prompt that got no usable completion, with the reason; whatever was paid for is kept with it."""
+    """A prompt without a usable completion, with the reason; any paid completion is stored with it."""
 
     id: str
     prompt: Prompt
     sample: int
     stage: str  # "teacher", or "quality"
-    reason: str  # one word or two, to be counted by
+    reason: str  # one or two words, used as a counting key
     detail: str
     attempts: int = 1
     completion: Completion | None = None
-    cost_usd: float | None = None  # of attempts that were billed and gave no completion
+    cost_usd: float | None = None  # cost of billed attempts that gave no completion

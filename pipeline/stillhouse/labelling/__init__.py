@@ -1,1 +1,1 @@
-"""The labelling engine: prompts go in, a dataset version comes out, and no answer is asked for twice."""
+"""The labelling engine: reads prompts, writes a dataset version, and never requests the same answer twice."""

@@ -1,12 +1,12 @@
-"""The budget: no request is sent whose worst case could pass it.
+"""The budget: a request is sent only if its worst-case cost fits in what remains.
 
     reservation = await budget.reserve(worst_usd)     # durable before anything is sent
     ... one attempt ...
-    budget.settle(reservation, cost_usd)              # what `usage` says; None: it may have been billed, so all of it
+    budget.settle(reservation, cost_usd)              # from `usage`; None: not known, the worst case counts
 
-The worst case is the prompt's largest possible token count plus `max_tokens`, at the model's price. Money that was reserved
-by a run that was killed counts as spent: the answer may have been billed. What is spent lies in the journal, so it counts
-across resumes, versions and processes.
+The worst case is the largest possible token count of the prompt plus `max_tokens`, at the model's price. Money that a
+killed run had reserved counts as spent, because the answer may have been billed. The amount spent is stored in the journal,
+so it counts across resumes, versions and processes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from stillhouse.recipe.load import Recipe
 from stillhouse.teachers.base import Request, Teacher, why_no_price
 from stillhouse.teachers.prices import Price
 
-_CENT_OF_A_CENT = 1e-9  # sums of floats are not exact
+_CENT_OF_A_CENT = 1e-9  # tolerance, because float sums are not exact
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """Dollars set aside for one attempt; `number` names it in the journal, None where there is no budget to guard."""
+    """Dollars reserved for one attempt; `number` identifies it in the journal, None without a budget."""
 
     worst_usd: float
     number: int | None = None
 
 
 class Budget:
-    """Shared by every request of a run; used from one event loop."""
+    """The budget of a run, shared by all its requests; use it from one event loop."""
 
     def __init__(self, limit: float | None, price: Price | None, journal: Journal) -> None:
         self._limit = limit
@@ -42,29 +42,29 @@ class Budget:
         self._journal = journal
         self._spent = journal.spent() + sum(journal.lent().values())
         self._reserved = 0.0
-        self._open = 0  # reservations that are not settled
+        self._open = 0  # reservations not yet settled
         self._numbers = 0
         self._changed = asyncio.Event()
 
     @property
     def limit_usd(self) -> float | None:
-        """`label.budget_usd`."""
+        """The limit, `label.budget_usd`."""
         return self._limit
 
     @property
     def spent_usd(self) -> float:
-        """Everything that was paid for this dataset, lost attempts included."""
+        """Dollars spent on this dataset, failed attempts included."""
         return self._spent
 
     def count(self, spent_usd: float) -> None:
-        """So much was spent or lent elsewhere, or came back, which the journal knows already."""
+        """Add an amount that the journal already contains: dollars lent to a part, or (negative) dollars it returned."""
         self._spent += spent_usd
 
     async def reserve(self, requests: Sequence[Request], max_tokens: int) -> Reservation:
-        """Set aside the most that these requests can cost, durably; wait where other attempts must be settled first.
+        """Reserve the worst-case cost of these requests, durably; wait for other attempts to settle if the budget needs it.
 
         Raises:
-            BudgetSpent: nothing is under way, and this would still pass the budget.
+            BudgetSpent: no attempt is in flight, and these requests could still exceed the budget.
         """
         worst_usd = self.worst_usd(requests, max_tokens)
         if self._limit is None:
@@ -91,14 +91,14 @@ class Budget:
         return reservation
 
     def settle(self, reservation: Reservation, cost_usd: float | None) -> Change:
-        """Turn a reservation into what was spent; the change must be committed together with the answer."""
+        """Turn a reservation into spending; commit the returned change together with the answer."""
         spent = reservation.worst_usd if cost_usd is None else cost_usd
         self._spent += spent
         self._release(reservation)
         return Change(settle=reservation.number, spent_usd=spent)
 
     def worst_usd(self, requests: Sequence[Request], max_tokens: int) -> float:
-        """The most that one attempt at each of these requests can cost; 0 where nothing is charged."""
+        """Return the highest cost of one attempt at each of these requests; 0 if the price is not known."""
         if self._price is None:
             return 0.0
         return sum(
@@ -108,15 +108,15 @@ class Budget:
     def _release(self, reservation: Reservation) -> None:
         if reservation.number is not None:
             self._open -= 1
-            self._reserved = self._reserved - reservation.worst_usd if self._open else 0.0  # no dust of rounding stays
+            self._reserved = self._reserved - reservation.worst_usd if self._open else 0.0  # drop rounding errors
             self._changed.set()
 
 
 def check_budget(recipe: Recipe, teacher: Teacher) -> None:
-    """Refuse a budget that could not be kept.
+    """Refuse a budget that cannot be enforced.
 
     Raises:
-        RecipeError: the price of the teacher is not known.
+        RecipeError: a budget is set and the teacher's price is not known.
     """
     if recipe.label.budget_usd is not None and teacher.price is None:
         why = why_no_price(teacher)

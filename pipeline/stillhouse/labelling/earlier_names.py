@@ -1,18 +1,18 @@
-"""Answers that are kept under another name of their teacher: what an earlier release, or other settings, called it.
+"""Find answers stored under another name of their teacher, one from an earlier release or from other settings.
 
     names = FormerNames(plan.former, journal.noted)
-    for former in names.of(version.manifest.recipe):        # those that may stand for this teacher there
+    for former in names.of(version.manifest.recipe):        # the former names valid for answers to that recipe
         plan.claim(rows, under=former.terms)
-    settle(journal, former, "words/v001")                   # noted and told, once one has been used
+    settle(journal, former, "words/v001")                   # recorded and logged when one is first used
 
-A request's key names its teacher. When a release names teachers better (by all bytes of a weight file, and not by samples
-of them; with the seed of random draws), what was paid for under the old name is still an answer: it is taken over, and gets
-the key of today.
+A request's key names its teacher. When a release names teachers more precisely (by all bytes of a weight file instead of
+samples of them; with the seed of random draws), an answer paid for under the old name is still an answer: it is reused and
+gets the current key.
 
-An old name says less than the new one, so several teachers may have it. Two things keep them apart. The settings that it
-leaves out are looked up in the recipe that the answers were asked with. And the first teacher that takes answers under an
-old name keeps that name, by a note in the journal: weights that are edited afterwards are another teacher, whatever their
-samples say. Whether they were edited before that, nobody can tell; so it is told.
+An old name is less specific than the new one, so several teachers may share it. Two things keep them apart. The settings
+that it leaves out are looked up in the recipe that produced the answers. And the first teacher that reuses answers under an
+old name claims that name, with a note in the journal: if the weights are edited afterwards, they are another teacher even
+if their samples are the same. Whether the weights were edited before that cannot be detected, so a warning is logged.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from stillhouse.storage.location import Location
 from stillhouse.teachers.base import AskedWith, FormerIdentity, Renamed, Teacher, Terms
 
 _LOG = logging.getLogger(__name__)
-_RECIPE = "recipe.yaml"  # in a version's folder, from its beginning
-_ASKED_WITH = "asked with"  # the journal's note of the recipe that its older answers were asked with
-_NAME = "name "  # and of who keeps a former name
+_RECIPE = "recipe.yaml"  # in a version's folder, written when the version is started
+_ASKED_WITH = "asked with"  # name of the journal's note: the recipe that produced its older answers
+_NAME = "name "  # prefix of the journal's notes on which teacher claimed a former name
 
 Noted = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
 class Former:
-    """One former name of a teacher, as part of what shapes a request."""
+    """A former name of a teacher, as part of the terms that determine an answer."""
 
     terms: Terms
     asked_with: tuple[AskedWith, ...]
-    name: str  # of the teacher, then
-    today: str | None  # and now; None for a model whose weights are not here, which its name stands for
+    name: str  # the teacher's former name
+    today: str | None  # its current name; None for a model identified by name because its weights are not local
 
     def stands_in(self, recipe: Mapping[str, Any]) -> bool:
-        """Whether answers that were asked with this recipe had the settings which the name leaves out."""
+        """Whether this recipe has the settings that the former name leaves out."""
         return all(_agrees(recipe, one) for one in self.asked_with)
 
 
 def former_names(teacher: Teacher, label: LabelSettings, base: Location) -> tuple[Former, ...]:
-    """The former names of the teacher that labels the dataset in `base`."""
+    """Return the former names of the teacher that labels the dataset in `base`."""
     if not isinstance(teacher, Renamed):
         return ()
     today = teacher.identity
@@ -79,7 +79,7 @@ def _former(one: FormerIdentity, today: TeacherIdentity, label: LabelSettings) -
 
 
 class FormerNames:
-    """The former names that count in one dataset."""
+    """The former names that are valid in one dataset."""
 
     def __init__(self, former: Sequence[Former], noted: Noted) -> None:
         self._former = [
@@ -87,12 +87,12 @@ class FormerNames:
         ]
 
     def of(self, recipe: Mapping[str, Any]) -> list[Former]:
-        """Those that count for answers which were asked with this recipe."""
+        """Return the former names that are valid for answers produced with this recipe."""
         return [one for one in self._former if one.stands_in(recipe)]
 
 
 def settle(journal: Journal, former: Former, where: str) -> None:
-    """A former name has been used: note who keeps it, and tell of it once."""
+    """Record which teacher claims a former name that was used, and log a warning the first time."""
     if former.today in (None, former.name) or journal.noted(_NAME + former.name) is not None:
         return
     journal.note(_NAME + former.name, former.today)
@@ -104,9 +104,9 @@ def settle(journal: Journal, former: Former, where: str) -> None:
 
 
 def tell_of_other_code(kind: str, newest: Manifest | None) -> None:
-    """Say so where a teacher that does not come with Stillhouse has other code than labelled the newest version.
+    """Warn if a plug-in teacher's code differs from the code that labelled the newest version.
 
-    Its answers are kept: its code is no part of a request's key (plugins.py).
+    Its answers are kept: a teacher's code is not part of a request's key (plugins.py).
     """
     code = code_of(TEACHERS, kind).get("code")
     if newest is None or newest.teacher_code is None or newest.teacher_code == code:
@@ -131,7 +131,7 @@ def _shown(code: Mapping[str, str]) -> str:
 
 
 def asked_with(noted: Noted, base: Location) -> Mapping[str, Any]:
-    """The recipe that the older answers in a dataset's journal were asked with; empty where nothing says."""
+    """Return the recipe that produced the older answers in a dataset's journal; empty if it is not known."""
     known = noted(_ASKED_WITH)
     return _read_recipe(base) if known is None else dict(json.loads(known))
 
@@ -139,12 +139,12 @@ def asked_with(noted: Noted, base: Location) -> Mapping[str, Any]:
 def rename_kept(
     journal: Journal, former: Sequence[Former], shards: Callable[[], Iterator[Renaming]], base: Location
 ) -> None:
-    """Give answers in the journal that have a former name their key of today.
+    """Give answers in the journal that are stored under a former name their current key.
 
     Args:
-        journal: of the dataset, which is held.
+        journal: the journal of the dataset, which the caller has locked.
         former: the teacher's former names.
-        shards: the requests of the plan, some at a time: the key of today and the key under some terms.
+        shards: returns the plan's requests shard by shard, each as a function from terms to {key under them: current key}.
         base: the dataset's folder.
     """
     recipe = asked_with(journal.noted, base)
@@ -157,11 +157,11 @@ def rename_kept(
             settle(journal, one, f"the journal of {base}")
 
 
-Renaming = Callable[[Terms], Mapping[str, str]]  # terms -> key under them: key of today
+Renaming = Callable[[Terms], Mapping[str, str]]  # terms -> {key under those terms: current key}
 
 
 def _read_recipe(base: Location) -> Mapping[str, Any]:
-    """The recipe of the version that was begun, or else of the newest one."""
+    """Return the recipe of the version that was started but not finished, else of the newest finished version."""
     begun, finished = started_versions(base), versions(base)
     if begun and begun[-1] not in finished:
         file = base / version_label(begun[-1]) / _RECIPE
@@ -174,12 +174,12 @@ def _read_recipe(base: Location) -> Mapping[str, Any]:
 
 
 def _name(identity: TeacherIdentity) -> str:
-    """A teacher's name without what a recipe sets of it."""
+    """Return a teacher's name without the parts that a recipe sets (seed, options)."""
     return content_hash(replace(identity, seed=None, options_sha256=None).shaping())
 
 
 def _agrees(recipe: Mapping[str, Any], setting: AskedWith) -> bool:
-    """Whether a recipe has a setting at this value; also where it does not say, as of a version that was merged."""
+    """Whether a recipe has a setting at this value; also True if the recipe has no such section, as in a merged version."""
     *parents, last = setting.path.split(".")
     place: Any = recipe or None
     for parent in parents:

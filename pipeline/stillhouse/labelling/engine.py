@@ -1,14 +1,14 @@
-"""Ask the teacher, keep every answer, and commit shard by shard.
+"""Label a recipe: request answers from the teacher, journal each one, and commit shard by shard.
 
     with open_job(recipe) as job:
         await job.run(job.label_shard)
         dataset = job.commit()
 
-What is done is decided by the store alone: a shard that is on disk is not looked at again, an answer in the journal is not
-asked for again, and a version whose manifest is there is finished. Call it again after any stop and it goes on.
+Storage alone decides what is done: a shard on disk is not processed again, an answer in the journal is not requested again,
+and a version with a manifest is finished. To resume after any interruption, call it again.
 
-Some shards are open at a time, so that no request waits for the last answer of a shard before it; they are written in
-their order. Memory is that of the open shards, however many there are.
+Several shards are open at a time, so that no request waits for the last answer of an earlier shard; they are written in
+order. Memory use depends on the open shards, not on the number of shards.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _ACTIVITY = "Labelling"
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What one call of the engine did."""
+    """The result of one labelling run."""
 
     dataset: Dataset
-    sent: int  # requests that reached the teacher
-    reused: int  # requests that had an answer already
-    fresh: bool = True  # whether it made the version, which else was there
+    sent: int  # requests answered or rejected in this run
+    reused: int  # requests that already had an answer
+    fresh: bool = True  # whether this run made the version; False if it was already finished
 
     def __str__(self) -> str:
         manifest = self.dataset.manifest
@@ -67,7 +67,7 @@ class LabelResult:
 
     @property
     def rejected_by_teacher(self) -> int:
-        """Requests that the teacher's errors rejected without an answer: `label --retry-rejected` asks for them again."""
+        """Number of requests rejected by a teacher error without an answer; `label --retry-rejected` retries them."""
         found = teacher_rejections(self.dataset)
         return sum(count for (_, answered), count in found.items() if not answered)
 
@@ -81,13 +81,13 @@ class LabelResult:
 async def label(
     recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, runner: Runner | None = None
 ) -> LabelResult:
-    """The whole of labelling: what others answer, every shard, then the manifest.
+    """Label a recipe: hand parts to a runner, label every shard, then write the manifest.
 
     Args:
-        recipe: what is labelled, by whom, and where it goes.
-        progress: gets how far it is.
-        retry: what the teacher's errors rejected and is asked for again.
-        runner: has others label parts (`open_runner`); without it, this process asks for everything.
+        recipe: the recipe to label.
+        progress: called with the activity, the items done and the total.
+        retry: which of the teacher's rejections to retry.
+        runner: labels parts elsewhere (`open_runner`); without it, this process sends every request.
     """
     async with job_in_turn(recipe, progress, retry) as job:
         try:
@@ -102,9 +102,9 @@ async def label(
 async def job_in_turn(
     recipe: Recipe, progress: Progress = silent, retry: Retry | None = None
 ) -> AsyncIterator[LabelJob]:
-    """As `open_job`; while another run is writing the dataset, it does as `dataset.when_busy` says.
+    """Like `open_job`, but follow `dataset.when_busy` while another run is writing the dataset.
 
-    The prompts are read again after waiting: what is labelled is the source of that moment, less what the other labelled.
+    After waiting, the prompts are read again: the run labels the source as it is then, minus what the other run labelled.
     """
     async with AsyncExitStack() as opened:
         busy = None
@@ -122,10 +122,10 @@ async def job_in_turn(
 def open_job(
     recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, *, held: bool = False
 ) -> Iterator[LabelJob]:
-    """Plan a recipe's labelling and hold its dataset for writing, where the caller does not hold it already.
+    """Plan a recipe's labelling and lock its dataset for writing, unless the caller holds the lock already (`held`).
 
     Raises:
-        UsageError: the recipe, the prompts, the filters or what is to be asked again are wrong; nothing was written.
+        UsageError: the recipe, the prompts, the filters or the retry are wrong; nothing was written.
         DatasetBusy: another run is writing this dataset.
     """
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
@@ -138,7 +138,7 @@ def open_job(
         plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
         if not held:
             opened.enter_context(held_dataset(recipe.dataset))
-            if newest_version(folder) != newest:  # another run has ended meanwhile, and may have read a later source
+            if newest_version(folder) != newest:  # another run finished meanwhile and may have read a newer source
                 former = former_names(teacher, recipe.label, folder)
                 plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
         tell_of_other_code(recipe.teacher.kind, newest_manifest(folder))
@@ -147,7 +147,7 @@ def open_job(
 
 
 class LabelJob:
-    """One dataset version in the making, or one that is finished already (`shards` is then 0)."""
+    """The labelling of one dataset version, or a version that is already finished (`shards` is then 0)."""
 
     def __init__(
         self,
@@ -171,9 +171,9 @@ class LabelJob:
         self._sender = Sender(teacher, recipe.label, journal, self._budget, progress)
         self._meter = Meter(self._sender.counts)
         self._answered = 0
-        self._begun: set[int] = set()  # shards whose earlier answers are counted
-        self._written = 0  # shards, from the first on
-        self._sorted_out: SortedOut | None = None  # of the shard whose turn it is, until it is written
+        self._begun: set[int] = set()  # shards whose earlier answers have been counted
+        self._written = 0  # number of shards written; they are written in order
+        self._sorted_out: SortedOut | None = None  # result of the shard being written, kept in case the write fails
         self._turn = asyncio.Condition()
         self._parts = Parts(recipe, plan, journal, self._budget)
         self._finished = finished_version(self._base, plan, journal, retry)
@@ -184,36 +184,36 @@ class LabelJob:
 
     @property
     def shards(self) -> int:
-        """Shards to label; 0 where the newest version is this very plan."""
+        """Number of shards to label; 0 if the newest version was made from this plan."""
         return 0 if self._finished else self._plan.shards
 
     def describe(self, number: int) -> str:
-        """A shard's name for people: train 3/12."""
+        """Return a shard's display name, such as train 3/12."""
         shard = self._plan.names[number]
         return f"{shard.split} {shard.index + 1}/{shard.of}"
 
     def metrics(self) -> Metrics:
-        """How far the run is, how fast it goes, and what it has cost; to be asked for from the thread that runs it."""
+        """Return the run's progress, speed and cost; call it from the thread that runs the job."""
         done = self._plan.requests if self._finished else max(self._answered, self._parts.answered)
         return self._meter.look(self._plan.requests, done, self._budget.spent_usd, self._budget.limit_usd)
 
     def estimate(self) -> Estimate:
-        """What is still to be sent, as `stillhouse plan` tells it; the prompts are not read again."""
+        """Estimate the requests still to send, as `stillhouse plan` does; the prompts are not read again."""
         newest = self._finished or (open_dataset(self._base) if versions(self._base) else None)
         to_send = ToSend(0, 0, 0) if self._finished else still_to_send(self._recipe, self._plan, self._journal)
         manifest = newest.manifest if newest else None
         return estimate_plan(self._recipe, self._plan, to_send, manifest, self._teacher, self._budget.spent_usd)
 
     async def ask_elsewhere(self, runner: Runner | None) -> None:
-        """Have others answer what has no answer yet; without a runner, finish here what an earlier run has handed out."""
+        """Have the runner label unanswered requests; without a runner, finish parts left by an earlier run here."""
         if self._finished is None and (runner or self._parts.left):
             todo = [number for number in range(self.shards) if not self._is_written(number)] if runner else []
             await self._parts.label(runner or _Here(), self._progress, todo)
 
     async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
-        """Call `label_one` with every shard's number, some at a time; the first failure stops all.
+        """Call `label_one` with every shard's number, several at a time; the first failure cancels the others.
 
-        `label_one` is `label_shard`, or what is wrapped around it (a Prefect task).
+        `label_one` is `label_shard` or a wrapper around it (a Prefect task).
         """
         requests = self._recipe.label.shard_size * self._recipe.label.samples
         at_once = max(self._recipe.label.concurrency, 2 * (self._recipe.label.refusals_in_a_row or 0))
@@ -231,16 +231,16 @@ class LabelJob:
                     for number in range(self.shards):
                         await places.acquire()
                         group.create_task(one(number))
-        except BaseExceptionGroup as failed:  # the first failure stopped the others; it is the one to tell of
+        except BaseExceptionGroup as failed:  # raise only the first failure, which cancelled the others
             raise failed.exceptions[0] from None
 
     async def label_shard(self, number: int) -> None:
-        """Ask for what is missing in one shard and, when it is its turn, write its Parquet files.
+        """Request the missing answers of one shard and, when all earlier shards are written, write its Parquet files.
 
-        It may be called again after it failed, while the other shards go on.
+        It may be called again after a failure, while the other shards continue.
 
         Raises:
-            TeacherUnavailable, BudgetSpent, StorageFailed: it cannot be finished; what was answered is kept.
+            TeacherUnavailable, BudgetSpent, StorageFailed: the shard cannot be finished; its answers so far are kept.
         """
         files = self._files(self._plan.names[number])
         key = self._shard_key(number)
@@ -257,7 +257,7 @@ class LabelJob:
             await asyncio.to_thread(self._write, shard, files, key)
 
     def commit(self) -> LabelResult:
-        """Write the card and, last, the manifest; then the journal may forget."""
+        """Write the card and, last, the manifest; then drop the version's answers from the journal."""
         if self._finished:
             return LabelResult(self._finished, sent=0, reused=self._plan.requests, fresh=False)
         entries = [entry for name in self._plan.names for entry in self._files(name).entries()]
@@ -292,20 +292,20 @@ class LabelJob:
         return LabelResult(Dataset(self._folder, manifest), sent, self._plan.requests - sent)
 
     async def close(self) -> None:
-        """Let the teacher go; what it holds (a model's memory, a connection) is free afterwards."""
+        """Close the teacher and free its resources (a model's memory, a connection)."""
         await self._teacher.close()
 
     # --------------------------------------------------------------------------------------------------------- shards
 
     def _write(self, shard: Shard, files: ShardFiles, key: str) -> None:
-        if self._sorted_out is None:  # filters that look back see no row twice, however often writing fails
+        if self._sorted_out is None:  # sort once, so stateful filters see no row twice if a write is retried
             self._sorted_out = self._sorter.sort(shard, self._journal.read(shard.ids))
         files.write(self._sorted_out.kept, self._sorted_out.rejected, key)
         self._sorted_out = None
 
     @asynccontextmanager
     async def _its_turn(self, number: int) -> AsyncIterator[None]:
-        """Wait until every shard before this one is written: filters see the rows in one order, however work is cut."""
+        """Wait until every earlier shard is written: filters see the rows in one order, however the work is split."""
         async with self._turn:
             await self._turn.wait_for(lambda: self._written == number)
         yield
@@ -334,7 +334,7 @@ class LabelJob:
 
 
 class _Here:
-    """Labels parts in this process."""
+    """A runner that labels parts in this process."""
 
     async def label(self, recipe: str, name: str) -> None:
         await label(load_recipe(recipe))
@@ -342,8 +342,8 @@ class _Here:
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Let Python look for cycles less often: a request makes hundreds of objects and hardly a cycle, and looking through
-    them took a fifth of the time (docs/benchmarks.md)."""
+    """Run Python's cyclic garbage collector less often: a request makes hundreds of objects and almost no cycles, and the
+    collector took a fifth of the time (docs/benchmarks.md)."""
     before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)
     try:
@@ -353,11 +353,11 @@ def _rare_collections() -> Iterator[None]:
 
 
 def filters_of(recipe: Recipe) -> list[FilterSettings]:
-    """The recipe's filters; an answer that was to fit a JSON schema is held against it first."""
+    """Return the recipe's filters; if answers must match a JSON schema, that check comes first."""
     wanted = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
     if wanted is None:
         return list(recipe.quality)
     from stillhouse.quality.json_schema import make_validator
 
-    make_validator(wanted, "label.response_format.json_schema.schema")  # so a mistake is told of under its own name
+    make_validator(wanted, "label.response_format.json_schema.schema")  # so an error names this setting
     return [FilterSettings.model_validate({"kind": "json-schema", "schema": wanted}), *recipe.quality]

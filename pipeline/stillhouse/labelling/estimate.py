@@ -1,9 +1,9 @@
-"""Before a cent is spent: what labelling a recipe would send, cost and take.
+"""Estimate, before any money is spent, what labelling a recipe would send, cost and take.
 
     estimate = estimate_labelling(recipe)
 
-Nothing is sent and nothing is written. What was answered before is counted in the journal and in finished versions. How
-long answers will be is taken from the newest version, where there is one; else half of `max_tokens` is expected.
+Nothing is sent or written. Existing answers are counted in the journal and in finished versions. The expected answer length
+is the mean of the newest version; without one, half of `max_tokens`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from stillhouse.recipe.load import Recipe
 from stillhouse.storage.location import Location, RemotePath
 from stillhouse.teachers.base import Request, Teacher, open_teacher, why_no_price
 
-_TEXT_BYTES = 2  # of a token of text, compressed, as a rule of thumb
-_ROW_BYTES = 120  # ids, names, counts, compressed
-_TRACE_BYTES = 8  # a token id and a log-probability
-_TOP_K_BYTES = 2.0  # an entry of a top-k label (docs/benchmarks.md: 50 of them take about 90)
-_SAMPLED_BYTES = 0.8  # a draw of a sampled label
+_TEXT_BYTES = 2  # per token of text, compressed, as a rule of thumb
+_ROW_BYTES = 120  # per row: ids, names, counts, compressed
+_TRACE_BYTES = 8  # per token: its id and its log-probability
+_TOP_K_BYTES = 2.0  # per entry of a top-k label (docs/benchmarks.md: 50 of them take about 90)
+_SAMPLED_BYTES = 0.8  # per draw of a sampled label
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Token counts and dollars are of what is still to send; bytes are of the whole version."""
+    """What labelling would take. Tokens and dollars cover the requests still to send; bytes cover the whole version."""
 
     prompts: int
     duplicate_prompts: int
@@ -53,14 +53,14 @@ class Estimate:
     worst_prompt_tokens: int
     expected_completion_tokens: int
     worst_completion_tokens: int
-    expected_usd: float | None  # None where the price is not known
+    expected_usd: float | None  # None if the price is not known
     worst_usd: float | None
-    spent_usd: float  # so far, all versions
+    spent_usd: float  # so far, for all versions
     budget_usd: float | None
     expected_bytes: int
-    seconds_at_limits: float | None  # None where no limit is set
-    basis: str  # what the expectation rests on
-    why_no_price: str = ""  # where the price is not known
+    seconds_at_limits: float | None  # duration at the rate limits; None if no limit is set
+    basis: str  # where the expected answer length comes from
+    why_no_price: str = ""  # the reason, if the price is not known
 
     def lines(self) -> list[list[str]]:
         """Return names and values to show: prompts, requests, tokens, cost, bytes and time."""
@@ -100,7 +100,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ToSend:
-    """The requests of a plan that have no answer yet."""
+    """Totals over the requests of a plan that have no answer yet."""
 
     requests: int
     likely_prompt_tokens: int
@@ -108,11 +108,11 @@ class ToSend:
 
 
 def estimate_labelling(recipe: Recipe) -> Estimate:
-    """See the module's docstring.
+    """Estimate a recipe's labelling; see the module's docstring.
 
     Raises:
         UsageError: the recipe or the prompts are wrong.
-        TeacherUnavailable: a local model is not there.
+        TeacherUnavailable: the files of a local model are missing.
     """
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
     check_budget(recipe, teacher)
@@ -133,7 +133,7 @@ def estimate_labelling(recipe: Recipe) -> Estimate:
 def estimate_plan(
     recipe: Recipe, plan: LabelPlan, to_send: ToSend, newest: Manifest | None, teacher: Teacher, spent: float
 ) -> Estimate:
-    """The estimate of a plan that has been read; `newest` is the newest version, `spent` dollars so far."""
+    """Estimate a plan that has been read; `newest` is the newest version, `spent` the dollars spent so far."""
     label, price = recipe.label, teacher.price
     most = label.sampling.max_tokens if label.mode == "generate" else 0
     seen = _mean_completion(newest)
@@ -163,7 +163,7 @@ def estimate_plan(
 
 
 def still_to_send(recipe: Recipe, plan: LabelPlan, journal: Journal) -> ToSend:
-    """What a run that holds the dataset has still to send: its journal has taken over the answers of earlier versions."""
+    """Return what a run holding the dataset still has to send; its journal already contains earlier versions' answers."""
     with closing(JournalView(journal_folder(recipe.dataset))) as view:
         if next(view.ids(), None) is None:
             return _everything(plan)
@@ -176,14 +176,14 @@ def _unanswered(shard: Shard, journal: Journal) -> list[Request]:
 
 
 def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: list[Dataset]) -> ToSend:
-    """What has no answer yet, in the journal or a finished version. What is known lies on disk, not in memory."""
+    """Return what has no answer in the journal or a finished version. Known keys are kept on disk, not in memory."""
     names = FormerNames(plan.former, journal.noted)
     with closing(sqlite3.connect("")) as known:
         known.execute("PRAGMA journal_mode=OFF")
         known.execute("CREATE TABLE ids (terms TEXT, id TEXT, PRIMARY KEY (terms, id)) WITHOUT ROWID")
 
         def count(ids: Iterator[str], recipe: Mapping[str, Any]) -> None:
-            """Keep keys under every name of the teacher that they may be made with."""
+            """Store each key under every teacher name that may be valid for it."""
             allowed = [plan.terms.id, *(one.terms.id for one in names.of(recipe))]
             known.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", ((one, id_) for id_ in ids for one in allowed))
 
@@ -219,7 +219,7 @@ def _counted(requests: Iterable[Request]) -> ToSend:
 
 
 def _paid_ids(version: Dataset) -> Iterator[str]:
-    """Every row of a finished version that has an answer, rejected ones included."""
+    """Yield the id of every row of a finished version that has an answer, rejected rows included."""
     for entry in version.manifest.files:
         with version.open(entry) as parquet:
             for batch in parquet.iter_batches(columns=["id", "completion"]):
@@ -235,7 +235,7 @@ def _mean_completion(newest: Manifest | None) -> float | None:
 def _dollars(
     price: Callable[[int, int], float] | None, requests: int, prompt_tokens: float, completion_each: float
 ) -> float | None:
-    """By the mean request: a million calls of a price list would take longer than all the rest."""
+    """Return the cost from the mean request: calling a price list a million times would dominate the run time."""
     if price is None:
         return None
     return requests * price(math.ceil(prompt_tokens / max(1, requests)), math.ceil(completion_each))

@@ -1,7 +1,7 @@
-"""Hold a dataset for writing, in turn where others write it too, and open its journal.
+"""Lock a dataset for writing, waiting for another writer if needed, and open its journal.
 
-The journal of a dataset behind a URL lies on the machine that labels it (`dataset.journal`, see docs/storage.md). Where it
-begins beside versions that another machine has made, what these have cost counts against the budget.
+The journal of a dataset behind a URL is stored on the machine that labels it (`dataset.journal`, see docs/storage.md). If
+such a journal is created when versions made on another machine already exist, their cost counts against the budget.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from stillhouse.storage.durable import sole_writer
 from stillhouse.storage.location import Location, RemotePath
 
 _LOG = logging.getLogger(__name__)
-_LOOK_EVERY = 0.5  # seconds, at a lock of this machine
-_LOOK_AWAY_EVERY = 5.0  # at one in a store: each look is some requests
+_LOOK_EVERY = 0.5  # seconds between attempts to take a local lock
+_LOOK_AWAY_EVERY = 5.0  # the same for a lock in a remote store, where each attempt costs some requests
 _TELL_EVERY = 30.0
 
 
 @contextmanager
 def held_dataset(settings: DatasetSettings) -> Iterator[None]:
-    """Nobody else writes this dataset, or works with its journal, meanwhile.
+    """Lock a dataset and its journal: no other run can write or use them inside the block.
 
     Raises:
-        DatasetBusy: another run does.
+        DatasetBusy: another run holds the lock.
         StorageFailed: the disk or the store cannot be used.
     """
     with ExitStack() as held:
@@ -46,10 +46,10 @@ def held_dataset(settings: DatasetSettings) -> Iterator[None]:
 
 @asynccontextmanager
 async def held_in_turn(settings: DatasetSettings, busy: DatasetBusy, progress: Progress) -> AsyncIterator[None]:
-    """`held_dataset`, once the run that `busy` tells of is done, where `dataset.when_busy` says to wait for it.
+    """Lock a dataset as `held_dataset` does, after waiting for the run named by `busy` if `dataset.when_busy` is wait.
 
     Raises:
-        DatasetBusy: it is not to be waited for, or has been for `dataset.patience` seconds.
+        DatasetBusy: `dataset.when_busy` is leave, or `dataset.patience` seconds of waiting are over.
         StorageFailed: the disk or the store cannot be used.
     """
     if settings.when_busy == "leave":
@@ -76,7 +76,7 @@ async def held_in_turn(settings: DatasetSettings, busy: DatasetBusy, progress: P
 
 @contextmanager
 def opened_journal(settings: DatasetSettings, soft: EncodingName | None) -> Iterator[Journal]:
-    """The journal of a dataset that is held.
+    """Open the journal of a dataset that the caller has locked.
 
     Raises:
         StorageFailed: the disk cannot be used.
@@ -90,13 +90,13 @@ def opened_journal(settings: DatasetSettings, soft: EncodingName | None) -> Iter
 
 
 def newest_version(folder: Location) -> int | None:
-    """The newest finished version: one look, or a few, in a store that holds hundreds."""
+    """Return the newest finished version; checks few folders, even in a store with hundreds of versions."""
     begun = reversed(started_versions(folder))
     return next((number for number in begun if (folder / version_label(number) / MANIFEST).is_file()), None)
 
 
 def newest_manifest(folder: Location) -> Manifest | None:
-    """Of the newest finished version."""
+    """Return the manifest of the newest finished version."""
     number = newest_version(folder)
     return None if number is None else read_manifest(folder / version_label(number))
 

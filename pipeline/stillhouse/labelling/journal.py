@@ -1,17 +1,17 @@
-"""The journal: where an answer is durable before it counts, and where money is counted.
+"""The journal: makes answers durable before they count, and keeps the account of money spent.
 
-One SQLite file a dataset, beside its versions, keyed by request: whatever happens to shards, prompt files or the process,
-an answer in here is never asked for again. Answers that are committed together lie in one Arrow record batch, in the
-columns that the shard's Parquet file will have, so that nothing is converted twice. Rows leave the journal when the
-manifest that contains them is on disk.
+One SQLite file per dataset, next to its versions, keyed by request: whatever happens to shards, prompt files or the
+process, an answer in the journal is never requested again. Answers committed together are stored in one Arrow record batch
+with the columns of the shard's Parquet file, so nothing is converted twice. Rows are deleted from the journal once the
+manifest of the version that contains them is on disk.
 
     await journal.commit(Change(outcomes=[completion], settle=7, spent_usd=0.002))      # durable when it returns
 
-A thread of its own commits. All changes that arrive while one commit waits for the disk go into the next together, so that
-durability costs no throughput and a single answer waits for nobody.
+A separate thread commits. All changes that arrive during one commit's fsync go into the next commit together (group
+commit), so durability does not cost throughput and a single answer need not wait for others.
 
-The journal belongs to the dataset rather than to one shard (see docs/labelling.md): an edited prompt file moves prompts
-from shard to shard, and their answers must be found wherever they were.
+The journal belongs to the dataset and not to a shard (see docs/labelling.md): editing a prompt file moves prompts between
+shards, and their answers must still be found.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, batch INTEGER NOT NULL,
 CREATE TABLE IF NOT EXISTS reserved (number INTEGER PRIMARY KEY, usd REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
-_SELECT_AT_ONCE = 500  # SQLite's bound on variables in one statement is far above
-_BATCHES_AT_ONCE = 8  # held in memory while their rows are picked
-_ADOPT_TOGETHER = 100  # rows a batch: prompts in another order than before find theirs in many batches
+_SELECT_AT_ONCE = 500  # well below SQLite's limit on variables per statement
+_BATCHES_AT_ONCE = 8  # batches loaded at once while rows are selected
+_ADOPT_TOGETHER = 100  # rows per batch: small, because reordered prompts find their answers in many batches
 
-LEASE = "lent to "  # a part: the note of what it may spend
+LEASE = "lent to "  # prefix of the note on what a part may spend, before its name
 
 Kind = Literal["completion", "rejection"]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to some requests: a table of each kind, and where in them each request's row is."""
+    """The answers to some requests: a table for each kind, and the position of each request's row in them."""
 
     tables: Mapping[Kind, pa.Table]
     places: Mapping[str, tuple[Kind, int]]
@@ -62,23 +62,23 @@ class Answers:
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes durable together."""
+    """Changes to the journal that become durable together."""
 
     outcomes: Sequence[Completion | Rejection] = ()
     reserve: tuple[int, float] | None = None  # number, dollars
-    settle: int | None = None  # the number of a reservation that ends
+    settle: int | None = None  # number of the reservation to end
     spent_usd: float = 0.0
 
 
 class Journal:
-    """Opened by the one writer of a dataset (`durable.sole_writer`). Usable as a context manager."""
+    """The journal, opened by the dataset's only writer (`durable.sole_writer`). Usable as a context manager."""
 
     def __init__(self, folder: Path, *, soft: EncodingName | None) -> None:
         self._file = folder / FILE_NAME
         self._soft = soft
         self._schemas = {"completion": completion_schema(soft=soft), "rejection": rejection_schema(soft=soft)}
-        self._lock = threading.Lock()  # of the reading connection
-        self._writing = threading.Lock()  # of the writing one, which the thread and the engine share
+        self._lock = threading.Lock()  # guards the reading connection
+        self._writing = threading.Lock()  # guards the writing connection, shared by the commit thread and the engine
         with self._storage(), ExitStack() as opened:
             self._writer = opened.enter_context(closing(self._connect()))
             self._prepare()
@@ -98,33 +98,33 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Commit what is waiting, fold the write-ahead log back in, and let the file go."""
+        """Commit pending changes, checkpoint the write-ahead log and close the file."""
         self._changes.put(None)
         self._thread.join()
-        with self._lock:  # whoever still reads, in a thread that nobody waits for, ends first
+        with self._lock:  # let reads in abandoned threads finish first
             self._reader.close()
         self._writer.close()
 
     # -------------------------------------------------------------------------------------------------------- writing
 
     async def commit(self, change: Change) -> None:
-        """Make a change durable: when this returns, it counts.
+        """Commit a change; it is durable when this returns.
 
         Raises:
-            StorageFailed: the disk is full or cannot be written; the change does not count.
+            StorageFailed: the disk is full or cannot be written; the change is not applied.
         """
         await self.later(change)
 
     def later(self, change: Change) -> asyncio.Future[None]:
-        """Commit a change without waiting for it; what comes back is done when the change is durable."""
+        """Commit a change without waiting; the returned future completes when the change is durable."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changes.put((change, done))
         return done
 
     def adopt(self, rows: pa.RecordBatch) -> int:
-        """Take over answers that an earlier version holds, those that are not here yet; return how many it holds.
+        """Copy answers of an earlier version that the journal does not have yet; return the number of rows given.
 
-        What a filter rejected there is an answer like any other; what the teacher rejected stays rejected.
+        Rows rejected by a filter are stored as completions; rows rejected by the teacher stay rejections.
         """
         ids = rows.column("id").to_pylist()
         known = self.answered(ids)
@@ -141,7 +141,7 @@ class Journal:
         return len(ids)
 
     def rename(self, names: Mapping[str, str]) -> int:
-        """Give answers another key, former key -> key; return how many have one now. One that has an answer keeps it."""
+        """Rename answers, {former key: key}; return how many were found. An answer already under a new key is kept."""
         found = self.read([*names])
         if not found.places:
             return 0
@@ -159,43 +159,41 @@ class Journal:
         return len(found.places)
 
     def forget(self, ids: Iterable[str], count: int) -> None:
-        """Drop answers that a finished version now holds, `count` of them; all of them are here."""
+        """Delete answers that a finished version now contains; `count` is their number, and all are in the journal."""
         with self._storage(), self._writing:
             with self._writer:
                 (here,) = self._writer.execute("SELECT count(*) FROM answers").fetchone()
-                if here == count:  # nothing else is here: SQLite empties a table at once
+                if here == count:  # no other answers: SQLite can truncate the tables
                     self._writer.execute("DELETE FROM answers")
                     self._writer.execute("DELETE FROM batches")
                 else:
                     self._writer.executemany("DELETE FROM answers WHERE id = ?", ((id_,) for id_ in ids))
                     self._writer.execute("DELETE FROM batches WHERE number NOT IN (SELECT batch FROM answers)")
             self._writer.execute("VACUUM")
-            self._writer.execute(
-                "PRAGMA wal_checkpoint(TRUNCATE)"
-            )  # the emptied file itself, and not only the log of it
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # shrink the file itself, not only the log
 
     def rejections(self) -> Counter[tuple[str, bool]]:
-        """How many requests the teacher's errors have rejected, by reason and whether an answer came with it."""
+        """Count the requests rejected by teacher errors, by (reason, whether an answer came with it)."""
         return Counter((reason, answered) for *_, reason, answered in self._teacher_rejections())
 
     def drop_rejections(self, retry: Retry) -> None:
-        """Drop those of the teacher's rejections that are asked for again."""
+        """Delete the teacher rejections that `retry` selects."""
         found = self._teacher_rejections()
         places = [place for *place, reason, answered in found if retry.wants(reason, answered=answered)]
         with self._storage(), self._writing, self._writer:
             self._writer.executemany("DELETE FROM answers WHERE id = ? AND batch = ? AND row = ?", places)
 
     def note(self, name: str, value: str) -> None:
-        """Remember a word of the engine's own, such as which plan's answers were taken over."""
+        """Store a named value for the engine, such as which plan's answers were copied from earlier versions."""
         with self._storage(), self._writing, self._writer:
             self._writer.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def lend(self, part: str, usd: float) -> None:
-        """Note what a part of the work may spend in all, elsewhere: it counts as spent until it is repaid."""
+        """Record the total that a part may spend elsewhere; it counts as spent until it is repaid."""
         self.note(f"{LEASE}{part}", str(usd))
 
     def repay(self, part: str, spent_usd: float) -> bool:
-        """A part is done, and has spent so much; False where nothing is lent to it (any longer), and nothing changes."""
+        """Replace a part's lease with the amount it spent; return False and change nothing if it has no lease."""
         with self._storage(), self._writing, self._writer:
             lent = self._writer.execute("DELETE FROM notes WHERE name = ?", (f"{LEASE}{part}",)).rowcount > 0
             if lent:
@@ -205,18 +203,18 @@ class Journal:
     # -------------------------------------------------------------------------------------------------------- reading
 
     def answered(self, ids: Sequence[str]) -> set[str]:
-        """Which of these requests have an answer."""
+        """Return which of these requests have an answer."""
         return {row[0] for row in self._rows("id", ids)}
 
     @property
     def has_answers(self) -> bool:
-        """Whether any request has one."""
+        """Whether the journal has any answer."""
         with self._storage(), self._lock:
             return self._reader.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
 
     def read(self, ids: Sequence[str]) -> Answers:
-        """The answers to these requests, those that there are."""
-        found: dict[int, dict[str, int]] = {}  # a batch's number -> what is wanted of it: id -> row
+        """Return the answers to these requests; requests without an answer are left out."""
+        found: dict[int, dict[str, int]] = {}  # batch number -> {id: row} of the rows to read
         for id_, number, row in self._rows("id, batch, row", ids):
             found.setdefault(number, {})[id_] = row
         picked: dict[Kind, list[pa.RecordBatch]] = {"completion": [], "rejection": []}
@@ -235,23 +233,23 @@ class Journal:
         return Answers(tables, places)
 
     def noted(self, name: str) -> str | None:
-        """What `note` remembered."""
+        """Return the value stored by `note`, or None."""
         with self._storage(), self._lock:
             row = self._reader.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
 
     def spent(self) -> float:
-        """Dollars that were paid for this dataset, by all its runs."""
+        """Dollars spent on this dataset by all its runs."""
         return float(self.noted("spent_usd") or 0.0)
 
     def lent(self) -> dict[str, float]:
-        """What is lent to each part that is not repaid yet."""
+        """Return the amount lent to each part that is not repaid yet."""
         query = "SELECT name, value FROM notes WHERE name LIKE ?"
         with self._storage(), self._lock:
             rows = self._reader.execute(query, (f"{LEASE}%",)).fetchall()
         return {name.removeprefix(LEASE): float(usd) for name, usd in rows}
 
-    # -------------------------------------------------------------------------------------------------------- within
+    # ----------------------------------------------------------------------------------------------------- internals
 
     def _connect(self) -> sqlite3.Connection:
         with ExitStack() as opened:
@@ -263,9 +261,9 @@ class Journal:
         return connection
 
     def _prepare(self) -> None:
-        """The tables. Batches are read by the columns of today: those of a release with others are not touched."""
+        """Create the tables, and refuse a journal whose batches have the columns of another release."""
         self._writer.executescript(_CREATE)
-        kind = {None: False, "top-k": True}.get(self._soft, self._soft)  # the first two as older releases noted them
+        kind = {None: False, "top-k": True}.get(self._soft, self._soft)  # None, top-k: as older releases wrote them
         name, columns = f"columns, soft={kind}", content_hash([str(schema) for schema in self._schemas.values()])
         noted = self._writer.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
         if noted is None:
@@ -278,7 +276,7 @@ class Journal:
             )
 
     def _settle_what_was_left(self) -> None:
-        """Reservations of a run that was killed count as spent: their answers may have been billed."""
+        """Count the reservations of a killed run as spent: their answers may have been billed."""
         with self._writer:
             (left,) = self._writer.execute("SELECT coalesce(sum(usd), 0) FROM reserved").fetchone()
             self._writer.execute("DELETE FROM reserved")
@@ -292,8 +290,8 @@ class Journal:
             )
 
     def _commit_groups(self) -> None:
-        """The thread: take all that waits, commit it once, tell those who wait."""
-        pa.array([0])  # imports pandas, which takes a while: now, and not while the first answers wait
+        """Run the commit thread: take all pending changes, commit them together, and notify the waiters."""
+        pa.array([0])  # imports pandas, which is slow: do it before the first answers arrive
         going = True
         while going:
             group = [self._changes.get()]
@@ -305,10 +303,10 @@ class Journal:
             try:
                 with self._storage(), self._writing:
                     self._write([change for change, _ in waiting])
-            except BaseException as caught:  # handed to every one who waits
+            except BaseException as caught:  # passed on to every waiter
                 error = caught
             for loop in {done.get_loop() for _, done in waiting}:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
+                with suppress(RuntimeError):  # the loop is closed: there is no waiter left
                     loop.call_soon_threadsafe(_tell, [done for _, done in waiting if done.get_loop() is loop], error)
 
     def _write(self, changes: Sequence[Change]) -> None:
@@ -329,14 +327,14 @@ class Journal:
             self._spend(sum(change.spent_usd for change in changes))
 
     def _insert(self, kind: Kind, batch: pa.RecordBatch) -> None:
-        """One batch and the places of its rows; within a transaction."""
+        """Insert one batch and the position of each of its rows; call it within a transaction."""
         body = batch.serialize().to_pybytes()
         number = self._writer.execute("INSERT INTO batches (kind, body) VALUES (?, ?)", (kind, body)).lastrowid
         places = [(id_, number, row) for row, id_ in enumerate(batch.column("id").to_pylist())]
         self._writer.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", places)
 
     def _teacher_rejections(self) -> Iterator[tuple[str, int, int, str, bool]]:
-        """Key, batch, row and reason of each that is still in its place, and whether an answer came with it."""
+        """Yield (key, batch, row, reason, whether it has an answer) of each teacher rejection still in place."""
         query = "SELECT number, body FROM batches WHERE kind = 'rejection' ORDER BY number"
         with self._storage(), self._lock:
             batches = self._reader.execute(query).fetchall()
@@ -352,7 +350,7 @@ class Journal:
         return self._select(f"SELECT {columns} FROM answers WHERE id IN ({{}})", ids)
 
     def _select(self, query: str, values: Sequence[Any], at_once: int = _SELECT_AT_ONCE) -> Iterable[tuple[Any, ...]]:
-        """The rows of a query whose `{}` is a list of values, some values at a time."""
+        """Run a query whose `{}` is a list of values, in chunks of `at_once` values, and yield its rows."""
         for start in range(0, len(values), at_once):
             part = values[start : start + at_once]
             with self._storage(), self._lock:
@@ -361,7 +359,7 @@ class Journal:
 
     @contextmanager
     def _storage(self) -> Iterator[None]:
-        """SQLite's complaints about the disk, in words."""
+        """Raise SQLite's errors as `StorageFailed`, with advice."""
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -379,4 +377,4 @@ def _tell(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) 
             done.set_result(None)
         else:
             done.set_exception(error)
-            done.exception()  # where nobody waits (`later`), it is not told of twice
+            done.exception()  # mark as retrieved: a future that nothing awaits (`later`) logs no warning

@@ -1,4 +1,4 @@
-"""A journal as others see it: how much was spent, and which requests have an answer."""
+"""A read-only view of a journal: how much was spent, and which requests have an answer."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from stillhouse.labelling.journal import FILE_NAME, LEASE
 
 
 class JournalView:
-    """A journal as it is, without becoming its writer: another run may be at work on it."""
+    """A journal opened read-only, while another run may be writing it."""
 
     def __init__(self, folder: Path) -> None:
         file = folder / FILE_NAME
         self._connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True) if file.is_file() else None
         if self._one("SELECT count(*) FROM sqlite_master WHERE name IN ('answers', 'reserved', 'notes')") != 3:
-            self.close()  # its run has just begun, or it is of a pre-release
+            self.close()  # its run has only started, or a pre-release wrote it
             self._connection = None
 
     def spent(self) -> float:
-        """Dollars that were paid for this dataset; what a run at work has reserved or lent is included."""
+        """Dollars spent on this dataset, including what a current run has reserved or lent."""
         noted = self._one("SELECT value FROM notes WHERE name = 'spent_usd'")
         lent = self._one(f"SELECT sum(value) FROM notes WHERE name LIKE '{LEASE}%'")
         return sum(float(usd or 0.0) for usd in (noted, lent, self._one("SELECT sum(usd) FROM reserved")))
 
     def ids(self) -> Iterator[str]:
-        """Every request that has an answer."""
+        """Yield the key of every request that has an answer."""
         if self._connection is not None:
             yield from (id_ for (id_,) in self._connection.execute("SELECT id FROM answers"))
 
     def noted(self, name: str) -> str | None:
-        """A note of the engine's, as `Journal.noted` gives it."""
+        """Return a note of the engine, as `Journal.noted` does."""
         query = "SELECT value FROM notes WHERE name = ?"
         row = self._connection.execute(query, (name,)).fetchone() if self._connection is not None else None
         return None if row is None else str(row[0])
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         if self._connection is not None:
             self._connection.close()
 

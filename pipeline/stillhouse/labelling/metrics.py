@@ -1,8 +1,8 @@
-"""How labelling goes: how much is done, how fast, for how many dollars, and how long it will still take.
+"""Metrics of a labelling run: how much is done, how fast, at what cost, and the time remaining.
 
     print(job.metrics())      # 1,200 of 5,000, 3 min left, 14 rejected, 812 tokens/s, $0.42, 64 in flight
 
-The engine only counts; what is told here is worked out when somebody looks, so looking costs the requests nothing.
+The engine only updates counters; the metrics are computed when they are read, so they do not slow down requests.
 """
 
 from __future__ import annotations
@@ -11,47 +11,47 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-_WINDOW = 60.0  # seconds that a rate is taken over
-_LOOK_EVERY = 1.0  # seconds between two looks that are kept: no more than a window's worth of them
+_WINDOW = 60.0  # seconds over which a rate is computed
+_LOOK_EVERY = 1.0  # seconds between two stored samples, which bounds their number
 
 
 @dataclass
 class Counts:
-    """What a run counts, in whole numbers; only its own requests."""
+    """The counters of one run; they cover its requests only."""
 
-    answered: int = 0  # requests that ended with an outcome, rejected ones included
-    rejected: int = 0  # of them, by the teacher; filters judge later, a shard at a time
-    in_flight: int = 0  # sent, and not yet durable
-    completion_tokens: int = 0  # as the teacher counted them, of rejected answers too
-    began: float | None = None  # time.monotonic() of the first request, when the teacher was ready
+    answered: int = 0  # requests with an outcome, rejected ones included
+    rejected: int = 0  # of these, rejected by the teacher; filters run later, shard by shard
+    in_flight: int = 0  # requests sent whose answers are not yet durable
+    completion_tokens: int = 0  # as counted by the teacher, rejected answers included
+    began: float | None = None  # time.monotonic() when the teacher was ready and the first request was sent
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """One look at a run. Requests are those of the whole version, dollars those of all runs of the dataset."""
+    """A snapshot of a run. Requests are those of the whole version, dollars those of all runs of the dataset."""
 
-    requests: int  # of the version
-    done: int  # of them: those with an outcome, from earlier runs or this one
-    earlier: int  # of those that are done: by earlier runs, as far as they have been come across
-    rejected: int  # by the teacher, in this run
-    in_flight: int  # sent, and not yet durable
+    requests: int  # in the version
+    done: int  # requests with an outcome, from this run or earlier ones
+    earlier: int  # of these, done by earlier runs, as far as this run has counted them
+    rejected: int  # rejected by the teacher in this run
+    in_flight: int  # requests sent whose answers are not yet durable
     completion_tokens: int  # in this run
-    tokens_per_second: float | None  # completion tokens, over the last minute; None before the first answer
+    tokens_per_second: float | None  # completion tokens per second over the last minute; None before the first answer
     mean_tokens_per_second: float | None  # the same over the whole run
     spent_usd: float
     budget_usd: float | None
-    seconds_left: float | None  # at the last minute's rate; None where it is not known
+    seconds_left: float | None  # at the rate of the last minute; None if that is not known
 
     def __str__(self) -> str:
         return ", ".join([f"{self.done:,} of {self.requests:,}", *self.details()])
 
     @property
     def share(self) -> float:
-        """What is done of it all, 0..1."""
+        """The fraction of requests that are done, 0..1."""
         return self.done / self.requests if self.requests else 1.0
 
     def details(self) -> list[str]:
-        """All but how much is done, the most wanted first, in a few words each; what is naught or not known is left out."""
+        """Return all but the progress as short phrases, most important first, without zero and unknown values."""
         told = [
             (self.seconds_left, f"{duration(self.seconds_left or 0)} left"),
             (self.rejected, f"{self.rejected:,} rejected"),
@@ -63,7 +63,7 @@ class Metrics:
 
 
 class Meter:
-    """Works rates out of counts; each look is compared with the one of a minute ago."""
+    """Computes rates from the counters, by comparing each sample with that of a minute ago."""
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
@@ -72,7 +72,7 @@ class Meter:
     def look(
         self, requests: int, done: int, spent_usd: float, budget_usd: float | None, now: float | None = None
     ) -> Metrics:
-        """The metrics of this moment, `now` by time.monotonic(); to be called from one thread."""
+        """Return the metrics at time `now` (time.monotonic()); call it from one thread."""
         counts = self._counts
         answers, tokens, mean = self._rates(time.monotonic() if now is None else now)
         return Metrics(
@@ -90,7 +90,7 @@ class Meter:
         )
 
     def _rates(self, now: float) -> tuple[float | None, float | None, float | None]:
-        """Answers and tokens a second over the last minute, and tokens a second since the first request."""
+        """Return answers and tokens per second over the last minute, and tokens per second since the first request."""
         counts = self._counts
         if counts.began is None or not counts.answered:
             return None, None, None
@@ -111,12 +111,12 @@ class Meter:
 
 
 def dollars(usd: float) -> str:
-    """Dollars and cents, or as much more as a small sum needs."""
+    """Format dollars with cents, or with more digits if the sum is small."""
     return f"${usd:,.2f}" if usd >= 0.1 or not usd else f"${usd:.2g}" if usd >= 1e-4 else "less than $0.0001"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 40 s, 3 min, 2 h 5 min, 3 d 4 h."""
+    """Format seconds for display: 40 s, 3 min, 2 h 5 min, 3 d 4 h."""
     if seconds < 60:
         return f"{round(seconds)} s"
     minutes = round(seconds / 60)

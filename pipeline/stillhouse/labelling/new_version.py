@@ -1,9 +1,9 @@
-"""A dataset version from its first file to the moment when the journal may forget.
+"""Start and finish a dataset version.
 
-    folder, parents = start_version(recipe, plan, journal)      # one that was begun, or the next
-    let_go(plan, journal)                                       # after its shards and its manifest
+    folder, parents = start_version(recipe, plan, journal)      # resumes an unfinished version, or starts the next
+    let_go(plan, journal)                                       # after its shards and its manifest are written
 
-The engine writes what lies between.
+The engine writes the shards in between.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from stillhouse.records import EncodingName
 from stillhouse.storage.durable import write_atomically
 from stillhouse.storage.location import Location
 
-_HALF_WRITTEN = re.compile(rf"\.{SHARD_NAME.pattern}\.\d+\.tmp")  # by a writer that was killed
-_ADOPTED = "adopted"  # the journal's note of the plan whose answers were taken over from earlier versions
-_RETRYING = "retrying"  # its note of the plan and the version in which rejections are asked for again
+_HALF_WRITTEN = re.compile(rf"\.{SHARD_NAME.pattern}\.\d+\.tmp")  # temporary files left by a killed writer
+_ADOPTED = "adopted"  # the journal's note of the plan whose answers were copied from earlier versions
+_RETRYING = "retrying"  # its note of the plan and the version that retry rejections
 
 
 def same_version(base: Location, plan: LabelPlan, journal: Journal) -> Dataset | None:
-    """The newest finished version of a dataset, if it was made from this very plan."""
+    """Return the newest finished version of a dataset if it was made from this plan, else None."""
     if not versions(base):
         return None
     newest = open_dataset(base)
@@ -43,12 +43,12 @@ def same_version(base: Location, plan: LabelPlan, journal: Journal) -> Dataset |
 
 
 def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: Retry | None) -> Dataset | None:
-    """The version that has all that is asked for; None where one is to be written.
+    """Return the finished version that satisfies the plan; None if a version must be written.
 
-    A retry asks for another version of the same plan; one that was stopped goes on, asked for or not.
+    A retry needs another version of the same plan; an interrupted retry is resumed even if `retry` is None.
 
     Raises:
-        UsageError: the retry names a reason that nothing was rejected for.
+        UsageError: the retry names a reason for which nothing was rejected.
     """
     newest = same_version(base, plan, journal)
     wanted = False
@@ -63,10 +63,10 @@ def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: R
 def start_version(
     recipe: Recipe, plan: LabelPlan, journal: Journal, retry: Retry | None = None
 ) -> tuple[Location, list[str]]:
-    """The folder of the version to write and its parents, whose answers are in the journal afterwards.
+    """Return the folder of the version to write and its parents, whose answers are then in the journal.
 
-    Half-written files of a killed run, and shards cut from another plan, are gone: their answers are in the journal. With
-    `retry`, what the teacher rejected is not there either.
+    Removes temporary files of a killed run and shards of another plan: their answers are in the journal. With `retry`, the
+    teacher rejections to retry are removed from the journal.
     """
     base = dataset_folder(recipe.dataset)
     finished = versions(base)
@@ -82,24 +82,24 @@ def start_version(
 
 
 def let_go(plan: LabelPlan, journal: Journal) -> None:
-    """Drop a plan's answers from the journal: its version is finished and has them."""
+    """Delete a plan's answers from the journal, since its finished version contains them."""
     journal.note(_RETRYING, "")
-    journal.note(_ADOPTED, "")  # what is dropped must be taken over again, should the version be deleted
+    journal.note(_ADOPTED, "")  # if the version is deleted, the answers must be copied again
     journal.forget(plan.ids(), plan.requests)
 
 
 def shard_files(folder: Location, shard: ShardName) -> ShardFiles:
-    """A shard's files in a version's folder."""
+    """Return the files of a shard in a version's folder."""
     return ShardFiles(folder, shard.split, shard.index, shard.of)
 
 
 def _drop_stale(folder: Location, plan: LabelPlan) -> None:
-    """Remove the shards that another plan left in a version that was not finished."""
+    """Delete shards of another plan from an unfinished version."""
     _drop_shards(folder, kept={shard_files(folder, name).name for name in plan.names})
 
 
 def _drop_shards(folder: Location, kept: Set[str] = frozenset()) -> None:
-    """Remove the shards' files of a version that is not finished, but for some; files of others stay."""
+    """Delete the shard files of an unfinished version, except those in `kept`; other files stay."""
     for part in ("data", "rejected"):
         for file in (folder / part).glob("*"):
             ours = SHARD_NAME.fullmatch(file.name) or _HALF_WRITTEN.fullmatch(file.name)
@@ -108,12 +108,12 @@ def _drop_shards(folder: Location, kept: Set[str] = frozenset()) -> None:
 
 
 def _begin_retry(retry: Retry, plan: LabelPlan, journal: Journal, folder: Location) -> None:
-    """Forget the rejections that are asked for again, once: a run that goes on after a stop keeps what it has got since."""
+    """Delete the rejections to retry, once: a resumed retry keeps the rejections it has recorded since."""
     begun = f"{plan.sha256} {folder.name}"
     if journal.noted(_RETRYING) == begun:
         return
     journal.drop_rejections(retry)
-    _drop_shards(folder)  # they are written anew: their answers are in the journal
+    _drop_shards(folder)  # they are written again from the journal
     if (newest := same_version(folder.parent, plan, journal)) is not None:
         taken = take_all_but(retry, plan, journal, newest)
         journal.note(_ADOPTED, " ".join([plan.sha256, *([newest.manifest.label] if taken else [])]))
@@ -121,7 +121,7 @@ def _begin_retry(retry: Retry, plan: LabelPlan, journal: Journal, folder: Locati
 
 
 def _adopt(plan: LabelPlan, journal: Journal, soft: EncodingName | None, earlier: Sequence[Dataset]) -> list[str]:
-    """Take answers to this plan's requests out of earlier versions into the journal, once a plan; the new one's parents."""
+    """Copy this plan's answers from earlier versions into the journal, once per plan; return the parents' names."""
     noted, _, parents = (journal.noted(_ADOPTED) or "").partition(" ")
     if noted == plan.sha256:
         return parents.split()

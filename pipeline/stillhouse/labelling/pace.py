@@ -1,13 +1,13 @@
-"""How fast a teacher is asked: requests at once, requests and tokens a minute, and pauses that a server asks for.
+"""Limit how fast a teacher is called: concurrency, requests and tokens per minute, and pauses requested by the server.
 
     sent = await pace.enter(requests=1, tokens=300)
     ... one attempt ...
     pace.leave(); pace.succeeded(), or pace.overloaded(sent)
 
-How many requests a server bears at once is found by additive increase and multiplicative decrease, as TCP finds a path's
-width (Chiu and Jain, 1989): from a handful it doubles every round trip until the first sign of overload, is then halved at
-each sign, and grows by one a round trip between. What was sent before a cut is no further sign: it was sent at the old
-width. `label.concurrency` is the most that is tried.
+The concurrency that a server can handle is found by additive increase, multiplicative decrease, as in TCP congestion
+control (Chiu and Jain, 1989): it starts small and doubles every round trip until the first sign of overload; each sign of
+overload halves it, and between signs it grows by one per round trip. An overload of a request sent before the last cut is
+ignored, because it was sent at the old concurrency. `label.concurrency` is the upper bound.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from aiolimiter import AsyncLimiter
 
 from stillhouse.recipe.label import LimitSettings
 
-_FIRST = 4  # requests at once before the first answer: what a wrong key or a wrong model costs
+_FIRST = 4  # concurrency before the first answer; limits what a wrong key or model costs
 
 
 class Pace:
-    """Shared by every request of a run; used from one event loop."""
+    """Concurrency and rate limits of a run, shared by all its requests; use it from one event loop."""
 
     def __init__(self, most: int, limits: LimitSettings) -> None:
         self._most = most
@@ -32,49 +32,49 @@ class Pace:
         self._growing = True  # until the first overload
         self._inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._resume = 0.0  # time.monotonic() before which nothing is sent
-        self._last_cut = 0.0  # time.monotonic()
+        self._resume = 0.0  # time.monotonic() until which nothing is sent
+        self._last_cut = 0.0  # time.monotonic() of the last decrease
         self._requests = _per_minute(limits.requests_per_minute)
         self._tokens = _per_minute(limits.tokens_per_minute)
 
     @property
     def width(self) -> int:
-        """How many requests are tried at once just now."""
+        """The current limit on concurrent requests."""
         return int(self._width)
 
     async def enter(self, requests: int, tokens: int) -> float:
-        """Wait until so much may be sent; `leave` must follow. Returns the moment, for `overloaded`."""
+        """Wait until this much may be sent, then return the current time, for `overloaded`; call `leave` afterwards."""
         await self._slot()
         try:
             await self._pause_over()
             await _acquire(self._requests, requests)
             await _acquire(self._tokens, tokens)
-            await self._pause_over()  # of one that began meanwhile
+            await self._pause_over()  # a pause may have started meanwhile
             return time.monotonic()
         except BaseException:
             self.leave()
             raise
 
     def leave(self) -> None:
-        """The attempt is over, however it went."""
+        """Record that an attempt ended, whether it succeeded or failed."""
         self._inside -= 1
         self._wake()
 
     def succeeded(self) -> None:
-        """An answer came: a little more may be tried at once."""
+        """Record an answer: increase the concurrency a little."""
         if self._width < self._most:
             self._width = min(float(self._most), self._width + (1.0 if self._growing else 1.0 / self._width))
             self._wake()
 
     def overloaded(self, sent: float) -> None:
-        """The server had too much to do for what was sent at that moment: half as much at once."""
+        """Record that the server was overloaded by a request sent at that time: halve the concurrency."""
         self._growing = False
         if sent > self._last_cut:
             self._width = max(1.0, self._width / 2)
             self._last_cut = time.monotonic()
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for so long."""
+        """Send nothing for this many seconds."""
         self._resume = max(self._resume, time.monotonic() + seconds)
 
     async def _slot(self) -> None:
@@ -86,9 +86,9 @@ class Pace:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was this one's turn already
+            if turn.done() and not turn.cancelled():  # the slot was already assigned to this waiter
                 self.leave()
-            elif turn in self._waiting:  # `_wake` may have passed over it already
+            elif turn in self._waiting:  # `_wake` may have removed it already
                 self._waiting.remove(turn)
             raise
 
@@ -105,7 +105,7 @@ class Pace:
 
 
 def _per_minute(limit: int | None) -> AsyncLimiter | None:
-    """A bucket that holds one second's share (at least one unit), so that no minute sees more than the limit and a bit."""
+    """Return a leaky bucket of one second's share (at least one unit), so no minute exceeds the limit by much."""
     if limit is None:
         return None
     seconds = max(1.0, 60.0 / limit)
@@ -113,7 +113,7 @@ def _per_minute(limit: int | None) -> AsyncLimiter | None:
 
 
 async def _acquire(limiter: AsyncLimiter | None, amount: float) -> None:
-    """Take `amount`, in parts that fit the bucket."""
+    """Acquire `amount` in pieces that fit the bucket."""
     if limiter is None:
         return
     while amount > 0:

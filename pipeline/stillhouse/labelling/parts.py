@@ -1,18 +1,18 @@
-"""A labelling job in parts, which others label: on as many machines as see the dataset's root.
+"""A labelling job split into parts that other processes label, on any machines that can access the dataset's root.
 
     parts = Parts(recipe, plan, journal, budget)
     await parts.label(runner, progress, shards)      # afterwards the journal has every answer, as if this process had asked
 
-A part is some shards' prompts, in a folder <dataset>/parts/<name>/: `prompts.parquet`, a `recipe.yaml`, and the dataset
-that an ordinary run of that recipe makes beside them. So whatever holds for a dataset holds for a part: one writer, a
-journal, the way back after a kill, a budget. When it is done, its answers go into the journal of the whole, and its folder
-goes.
+A part holds the prompts of some shards, in a folder <dataset>/parts/<name>/: `prompts.parquet`, a `recipe.yaml`, and the
+dataset that an ordinary run of that recipe writes next to them. So a part has all that a dataset has: a single writer, a
+journal, resume after a kill, a budget. When it is done, its answers are copied into the job's journal, and its folder is
+deleted.
 
     <dataset>/parts/3f1c…/prompts.parquet, recipe.yaml, v001/
-    runner.label(recipe.yaml)  ->  done | BudgetSpent: more is lent | WorkerLost: it is handed out again
+    runner.label(recipe.yaml)  ->  done | BudgetSpent: more is lent | WorkerLost: the part is dispatched again
 
-At no time are more parts out than `label.runner.workers`. A run that goes on after a kill begins with the parts that its
-forerunner left, and hands one out only when nobody is at work on it any more: a worker may outlive the one that asked it.
+At most `label.runner.workers` parts are dispatched at a time. A run that resumes after a kill starts with the previous
+run's parts, and dispatches one again only when no worker holds it: a worker may outlive the run that dispatched it.
 """
 
 from __future__ import annotations
@@ -52,29 +52,29 @@ FOLDER = "parts"
 _PROMPTS = "prompts.parquet"
 _RECIPE = "recipe.yaml"
 _COLUMNS = pa.schema([pa.field("messages", MESSAGES), pa.field("reference", pa.string())])
-_TRIES = 3  # at a part whose worker is lost, one after another
-_LOOK_EVERY = 1.0  # seconds, at a part that somebody may be at work on
+_TRIES = 3  # dispatches of a part in all, before its lost worker fails the run
+_LOOK_EVERY = 1.0  # seconds between checks whether a worker still holds a part
 
 
 class Runner(Protocol):
-    """Has recipes labelled by others: a work pool, a cluster."""
+    """Has recipes labelled by other processes: a work pool, a cluster."""
 
     async def label(self, recipe: str, name: str) -> None:
-        """Return when the recipe, a path or a URL, is labelled; `name` is for people.
+        """Have the recipe at this path or URL labelled, and return when it is done; `name` is for display.
 
         Raises:
-            WorkerLost: whoever labelled it is gone.
-            StillhouseError: what stopped the labelling there.
+            WorkerLost: the process that labelled it is gone.
+            StillhouseError: the error that stopped the labelling.
         """
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a plan's prompts, none of which has an answer."""
+    """Some prompts of a plan, none of which had an answer when the part was written."""
 
     folder: Location
-    prompts: frozenset[str]  # their ids
-    worst_usd: float  # the most that one attempt at each of its requests costs
+    prompts: frozenset[str]  # prompt ids
+    worst_usd: float  # the highest cost of one attempt at each request
 
     @property
     def name(self) -> str:
@@ -82,12 +82,12 @@ class Part:
 
     @property
     def recipe(self) -> str:
-        """Where its recipe is."""
+        """The path or URL of its recipe."""
         return str(self.folder / _RECIPE)
 
 
 class Parts:
-    """The parts of one job, whose dataset this process holds for writing; used from one event loop."""
+    """The parts of one job, whose dataset this process has locked; use it from one event loop."""
 
     def __init__(self, recipe: Recipe, plan: LabelPlan, journal: Journal, budget: Budget) -> None:
         self._recipe = recipe
@@ -97,24 +97,24 @@ class Parts:
         self._leases = Leases(recipe.label, budget, journal)
         self._folder = dataset_folder(recipe.dataset) / FOLDER
         self._left = [part for part in self._read_left() if plan.has(part.prompts)]
-        self.answered = 0  # requests, by others
+        self.answered = 0  # requests answered by other processes
 
     @property
     def left(self) -> int:
-        """Parts that an earlier run handed out and did not take in."""
+        """Number of parts that an earlier run dispatched and did not collect."""
         return len(self._left)
 
     async def label(self, runner: Runner, progress: Progress, shards: Sequence[int]) -> None:
-        """Have labelled what was handed out before, and what has no answer yet of some shards; the first failure stops all.
+        """Dispatch an earlier run's parts and the unanswered prompts of some shards; the first failure cancels the others.
 
         Args:
-            runner: whom parts are handed to.
-            progress: told of each part that has come back.
-            shards: the numbers of those that are not written.
+            runner: labels the parts.
+            progress: called after each part with the activity, the requests answered and the total.
+            shards: the numbers of the shards that are not written yet.
 
         Raises:
-            BudgetSpent, TeacherUnavailable, StorageFailed: as labelling here would.
-            WorkerLost: the same part's worker, several times.
+            BudgetSpent, TeacherUnavailable, StorageFailed: a part stopped with this error.
+            WorkerLost: the worker of one part was lost several times in a row.
         """
         places = asyncio.Semaphore(self._recipe.label.runner.workers)
 
@@ -134,23 +134,23 @@ class Parts:
                 for part in self._new(shards):
                     await places.acquire()
                     group.create_task(one(part, False))
-        except BaseExceptionGroup as failed:  # the first failure stopped the others; it is the one to tell of
+        except BaseExceptionGroup as failed:  # raise only the first failure, which cancelled the others
             raise failed.exceptions[0] from None
         if isinstance(self._folder, Path):
-            with suppress(OSError):  # parts of other terms are in there, or it never was
+            with suppress(OSError):  # it has parts of other terms, or does not exist
                 self._folder.rmdir()
 
     # ----------------------------------------------------------------------------------------------------- which parts
 
     def _read_left(self) -> Iterator[Part]:
-        """Of these terms: answers to other ones may be wanted again, and lie where they are."""
+        """Yield earlier parts of this teacher and these settings; others stay: their answers may be needed again."""
         begun = {terms.id[:8] for terms in (self._plan.terms, *(one.terms for one in self._plan.former))}
         for folder in folders_in(self._folder):
             if folder.name[:8] in begun and (folder / _PROMPTS).is_file():
                 yield self._part(folder.name, list(read_prompts(_settings(folder))))
 
     def _new(self, shards: Sequence[int]) -> Iterator[Part]:
-        """What has no answer and is in no part that was left. Of a prompt that has some answers the rest is asked here."""
+        """Yield new parts of prompts with no answer, in no earlier part. Partly answered prompts are finished here."""
         runner = self._recipe.label.runner
         size = min(runner.shards, math.ceil(len(shards) / runner.workers)) * self._recipe.label.shard_size
         taken = frozenset[str]().union(*(part.prompts for part in self._left))
@@ -186,7 +186,7 @@ class Parts:
     # --------------------------------------------------------------------------------------------------------- one part
 
     async def _label(self, part: Part, runner: Runner, begun: bool) -> None:
-        """Hand a part out until it is done."""
+        """Dispatch a part until it is done."""
         lost, more = 0, False
         while not versions(part.folder):
             await self._leases.lend(part.name, part.worst_usd, more=more)
@@ -210,7 +210,7 @@ class Parts:
                 self._leases.returned()
 
     def _recipe_of(self, part: Part) -> Recipe:
-        """An ordinary recipe. Filters are not its business: they see the rows of all parts, in order."""
+        """Return a part's recipe, an ordinary one without filters: filters run here, over all rows in order."""
         recipe = self._recipe
         teacher = recipe.teacher.model_copy(
             update={
@@ -237,7 +237,7 @@ class Parts:
             )
 
     def _take(self, part: Part) -> None:
-        """Take a part's answers in. Durable before it goes; whatever is killed between, doing it again changes nothing."""
+        """Copy a part's answers into the journal, then delete its folder. Idempotent if killed in between."""
         dataset = open_dataset(part.folder)
         self.answered += take_part(self._plan, self._journal, dataset)
         self._leases.repay(part.name, dataset.manifest.totals.spent_usd or 0.0)
@@ -245,12 +245,12 @@ class Parts:
 
 
 def _settings(folder: Location) -> PromptSettings:
-    """How a part's prompts are read: as they are, for what the source may hold was decided when they were planned."""
+    """Return settings that read a part's prompts unchanged; the source's settings were applied when the job was planned."""
     return PromptSettings(source=str(folder / _PROMPTS), holdout=0.0, last_turn="continue")
 
 
 async def _nobody_at_work(part: Part) -> None:
-    """Wait while a worker that an earlier run asked, or that was thought lost, still labels this part."""
+    """Wait until no worker of an earlier run, or one presumed lost, still labels this part."""
     settings = DatasetSettings(root=str(part.folder.parent), name=part.name)
     while True:
         with suppress(DatasetBusy), held_dataset(settings):

@@ -1,12 +1,12 @@
-"""What a recipe asks for: every prompt, its requests, the shards they fall into, and the name of the whole.
+"""The plan of a recipe: every prompt, its requests, the shards they are divided into, and a hash of it all.
 
     with make_plan(recipe, teacher.identity) as plan:
         for number in range(plan.shards):
             shard = plan.shard(number)
 
-Planning reads prompts and hashes them; it sends nothing, and writes nothing that stays: the prompts lie in a private
-temporary database (SQLite removes it, however the process ends), so memory does not grow with their number and a source
-that changes under a run changes nothing of it.
+Planning reads and hashes prompts; it sends nothing and writes nothing permanent. The prompts are kept in a private
+temporary database (SQLite removes it however the process ends), so memory does not grow with their number, and changes to
+the source during a run have no effect on it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from stillhouse.teachers.base import Request, Terms
 _LOG = logging.getLogger(__name__)
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-_CACHE_KIB = 1 << 16  # of the temporary database
+_CACHE_KIB = 1 << 16  # page cache of the temporary database
 _ASK_AT_ONCE = 500
-_ROWS_SHOWN = 5  # of those that a warning counts
+_ROWS_SHOWN = 5  # row numbers listed in a warning
 _CANNOT_CONTINUE = (
     "and teacher.kind {!r} is not known to go on from one. An API that can is told so by teacher.options.continue_body "
     "(of vLLM and SGLang {{continue_final_message: true, add_generation_prompt: false}}, {{}} where it needs no field); or "
@@ -49,12 +49,12 @@ _CANNOT_CONTINUE = (
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work and of commit: some prompts of one split, and one Parquet file."""
+    """The unit of work and of commit: some prompts of one split, written to one Parquet file."""
 
-    number: int  # among all shards
+    number: int  # position among all shards
     split: Split
-    index: int  # among the shards of its split
-    of: int
+    index: int  # position among the shards of its split
+    of: int  # shards in its split
     requests: tuple[Request, ...]
 
     @cached_property
@@ -64,7 +64,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardName:
-    """A shard without its requests."""
+    """The position of a shard, without its requests."""
 
     number: int
     split: Split
@@ -73,33 +73,34 @@ class ShardName:
 
 
 class LabelPlan:
-    """Every request of a recipe. `sha256` names the dataset version that it makes.
+    """Every request of a recipe. `sha256` identifies the dataset version that it makes.
 
-    In score mode a prompt is asked once for each of its references: they are in the requests' keys, so each pair has a key
-    of its own, whatever other references the prompt has. Else a prompt is asked once, and its first reference stands.
+    In score mode a prompt has one request for each of its references: the reference is part of the request's key, so each
+    pair has its own key, independent of the prompt's other references. Otherwise a prompt is planned once, with its first
+    reference.
     """
 
     def __init__(self, recipe: Recipe, terms: Terms, former: Sequence[Former] = ()) -> None:
         self.terms = terms
-        self.former = tuple(former)  # other names that its answers may be kept under
-        self.prompts = 0  # in score mode, pairs of a prompt and a reference
+        self.former = tuple(former)  # other names under which answers may be stored
+        self.prompts = 0  # in score mode, (prompt, reference) pairs
         self.duplicate_prompts = 0
-        self.other_references = 0  # rows that repeat a prompt with another reference than its first
-        self.first_other_references: list[int] = []  # the numbers of the first of them
-        self.worst_prompt_tokens = 0  # of all requests together
+        self.other_references = 0  # rows that repeat a prompt with a different reference
+        self.first_other_references: list[int] = []  # row numbers of the first of them
+        self.worst_prompt_tokens = 0  # sum over all requests
         self.likely_prompt_tokens = 0
         self._label = recipe.label
         self._filters = [one.model_dump() | code_of(FILTERS, one.kind) for one in recipe.quality]
         self._counts = dict.fromkeys(SPLITS, 0)
         self._digests = {split: hashlib.sha256() for split in SPLITS}
-        self._lock = threading.Lock()  # of the store: shards are read by several threads
+        self._lock = threading.Lock()  # guards the store: several threads read shards
         self._store = sqlite3.connect("", check_same_thread=False)
         self._store.execute("PRAGMA journal_mode=OFF")
         self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         self._store.execute(
             "CREATE TABLE ids (id BLOB PRIMARY KEY, continues INTEGER NOT NULL, reference BLOB) WITHOUT ROWID"
         )
-        self._store.execute("CREATE TABLE scored (key BLOB PRIMARY KEY) WITHOUT ROWID")  # of score mode
+        self._store.execute("CREATE TABLE scored (key BLOB PRIMARY KEY) WITHOUT ROWID")  # used in score mode
         self._store.execute("CREATE TABLE claimed (key BLOB PRIMARY KEY) WITHOUT ROWID")
         for split in SPLITS:
             self._store.execute(f"CREATE TABLE {split} (position INTEGER PRIMARY KEY, body BLOB NOT NULL)")
@@ -114,11 +115,11 @@ class LabelPlan:
             self._store.close()
 
     def add(self, prompt: Prompt, split: Split, row: int | None = None) -> None:
-        """Take one prompt in, unless it is there already; `row` is its number in the source, for errors.
+        """Add one prompt, unless it is a duplicate; `row` is its number in the source, for error messages.
 
         Raises:
-            PromptError: it has no reference, and the mode needs one; or it ends with an assistant's turn, and this teacher
-                cannot go on from that.
+            PromptError: the prompt has no reference and the mode needs one, or it ends with an assistant's turn and this
+                teacher cannot continue that.
         """
         which = f"the prompt {prompt.text[:60]!r}" + ("" if row is None else f" of row {row}")
         if self._label.mode == "score" and prompt.reference is None:
@@ -149,7 +150,7 @@ class LabelPlan:
         self.likely_prompt_tokens += likely_prompt_tokens(first) * self._label.samples
 
     def _is_new(self, prompt: Prompt, id_: bytes, row: int | None) -> bool:
-        """Note a prompt, and whether it asks for anything that no earlier one did."""
+        """Record a prompt and return whether it adds requests that no earlier prompt had."""
         reference = None if prompt.reference is None else hashlib.sha256(_bytes(prompt.reference)).digest()
         row_of = (id_, prompt.continues, reference)
         is_first = self._store.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", row_of).rowcount > 0
@@ -170,23 +171,23 @@ class LabelPlan:
 
     @property
     def prompts_sha256(self) -> str:
-        """Names the prompts as they were read: content, order, split, reference."""
+        """A hash of the prompts as read: content, order, split, reference."""
         return content_hash([self._digests[split].hexdigest() for split in SPLITS])
 
     @property
     def sha256(self) -> str:
-        """Names requests, order, splits, references and filters, with the code of those that come from elsewhere.
+        """A hash of requests, order, splits, references and filters, including the code of plug-in filters.
 
-        How the work is cut and paced is no part of it.
+        Shard size, concurrency and limits are not part of it.
         """
         return self.sha256_under(self.terms)
 
     def sha256_under(self, terms: Terms) -> str:
-        """Its name where its requests have these terms: what a version is called that was made under a former name."""
+        """Return the plan's hash if its requests had these terms, as in a version made under a former name."""
         return content_hash([terms.id, self._label.mode, self._label.samples, self.prompts_sha256, self._filters])
 
     def name_of(self, manifest: Manifest, noted: Noted) -> Terms | Former | None:
-        """The terms under which a version was made from this very plan; None where it was made from another."""
+        """Return the terms under which this plan made the version; None if another plan made it."""
         if manifest.plan_sha256 == self.sha256:
             return self.terms
         former = FormerNames(self.former, noted).of(manifest.recipe)
@@ -196,7 +197,7 @@ class LabelPlan:
 
     @cached_property
     def names(self) -> list[ShardName]:
-        """Every shard, in the order in which they are written: those to learn from first."""
+        """Every shard, in the order in which they are written: the train split first."""
         listed: list[ShardName] = []
         for split in SPLITS:
             of = math.ceil(self._counts[split] / self._label.shard_size)
@@ -208,13 +209,13 @@ class LabelPlan:
         return len(self.names)
 
     def requests_in(self, number: int) -> int:
-        """How many requests a shard has, without reading it."""
+        """Return the number of requests in a shard, without reading it."""
         name = self.names[number]
         prompts = min(self._label.shard_size, self._counts[name.split] - name.index * self._label.shard_size)
         return prompts * self._label.samples
 
     def shard(self, number: int) -> Shard:
-        """One shard with its requests."""
+        """Read one shard with its requests."""
         name = self.names[number]
         first = name.index * self._label.shard_size
         query = f"SELECT body FROM {name.split} WHERE position >= ? AND position < ? ORDER BY position"
@@ -224,32 +225,32 @@ class LabelPlan:
         return Shard(name.number, name.split, name.index, name.of, requests)
 
     def ids(self) -> Iterator[str]:
-        """Every request's key, in order."""
+        """Yield every request's key, in order."""
         for number in range(self.shards):
             yield from self.shard(number).ids
 
     def has(self, prompts: Iterable[str]) -> bool:
-        """Whether one of these prompts, by id, is in it."""
+        """Whether the plan contains any of these prompt ids."""
         query = "SELECT 1 FROM ids WHERE id = ?"
         return any(self._store.execute(query, (bytes.fromhex(id_),)).fetchone() for id_ in prompts)
 
     def claim(
         self, rows: Sequence[tuple[str, str, int, str | None]], *, under: Terms | None = None, rejections: bool = False
     ) -> list[str | None]:
-        """The requests that rows, each as (key, prompt id, sample, text), are the first answers to that were seen.
+        """Match rows, each (key, prompt id, sample, text), to the requests that they answer; each request matches once.
 
-        A row without a text is no answer, unless `rejections` count. What is claimed once is not claimed again.
+        A row without a text is not an answer, unless `rejections` is set.
 
         Args:
-            rows: of a dataset.
-            under: the terms that their keys are made with; None: the plan's own.
-            rejections: whether they count.
+            rows: rows of a dataset.
+            under: the terms with which their keys were made; None for the plan's terms.
+            rejections: whether rows without a text count.
 
         Returns:
-            The key of a row's request in this plan; None for a row that is no such answer.
+            For each row, the key of its request in this plan; None if it answers none, or one that was matched before.
         """
         terms = under or self.terms
-        known: dict[bytes, int] = {}  # prompt id -> whether it continues
+        known: dict[bytes, int] = {}  # prompt id -> whether it continues an assistant turn
         prompts = list({bytes.fromhex(prompt) for _, prompt, _, _ in rows})
         for start in range(0, len(prompts), _ASK_AT_ONCE):
             part = prompts[start : start + _ASK_AT_ONCE]
@@ -274,24 +275,24 @@ class LabelPlan:
         return claimed
 
     def renamings(self) -> Iterator[Renaming]:
-        """The keys of every request, a shard at a time: under other terms, and of today."""
+        """Yield, for each shard, a function from terms to {key under those terms: current key}."""
         for number in range(self.shards):
             requests = self.shard(number).requests
             yield partial(_renamed, requests)
 
     def requests_of(self, prompt: Prompt) -> Iterator[Request]:
-        """One for each sample."""
+        """Yield a prompt's requests, one per sample."""
         forced = prompt.reference if self._label.mode == "score" else None
         for sample in range(self._label.samples):
             yield Request(prompt, sample, self.terms, forced)
 
 
 def make_plan(recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former] = ()) -> LabelPlan:
-    """Read the prompts, leave out repeated ones, and cut the rest into shards; `former` are the teacher's former names.
+    """Read the prompts, drop duplicates, and divide them into shards; `former` lists the teacher's former names.
 
     Raises:
         PromptError: a prompt cannot be read, has no reference where the mode needs one, or ends with an assistant's turn
-            that this teacher cannot go on from.
+            that this teacher cannot continue.
     """
     plan = LabelPlan(recipe, Terms.of(teacher, recipe.label), former)
     try:
@@ -317,7 +318,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _renamed(requests: Sequence[Request], terms: Terms) -> dict[str, str]:
-    """Key under other terms -> key of today."""
+    """Return {key under the given terms: current key}."""
     return {
         terms.key(one.prompt.id, one.sample, one.forced, continues=one.prompt.continues): one.key for one in requests
     }

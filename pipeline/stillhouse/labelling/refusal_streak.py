@@ -1,22 +1,23 @@
-"""Tell a refusal of one prompt from a refusal that every prompt would get.
+"""Distinguish a refusal of one prompt from a refusal that every prompt would get.
 
     streak = RefusalStreak(label.refusals_in_a_row)
     with streak.request():                      # from the first attempt to the outcome
         ...
         streak.answered()                       # the teacher answered something
-        await streak.confirm(refusal)           # returns once it is known that this refusal is the prompt's own
+        await streak.confirm(refusal)           # returns once this refusal is known to concern its prompt only
 
-A server says "400: your credit balance is too low" with the same status as "400: this prompt has an empty turn", so words
-cannot decide. What other prompts get does:
+A server may send "400: your credit balance is too low" with the same status as "400: this prompt has an empty turn", so the
+message alone cannot decide. The results of other prompts do:
 
-- An answer to another prompt, after the refusal, shows that the teacher answers: the refusal is the prompt's own.
-- `limit` prompts that are refused with the same status, and none answered between them, end the run.
-- When no request is left that could show either, the refusals are the prompts' own if this run had an answer at all, or if
-  the server gives a reason for each.
+- An answer to another prompt after the refusal shows that the teacher works: the refusal concerns its prompt only.
+- `limit` prompts refused with the same status, with no answer in between, end the run.
+- When no open request is left that could decide, the refusals concern their prompts if this run had any answer, or if the
+  server gives a reason for each.
 
-Until then a refusal is held back: it is not in the journal, so a run that ends asks these prompts again. A refusal that the
-server gives a reason for (too long, against its policy) counts only until the first answer, and half of all requests at
-hand are needed: long prompts are asked first, and a source may have many that are too long.
+Until then a refusal is held back: it is not in the journal, so if the run ends, the next run sends these prompts again. A
+refusal with a reason (too long, against the policy) counts only until the first answer, and ends the run only after at
+least 4 times `limit` prompts and half of the open requests: long prompts are sent first, and a source may have many that
+are too long.
 """
 
 from __future__ import annotations
@@ -29,45 +30,45 @@ from contextlib import contextmanager
 from stillhouse.errors import TeacherRefused, TeacherUnavailable
 from stillhouse.teachers.base import Refusal
 
-_REASON_KNOWN = {"too-long", "policy"}  # the server says what is wrong with the prompt
-_KNOWN_FACTOR = 4  # times as many of those, at the least
+_REASON_KNOWN = {"too-long", "policy"}  # reasons that explain what is wrong with the prompt
+_KNOWN_FACTOR = 4  # multiplies `limit` for refusals with such a reason
 
 
 class RefusalStreak:
-    """Shared by every request of a run; used from one event loop."""
+    """Decides on the refusals of a run; shared by all its requests. Use it from one event loop."""
 
     def __init__(self, limit: int | None) -> None:
-        """`limit` prompts refused alike end the run; None: each refusal is its prompt's own."""
+        """`limit` equal refusals in a row end the run; None: every refusal counts as its prompt's."""
         self._limit = limit
-        self._open = 0  # requests without an outcome, those held back included
+        self._open = 0  # requests without an outcome, including those held back
         self._held: dict[asyncio.Future[None], Refusal] = {}
-        self._alike: Counter[str] = Counter()  # refusals since the last answer, by what was refused alike
-        self._unreadable: set[str] = set()  # requests whose answer could not be read, before the first answer
+        self._alike: Counter[str] = Counter()  # refusals since the last answer, by status (and reason, if known)
+        self._unreadable: set[str] = set()  # keys of requests with unreadable answers, before the first answer
         self._any_answer = False
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Around everything that is done for one request."""
+        """Context of one request, around everything that is done for it."""
         self._open += 1
         try:
             yield
         except BaseException:
-            self._open -= 1  # the run ends, or this request is asked again: nothing is concluded from it
+            self._open -= 1  # the run ends, or this request is retried: it decides nothing
             raise
         self._open -= 1
         self._conclude()
 
     def answered(self) -> None:
-        """The teacher has answered: what was refused before is the prompts' own."""
+        """Record an answer of the teacher: earlier refusals concern their prompts only."""
         self._any_answer = True
         self._alike.clear()
         self._release()
 
     def unreadable(self, key: str, detail: str) -> None:
-        """An answer to the request `key` could not be read.
+        """Record that an answer to the request `key` could not be read.
 
         Raises:
-            TeacherUnavailable: `limit` requests got such an answer, and none a readable one.
+            TeacherUnavailable: `limit` requests got an unreadable answer, and none a readable one.
         """
         if self._limit is None or self._any_answer:
             return
@@ -81,11 +82,11 @@ class RefusalStreak:
             )
 
     async def confirm(self, refusal: Refusal) -> None:
-        """Wait until it is known that a refusal is its prompt's own.
+        """Wait until a refusal is known to concern its prompt only.
 
         Raises:
             TeacherRefused: every prompt would be refused with this status.
-            TeacherUnavailable: every prompt fails in this way, however often it is asked.
+            TeacherUnavailable: every prompt fails in this way, however often it is retried.
         """
         if self._limit is None or refusal.suspect is None:
             return
@@ -105,7 +106,7 @@ class RefusalStreak:
             self._held.pop(held, None)
 
     def _conclude(self) -> None:
-        """Decide on what is held back, where no request is left that could be answered."""
+        """Decide on the refusals held back, if no other request is open."""
         if not self._held or self._open > len(self._held):
             return
         unexplained = [refusal for refusal in self._held.values() if refusal.reason not in _REASON_KNOWN]

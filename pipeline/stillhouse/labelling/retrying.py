@@ -1,12 +1,12 @@
-"""Ask again what a teacher's error rejected: `stillhouse label RECIPE --retry-rejected [REASON...]`.
+"""Retry requests that a teacher error rejected: `stillhouse label RECIPE --retry-rejected [REASON...]`.
 
     retry = Retry(frozenset({"timeout"}))       # no reason: all of them
     retry.check(teacher_rejections(dataset))
     retry.wants("timeout", answered=False)
 
-Only rejections of the stage `teacher` are asked for again, in a new version of the same plan. Those that came with an
-answer (an empty text, a refusal in words) were paid for, and are asked for again only where their reason is named. What a
-filter rejected is an answer too: it is judged again when the filters are changed.
+Only rejections of the stage `teacher` are retried, in a new version of the same plan. Rejections that came with an answer
+(an empty text, a refusal in words) were paid for, and are retried only if their reason is named. What a filter rejected has
+an answer too: it is judged again when the filters change.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
 
 STAGE = "teacher"
-COLUMNS = ("stage", "reason", "completion")  # what says whether a rejection is asked for again
+COLUMNS = ("stage", "reason", "completion")  # the columns that decide whether a rejection is retried
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Which of the teacher's rejections are asked for again: those of some reasons, or, where none is named, all."""
+    """Which teacher rejections to retry: those with the given reasons, or all if none is given."""
 
     reasons: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, reasons: Iterable[str] | None) -> Retry | None:
-        """A retry of some reasons, of all where the list is empty; None for None."""
+        """Return a retry of these reasons, of all if there are none; None for None."""
         return None if reasons is None else cls(frozenset(reasons))
 
     def wants(self, reason: str, *, answered: bool) -> bool:
-        """Whether a rejection of this reason is asked for again; `answered`: it came with an answer."""
+        """Whether to retry a rejection with this reason; `answered`: it came with an answer."""
         return reason in self.reasons if self.reasons else not answered
 
     def check(self, found: Counter[tuple[str, bool]]) -> None:
-        """Refuse a reason that nothing was rejected for.
+        """Refuse a reason for which nothing was rejected.
 
         Args:
-            found: rejections of the teacher, as `teacher_rejections` counts them.
+            found: rejection counts of the teacher, as `teacher_rejections` returns them.
 
         Raises:
             UsageError: a reason is not among them.
@@ -61,7 +61,7 @@ class Retry:
 
 
 def teacher_rejections(dataset: Dataset) -> Counter[tuple[str, bool]]:
-    """How many requests of a version the teacher's errors rejected, by reason and whether an answer came with it."""
+    """Count a version's requests rejected by teacher errors, by (reason, whether an answer came with it)."""
     found: Counter[tuple[str, bool]] = Counter()
     for entry in dataset.files("rejected"):
         with dataset.open(entry) as parquet:
@@ -71,7 +71,7 @@ def teacher_rejections(dataset: Dataset) -> Counter[tuple[str, bool]]:
 
 
 def rejections_in(rows: pa.RecordBatch | pa.Table) -> Iterator[tuple[bool, str, bool]]:
-    """Of each rejection: whether the teacher's error rejected it, its reason, and whether an answer came with it."""
+    """Yield for each row: whether the teacher rejected it, the reason, and whether an answer came with it."""
     stage, reason, completion = (rows[name] for name in COLUMNS)
     of_teacher, answered = pc.equal(stage, STAGE), pc.is_valid(completion)
     yield from zip(of_teacher.to_pylist(), reason.to_pylist(), answered.to_pylist(), strict=True)

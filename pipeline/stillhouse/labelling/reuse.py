@@ -1,11 +1,11 @@
-"""Take the answers to a plan's requests out of a dataset's earlier versions, so that nothing is asked twice.
+"""Copy the answers to a plan's requests from a dataset's earlier versions, so that no request is sent twice.
 
-    parents = take_over(plan, journal, earlier)     # the versions that gave some: the new version's parents
+    parents = take_over(plan, journal, earlier)     # the versions that provided answers: the new version's parents
 
-The newest version is read first. Over a source that grows it has every earlier answer, and is the one parent; an older
-one is a parent where prompts have come back that the versions since did not have. Of a version that has nothing more to
-give, only the keys are read. What the teacher rejected is asked again in a new version; of a part of this one it stays
-rejected (`take_part`), and so does what a retry does not ask for again (`take_all_but`).
+The newest version is read first. If the source only grows, it has every earlier answer and is the only parent; an older
+version becomes a parent if prompts return that the versions since did not have. Of a version that has no more answers to
+provide, only the keys are read. Teacher rejections are retried in a new version; those of a part of this version stay
+rejections (`take_part`), and so do those that a retry does not select (`take_all_but`).
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from stillhouse.labelling.plan import LabelPlan
 from stillhouse.labelling.retrying import COLUMNS, Retry, rejections_in
 
 _ROWS_AT_ONCE = 1000
-_KEYS = ("id", "prompt_id", "sample", "completion")  # what says whether a row is wanted
+_KEYS = ("id", "prompt_id", "sample", "completion")  # the columns that decide whether a row is copied
 _REJECTED_KEYS = tuple(dict.fromkeys((*_KEYS, *COLUMNS)))
 
 
 def take_part(plan: LabelPlan, journal: Journal, part: Dataset) -> int:
-    """Put what a part of a plan was answered into its journal, rejections of the teacher too; return how many answers."""
+    """Copy a part's answers and teacher rejections into its plan's journal; return their number."""
     return sum(_take_file(plan, journal, part, entry, rejections=True) for entry in part.manifest.files)
 
 
 def take_all_but(retry: Retry, plan: LabelPlan, journal: Journal, version: Dataset) -> int:
-    """Put everything of a version into the journal of its own plan but what is asked for again; return how many answers."""
+    """Copy a version of this plan into the journal, except the rejections to retry; return the number of answers."""
     return sum(
         _take_file(plan, journal, version, entry, rejections=True, retry=retry) for entry in version.manifest.files
     )
 
 
 def take_over(plan: LabelPlan, journal: Journal, earlier: Sequence[Dataset]) -> list[str]:
-    """Put what earlier versions answer of a plan into its journal.
+    """Copy answers to a plan's requests from earlier versions into the journal.
 
     Args:
-        plan: whose requests are wanted.
-        journal: of the same columns as the versions' rows.
-        earlier: versions, the oldest first.
+        plan: the plan whose requests need answers.
+        journal: a journal with the same columns as the versions' rows.
+        earlier: versions, oldest first.
 
     Returns:
-        Those that gave answers which no newer one had, as name/v001, the oldest first.
+        The versions that provided answers which no newer one had, as name/v001, oldest first.
     """
     parents = [version.manifest.label for version in reversed(earlier) if _take_version(plan, journal, version)]
     return parents[::-1]
@@ -83,7 +83,7 @@ def _take_file(
 
 
 def _with_keys(batch: pa.RecordBatch, keys: Sequence[str | None]) -> pa.RecordBatch:
-    """The rows that have a key, under it."""
+    """Return the rows that have a key, with that key as their id."""
     place = batch.schema.get_field_index("id")
     named = batch.set_column(place, batch.schema.field(place), pa.array(keys, pa.string()))
     return named.filter(pa.array([key is not None for key in keys], pa.bool_()))
@@ -98,10 +98,10 @@ def _claimed(
     rejections: bool,
     retry: Retry | None,
 ) -> list[str | None]:
-    """The keys of requests of the plan that rows are answers to and no row before was.
+    """Return for each row the key of the plan's request that it answers; None if it answers none, or an earlier row did.
 
-    A rejection without an answer is one where `rejections` count, and none where `retry` asks for it again. Rows that are
-    kept under a former name of the teacher count too.
+    A rejection without an answer counts if `rejections` is set, but not if `retry` selects it. Rows stored under a former
+    name of the teacher count too.
     """
     if retry is not None and "stage" in batch.schema.names:
         kept = [not lost or not retry.wants(reason, answered=with_) for lost, reason, with_ in rejections_in(batch)]

@@ -1,7 +1,7 @@
 """The order in which a shard's requests are sent.
 
-What takes longest goes first, so that nothing long is begun when all else is done; and requests that begin alike go
-together, so that a server which keeps the keys and values of a prefix (vLLM does) still has them.
+Long requests go first, so that no long request starts when all others are done; and requests that share a prefix go
+together, so that a server with a prefix cache (vLLM has one) still has its keys and values.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from stillhouse.teachers.base import Request
 
 
 def in_order(requests: Sequence[Request], *, batched: bool) -> list[Request]:
-    """The requests in the order to send them.
+    """Return the requests in the order to send them.
 
     Args:
-        requests: of one shard.
-        batched: several go to the teacher in one call, padded to the longest: then length alone decides.
+        requests: the requests of one shard.
+        batched: whether several requests go to the teacher in one call, padded to the longest; then only length counts.
     """
     by_length = sorted(requests, key=lambda request: len(_text(request)), reverse=True)
     if batched:
@@ -27,7 +27,7 @@ def in_order(requests: Sequence[Request], *, batched: bool) -> list[Request]:
 
 
 def _alike(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Groups of requests whose texts share at least half of the shorter one with a neighbour's."""
+    """Yield groups of requests in which neighbours share a prefix of at least half the shorter text."""
     group: list[Request] = []
     for request in sorted(requests, key=_text):
         if group and not _share_half(_text(group[-1]), _text(request)):
@@ -44,5 +44,5 @@ def _share_half(one: str, other: str) -> bool:
 
 
 def _text(request: Request) -> str:
-    """What the teacher reads, in its order; characters stand for tokens."""
+    """Return the text that the teacher reads; its characters stand in for tokens."""
     return "\n".join([*(message.content for message in request.prompt.messages), request.forced or ""])

@@ -1,15 +1,16 @@
-"""Send requests until each has an outcome: trying again, pace, budget, and an orderly end when a run is stopped.
+"""Send requests until each has an outcome, with retries, pacing, a budget, and an orderly shutdown.
 
     sender = Sender(teacher, recipe.label, journal, budget)
     await sender.ask(requests, answered=progress)
 
-An attempt that failed is made again by tenacity, with jittered exponential backoff or after the wait that the server asked
-for. What says something of the prompt (an error that comes back each time, a hang) is tried `ATTEMPTS` times and then is a
-rejection; what says something of the server alone (a refused connection, 429) is tried until nothing has been answered for
-`label.patience` seconds. A refusal that every prompt may get counts once others are answered (refusal_streak.py).
+A failed attempt is retried by tenacity, with jittered exponential backoff or after the wait that the server requested. A
+failure that may be the prompt's fault (an error that repeats, a timeout) is tried `ATTEMPTS` times and then is a rejection.
+A failure of the server alone (a refused connection, 429) is retried until no request has been answered for `label.patience`
+seconds, which ends the run, or until this request has had `SERVER_ATTEMPTS` attempts, which rejects it. A refusal that
+every prompt may get is recorded once others are answered (refusal_streak.py).
 
-When a run is stopped, or one request finds that nobody can be answered, nothing new is sent, and attempts under way get
-some seconds to end: their answers are paid for.
+When a run is stopped, or one request finds that the teacher is unavailable, nothing new is sent, and attempts in flight get
+some seconds to finish: their answers are paid for.
 """
 
 from __future__ import annotations
@@ -40,30 +41,30 @@ from stillhouse.teachers.base import Answer, Outcome, Prepares, Refusal, Request
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 8  # at one prompt, before it is rejected: about a minute
-SERVER_ATTEMPTS = 40  # at one prompt that finds the server unwell while others are answered
-GRACE_SECONDS = 10.0  # for attempts under way when a run is stopped
+ATTEMPTS = 8  # per prompt, before it is rejected: about a minute
+SERVER_ATTEMPTS = 40  # per prompt, if the server fails for it while it answers others
+GRACE_SECONDS = 10.0  # for attempts in flight when a run is stopped
 
-_END_SECONDS = 1.0  # in which every request learns that the run ends
+_END_SECONDS = 1.0  # pause in sending, long enough to cancel every request when the run ends
 _BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30.0, jitter=1.0)
 
 
 @dataclass
 class _Tries:
-    """What has become of one batch so far."""
+    """The attempts of one batch so far."""
 
     requests: Sequence[Request]
     made: int = 0
     sent: float = 0.0  # time.monotonic() of the last attempt
-    own_failures: int = 0  # that say something of these prompts
-    lost_usd: float = 0.0  # billed for attempts that gave nothing
+    own_failures: int = 0  # failures that may be the fault of these prompts
+    lost_usd: float = 0.0  # billed for attempts without an answer
 
 
-_Suspect = tuple[Request, Refusal]  # a refusal that is not known to be the prompt's own
+_Suspect = tuple[Request, Refusal]  # a refusal that may concern every prompt
 
 
 class Sender:
-    """Shared by every shard of a run; used from one event loop. `counts` tells what it has done."""
+    """Sends the requests of all shards of a run; use it from one event loop. `counts` has its counters."""
 
     def __init__(
         self, teacher: Teacher, label: LabelSettings, journal: Journal, budget: Budget, progress: Progress = silent
@@ -77,23 +78,28 @@ class Sender:
         self._budget = budget
         calls = max(1, label.concurrency // teacher.batch_size)
         self._pace = Pace(min(calls, teacher.parallel or calls), label.limits)
-        self._under_way: set[asyncio.Task[None]] = set()  # sent, and not yet durable
-        self._ending: set[asyncio.Task[None]] = set()  # of a run that is stopped: what is under way is their last
-        self._failing_since: float | None = None  # nobody has been answered since
+        self._under_way: set[asyncio.Task[None]] = set()  # sent, with answers not yet durable
+        self._ending: set[asyncio.Task[None]] = set()  # tasks of a stopped run, which end after their current attempt
+        self._failing_since: float | None = None  # time.monotonic() of the first failure since the last answer
         self._streak = RefusalStreak(label.refusals_in_a_row)
         self.counts = Counts()
 
     @property
     def sent(self) -> int:
-        """Requests that ended with an outcome, in this run."""
+        """Number of requests that got an outcome in this run."""
         return self.counts.answered
 
     async def ask(self, requests: Sequence[Request], answered: Callable[[int], None]) -> None:
-        """Ask each request until it has an outcome, in the order of `order.in_order`.
+        """Send each request until it has an outcome, in the order of `send_order.in_order`.
+
+        Args:
+            requests: the requests to send.
+            answered: called with the number of requests that have just got an outcome.
 
         Raises:
-            TeacherUnavailable: nobody can be answered.
-            BudgetSpent, StorageFailed: nothing more can be paid for, or kept.
+            TeacherUnavailable: the teacher answers no request.
+            BudgetSpent: the budget does not cover another request.
+            StorageFailed: answers cannot be stored.
         """
         size = self._teacher.batch_size
         ordered = in_order(requests, batched=size > 1)
@@ -112,7 +118,7 @@ class Sender:
             ending = asyncio.create_task(self._wind_down(tasks))
             try:
                 await asyncio.shield(ending)
-            except asyncio.CancelledError:  # another shard has failed: what is under way here is paid for all the same
+            except asyncio.CancelledError:  # another shard has failed: attempts in flight here are still paid for
                 await ending
                 raise
 
@@ -129,7 +135,7 @@ class Sender:
 
     async def _until_recorded(self, tries: _Tries) -> None:
         try:
-            try:  # most need no second attempt, and tenacity's machinery costs as much as all the rest
+            try:  # most need no retry, and tenacity costs as much time as everything else together
                 suspects = await self._attempt(tries)
             except TryAgain as first:
                 suspects = await self._again(tries, first)
@@ -149,7 +155,7 @@ class Sender:
             self._count([record])
 
     async def _again(self, tries: _Tries, first: TryAgain) -> list[_Suspect]:
-        """Further attempts, after a first one that failed."""
+        """Retry after a failed first attempt."""
         failed = [first]
 
         async def attempt() -> list[_Suspect]:
@@ -166,7 +172,7 @@ class Sender:
         return await retrying(attempt)
 
     async def _attempt(self, tries: _Tries) -> list[_Suspect]:
-        """Ask once, and make what comes back durable; return the refusals that every prompt may get, which are not yet."""
+        """Make one attempt and store its answers; return the refusals that may concern every prompt, not yet stored."""
         tokens = sum(likely_tokens(request, self._label) for request in tries.requests)
         tries.sent = await self._pace.enter(len(tries.requests), tokens)
         task = asyncio.current_task()
@@ -181,11 +187,11 @@ class Sender:
             await self._journal.commit(replace(change, outcomes=records))
             self._count(records)
             return suspects
-        except StillhouseError:  # the run ends: whose turn is next waits until it is told so
+        except StillhouseError:  # the run ends: hold back waiting requests until they are cancelled
             self._pace.pause(_END_SECONDS)
             raise
         finally:
-            self._pace.leave()  # not before it is durable: no more than `concurrency` is ever at stake
+            self._pace.leave()  # only once durable: at most `concurrency` answers can be lost
             if task in self._under_way:
                 self._under_way.remove(task)
                 self.counts.in_flight -= len(tries.requests)
@@ -195,7 +201,7 @@ class Sender:
     def _sorted(
         self, tries: _Tries, outcomes: Sequence[Outcome]
     ) -> tuple[list[Completion | Rejection], list[_Suspect]]:
-        """What can be recorded, and the refusals that every prompt may get."""
+        """Split outcomes into records to store and refusals that may concern every prompt."""
         records: list[Completion | Rejection] = []
         suspects: list[_Suspect] = []
         for request, outcome in zip(tries.requests, outcomes, strict=True):
@@ -215,7 +221,7 @@ class Sender:
         except TeacherUnavailable:
             self._journal.later(self._budget.settle(reservation, 0.0))
             raise
-        except BaseException:  # stopped, or a defect: it may have been billed
+        except BaseException:  # stopped, or a bug: it may have been billed
             self._journal.later(self._budget.settle(reservation, None))
             raise
         self._failing_since = None
@@ -248,7 +254,7 @@ class Sender:
             self._pace.pause(trouble.wait)
 
     def _enough(self, tries: _Tries, state: RetryCallState) -> bool:
-        """Whether to give up: this prompt, or, where the trouble is the server's, the run."""
+        """Whether to stop retrying: to reject this prompt or, if the server keeps failing, to end the run."""
         if not _trouble(state).of_server:
             return tries.own_failures >= ATTEMPTS
         return tries.made >= SERVER_ATTEMPTS or self._out_of_patience()
@@ -258,7 +264,7 @@ class Sender:
         return since is not None and time.monotonic() - since >= self._label.patience
 
     async def _wind_down(self, tasks: set[asyncio.Task[None]]) -> None:
-        """Send nothing new; let attempts under way end, since they are paid for; then stop."""
+        """Send nothing new, let attempts in flight finish, since they are paid for, then cancel everything."""
         for task in tasks - self._under_way:
             task.cancel()
         ending = tasks & self._under_way
@@ -271,7 +277,7 @@ class Sender:
         self._ending -= ending
 
     def _count(self, records: Sequence[Completion | Rejection]) -> None:
-        """What is durable now."""
+        """Count records that are now durable."""
         self.counts.answered += len(records)
         for record in records:
             if isinstance(record, Rejection):
@@ -316,12 +322,12 @@ class Sender:
 
 
 def now() -> str:
-    """This second, ISO 8601, UTC."""
+    """Return the current time to the second, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _seconds_to_wait(state: RetryCallState) -> float:
-    """Exponential with jitter; where the server named a time, that time and a little, so that not all return at once."""
+    """Return exponential backoff with jitter, or the wait that the server requested, also with jitter."""
     wait = _trouble(state).wait
     return wait + random.uniform(0.0, 0.5) if wait else _BACKOFF(state)
 
@@ -333,7 +339,7 @@ def _trouble(state: RetryCallState) -> TryAgain:
 
 
 def _total_cost(outcomes: Sequence[Outcome]) -> float | None:
-    """Dollars, or None where one of them is not known: then the worst case is taken for all."""
+    """Return the total in dollars, or None if any cost is not known: the worst case then counts for all."""
     answers = [outcome if isinstance(outcome, Answer) else outcome.answer for outcome in outcomes]
     costs = [answer.cost_usd for answer in answers if answer is not None]
     return None if None in costs else sum(cost for cost in costs if cost is not None)

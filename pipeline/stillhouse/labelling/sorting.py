@@ -1,7 +1,7 @@
-"""Sort a shard's answers out: what the filters keep, and what is rejected with its reason.
+"""Divide a shard's answers into rows that the filters keep and rejections with a reason.
 
-Rows come out in the order of the requests. A filter that looks back (duplicates, best-of) sees every shard once and in
-order, those that an earlier run wrote included.
+Rows are in the order of the requests. A stateful filter (duplicates, best-of) sees every shard once and in order, including
+shards that an earlier run wrote.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SortedOut:
 
 
 class Sorter:
-    """The filters of a recipe, over all its shards; used by one thread at a time."""
+    """Applies a recipe's filters over all its shards; used by one thread at a time."""
 
     def __init__(self, filters: Sequence[NamedFilter], *, soft: EncodingName | None) -> None:
         self._filters = filters
@@ -41,7 +41,7 @@ class Sorter:
         self._rejected = rejection_schema(soft=soft)
 
     def sort(self, shard: Shard, answers: Answers) -> SortedOut:
-        """Every request of the shard ends in exactly one of the two tables."""
+        """Put every request of the shard into exactly one of the two tables."""
         kept: list[int] = []
         references: list[str | None] = []
         rejected: list[pa.Table] = []
@@ -64,7 +64,7 @@ class Sorter:
         )
 
     def remember(self, file: Location) -> None:
-        """Tell the filters that look back of a shard that an earlier run wrote."""
+        """Show the rows of a shard that an earlier run wrote to the stateful filters."""
         if not any(isinstance(one.judge, Remembers) for one in self._filters):
             return
         with open_parquet(file) as parquet:
@@ -73,7 +73,7 @@ class Sorter:
                     remember(completion_at(batch, index), self._filters)
 
     def _refused(self, completions: pa.Table, place: int, request: Request) -> pa.RecordBatch | None:
-        """The row of a filter's rejection; None where the completion is kept."""
+        """Return the row of a filter's rejection; None if the completion is kept."""
         if not self._filters:
             return None
         completion = replace(completion_at(completions, place), prompt=request.prompt)
@@ -93,7 +93,7 @@ class Sorter:
 
 
 def _with_references(rows: pa.Table, references: Sequence[str | None]) -> pa.Table:
-    """Answers with the references of today: a mended reference asks for no new answer."""
+    """Return the rows with the prompts' current references: a corrected reference needs no new answer."""
     place = rows.schema.get_field_index("reference")
     field = rows.schema.field(place)
     return rows.set_column(place, field, pa.array(references, field.type))

@@ -1,1 +1,1 @@
-"""The models that label: one file a kind, found by name."""
+"""Teachers, the models that label: one module per kind, found by name."""

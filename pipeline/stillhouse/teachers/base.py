@@ -1,14 +1,14 @@
-"""The seam between the labelling engine and whatever answers: one small protocol.
+"""The interface between the labelling engine and a teacher: one small protocol.
 
 A kind of teacher is a module in this folder (or an entry point `stillhouse.teachers`) with one function
 
     def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> Teacher
 
-Opening is cheap: it finds out who the teacher is and checks its options, and loads nothing heavy; `answer` does. So a
-run that has nothing left to ask never loads a model.
+Opening is cheap: it identifies the teacher and checks its options, and loads nothing heavy; `answer` does. So a run with no
+requests left to send never loads a model.
 
-A teacher makes one attempt a call and says what came of it: an `Answer`, a `Refusal` of one prompt, or, by raising,
-`TryAgain` or `TeacherUnavailable`. Trying again, pacing, limits and the budget are the engine's.
+A teacher makes one attempt per call and reports the result: an `Answer`, a `Refusal` of one prompt, or, by raising,
+`TryAgain` or `TeacherUnavailable`. Retries, pacing, limits and the budget are handled by the engine.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from stillhouse.teachers.prices import Price
 
 @dataclass(frozen=True)
 class Terms:
-    """What shapes every answer of a run alike."""
+    """The settings that shape every answer of a run."""
 
     teacher: TeacherIdentity
-    sampling: SamplingSettings | None  # None in score mode, where nothing is drawn
+    sampling: SamplingSettings | None  # None in score mode, which does not sample
     soft: SoftSettings | None = None
     top_logprobs: int | None = None
     response_format: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, teacher: TeacherIdentity, label: LabelSettings) -> Terms:
-        """The terms of a recipe's labelling."""
+        """Return the terms of a recipe's labelling."""
         drawn = label.sampling if label.mode == "generate" else None
         return cls(teacher, drawn, label.soft, label.top_logprobs, label.response_format)
 
     @cached_property
     def id(self) -> str:
-        """A hash of all of it: part of every request's key."""
+        """A hash of all terms, part of every request's key."""
         shaping = {
             "teacher": self.teacher.shaping(),
             "sampling": self.sampling.model_dump() if self.sampling else None,
@@ -58,13 +58,13 @@ class Terms:
         return content_hash(shaping)
 
     def key(self, prompt_id: str, sample: int, forced: str | None, *, continues: bool = False) -> str:
-        """The key of one request: 32 hex digits over everything that shapes its answer, and nothing else.
+        """Return the key of one request: 32 hex digits over everything that shapes its answer, and nothing else.
 
         Args:
             prompt_id: `Prompt.id`.
-            sample: which of several answers to the prompt.
-            forced: in score mode, the text that the teacher is forced along.
-            continues: `Prompt.continues`; it counts where the teacher is then asked in another way.
+            sample: the index among several answers to the prompt.
+            forced: in score mode, the text that the teacher scores.
+            continues: `Prompt.continues`; it changes the key if the teacher is then called differently.
         """
         way = f"+{self.teacher.continuing}" if continues and self.teacher.continuing else ""
         told = f"{self.id}:{prompt_id}{way}:{sample}:{'' if forced is None else 'forced:' + forced}"
@@ -73,12 +73,12 @@ class Terms:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a teacher."""
+    """One prompt for the teacher to answer, or to score a text for."""
 
     prompt: Prompt
     sample: int
     terms: Terms
-    forced: str | None = None  # in score mode: the text that the teacher is forced along
+    forced: str | None = None  # in score mode: the text to score (teacher forcing)
 
     @cached_property
     def key(self) -> str:
@@ -87,7 +87,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a teacher wrote, or was forced along. Token counts and the cost are None where nobody told them."""
+    """A generated or scored text. Token counts and the cost are None if they are not known."""
 
     text: str
     finish_reason: FinishReason
@@ -97,30 +97,30 @@ class Answer:
     trace: TokenTrace | None = None
     reasoning: str | None = None
     token_logprobs: tuple[TokenLogprob, ...] | None = None
-    pause: float = 0.0  # seconds in which the server wants no further request, by its rate-limit headers
+    pause: float = 0.0  # seconds until the next request may be sent, by the rate-limit headers
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A prompt that this teacher cannot answer; the others go on."""
+    """A prompt that this teacher cannot answer; other prompts are not affected."""
 
-    reason: str  # one word or two, to be counted by: "too-long"
+    reason: str  # one or two words, used as a counting key: "too-long"
     detail: str
     attempts: int = 1
-    answer: Answer | None = None  # what came back and was billed, useless as it is: an empty text
-    suspect: str | None = None  # the status, or the failure, that every prompt may get; None: it is this prompt's own
+    answer: Answer | None = None  # a billed but unusable answer, such as an empty text
+    suspect: str | None = None  # the status or failure that every prompt may get; None: it concerns this prompt only
 
 
 Outcome = Answer | Refusal
 
 
 def template_refusal(error: TemplateRefused) -> Refusal:
-    """A prompt that the model's chat template cannot render; it is not sent."""
+    """Return the refusal of a prompt that the chat template cannot render; the prompt is not sent."""
     return Refusal("template", f"the model's chat template refuses the prompt: {error}")
 
 
 class TryAgain(Exception):
-    """One attempt failed in a way that the next may not. The engine tries again; no user meets this."""
+    """An attempt failed, and another may succeed. The engine retries; users never see this error."""
 
     def __init__(
         self,
@@ -134,13 +134,13 @@ class TryAgain(Exception):
     ) -> None:
         """
         Args:
-            reason: one word or two, to be counted by if it never gets better: "timeout".
-            detail: what a person should know of it.
-            of_server: it says nothing of this prompt (a refused connection, 429): it is tried for as long as the server is
-                given, and not so many times.
-            overloaded: fewer requests at once may help.
-            wait: seconds that the server asked to wait.
-            cost_usd: what this attempt cost; None where it may have been billed and nobody knows.
+            reason: one or two words, used as a counting key if all retries fail: "timeout".
+            detail: a message for people.
+            of_server: whether the failure says nothing about this prompt (a refused connection, 429); it is then retried
+                for `label.patience` seconds rather than for a few attempts.
+            overloaded: whether fewer concurrent requests may help.
+            wait: seconds to wait, as requested by the server.
+            cost_usd: the cost of this attempt; None if it may have been billed and the cost is not known.
         """
         super().__init__(detail)
         self.reason, self.detail = reason, detail
@@ -149,29 +149,29 @@ class TryAgain(Exception):
 
 
 class Teacher(Protocol):
-    """Answers requests. Each call gets up to `batch_size` of them; the engine keeps up to `parallel` calls going."""
+    """Answers requests. Each call gets up to `batch_size` requests; the engine makes up to `parallel` calls at once."""
 
     @property
     def identity(self) -> TeacherIdentity: ...
 
     @property
     def batch_size(self) -> int:
-        """Requests that one call takes: 1 for a server, as many as the memory bears for a model in this process."""
+        """Requests per call: 1 for a server, as many as fit in memory for a model in this process."""
 
     @property
     def parallel(self) -> int | None:
-        """Calls it bears at once; None: as many as `label.concurrency` says."""
+        """The limit on concurrent calls; None: `label.concurrency`."""
 
     @property
     def price(self) -> Price | None:
-        """What it charges; None where that is not known."""
+        """The teacher's price; None if it is not known."""
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
-        """One outcome a request, in the order of the requests; one attempt.
+        """Make one attempt and return one outcome per request, in the order of the requests.
 
         Raises:
-            TryAgain: this attempt gave nothing, another may.
-            TeacherUnavailable: nobody can be answered at all.
+            TryAgain: this attempt failed, and another may succeed.
+            TeacherUnavailable: the teacher can answer no request at all.
         """
 
     async def close(self) -> None: ...
@@ -179,75 +179,75 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class ExplainsPrice(Protocol):
-    """A teacher that can say why its price is not known."""
+    """A teacher that can explain why its price is not known."""
 
     @property
     def why_no_price(self) -> str:
-        """Half a sentence for messages; asked only where `price` is None."""
+        """A clause for messages; read only if `price` is None."""
 
 
 def why_no_price(teacher: Teacher) -> str:
-    """Why a teacher's price is not known; empty where it is known, or where the teacher does not say."""
+    """Return why a teacher's price is not known; empty if it is known, or if the teacher gives no reason."""
     return teacher.why_no_price if teacher.price is None and isinstance(teacher, ExplainsPrice) else ""
 
 
 @runtime_checkable
 class Prepares(Protocol):
-    """A teacher that must be got ready before the first request of a run: started, or checked."""
+    """A teacher that must be started or checked before the first request of a run."""
 
     async def prepare(self, progress: Progress) -> None:
-        """Called once, and not at all where nothing is left to ask.
+        """Prepare the teacher; called once, and not at all if no request is left to send.
 
         Raises:
-            TeacherUnavailable: it is not there, or not as the recipe says.
+            TeacherUnavailable: the teacher cannot be reached, or does not match the recipe.
         """
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at in a teacher."""
+    """The result of one check of a teacher."""
 
     where: str  # a server's base URL
     what: str
     well: bool
-    said: str  # the figures; where it is not well, the mend too
+    said: str  # the figures and, if the check failed, the fix
 
 
 @runtime_checkable
 class Checks(Protocol):
-    """A teacher that can be looked at: `stillhouse teacher check`."""
+    """A teacher that can be checked: `stillhouse teacher check`."""
 
     async def check(self, progress: Progress) -> Sequence[Finding]:
-        """Everything that can be looked at."""
+        """Run every available check."""
 
 
 @runtime_checkable
 class Serves(Protocol):
-    """A teacher whose server can be started by itself: `stillhouse teacher serve`."""
+    """A teacher whose server can be started separately: `stillhouse teacher serve`."""
 
     async def serve(self, progress: Progress) -> str:
-        """Start it, wait until it is ready, and return its base URL; `close` ends it.
+        """Start the server, wait until it is ready, and return its base URL; `close` stops it.
 
         Raises:
-            RecipeError: the recipe does not say how.
-            TeacherUnavailable: it did not start.
+            RecipeError: the recipe has no settings for a server.
+            TeacherUnavailable: the server did not start.
         """
 
 
 @dataclass(frozen=True)
 class AskedWith:
-    """A setting of the recipe that shaped answers, and was no part of the name that they are kept under."""
+    """A recipe setting that shaped answers but was not part of the name under which they are stored."""
 
     path: str  # dotted: "teacher.options.serve.dtype"
     value: object
-    default: object  # what a recipe that does not say it means
+    default: object  # the value if the recipe does not set it
 
 
 @dataclass(frozen=True)
 class FormerIdentity:
-    """Another name under which this teacher's answers may be kept: of an earlier release, or of other settings.
+    """Another name under which this teacher's answers may be stored: from an earlier release, or from other settings.
 
-    They count where the recipe that they were asked with has the same `asked_with`.
+    Such answers are valid if the recipe that produced them has the same `asked_with` values.
     """
 
     identity: TeacherIdentity
@@ -256,30 +256,30 @@ class FormerIdentity:
 
 @runtime_checkable
 class Renamed(Protocol):
-    """A teacher whose answers may be kept under another name than its identity gives them today."""
+    """A teacher whose answers may be stored under another name than its current identity."""
 
     def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
-        """Those names; `kept` reads who the dataset's versions say their teachers are."""
+        """Return those names; `kept` reads the teacher identities from the manifests of the dataset's versions."""
 
 
 OpenTeacher = Callable[[TeacherSettings, LabelSettings, int], Teacher]
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> Teacher:
-    """The teacher that a recipe names, not loaded yet.
+    """Return the teacher that a recipe names, not loaded yet.
 
     Raises:
-        RecipeError: there is no such kind, or its options are wrong.
-        TeacherUnavailable: its model is not there.
+        RecipeError: the kind does not exist, or its options are wrong.
+        TeacherUnavailable: the model's files are missing.
     """
     return find_kind(settings.kind)(settings, label, seed)
 
 
 def find_kind(kind: str) -> OpenTeacher:
-    """What opens a kind of teacher.
+    """Return the function that opens a kind of teacher.
 
     Raises:
-        RecipeError: there is no such kind.
+        RecipeError: the kind does not exist.
     """
     build: OpenTeacher = load_kind("teacher.kind", kind, stillhouse.teachers, "open_teacher", group=TEACHERS)
     return build

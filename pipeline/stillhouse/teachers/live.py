@@ -1,9 +1,9 @@
-"""A teacher that is there while the student learns: its logits in the same step, and nothing stored.
+"""A live teacher: it runs alongside the student in training and gives logits in the same step; no labels are stored.
 
     student: {labels: live, ...}      # the recipe is otherwise the same; label.soft may be null
 
-The teacher's text still comes from a dataset; only its distributions are computed anew in every step, all of them and not
-the k most likely. It costs a forward pass of the teacher in every epoch, where stored labels cost one for all.
+The teacher's text still comes from a dataset; only its distributions are computed in every step, over the full vocabulary
+instead of the k most likely tokens. This costs a teacher forward pass in every epoch; stored labels cost one in total.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 
 class LiveTransformersTeacher:
-    """A language model in this process, causal or encoder-decoder; `LiveTeacher` in student/forward.py is the protocol."""
+    """A language model in this process, causal or encoder-decoder; the protocol is `LiveTeacher` in student/forward.py."""
 
     def __init__(self, parts: Parts, vocabulary_size: int) -> None:
         self._parts = parts
         self.vocabulary_size = vocabulary_size
 
     def hidden(self, input_ids: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
-        """The hidden states that foretell each completion token: (completion tokens, the teacher's width)."""
+        """Return the hidden states that predict each completion token: (completion tokens, the teacher's width)."""
         return self._parts.hidden(input_ids, labels, **arguments)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(positions, the teacher's width) -> (positions, the teacher's vocabulary) float32."""
+        """Project to logits: (positions, the teacher's width) -> (positions, the teacher's vocabulary) float32."""
         return self._parts.head(hidden)
 
 
 def check_live_teacher(recipe: Recipe) -> None:
-    """Refuse a teacher that cannot be run beside the student.
+    """Refuse a teacher that cannot run alongside the student.
 
     Raises:
-        RecipeError: its weights are not here, or its options are wrong.
-        TeacherUnavailable: there is no such model.
+        RecipeError: the teacher's weights are not local, or its options are wrong.
+        TeacherUnavailable: the model does not exist.
     """
     if not runs_here(recipe.teacher):
         raise RecipeError(
@@ -56,10 +56,11 @@ def check_live_teacher(recipe: Recipe) -> None:
 
 
 def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:
-    """Load the recipe's teacher, on the device that the student learns on.
+    """Load the recipe's teacher on the device that the student trains on.
 
     Raises:
-        RecipeError, TeacherUnavailable: as `check_live_teacher` does.
+        RecipeError: the teacher's weights are not local, or its options are wrong.
+        TeacherUnavailable: the model does not exist.
     """
     from stillhouse.models.head import split
     from stillhouse.models.load import load_language_model
@@ -77,6 +78,6 @@ def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:
 
 
 def teacher_options(recipe: Recipe) -> TransformersOptions:
-    """How the teacher is run in this process."""
-    given = recipe.teacher.options if recipe.teacher.kind == "transformers" else {}  # a server's are none of ours
+    """Return the options for running the teacher in this process."""
+    given = recipe.teacher.options if recipe.teacher.kind == "transformers" else {}  # a server's options do not apply
     return parse_options("teacher.options", given, TransformersOptions)

@@ -1,11 +1,11 @@
-"""An OpenAI-compatible API: text, what it cost, and token log-probabilities where the API gives them.
+"""An OpenAI-compatible API: text, its cost, and token log-probabilities if the API returns them.
 
     teacher: {kind: openai, model: gpt-4o-mini}
     teacher: {kind: openai, model: my-model, options: {base_url: "http://127.0.0.1:8000/v1"}}
 
-The key comes from the environment (`OPENAI_API_KEY`, or the variable that `options.api_key_env` names), never from the
-recipe. A server on this machine needs none. Token ids, and so soft labels, are not in this API: the `vllm` and
-`transformers` kinds give them.
+The key is read from the environment (`OPENAI_API_KEY`, or the variable named by `options.api_key_env`), never from the
+recipe. A server on this machine needs no key. The API returns no token ids, and therefore no soft labels: use the `vllm`
+or `transformers` kinds for these.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, 
 _DEFAULT_URL = "https://api.openai.com/v1"
 _URL_VARIABLE = "the environment variable OPENAI_BASE_URL"
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
-_ELSEWHERE = {  # what may not be in extra_body, and where it is set: it would make prices, budgets or answers wrong
+_ELSEWHERE = {  # fields not allowed in extra_body, since prices, budgets or answers would be wrong, and where to set them
     "model": "teacher.model",
     "messages": "prompts",
     "prompt": "prompts",
@@ -44,24 +44,24 @@ _ELSEWHERE = {  # what may not be in extra_body, and where it is set: it would m
     "best_of": "label.samples",
     "stream": "nothing: answers come whole",
 }
-_DEARER = {"service_tier", "tools", "functions", "web_search_options"}  # what it costs is in no price and no bound
-_MOST = 2**31 - 1  # the largest token count that a row holds
+_DEARER = {"service_tier", "tools", "functions", "web_search_options"}  # cost more than any price or bound says
+_MOST = 2**31 - 1  # the largest token count that a row can store
 
 
 class OpenAiOptions(Settings):
     """`teacher.options` of this kind."""
 
-    base_url: str | None = None  # None: OPENAI_BASE_URL, or else OpenAI's own
+    base_url: str | None = None  # None: OPENAI_BASE_URL, else OpenAI's URL
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
     api: Literal["chat", "completions"] = "chat"
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # reasoning models want the second
-    extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # more fields; null takes one of ours out
-    continue_body: dict[str, JsonValue] | None = None  # fields that have the server go on from an assistant's last turn
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # reasoning models need the second
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # extra request fields; null removes one
+    continue_body: dict[str, JsonValue] | None = None  # fields that make the server continue the last assistant turn
     timeouts: Timeouts = Timeouts()
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> OpenAiTeacher:
-    """Check the options and find the key; nothing is sent yet."""
+    """Check the options and read the API key; nothing is sent yet."""
     options = parse_options("teacher.options", settings.options, OpenAiOptions)
     if not settings.model:
         raise RecipeError("teacher.model is empty: name the model as the API does, for instance gpt-4o-mini")
@@ -98,10 +98,10 @@ def _refuse_fields(setting: str, fields: Iterable[str], label: LabelSettings) ->
 
 
 def _check_encodable(settings: TeacherSettings, options: OpenAiOptions, label: LabelSettings) -> None:
-    """Refuse what JSON cannot carry, in what every request has.
+    """Refuse settings that are part of every request and cannot be encoded as JSON.
 
     Raises:
-        RecipeError: a number of more than 64 bits, or half of a surrogate pair.
+        RecipeError: a setting contains a number of more than 64 bits or a lone surrogate.
     """
     everywhere = {
         "teacher.model": settings.model,
@@ -117,7 +117,7 @@ def _check_encodable(settings: TeacherSettings, options: OpenAiOptions, label: L
 
 
 class OpenAiTeacher:
-    """See the module's docstring; `Teacher` in base.py is the protocol."""
+    """A teacher behind an OpenAI-compatible API; the protocol is `Teacher` in base.py."""
 
     batch_size = 1
     parallel = None
@@ -147,7 +147,7 @@ class OpenAiTeacher:
 
     @property
     def _continuing(self) -> str | None:
-        """A text goes on from its end by itself; a chat server where the recipe knows how it is asked to."""
+        """How to continue an assistant turn: a hash of the fields to send, "" if none are needed, None if impossible."""
         if self._options.api == "completions" or self._options.continue_body == {}:
             return ""
         return None if self._options.continue_body is None else content_hash(self._options.continue_body)
@@ -195,7 +195,7 @@ class OpenAiTeacher:
         }
 
     def read(self, reply: Reply) -> Outcome:
-        """An answer that arrived whole; it is never asked for again, whatever it says."""
+        """Turn a complete response into an outcome; it was paid for, so it is not requested again unless it is an error."""
         data = reply.data
         usage = _mapping(data.get("usage"))
         prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
@@ -208,7 +208,7 @@ class OpenAiTeacher:
             finish = str(choice.get("finish_reason") or "other").lower()
         except (KeyError, IndexError, TypeError, AttributeError):
             raise TryAgain("malformed", "status 200 without a choice to read", cost_usd=cost) from None
-        if finish == "error":  # half a text, or none, and no word about why
+        if finish == "error":  # a partial text or none, without a reason
             raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=cost)
         self._fingerprint = _text(data.get("system_fingerprint")) or self._fingerprint
         answer = Answer(
@@ -240,7 +240,7 @@ def _mapping(given: Any) -> Mapping[str, Any]:
 
 
 def _count(given: Mapping[str, Any], name: str) -> int | None:
-    """A token count, or None for what is none."""
+    """Return a token count, or None if the field is not a valid one."""
     count = given.get(name)
     if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= _MOST:
         return None
@@ -248,16 +248,16 @@ def _count(given: Mapping[str, Any], name: str) -> int | None:
 
 
 def _text(given: Any) -> str:
-    """A text, or the texts of a list of parts ([{"type": "text", "text": ...}]); "" for anything else."""
+    """Return a text, joining the texts of a list of parts ([{"type": "text", "text": ...}]); "" for anything else."""
     if isinstance(given, list):
         return "".join(_text(part.get("text")) for part in given if isinstance(part, dict))
     return given if isinstance(given, str) else ""
 
 
 def _token_logprobs(given: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
-    """The chat form (a list of tokens under `content`), or the older one of completions (parallel lists).
+    """Parse the chat format (a list of tokens under `content`) or the legacy completions format (parallel lists).
 
-    None where neither can be read: the text was paid for and counts without them.
+    Returns None if neither can be parsed: the text was paid for and counts without them.
     """
     try:
         if given.get("content") is not None:
@@ -283,7 +283,7 @@ def _token(token: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> TokenLog
 
 
 def _base_url(options: OpenAiOptions) -> str:
-    """The base URL of the recipe, of the environment, or OpenAI's own."""
+    """Return the base URL from the recipe, else from the environment, else OpenAI's."""
     given = [("teacher.options.base_url", options.base_url), (_URL_VARIABLE, os.environ.get("OPENAI_BASE_URL"))]
     setting, url = next(((name, url) for name, url in given if url and url.strip()), ("", _DEFAULT_URL))
     return check_base_url(url, setting)

@@ -1,10 +1,10 @@
-"""What a teacher charges: dollars for tokens.
+"""A teacher's price: dollars for tokens.
 
     price = find_price(recipe.teacher, base_url="https://api.openai.com/v1")
     price.cost(prompt_tokens=1200, completion_tokens=80)        # dollars
 
 Prices come from the recipe (`teacher.price`), or from the snapshot that the library `genai-prices` ships: nothing is
-fetched. A price that is not known is None, never 0.
+downloaded. A price that is not known is None, never 0.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from stillhouse.recipe.load import TeacherSettings
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
 
-_NOT_TOLD = ("output_reasoning_mtok", "output_citation_mtok")  # what an answer's token count does not tell apart
+_NOT_TOLD = ("output_reasoning_mtok", "output_citation_mtok")  # charges for tokens that usage does not separate
 
 
 class Price(Protocol):
-    """Dollars for tokens."""
+    """Converts token counts to dollars."""
 
     def cost(
         self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
     ) -> float:
-        """Dollars of one answer.
+        """Return the cost of one answer in dollars.
 
         Args:
-            prompt_tokens: all of the prompt's, those of the next two included.
-            completion_tokens: all that was written, reasoning included.
-            cached_tokens: what the server had in its cache.
-            written_tokens: what the server put into its cache.
+            prompt_tokens: all prompt tokens, including cached and written ones.
+            completion_tokens: all generated tokens, including reasoning.
+            cached_tokens: prompt tokens read from the server's cache.
+            written_tokens: prompt tokens written to the server's cache.
         """
 
     def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """The most that one answer can cost within a day, whatever the server's cache does and whatever the hour."""
+        """Return the highest cost of one answer within the next day, for any cache state and any hour."""
 
 
 @dataclass(frozen=True)
 class Flat:
-    """The same price for every token of a side, in dollars a token."""
+    """One price per prompt token and one per completion token, in dollars."""
 
     prompt: float
     completion: float
@@ -58,12 +58,12 @@ class Flat:
         return self.cost(prompt_tokens, completion_tokens)
 
 
-FREE = Flat(0.0, 0.0)  # a model in this process
+FREE = Flat(0.0, 0.0)  # the price of a model in this process
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A price of the library's snapshot: its tiers, its hours, its cheaper cached tokens, its dearer written ones."""
+    """A price from the library's snapshot, with its tiers, times of day, and rates for cached and cache-written tokens."""
 
     model: ModelInfo
 
@@ -82,7 +82,7 @@ class Listed:
 
     @cached_property
     def _coming_day(self) -> list[ModelPrice]:
-        """Every price that holds at some hour from now on: a run may begin in a cheap one and go on into a dear one."""
+        """Every price that applies within the next 24 hours: a run may start at a low price and continue at a high one."""
         now = datetime.now(UTC)
         found: list[ModelPrice] = []
         for prices in (self.model.get_prices(now + timedelta(hours=hour)) for hour in range(25)):
@@ -92,7 +92,7 @@ class Listed:
 
 
 def find_price(settings: TeacherSettings, base_url: str) -> Price | None:
-    """The price of a recipe's teacher: its own `price`, else the library's, else None."""
+    """Return the price of a recipe's teacher: from the recipe, else from the library, else None."""
     if settings.price is not None:
         return Flat(settings.price.input_usd_per_million / 1e6, settings.price.output_usd_per_million / 1e6)
     from genai_prices import Usage, calc_price
@@ -103,12 +103,12 @@ def find_price(settings: TeacherSettings, base_url: str) -> Price | None:
         return None
     prices = found.model_price
     if prices.input_mtok is None or prices.output_mtok is None or any(getattr(prices, name) for name in _NOT_TOLD):
-        return None  # it is in the list, but not with what text costs
+        return None  # the model is listed, but not priced by text tokens alone
     return Listed(found.model)
 
 
 def why_no_price(settings: TeacherSettings, base_url: str) -> str:
-    """Why `find_price` found none, for messages: whose price is asked for, or what the list has not."""
+    """Explain, for messages, why `find_price` found no price: the host or the model is not in the list."""
     from genai_prices.data_snapshot import get_snapshot
 
     host = urlsplit(base_url).hostname or base_url
@@ -125,7 +125,7 @@ def why_no_price(settings: TeacherSettings, base_url: str) -> str:
 
 
 def _known_elsewhere(model: str) -> str:
-    """That a model has a price at its own provider, which is not asked; empty where no list knows it."""
+    """Return a clause that the list has the model at another provider; empty if it has not."""
     from genai_prices import Usage, calc_price
 
     try:
@@ -138,7 +138,7 @@ def _known_elsewhere(model: str) -> str:
 def _dollars(prices: ModelPrice, prompt: int, completion: int, cached: int, written: int) -> float:
     from genai_prices import Usage
 
-    cached = min(cached, prompt)  # servers have told more
+    cached = min(cached, prompt)  # some servers report more
     usage = Usage(
         input_tokens=prompt,
         output_tokens=completion,

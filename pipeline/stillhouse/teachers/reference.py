@@ -1,10 +1,10 @@
-"""No model at all: the completion of a prompt is the reference that came with it.
+"""A teacher without a model: the completion of a prompt is its reference.
 
     teacher: {kind: reference}
     label:   {mode: score}
 
-So a gold dataset is a dataset like any other, and whoever learns from references (`student.mode: gold`, `teacher.finetune`)
-learns from a dataset. The mode is `score`, where the reference is part of a request's key: a mended one is a new row.
+So gold data is an ordinary dataset, and training on references (`student.mode: gold`, `teacher.finetune`) is training on a
+dataset. The mode is `score`, where the reference is part of a request's key: a corrected reference is a new row.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, Outcome, Refusal, Request
 from stillhouse.teachers.prices import FREE
 
-_AT_ONCE = 1000  # requests a call: one commit of the journal for so many
+_AT_ONCE = 1000  # requests per call, and so per commit of the journal
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> ReferenceTeacher:
-    """See the module's docstring.
+    """Check the recipe and return the teacher.
 
     Raises:
-        RecipeError: the recipe asks for what no reference has.
+        RecipeError: the recipe needs something that references do not have, such as soft labels.
     """
-    parse_options("teacher.options", settings.options, Settings)  # there are none
+    parse_options("teacher.options", settings.options, Settings)  # this kind has no options
     if label.mode != "score":
         raise RecipeError(
             f"teacher.kind is 'reference' and label.mode is {label.mode!r}: references are there and not drawn, set "
@@ -43,7 +43,7 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
 
 
 class ReferenceTeacher:
-    """`Teacher` in base.py is the protocol."""
+    """Answers each prompt with its reference; the protocol is `Teacher` in base.py."""
 
     batch_size = _AT_ONCE
     parallel = 1
@@ -56,7 +56,7 @@ class ReferenceTeacher:
         return [_answer(request) for request in requests]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to free."""
 
 
 def _answer(request: Request) -> Outcome:

@@ -1,10 +1,10 @@
-"""A teacher that answers by rule: deterministic text and distributions, for tests, here and in users' own projects.
+"""A rule-based teacher for tests, here and in users' projects: deterministic text and distributions.
 
     teacher: {kind: scripted, options: {answers: {"What is 2 + 2?": "4"}, vocabulary: 64}}
 
-Its text is the listed answer to the user's message, or an echo of that message. Its tokens are the bytes of the text
+Its text is the answer listed for the user's message, or an echo of that message. Its tokens are the bytes of the text
 modulo the vocabulary, and its distribution at each position is a fixed function of the position and the token, so a test
-can say beforehand what the labels must be (`scripted_distribution`).
+can compute the expected labels (`scripted_distribution`).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class ScriptedOptions(Settings):
     """`teacher.options` of this kind."""
 
     answers: dict[str, str] = Field(default_factory=dict)  # user message -> answer
-    refuse: tuple[str, ...] = ()  # user messages that are refused
+    refuse: tuple[str, ...] = ()  # user messages to refuse
     vocabulary: int = Field(default=256, ge=2)
     batch_size: int = Field(default=8, ge=1)
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> ScriptedTeacher:
-    """See the module's docstring."""
+    """Check the options and return the teacher."""
     return ScriptedTeacher(
         settings.model or "scripted", parse_options("teacher.options", settings.options, ScriptedOptions)
     )
 
 
 class ScriptedTeacher:
-    """A test that counts sets `asked` to a list, which then gets every request that reached the teacher."""
+    """Answers by rule. To count requests, a test sets `asked` to a list; each request is then appended to it."""
 
     parallel = None
     price = FREE
@@ -72,7 +72,7 @@ class ScriptedTeacher:
         return [self._one(request) for request in requests]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to free."""
 
     def _one(self, request: Request) -> Outcome:
         said = request.prompt.text
@@ -110,18 +110,18 @@ def _top_k(full: npt.NDArray[np.float64], k: int) -> SoftLabels:
 
 
 def _sampled(full: npt.NDArray[np.float64], draws: int) -> SampledLabels:
-    """Not at random: the tokens at evenly spaced places of the cumulated distribution, (t + 1/2) / draws."""
+    """Return deterministic labels: the tokens at evenly spaced quantiles of the distribution, (t + 1/2) / draws."""
     places = (np.arange(draws) + 0.5) / draws
     return SampledLabels.of(np.stack([np.searchsorted(row, places * row[-1], side="right") for row in full.cumsum(1)]))
 
 
 def scripted_tokens(text: str, vocabulary: int) -> npt.NDArray[np.int32]:
-    """The token ids of a text: its bytes modulo the vocabulary, and one 0 to end it: (time,)."""
+    """Return the token ids of a text: its bytes modulo the vocabulary, then a 0 as end token: (time,)."""
     return np.array([*(byte % vocabulary for byte in text.encode()), 0], dtype=np.int32)
 
 
 def scripted_distribution(tokens: npt.NDArray[np.int32], vocabulary: int) -> npt.NDArray[np.float64]:
-    """The distribution at each position: half on the token itself, the rest falling off around it: (time, vocabulary)."""
+    """Return the distribution at each position: half on the token, halving with each id after it: (time, vocabulary)."""
     distance = (np.arange(vocabulary)[None, :] - tokens[:, None]) % vocabulary
     weights = 0.5 ** (distance + 1.0)
     normalised: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)

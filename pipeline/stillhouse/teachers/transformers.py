@@ -1,12 +1,12 @@
-"""A language model in this process, causal or encoder-decoder, by the transformers library: text and its full distribution.
+"""A language model in this process, causal or encoder-decoder, run by the transformers library: text and soft labels.
 
     teacher: {kind: transformers, model: data/models/smollm2-135m-instruct, options: {batch_size: 32}}
 
-Soft labels are taken from the logits that the model gave, before temperature or top-p; they are recorded while the text
-is being generated, so that they cost no second pass. The model is loaded with the first request, not before.
+Soft labels come from the model's raw logits, before temperature and top-p; they are recorded during generation, so they
+need no second pass. The model is loaded at the first request.
 
-Both encodings are given, `sampled` by random draws from the full distribution. A request's draws start from the recipe's
-seed and the request, and do not depend on which requests it is answered together with; labels_from_logits.py says what may
+Both encodings are supported, `sampled` by random draws from the full distribution. The draws of a request are seeded by the
+recipe's seed and the request, and do not depend on the other requests in its batch; labels_from_logits.py says what may
 still differ between machines.
 """
 
@@ -47,16 +47,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SCORING_BYTES = 1 << 29  # logits of one scoring pass
+_SCORING_BYTES = 1 << 29  # most bytes of logits in one scoring pass
 
 
 class TransformersOptions(Settings):
     """`teacher.options` of this kind."""
 
-    batch_size: int = Field(default=32, ge=1)  # prompts that are answered together
+    batch_size: int = Field(default=32, ge=1)  # prompts per batch
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
-    trust_remote_code: bool = False  # let the model's own code run here; only for models you have read
+    trust_remote_code: bool = False  # run code that comes with the model; only for code you have read
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> TransformersTeacher:
@@ -71,18 +71,18 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A request that fits the window, as token ids."""
+    """A request that fits the context window, as token ids."""
 
-    place: int  # among the requests of the call
+    place: int  # index among the requests of the call
     request: Request
     prompt: list[int]
-    forced: list[int]  # in score mode
+    forced: list[int]  # the text to score, in score mode
 
 
 class TransformersTeacher:
-    """See the module's docstring; `Teacher` in base.py is the protocol."""
+    """A teacher that runs in this process; the protocol is `Teacher` in base.py."""
 
-    parallel = 1  # one model, one batch at a time
+    parallel = 1  # one model runs one batch at a time
     price = FREE
 
     def __init__(self, files: ModelFiles, options: TransformersOptions, label: LabelSettings, seed: int) -> None:
@@ -114,7 +114,7 @@ class TransformersTeacher:
         )
 
     def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
-        """Earlier releases named weights by samples of their files, and left the seed out."""
+        """Return the name that earlier releases used: from samples of the weight files, and without the seed."""
         seeded = self.identity.seed is not None
         return [FormerIdentity(self._sampled_identity, (AskedWith("seed", self._seed, 0),) if seeded else ())]
 
@@ -122,7 +122,7 @@ class TransformersTeacher:
         return await asyncio.to_thread(self._answer, requests)
 
     async def close(self) -> None:
-        """Give the model's memory back."""
+        """Free the model's memory."""
         self.__dict__.pop("_lm", None)
 
     @cached_property
@@ -203,7 +203,7 @@ class TransformersTeacher:
         return answers
 
     def _score(self, batch: Sequence[_Tokens]) -> list[Answer]:
-        """Force the model along the references, in passes whose logits fit the memory."""
+        """Score the references by teacher forcing, in passes whose logits fit in memory."""
         import torch
 
         from stillhouse.models.layout import completion_logits, token_batch
@@ -231,7 +231,7 @@ class TransformersTeacher:
         return answers
 
     def _soft_labels(self, logits: Tensor, request: Request) -> SoftLabels | SampledLabels | None:
-        """The labels of one request, forced along a text: logits is (completion tokens, vocabulary)."""
+        """Return the soft labels of one scored request; logits is (completion tokens, vocabulary)."""
         from stillhouse.models.soft_labels import sampled, top_k
 
         soft = self._label.soft
@@ -242,12 +242,12 @@ class TransformersTeacher:
         return sampled(logits, soft.draws or 0, self._soft_seed(request))
 
     def _soft_seed(self, request: Request) -> int:
-        """What the random draws of a request's sampled labels start from; another one than its text's."""
+        """Return the seed of a request's sampled labels, different from the seed of its text."""
         return int(content_hash([self._seed, self._drawn_by(request), "soft"])[:15], 16)
 
     @cached_property
     def _sampled_identity(self) -> TeacherIdentity:
-        """The teacher as earlier releases named it."""
+        """The teacher's identity as earlier releases computed it."""
         return replace(self.identity, content_sha256=self._files.sampled_sha256, seed=None)
 
     @cached_property
@@ -255,7 +255,7 @@ class TransformersTeacher:
         return Terms.of(self._sampled_identity, self._label)
 
     def _drawn_by(self, request: Request) -> str:
-        """What a request's draws begin with, beside the seed: its key in earlier releases, so a seed draws what it drew."""
+        """Return the request's key in earlier releases; it seeds the draws, so a seed gives the same draws as before."""
         return self._drawn_under.key(request.prompt.id, request.sample, request.forced)
 
     def _as_answer(

@@ -1,14 +1,14 @@
-"""A vLLM server: text and top-k soft labels by token id, generated or along a reference.
+"""A vLLM server: text and top-k soft labels by token id, generated or scored along a reference.
 
     teacher: {kind: vllm, model: Qwen/Qwen3-32B, options: {base_urls: ["http://127.0.0.1:8000/v1"]}}
     teacher: {kind: vllm, model: data/models/smollm2-135m-instruct, options: {serve: {dtype: float32}}}
 
-Prompts go out as token ids, made here with the model's own tokenizer and chat template, and what comes back is read by
-token id: a token's text is ambiguous. Log-probabilities are the server's raw ones, before temperature and top-p. Before a
-run's first request the servers are checked (serving/check.py). A server that `serve` started is started again when it dies.
+Prompts are sent as token ids, made here with the model's tokenizer and chat template, and responses are read by token id,
+because a token's text is ambiguous. Log-probabilities are the server's raw ones, before temperature and top-p. The servers
+are checked before a run's first request (serving/check.py). A server started by `serve` is restarted if it dies.
 
-A request that was under way when an engine died is suspected, and asked again with nothing else under way. If the engine
-dies again, that request is rejected as `killed-engine` and the rest goes on.
+A request that was in flight when an engine died is suspected of killing it, and is retried with no other request in flight.
+If the engine dies again, that request is rejected as `killed-engine` and the others continue.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
-_DIED = ("EngineCore", "EngineDead")  # vLLM's words when the engine behind its API has ended
-_PLAIN = {  # drawing as the recipe says, and not as the model's generation_config.json would have it
+_DIED = ("EngineCore", "EngineDead")  # in vLLM's messages when the engine behind its API has died
+_PLAIN = {  # sample as the recipe says, not as the model's generation_config.json says
     "top_k": -1,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
@@ -66,10 +66,10 @@ _PLAIN = {  # drawing as the recipe says, and not as the model's generation_conf
 class VllmOptions(Settings):
     """`teacher.options` of this kind."""
 
-    base_urls: tuple[str, ...] = ()  # servers that run already, replicas of one model
-    serve: ServeSettings | None = None  # or one of ours, started for the run
-    served_name: str | None = None  # what the servers call the model; None: as teacher.model
-    api_key_env: str = "VLLM_API_KEY"  # the environment variable with their key, where they want one
+    base_urls: tuple[str, ...] = ()  # running servers, replicas of one model
+    serve: ServeSettings | None = None  # or settings of a server to start for the run
+    served_name: str | None = None  # the model's name on the servers; None: teacher.model
+    api_key_env: str = "VLLM_API_KEY"  # the environment variable with the API key, if the servers need one
     timeouts: Timeouts = Timeouts()
     check: CheckSettings = Field(default_factory=CheckSettings)
 
@@ -110,7 +110,7 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
 
 
 class VllmTeacher:
-    """See the module's docstring; `Teacher`, `Prepares`, `Checks` and `Serves` in base.py are the protocols."""
+    """A teacher on vLLM servers; the protocols are `Teacher`, `Prepares`, `Checks` and `Serves` in base.py."""
 
     batch_size = 1
     parallel = None
@@ -124,9 +124,9 @@ class VllmTeacher:
         self._files = files
         self._k = label.soft.k if label.soft else None
         self._turns = Turns()
-        self._suspected: Counter[str] = Counter()  # request key -> engines that died while it was under way
+        self._suspected: Counter[str] = Counter()  # request key -> engines that died while it was in flight
         self._starting = asyncio.Lock()
-        self._window = 0  # tokens that the servers take, known once they are checked
+        self._window = 0  # the servers' context window in tokens, set by `prepare`
         self._fingerprint: str | None = None
         self._progress: Progress | None = None
 
@@ -135,16 +135,16 @@ class VllmTeacher:
         return vllm_identity(self._files, self._options.serve, self._fingerprint)
 
     def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
-        """See vllm_names.py."""
+        """Return the former names of this teacher; see vllm_names.py."""
         return former_vllm_identities(self._files, self._options.serve, kept)
 
     @cached_property
     def price(self) -> Price | None:
-        """Nothing, unless the recipe says what a token of one's own hardware costs."""
+        """Zero, unless the recipe sets a price for tokens on the user's hardware."""
         return FREE if self._settings.price is None else find_price(self._settings, "")
 
     async def prepare(self, progress: Progress) -> None:
-        """Start the server, where it is ours, and check every one."""
+        """Start the server of `options.serve`, if set, and check every server."""
         self._progress = progress
         await self._see_that_it_runs()
         for api in self._apis:
@@ -152,7 +152,7 @@ class VllmTeacher:
             self._window = min(self._window or found.window, found.window)
 
     async def check(self, progress: Progress) -> Sequence[Finding]:
-        """Start the server, where it is ours, and look at everything in every one."""
+        """Start the server of `options.serve`, if set, and run every check on every server."""
         self._progress = progress
         await self._see_that_it_runs()
         looked = [await look(api, self._expected, self._options.check, progress) for api in self._apis]
@@ -171,16 +171,16 @@ class VllmTeacher:
         return [await self._one(request) for request in requests]
 
     def body(self, request: Request) -> Mapping[str, Any]:
-        """What is sent to /v1/completions for a request."""
+        """Return the body sent to /v1/completions for a request."""
         return self._body(request, *self._encode(request))
 
     async def close(self) -> None:
         for api in self.__dict__.get("_apis", ()):
             await api.close()
-        if (server := self.__dict__.get("_server")) is not None:  # None where it was never asked for
+        if (server := self.__dict__.get("_server")) is not None:  # absent or None if no server was created
             await asyncio.to_thread(server.stop)
 
-    # --------------------------------------------------------------------------------------------------------- within
+    # ------------------------------------------------------------------------------------------------------ internals
 
     @cached_property
     def _server(self) -> VllmServer | None:
@@ -216,7 +216,7 @@ class VllmTeacher:
         return load_tokenizer(self._files.folder)
 
     async def _see_that_it_runs(self) -> None:
-        """Start a server of ours that is not there, or no longer."""
+        """Start the server of `options.serve` if it is not running."""
         if self._server is None or self._server.running:
             return
         async with self._starting:
@@ -229,7 +229,7 @@ class VllmTeacher:
         except TemplateRefused as error:
             return template_refusal(error)
         room = len(forced) if request.forced is not None else self._label.sampling.max_tokens
-        if self._window and len(prompt) + room > self._window:  # the server would cut the answer short in silence
+        if self._window and len(prompt) + room > self._window:  # the server would silently truncate the answer
             return Refusal(
                 "too-long",
                 f"the prompt has {len(prompt)} tokens, with {room} for the answer more than the {self._window} of the "
@@ -259,8 +259,8 @@ class VllmTeacher:
         return self._as_answer(request, prompt, forced, read)
 
     def _unreadable(self, body: bytes, why: ValueError) -> Refusal:
-        """What it means that an answer cannot be read: it may tell of an error."""
-        api = self._apis[0]  # all are asked alike, and have one key
+        """Handle a response that cannot be parsed: judge the error it reports, if any."""
+        api = self._apis[0]  # all servers get the same requests and the same key
         said = error_in(body)
         return (
             api.judge(200, said, cost_usd=None)
@@ -269,7 +269,7 @@ class VllmTeacher:
         )
 
     def _after(self, trouble: TryAgain, request: Request, *, alone: bool) -> Refusal:
-        """What a failed attempt means: a dead engine puts its requests under suspicion, and the second time rejects one."""
+        """Handle a failed attempt: if the engine died, suspect the request; if it was already alone, reject it."""
         died = trouble.reason == "cut-off" or any(word in trouble.detail for word in _DIED)
         if not died:
             raise trouble
@@ -304,7 +304,7 @@ class VllmTeacher:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        # No seed: with a temperature it kills the engine on a CPU, and it would say nothing of the text that others get.
+        # No seed: with a temperature it kills the engine on a CPU, and it would not make the text reproducible elsewhere.
         return body if self._k is None else body | {"logprobs": self._k}
 
     def _scoring(self, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:

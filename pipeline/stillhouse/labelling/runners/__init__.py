@@ -1,1 +1,1 @@
-"""Who labels the parts of a job."""
+"""Runners: the systems that label the parts of a job."""

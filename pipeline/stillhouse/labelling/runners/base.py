@@ -1,4 +1,4 @@
-"""Find who labels the parts of a job (`label.runner`): a Ray cluster, or nobody else. Work pools are Prefect's (flows/)."""
+"""Open the runner that labels a job's parts (`label.runner`): a Ray cluster or none. Work pools need Prefect (flows/)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from stillhouse.recipe.label import RunnerSettings
 
 
 def open_runner(settings: RunnerSettings) -> Runner | None:
-    """What hands parts out; None where this process asks everything itself.
+    """Return the runner to dispatch parts to; None if this process labels everything.
 
     Raises:
-        RecipeError: the kind is a work pool, and no flow runs; or its library is not installed.
-        WorkerLost: there is no such cluster.
+        RecipeError: the kind is a work pool and no flow is running, or the runner's library is not installed.
+        WorkerLost: no Ray cluster answers at the address.
     """
     if settings.kind == "local":
         return None

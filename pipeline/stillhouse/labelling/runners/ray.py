@@ -1,8 +1,8 @@
-"""Parts of a labelling job as tasks of a Ray cluster: `label.runner: {kind: ray}`.
+"""Label the parts of a job as tasks of a Ray cluster: `label.runner: {kind: ray}`.
 
-Each part is one task of one core, which labels an ordinary recipe in a process of Ray's. Ray starts it again where its
-process or its machine is lost; what it had answered is in the part's journal. Every machine of the cluster needs Stillhouse
-installed, the keys in its environment, and `dataset.root` under the same path or URL.
+Each part is a single-core task that labels an ordinary recipe in a Ray worker process. If the process or its machine is
+lost, Ray restarts the task; the answers so far are in the part's journal. Every machine of the cluster needs Stillhouse
+installed, the API keys in its environment, and `dataset.root` under the same path or URL.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from stillhouse.processes.environment import SAFE_PATH
 from stillhouse.recipe.label import RunnerSettings
 from stillhouse.recipe.load import load_recipe
 
-_TRIES = 3  # of Ray's own, at a task whose process or machine is lost
+_TRIES = 3  # Ray's retries of a task whose process or machine is lost
 
 
 class RayCluster:
-    """A connection to the cluster, kept until this process ends."""
+    """A connection to a Ray cluster, kept until this process ends."""
 
     def __init__(self, settings: RunnerSettings) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -48,11 +48,13 @@ class RayCluster:
         self._task: Any = ray.remote(max_retries=_TRIES, num_cpus=1)(_label)
 
     async def label(self, recipe: str, name: str) -> None:
-        """As `Runner.label`.
+        """Label a recipe as a Ray task, as `Runner.label` requires.
 
         Raises:
-            Exception: what the task raised, as it was raised there, with the worker's traceback as a note: a defect, or a
-                plug-in's fault, which another try would meet again.
+            StillhouseError: the error that stopped the labelling.
+            WorkerLost: Ray lost the task.
+            Exception: any other exception of the task, unchanged, with the worker's traceback as a note: a bug or a
+                plug-in's error, which a retry would meet again.
         """
         running = self._task.options(name=name).remote(recipe, str(Path.cwd()))
         try:
@@ -69,21 +71,21 @@ class RayCluster:
 
 
 def _of_the_task(error: Any, name: str) -> Exception:
-    """The exception that a task raised; Ray's own wrapping of it where it could not be sent."""
+    """Return the exception that a task raised; Ray's wrapper if the exception could not be serialized."""
     cause: Exception = error.cause if isinstance(error.cause, Exception) else error
     cause.add_note(f"raised by a Ray worker that labelled {name}:\n{error}")
     return cause
 
 
 def _reach(address: str | None) -> None:
-    """Ray itself waits for minutes where nobody listens."""
+    """Fail fast if nothing listens at the address: Ray waits for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _label(recipe: str, folder: str) -> StillhouseError | None:
-    """In a process of Ray's: label, and hand back what stopped it (what is raised here comes back wrapped)."""
+    """Label a recipe in a Ray worker, and return the error that stopped it (Ray wraps raised exceptions)."""
     from stillhouse.labelling.engine import label
 
     os.chdir(folder)

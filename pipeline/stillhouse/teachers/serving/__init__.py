@@ -1,1 +1,1 @@
-"""Servers that teachers stand behind: how they are spoken to, chosen among, started and stopped."""
+"""Teacher servers: how to call, choose, start and stop them."""

@@ -1,13 +1,13 @@
-"""Is a vLLM server the teacher that the recipe names, and can its log-probabilities be believed?
+"""Check that a vLLM server is the recipe's teacher, and that its log-probabilities are correct.
 
-    checked = await require(api, expected, settings, progress)        # before a run: the first fault refuses it
-    checked = await look(api, expected, settings, progress)           # `stillhouse teacher check`: everything, with figures
+    checked = await require(api, expected, settings, progress)        # before a run: a failed check refuses the server
+    checked = await look(api, expected, settings, progress)           # `stillhouse teacher check`: all, with figures
 
-Looked at are: the model by name, room for the log-probabilities that the recipe wants, tokenizer and chat template (by a
-hash of the token ids that they make of the whole vocabulary's text and of a conversation: a server tells no hash of its
-files), and parity: the server reads fixed texts and writes some tokens behind each, and what it says of every token is held
-against the same model in transformers, in float32, here. A server whose arithmetic or whose
-weights are wrong is caught by that and by nothing else: its text looks like a model's text.
+The checks are: the model's name; whether the server returns as many log-probabilities as the recipe needs; tokenizer and
+chat template (by comparing the token ids of the whole vocabulary's text and of a conversation, since a server reports no
+hash of its files); and parity. For parity the server scores fixed texts and generates some tokens after each, and the
+log-probabilities of every token are compared with those of the same model in transformers, in float32, on this machine.
+Only parity detects a server with wrong arithmetic or wrong weights: its text still looks like a model's text.
 """
 
 from __future__ import annotations
@@ -46,36 +46,34 @@ _TALK = (Message("system", "Be brief."), Message("user", "Why is the sky blue? 2
 _OTHER = (
     "it was started with another tokenizer, chat template or revision than teacher.model names. Start it with that."
 )
-_PARITY_TOP = 20  # log-probabilities a position that parity looks at
-_PARITY_WRITTEN = 16  # tokens that are written behind each text, which a server computes in another way
+_PARITY_TOP = 20  # log-probabilities per position that parity compares
+_PARITY_WRITTEN = 16  # tokens generated after each text; a server computes decoding and prefill differently
 _SPEED_REQUESTS, _SPEED_TOKENS = 8, 32
 
 
 class CheckSettings(Settings):
     """`teacher.options.check`."""
 
-    parity: bool = (
-        True  # load the model in transformers once, and compare; false where it is too large for this machine
-    )
-    kl: float = Field(default=0.02, gt=0)  # nats a token that the server may stand from float32; sound bfloat16: 0.002
-    largest: float = Field(default=2.0, gt=0)  # difference of one log-probability; sound bfloat16: 0.7
+    parity: bool = True  # compare with the model in transformers; false if it is too large for this machine
+    kl: float = Field(default=0.02, gt=0)  # largest mean KL from float32, nats per token; correct bfloat16: 0.002
+    largest: float = Field(default=2.0, gt=0)  # largest difference of a log-probability; correct bfloat16: 0.7
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the recipe says of the server."""
+    """What the recipe requires of the server."""
 
     files: ModelFiles
     served_name: str
-    k: int | None  # log-probabilities a token, None for text alone
+    k: int | None  # log-probabilities per token, None for text only
 
 
 @dataclass
 class Checked:
-    """What is known of a server."""
+    """The results of checking a server."""
 
     base_url: str
-    window: int = 0  # tokens of prompt and answer
+    window: int = 0  # context window: tokens of prompt plus answer
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, what: str, well: bool, said: str) -> bool:
@@ -84,11 +82,11 @@ class Checked:
 
 
 async def require(api: OpenAiApi, expected: Expected, settings: CheckSettings, progress: Progress = silent) -> Checked:
-    """Refuse a server that is not as the recipe says.
+    """Check a server before a run, and refuse it if a check fails.
 
     Raises:
-        TeacherUnavailable: it cannot be reached.
-        TeacherRefused: what is wrong, with the figures and the mend.
+        TeacherUnavailable: the server cannot be reached.
+        TeacherRefused: a check failed; the message has the figures and the fix.
     """
     checked = await look(api, expected, settings, progress, speed=False)
     for one in checked.findings:
@@ -101,7 +99,7 @@ async def require(api: OpenAiApi, expected: Expected, settings: CheckSettings, p
 async def look(
     api: OpenAiApi, expected: Expected, settings: CheckSettings, progress: Progress = silent, *, speed: bool = True
 ) -> Checked:
-    """Look at everything that can be looked at; what stands on something that is not well is left out."""
+    """Run the checks in order; stop at the first that fails, since later checks depend on it."""
     checked = Checked(api.base_url)
     steps = [_model, _room, _tokenizer, *([_parity] if settings.parity else []), *([_speed] if speed else [])]
     for done, step in enumerate(steps):
@@ -174,10 +172,10 @@ async def _tokenizer(api: OpenAiApi, expected: Expected, settings: CheckSettings
 
 
 def _rendered_talk(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Message], list[int]]:
-    """A conversation and its token ids here; one without a system turn where the chat template refuses it.
+    """Return a conversation and its token ids by the local tokenizer; no system turn if the chat template refuses it.
 
     Raises:
-        TeacherUnavailable: the chat template refuses a single question too.
+        TeacherUnavailable: the chat template refuses a single user turn too.
     """
     from stillhouse.models.load import encode_prompt
 
@@ -191,7 +189,7 @@ def _rendered_talk(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Message
 
 
 async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
-    """Texts that are read at once and tokens that are written one by one: a server computes them in different ways."""
+    """Compare scored texts (prefill) and generated tokens (decoding): a server computes them in different ways."""
     from stillhouse.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(expected.files.folder)
@@ -218,14 +216,14 @@ async def _parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, c
 
 @dataclass(frozen=True)
 class _Labels:
-    """What a server says of the last tokens of a text."""
+    """A server's soft labels of the last tokens of a text."""
 
     token_ids: list[int]
     soft: SoftLabels
 
 
 async def _labels(api: OpenAiApi, expected: Expected, ids: list[int], *, write: bool) -> _Labels:
-    """Of all tokens of `ids` but the first, or of the tokens that it writes behind them."""
+    """Return the soft labels of all tokens of `ids` but the first or, with `write`, of tokens generated after them."""
     body = {
         "model": expected.served_name,
         "prompt": ids,
@@ -246,7 +244,7 @@ async def _labels(api: OpenAiApi, expected: Expected, ids: list[int], *, write: 
 
 
 def _coarse_kl(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """KL(ours || theirs) over the listed tokens and one outcome for all others: (time, k) twice -> (time,), nats."""
+    """Return KL(ours || theirs) over the listed tokens and the tail mass as one: (time, k) twice -> (time,), nats."""
     p, q = np.exp(ours), np.exp(theirs)
     rest_p, rest_q = (np.clip(1 - each.sum(axis=1), 1e-9, 1) for each in (p, q))
     kl: np.ndarray = (p * (ours - theirs)).sum(axis=1) + rest_p * np.log(rest_p / rest_q)
@@ -254,7 +252,7 @@ def _coarse_kl(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 def _full_logprobs(files: ModelFiles, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """log softmax of the model's logits here, at every token but the first: a list of (time, vocabulary)."""
+    """Return the local model's log softmax at every token but the first: a list of (time, vocabulary)."""
     import torch
 
     from stillhouse.models.load import load_language_model

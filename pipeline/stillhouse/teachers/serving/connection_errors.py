@@ -1,9 +1,9 @@
-"""What it means when a request got no status: it was never sent, the server was not reached, or the connection broke.
+"""Classify a request that got no status: it was not sent, the server was not reached, or the connection broke.
 
     raise without_status(error, base_url, proxy, read_seconds, shown) from None
 
-What never left this machine is the fault of the URL, the certificate or the proxy: no prompt is tried again for it, and
-none is rejected.
+A request that never left this machine is the fault of the URL, the certificate or the proxy: it is not retried, and no
+prompt is rejected for it.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from stillhouse.teachers.serving.environment import Proxy, around
 
 _NO_TLS = re.compile(
     r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST", re.I
-)  # OpenSSL's words
-_PASSING = {408, 425, 429}  # statuses of a proxy below 500 that another attempt may not meet
+)  # in OpenSSL's messages
+_PASSING = {408, 425, 429}  # transient statuses of a proxy, below 500
 
 
 def without_status(
     error: Exception, base_url: str, proxy: Proxy | None, read_seconds: float, shown: Callable[[str], str]
 ) -> TryAgain | TeacherRefused:
-    """The error to raise for a request that got no status.
+    """Return the error to raise for a request that got no status.
 
     Args:
-        error: of httpx2 or aiohttp.
-        base_url: of the server.
-        proxy: what the request went through, or would have.
-        read_seconds: how long the client waits for a piece of an answer.
-        shown: makes foreign words fit for a message.
+        error: an exception of httpx2 or aiohttp.
+        base_url: the server's base URL.
+        proxy: the proxy that the request would use; None without one.
+        read_seconds: the client's read timeout.
+        shown: sanitizes text of other programs for a message.
     """
     import aiohttp
     import httpx2
 
-    # httpx's name for it says too little: a connection that broke after the request was sent is a ConnectTimeout too.
+    # httpx's exception is too coarse: a connection that broke after the request was sent is also a ConnectTimeout.
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     said = shown(str(cause)) or type(cause).__name__
     through = f" through {proxy}" if proxy else ""

@@ -1,9 +1,9 @@
-"""How servers say that a prompt, with room for its answer, is longer than their model can take.
+"""The messages by which servers report that a prompt, plus room for its answer, exceeds the model's context window.
 
     TOO_LONG.search(words)
 
-There is no common code: each server has its own words (tests/teachers/serving/test_context_words.py lists them by server).
-A limit that every prompt passes, such as a `max_tokens` that the model cannot give, is none of these.
+There is no common code: each server has its own message (tests/teachers/serving/test_context_words.py lists them by
+server). A limit that every prompt exceeds, such as a `max_tokens` larger than the model allows, does not match.
 """
 
 from __future__ import annotations
@@ -20,4 +20,4 @@ TOO_LONG = re.compile(
     r"|(?:request|prompt|input).{0,60}(?:longer|larger|greater|more) than.{0,60}(?:length|limit|tokens)",
     re.I,
 )
-TOO_LONG_CODE = re.compile(r"exceed_context_size_error|context_length_exceeded")  # sure enough to believe it of a 500
+TOO_LONG_CODE = re.compile(r"exceed_context_size_error|context_length_exceeded")  # trusted even with status 500

@@ -1,9 +1,9 @@
-"""What the environment says of a server: its key, and the proxy that is in between.
+"""Read a server's settings from the environment: its API key, and the proxy in between.
 
-    key = read_key("OPENAI_API_KEY")                    # None where it is not set
-    proxy = find_proxy(http_client, base_url)           # None where requests go straight to the server
+    key = read_key("OPENAI_API_KEY")                    # None if it is not set
+    proxy = find_proxy(http_client, base_url)           # None if requests go directly to the server
 
-A value that no request can carry is refused before anything is sent, and never shown.
+A value that a request cannot carry is refused before anything is sent, and never shown.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from stillhouse.inputs.urls import without_secrets
 if TYPE_CHECKING:
     import httpx2
 
-SENT_ALONG = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # what the `openai` package puts into headers, beside the key
+SENT_ALONG = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # sent as headers by the `openai` package, besides the key
 
 
 def read_key(variable: str) -> SecretStr | None:
-    """The API key in an environment variable; None where there is none.
+    """Return the API key in an environment variable; None if it is not set.
 
     Raises:
-        RecipeError: it holds characters that no header can carry.
+        RecipeError: the value contains characters that a header cannot carry.
     """
     value = read_header(variable, "API key")
     return SecretStr(value) if value else None
 
 
 def read_header(variable: str, what: str = "name") -> str:
-    """The value of an environment variable that becomes a header, without white space around it; "" where it is not set.
+    """Return an environment variable to be sent as a header, stripped of white space; "" if it is not set.
 
     Raises:
-        RecipeError: it holds characters that no header can carry.
+        RecipeError: the value contains characters that a header cannot carry.
     """
     value = os.environ.get(variable, "").strip()
     if value.isascii() and value.isprintable():
@@ -51,7 +51,7 @@ def read_header(variable: str, what: str = "name") -> str:
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy that the environment names for a server."""
+    """A proxy that the environment sets for a server."""
 
     variable: str
     url: str  # without user and password
@@ -61,10 +61,10 @@ class Proxy:
 
 
 def find_proxy(client: httpx2.AsyncClient, base_url: str) -> Proxy | None:
-    """The proxy that this client sends requests below `base_url` through.
+    """Return the proxy that this client uses for requests to `base_url`, or None.
 
     Raises:
-        TeacherRefused: the client cannot speak to such a proxy.
+        TeacherRefused: the client does not support this kind of proxy.
     """
     import httpx2
 
@@ -81,7 +81,7 @@ def find_proxy(client: httpx2.AsyncClient, base_url: str) -> Proxy | None:
 
 
 def unusable_proxy() -> TeacherRefused:
-    """What to raise where the client cannot be made with the proxies of the environment."""
+    """Return the error to raise if the client cannot be created with the proxies of the environment."""
     named = {name: os.environ[name] for name in _variables("http", "https", "all") if os.environ.get(name)}
     listed = ", ".join(f"{name} is {without_secrets(url)!r}" for name, url in named.items())
     return TeacherRefused(
@@ -91,7 +91,7 @@ def unusable_proxy() -> TeacherRefused:
 
 
 def around(base_url: str) -> str:
-    """How a server is reached without the proxy."""
+    """Return advice on how to bypass the proxy."""
     return f"set NO_PROXY={urlsplit(base_url).hostname} to go around it"
 
 
@@ -100,6 +100,6 @@ def _variables(*schemes: str) -> list[str]:
 
 
 def _variable(scheme: str) -> str:
-    """The variable that the proxy of a scheme is read from: its own before that of all, lower case before upper."""
+    """Return the variable that sets a scheme's proxy: <scheme>_proxy before all_proxy, lower case before upper case."""
     names = _variables(scheme, "all")
     return next((name for name in names if os.environ.get(name)), "the system's settings")

@@ -1,11 +1,11 @@
-"""Read what servers say when something is wrong: the words, the code, and the status that the code stands for.
+"""Parse servers' error bodies: the message, the code, and the HTTP status that the code stands for.
 
-    said = read_error(data)                 # of an error status, or of an answer with status 200
+    said = read_error(data)                 # from an error status, or from a response with status 200
     said.status_of(200), said.words
 
-Servers say the same thing in many forms: {"error": {"message", "code", "type", "param"}}, {"error": "words"}, {"object":
-"error", "message", "code"}, {"type": "error", "error": {...}}, {"detail": ...}, and, inside an answer with status 200, an
-error beside the choices or within one of them.
+Servers report an error in many forms: {"error": {"message", "code", "type", "param"}}, {"error": "words"}, {"object":
+"error", "message", "code"}, {"type": "error", "error": {...}}, {"detail": ...}, and, in a response with status 200, an
+error next to the choices or inside one of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_NAMED: dict[int, set[str]] = {  # codes and types in words, and the status that says the same
+_NAMED: dict[int, set[str]] = {  # status -> the codes and types that mean the same
     400: {"context_length_exceeded", "invalid_request_error", "bad_request", "content_policy_violation"},
     401: {"invalid_api_key", "authentication_error", "invalid_authentication", "unauthorized", "unauthenticated"},
     402: {
@@ -36,34 +36,34 @@ _NAMED: dict[int, set[str]] = {  # codes and types in words, and the status that
 }
 _STATUSES = {name: status for status, names in _NAMED.items() for name in names}
 _OF_SETTINGS = {"unsupported_parameter", "unsupported_value", "unknown_parameter", "invalid_parameter"}
-_OF_MESSAGES = ("messages", "prompt", "input", "contents")  # the parameters of a request that are the prompt
-_VAGUE = {400, 422, 429}  # statuses that a code in words may make more precise
-_WITHOUT_ERRORS = {"logprobs", "usage", "prompt_logprobs"}  # large parts of an answer
+_OF_MESSAGES = ("messages", "prompt", "input", "contents")  # request parameters that contain the prompt
+_VAGUE = {400, 422, 429}  # statuses that a named code may refine
+_WITHOUT_ERRORS = {"logprobs", "usage", "prompt_logprobs"}  # large fields of a response, not searched for errors
 _DEPTH = 6
 
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """An error in a server's words."""
+    """An error as a server reports it."""
 
     message: str
     code: str = ""  # "502", "invalid_api_key"
     kind: str = ""  # its `type`
-    parameter: str = ""  # of the request, where it names one
+    parameter: str = ""  # the request parameter at fault, if named
 
     @property
     def words(self) -> str:
-        """All of it, for people and for patterns."""
+        """Message, code and type in one string, for display and for pattern matching."""
         return " ".join(part for part in (self.message, self.code, self.kind) if part)
 
     @property
     def is_of_settings(self) -> bool:
-        """Whether a parameter is refused that every request has."""
+        """Whether the server refuses a parameter that every request has."""
         named = {self.code.lower(), self.kind.lower()} & _OF_SETTINGS
         return bool(named) and not self.parameter.lower().startswith(_OF_MESSAGES)
 
     def status_of(self, status: int) -> int:
-        """The status that this is: a code says more than 200, 400, 422 or 429 does. 200 where it says nothing."""
+        """Return the status that a code stands for, if it refines a `status` of 200, 400, 422 or 429; else `status`."""
         for name in (self.code, self.kind):
             known = _STATUSES.get(name.lower())
             if known is not None and (status == 200 or (status in _VAGUE and known not in {400, 429, 500})):
@@ -74,7 +74,7 @@ class ErrorBody:
 
 
 def read_error(data: Mapping[str, Any]) -> ErrorBody | None:
-    """The error that a body tells of, wherever in it; None where it tells of none."""
+    """Return the error that a body reports, at any level; None if it reports none."""
     if data.get("object") == "error":
         return _error(data)
     return _find(data, _DEPTH)
@@ -94,7 +94,7 @@ def _find(value: Any, depth: int) -> ErrorBody | None:
 
 
 def _error(error: Any, beside: Mapping[str, Any] | None = None) -> ErrorBody:
-    """An `error` field: an object, or words with the code beside them."""
+    """Parse an `error` field: an object, or a string with the code next to it."""
     if not isinstance(error, dict):
         beside = beside or {}
         return ErrorBody(str(error), _text(beside.get("code")), _text(beside.get("type")), _text(beside.get("param")))

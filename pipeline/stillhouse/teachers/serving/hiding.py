@@ -1,10 +1,10 @@
-"""Cut a secret out of texts that others wrote, in whatever form it stands there.
+"""Redact a secret from texts of other programs, in any encoding.
 
     hide = Hiding(key)
     hide(server_words)          # "you came with Bearer ***"
 
-A server repeats a key as it got it, or as its framework quotes it: percent-encoded in a URL, escaped in JSON, HTML or a
-Python literal, in base64. A key may have any characters, so no pattern of what keys look like can find it.
+A server repeats a key as it received it, or as its framework escapes it: percent-encoded in a URL, escaped in JSON, HTML or
+a Python literal, or in base64. A key may contain any characters, so no generic key pattern can find it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import html
 import re
 
 _MARK = "***"
-_SHORT = 8  # characters: a shorter secret may be a part of an ordinary word, and counts as a whole word alone
-_KNOWN_FORM = re.compile(r"\bsk-[\w*-]{6,}")  # of other keys, and of keys that a server has masked in part
+_SHORT = 8  # characters: a shorter secret may occur inside an ordinary word, so it is matched as a whole word
+_KNOWN_FORM = re.compile(r"\bsk-[\w*-]{6,}")  # matches other keys, and keys that a server has partly masked
 _USER = re.compile(r"(?<=://)[^/\s@]+@")  # user and password in a URL, such as a proxy's
 
 
 class Hiding:
-    """Callable: a text without the secret. An empty secret is in no text."""
+    """A callable that returns a text without the secret. An empty secret is never matched."""
 
     def __init__(self, secret: str) -> None:
         self._pattern = re.compile(_any_form(secret), re.I) if secret else None
@@ -32,7 +32,7 @@ class Hiding:
 
 
 def _any_form(secret: str) -> str:
-    """A pattern for a secret, as it is or in base64, in any quoting."""
+    """Return a pattern for a secret, plain or in base64, with any escaping."""
     encoded = secret.encode()
     in_base64 = {kind(encoded).decode().rstrip("=") for kind in (base64.b64encode, base64.urlsafe_b64encode)}
     forms = [_in_any_quoting(secret), *(_in_any_quoting(form) + "(?:=|%3d)*" for form in sorted(in_base64))]
@@ -45,7 +45,7 @@ def _in_any_quoting(text: str) -> str:
 
 
 def _quoted(character: str) -> str:
-    """A pattern for one character, as it is or as a URL, JSON, HTML or a Python literal has it."""
+    """Return a pattern for one character, plain or escaped for a URL, JSON, HTML or a Python literal."""
     code = ord(character)
     forms = (
         rf"\\*{re.escape(character)}",

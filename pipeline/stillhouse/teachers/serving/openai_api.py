@@ -1,13 +1,13 @@
-"""One attempt at an OpenAI-compatible server, and what its failures mean.
+"""Make one attempt at an OpenAI-compatible server, and classify its failures.
 
     api = OpenAiApi(endpoint)
     reply = await api.post("/chat/completions", {"model": ..., "messages": [...]})
     reply.data["choices"]
 
-The `openai` package says what a request looks like (URL, authorization, organisation) and carries it on its aiohttp
-transport. Bodies go out and come in as bytes through orjson, past the client's typed parameters, answers and retries: those
-cost three times as much as the request itself (docs/benchmarks.md). Whatever goes wrong is raised as `TryAgain` or
-`TeacherRefused`, or comes back as a `Refusal`; the API key is cut out of every message.
+The `openai` package determines the form of a request (URL, authorization, organization) and provides its aiohttp transport.
+Bodies are encoded and decoded by orjson as bytes, bypassing the client's typed parameters, responses and retries: these
+cost three times as much as the request itself (docs/benchmarks.md). Every failure is raised as `TryAgain` or
+`TeacherRefused`, or returned as a `Refusal`; the API key is redacted from every message.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from stillhouse.teachers.serving.waits import pause_asked, retry_after
 if TYPE_CHECKING:
     import httpx2
 
-_SHOWN = 300  # characters of a server's words in a message
-NO_KEY = "none"  # what a server that needs no key is sent
-_CONNECTIONS = 4096  # more than any concurrency: waiting is the engine's to decide
+_SHOWN = 300  # most characters of a server's message in one of ours
+NO_KEY = "none"  # the key sent to a server that needs none
+_CONNECTIONS = 4096  # above any concurrency: the engine limits requests
 _POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
-_OF_EVERYBODY = re.compile(  # a 400 that every prompt would get, where no code says so
+_OF_EVERYBODY = re.compile(  # a 400 that every prompt would get, if no code says so
     r"model_not_found|invalid_api_key|unrecognized request argument|api.?key.{0,30}(?:not valid|invalid|expired|not found)"
     r"|(?:incorrect|invalid|missing|no) api.?key"
     r"|(?:credit|account) balance|insufficient (?:balance|credit|fund|quota)|(?:out of|not enough) credits",
@@ -54,48 +54,48 @@ _STOP = {
     405: "the URL takes no such request",
     407: "a proxy wants to know who asks",
 }
-_OF_A_PROMPT = {400, 413, 422}  # the only statuses that may say something of one prompt
-_PASSING = {408, 409, 423, 424, 425}  # another attempt may get an answer
-_BUSY = {429, 502, 503, 529}  # of the server, whatever the prompt
-_STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")  # the first line of a stream of events
+_OF_A_PROMPT = {400, 413, 422}  # the only statuses that may concern one prompt
+_PASSING = {408, 409, 423, 424, 425}  # transient
+_BUSY = {429, 502, 503, 529}  # the server is busy, whichever prompt it gets
+_STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")  # the first line of an event stream (SSE)
 
 
 class Timeouts(Settings):
-    """Seconds after which an attempt is given up."""
+    """Timeouts of an attempt, in seconds."""
 
     connect: float = Field(default=10, gt=0)
-    read: float = Field(default=300, gt=0)  # between two pieces of an answer
+    read: float = Field(default=300, gt=0)  # between two chunks of a response
     total: float = Field(default=600, gt=0)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the server is, and how long it may take. The key is a secret and shows in no repr."""
+    """A server's address, key and timeouts. The key is a secret and is not shown in the repr."""
 
     base_url: str
     key: SecretStr
     timeouts: Timeouts
-    direct: bool = False  # whether proxies of the environment are passed by: a server that this process started
+    direct: bool = False  # whether to bypass the proxies of the environment, for a server that this process started
 
 
 @dataclass(frozen=True)
 class Content:
-    """What came with status 200, unread."""
+    """The body of a response with status 200, not parsed."""
 
     body: bytes
-    pause: float  # seconds in which the server wants no further request, by its rate-limit headers
+    pause: float  # seconds until the next request may be sent, by the rate-limit headers
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A JSON object that came with status 200."""
+    """A JSON object from a response with status 200."""
 
     data: Mapping[str, Any]
     pause: float
 
 
 class OpenAiApi:
-    """Used from one event loop; the connection is opened by the first request."""
+    """A client of one server, used from one event loop; the first request opens the connection."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -106,10 +106,11 @@ class OpenAiApi:
         return self._endpoint.base_url
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Reply | Refusal:
-        """One attempt, and the JSON object that it gave.
+        """Make one attempt and return the JSON object of the response.
 
         Raises:
-            TryAgain, TeacherRefused: as `fetch` does; what is no JSON object is tried again too.
+            TryAgain: the attempt failed or the response is not a JSON object, and another attempt may succeed.
+            TeacherRefused: the server answers no request with this key and model.
         """
         content = await self.fetch(path, body)
         if isinstance(content, Refusal):
@@ -122,16 +123,16 @@ class OpenAiApi:
     async def fetch(
         self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
     ) -> Content | Refusal:
-        """One attempt.
+        """Make one attempt and return the body of the response.
 
         Args:
-            path: below the base URL.
-            body: what is posted; None to get.
-            beside_v1: the path is not below the base URL but below that without its `/v1`, as vLLM's own ones are.
+            path: the path below the base URL.
+            body: the JSON body to post; None for a GET request.
+            beside_v1: whether the path is below the base URL without its `/v1`, as vLLM's management endpoints are.
 
         Raises:
-            TryAgain: it gave nothing, another may.
-            TeacherRefused: the server answers nobody with this key and model.
+            TryAgain: the attempt failed, and another may succeed.
+            TeacherRefused: the server answers no request with this key and model.
         """
         import aiohttp
         import httpx2
@@ -146,7 +147,7 @@ class OpenAiApi:
                 response = await http.send(request)
         except (httpx2.HTTPError, aiohttp.ClientError) as error:
             self._lost(error, proxy)
-        except ValueError as error:  # an answer's first line or headers that are no text
+        except ValueError as error:  # a status line or headers that cannot be decoded
             said = self.shown(str(error))
             raise TryAgain("malformed", f"an answer that cannot be read ({said})", cost_usd=None) from None
         except TimeoutError:
@@ -157,11 +158,11 @@ class OpenAiApi:
         return Content(response.content, pause_asked(response.headers))
 
     def unreadable(self, body: bytes, why: str) -> NoReturn:
-        """What a body with status 200 means that is no answer.
+        """Raise the error for a body with status 200 that cannot be read.
 
         Raises:
-            TeacherRefused: the server streams its answers, whatever it is asked.
-            TryAgain: another attempt may get an answer.
+            TeacherRefused: the server streams its answers although the request does not ask for it.
+            TryAgain: another attempt may get a readable answer.
         """
         said = self.shown(body.decode("utf-8", "replace"))
         if _STREAM.match(body):
@@ -172,7 +173,7 @@ class OpenAiApi:
         raise TryAgain("malformed", f"status 200 with {why}: {said}", cost_usd=None)
 
     async def close(self) -> None:
-        """Close the connections, if there are any."""
+        """Close the connections, if any are open."""
         self.__dict__.pop("_proxy", None)
         http = self.__dict__.pop("_http", None)
         if http is not None:
@@ -188,7 +189,7 @@ class OpenAiApi:
             return openai.DefaultAioHttpClient(
                 limits=httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
                 timeout=self._timeout,
-                follow_redirects=False,  # the key goes where the recipe says, and nowhere else
+                follow_redirects=False,  # send the key only to the URL of the recipe
                 trust_env=not self._endpoint.direct,
             )
         except (ValueError, httpx2.InvalidURL):
@@ -200,7 +201,7 @@ class OpenAiApi:
 
     @property
     def _where(self) -> str:
-        """Who answers: the server, or a proxy in its place."""
+        """The server, and the proxy that requests go through, for messages."""
         proxy = self.__dict__.get("_proxy")
         return f"{self._endpoint.base_url} through {proxy}" if proxy else self._endpoint.base_url
 
@@ -235,7 +236,7 @@ class OpenAiApi:
         return httpx2.Headers(sent)
 
     def _request(self, path: str, body: Mapping[str, Any] | None, *, beside: bool) -> httpx2.Request:
-        """Built from parts that are parsed once: the client's own way parses URL and headers anew each time."""
+        """Build a request from parts parsed once: the client would parse URL and headers for every request."""
         import httpx2
 
         base = urls.beside_v1(self._endpoint.base_url) if beside else self._endpoint.base_url
@@ -245,11 +246,11 @@ class OpenAiApi:
         return httpx2.Request(method, url, headers=self._headers, content=content, extensions=limits)
 
     def _lost(self, error: Exception, proxy: Proxy | None) -> NoReturn:
-        """No status came: nothing was sent, the server was not reached, or the connection broke, perhaps in mid-answer."""
+        """Raise the error for a request that got no status: not sent, server not reached, or connection broken."""
         raise without_status(error, self._endpoint.base_url, proxy, self._endpoint.timeouts.read, self.shown) from None
 
     def _refused(self, response: httpx2.Response) -> Refusal:
-        """What an error status means."""
+        """Handle a response with an error status."""
         status = response.status_code
         if status < 400:
             moved = self.shown(response.headers.get("location", ""))
@@ -262,17 +263,17 @@ class OpenAiApi:
         return self.judge(status, error, wait=retry_after(response.headers))
 
     def judge(self, status: int, error: ErrorBody, *, wait: float = 0.0, cost_usd: float | None = 0.0) -> Refusal:
-        """What an error means: of this prompt, of the server just now, or of everybody.
+        """Classify an error: it concerns this prompt, the server at this moment, or every request.
 
         Args:
-            status: the answer's; 200 for an error within an answer, which is the status that its code says.
-            error: what the body says.
-            wait: seconds that the server asks to wait.
-            cost_usd: what the attempt cost; None where it may have been billed and nobody knows.
+            status: the status of the response; 200 for an error inside a response, whose code then gives the status.
+            error: the parsed error body.
+            wait: seconds to wait, as requested by the server.
+            cost_usd: the cost of the attempt; None if it may have been billed and the cost is not known.
 
         Raises:
-            TryAgain: it gave nothing, another attempt may.
-            TeacherRefused: the server answers nobody with this key, model and settings.
+            TryAgain: the attempt failed, and another may succeed.
+            TeacherRefused: the server answers no request with this key, model and settings.
         """
         said, status = status, error.status_of(status)
         told = f"{self._where} said {said}{' with an error' * (said == 200)}: {self.shown(error.words)}"
@@ -285,9 +286,9 @@ class OpenAiApi:
         if status in _BUSY:
             overloaded = status != 502
             raise TryAgain("overloaded", told, of_server=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd)
-        if status == 504:  # a gateway gave up; the model behind it may have gone on
+        if status == 504:  # a gateway timed out; the model behind it may still be generating
             raise TryAgain("timeout", told, overloaded=True, wait=wait, cost_usd=None)
-        if status == 500 and TOO_LONG_CODE.search(error.words):  # llama.cpp, and gateways in front of others
+        if status == 500 and TOO_LONG_CODE.search(error.words):  # llama.cpp, and gateways in front of other servers
             return Refusal("too-long", told, suspect="500")
         if status >= 500 or status in _PASSING:
             raise TryAgain("server-error", told, wait=wait, cost_usd=cost_usd)
@@ -305,7 +306,7 @@ class OpenAiApi:
         return Refusal(reason, told, suspect=str(status))
 
     def shown(self, text: str) -> str:
-        """What may be told of a server's words: short, on one line, without the key."""
+        """Sanitize a server's text for a message: truncated, on one line, without the key."""
         return " ".join(self._hide(text).split())[:_SHOWN]
 
     @cached_property
@@ -315,7 +316,7 @@ class OpenAiApi:
 
 
 def _json_object(content: bytes) -> Mapping[str, Any] | None:
-    """The object in a body, or None. An answer was paid for: NaN, lone surrogates and invalid UTF-8 are tolerated."""
+    """Parse a body as a JSON object, or return None. Tolerates NaN, lone surrogates and invalid UTF-8: it was paid for."""
     try:
         data = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -327,13 +328,13 @@ def _json_object(content: bytes) -> Mapping[str, Any] | None:
 
 
 def error_in(body: bytes) -> ErrorBody | None:
-    """The error that the bytes of an answer tell of; None where they tell of none, or are no JSON object."""
+    """Return the error that the body of a response reports; None if it reports none or is not a JSON object."""
     data = _json_object(body)
     return read_error(data) if data is not None else None
 
 
 def _encodable(value: Any) -> Any:
-    """A JSON value whose texts can all be written as UTF-8."""
+    """Return a JSON value whose strings can all be encoded as UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):

@@ -1,9 +1,9 @@
-"""Several servers of one model as one: the least busy first; one that fails is set aside, tried again, and taken back.
+"""Load balancing over several servers of one model: the least busy first; one that fails is set aside and retried later.
 
     replicas = Replicas([OpenAiApi(endpoint) for endpoint in endpoints])
     content = await replicas.fetch("/completions", body)
 
-A request whose server fails goes to the next one at once, so that nobody notices while one is well.
+If a server fails, its request goes to the next one at once, so failures stay invisible while one server works.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stillhouse.errors import TeacherRefused, TeacherUnavailable
 from stillhouse.teachers.base import Refusal, TryAgain
 from stillhouse.teachers.serving.openai_api import Content
 
-_FIRST_REST = 1.0  # seconds that a server which failed is left alone; doubled each time, up to
+_FIRST_REST = 1.0  # seconds that a failed server is set aside; doubled at each failure, up to
 _LONGEST_REST = 30.0
 
 
 class Api(Protocol):
-    """One server, as `OpenAiApi` is."""
+    """A client of one server, such as `OpenAiApi`."""
 
     async def fetch(
         self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
@@ -33,8 +33,8 @@ class Api(Protocol):
 class _Replica:
     api: Api
     outstanding: int = 0
-    rest: float = 0.0  # seconds, 0 where it is well
-    back_at: float = 0.0  # time.monotonic() at which it is tried again
+    rest: float = 0.0  # seconds that it is set aside, 0 if it works
+    back_at: float = 0.0  # time.monotonic() from which it is used again
 
     def failed(self) -> None:
         self.rest = min(_LONGEST_REST, self.rest * 2 or _FIRST_REST)
@@ -42,22 +42,23 @@ class _Replica:
 
 
 class Replicas:
-    """Used from one event loop; see the module's docstring."""
+    """Several servers of one model behind one `fetch`; use it from one event loop."""
 
     def __init__(self, apis: Sequence[Api]) -> None:
         self._replicas = [_Replica(api) for api in apis]
 
     async def fetch(self, path: str, body: Mapping[str, Any], *, surely_well: bool = False) -> Content | Refusal:
-        """One attempt at each server that is not set aside, until one answers.
+        """Try the servers that are not set aside, the least busy first, until one answers.
 
         Args:
-            path: below the base URL.
-            body: what is posted.
-            surely_well: ask a server only after it said that its engine is alive, so that what comes of the request is of
-                its own making.
+            path: the path below the base URL.
+            body: the JSON body to post.
+            surely_well: whether to check a server's health before sending, so that an engine's death can be attributed to
+                this request.
 
         Raises:
-            TryAgain, TeacherUnavailable: as the last server that was tried said it, or none is there to be tried.
+            TryAgain: the attempt failed, or every server is set aside.
+            TeacherUnavailable: every server is set aside, the last one because it can answer no request.
         """
         tried: set[int] = set()
         trouble: TryAgain | None = None
@@ -94,10 +95,10 @@ class Replicas:
 
 
 async def _see_that_it_is_well(api: Api) -> None:
-    """vLLM's /health fails from the moment on at which its engine is known to be dead; the process may live on a while."""
+    """Raise `TryAgain` if vLLM's /health fails, which it does once the engine is dead, even if the process still runs."""
     try:
         await api.fetch("/health", beside_v1=True)
     except TryAgain as trouble:
         raise TryAgain("unreachable", f"the server is not well: {trouble.reason}", of_server=True) from None
-    except TeacherRefused:  # a gateway that hides it
+    except TeacherRefused:  # a gateway that does not forward /health
         return

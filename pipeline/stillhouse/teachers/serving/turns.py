@@ -1,4 +1,4 @@
-"""Many at once, or one alone: who is suspected of killing an engine is asked with nothing else under way."""
+"""A shared/exclusive lock: a request suspected of killing an engine is sent with no other request in flight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """Used from one event loop. One who wants to be alone goes before all who come later."""
+    """A shared/exclusive lock for one event loop. A waiter for exclusive access goes before all later ones."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
@@ -18,7 +18,7 @@ class Turns:
 
     @asynccontextmanager
     async def together(self) -> AsyncIterator[None]:
-        """Wait until nobody is, or wants to be, alone."""
+        """Shared access: wait until no exclusive access is held or waited for."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._alone and not self._wanting_alone)
             self._together += 1
@@ -31,7 +31,7 @@ class Turns:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Wait until nobody else is under way."""
+        """Exclusive access: wait until no other access is held."""
         async with self._changed:
             self._wanting_alone += 1
             try:

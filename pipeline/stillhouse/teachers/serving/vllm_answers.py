@@ -1,14 +1,16 @@
-"""The bytes of one answer of vLLM's /v1/completions (one prompt, n = 1), read into arrays.
+"""Parse a response of vLLM's /v1/completions (one prompt, n = 1) into arrays.
 
     read_generated(content, k=50).soft                      # {"logprobs": 50, "return_token_ids": true, ...}
     read_scored(content, 50, completion=token_ids).soft     # {"echo": true, "max_tokens": 0, "logprobs": 50, ...}
 
-Both requests have "return_tokens_as_token_ids" too. Nearly all of an answer is `top_logprobs`, some 2 kB a token at k = 50:
+Both requests also set "return_tokens_as_token_ids". Nearly all of a response is `top_logprobs`, about 2 kB per token at
+k = 50:
 
     "top_logprobs": [{"token_id:504": -1.86, "token_id:60": -1.96, ...}, ...]
 
-No Python object is made of what stands there: NumPy finds the quotes of all keys, and Arrow reads the numbers beside them
-where they are. What is not laid out as expected is parsed by orjson, written anew, and then read or refused.
+These entries are not turned into Python objects: NumPy finds the quotes of all keys, and Arrow parses the numbers next to
+them in place. If the layout is not as expected, orjson parses the response, it is serialized again, and then read or
+refused.
 """
 
 from __future__ import annotations
@@ -25,26 +27,26 @@ import pyarrow as pa
 
 from stillhouse.records import SoftLabels
 
-TAIL_FLOOR = 1e-7  # of the tail's mass: what 1 - sum leaves is known to about 1e-6, see `_soft_labels`
-_SUM_AT_MOST = 1.01  # more than that is no distribution
+TAIL_FLOOR = 1e-7  # least tail mass: 1 - sum is accurate to about 1e-6, see `_soft_labels`
+_SUM_AT_MOST = 1.01  # a larger sum of probabilities is refused
 _FLOAT16_MIN = float(np.finfo(np.float16).min)
 _KEY = b'"token_id:'
-_FIRST = (b"{", b"null,{", b"null, {", b"null")  # what may stand before the first key
-_TOP_LOGPROBS = re.compile(rb'"top_logprobs"\s*:\s*\[')  # quotes inside a JSON string have a backslash: this is a key
+_FIRST = (b"{", b"null,{", b"null, {", b"null")  # bytes allowed before the first key
+_TOP_LOGPROBS = re.compile(rb'"top_logprobs"\s*:\s*\[')  # quotes inside a JSON string are escaped, so this is a key
 _PROMPT_LOGPROBS, _AFTER_PROMPT_LOGPROBS = b'"prompt_logprobs":[', b'],"prompt_token_ids":'
 
 _Ids: TypeAlias = npt.NDArray[np.int32]
-_Places: TypeAlias = npt.NDArray[np.int32]  # in the bytes
+_Places: TypeAlias = npt.NDArray[np.int32]  # byte offsets
 
 
 @dataclass(frozen=True)
 class VllmAnswer:
-    """One answer; its soft labels are None where no log-probabilities were asked for."""
+    """One answer; its soft labels are None if no log-probabilities were requested."""
 
     text: str
-    finish_reason: str | None  # as the server says it
-    prompt_token_ids: _Ids | None  # None where the request did not ask for them
-    token_ids: _Ids  # (time,) what was written, the end token included
+    finish_reason: str | None  # in the server's words
+    prompt_token_ids: _Ids | None  # None if they were not requested
+    token_ids: _Ids  # (time,) completion tokens, the end token included
     logprobs: npt.NDArray[np.float32] | None  # (time,) of those tokens
     soft: SoftLabels | None  # (time, k)
     usage: Mapping[str, Any]
@@ -52,10 +54,10 @@ class VllmAnswer:
 
 
 def read_generated(content: bytes, k: int | None) -> VllmAnswer:
-    """What was written for a prompt; `k` is the request's `logprobs`, None where it had none.
+    """Parse a generated completion; `k` is the request's `logprobs`, None if it was not set.
 
     Raises:
-        ValueError: it cannot be read, or is no answer to such a request.
+        ValueError: the response cannot be parsed, or does not answer such a request.
     """
     opened = _opened(content)
     token_ids = _token_ids(opened.choice.get("token_ids"), "token_ids")
@@ -67,10 +69,10 @@ def read_generated(content: bytes, k: int | None) -> VllmAnswer:
 
 
 def read_scored(content: bytes, k: int, completion: Sequence[int]) -> VllmAnswer:
-    """What the model makes of the tokens of `completion`, the last of an echoed prompt: (time) is their number.
+    """Parse the scores of the tokens of `completion`, the last tokens of an echoed prompt; their number is (time).
 
     Raises:
-        ValueError: it cannot be read, or is no answer to such a request.
+        ValueError: the response cannot be parsed, or does not answer such a request.
     """
     opened = _opened(content)
     token_ids = _token_ids(list(completion), "completion")
@@ -85,7 +87,7 @@ def read_scored(content: bytes, k: int, completion: Sequence[int]) -> VllmAnswer
 
 @dataclass(frozen=True)
 class _Opened:
-    """An answer as JSON. `span` is where in `content` its top_logprobs stand; None where `choice` holds them."""
+    """A response as JSON. `span` is the byte range of its top_logprobs in `content`; None if `choice` contains them."""
 
     content: bytes
     data: Mapping[str, Any]
@@ -100,7 +102,7 @@ class _Opened:
         return found
 
     def answer(self, token_ids: _Ids, k: int | None, prompt_length: int | None = None) -> VllmAnswer:
-        """With the labels of `token_ids`, which are the last that the answer tells of."""
+        """Return the answer with the soft labels of `token_ids`, which are the last tokens of the response."""
         text, reason, usage = self.choice.get("text"), self.choice.get("finish_reason"), self.data.get("usage")
         if not isinstance(text, str) or not isinstance(reason, str | None) or not isinstance(usage, dict):
             raise ValueError("no text, finish_reason or usage")
@@ -132,24 +134,24 @@ class _Opened:
 
 
 def _opened(content: bytes) -> _Opened:
-    """All but top_logprobs parsed, wherever these can be told apart."""
+    """Parse everything except top_logprobs, if these can be separated; else parse everything."""
     key = _TOP_LOGPROBS.search(content)
     end = content.find(b"]", key.end()) if key else -1
     if key is None or end < 0:
         return _parsed(content)
     rest = content[end:]
-    if (prompt := rest.find(_PROMPT_LOGPROBS)) >= 0:  # of an echo: twice as large, and says the same
+    if (prompt := rest.find(_PROMPT_LOGPROBS)) >= 0:  # an echo repeats it all in here, twice as large
         after = rest.find(_AFTER_PROMPT_LOGPROBS, prompt)
         rest = rest[: prompt + len(_PROMPT_LOGPROBS)] + rest[after:] if after >= 0 else rest
     try:
         opened = _parsed(content, content[: key.end()] + rest, (key.end(), end))
         return opened if opened.listed("top_logprobs") == [] else _parsed(content)
-    except ValueError:  # the bracket stood in a key
+    except ValueError:  # the bracket was inside a key
         return _parsed(content)
 
 
 def _parsed(content: bytes, json: bytes | None = None, span: tuple[int, int] | None = None) -> _Opened:
-    data = orjson.loads(content if json is None else json)  # its error is a ValueError
+    data = orjson.loads(content if json is None else json)  # raises a ValueError
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise ValueError("no answer with one choice")
@@ -157,7 +159,7 @@ def _parsed(content: bytes, json: bytes | None = None, span: tuple[int, int] | N
 
 
 def _written_anew(rows: list[Any], token_ids: _Ids) -> bytes:
-    """The rows as JSON that `_in_place` can read, the token of `token_ids` first in each."""
+    """Serialize the rows as JSON that `_in_place` can parse, each row with its token of `token_ids` first."""
     names = [f"token_id:{token}" for token in token_ids.tolist()]
     for row, name in zip(rows, names, strict=True):
         if not isinstance(row, dict) or name not in row:
@@ -167,7 +169,7 @@ def _written_anew(rows: list[Any], token_ids: _Ids) -> bytes:
 
 @dataclass(frozen=True)
 class _Entries:
-    """Rows of top_logprobs, one after the other."""
+    """The entries of all rows of top_logprobs, concatenated."""
 
     token_ids: _Ids  # (entries,)
     logprobs: npt.NDArray[np.float64]  # (entries,)
@@ -175,10 +177,10 @@ class _Entries:
 
 
 def _in_place(content: bytes, span: tuple[int, int], token_ids: _Ids, total: int) -> _Entries | None:
-    """The last rows of what stands in `span`, `total` rows in all; None where it is not laid out as expected.
+    """Parse the last rows of `span`, which has `total` rows; return None if the layout is not as expected.
 
-    Expected is JSON with one space after every colon and comma, or with none; each row begins with its token of
-    `token_ids`, and null may stand for the very first row.
+    Expected is JSON with one space after every colon and comma, or none; each row starts with its token of `token_ids`, and
+    the very first row may be null.
     """
     begin, end = span
     time = len(token_ids)
@@ -194,14 +196,14 @@ def _in_place(content: bytes, span: tuple[int, int], token_ids: _Ids, total: int
         return None
     if not time:
         return _Entries(token_ids, np.zeros(0), starts[:0])
-    skipped = starts[-time]  # the entries of an echoed prompt
+    skipped = starts[-time]  # number of entries of the echoed prompt
     opening, closing, before, starts = opening[skipped:], closing[skipped:], before[skipped:], starts[-time:] - skipped
 
     space = int(content[closing[0] + 2] == ord(" "))
     after_comma, after_colon = (ord(" "), ord(" ")) if space else (ord(","), ord(":"))
-    begins = closing + np.int32(2 + space)  # of the log-probabilities
+    begins = closing + np.int32(2 + space)  # byte offsets of the log-probabilities
     ends = np.append(opening[1:] - np.int32(1 + space), np.int32(end - 1))
-    ends[starts[1:] - 1] -= 2  # "},{" rather than ","
+    ends[starts[1:] - 1] -= 2  # these are followed by "},{" instead of ","
     inner = before == after_comma
     inner[starts] = text.take(opening[starts] - 2) == after_comma
     inner[0] = content[end - 1] == ord("}")
@@ -220,7 +222,7 @@ def _in_place(content: bytes, span: tuple[int, int], token_ids: _Ids, total: int
 
 
 def _cast(content: bytes, begins: _Places, ends: _Places, kind: pa.DataType) -> npt.NDArray[Any]:
-    """content[begins[i]:ends[i]] as numbers: an Arrow array lies over the bytes, and what is between them is null."""
+    """Parse content[begins[i]:ends[i]] as numbers, with an Arrow array over the bytes in which the gaps are null."""
     count = len(begins)
     offsets = np.empty(2 * count + 1, np.int32)
     offsets[0:-1:2], offsets[1::2], offsets[-1] = begins, ends, ends[-1]
@@ -231,11 +233,12 @@ def _cast(content: bytes, begins: _Places, ends: _Places, kind: pa.DataType) -> 
 
 
 def _soft_labels(entries: _Entries, k: int) -> SoftLabels:
-    """The k most likely of each row, in order, and the mass of all others; equal ones stay in the server's order.
+    """Return the k most likely tokens of each row, sorted, and the tail mass; ties keep the server's order.
 
-    The tail is log(1 - sum exp(logprobs)), in float64 from the numbers as they were sent. Those are float32: rounding
-    them moves the sum by at most 2**-24 * sum p |log p|, 4e-7 at k = 100, and the server's own normaliser by about as much.
-    So a tail below 1e-6 is mostly noise; it is held at `TAIL_FLOOR`, and at the token that was chosen outside the top k.
+    The tail is log(1 - sum exp(logprobs)), in float64 from the numbers as sent. Those are float32: rounding them moves the
+    sum by at most 2**-24 * sum p |log p|, 4e-7 at k = 100, and the server's own normalizer by about as much. So a tail
+    below 1e-6 is mostly noise; it is clamped to at least `TAIL_FLOOR`, and to the probability of a chosen token outside the
+    top k.
     """
     lengths = np.diff(entries.starts, append=len(entries.token_ids))
     odd = np.flatnonzero((lengths < k) | (lengths > k + 1))
@@ -266,7 +269,7 @@ def _token_ids(value: Any, name: str) -> _Ids:
 
 
 def _numbers(value: Any, kinds: str, name: str) -> npt.NDArray[Any]:
-    """A list of finite numbers of those NumPy kinds."""
+    """Convert a list of finite numbers of these NumPy kinds to an array."""
     array = np.array(value if isinstance(value, list) else None)
     if array.ndim == 1 and not array.size:
         return np.zeros(0, np.int64)

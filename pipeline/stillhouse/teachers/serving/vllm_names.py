@@ -1,13 +1,13 @@
-"""How a vLLM teacher is named in requests' keys: what of its settings shapes an answer, and what does not.
+"""A vLLM teacher's identity in request keys: which of its settings shape an answer, and which do not.
 
-| part of the name                      | no part of it                                                                 |
-| the weights by content, or, where     | `check`, `timeouts`, `base_urls`, `api_key_env`: they say how a server is     |
-| they are not here, model and revision | reached and looked at                                                         |
-| `serve.dtype`, `serve.quantization`,  | the rest of `serve`: how much a server takes at once, and where it runs       |
-| where they are not as by default      | `served_name`: another word for `teacher.model`, which parity checks it to be |
+| part of the identity                  | not part of it                                                                |
+| the weights by content or, if they    | `check`, `timeouts`, `base_urls`, `api_key_env`: they say how a server is     |
+| are not local, model and revision     | reached and checked                                                           |
+| `serve.dtype`, `serve.quantization`,  | all other settings of `serve`: the server's capacity and where it runs        |
+| if they are not the defaults          | `served_name`: another name for `teacher.model`, which parity verifies        |
 
-So answers are found whether parity is checked or not. A server that runs already does not say how it computes: its answers
-stand for those of a server of ours, and the other way round.
+So answers are found whether or not parity is checked. A running server does not report its dtype or quantization: its
+answers count as those of a server started by `serve`, and vice versa.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _COMPUTING = ("dtype", "quantization")
 
 
 def vllm_identity(files: ModelFiles, serve: ServeSettings | None, fingerprint: str | None) -> TeacherIdentity:
-    """Who labels; `serve` is None for servers that run already."""
+    """Return the teacher's identity; `serve` is None for servers that are already running."""
     shaping = {
         name: value
         for name in _COMPUTING
@@ -47,10 +47,10 @@ def vllm_identity(files: ModelFiles, serve: ServeSettings | None, fingerprint: s
 def former_vllm_identities(
     files: ModelFiles, serve: ServeSettings | None, kept: Callable[[], Sequence[TeacherIdentity]]
 ) -> Sequence[FormerIdentity]:
-    """The other names that this teacher's answers may be kept under; `kept` reads the teachers of the dataset's versions.
+    """Return other names under which this teacher's answers may be stored; `kept` reads the versions' teachers.
 
-    Earlier releases took the model's name where `check.parity` was false, and samples of the weights where it was true.
-    They left out how a server of ours computes.
+    Earlier releases used the model's name if `check.parity` was false, and samples of the weights if it was true. They left
+    `serve.dtype` and `serve.quantization` out.
     """
     own = vllm_identity(files, serve, None)
     contents: list[str | None] = [own.content_sha256, None]
@@ -78,6 +78,6 @@ def _asked_with(serve: ServeSettings, name: str) -> AskedWith:
 
 
 def _same_model(one: TeacherIdentity, other: TeacherIdentity) -> bool:
-    """Whether two names mean the same model, as far as can be told without its weights."""
+    """Whether two identities name the same model, as far as can be known without its weights."""
     told = ("kind", "model", "revision", "tokenizer_sha256", "chat_template_sha256", "vocabulary_size")
     return all(getattr(one, name) == getattr(other, name) for name in told)

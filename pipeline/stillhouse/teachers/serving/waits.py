@@ -1,10 +1,10 @@
-"""How long a server asks to wait, by the headers of its answer: `retry-after` and the many forms of rate-limit headers.
+"""Parse how long a server asks to wait: `retry-after` and the many forms of rate-limit headers.
 
     retry_after(response.headers)       # of a refusal: seconds
     pause_asked(response.headers)       # of an answer: seconds until the next request may be sent
 
-Servers write the same wait as seconds, as a duration ("1s", "6m0s", "120ms"), as a date, or as a point of time in seconds
-or milliseconds since 1970. Read as a duration, such a point would be a wait of half a century.
+Servers write the same wait as seconds, as a duration ("1s", "6m0s", "120ms"), as a date, or as a timestamp in seconds or
+milliseconds since 1970. Parsed as a duration, a timestamp would be a wait of half a century.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PART = re.compile(
     r"|minutes?|mins?|m|hours?|hrs?|h|days?|d)(?![a-z])",
     re.I,
 )
-_UNITS = (  # the beginning of a unit, the longest first
+_UNITS = (  # prefixes of units, the longest first
     ("nano", 1e-9),
     ("ns", 1e-9),
     ("micro", 1e-6),
@@ -40,13 +40,13 @@ _UNITS = (  # the beginning of a unit, the longest first
     ("h", 3600.0),
     ("d", 86400.0),
 )
-_EPOCH = 1e9  # seconds: a larger number is a point of time (2001 and later) and no duration (of 31 years and more)
-_EPOCH_UNITS = (1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3)  # from where on a point is told in nano-, micro-, milliseconds
-_NOTHING = re.compile(r"\s*(-[\d.]+|0+(\.0*)?)\s*")  # requests or tokens that remain
+_EPOCH = 1e9  # seconds: a larger number is a timestamp (2001 or later), not a duration (over 31 years)
+_EPOCH_UNITS = (1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3)  # from here on, nano-, micro-, milliseconds
+_NOTHING = re.compile(r"\s*(-[\d.]+|0+(\.0*)?)\s*")  # a value of no remaining requests or tokens
 
 
 def retry_after(headers: httpx2.Headers) -> float:
-    """Seconds that a server asks to wait after it refused; 0 where it names none."""
+    """Return the seconds that a server asks to wait after a refusal; 0 if it names none."""
     milliseconds, after = headers.get("retry-after-ms"), headers.get("retry-after")
     if milliseconds and (seconds := _seconds(milliseconds, unit=1e-3)) is not None:
         return seconds
@@ -56,7 +56,7 @@ def retry_after(headers: httpx2.Headers) -> float:
 
 
 def pause_asked(headers: httpx2.Headers) -> float:
-    """Seconds until a `...ratelimit...-reset...` header allows another request; 0 where something remains."""
+    """Return the seconds until a `...ratelimit...-reset...` header allows another request; 0 if some remain."""
     wait = 0.0
     for raw, value in headers.raw:
         name = raw.lower()
@@ -67,18 +67,18 @@ def pause_asked(headers: httpx2.Headers) -> float:
 
 
 def _seconds(text: str, *, unit: float = 1.0) -> float | None:
-    """Seconds from now on of a wait in any form, never below 0; None where the text tells of none.
+    """Parse a wait in any form as seconds from now, never below 0; None if the text contains no wait.
 
     Args:
         text: a header's value.
-        unit: seconds that a number without a unit counts.
+        unit: seconds per unit of a number without a unit.
     """
     text = text.strip().strip("\"'")
     if _PLAIN.fullmatch(text):
         return _of_number(float(text), unit)
     if (moment := _moment(text)) is not None:
         return max(0.0, moment - time.time())
-    if "," in text:  # the same header twice comes as one
+    if "," in text:  # repeated headers are joined by commas
         waits = [wait for part in text.split(",") if (wait := _seconds(part, unit=unit)) is not None]
         return max(waits, default=None)
     if parts := _PART.findall(text):
@@ -88,7 +88,7 @@ def _seconds(text: str, *, unit: float = 1.0) -> float | None:
 
 
 def _of_number(number: float, unit: float) -> float | None:
-    """A duration, or a point of time; None for more than a float holds."""
+    """Return the seconds of a duration, or until a timestamp; None if the number exceeds a float."""
     if math.isinf(number):
         return None
     seconds = number * unit
@@ -98,7 +98,7 @@ def _of_number(number: float, unit: float) -> float | None:
 
 
 def _moment(text: str) -> float | None:
-    """Seconds since 1970 of a date as HTTP or ISO 8601 has it; one without a time zone is UTC."""
+    """Parse an HTTP or ISO 8601 date as seconds since 1970; a date without a time zone is UTC."""
     for read in (datetime.fromisoformat, email.utils.parsedate_to_datetime):
         try:
             moment = read(text)
@@ -109,5 +109,5 @@ def _moment(text: str) -> float | None:
 
 
 def _unit(name: str) -> float:
-    """Seconds of one unit."""
+    """Return the seconds of one unit."""
     return next(seconds for begin, seconds in _UNITS if name.lower().startswith(begin))
