@@ -87,7 +87,7 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor,
 class _Draw(transformers.LogitsProcessor):
     """Samples each row's next token and masks all others.
 
-    Uses inverse transform sampling with one uniform number a row. The library's own sampling draws one for every token of
+    Uses inverse transform sampling with one uniform number per row. The library's own sampling draws one for every token of
     the vocabulary (a fifth of the time, measured on a CPU) from one generator for the whole batch.
     """
 

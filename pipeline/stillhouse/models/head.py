@@ -1,8 +1,8 @@
 """Split a language model in two: the part that computes hidden states (decoder, with an encoder if any), and the head.
 
     parts = split(model)
-    hidden = parts.hidden(batch)              # (positions, width), at the positions that predict completion tokens
-    logits = parts.head(hidden[:512])         # (512, vocabulary) float32
+    hidden = parts.hidden(input_ids, labels, attention_mask=mask)     # (positions, width), where a completion token follows
+    logits = parts.head(hidden[:512])                                 # (512, vocabulary) float32
 
 With a vocabulary of 128,000 the logits of a batch need more memory than the model; computed in chunks, only one chunk is in
 memory. `split` compares the two parts with the whole model on a few tokens. If a model's logits cannot be computed in

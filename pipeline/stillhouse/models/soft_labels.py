@@ -1,6 +1,6 @@
 """Soft labels from a model's logits: the k most likely tokens and the tail mass, or tokens sampled at random.
 
-    notes = notes_for(label.soft, seeds)            # one seed a row
+    notes = notes_for(label.soft, seeds)            # one seed per row
     generate(..., hooks=SoftLabelRecorder(notes).hooks)         # while a teacher generates
     top_k(logits, 32).soft_labels(), sampled(logits, 50, seed)  # when it scores a given text
 

@@ -31,7 +31,7 @@ class Examples:
     Left out are: `too_long` rows of more than `max_length` tokens, `empty` rows without a completion token, and
     `unrendered` rows without any token, whose prompt the chat template cannot render.
 
-    In memory are `lengths` and an index, 12 bytes a row, and the most recently used row groups: `capacity` bytes, or one
+    In memory are `lengths` and an index, 12 bytes per row, and the most recently used row groups: `capacity` bytes, or one
     row group if that is more.
     """
 

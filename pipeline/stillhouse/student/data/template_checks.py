@@ -3,8 +3,8 @@
     check_teacher_template(recipe)
     check_student_template(recipe, student)
 
-Refused is what the recipe causes: a template that does not parse or renders no prompt at all, and a system prompt that the
-template has no place for. A template that refuses some prompts is fine: labelling rejects those one by one. Only the
+They refuse what the recipe causes: a template that does not parse or renders no prompt at all, and a system prompt that the
+template does not support. A template that refuses some prompts is fine: labelling rejects those one by one. Only the
 tokenizer is loaded, no weights.
 """
 

@@ -4,7 +4,7 @@
     sizes = sizes_of(config)                            # 576 hidden channels, 1536 neurons, 9 heads in 3 groups of 64
     refuse_unknown_parameters(config)                   # every parameter must be known and have the shape of these sizes
 
-The table covers the Llama and the T5 families. A new family needs a line in `FAMILIES`, and a case in
+The table covers Llama, T5 and related models. A new family needs a line in `FAMILIES`, and a case in
 tests/student/start/families.py.
 """
 

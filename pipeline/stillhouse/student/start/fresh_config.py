@@ -100,7 +100,7 @@ def ending_of_fresh(files: ModelFiles, teacher: PretrainedConfig, student: Stude
     return GenerationConfig(**{name: tokens.get(name) for name in _TOKENS})
 
 
-# ------------------------------------------------------------------------------------------------------- the two of them
+# ----------------------------------------------------------------------------------------------- the two kinds of config
 
 
 def _config_of_its_own(
@@ -195,7 +195,7 @@ def _for_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dic
     return both
 
 
-# ---------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------------------- checks
 
 
 def _refuse_unknown(given: dict[str, Any], known: set[str], kind: str) -> None:

@@ -176,7 +176,7 @@ def _types(part: Any) -> Iterable[str]:
             yield from _types(nested)
 
 
-# ----------------------------------------------------------------------------------- ids in what is put around a text
+# --------------------------------------------------------------------------------------------- ids in post-processors
 
 
 def _named_ids(part: Any) -> Iterable[int]:

@@ -1,6 +1,6 @@
 """Train a student from a dataset with `transformers.Trainer`, whose arguments keep their names.
 
-    distill(recipe, "white-box")     ->  data/students/<recipe>/white-box/
+    distill(recipe, student, dataset)     ->  data/students/<recipe>/white-box/
 
 After an interruption, a second run resumes from the last complete checkpoint and produces the student that an uninterrupted
 run would have. Once the student is finished, a further run does nothing.
@@ -74,6 +74,7 @@ def prepare_untrained(
         TeacherUnavailable: the model that the student starts from cannot be found.
         TrainingError: the student cannot be built as the recipe says.
         DatasetMissing: the start needs the teacher's completions, and they have not been labelled.
+        DatasetRefused: the dataset that the start needs is damaged, or has another tokenizer.
         StudentBusy: another run is training this recipe's students.
     """
     labelled = start_dataset(recipe, student, labelled)
@@ -116,10 +117,10 @@ def distill(
     `is_teacher` records in the student's card that it will be a teacher (finetuning.py).
 
     Raises:
-        RecipeError: a training argument is unknown or wrong, or the student's chat template renders none of the rows.
-        DatasetRefused: the dataset is damaged, or has another tokenizer.
+        RecipeError: a training argument or a loss option is wrong, or the student's chat template renders none of the rows.
+        DatasetRefused: the dataset is damaged, or its tokenizer or token layout is not the student's.
         StudentBusy: another run is training this recipe's students, and nothing of theirs was changed.
-        TrainingError: this student cannot learn from the rows.
+        TrainingError: this student cannot learn from the rows, or the training has diverged.
     """
     labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
     place = student_folder(recipe, student, student.mode, dataset, labelled)
