@@ -91,7 +91,7 @@ def read_examples(
         split: the split to read.
         lm: the model that learns from the rows.
         soft: whether to read soft labels too.
-        by_text: whether to tokenise the text again, because the rows' token ids are those of another tokenizer.
+        by_text: whether to tokenise the text again, because the rows' token ids have another tokenizer or layout.
         max_length: maximum tokens of prompt and completion.
         capacity: bytes of decoded rows kept in memory (see `Examples`).
         renumbering: map from the teacher's tokens to those of a student with a part of them.
