@@ -1,1 +1,1 @@
-"""Everything that runs or reads a language model."""
+"""Running and reading language models."""

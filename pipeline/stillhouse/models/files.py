@@ -1,7 +1,7 @@
-"""What can be said of a model from its files, without loading it and without torch.
+"""What a model's files say about it, without loading it and without torch.
 
-A model is named by a local folder or a hub id; both end as a folder. Its identity is taken from content, so that a moved
-or renamed folder is the same teacher and a retrained one is not.
+A model is named by a local folder or a hub id; both resolve to a folder. Its identity is a hash of its content, so that a
+moved or renamed folder is the same teacher and a retrained one is not.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _SAFE = "*.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _HASHED = (_SAFE, "*.bin", "*.py")
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-_INDEX = "model.safetensors.index.json"  # of weights in several files
-_AT_ONCE = 4  # weight files that are read side by side
-_SAMPLE = 1 << 16  # bytes of one sample of a weight file, as earlier releases took them
+_INDEX = "model.safetensors.index.json"  # present if the weights are in several files
+_AT_ONCE = 4  # weight files read in parallel
+_SAMPLE = 1 << 16  # bytes of one sample of a weight file, as earlier releases hashed them
 _SAMPLES = 64
-_SAMPLED_WHOLE = _SAMPLE * _SAMPLES  # bytes: evenly spaced samples of a file up to this size leave nothing out
+_SAMPLED_WHOLE = _SAMPLE * _SAMPLES  # bytes: evenly spaced samples cover a file of up to this size completely
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's folder, and the commit it came from where it came from a hub."""
+    """A model's folder, and its commit if it came from a hub."""
 
     name: str
     folder: Path
@@ -56,7 +56,7 @@ class ModelFiles:
 
     @property
     def decoder_start_id(self) -> int | None:
-        """What an encoder-decoder's decoder begins with; None where neither of its configs says, and for a causal model."""
+        """An encoder-decoder's decoder start token; None if neither config sets it, and for a causal model."""
         for settings in (self._generation, self.config):
             start = settings.get("decoder_start_token_id")
             if start is not None:
@@ -65,14 +65,14 @@ class ModelFiles:
 
     @cached_property
     def own_code(self) -> dict[str, str]:
-        """Which of transformers' auto classes have code of the model's own: AutoModelForCausalLM -> modeling_x.XModel."""
+        """The auto classes of transformers for which the model ships code: AutoModelForCausalLM -> modeling_x.XModel."""
         maps = [self._tokenizer_settings.get("auto_map"), self.config.get("auto_map")]
-        named = [{"AutoTokenizer": one} if isinstance(one, list) else one or {} for one in maps]  # a list: of old
+        named = [{"AutoTokenizer": one} if isinstance(one, list) else one or {} for one in maps]  # older: a list
         return {name: str(code) for one in named for name, code in one.items()}
 
     @property
     def needed_code(self) -> list[str]:
-        """The code of its own without which it cannot be loaded; for what else there is, transformers has a class."""
+        """The model's own code that loading needs: entries of `own_code` that transformers has no class for."""
         if not self.own_code:
             return []
         from transformers import CONFIG_MAPPING
@@ -92,7 +92,7 @@ class ModelFiles:
         return self._settings("tokenizer_config.json")
 
     def _settings(self, name: str) -> dict[str, Any]:
-        """One of the folder's JSON files; empty where it is not there."""
+        """Return one of the folder's JSON files; empty if it does not exist."""
         file = self.folder / name
         if not file.is_file():
             return {}
@@ -106,10 +106,10 @@ class ModelFiles:
 
     @cached_property
     def content_sha256(self) -> str:
-        """Names the weights, the config, the model's own code, the tokenizer and the chat template by content.
+        """A hash of the weights, the config, the model's own code, the tokenizer and the chat template.
 
-        Of a weight file all bytes count. They are read once, and what came out is remembered (weights.py). Where earlier
-        releases read all of them too, since no file is larger than its samples, the name is what it was.
+        All bytes of a weight file count; they are read once, and their hash is cached (weights.py). If no file is larger
+        than the samples of earlier releases, which then read all bytes too, the hash is the same as theirs.
         """
         files = self._hashed_files
         if all(file.stat().st_size <= _SAMPLED_WHOLE for file in files):
@@ -121,9 +121,9 @@ class ModelFiles:
 
     @cached_property
     def sampled_sha256(self) -> str:
-        """What earlier releases took for `content_sha256`: of a weight file, 64 samples of 64 KiB.
+        """The `content_sha256` of earlier releases, which hashed 64 samples of 64 KiB of each weight file.
 
-        Answers and students that were paid for under this name are found by it (docs/labelling.md).
+        Answers and students that were paid for are stored under this name and are found by it (docs/labelling.md).
         """
         digest = hashlib.sha256()
         for file in self._hashed_files:
@@ -134,7 +134,7 @@ class ModelFiles:
 
     @property
     def has_weights(self) -> bool:
-        """Whether all its weight files are here: a hub's model may have been fetched without them, or in part."""
+        """Whether all weight files exist: a hub model may have been downloaded without them, or in part."""
         index = self.folder / _INDEX
         if not index.is_file():
             return any(self.folder.glob(_SAFE))
@@ -147,7 +147,7 @@ class ModelFiles:
 
     @property
     def _shape(self) -> list[Any]:
-        """The config, the tokenizer and the chat template, as they name a model."""
+        """The config, the tokenizer hash and the chat template hash, as the content hashes include them."""
         config = {key: value for key, value in self.config.items() if key != "transformers_version"}
         return [config, self.tokenizer_sha256, self.chat_template_sha256]
 
@@ -157,7 +157,7 @@ class ModelFiles:
 
     @cached_property
     def tokenizer_sha256(self) -> str:
-        """Names the mapping from text to token ids; the same for two files that differ only in how they are written."""
+        """A hash of the mapping from text to token ids; files that differ only in formatting have the same one."""
         file = self.folder / "tokenizer.json"
         if file.is_file():
             return _tokenizer_content(self._settings(file.name))
@@ -172,12 +172,12 @@ class ModelFiles:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the tokenizer has a chat template, or some by names (of which one must be `default`)."""
+        """Whether the tokenizer has a chat template, or several named ones (of which one must be `default`)."""
         return self.chat_template_sha256 is not None or any(self.folder.glob("additional_chat_templates/*.jinja"))
 
     @cached_property
     def chat_template_sha256(self) -> str | None:
-        """None where the tokenizer has no chat template."""
+        """A hash of the chat template; None if the tokenizer has none."""
         file = self.folder / "chat_template.jinja"
         try:
             template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
@@ -191,20 +191,20 @@ class ModelFiles:
 
     @property
     def continuing(self) -> str:
-        """`TeacherIdentity.continuing` of who runs it; without a chat template a text goes on by itself."""
+        """The runner's `TeacherIdentity.continuing`; without a chat template every text is continued as is."""
         return "" if self.chat_template_sha256 is None else "continue_final_message"
 
 
 def find_model(
     name: str, revision: str | None = None, setting: str = "teacher.model", *, weights: bool = True
 ) -> ModelFiles:
-    """The folder of a model: a local one, or a hub model's, downloaded where it is not in the cache yet.
+    """Return the folder of a model: a local one, or a hub model's, downloaded if it is not in the cache.
 
-    Without `weights`, of a hub model only the config and the tokenizer are fetched, and of a folder no more is looked at.
+    Without `weights`, only the config and the tokenizer of a hub model are downloaded, and a folder's weights go unchecked.
 
     Raises:
         RecipeError: no model is named, or its weights are not safetensors.
-        TeacherUnavailable: there is neither such a folder nor such a hub model, or it is no model's folder.
+        TeacherUnavailable: no such folder or hub model exists, or the folder is not a model's.
     """
     if not name:
         raise RecipeError(
@@ -225,10 +225,11 @@ def find_model(
 
 
 def teacher_files(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
-    """The files of a recipe's teacher, where it is a model that has any; `weights` is that of `find_model`.
+    """Return the files of a recipe's teacher; `weights` as in `find_model`.
 
     Raises:
-        RecipeError: it has none, so a student can take neither its layers nor its tokenizer.
+        RecipeError: the teacher has no files to take layers or a tokenizer from, no name, or no safetensors weights.
+        TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
     """
     if not has_files(recipe.teacher):
         raise RecipeError(
@@ -239,11 +240,11 @@ def teacher_files(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
 
 
 def labelling_files(teacher: TeacherSettings, *, weights: bool = True) -> ModelFiles:
-    """The files of the model that labels: `teacher.model`, or what `teacher.finetune` made of it.
+    """Return the files of the model that labels: `teacher.model`, or the result of `teacher.finetune`.
 
     Raises:
-        RecipeError: as `find_model` does.
-        TeacherUnavailable: as `find_model` does, or the teacher has not been fine-tuned yet.
+        RecipeError: no model is named, or its weights are not safetensors.
+        TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
     """
     if teacher.finetune is None:
         return find_model(teacher.model, teacher.revision, weights=weights)
@@ -256,10 +257,11 @@ def labelling_files(teacher: TeacherSettings, *, weights: bool = True) -> ModelF
 
 
 def start_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> ModelFiles:
-    """The files of what a student starts from: a model of its own, or the teacher, whose tokenizer it then has.
+    """Return the files that a student starts from: a model of its own, or the teacher, whose tokenizer it then has.
 
     Raises:
-        RecipeError, TeacherUnavailable: as `find_model` and `teacher_files` do.
+        RecipeError: the model is not named, has no safetensors weights, or is a teacher without files.
+        TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
     """
     if init.model is not None:
         return find_model(init.model, init.revision, "student.init.model", weights=weights)
@@ -267,16 +269,16 @@ def start_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> 
 
 
 def refuse_own_code(files: ModelFiles, setting: str, trust: str, *, trusted: bool) -> None:
-    """Refuse a model that only code of its own can load, unless that code is trusted.
+    """Refuse a model that only its own code can load, unless that code is trusted.
 
     Args:
-        files: the model's.
-        setting: which one names the model.
+        files: the model's files.
+        setting: the setting that names the model.
         trust: the setting that lets its code run.
-        trusted: what it is set to.
+        trusted: the value of that setting.
 
     Raises:
-        RecipeError: the code is needed, and not trusted.
+        RecipeError: the code is needed and not trusted.
     """
     if not trusted and (needed := files.needed_code):
         raise RecipeError(
@@ -286,17 +288,17 @@ def refuse_own_code(files: ModelFiles, setting: str, trust: str, *, trusted: boo
 
 
 def refuse_without_decoder_start(files: ModelFiles, setting: str) -> None:
-    """Refuse an encoder-decoder that nobody told what its decoder begins with.
+    """Refuse an encoder-decoder without a decoder start token.
 
     Raises:
-        RecipeError: neither its generation_config.json nor its config.json says.
+        RecipeError: neither its generation_config.json nor its config.json sets decoder_start_token_id.
     """
     if files.is_encoder_decoder and files.decoder_start_id is None:
         raise RecipeError(without_decoder_start(f"{setting} is {files.name}"))
 
 
 def without_decoder_start(which: str) -> str:
-    """What is wrong with such an encoder-decoder, and the mend."""
+    """Return the error message for an encoder-decoder without a decoder start token."""
     return (
         f"{which}, an encoder-decoder without a decoder_start_token_id: set it in its config.json, to the id of the token "
         "that its decoder begins with (T5 takes its pad token, 0)"
@@ -304,20 +306,20 @@ def without_decoder_start(which: str) -> str:
 
 
 def has_files(teacher: TeacherSettings) -> bool:
-    """Whether this kind of teacher is a model whose files can be had."""
+    """Whether this kind of teacher is a model whose files are accessible."""
     return teacher.kind in {"transformers", "vllm"}
 
 
 def runs_here(teacher: TeacherSettings) -> bool:
-    """Whether the teacher can be loaded in this process: its kind says so, or a server's weights lie on this machine."""
+    """Whether the teacher can be loaded in this process: by its kind, or because a server's weights are on this machine."""
     return teacher.kind == "transformers" or (teacher.kind == "vllm" and Path(teacher.model).is_dir())
 
 
 def refuse_pickles(files: ModelFiles, setting: str) -> None:
-    """Weights are read from safetensors alone: unpickling runs whatever code is in the file.
+    """Refuse a folder without safetensors: other weights are not read, because unpickling runs arbitrary code.
 
     Raises:
-        RecipeError: the folder has none.
+        RecipeError: the folder has no safetensors file.
     """
     if any(files.folder.glob(_SAFE)):
         return
@@ -357,7 +359,7 @@ def _sampled(file: Path) -> bytes:
 
 
 def _tokenizer_content(tokenizer: dict[str, Any]) -> str:
-    """Hash what shapes the ids; merges are written as "a b" or ["a", "b"], by the library's version."""
+    """Hash what determines the ids; library versions differ in writing merges as "a b" or ["a", "b"]."""
     model = dict(tokenizer["model"])
     model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
     added = sorted((token["id"], token["content"]) for token in tokenizer.get("added_tokens") or [])

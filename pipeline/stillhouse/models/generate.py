@@ -1,4 +1,4 @@
-"""Answers of a language model: greedy, or drawn with a seed for each prompt."""
+"""Generate a language model's answers: greedy, or sampled with a seed for each prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stillhouse.models.load import LanguageModel
 
 @dataclass(frozen=True)
 class GenerationHooks:
-    """What looks on while a model generates; see `labels_from_logits.py` for the one that records soft labels."""
+    """Callbacks that run while a model generates; `SoftLabelRecorder` in soft_labels.py uses them."""
 
     processors: Sequence[transformers.LogitsProcessor] = ()
     criteria: Sequence[transformers.StoppingCriteria] = ()
@@ -24,11 +24,11 @@ class GenerationHooks:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Each prompt has a seed of its own, so its answer does not depend on the batch it is in."""
+    """How tokens are sampled. Each prompt has its own seed, so its answer does not depend on its batch."""
 
     temperature: float  # > 0
     top_p: float
-    seeds: Sequence[int]  # one a prompt
+    seeds: Sequence[int]  # one per prompt
 
 
 def generate(
@@ -39,10 +39,10 @@ def generate(
     sampling: Sampling | None = None,
     hooks: GenerationHooks = GenerationHooks(),
 ) -> list[list[int]]:
-    """Continue each prompt; every answer ends with its end token unless it ran into `max_tokens`.
+    """Continue each prompt; every answer ends with an end token unless it reached `max_tokens`.
 
     Only the settings given here shape the answers; what the model's own generation_config would add (a repetition
-    penalty, top-k) was dropped when it was loaded. Without `sampling` the most likely token is taken.
+    penalty, top-k) is dropped on loading. Without `sampling` the most likely token is chosen.
     """
     if lm.is_encoder_decoder:
         input_ids, attention_mask = right_padded(prompts, lm.pad_id)
@@ -71,7 +71,7 @@ def generate(
 
 
 def _own_cache(config: transformers.PretrainedConfig) -> dict[str, Any]:
-    """Of a T5 whose decoder is the deeper half: the library makes the decoder's cache as deep as the encoder (5.23)."""
+    """Return caches for a T5 whose decoder is deeper than its encoder: transformers (5.23) sizes them by the encoder."""
     if getattr(config, "num_decoder_layers", 0) <= getattr(config, "num_layers", 0):
         return {}
     empty = (transformers.DynamicCache(), transformers.DynamicCache())  # which grow
@@ -79,16 +79,16 @@ def _own_cache(config: transformers.PretrainedConfig) -> dict[str, Any]:
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """So that all answers begin in the same column: two of (batch, longest) int64."""
+    """Left-pad prompts, so that all answers begin in one column; returns ids and mask, both (batch, longest) int64."""
     reversed_ids, reversed_mask = right_padded([[*reversed(prompt)] for prompt in prompts], pad_id)
     return reversed_ids.flip(1), reversed_mask.flip(1)
 
 
 class _Draw(transformers.LogitsProcessor):
-    """Draws each row's next token and leaves it the only one possible.
+    """Samples each row's next token and masks all others.
 
-    By inverse transform from one uniform number a row: the library's own draw takes one for every token of the vocabulary
-    (a fifth of the time, measured on a CPU) from one generator for the whole batch.
+    Uses inverse transform sampling with one uniform number per row. The library's own sampling draws one for every token of
+    the vocabulary (a fifth of the time, measured on a CPU) from one generator for the whole batch.
     """
 
     def __init__(self, sampling: Sampling) -> None:
@@ -98,7 +98,7 @@ class _Draw(transformers.LogitsProcessor):
             self._warpers.append(transformers.TopPLogitsWarper(sampling.top_p))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        precise = torch.float32 if scores.device.type == "mps" else torch.float64  # which that device lacks
+        precise = torch.float32 if scores.device.type == "mps" else torch.float64  # mps has no float64
         reached = self._warpers(input_ids, scores.float()).softmax(dim=-1).cumsum(dim=-1, dtype=precise)
         uniform = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in self._generators]
         wanted = torch.stack(uniform).to(reached) * reached[:, -1:]  # (batch, 1), below the sum
@@ -107,6 +107,6 @@ class _Draw(transformers.LogitsProcessor):
 
 
 def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Cut what was padded on after the first end token."""
+    """Cut the padding after the first end token."""
     stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
     return tokens[: stop + 1]

@@ -1,12 +1,12 @@
-"""A language model in two parts: what gives hidden states (the decoder, and an encoder before it), and the head.
+"""Split a language model in two: the part that computes hidden states (decoder, with an encoder if any), and the head.
 
     parts = split(model)
-    hidden = parts.hidden(batch)              # (positions, width), of the positions that foretell completion tokens
-    logits = parts.head(hidden[:512])         # (512, vocabulary) float32
+    hidden = parts.hidden(input_ids, labels, attention_mask=mask)     # (positions, width), where a completion token follows
+    logits = parts.head(hidden[:512])                                 # (512, vocabulary) float32
 
-Over a vocabulary of 128,000 the logits of a batch weigh more than the model: whoever takes them a piece at a time holds
-one piece. `split` compares the two parts with the whole model on some tokens; a model whose logits cannot be had in parts
-gives them whole, and its head is then the identity.
+With a vocabulary of 128,000 the logits of a batch need more memory than the model; computed in chunks, only one chunk is in
+memory. `split` compares the two parts with the whole model on a few tokens. If a model's logits cannot be computed in
+parts, the first part computes them whole and the head is the identity.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from stillhouse.models.layout import at_least_float32, foretelling
 log = logging.getLogger(__name__)
 
 _PROBE = 8  # tokens
-_SCALED_IF_TIED = {"umt5", "switch_transformers"}  # kin of T5 whose configs do not say that they scale
+_SCALED_IF_TIED = {"umt5", "switch_transformers"}  # relatives of T5 whose configs do not say that they scale
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer of a model and what the model does to its logits: (positions, width) -> (positions, vocabulary)."""
+    """A model's output layer with the scaling and capping of its logits: (positions, width) -> (positions, vocabulary)."""
 
     layer: nn.Module
     factor: float = 1.0
     softcap: float | None = None  # c in c * tanh(logits / c), of Gemma
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """float32, whatever a layer of less precision computes in, or float64."""
+        """Return float32 logits, even from a layer in lower precision, or float64."""
         logits: Tensor = at_least_float32(self.layer(hidden))
         if self.factor != 1.0:
             logits = logits * self.factor
@@ -47,18 +47,18 @@ class Head:
 
 @dataclass(frozen=True)
 class Parts:
-    """See the module's docstring."""
+    """A model's two parts, as `split` returns them."""
 
     decoder: Callable[..., Any]
     head: Head
 
     def hidden(self, input_ids: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
-        """The hidden states that foretell each completion token, rows after one another: (completion tokens, width).
+        """Return the hidden states that predict each completion token, row after row: (completion tokens, width).
 
         Args:
             input_ids: (batch, time) int64.
-            labels: as `layout.TokenBatch` has them.
-            arguments: what else the model is told of a batch: `attention_mask`, `position_ids`, `decoder_input_ids`.
+            labels: as in `layout.TokenBatch`.
+            arguments: the model's other inputs: `attention_mask`, `position_ids`, `decoder_input_ids`.
         """
         states = self.decoder(input_ids=input_ids, use_cache=False, **arguments)[0]  # (batch, time, width)
         mask = foretelling(labels, arguments.get("decoder_input_ids"))
@@ -67,7 +67,7 @@ class Parts:
 
 
 def split(model: PreTrainedModel) -> Parts:
-    """The two parts of a model, shared with it."""
+    """Return the two parts of a model; they share its modules."""
     config = model.config.get_text_config()
     layer = model.get_output_embeddings()
     decoder = _encoder_and_decoder(model) if model.config.is_encoder_decoder else model.base_model
@@ -82,7 +82,7 @@ def split(model: PreTrainedModel) -> Parts:
 
 
 def _encoder_and_decoder(model: PreTrainedModel) -> Callable[..., Any]:
-    """Both of an encoder-decoder, one after the other: what its `forward` does before the head."""
+    """Return a function that runs encoder and decoder as an encoder-decoder's `forward` does before the head."""
     encoder, decoder = model.get_encoder(), model.get_decoder()
 
     def both(input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, use_cache: bool) -> Any:
@@ -98,7 +98,7 @@ def _encoder_and_decoder(model: PreTrainedModel) -> Callable[..., Any]:
 
 
 def logit_factor(config: PretrainedConfig) -> float:
-    """What a model's logits are multiplied by."""
+    """Return the factor by which a model multiplies its logits."""
     scaled = config.model_type in _SCALED_IF_TIED and config.tie_word_embeddings
     if getattr(config, "scale_decoder_outputs", scaled):  # T5, which scales the hidden states
         return 1 / math.sqrt(config.d_model)
@@ -108,7 +108,7 @@ def logit_factor(config: PretrainedConfig) -> float:
 
 @torch.no_grad()
 def _agree(parts: Parts, model: PreTrainedModel) -> bool:
-    """Whether the parts give the model's own logits, on some tokens."""
+    """Whether the parts compute the model's own logits, on a few tokens."""
     training = model.training
     model.eval()
     try:

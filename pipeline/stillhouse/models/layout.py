@@ -1,12 +1,12 @@
-"""How prompts and completions are laid out as tensors, and which logits belong to which completion token.
+"""The layout of prompts and completions as tensors, and the alignment of logits with completion tokens.
 
 Teacher, student and evaluation all read the logits of a completion through `completion_logits`, so a label and the
-student's answer to it stand at the same position by construction. In a causal model the completion follows its prompt:
+student's prediction are at the same position by construction. In a causal model the completion follows its prompt:
 
     tokens   p0 p1 p2 c0 c1 c2        the logits at p2 are the distribution of c0
     kept           ^  ^  ^
 
-In an encoder-decoder the prompt is the encoder's, and the decoder reads the completion from its start token s on:
+In an encoder-decoder the encoder reads the prompt, and the decoder the completion, shifted right behind its start token s:
 
     encoder  p0 p1 p2
     decoder  s  c0 c1                 the logits at s are the distribution of c0
@@ -28,20 +28,20 @@ IGNORED = -100  # the label of a token that is not learnt
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Prompts with their completions, right-padded. `labels` holds the completion tokens and is -100 elsewhere.
+    """Prompts with their completions, right-padded. `labels` has the completion tokens and is -100 elsewhere.
 
-    A causal model has prompt and completion in `input_ids`, and `labels` at the same places. An encoder-decoder has the
-    prompt in `input_ids`, and in `decoder_input_ids` what it reads before it foretells the label at the same place.
+    A causal model has prompt and completion in `input_ids`, and `labels` at the same positions. An encoder-decoder has the
+    prompt in `input_ids`, and in `decoder_input_ids` the token that it reads to predict the label at the same position.
     """
 
     input_ids: Tensor  # (batch, time) int64
     attention_mask: Tensor  # (batch, time) int64
-    labels: Tensor  # (batch, time) int64; of an encoder-decoder (batch, completion time)
+    labels: Tensor  # (batch, time) int64; for an encoder-decoder (batch, completion time)
     decoder_input_ids: Tensor | None = None  # (batch, completion time) int64
 
     @property
     def completion_mask(self) -> Tensor:
-        """True at the positions whose logits foretell a completion token: bool.
+        """Mask of the positions whose logits predict a completion token: bool.
 
         (batch, time - 1) for a causal model, one step before the token; (batch, completion time) for an encoder-decoder.
         """
@@ -58,18 +58,18 @@ class TokenBatch:
 
 
 def foretelling(labels: Tensor, decoder_input_ids: Tensor | None) -> Tensor:
-    """Where the outputs stand that foretell completion tokens: see `TokenBatch.completion_mask`."""
+    """Return the mask of the positions that predict a completion token: see `TokenBatch.completion_mask`."""
     return (labels if decoder_input_ids is not None else labels[:, 1:]) != IGNORED
 
 
 def token_batch(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, start_id: int | None = None
 ) -> TokenBatch:
-    """Lay token ids out for one forward pass; every prompt and every completion has at least one token.
+    """Lay out token ids for one forward pass; every prompt and every completion has at least one token.
 
     Args:
-        prompts, completions: token ids, one of each a row.
-        pad_id: what fills up the rows.
+        prompts, completions: token ids, one of each per row.
+        pad_id: the padding token.
         start_id: an encoder-decoder's decoder start token; None for a causal model.
     """
     if start_id is not None:
@@ -86,7 +86,7 @@ def token_batch(
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor, and which of its places they take: two of (batch, longest) int64."""
+    """Return rows of token ids padded into one tensor, and its attention mask: two of (batch, longest) int64."""
     shape = (len(rows), max(map(len, rows)))
     padded, mask = torch.full(shape, fill), torch.zeros(shape, dtype=torch.int64)
     for place, row in enumerate(rows):
@@ -96,17 +96,17 @@ def right_padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tens
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """What sums, exponentials and logarithms are taken of: half precision becomes float32, float64 stays what it is."""
+    """Convert half precision to float32, for sums, exponentials and logarithms; float64 is kept."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def completion_logits(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
-    """The logits that foretell each completion token, rows after one another: (completion tokens, vocabulary).
+    """Return the logits that predict each completion token, row after row: (completion tokens, vocabulary).
 
-    They are float32, whatever a model of less precision computes in, or float64.
+    They are float32, even from a model in lower precision, or float64.
 
-    A causal model's output layer runs only from the first completion position of the batch on, where the model can do so:
-    over a vocabulary of 50,000 it costs as much as many transformer layers.
+    A causal model's output layer runs only from the batch's first completion position on, if the model supports it: with a
+    vocabulary of 50,000 it costs as much as many transformer layers.
     """
     mask = batch.completion_mask
     arguments: dict[str, Any] = {

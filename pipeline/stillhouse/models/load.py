@@ -1,6 +1,6 @@
-"""A language model with its tokenizer, causal or encoder-decoder: loading, and text as tokens.
+"""A language model with its tokenizer, causal or encoder-decoder: loading, and converting text to tokens.
 
-layout.py has its logits, generation.py its answers: the three are the only places that run a language model with torch.
+layout.py computes its logits, head.py its hidden states, generate.py its answers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from stillhouse.records import Message, Prompt
 
 log = logging.getLogger(__name__)
 
-_TOLD = 300  # characters of what a chat template says
+_TOLD = 300  # maximum characters of a chat template's own error message
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,7 +44,7 @@ class LanguageModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    start_id: int | None = None  # what an encoder-decoder's decoder begins with; a causal model goes on from its prompt
+    start_id: int | None = None  # an encoder-decoder's decoder start token; None for a causal model
 
     @property
     def device(self) -> torch.device:
@@ -56,22 +56,22 @@ class LanguageModel:
 
     @property
     def window(self) -> int:
-        """Tokens of prompt and completion that a causal model takes, and of either that an encoder-decoder does."""
+        """Maximum tokens: of prompt and completion together for a causal model, of each for an encoder-decoder."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
     def fits(self, prompt: int, completion: int) -> bool:
-        """Whether so many tokens go into the window."""
+        """Whether a prompt and a completion of these lengths fit into the window."""
         return (max(prompt, completion) if self.is_encoder_decoder else prompt + completion) <= self.window
 
     @property
     def pad_id(self) -> int:
-        """What fills up a batch; never attended to, so any token does where the tokenizer has none for it."""
+        """The padding token; it is masked, so any token works if the tokenizer has none."""
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.end_ids[0])
 
     @property
     def end_ids(self) -> list[int]:
-        """Tokens that end an answer; the first is the one that training texts end with."""
+        """The tokens that end an answer; training texts end with the first."""
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
         listed = configured if isinstance(configured, list) else [configured]
         own = self.tokenizer.eos_token_id
@@ -82,10 +82,10 @@ class LanguageModel:
 def load_language_model(
     folder: Path, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
 ) -> LanguageModel:
-    """Load a model and its tokenizer for inference, on the accelerator if there is one.
+    """Load a model and its tokenizer for inference, on the accelerator if one exists.
 
     Raises:
-        RecipeError: as `load_weights` does, or an encoder-decoder has no decoder start token.
+        RecipeError: weights are missing, or an encoder-decoder has no decoder start token.
     """
     model = load_weights(folder, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
     model.eval()
@@ -95,10 +95,10 @@ def load_language_model(
 
 
 def load_weights(folder: Path, *, dtype: torch.dtype | str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model as it is, on the CPU: out of safetensors alone, and of its own code nothing unless that is trusted.
+    """Load a model onto the CPU, from safetensors only; its own code runs only if it is trusted.
 
     Raises:
-        RecipeError: weights are missing, which the library would make up at random.
+        RecipeError: weights are missing, which the library would initialise at random.
     """
     quiet_transformers()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -122,15 +122,15 @@ def load_weights(folder: Path, *, dtype: torch.dtype | str, trust_remote_code: b
 
 
 def auto_class(config: PretrainedConfig) -> Any:
-    """What loads a language model of this kind, or makes one of its config."""
+    """Return the auto class that loads a language model of this kind, or builds one from its config."""
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def decoder_start(model: PreTrainedModel) -> int | None:
-    """What an encoder-decoder's decoder begins with; None for a causal model.
+    """Return an encoder-decoder's decoder start token; None for a causal model.
 
     Raises:
-        RecipeError: neither its generation_config nor its config says.
+        RecipeError: neither generation_config nor config sets it.
     """
     if not model.config.is_encoder_decoder:
         return None
@@ -142,19 +142,19 @@ def decoder_start(model: PreTrainedModel) -> int | None:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A model's tokenizer alone."""
+    """Load a model's tokenizer only."""
     quiet_transformers()
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def token_ids_alone(settings: transformers.GenerationConfig | None) -> transformers.GenerationConfig:
-    """How a model ends its answers, without how it samples, which transformers would fill unset settings of ours from."""
+    """Keep a model's special token ids and drop its sampling settings, which transformers would use for our unset ones."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     return transformers.GenerationConfig(**{name: getattr(settings, name, None) for name in names})
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is the accelerator if there is one, else the CPU."""
+    """Return the named device; `auto` is the accelerator if one exists, else the CPU."""
     if device != "auto":
         return torch.device(device)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -162,7 +162,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def quiet_transformers() -> None:
-    """No progress bars of the library's own: they would break ours, and fill logs."""
+    """Disable the library's own progress bars and warnings: they would break ours and fill logs."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
@@ -171,10 +171,10 @@ def quiet_transformers() -> None:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """The token ids up to where the answer begins.
+    """Return the token ids of a prompt, up to where the answer begins.
 
-    An assistant's turn at the end is left open, and the answer goes on from it. A tokenizer without a chat template belongs
-    to a model that was never taught to chat: the messages' text is then taken as it is.
+    A final assistant turn is left open, and the answer continues it. A tokenizer without a chat template belongs to a model
+    that was never trained to chat: the messages' text is then used as is.
 
     Raises:
         TemplateRefused: the chat template cannot render the messages.
@@ -194,13 +194,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 @contextmanager
 def template_errors() -> Iterator[None]:
-    """Tell whatever a chat template raises within as one error.
+    """Convert any exception of a chat template into one error.
 
-    A template is a program of the model's author: it refuses by `raise_exception`, and it fails on what its author did not
-    think of (a missing field, an index, a sum of text and number).
+    A template is a program by the model's author: it refuses by `raise_exception`, and it fails on inputs that its author
+    did not expect (a missing field, an index, a sum of text and number).
 
     Raises:
-        TemplateRefused: with the template's own words.
+        TemplateRefused: the template raised an exception; the message quotes it.
     """
     try:
         yield
@@ -225,15 +225,15 @@ def _in_a_line(error: Exception) -> str:
 
 
 def encode_completion(lm: LanguageModel, text: str, *, ended: bool = True) -> list[int]:
-    """The token ids of an answer, with the token that ends it unless the text was cut off before its end.
+    """Return the token ids of an answer, with its end token unless the text was cut off.
 
-    What an encoder-decoder's tokenizer puts around a text belongs to its answers too: BART's begin with `<s>`. What it puts
-    behind a text belongs to its end: T5's and BART's `</s>`, mBART's `</s>` and the language.
+    What an encoder-decoder's tokenizer adds around a text belongs to its answers too: BART's begin with `<s>`. What it
+    appends belongs to the end: T5's and BART's `</s>`, mBART's `</s>` and the language.
 
     Args:
-        lm: whose tokens they are.
+        lm: the model whose tokens they are.
         text: the answer.
-        ended: whether the text is whole (`records.ends_its_turn`).
+        ended: whether the text is complete (`records.ends_its_turn`).
     """
     if not lm.is_encoder_decoder:
         return completion_ids(lm.tokenizer, text, lm.end_ids[:1] if ended else [])
@@ -246,12 +246,12 @@ def encode_completion(lm: LanguageModel, text: str, *, ended: bool = True) -> li
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str, end: Sequence[int]) -> list[int]:
-    """The token ids of a text, and those that end it."""
+    """Return the token ids of a text, followed by `end`."""
     return [*_ids(tokenizer(text, add_special_tokens=False)["input_ids"]), *end]
 
 
 def decode_completion(lm: LanguageModel, token_ids: Sequence[int], prompt: Prompt | None = None) -> str:
-    """The text of an answer, without its end token; `prompt` says whether a space before it is part of it."""
+    """Return the text of an answer without its end token; its leading space is kept if `prompt` ends in an open turn."""
     text = str(lm.tokenizer.decode(list(token_ids), skip_special_tokens=True))
     return text.strip() if prompt is None else prompt.trimmed(text)
 

@@ -1,16 +1,16 @@
-"""Soft labels out of a model's logits: the k most likely tokens and the mass of all others, or tokens drawn at random.
+"""Soft labels from a model's logits: the k most likely tokens and the tail mass, or tokens sampled at random.
 
-    notes = notes_for(label.soft, seeds)            # one seed a row
+    notes = notes_for(label.soft, seeds)            # one seed per row
     generate(..., hooks=SoftLabelRecorder(notes).hooks)         # while a teacher generates
-    top_k(logits, 32).soft_labels(), sampled(logits, 50, seed)  # when it is forced along a text
+    top_k(logits, 32).soft_labels(), sampled(logits, 50, seed)  # when it scores a given text
 
-Log-probabilities are normalised over the full vocabulary at temperature 1 whatever is then drawn from them.
+Log-probabilities are normalised over the full vocabulary at temperature 1, whatever the temperature of generation.
 
-Random labels are drawn by inverse transform: from uniform numbers in [0, 1) the tokens where the cumulated softmax first
-passes them, which is `torch.multinomial` with replacement. Every row has a generator of its own, so what is drawn for a
-row depends on its seed and its logits alone, and not on the batch it is in. Logits themselves differ in their last digits
-between batches of other shapes, devices and library versions; a draw that lies within that of a border between two tokens
-may then be the other one. Both are draws from the same distribution.
+Random labels are drawn by inverse transform sampling: each uniform number in [0, 1) selects the token at which the
+cumulative softmax first exceeds it, which is `torch.multinomial` with replacement. Every row has its own generator, so its
+draws depend on its seed and its logits alone, and not on its batch. Logits differ in their last digits between batches of
+other shapes, devices and library versions; a draw that close to the boundary between two tokens may then select the other.
+Both are draws from the same distribution.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from stillhouse.models.layout import at_least_float32
 from stillhouse.recipe.label import SoftSettings
 from stillhouse.records import SampledLabels, SoftLabels
 
-_POSITIONS_AT_ONCE = 64  # whose cumulated distributions are held
+_POSITIONS_AT_ONCE = 64  # positions whose cumulative distributions are in memory
 
 
 @dataclass(frozen=True)
 class TopK:
-    """`SoftLabels` while they are still tensors."""
+    """`SoftLabels` as tensors."""
 
     token_ids: Tensor  # (..., k) int64
-    logprobs: Tensor  # (..., k) float32, or float64 as the logits
+    logprobs: Tensor  # (..., k) float32, or float64 if the logits are
     tail_logprob: Tensor  # (...) likewise, -inf where k is the whole vocabulary
 
     def soft_labels(self) -> SoftLabels:
@@ -49,7 +49,7 @@ class TopK:
 
 
 def top_k(logits: Tensor, k: int) -> TopK:
-    """The k largest of softmax(logits), and the logarithm of what they leave: logits is (..., vocabulary)."""
+    """Return the k largest of log softmax(logits), and the log of the tail mass: logits is (..., vocabulary)."""
     logits = at_least_float32(logits)
     k = min(k, logits.shape[-1])
     normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (..., 1)
@@ -59,15 +59,15 @@ def top_k(logits: Tensor, k: int) -> TopK:
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens of softmax(logits), by inverse transform: (..., vocabulary) and (..., draws) in [0, 1) -> (..., draws)."""
-    precise = torch.float32 if logits.device.type == "mps" else torch.float64  # which that device lacks
+    """Sample tokens of softmax(logits) by inverse transform: (..., vocabulary), (..., draws) in [0, 1) -> (..., draws)."""
+    precise = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
     reached = at_least_float32(logits).softmax(dim=-1).cumsum(dim=-1, dtype=precise)
     wanted = uniform.to(reached) * reached[..., -1:]  # below the sum, which rounding keeps from being 1
     return torch.searchsorted(reached, wanted, right=True).clamp(max=logits.shape[-1] - 1)
 
 
 def sampled(logits: Tensor, draws: int, seed: int) -> SampledLabels:
-    """Random tokens of each position's distribution, with replacement: logits is (time, vocabulary)."""
+    """Sample tokens of each position's distribution, with replacement: logits is (time, vocabulary)."""
     generator = torch.Generator().manual_seed(seed)
     parts = [
         draw(part, torch.stack([_uniform(draws, generator) for _ in part])) for part in logits.split(_POSITIONS_AT_ONCE)
@@ -80,23 +80,23 @@ def _uniform(draws: int, generator: torch.Generator) -> Tensor:
 
 
 def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax(logits) at `tokens`: (..., vocabulary) and (...) -> (...), float32 or float64."""
+    """Return log softmax(logits) at `tokens`: (..., vocabulary) and (...) -> (...), float32 or float64."""
     logits = at_least_float32(logits)
     return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
 
 
 class Notes(Protocol):
-    """What is kept of the distributions that a batch's tokens are drawn from."""
+    """Soft labels collected from the distributions from which a batch's tokens are sampled."""
 
     def add(self, logits: Tensor) -> None:
-        """The next token's: (batch, vocabulary), the model's own."""
+        """Add the next token's logits: (batch, vocabulary), the model's own."""
 
     def labels(self, row: int, length: int) -> SoftLabels | SampledLabels:
-        """The labels of the first `length` tokens of one row."""
+        """Return the labels of the first `length` tokens of one row."""
 
 
 def notes_for(soft: SoftSettings, seeds: Sequence[int]) -> Notes:
-    """Notes in the encoding of a recipe; `seeds` are the rows'."""
+    """Return notes in the encoding of a recipe; `seeds` has one per row."""
     return _TopKNotes(soft.k) if soft.k else _SampledNotes(soft.draws or 0, seeds)
 
 
@@ -132,7 +132,7 @@ class _SampledNotes:
 
 
 class SoftLabelRecorder:
-    """Looks on while a model generates, and notes the distribution that each token was drawn from."""
+    """Records, while a model generates, the distribution from which each token is sampled."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
@@ -141,20 +141,20 @@ class SoftLabelRecorder:
 
     @property
     def hooks(self) -> GenerationHooks:
-        """What `generation.generate` calls: before each draw, ahead of temperature and top-p, and after it."""
+        """Hooks for `generate.generate`: before each draw, ahead of temperature and top-p, and after it."""
         return GenerationHooks(processors=[_BeforeDraw(self)], criteria=[_AfterDraw(self)])
 
     def before_draw(self, logits: Tensor) -> None:
-        """`logits` is (batch, vocabulary), the model's own."""
+        """Record the model's own logits, (batch, vocabulary)."""
         self._logits = logits.clone()
         self._notes.add(self._logits)
 
     def after_draw(self, drawn: Tensor) -> None:
-        """`drawn` is (batch,), the tokens."""
+        """Record the sampled tokens, (batch,)."""
         self._chosen.append(chosen_logprobs(self._logits, drawn))
 
     def labels(self, row: int, length: int) -> tuple[SoftLabels | SampledLabels, np.ndarray]:
-        """The soft labels and chosen log-probabilities of the first `length` tokens of one row."""
+        """Return the soft labels and chosen log-probabilities of the first `length` tokens of one row."""
         chosen = torch.stack([step[row] for step in self._chosen[:length]])
         return self._notes.labels(row, length), chosen.cpu().numpy().astype(np.float32)
 

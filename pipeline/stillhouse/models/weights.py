@@ -1,10 +1,10 @@
-"""The sha256 of a model's weight files: all bytes are read once, and what came out is remembered by the file's state.
+"""The sha256 of a model's weight files: all bytes are read once, and the hash is cached by the file's state.
 
-    sha256_of_weights(folder / "model.safetensors")     # the second time without reading the file
+    sha256_of_weights(folder / "model.safetensors")     # the second call does not read the file
 
-One small JSON file for each weight file, in $STILLHOUSE_CACHE, or else stillhouse/ in $XDG_CACHE_HOME or ~/.cache. An entry
-counts only for a file of the same path, size, modification time, change time and inode. A folder that cannot be written,
-or an entry that is damaged, costs nothing but another reading.
+The cache has one small JSON file for each weight file, in $STILLHOUSE_CACHE, or else stillhouse/ in $XDG_CACHE_HOME or
+~/.cache. An entry is valid only for a file of the same path, size, modification time, change time and inode. If the folder
+is not writable or an entry is damaged, the file is read again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CLOCK_TICK = 0.02  # seconds: two changes of a file within one tick of the syst
 
 
 class _State(BaseModel):
-    """What changes when a file does."""
+    """The metadata that changes when a file does."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,7 +38,7 @@ class _State(BaseModel):
 
 
 class _Known(BaseModel):
-    """An entry of the cache."""
+    """A cache entry."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,29 +47,29 @@ class _Known(BaseModel):
 
 
 def cache_folder() -> Path | None:
-    """Where small things are kept that can be computed again; None where the system names no place."""
+    """Return the folder for small data that can be recomputed; None if the system names none."""
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
     named = os.environ.get("XDG_CACHE_HOME", "")
     try:
         base = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
-    except RuntimeError:  # no home
+    except RuntimeError:  # no home directory
         return None
     return base / "stillhouse"
 
 
 def sha256_of_weights(file: Path) -> str:
-    """Hex sha256 of all bytes of a file, from the cache where the file is as it was when they were read."""
+    """Return the hex sha256 of all bytes of a file, from the cache if the file has not changed since they were read."""
     file = file.resolve()
     if abs(time.time_ns() - file.stat().st_ctime_ns) < _CLOCK_TICK * 1e9:
-        time.sleep(_CLOCK_TICK)  # so that a change from now on has another time than this state
+        time.sleep(_CLOCK_TICK)  # so that any later change has another time than this state
     state = _state(file)
     entry = _entry(file)
     known = _read(entry)
     if known is not None and known.state == state:
         return known.sha256
     digest = sha256_of_file(file)
-    if entry is not None and _state(file) == state:  # it did not change under the reading
+    if entry is not None and _state(file) == state:  # the file did not change while it was read
         with suppress(StorageFailed):
             write_atomically(entry, _Known(state=state, sha256=digest).model_dump_json().encode())
     return digest
@@ -94,7 +94,7 @@ def _entry(file: Path) -> Path | None:
 
 
 def _read(entry: Path | None) -> _Known | None:
-    """An entry; None where there is none, or none that can be read."""
+    """Read a cache entry; None if it does not exist or cannot be read."""
     if entry is None:
         return None
     try:

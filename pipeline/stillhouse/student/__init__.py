@@ -1,1 +1,1 @@
-"""The model that learns: where it starts from, what it reads, what it minimises, how it is trained."""
+"""The student: its untrained weights, its training data, its losses and its training."""

@@ -1,4 +1,4 @@
-"""vocabulary.json in a student's folder: which of the teacher's tokens its own are.
+"""vocabulary.json in a student's folder: the map from the student's token ids to the teacher's.
 
     renumbering = renumbering_of(files, dataset.manifest.teacher.tokenizer_sha256)
     renumbering.student_ids(token_ids)          # -1 where the student has no such token
@@ -27,29 +27,29 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Renumbering:
-    """The student's tokens as the teacher numbers them."""
+    """The map from the student's token ids to the teacher's."""
 
     teacher_ids: Ids  # (student's tokens,), ascending: the teacher's id of each
     teacher_sha256: str  # of the teacher's tokenizer
     student_sha256: str  # of the student's
 
     def __len__(self) -> int:
-        """The student's tokens."""
+        """Return the number of the student's tokens."""
         return len(self.teacher_ids)
 
     def student_ids(self, teacher_ids: Ids) -> Ids:
-        """Teacher's ids as the student numbers them, any shape; -1 where it has no such token."""
+        """Map teacher ids of any shape to student ids; -1 where the student has no such token."""
         return self._places[np.minimum(teacher_ids, len(self._places) - 1)]
 
     @cached_property
     def _places(self) -> Ids:
-        """Of each teacher's id the student's; the last is of all higher ones, and of -1."""
+        """The student id of each teacher id; the last entry serves all higher ids, and -1."""
         places = np.full(int(self.teacher_ids[-1]) + 2, -1, dtype=np.int32)
         places[self.teacher_ids] = np.arange(len(self.teacher_ids), dtype=np.int32)
         return places
 
     def write(self, folder: Path) -> None:
-        """Write it into a student's folder."""
+        """Write the map into a student's folder."""
         content = {
             "teacher_tokenizer_sha256": self.teacher_sha256,
             "tokenizer_sha256": self.student_sha256,
@@ -59,7 +59,7 @@ class Renumbering:
 
 
 def read_renumbering(folder: Path) -> Renumbering | None:
-    """The renumbering that stands in a student's folder; None where there is none."""
+    """Read the renumbering in a student's folder; None if it has none."""
     file = folder / FILE
     if not file.is_file():
         return None
@@ -72,20 +72,20 @@ def read_renumbering(folder: Path) -> Renumbering | None:
 
 
 def copy_renumbering(source: Path, folder: Path) -> None:
-    """Take the renumbering along to another folder with the same tokenizer, where there is one."""
+    """Copy the renumbering, if any, to another folder with the same tokenizer."""
     if (source / FILE).is_file():
         shutil.copyfile(source / FILE, folder / FILE)
 
 
 def renumbering_of(student: ModelFiles, tokenizer_sha256: str | None) -> Renumbering | None:
-    """The renumbering from a teacher's tokenizer to the student's.
+    """Return the renumbering from a teacher's tokenizer to the student's.
 
     Args:
-        student: its files.
-        tokenizer_sha256: of the teacher's tokenizer; None where it is not known.
+        student: the student's files.
+        tokenizer_sha256: hash of the teacher's tokenizer; None if it is not known.
 
     Returns:
-        None where the student numbers its tokens as that teacher does, or has a tokenizer that was not cut out of it.
+        None if the student numbers its tokens as that teacher does, or if its tokenizer was not cut out of the teacher's.
     """
     if tokenizer_sha256 is None or tokenizer_sha256 == student.tokenizer_sha256:
         return None
@@ -96,6 +96,6 @@ def renumbering_of(student: ModelFiles, tokenizer_sha256: str | None) -> Renumbe
 
 
 def shares_tokenizer(student: ModelFiles, tokenizer_sha256: str | None) -> bool:
-    """Whether the student's tokens are the teacher's, all of them or, renumbered, a part; not known counts as yes."""
+    """Whether the student's tokens are the teacher's, all or (renumbered) a part; an unknown tokenizer counts as yes."""
     same = tokenizer_sha256 is None or student.tokenizer_sha256 == tokenizer_sha256
     return same or renumbering_of(student, tokenizer_sha256) is not None

@@ -1,1 +1,1 @@
-"""What a student learns from: rows of a dataset, as batches."""
+"""A student's training data: rows of a dataset, as batches."""

@@ -1,4 +1,4 @@
-"""From examples to training batches: padded tensors, laid out without a loop over tokens."""
+"""Collate examples into training batches: padded tensors, built without a loop over tokens."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ Batch = dict[str, Tensor]
 def collator(
     pad_id: int, start_id: int | None = None, *, pack_to: int | None = None
 ) -> Callable[[Sequence[Example]], Batch]:
-    """Lay examples out as one batch, for a causal model or, with its decoder start token `start_id`, an encoder-decoder.
+    """Return a collate function for a causal model or, with its decoder start token `start_id`, an encoder-decoder.
 
-    Keys: `input_ids`, `attention_mask`, `labels`, for an encoder-decoder also `decoder_input_ids`, (batch, time) int64 as
-    `layout.TokenBatch` has them. For soft labels, in
-    the order of `layout.completion_logits`: `soft_token_ids` int32 and `soft_logprobs` float32 (completion tokens, k), and
-    `soft_tail_logprob` float32 (completion tokens,). k is that of the position with the most entries; where another has
-    fewer, the places behind them hold `NO_TOKEN` and -inf.
+    Keys: `input_ids`, `attention_mask`, `labels`, for an encoder-decoder also `decoder_input_ids`, (batch, time) int64, as
+    in `layout.TokenBatch`. For soft labels, in the order of `layout.completion_logits`: `soft_token_ids` int32 and
+    `soft_logprobs` float32 (completion tokens, k), and `soft_tail_logprob` float32 (completion tokens,). k is the number of
+    entries at the position that has the most; positions with fewer are padded with `NO_TOKEN` and -inf.
 
-    With `pack_to` tokens a sequence may hold, the same examples stand in as few sequences as fit, and `position_ids`
-    (batch, time) int64, which begin at 0 with each of them, take the place of `attention_mask`. So a packed batch has the
-    loss and the gradients of an unpacked one; packing.py says which models keep its examples apart.
+    With `pack_to`, the maximum tokens of a sequence, several examples share a sequence, in few sequences (first fit), and
+    `position_ids` (batch, time) int64, which restart at 0 with each example, replace `attention_mask`. A packed batch has
+    the same loss and gradients as an unpacked one; packing.py checks which models keep its examples apart.
     """
-    return partial(_collate, pad_id, start_id, pack_to)  # which a worker process that is not forked can be handed
+    return partial(_collate, pad_id, start_id, pack_to)  # can be pickled, for worker processes that are not forked
 
 
 def _collate(pad_id: int, start_id: int | None, pack_to: int | None, examples: Sequence[Example]) -> Batch:
-    if not examples:  # a process that has no share of a step takes part in it all the same
+    if not examples:  # a process without a share of a step still takes part in it
         nothing = {
             "input_ids": torch.tensor([[pad_id]]),
             "attention_mask": torch.tensor([[1]]),
@@ -58,11 +57,11 @@ def _collate(pad_id: int, start_id: int | None, pack_to: int | None, examples: S
 
 
 def side_by_side(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Which rows go into one sequence, by first fit of the longest first (at most 11/9 of the fewest sequences, and one).
+    """Assign rows to sequences: first fit, longest first (at most 11/9 of the minimum number of sequences, plus one).
 
     Args:
-        lengths: of the rows, in tokens.
-        width: tokens that a sequence may have; a longer row has one of its own.
+        lengths: tokens of each row.
+        width: maximum tokens of a sequence; a longer row has a sequence to itself.
 
     Returns:
         Indices into `lengths`, each once.
@@ -80,12 +79,12 @@ def side_by_side(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def tokens_of(batch: Batch) -> TokenBatch:
-    """The token part of a collated batch that is not packed."""
+    """Return the token part of a collated batch that is not packed."""
     return TokenBatch(batch["input_ids"], batch["attention_mask"], batch["labels"], batch.get("decoder_input_ids"))
 
 
 def soft_labels_of(batch: Batch) -> SparseLabels | None:
-    """The soft labels of a collated batch in the order of `layout.completion_logits`, or None for text alone."""
+    """Return the soft labels of a collated batch in the order of `layout.completion_logits`; None if it has only text."""
     if "soft_token_ids" not in batch:
         return None
     return SparseLabels(
@@ -130,7 +129,7 @@ def _encoder_and_decoder_tokens(examples: Sequence[Example], pad_id: int, start_
 
 
 def _right_padded(rows: Sequence[Ids], fill: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor, and which of its places they take: two of (batch, longest) int64."""
+    """Return rows of token ids padded into one tensor, and its attention mask: two of (batch, longest) int64."""
     lengths = np.array([len(row) for row in rows])
     taken = np.arange(lengths.max()) < lengths[:, None]  # (batch, longest)
     padded = np.full(taken.shape, fill, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""In which order a training meets its examples: drawn from the seed and the number of the epoch alone.
+"""The order of a training's examples, determined by the seed and the number of the epoch alone.
 
-A resumed training therefore meets the same batches, and so does one of more or fewer processes with the same effective
-batch. Examples are shuffled within windows of row groups, and the row groups themselves before (`Examples.windows`): each
-is decoded once an epoch however large the dataset is, and a dataset that fits into one window is shuffled as a whole.
+A resumed training therefore sees the same batches, and so does a training with another number of processes and the same
+effective batch. The row groups are shuffled, and then the examples within windows of row groups (`Examples.windows`): each
+row group is decoded once an epoch however large the dataset is, and a dataset that fits into one window is fully shuffled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from stillhouse.student.data.examples import Examples
 
-_BATCHES = 50  # at most, that are sorted by length together
+_BATCHES = 50  # maximum number of batches sorted by length together
 
 
 class Shuffled:
@@ -28,14 +28,14 @@ class Shuffled:
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
+        """Set the epoch; the trainer calls this before each one."""
         self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __iter__(self) -> Iterator[int]:
-        """The indices of this epoch; a window of them is in memory at a time."""
+        """Yield the indices of this epoch; one window of them is in memory at a time."""
         yield from self._drawn(np.random.default_rng([self._seed, self._epoch]))
 
     def _drawn(self, random: np.random.Generator) -> Iterator[int]:
@@ -44,10 +44,10 @@ class Shuffled:
 
 
 class LengthGroups(Shuffled):
-    """Examples of like lengths side by side, so that little is padded: `train_sampling_strategy: group_by_length`.
+    """Examples grouped by similar length, to reduce padding: `train_sampling_strategy: group_by_length`.
 
-    As in `transformers.trainer_pt_utils.get_length_grouped_indices`, a window at a time: some batches' worth of random rows
-    is sorted by length. The longest row comes first, so that too little memory shows at once.
+    Works as `transformers.trainer_pt_utils.get_length_grouped_indices`, one window at a time: sorts several batches' worth
+    of random rows by length. The longest row comes first, so that running out of memory shows at once.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
@@ -66,7 +66,7 @@ class LengthGroups(Shuffled):
                 yield from part.tolist()
 
     def _sorted(self, indices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        """Parts of some batches each, in which the longest rows come first."""
+        """Split indices into parts of several batches, each sorted with the longest rows first."""
         batches = min(max(len(indices) // (4 * self._batch_size), 1), _BATCHES)
         cuts = range(batches * self._batch_size, len(indices), batches * self._batch_size)
         lengths = self._examples.lengths
@@ -74,15 +74,15 @@ class LengthGroups(Shuffled):
 
 
 class Order(Sized, Iterable[int], Protocol):
-    """Indices of examples, one after another."""
+    """Indices of examples, in order."""
 
 
 class Shares:
     """Batches for one of several processes: a batch sampler for `torch.utils.data.DataLoader`.
 
-    Of every `batch_size * processes` examples in order, each process takes as even a share as there is. The last ones of an
-    epoch may be fewer than there are processes: some then take none, and nobody takes an example twice, which would weigh
-    it twice (accelerate's own sampler fills up with examples from the beginning).
+    Splits every `batch_size * processes` examples in order as evenly as possible. An epoch's last examples may be fewer
+    than the processes: some processes then get none, and no example is used twice, which would double its weight
+    (accelerate's own sampler fills up with examples from the beginning).
     """
 
     def __init__(self, order: Order, batch_size: int, *, processes: int = 1, rank: int = 0, drop_last: bool = False):
@@ -97,7 +97,7 @@ class Shares:
         return whole + (rest > 0 and not self._drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """This process's part of each batch, which may be empty."""
+        """Yield this process's part of each batch, which may be empty."""
         indices = iter(self._order)
         while together := list(islice(indices, self._together)):
             if len(together) < self._together and self._drop_last:

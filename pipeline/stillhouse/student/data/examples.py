@@ -1,11 +1,11 @@
-"""The rows of a dataset as examples to learn from, by index, with only a few row groups of them in memory.
+"""The rows of a dataset as training examples, by index, with only a few row groups in memory.
 
     train = read_examples(dataset, "train", lm, soft=True, by_text=False, max_length=2048)
     train[17]                                        # prompt and completion token ids, soft labels
     for window in train.windows(random): ...         # indices whose row groups fit into memory together
 
-Rows with token ids come straight out of Parquet as arrays; the text columns are then not read at all. Rows of text are
-tokenised when they are asked for, with the student's own tokenizer and chat template.
+Rows with token ids are read from Parquet as arrays; the text columns are then not read at all. Rows of text are tokenised
+on access, with the student's own tokenizer and chat template.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from stillhouse.student.renumbering import Renumbering
 
 
 class Examples:
-    """The rows of a split that can be learnt from: `too_long` counts those of more than `max_length` tokens, `empty` those
-    without a completion token, and both are left out.
+    """The rows of a split that a student can learn from.
 
-    `unrendered` counts those without a token, whose prompt the chat template cannot render: they are left out too.
+    Left out are: `too_long` rows of more than `max_length` tokens, `empty` rows without a completion token, and
+    `unrendered` rows without any token, whose prompt the chat template cannot render.
 
-    What is held is `lengths` and an index, 12 bytes a row, and the row groups that were used last: `capacity` bytes, or one
+    In memory are `lengths` and an index, 12 bytes per row, and the most recently used row groups: `capacity` bytes, or one
     row group if that is more.
     """
 
@@ -48,7 +48,7 @@ class Examples:
         self.empty = int((fits & ~says_something).sum()) - self.unrendered
         self.cut_off = int(found.cut_off[self._kept].sum())  # examples without an end token: the teacher did not end
         self._firsts = np.array([group.first for group in rows.groups], dtype=np.int64)  # row of the split
-        self._bounds = np.searchsorted(self._kept, [*self._firsts, len(lengths)])  # example at which a group begins
+        self._bounds = np.searchsorted(self._kept, [*self._firsts, len(lengths)])  # index of each group's first example
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -59,11 +59,11 @@ class Examples:
         return self._rows.example(group, row - int(self._firsts[group]))
 
     def windows(self, random: np.random.Generator, *, begin_with: int | None = None) -> Iterator[npt.NDArray[np.int64]]:
-        """All indices, each once: row groups in random order, so many at a time as are held in memory together.
+        """Yield all indices, each once, in windows of as many randomly ordered row groups as fit into memory together.
 
         Args:
             random: draws the order of the row groups; within a window indices are in the order of the dataset.
-            begin_with: the index of an example whose row group is to come first.
+            begin_with: index of an example whose row group comes first.
         """
         order = random.permutation(len(self._firsts))
         if begin_with is not None:
@@ -84,21 +84,21 @@ def read_examples(
     capacity: int = CACHE_BYTES,
     renumbering: Renumbering | None = None,
 ) -> Examples:
-    """The examples of a split; `capacity` bounds the bytes of decoded rows that are held (see `Examples`).
+    """Return the examples of a split.
 
     Args:
-        dataset: of any size.
-        split: which of its rows.
-        lm: the model that is to read them.
-        soft: ask for their soft labels too.
-        by_text: take the text alone, since the token ids in the rows are those of another tokenizer.
-        max_length: in tokens of prompt and completion.
-        capacity: see `Examples`.
-        renumbering: from the teacher's tokens to those of a student with a part of them.
+        dataset: a dataset of any size.
+        split: the split to read.
+        lm: the model that learns from the rows.
+        soft: whether to read soft labels too.
+        by_text: whether to tokenise the text again, because the rows' token ids have another tokenizer or layout.
+        max_length: maximum tokens of prompt and completion.
+        capacity: bytes of decoded rows kept in memory (see `Examples`).
+        renumbering: map from the teacher's tokens to those of a student with a part of them.
 
     Raises:
-        DatasetRefused: a file is not what the manifest says.
-        TrainingError: a row has no soft labels where they are needed, or a token that the student does not know.
+        DatasetRefused: a file differs from what the manifest says.
+        TrainingError: a row lacks the soft labels that are needed, or has a token that the student does not know.
     """
     settings = dataset.manifest.soft
     vocabulary = int(lm.model.config.vocab_size)

@@ -1,7 +1,7 @@
-"""Rows of a dataset as examples to learn from: token ids as they lie in Parquet, or text that is tokenised.
+"""Rows of a dataset as training examples: token ids as stored in Parquet, or text that is tokenised.
 
-Both kinds read a row group when one of its rows is asked for, and keep the row groups that were used last
-(dataset/reader.py). examples.py puts an index over them.
+Both kinds read a row group on the first access to one of its rows, and cache the most recently used row groups
+(dataset/reader.py). examples.py indexes them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PROMPT, _COMPLETION = "prompt_token_ids", "completion_token_ids"
 
 @dataclass(frozen=True)
 class Example:
-    """One row, ready to be laid out with others."""
+    """One row, ready to be collated with others."""
 
     prompt: Ids  # (prompt time,)
     completion: Ids  # (time,)
@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True)
 class RowLengths:
-    """What is known of every row before one is learnt from."""
+    """What is known of every row before training starts."""
 
     prompt: Ids  # (rows,), tokens
     completion: Ids  # (rows,), tokens
@@ -54,20 +54,20 @@ class RowLengths:
 
 
 class Rows(Protocol):
-    """Where examples come from."""
+    """A source of examples, grouped into row groups."""
 
     @property
     def groups(self) -> tuple[RowGroup, ...]: ...
 
     def lengths(self) -> RowLengths:
-        """The tokens of every row, in one pass that keeps nothing else."""
+        """Return the token counts of every row, in one pass that keeps nothing else in memory."""
 
     @property
     def unrendered(self) -> int:
-        """Rows without a token, since the chat template cannot render their prompts; known after `lengths`."""
+        """Rows without a token, because the chat template cannot render their prompts; known after `lengths`."""
 
     def example(self, group: int, row: int) -> Example:
-        """One row of a row group."""
+        """Return one row of a row group."""
 
 
 # ------------------------------------------------------------------------------------------------------ rows with tokens
@@ -75,7 +75,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A row group: row i's tokens are those between bounds i and i + 1."""
+    """A decoded row group: row i's tokens are those between bounds i and i + 1."""
 
     prompts: Ids
     prompt_bounds: npt.NDArray[np.int64]  # (rows + 1,)
@@ -90,7 +90,7 @@ class _Decoded:
         return RowLengths(prompt, completion, self.cut_off)
 
     def example(self, row: int) -> Example:
-        """One row; the arrays are views of the row group's."""
+        """Return one row; its arrays are views of the row group's."""
         first, last = self.bounds[row], self.bounds[row + 1]
         prompt = self.prompts[self.prompt_bounds[row] : self.prompt_bounds[row + 1]]
         labels = _slice(self.labels, first, last) if self.labels is not None else None
@@ -125,11 +125,11 @@ class TokenRows:
 
     @property
     def whole(self) -> bool:
-        """Whether the footers say that every row has its tokens."""
+        """Whether, by the Parquet footers, every row has token ids."""
         return all(group.facts[place].nulls == 0 for group in self.groups for place in (0, 1))
 
     def lengths(self) -> RowLengths:
-        """See `Rows`. Row groups that the footers make suspicious are decoded here, to be refused before any training.
+        """Return the row lengths. Decodes row groups with suspicious footers, to refuse them before any training.
 
         Raises:
             TrainingError: a row lacks its tokens or labels, or has a token that the student does not know.
@@ -139,7 +139,7 @@ class TokenRows:
             if self._suspicious(group):
                 self._decode(number)
             table = self._reader.read(number, (_PROMPT, _COMPLETION))
-            if self._renumbering is not None:  # no footer tells which tokens are among them
+            if self._renumbering is not None:  # no footer says which tokens a column has
                 for column in (_PROMPT, _COMPLETION):
                     self._own_ids(number, table, column)
             of_group = slice(group.first, group.first + group.rows)
@@ -147,10 +147,10 @@ class TokenRows:
         return RowLengths(prompt, completion, np.zeros(len(prompt), dtype=np.bool_))
 
     def example(self, group: int, row: int) -> Example:
-        """See `Rows`.
+        """Return one row of a row group.
 
         Raises:
-            TrainingError: as `lengths` does, where a file's footer did not tell.
+            TrainingError: the row group lacks tokens or labels, or has an unknown token, which its footer did not show.
         """
         return self._cache[group].example(row)
 
@@ -185,7 +185,7 @@ class TokenRows:
         )
 
     def _own_ids(self, number: int, table: pa.Table, column: str) -> Ids:
-        """The tokens of a column as the student numbers them."""
+        """Return the token ids of a column as the student numbers them."""
         ids, bounds = list_values(table, column), _bounds(list_lengths(table[column]))
         if self._renumbering is None:
             self._check_tokens(number, ids, bounds)
@@ -205,7 +205,7 @@ class TokenRows:
         return known_labels(labels, self._vocabulary, self._encoding.name, self._renumbering)
 
     def _check_tokens(self, number: int, ids: Ids, bounds: npt.NDArray[np.int64]) -> None:
-        """`bounds` say which of the ids are whose row's: (rows + 1,)."""
+        """Refuse token ids outside the vocabulary; row i's ids are between bounds i and i + 1, `bounds` is (rows + 1,)."""
         if len(ids) and (highest := int(ids.max())) >= self._vocabulary:
             row = np.searchsorted(bounds, int(ids.argmax()), side="right") - 1
             raise _unknown_token(self._id(number, int(row)), highest, self._vocabulary)
@@ -226,7 +226,7 @@ def _bounds(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _slice(labels: PackedLabels, first: int, last: int) -> PackedLabels:
-    """The labels of the positions from `first` to before `last`."""
+    """Return the labels of the positions from `first` up to but not including `last`."""
     offsets = labels.offsets[first : last + 1]
     begin, end = offsets[0], offsets[-1]
     return PackedLabels(
@@ -238,7 +238,7 @@ def _slice(labels: PackedLabels, first: int, last: int) -> PackedLabels:
 
 
 class TextRows:
-    """Rows of text, tokenised a row group at a time; with `tokens`, those that have token ids are taken as they are."""
+    """Rows of text, tokenised a row group at a time; with `tokens`, rows that have token ids keep them."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class TextRows:
         self._reader = SplitReader(dataset, split, columns)
         self._lm = lm
         self._tokens = tokens
-        self._renumbering = renumbering  # of the token ids that are taken as they are
+        self._renumbering = renumbering  # applied to the token ids that are kept
         self._refusals: dict[str, str] = {}  # row -> why the chat template cannot render its prompt
         self._cache = Cache(self.groups, self._decode, capacity)
 
@@ -264,7 +264,7 @@ class TextRows:
         return self._reader.groups
 
     def lengths(self) -> RowLengths:
-        """See `Rows`. This tokenises the whole split once."""
+        """Return the row lengths. Tokenises the whole split once."""
         found = [self._cache[number].lengths for number in range(len(self.groups))]
         none = RowLengths(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.bool_))
         return RowLengths(
@@ -275,11 +275,11 @@ class TextRows:
 
     @property
     def unrendered(self) -> int:
-        """See `Rows`."""
+        """Rows without a token, because the chat template cannot render their prompts; known after `lengths`."""
         return len(self._refusals)
 
     def example(self, group: int, row: int) -> Example:
-        """See `Rows`."""
+        """Return one row of a row group."""
         return self._cache[group].example(row)
 
     def _decode(self, number: int) -> _Decoded:
@@ -312,11 +312,11 @@ class TextRows:
         return self._tokens and table[_COMPLETION][row].is_valid
 
     def _is_cut_off(self, table: pa.Table, row: int) -> bool:
-        """Whether a row is read as text that the teacher did not end; token ids tell by themselves how they end."""
+        """Whether a row is read as text that the teacher did not end; stored token ids already show how they end."""
         return not self._has_tokens(table, row) and not ends_its_turn(table["finish_reason"][row].as_py())
 
     def _left_out(self, id_: str, why: str) -> tuple[Ids, Ids]:
-        """No tokens, for a row whose prompt the chat template cannot render."""
+        """Record a row whose prompt the chat template cannot render, and return no tokens."""
         if not self._refusals:
             log.warning("row %s is left out, and every other whose prompt the chat template refuses: %s", id_, why)
         self._refusals[id_] = why
@@ -326,10 +326,10 @@ class TextRows:
 def example_of(
     row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool, renumbering: Renumbering | None = None
 ) -> Example:
-    """One completion as token ids of this model; the arguments are those of `read_examples`.
+    """Return one completion as token ids of this model; the arguments are those of `read_examples`.
 
     Raises:
-        TrainingError: as `read_examples` does.
+        TrainingError: the row lacks the soft labels that are needed, or has a token that the student does not know.
     """
     trace = None if by_text else row.trace
     if trace is None:
@@ -349,7 +349,7 @@ def example_of(
 
 
 def packed(labels: SoftLabels | SampledLabels) -> PackedLabels:
-    """The soft labels of one completion in the form that a file's come in."""
+    """Return the soft labels of one completion in the form read from a file."""
     encoding = _encoding_of(labels)
     return encoding.decode(record_batch([encoding.encode(labels)], pa.schema(encoding.fields)))
 
@@ -359,13 +359,13 @@ def _encoding_of(labels: SoftLabels | SampledLabels) -> Encoding[SoftLabels | Sa
 
 
 def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str, ended: bool) -> tuple[Ids, Ids]:
-    """The tokens of a row that is read as text; the end token is among them only where the teacher `ended`."""
+    """Tokenise a row's text; the end token is added only if the teacher `ended` its turn."""
     prompt = np.asarray(encode_prompt(lm.tokenizer, messages), dtype=np.int32)
     return prompt, np.asarray(encode_completion(lm, text, ended=ended), dtype=np.int32)
 
 
 def _own_ids(id_: str, prompt: Ids, completion: Ids, renumbering: Renumbering | None) -> tuple[Ids, Ids]:
-    """A row's tokens as the student numbers them."""
+    """Return a row's token ids as the student numbers them."""
     if renumbering is None:
         return prompt, completion
     for ids in (prompt, completion):

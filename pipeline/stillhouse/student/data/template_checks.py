@@ -1,11 +1,11 @@
-"""Whether a model's chat template renders what it will be asked, looked at before anything is sent or trained.
+"""Checks that a model's chat template renders its prompts, before anything is labelled or trained.
 
     check_teacher_template(recipe)
     check_student_template(recipe, student)
 
-What the recipe causes is refused: a template that does not parse or renders no prompt at all, and a system prompt that it
-knows no place for. A template that refuses some prompts is well: those are rejected one by one when they are labelled.
-Only the tokenizer is loaded, no weights.
+They refuse what the recipe causes: a template that does not parse or renders no prompt at all, and a system prompt that the
+template does not support. A template that refuses some prompts is fine: labelling rejects those one by one. Only the
+tokenizer is loaded, no weights.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _TOLD = 60  # characters of a system prompt in a message
 def check_teacher_template(recipe: Recipe) -> None:
     """Refuse a teacher whose chat template renders none of the prompts, or refuses the recipe's system prompt.
 
-    Of a server that has the chat template itself nothing can be said.
+    A server that applies the chat template itself is not checked.
 
     Raises:
-        RecipeError: it does.
+        RecipeError: the chat template renders none of the prompts, or refuses the recipe's system prompt.
         PromptError: the prompts cannot be read.
-        TeacherUnavailable: the model is not there.
+        TeacherUnavailable: the model cannot be found.
     """
     teacher = recipe.teacher
     if not has_files(teacher):
@@ -53,10 +53,14 @@ def check_teacher_template(recipe: Recipe) -> None:
 
 
 def check_student_template(recipe: Recipe, student: StudentSettings) -> None:
-    """The same of a student that has a chat template of its own, and not the teacher's.
+    """Refuse a student whose chat template renders none of the prompts, or refuses the recipe's system prompt.
+
+    A student without a model of its own (`student.init.model`) has the teacher's template and is not checked.
 
     Raises:
-        RecipeError, PromptError, TeacherUnavailable: as `check_teacher_template` does.
+        RecipeError: the chat template renders none of the prompts, or refuses the recipe's system prompt.
+        PromptError: the prompts cannot be read.
+        TeacherUnavailable: the model cannot be found.
     """
     if student.init.model is None:
         return
@@ -69,11 +73,11 @@ def check_student_template(recipe: Recipe, student: StudentSettings) -> None:
 
 
 def check_template_on_rows(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> None:
-    """The same of a student, by the rows of a dataset: the prompts that were labelled need not be there any more.
+    """Check a student's chat template against a dataset's rows: the source of the labelled prompts may no longer exist.
 
     Raises:
-        RecipeError: its chat template renders none of them.
-        TeacherUnavailable: its model is not there.
+        RecipeError: the chat template renders none of the rows' prompts, or refuses the recipe's system prompt.
+        TeacherUnavailable: the student's model cannot be found.
     """
     if student.init.model is None:
         return
@@ -93,7 +97,7 @@ def _prompts_of(dataset: Dataset) -> Iterator[Prompt]:
 
 
 def _tokenizer_files(teacher: TeacherSettings) -> ModelFiles:
-    """Of a teacher that is still to be fine-tuned those of its start, whose tokenizer it will have."""
+    """Return the files with the teacher's tokenizer; before fine-tuning they are those of the model that it starts from."""
     tuned = teacher.finetune
     if tuned is not None and not (Path(tuned.folder) / "config.json").is_file():
         return find_model(teacher.model, teacher.revision, weights=False)
@@ -101,14 +105,14 @@ def _tokenizer_files(teacher: TeacherSettings) -> ModelFiles:
 
 
 def _check(files: ModelFiles, setting: str, source: PromptSettings, *, trusted: bool) -> None:
-    if not files.has_chat_template:  # the messages' text is taken as it is
+    if not files.has_chat_template:  # the messages' text is used as is
         return
     if (tokenizer := _load(files, trusted=trusted)) is not None:
         _refuse_unless_one_renders(tokenizer, files, setting, read_prompts(source), source.source, source.system)
 
 
 def _load(files: ModelFiles, *, trusted: bool) -> PreTrainedTokenizerBase | None:
-    """The tokenizer; None where it cannot be loaded, which is told where it is needed."""
+    """Load the tokenizer; None if it cannot be loaded, which the code that needs it reports."""
     from stillhouse.models.load import load_tokenizer
 
     try:
@@ -128,15 +132,15 @@ def _refuse_unless_one_renders(
     """Read prompts up to the first one that the template renders.
 
     Args:
-        tokenizer: has the chat template.
-        files: the model's.
-        setting: names the model in the recipe.
-        prompts: what the model will be asked.
-        where: the prompts come from.
-        system: the system prompt that the recipe puts in front of them.
+        tokenizer: the tokenizer that has the chat template.
+        files: the model's files.
+        setting: the setting that names the model, for the message.
+        prompts: the prompts to render.
+        where: the source of the prompts, for the message.
+        system: the system prompt that the recipe prepends.
 
     Raises:
-        RecipeError: it renders none, or refuses the first for its system prompt alone.
+        RecipeError: the template renders none of the prompts, or refuses one only for its system prompt.
     """
     reason, seen = "", 0
     for prompt in prompts:
@@ -168,7 +172,7 @@ def _without_first(prompt: Prompt) -> Prompt:
 
 
 def _refusal(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str | None:
-    """Why the chat template does not render a prompt; None where it does."""
+    """Return why the chat template does not render a prompt; None if it does."""
     from stillhouse.models.load import encode_prompt
 
     try:

@@ -1,19 +1,19 @@
-"""Whether teacher and student number their tokens alike, and what becomes of labels that name rows only the teacher has.
+"""Whether teacher and student share token ids, and how labels that name ids unknown to the student are handled.
 
-A student with a part of the teacher's tokens (`student.init.vocabulary: used`) numbers them anew: start/renumbering.py says
-how, and labels that name a token that is gone are treated as those that name padding.
+A student with a part of the teacher's tokens (`student.init.vocabulary: used`) renumbers them (student/renumbering.py).
+Labels that name a removed token are treated like labels that name padding.
 
-Models of one tokenizer may have more rows in their output layers than the tokenizer has tokens, padded to a round number,
-and not all of them to the same: Qwen2.5 has 151,665 tokens, and 151,936 or 152,064 rows. Stored labels may then name ids
-that the student has no row for. No text holds such a token, so completions are never of them; of the labels:
+Models with the same tokenizer may have more rows in their output layers than the tokenizer has tokens, padded to a round
+number, and not all to the same one: Qwen2.5 has 151,665 tokens, and 151,936 or 152,064 rows. Stored labels may then name
+ids for which the student has no row. No text contains such a token, so completions never do. Labels are treated as follows:
 
-- top-k: the mass of such an entry goes to the last outcome, "any other token", where the mass of all tokens that are not
-  listed is already. Where every row of the student is listed, that outcome holds padding alone, which the student cannot
-  give any mass to: it is dropped, and the listed tokens share the whole.
-- sampled: such a draw is dropped. The draws that are left are independent draws of the teacher's distribution over the
-  tokens that both know, so their shares are an unbiased estimate of it, and so is the gradient. As mass of the last
-  outcome they would bias it: that outcome is all that was not drawn, another one in each draw, and the student would be
-  taught to raise whatever happens to be missing. A position with no draw left teaches nothing (value and gradient 0).
+- top-k: the mass of such an entry is added to the last outcome, "any other token", which already has the mass of all
+  unlisted tokens. Where every row of the student is listed, that outcome would contain only padding, to which the student
+  cannot give any mass: it is dropped, and the listed tokens are renormalised.
+- sampled: such a draw is dropped. The remaining draws are independent draws of the teacher's distribution over the shared
+  tokens, so their shares are an unbiased estimate of it, and so is the gradient. Added to the last outcome they would bias
+  it: that outcome is everything that was not drawn, which differs with each draw, and the student would learn to raise
+  whichever tokens are missing. A position with no draw left teaches nothing (value and gradient 0).
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ from stillhouse.student.renumbering import Renumbering, shares_tokenizer
 def known_labels(
     labels: PackedLabels, vocabulary: int, encoding: EncodingName, renumbering: Renumbering | None = None
 ) -> PackedLabels:
-    """The labels for a student with so many rows; entries that it has none for are `NO_TOKEN`. See the module's docstring.
+    """Return the labels for a student with `vocabulary` rows; entries it has no row for become `NO_TOKEN`.
+
+    The module's docstring says what happens to their mass.
 
     Args:
-        labels: of some positions, with the teacher's token ids.
+        labels: labels of some positions, with the teacher's token ids.
         vocabulary: rows of the student's output layer.
-        encoding: what the labels came in.
-        renumbering: of a student with a part of the teacher's tokens; None: ids are the student's, up to its rows.
+        encoding: the encoding of the labels.
+        renumbering: map to the tokens of a student with a part of the teacher's; None: both share their ids.
     """
     if renumbering is not None:
         labels = replace(labels, token_ids=renumbering.student_ids(labels.token_ids))
@@ -52,7 +54,7 @@ def known_labels(
     if not full and not lacking.any():
         return labels
     positions = len(entries)
-    of = np.repeat(np.arange(positions), entries)  # (entries,), each one's position
+    of = np.repeat(np.arange(positions), entries)  # (entries,), the position of each
     left = entries - np.bincount(of[lacking], minlength=positions)  # (positions,), entries that the student knows
     tail = labels.tail_logprob.astype(np.float64)
     if encoding == "top-k":
@@ -70,11 +72,11 @@ def known_labels(
 
 
 def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
-    """Refuse a white-box student whose tokenizer is not the teacher's, where both can be known from files.
+    """Refuse a white-box student whose tokenizer is not the teacher's, where the files of both are available.
 
     Raises:
-        RecipeError: they are two.
-        TeacherUnavailable: a model that is named is not there, or has no tokenizer.
+        RecipeError: the tokenizers differ.
+        TeacherUnavailable: a model cannot be found or has no tokenizer.
     """
     if student.mode != "white-box" or student.init.model is None or not has_files(recipe.teacher):
         return
@@ -92,10 +94,10 @@ def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
 def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> bool:
     """Whether the rows' token ids are laid out for the other kind of model than the student: causal, or encoder-decoder.
 
-    A causal teacher's prompts end where the answer goes on, an encoder-decoder's end with the end token.
+    A causal teacher's prompts end where the answer begins, an encoder-decoder's end with the end token.
 
     Raises:
-        DatasetRefused: they are, and that is `refused`: soft labels stand at token ids.
+        DatasetRefused: the layout is the other kind's and `refused` is set: soft labels belong to token ids.
     """
     teacher = dataset.manifest.teacher
     if teacher.encoder_decoder == encoder_decoder:
@@ -111,10 +113,10 @@ def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> b
 
 
 def other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
-    """Whether the student's tokens are others than those of the dataset's teacher; a part of them, renumbered, is not.
+    """Whether the student's tokens differ from those of the dataset's teacher; a renumbered part of them does not count.
 
     Raises:
-        DatasetRefused: it does, and that is `refused`: soft labels by token id would mean nothing to it.
+        DatasetRefused: the tokens differ and `refused` is set: soft labels by token id would mean nothing to the student.
     """
     teacher = dataset.manifest.teacher
     if teacher.tokenizer_sha256 is None or shares_tokenizer(student, teacher.tokenizer_sha256):

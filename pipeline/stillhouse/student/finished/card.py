@@ -1,11 +1,11 @@
-"""README.md of a student: a Hugging Face model card, so that the folder says what it is wherever it is taken.
+"""README.md of a student: a Hugging Face model card, so that the folder documents itself wherever it is copied.
 
-    write_cards(place.path, card, recipe, manifest)             # of a student that was just trained
+    write_cards(place.path, card, recipe, manifest)             # for a student that was just trained
     write_cards(place.path, card, recipe, manifest, figures)    # again, with the figures of an evaluation
 
-It is made to be published as it is: who taught it, on which rows, by which loss and settings, what was measured, and what
-the figures do not say. The text is a function of `CardFacts` alone; its layout is card.md.j2. It is always written whole:
-figures stand in it only with the key of the evaluation that measured them, and a student trained anew has none.
+It is ready to publish: the teacher, the rows, the loss and the settings, the measurements, and the limits of the figures.
+The text is a function of `CardFacts` alone; its layout is card.md.j2. It is always written whole: figures appear only with
+the key of the evaluation that measured them, and a student that is trained again has none.
 """
 
 from __future__ import annotations
@@ -49,39 +49,39 @@ _TOLD = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What an evaluation measured, as the report shows it."""
+    """The results of an evaluation, as the report shows them."""
 
     key: str  # of the evaluation
     created_at: str  # ISO 8601, UTC
     machine: str
-    table: tuple[tuple[str, ...], ...]  # headers, then a model in each row, its name first
-    notes: tuple[str, ...]  # what a reader must know to believe them
+    table: tuple[tuple[str, ...], ...]  # headers, then one model per row, its name first
+    notes: tuple[str, ...]  # caveats for interpreting the figures
     own: str | None = None  # the student's name in the table; None: its role
-    answers: tuple[tuple[str, ...], ...] = ()  # what the answers look like, in the form of `table`
-    warnings: Mapping[str, str] = field(default_factory=dict)  # what is wrong with a model, by its name in the table
+    answers: tuple[tuple[str, ...], ...] = ()  # statistics of the answers, in the form of `table`
+    warnings: Mapping[str, str] = field(default_factory=dict)  # problems of a model, by its name in the table
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything that a student's card says."""
+    """All facts on a student's card."""
 
     card: StudentCard
     teacher: TeacherIdentity
     student: StudentSettings
     manifest: Manifest | None  # of the dataset; None for a student that is not trained
     base_models: tuple[str, ...]  # hub ids
-    prompts_from: str | None  # the hub data set that the prompts are from
+    prompts_from: str | None  # the hub data set of the prompts
     chat: bool  # whether its tokenizer has a chat template
     encoder_decoder: bool = False
-    task_prefix: str = ""  # what its prompts begin with
+    task_prefix: str = ""  # prefix of its prompts
     figures: Figures | None = None
-    start: Start | None = None  # what it was made of
+    start: Start | None = None  # the parts that it was made of
 
 
 def write_cards(
     folder: Path, card: StudentCard, recipe: Recipe, manifest: Manifest | None, figures: Figures | None = None
 ) -> None:
-    """Write the card of the student in `folder`, and that of its quantised copy, each whole or not at all."""
+    """Write the card of the student in `folder`, and that of its quantised copy, each atomically."""
     facts = card_facts(folder, card, recipe, manifest, figures)
     _write(folder / README, render_card(facts))
     if (folder / INT8).is_dir():
@@ -91,7 +91,7 @@ def write_cards(
 def card_facts(
     folder: Path, card: StudentCard, recipe: Recipe, manifest: Manifest | None, figures: Figures | None = None
 ) -> CardFacts:
-    """What there is to say of the student in `folder`."""
+    """Collect the facts about the student in `folder`."""
     if recipe.student is None:
         raise RecipeError(f"recipe {recipe.name} has no `student` that a card could be written of")
     files = ModelFiles(str(folder), folder)
@@ -112,7 +112,7 @@ def card_facts(
 
 
 def render_card(facts: CardFacts, *, int8: bool = False) -> str:
-    """The card's text; with `int8` that of the quantised copy."""
+    """Return the card's text; with `int8` that of the quantised copy."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": cell, "public": public, "count": count_in_words, "size": megabytes_in_words}
     environment.filters["literal"] = to_json
@@ -136,7 +136,7 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
 
 
 def formula(loss: LossSettings, variant: str) -> str:
-    """What was minimised, with its numbers."""
+    """Return the loss that was minimised as a formula, with its numbers."""
     if variant != "white-box":
         return f"L = cross-entropy({'reference' if variant == 'gold' else 'completion'}, student)"
     terms = []
@@ -154,14 +154,14 @@ def count_in_words(number: int) -> str:
 
 
 def megabytes_in_words(size: float) -> str:
-    """With as many digits as tell something."""
+    """Format megabytes with significant digits only."""
     return f"{size:,.0f}" if size >= 10 else f"{size:.2f}"
 
 
 def told_arguments(arguments: Any) -> dict[str, Any]:
-    """The training arguments that shape a training most, as plain values.
+    """Return the training arguments that shape a training most, as plain values.
 
-    Of epochs and steps only the one that ended it is among them.
+    Of epochs and steps it has only the limit that applies.
     """
     told = {name: getattr(arguments, name) for name in _TOLD}
     told.pop("num_train_epochs" if told["max_steps"] > 0 else "max_steps")
@@ -169,7 +169,7 @@ def told_arguments(arguments: Any) -> dict[str, Any]:
 
 
 def software_versions() -> dict[str, str]:
-    """What a figure or a model depends on; nothing is imported for it."""
+    """Return the versions on which a figure or a model depends, without importing the packages."""
     installed = {}
     for name in _LIBRARIES:
         try:
@@ -198,19 +198,19 @@ def _front_matter(facts: CardFacts, *, int8: bool) -> dict[str, Any]:
 
 
 def _role(card: StudentCard, *, int8: bool) -> str:
-    """What the report calls it, if it has a line there."""
+    """Return the student's name in the report, if it has a line there."""
     return "fine-tuned teacher" if card.is_teacher else f"{card.variant} student{', int8' if int8 else ''}"
 
 
 def _named(facts: CardFacts, *, int8: bool) -> str:
-    """Its name in the tables of the figures."""
+    """Return the student's name in the tables of the figures."""
     if facts.figures is None or facts.figures.own is None:
         return _role(facts.card, int8=int8)
     return f"{facts.figures.own}{', int8' if int8 else ''}"
 
 
 def _training(facts: CardFacts) -> list[tuple[str, str]]:
-    """The settings of the training, as name and value."""
+    """Return the settings of the training, as name and value."""
     student = facts.student
     ours: dict[str, Any] = {
         "max_length": student.max_length,
@@ -225,19 +225,19 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
 
 
 def _base_models(recipe: Recipe, init: InitSettings) -> tuple[str, ...]:
-    """The hub models that a student comes from: the one whose weights it starts from, and its teacher."""
+    """Return the hub models that a student comes from: the one whose weights it starts from, and its teacher."""
     teacher = recipe.teacher.model if has_files(recipe.teacher) else ""
     named = (_hub_id(name) for name in (init.model or "", teacher))
     return tuple(dict.fromkeys(name for name in named if name))
 
 
 def _hub_id(name: str) -> str | None:
-    """A name, if it is a hub's (owner/name) and no file or folder of this machine."""
+    """Return a name if it is a hub's (owner/name) and not a file or folder of this machine; else None."""
     is_file = Path(name).suffix in {".jsonl", ".parquet"} or Path(name).exists()
     return name if _HUB_ID.fullmatch(name) and not is_file else None
 
 
 def _write(file: Path, text: str) -> None:
-    """A card that says the same already keeps its date."""
+    """Write a card; one with the same text already keeps its modification time."""
     if not file.is_file() or file.read_text("utf-8") != text:
         write_atomically(file, text.encode())

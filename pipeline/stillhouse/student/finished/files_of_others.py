@@ -1,4 +1,4 @@
-"""What of a student's folder is somebody else's: such files are never removed, and a folder of them is never replaced."""
+"""Protect users' own files in a student's folder: they are never removed, and a folder of them is never replaced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stillhouse.errors import UsageError
 
-_OURS = re.compile(  # what a model's folder has, and what Stillhouse puts beside it
+_OURS = re.compile(  # a model's files, and those that Stillhouse adds
     r".*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?|(.*_)?config\.json|tokenizer.*"
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|.*\.model|.*\.jinja"
     r"|additional_chat_templates|.*\.py|__pycache__|README\.md|recipe\.yaml|student\.json|start\.json|vocabulary\.json"
@@ -16,10 +16,10 @@ _OURS = re.compile(  # what a model's folder has, and what Stillhouse puts besid
 
 
 def refuse_to_replace(folder: Path, card: str) -> None:
-    """Refuse a place for a student that holds something else.
+    """Refuse a student's folder that holds something else.
 
     Raises:
-        UsageError: the folder is there with files, and without the card that every student has.
+        UsageError: the folder has files, but not the card that every student has.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / card).exists():
         raise UsageError(
@@ -29,7 +29,7 @@ def refuse_to_replace(folder: Path, card: str) -> None:
 
 
 def carry_over(retired: Path, folder: Path) -> None:
-    """Move what is not ours from the folder of an earlier student into that of the new one."""
+    """Move the user's own files from the folder of an earlier student to that of the new one."""
     for entry in retired.iterdir():
         if not _OURS.fullmatch(entry.name) and not (folder / entry.name).exists():
             entry.rename(folder / entry.name)

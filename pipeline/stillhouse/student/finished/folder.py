@@ -1,19 +1,19 @@
-"""What lies in data/students/<recipe>/: finished students, the untrained one, and work in progress.
+"""The layout of data/students/<recipe>/: finished students, the untrained one, and work in progress.
 
-    untrained/           the student before its first step: where both students start from, and a baseline of the report
+    untrained/           the student before its first step: where all students start, and a baseline of the report
     white-box/           a finished student: model, tokenizer, README.md, recipe.yaml; student.json is written last
-      int8/              its quantised copy, where `student.quantize` asks for one: a model's folder too
+      int8/              its quantised copy, if `student.quantize` is set: a model's folder too
     black-box/           likewise
     gold/                likewise; data/teachers/<name>/gold is a teacher that was fine-tuned first (`teacher.finetune`)
     .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
 
-One run at a time trains the students of a recipe, or fine-tunes a teacher: `StudentFolder.held`.
+One run at a time trains the students of a recipe, or fine-tunes a teacher: `StudentFolder.held` is the lock.
 
-The key hashes everything that shapes a student, with the code of a loss that comes from elsewhere (plugins.py): a finished
-one is recognised, and a checkpoint of other inputs is never resumed. `student.quantize` shapes no weight of it, since the
-copy is made of a finished student and can be added later. Nor does `student.launch`: with as many rows a step, several
-processes give the student that one gives.
-Nothing here needs torch.
+The key hashes everything that determines a student, including the code of a loss from another package (plugins.py): a
+finished student is recognised, and a checkpoint of other inputs is never resumed. `student.quantize` is not part of it,
+because the copy is made of a finished student and can be added later. Nor is `student.launch`: with the same number of rows
+per step, several processes train the same student as one.
+This module does not need torch.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Step(BaseModel):
     step: int
     loss: float | None = None
     eval_loss: float | None = None
-    eval_kl: float | None = None  # forward KL from the teacher's labels, nats a held-out token
-    eval_cross_entropy: float | None = None  # of the teacher's text, nats a held-out token
+    eval_kl: float | None = None  # forward KL from the teacher's labels, nats per held-out token
+    eval_cross_entropy: float | None = None  # of the teacher's text, nats per held-out token
     learning_rate: float | None = None
 
 
@@ -62,13 +62,13 @@ class Int8Copy(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    parameters: int  # of the student's, so many are in 8 bits
+    parameters: int  # number of the student's parameters in 8 bits
     megabytes: float  # of its weights on disk, 10^6 bytes
     torchao: str  # the version that wrote it
 
 
 class StudentCard(BaseModel):
-    """student.json: what a student is and where it came from."""
+    """student.json: a student's description and origin."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,19 +76,19 @@ class StudentCard(BaseModel):
     variant: Variant
     is_teacher: bool = False  # made by teacher.finetune: it labels
     key: str
-    names_weights_by: Literal["samples", "content"] = "samples"  # in the key; "samples": of an earlier release
+    names_weights_by: Literal["samples", "content"] = "samples"  # in the key; "samples" is from an earlier release
     dataset: str  # name/v001
     parameters: int
     trainable_parameters: int = 0  # fewer with student.lora
     megabytes: float  # of its weights on disk, 10^6 bytes
     steps: int
-    kept_step: int | None  # where early stopping kept an earlier student than the last
-    training: dict[str, Any]  # what student.train comes to: the arguments that shape a training most
+    kept_step: int | None  # the step of the student that early stopping kept
+    training: dict[str, Any]  # the training arguments that shape a training most
     rows: int
     rows_too_long: int
     rows_empty: int = 0  # without a completion token, left out too
     rows_cut_off: int = 0  # of `rows`, text that the teacher did not end: no end token was learnt from them
-    rows_unrendered: int = 0  # whose prompt the student's chat template refuses; left out too
+    rows_unrendered: int = 0  # with a prompt that the student's chat template refuses; left out too
     seconds: float
     created_at: str  # ISO 8601, UTC
     versions: dict[str, str]
@@ -104,23 +104,23 @@ class StudentCard(BaseModel):
 
 @dataclass(frozen=True)
 class StudentResult:
-    """One student, and whether it was trained now or stood there already."""
+    """One student, and whether it was trained now or existed already."""
 
     card: StudentCard
     folder: str
     trained: bool
-    label: str | None = None  # "16 layers", of one of a sweep
+    label: str | None = None  # "16 layers", for a student of a sweep
 
 
 @dataclass(frozen=True)
 class StudentFolder:
-    """One student of a recipe on disk."""
+    """The folder of one student of a recipe."""
 
     base: Path
     variant: Variant
     key: str
     wants_int8: bool = False
-    earlier_key: str | None = None  # of an earlier release, which named weights by samples of their files
+    earlier_key: str | None = None  # the key in an earlier release, which hashed samples of weight files
 
     @property
     def path(self) -> Path:
@@ -135,10 +135,10 @@ class StudentFolder:
         return self.path / INT8
 
     def trained(self) -> StudentCard | None:
-        """The card, if this very student has been trained.
+        """Return the card if this student, with the same key, has been trained; else None.
 
         Raises:
-            UsageError: its place holds something else.
+            UsageError: the student's folder holds something else.
         """
         refuse_to_replace(self.path, CARD)
         card = read_card(self.path)
@@ -147,13 +147,13 @@ class StudentFolder:
         return card if card.names_weights_by == "samples" and card.key == self.earlier_key else None
 
     def finished(self) -> StudentCard | None:
-        """The card, if this very student is there with all that was asked for."""
+        """Return the card if this student is complete, including its int8 copy if one is requested; else None."""
         card = self.trained()
         return None if card is not None and card.int8 is None and self.wants_int8 else card
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else writes beside it meanwhile. Where a run starts others to train it, it holds it for them.
+        """Hold the lock of the recipe's students. A run that starts other processes to train holds it for them.
 
         Raises:
             StudentBusy: another run is training the recipe's students; the message names that run.
@@ -165,9 +165,9 @@ class StudentFolder:
             yield
 
     def named_anew(self, card: StudentCard) -> StudentCard:
-        """The card of a student that is there, with the key of today where it has that of an earlier release.
+        """Return the card with the current key, and write it, if it has that of an earlier release.
 
-        So weights of its start that are edited afterwards make another student, whatever their samples say.
+        Later edits to the weights of the student's start then give another student, even if no sample of them changes.
         """
         if card.key == self.key or not is_first():
             return card
@@ -177,14 +177,14 @@ class StudentFolder:
         return anew
 
     def resume_earlier_work(self) -> None:
-        """Go on with the checkpoints that an earlier release left under its key, where there are no others."""
+        """Adopt the checkpoints that an earlier release left under its key, if there are none under the current one."""
         if self.earlier_key is not None and not self.work.exists():
             earlier = replace(self, key=self.earlier_key).work
             if earlier.is_dir():
                 earlier.rename(self.work)
 
     def publish(self, made: Path, card: StudentCard) -> None:
-        """Put the finished student from `made` in its place; its card last. Older work of this variant goes."""
+        """Move the finished student from `made` to its folder, the card included, and remove older work of this variant."""
         write_atomically(made / CARD, card.model_dump_json(indent=2).encode() + b"\n")
         retired = self.base / f".old-{self.variant}"
         shutil.rmtree(retired, ignore_errors=True)
@@ -198,19 +198,19 @@ class StudentFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def publish_int8(self, made: Path) -> None:
-        """Put the quantised copy of a student that is there from `made` in its place; `record` makes it count."""
+        """Move the quantised copy of an existing student from `made` to its folder; `record` makes it valid."""
         shutil.rmtree(self.int8, ignore_errors=True)
         made.rename(self.int8)
         fsync_folder(self.path)
 
     def record(self, card: StudentCard) -> None:
-        """Write the card of a student that is there anew: whatever it tells of must be on the disk."""
+        """Write the card of an existing student again; everything that it describes must be on disk already."""
         write_atomically(self.path / CARD, card.model_dump_json(indent=2).encode() + b"\n")
         shutil.rmtree(self.work, ignore_errors=True)
 
 
 def weight_megabytes(folder: Path) -> float:
-    """The size of a model's weights on disk, 10^6 bytes."""
+    """Return the size of a model's weights on disk, 10^6 bytes."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
 
 
@@ -221,14 +221,14 @@ def student_folder(
     dataset: Dataset | None,
     labelled: Dataset | None = None,
 ) -> StudentFolder:
-    """The place of one student; its key covers the dataset's content, the start, the loss and the training settings.
+    """Return the folder of one student; its key covers the dataset's content, the start, the loss and the training.
 
     Args:
-        recipe: names the teacher, the dataset and the folder.
-        student: its settings.
+        recipe: the recipe, which names the teacher, the dataset and the folder.
+        student: the student's settings.
         variant: which student.
-        dataset: what this variant learns from: for a gold one, the references; None for the untrained one.
-        labelled: the teacher's completions, where the start is made with them; None: see `start_dataset`.
+        dataset: the rows that this variant learns from: the references for a gold one; None for the untrained one.
+        labelled: the teacher's completions, if the start is made with them; None: see `start_dataset`.
 
     Raises:
         DatasetMissing: the start is made with the teacher's completions, and they have not been labelled.
@@ -236,7 +236,7 @@ def student_folder(
     made_with = start_dataset(recipe, student, labelled or (None if variant == "gold" else dataset))
     if dataset is None:
         rows = []
-    elif variant == "gold":  # the plan names every row's content, and is the same if the rows are written anew
+    elif variant == "gold":  # the plan hashes every row's content, and does not change if the rows are written again
         rows = [dataset.manifest.plan_sha256]
     else:
         rows = [file.sha256 for file in dataset.manifest.files]
@@ -244,18 +244,18 @@ def student_folder(
 
 
 def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None) -> Dataset | None:
-    """The teacher's completions that the start is made with: importance is measured on them, and their tokens are kept.
+    """Return the teacher's completions on which importance is measured and whose tokens are kept, if the start needs them.
 
     Args:
-        recipe: names the dataset.
-        student: whose start it is.
-        labelled: the dataset, where it is open already.
+        recipe: the recipe, which names the dataset.
+        student: the student's settings.
+        labelled: the dataset, if it is open already.
 
     Returns:
         None for a start that needs no dataset.
 
     Raises:
-        DatasetMissing: it has not been labelled yet.
+        DatasetMissing: the dataset has not been labelled yet.
     """
     if not student.init.needs_dataset:
         return None
@@ -268,7 +268,7 @@ def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | 
 
 
 def _why_labelled(student: StudentSettings) -> str:
-    """What of the start needs the teacher's completions, and how to start without them."""
+    """Return which part of the start needs the teacher's completions, and how to start without them."""
     init = student.init
     if init.vocabulary == "used":
         return (
@@ -293,20 +293,20 @@ def place_of(
     rows: Sequence[str | None],
     made_with: Dataset | None = None,
 ) -> StudentFolder:
-    """As `student_folder`; `rows` name the content of what is learnt from, `made_with` is that of `start_dataset`."""
+    """Return a student's folder; `rows` are the hashes of its training data, `made_with` is from `start_dataset`."""
     shaping: dict[str, Any] = {"init": student.init.shaping, "seed": recipe.seed}
-    earlier: dict[str, Any] = {}  # as an earlier release had it
+    earlier: dict[str, Any] = {}  # the same entries as in an earlier release
     if made_with is not None:
         shaping["made_with"] = [file.sha256 for file in made_with.manifest.files]
     own = student.init.model
-    if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub's model is known by name and revision
+    if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub model is identified by name and revision
         start = start_files(recipe, student.init)
         shaping["start"], earlier["start"] = start.content_sha256, start.sampled_sha256
     if variant != "untrained":
         shaping |= {"student": student.shaping(variant), "rows": rows}
     if variant == "white-box":
         shaping |= code_of(LOSSES, student.loss.kind)
-    if variant == "white-box" and student.needs_live_teacher:  # stored labels are rows, these are the model's own
+    if variant == "white-box" and student.needs_live_teacher:  # stored labels are in `rows`, these are the model's own
         live, dtype = teacher_files(recipe), recipe.teacher.options.get("dtype")
         shaping["live"], earlier["live"] = [live.content_sha256, dtype], [live.sampled_sha256, dtype]
     return StudentFolder(
@@ -319,7 +319,7 @@ def place_of(
 
 
 def read_card(folder: Path) -> StudentCard | None:
-    """The card of a student's folder, or None where there is no finished student."""
+    """Read the card of a student's folder; None if it has no finished student."""
     file = folder / CARD
     try:
         return StudentCard.model_validate_json(file.read_bytes())

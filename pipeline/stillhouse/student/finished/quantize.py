@@ -1,11 +1,11 @@
-"""A smaller copy of a finished student for small devices: linear layers in 8 bits, by torchao, weights alone.
+"""An int8 copy of a finished student for small devices: weight-only quantisation of linear layers, by torchao.
 
     check_quantizable(recipe, student)                  # before anything is sent or trained
     card = add_int8(place, recipe, student, dataset)    # data/students/<recipe>/<variant>/int8/, a model's folder too
 
-Each row of a linear layer's weight is kept as 8-bit whole numbers with one scale. Embeddings, norms and the head stay as
-they are: transformers 5.23 with torchao 0.18 leaves a tied head alone, and what it offers for untying one comes back from
-disk with other logits. The copy is safetensors, and transformers loads it where torchao is installed.
+Each row of a linear layer's weight is stored as 8-bit integers with one scale. Embeddings, norms and the head are not
+quantised: transformers 5.23 with torchao 0.18 skips a tied head, and a head untied by its own option computes other logits
+after reloading. The copy is safetensors; transformers loads it if torchao is installed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 def check_quantizable(recipe: Recipe, student: StudentSettings) -> None:
-    """Refuse `student.quantize` where it could not be done at the end, by the student's config alone.
+    """Refuse `student.quantize` if the finished student could not be quantised, from its config alone.
 
     Raises:
         RecipeError: torchao is not installed, or a student of this kind has no linear layers.
-        TeacherUnavailable: the model that it starts from is not there.
+        TeacherUnavailable: the model that the student starts from cannot be found.
     """
     if student.quantize is None:
         return
@@ -50,10 +50,10 @@ def check_quantizable(recipe: Recipe, student: StudentSettings) -> None:
 
 
 def require_torchao() -> None:
-    """Refuse what needs torchao where it is not installed.
+    """Check that torchao is installed.
 
     Raises:
-        RecipeError: it is not; with the pip command.
+        RecipeError: torchao is not installed; the message has the pip command.
     """
     if importlib.util.find_spec("torchao") is None:
         raise RecipeError(
@@ -63,11 +63,11 @@ def require_torchao() -> None:
 
 
 def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dataset: Dataset) -> StudentCard:
-    """Make the quantised copy of a student that is there, and put it beside it.
+    """Make the quantised copy of an existing student, in a subfolder of its folder.
 
     Raises:
         RecipeError: torchao is not installed.
-        TrainingError: the student is not there.
+        TrainingError: the student does not exist.
     """
     require_torchao()
     card = place.trained()
@@ -111,10 +111,10 @@ def quantize(source: Path, folder: Path, *, trust_remote_code: bool = False) -> 
 
 
 def _forget_plain_names(folder: Path) -> None:
-    """Let torchao 0.18 read what it wrote of a model with a tensor whose name has no dot (BART's `final_logits_bias`).
+    """Make a copy loadable for torchao 0.18 if a tensor's name has no dot (BART's `final_logits_bias`).
 
-    In every file it lists the names of all tensors, and cuts each at its last dot when it puts quantised ones together
-    again. Those that are not quantised need not be in the list: transformers loads them by itself.
+    Every file lists the names of all tensors, and torchao splits each at its last dot to reassemble quantised ones. Tensors
+    that are not quantised need not be listed: transformers loads them itself.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -129,7 +129,7 @@ def _forget_plain_names(folder: Path) -> None:
 
 
 def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:
-    """What torchao takes: every linear layer but the head."""
+    """Return the layers that torchao quantises: every linear layer but the head."""
     import torch
 
     head = model.get_output_embeddings()  # type: ignore[operator]

@@ -2,22 +2,22 @@
 
 {kind: generalized-jsd, beta: 0.5}
 
-p is the teacher, q the student. Between the forward KL, which covers all modes, and the reverse KL, which chooses among
-them: GKD (Agarwal et al., arXiv 2306.13649). At 0.5 it is the Jensen-Shannon divergence, the same with p and q exchanged.
-What is left near the ends, when the factor that shrinks there is divided out, are the KLs:
+p is the teacher, q the student. It interpolates between the forward KL, which covers all modes, and the reverse KL, which
+selects some of them: GKD (Agarwal et al., arXiv 2306.13649). At beta = 0.5 it is the Jensen-Shannon divergence, which is
+symmetric in p and q. Near the ends, divided by the factor that vanishes there, it becomes the KLs:
 
     beta -> 0:  JSD / beta       -> KL(p || q), forward
     beta -> 1:  JSD / (1 - beta) -> KL(q || p), reverse
 
 The factor itself is kept, as in the paper: near p = q the gradient is beta (1 - beta) times that of the KL, a quarter at
-0.5. Raise `weight` for what that takes away; at the limits themselves use forward-kl or reverse-kl, for there it is 0.
+0.5. Raise `weight` to compensate; for the limits themselves use forward-kl or reverse-kl, because the JSD is 0 there.
 
-It is at most the entropy of (beta, 1 - beta), log 2 at 0.5, so one position can never rule a batch.
+It is at most the entropy of (beta, 1 - beta), log 2 at 0.5, so one position can never dominate a batch.
 
-At the edges: finite for every p and q. Where p = 0 an outcome costs -(1 - beta) q log(1 - beta), where q = 0
--beta p log beta, where both are 0 nothing.
+Edge cases: finite for every p and q. An outcome costs -(1 - beta) q log(1 - beta) where p = 0, -beta p log beta where
+q = 0, and nothing where both are 0.
 
-Sampled labels are refused: the gradient is not linear in p, so draws in the place of p bias it.
+Sampled labels are refused: the gradient is not linear in p, so draws in place of p bias it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ENCODINGS = ("dense", "top-k")
 
 
 class Options(Settings):
-    """Options of this loss, beside `kind` in `student.loss`."""
+    """Options of this loss, next to `kind` in `student.loss`."""
 
     beta: float = Field(default=0.5, gt=0, lt=1)  # the teacher's share in the mixture, and the weight of its KL
 
 
 def divergence(teacher: Tensor, student: Tensor, *, beta: float) -> Tensor:
-    """(positions, outcomes) log-probabilities of both -> nats at each position, (positions,)."""
+    """Return the divergence in nats: (positions, outcomes) log-probabilities of both -> (positions,)."""
     # m has the share beta of p and 1 - beta of q: both terms are skewed KLs
     of_teacher = skewed_kl.divergence(teacher, student, alpha=beta)
     of_student = skewed_kl.divergence(student, teacher, alpha=1 - beta)

@@ -1,8 +1,8 @@
-"""Students made of the parts of their teacher that matter most: layers, widths and vocabulary.
+"""Students made of the most important parts of their teacher: layers, widths and vocabulary.
 
-importance.py   what each layer is worth, measured on rows of the dataset
-choice.py       which layers are kept
-store.py        what was measured, kept on disk for the next student
-record.py       start.json: what a student was made of
-words.py        what it was made of, in words for its card
+importance.py    measures the importance of each layer on rows of the dataset
+choice.py        chooses the layers to keep
+store.py         caches the measurements on disk for the next student
+record.py        start.json: the parts that a student was made of
+descriptions.py  the same in words, for the student's card
 """

@@ -1,20 +1,21 @@
-"""What the neurons, heads and channels of a model do on rows of the dataset: one forward pass, without gradients.
+"""Activation statistics of a model's neurons, heads and channels on rows of the dataset: one forward pass, no gradients.
 
     activations = measure_activations(model, batches)
     activations.save(folder / "activations.npz")
     activations = Activations.load(folder / "activations.npz")
 
-Root mean squares over the rows' tokens, as Minitron (arXiv 2407.14679, section 2.2) ranks by activations alone:
+They are root mean squares over the rows' tokens, a ranking by activations alone as in Minitron (arXiv 2407.14679, section
+2.2):
 
-- of a feed-forward neuron its activation, which the second matrix reads;
-- of an attention head the length of its output, which the output projection reads;
-- of a hidden channel what the norms hand on of it: for each norm the mean square of x_i / rms(x) is measured, before the
-  norm's weight, which widths.py multiplies by. The same figures say how much larger a norm's outputs become when
-  channels are gone.
+- feed-forward neuron: its activation, the input of the second matrix;
+- attention head: the length of its output, the input of the output projection;
+- hidden channel: its share in the outputs of the norms. For each norm the mean square of x_i / rms(x) is measured, before
+  the norm's weight, by which widths.py multiplies. The same statistics say how much larger a norm's outputs become when
+  channels are removed.
 
-A neuron or head that nothing reads, since its columns of the next matrix are 0, counts as 0. Beyond that the size of these
-columns is left out: with it the demo teacher lost more in each of six comparisons (at 6 of its 9 heads, untrained, 1.16
-nats a token rather than 0.87).
+A neuron or head counts as 0 if its columns of the next matrix are 0, so that nothing reads it. Otherwise the size of these
+columns is ignored: including it made the demo teacher lose more in each of six comparisons (at 6 of its 9 heads, untrained,
+1.16 nats per token rather than 0.87).
 """
 
 from __future__ import annotations
@@ -42,26 +43,26 @@ from stillhouse.student.start.axes import Axis, Sizes, axes_of, sizes_of
 
 @dataclass(frozen=True)
 class Activations:
-    """What was measured on a model, by the name of the module that it belongs to, in float32.
+    """Statistics measured on a model, in float32, by the name of the module.
 
     `model.layers.3.mlp`: (neurons,), rms of each activation. `model.layers.3.self_attn`: (heads,), rms length of each
-    head's output. `model.layers.3.input_layernorm`: (hidden,), mean square of what is normalised, before the norm's weight.
+    head's output. `model.layers.3.input_layernorm`: (hidden,), mean square of the normalised input, before its weight.
     """
 
     scores: Mapping[str, NDArray[np.float32]]
 
     def save(self, path: Path) -> None:
-        """Write them to `path` (.npz), whole or not at all."""
+        """Write the statistics to `path` (.npz), atomically."""
         buffer = io.BytesIO()
-        np.savez(buffer, **self.scores)  # type: ignore[arg-type]  # which has no names of its own among ours
+        np.savez(buffer, **self.scores)  # type: ignore[arg-type]  # no score has the name of one of its arguments
         write_atomically(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Activations:
-        """What `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
             ValueError: the file is damaged.
         """
         try:
@@ -72,13 +73,13 @@ class Activations:
 
 
 def measure_activations(model: PreTrainedModel, batches: Iterable[TokenBatch]) -> Activations:
-    """Run the model over rows, and measure what its parts do on their tokens; padding does not count.
+    """Run the model on rows and measure the activations of its parts, ignoring padding.
 
-    The same rows give the same figures however they are batched, up to float rounding.
+    The same rows give the same statistics however they are batched, up to float rounding.
 
     Args:
-        model: of one of `axes.FAMILIES`.
-        batches: on any device; at least one.
+        model: a model of one of `axes.FAMILIES`.
+        batches: batches on any device; at least one.
     """
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = {}
@@ -100,21 +101,21 @@ def measure_activations(model: PreTrainedModel, batches: Iterable[TokenBatch]) -
 
 
 def normalised(norm: nn.Module, hidden: Tensor) -> Tensor:
-    """What a root-mean-square norm makes of its input before it multiplies by its weight: x / rms(x), at least float32."""
+    """Return x / rms(x), a root-mean-square norm's output before it multiplies by its weight, in at least float32."""
     epsilon: Any = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 0.0)
     hidden = at_least_float32(hidden)
     return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + epsilon)
 
 
 def measured_as(module: str) -> str:
-    """Under which name a module's figures stand: a matrix's belong to its feed-forward or attention, a norm's to itself."""
+    """Return the key of a module's statistics: for a matrix its feed-forward or attention module, for a norm the norm."""
     axes = axes_of(f"{module}.weight")
     return module if axes == (Axis.HIDDEN,) else module.rpartition(".")[0]
 
 
 @contextmanager
 def _measured(model: PreTrainedModel, sums: dict[str, Tensor], tokens: dict[str, int]) -> Iterator[dict[str, Tensor]]:
-    """Add up what is measured in every forward pass; the masks that the block is handed say which tokens count."""
+    """Add up the statistics of every forward pass inside the block; the yielded masks select the tokens to count."""
     masks: dict[str, Tensor] = {}
     sizes = sizes_of(model.config)
     handles = []
@@ -136,7 +137,7 @@ def _measured(model: PreTrainedModel, sums: dict[str, Tensor], tokens: dict[str,
 
 
 def _measure_of(module: str, sizes: Sizes) -> Any:
-    """What is measured where a module is called, from its inputs (tokens, width); None where nothing is."""
+    """Return the function that measures a module's inputs (tokens, width); None if the module is not measured."""
     return {
         (Axis.HIDDEN, Axis.NEURONS): _neurons,
         (Axis.HIDDEN, Axis.HEADS): partial(_heads, sizes),
@@ -158,7 +159,7 @@ def _heads(sizes: Sizes, projection: nn.Linear, inputs: Tensor) -> Tensor:
 
 
 def _token_masks(batch: TokenBatch) -> dict[str, Tensor]:
-    """Which positions hold tokens rather than padding, (batch, time) bool, in each stack; a causal model's is `decoder`."""
+    """Return the masks of positions that are not padding, (batch, time) bool, by stack; a causal model's is `decoder`."""
     read = batch.attention_mask.bool()
     if batch.decoder_input_ids is None:
         return {"decoder": read}
@@ -166,7 +167,7 @@ def _token_masks(batch: TokenBatch) -> dict[str, Tensor]:
 
 
 def _mean(name: str, total: Tensor, tokens: int) -> NDArray[np.float32]:
-    """Root mean square for neurons and heads, and for norms the mean square, which adds up over channels."""
+    """Return the root mean square for neurons and heads; for norms the mean square, which is additive over channels."""
     mean = total / max(tokens, 1)
     figures = mean if axes_of(f"{name}.weight") == (Axis.HIDDEN,) else mean.sqrt()
     return figures.float().cpu().numpy()

@@ -1,10 +1,10 @@
-"""What the axes of a model's parameters count: hidden channels, feed-forward neurons, attention heads.
+"""The meaning of the axes of a model's parameters: hidden channels, feed-forward neurons, attention heads.
 
     axes_of("model.layers.3.mlp.down_proj.weight")      # (Axis.HIDDEN, Axis.NEURONS)
     sizes = sizes_of(config)                            # 576 hidden channels, 1536 neurons, 9 heads in 3 groups of 64
-    refuse_unknown_parameters(config)                   # every parameter must be known, in the shape that the sizes give
+    refuse_unknown_parameters(config)                   # every parameter must be known and have the shape of these sizes
 
-The table knows Llama and its kin, and T5 and its kin. A new family is a line in `FAMILIES`, and a case in
+The table covers Llama, T5 and related models. A new family needs a line in `FAMILIES`, and a case in
 tests/student/start/families.py.
 """
 
@@ -41,9 +41,9 @@ class Axis(Enum):
 
 @dataclass(frozen=True)
 class Family:
-    """What a kind of model does with its widths besides multiplying matrices."""
+    """How a kind of model uses its widths besides multiplying matrices."""
 
-    norm_offset: float = 0.0  # a norm multiplies by its weight and this
+    norm_offset: float = 0.0  # a norm multiplies by its weight plus this
     scales_embedding: bool = False  # its embedding is multiplied by the square root of the hidden size
 
 
@@ -54,8 +54,8 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 _NORM = (Axis.HIDDEN,)
-_ROWS = (Axis.WHOLE, Axis.HIDDEN)  # a row a token
-_AXES: Mapping[str, tuple[Axis, ...]] = {  # by what holds the parameter; of a matrix (out, in)
+_ROWS = (Axis.WHOLE, Axis.HIDDEN)  # one row per token
+_AXES: Mapping[str, tuple[Axis, ...]] = {  # by the module that has the parameter; a matrix is (out, in)
     **dict.fromkeys(("embed_tokens", "shared", "lm_head"), _ROWS),
     **dict.fromkeys(("q_proj", "q"), (Axis.HEADS, Axis.HIDDEN)),
     **dict.fromkeys(("k_proj", "v_proj", "k", "v"), (Axis.GROUPS, Axis.HIDDEN)),
@@ -72,7 +72,7 @@ _BIASED = {Axis.HEADS, Axis.GROUPS, Axis.NEURONS, Axis.HIDDEN}  # out axes of ma
 
 
 def axes_of(name: str) -> tuple[Axis, ...] | None:
-    """What the axes of a parameter count, by its name; None for a parameter that the table does not know."""
+    """Return the axes of a parameter by its name; None for a parameter that the table does not know."""
     module, _, kind = name.rpartition(".")
     axes = _AXES.get(module.rpartition(".")[2])
     if axes is None or kind == "weight":
@@ -82,21 +82,21 @@ def axes_of(name: str) -> tuple[Axis, ...] | None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The widths of a model, as its config has them."""
+    """The widths of a model, as set in its config."""
 
     hidden: int
     neurons: int
     heads: int
-    groups: int  # key-value heads; as many as heads where none are shared
+    groups: int  # key-value heads; equal to `heads` if none are shared
     of_a_head: int  # channels of one head
 
     @property
     def heads_of_a_group(self) -> int:
-        """How many heads share a key-value head."""
+        """Number of attention heads that share a key-value head."""
         return self.heads // self.groups
 
     def length(self, axis: Axis) -> int | None:
-        """How long such an axis is; None for one that is never cut."""
+        """Return the length of an axis; None for an axis that is never cut."""
         return {
             Axis.HIDDEN: self.hidden,
             Axis.NEURONS: self.neurons,
@@ -108,7 +108,7 @@ class Sizes:
 
 
 def sizes_of(config: PretrainedConfig) -> Sizes:
-    """The widths of a model of one of the `FAMILIES`."""
+    """Return the widths of a model of one of the `FAMILIES`."""
     heads = int(config.num_attention_heads)
     return Sizes(
         hidden=int(config.hidden_size),
@@ -120,7 +120,7 @@ def sizes_of(config: PretrainedConfig) -> Sizes:
 
 
 def with_sizes(config: PretrainedConfig, sizes: Sizes) -> PretrainedConfig:
-    """A copy of a config with other widths. The channels of a head are written down where nothing else gives them.
+    """Return a copy of a config with other widths; the head size is written out unless it follows from the others.
 
     Raises:
         ValueError: the config's class refuses these widths (StrictDataclassError is another of its names).
@@ -164,7 +164,7 @@ def refuse_unknown_parameters(config: PretrainedConfig) -> None:
 
 
 def _unknown(config: PretrainedConfig, sizes: Sizes | None = None) -> Iterator[str]:
-    """Parameters that the table does not know, or that with these sizes would have another shape."""
+    """Yield the parameters that the table does not know, or whose shape differs from these sizes."""
     with torch.device("meta"):
         model = auto_class(config).from_config(config)
     for name, tensor in model.state_dict().items():

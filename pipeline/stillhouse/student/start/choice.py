@@ -1,13 +1,13 @@
-"""Which layers of the teacher a student keeps, where a recipe gives their number.
+"""Choose which of the teacher's layers a student keeps, if a recipe gives only their number.
 
     choice = choose_layers(init, config, Ruler(measured, store))      # [Kept(model, (0, 1, 2, 6, ...))], and why
 
-`student.init.choose` says how:
+`student.init.choose` sets the method:
 
 - importance: block influence. Untrained, the layers that greedy removal keeps are nearer to the teacher; after equal
   training those of block influence are, unless few layers are left (`make bench-start`, docs/benchmarks.md);
-- block-influence, leave-one-out, greedy: as importance.py has them;
-- even: evenly spaced, the first and the last among them (DistilBERT and its kin; Shleifer and Rush, arXiv 2010.13002).
+- block-influence, leave-one-out, greedy: see importance.py;
+- even: evenly spaced, including the first and the last (as in DistilBERT; Shleifer and Rush, arXiv 2010.13002).
 
 The choice is deterministic: the same teacher, rows and settings give the same layers.
 """
@@ -25,11 +25,11 @@ from stillhouse.student.start.record import Method, StackStart
 from stillhouse.student.start.stacks import Kept, Stack, kept_layers
 from stillhouse.student.start.store import ImportanceStore, Known
 
-IMPORTANCE: Method = "block-influence"  # its students are the nearest after training, and it takes one forward pass
+IMPORTANCE: Method = "block-influence"  # its students are nearest after training, and it takes one forward pass
 
 
 class Ruler:
-    """Measures layers on demand; whatever the store knows is not measured again."""
+    """Measures layers on demand, with a cache: what the store has is not measured again."""
 
     def __init__(self, measured: Callable[[], Measured], store: ImportanceStore, progress: Progress = silent) -> None:
         self._measured = measured
@@ -37,7 +37,7 @@ class Ruler:
         self._progress = progress
 
     def leave_one_out(self) -> Scores:
-        """As importance.py has it."""
+        """Return the leave-one-out scores of all layers: see importance.py."""
         known = self._store.read().leave_one_out
         if known is None:
             known = leave_one_out(self._measured(), self._progress)
@@ -45,7 +45,7 @@ class Ruler:
         return known
 
     def block_influence(self) -> Scores:
-        """As importance.py has it."""
+        """Return the block influence of all layers: see importance.py."""
         known = self._store.read().block_influence
         if known is None:
             known = block_influence(self._measured(), self._progress)
@@ -53,7 +53,7 @@ class Ruler:
         return known
 
     def greedy(self, stack: Stack, remove: int) -> Removal:
-        """At least `remove` layers of a stack in the order of their removal."""
+        """Return at least `remove` layers of a stack in the order of their removal."""
         known = self._store.read().greedy.get(stack.name)
         if known is None:
             known = Removal(costs=self.leave_one_out()[stack.name])
@@ -73,12 +73,12 @@ class Ruler:
 def choose_layers(
     init: InitSettings, config: PretrainedConfig, ruler: Ruler | None
 ) -> tuple[list[Kept], tuple[StackStart, ...]]:
-    """The layers that are kept of each stack, and the record of the choice.
+    """Return the layers to keep of each stack, and the record of the choice.
 
     Args:
-        init: how many, and how they are chosen.
-        config: the teacher's.
-        ruler: measures layers; None where the recipe lists them, or has them evenly spaced.
+        init: the settings of the start: number of layers, and how to choose them.
+        config: the teacher's config.
+        ruler: measures layers; None if the recipe lists them or spaces them evenly.
     """
     assert init.layers is not None
     kept = kept_layers(config, init.layers)
@@ -104,18 +104,18 @@ def choose_layers(
 
 
 def _count(init: InitSettings, stack: str) -> int | None:
-    """How many layers of a stack are to be chosen; None where they are listed, or all are kept."""
+    """Return the number of layers to choose from a stack; None if they are listed, or all are kept."""
     given = getattr(init.layers, stack) if isinstance(init.layers, StackLayers) else init.layers
     return given if isinstance(given, int) else None
 
 
 def _method(choose: Choose) -> Method:
-    """What measures layers."""
+    """Return the method that measures layers."""
     return choose if choose in ("greedy", "leave-one-out", "block-influence") else IMPORTANCE
 
 
 def _best(stack: Stack, count: int, method: Method, ruler: Ruler) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The layers that are kept, and the figure of every layer."""
+    """Return the layers to keep, and the score of every layer."""
     if method == "greedy":
         gone = ruler.greedy(stack, stack.depth - count).order[: stack.depth - count]
         return tuple(layer for layer in range(stack.depth) if layer not in gone), ruler.leave_one_out()[stack.name]

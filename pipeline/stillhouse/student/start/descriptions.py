@@ -1,10 +1,10 @@
-"""What a student started from, in words for its card.
+"""A description of a student's start in words, for its card.
 
     start_in_words(init, start=read_start(folder))
     # 16 of the teacher's 30 layers (0, 1, 2, 6, ...), those whose removal costs most (leave-one-out on 64 rows of
     # words/v001), with its embeddings, norms and head, and 8,824 of its 49,152 tokens
 
-start.json knows which parts of the teacher were kept; without it the settings say how many were asked for.
+start.json records which parts of the teacher were kept; without it the settings say how many were requested.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _WIDTHS = {"feed_forward": "feed-forward neurons", "heads": "attention heads", "
 
 
 def start_in_words(init: InitSettings, *, encoder_decoder: bool = False, start: Start | None = None) -> str:
-    """What a student started from.
+    """Describe what a student started from.
 
     Args:
         init: the settings of the start.
         encoder_decoder: whether the student has two stacks of layers.
-        start: what it was made of, as start.json has it; None where the folder has none.
+        start: the record in start.json; None if the folder has none.
     """
     parts = _parts(start)
     if init.from_ is not None:
@@ -51,14 +51,14 @@ def start_in_words(init: InitSettings, *, encoder_decoder: bool = False, start: 
 
 
 def rows_in_words(rows: int, dataset: str | None) -> str:
-    """On what was measured: " on 64 rows of words/v001"; empty where that is not known."""
+    """Describe the rows measured on: " on 64 rows of words/v001"; empty if they are not known."""
     if not rows:
         return ""
     return f" on {rows:,} row{'s' if rows > 1 else ''}" + (f" of {cell(dataset)}" if dataset else "")
 
 
 def _both(init: InitSettings, start: Start | None, *, encoder_decoder: bool) -> str:
-    """Which layers were copied, of all stacks."""
+    """Describe which layers of all stacks were copied."""
     asked = init.layers
     made = {one.stack: one for one in start.stacks} if start is not None else {}
     words = []
@@ -73,7 +73,7 @@ def _both(init: InitSettings, start: Start | None, *, encoder_decoder: bool) -> 
 
 
 def _asked(of: Layers | None, stack: str, choose: Choose) -> str:
-    """Which layers of a stack the settings ask for."""
+    """Describe which layers of a stack the settings request."""
     layers = _layers(stack)
     if of is None:
         return f"all of the teacher's {layers}"
@@ -83,7 +83,7 @@ def _asked(of: Layers | None, stack: str, choose: Choose) -> str:
 
 
 def _kept(one: StackStart, of: Layers | None, rows: str) -> str:
-    """Which layers of a stack were kept, and why."""
+    """Describe which layers of a stack were kept, and why."""
     layers = f"{one.depth} {_layers(one.stack)}"
     if len(one.kept) == one.depth:
         return f"all of the teacher's {layers}"
@@ -94,7 +94,7 @@ def _kept(one: StackStart, of: Layers | None, rows: str) -> str:
 
 
 def _parts(start: Start | None) -> list[str]:
-    """The widths and the tokens that were kept, where not all of them were."""
+    """Describe the widths and the tokens that were kept, if not all were."""
     if start is None:
         return []
     counts = [(name, start.widths.get(key)) for key, name in _WIDTHS.items()]

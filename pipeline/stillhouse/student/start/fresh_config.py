@@ -1,11 +1,11 @@
-"""The config of a student with fresh weights: the teacher's, changed, or one of its own kind.
+"""The config of a student with random weights: the teacher's with changes, or an independent one.
 
     made = fresh_config(recipe, student)         # for student.init {config: ...}
     try_out(made, trust_remote_code=False)
 
-transformers takes any key of a config in silence, and finds out about widths that do not fit in the middle of a forward
-pass. Here keys are held against the config's class, and a model of the config runs over some tokens without memory
-(FakeTensorMode), so that both are told of in words.
+transformers silently accepts any key in a config, and detects mismatched widths only during a forward pass. Here keys are
+checked against the config's class, and a model of the config runs on a few tokens without allocating memory
+(FakeTensorMode), so that both errors are reported in plain words.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from stillhouse.student.start.stacks import Kept, evenly_spaced, own_name, stack
 
 _KEY = "student.init.config"
 _WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
-_WIDTHS_OF_TWO = (  # as encoder-decoders call theirs
+_WIDTHS_OF_TWO = (  # the names in encoder-decoders
     *("d_model", "num_heads", "d_kv", "d_ff", "encoder_attention_heads", "decoder_attention_heads"),
     *("encoder_ffn_dim", "decoder_ffn_dim"),
 )
@@ -48,21 +48,20 @@ _DEPTHS_OF_TWO = ("num_layers", "num_decoder_layers", "encoder_layers", "decoder
 _COUNTS = (*_WIDTHS, "num_hidden_layers", "vocab_size", "max_position_embeddings")
 _START = "decoder_start_token_id"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", _START)
-_DERIVED = {  # what a config works out from another of its settings, and writes down beside it (T5)
+_DERIVED = {  # settings that a config derives from another one and also saves (T5)
     "feed_forward_proj": ("dense_act_fn", "is_gated_act"),
     "tie_word_embeddings": ("scale_decoder_outputs",),
 }
-_SHAPES = re.compile(r"size|shape|dim|divi|multiple", re.IGNORECASE)  # what a forward pass says of unfit widths
+_SHAPES = re.compile(r"size|shape|dim|divi|multiple", re.IGNORECASE)  # words in a forward pass's errors about widths
 
 
 def fresh_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig:
-    """The config of `student.init.config`: with a `model_type` on its own, without it the teacher's with these changes.
+    """Return the config of `student.init.config`: independent if it has a `model_type`, else the teacher's with changes.
 
-    Either way its vocabulary and the tokens that begin, end and pad an answer are the teacher's, where it says nothing
-    else.
+    In both cases the vocabulary size and the tokens that begin, end and pad an answer default to the teacher's.
 
     Raises:
-        RecipeError: a key is unknown, the values make no model, or one of the other kind than the teacher.
+        RecipeError: a key is unknown, the values make no model, or the model is of the other kind than the teacher.
     """
     given = dict(student.init.config or {})
     files = start_files(recipe, student.init)
@@ -87,7 +86,7 @@ def fresh_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig:
 
 
 def ending(files: ModelFiles, config: PretrainedConfig) -> GenerationConfig:
-    """The tokens that begin, end and pad the answers of a model."""
+    """Return the tokens that begin, end and pad a model's answers."""
     file = files.folder / "generation_config.json"
     own = GenerationConfig.from_pretrained(files.folder) if file.is_file() else config.get_text_config()
     tokens = {name: getattr(own, name, None) for name in _TOKENS}
@@ -95,13 +94,13 @@ def ending(files: ModelFiles, config: PretrainedConfig) -> GenerationConfig:
 
 
 def ending_of_fresh(files: ModelFiles, teacher: PretrainedConfig, student: StudentSettings) -> GenerationConfig:
-    """The same of a student of `student.init.config`: the teacher's, but for what that says."""
+    """Return these tokens for a student of `student.init.config`: the teacher's, unless the config sets them."""
     given = student.init.config or {}
     tokens = ending(files, teacher).to_dict() | {name: given[name] for name in _TOKENS if name in given}
     return GenerationConfig(**{name: tokens.get(name) for name in _TOKENS})
 
 
-# ------------------------------------------------------------------------------------------------------- the two of them
+# ----------------------------------------------------------------------------------------------- the two kinds of config
 
 
 def _config_of_its_own(
@@ -161,15 +160,15 @@ def _changed(given: dict[str, Any], files: ModelFiles, teacher: PretrainedConfig
         for derived in _DERIVED[key]:
             settings.pop(derived, None)
     settings |= changes
-    settings.pop("quantization_config", None)  # of weights that are not taken
+    settings.pop("quantization_config", None)  # it describes weights that are not used
     with _refused_widths(settings):
         return type(teacher).from_dict(settings)
 
 
 def _followers(teacher: PretrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Widths that follow from others in the teacher, and so do in the student where it does not say them.
+    """Return the widths that follow from others in the teacher, and so in the student unless it sets them.
 
-    T5's width of a head, d_kv, is free of the model's: it stays what it is.
+    T5's head width, d_kv, is independent of the model's width and stays the same.
     """
     if teacher.is_encoder_decoder:
         return {}
@@ -184,7 +183,7 @@ def _followers(teacher: PretrainedConfig, given: dict[str, Any]) -> dict[str, An
 
 
 def _for_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dict[str, Any]:
-    """A setting under its general name means both stacks of an encoder-decoder, also where their own names are two."""
+    """Apply a setting given under its general name to both stacks of an encoder-decoder, also where these name it apart."""
     known = _keys(kind)
     both = dict(given)
     for key in given:
@@ -196,7 +195,7 @@ def _for_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dic
     return both
 
 
-# ---------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------------------- checks
 
 
 def _refuse_unknown(given: dict[str, Any], known: set[str], kind: str) -> None:
@@ -214,17 +213,17 @@ def _refuse_no_counts(given: dict[str, Any], kind: type[PretrainedConfig]) -> No
 
 
 def _keys(kind: type[PretrainedConfig]) -> set[str]:
-    """What a config of this class knows, under every name that it has there."""
+    """Return the keys that a config of this class accepts, with their aliases."""
     named = {field.name for field in fields(kind)} if is_dataclass(kind) else set(kind().to_dict())
-    encoder_decoder = getattr(kind, "is_encoder_decoder", False)  # whose config may say this, though not its class
+    encoder_decoder = getattr(kind, "is_encoder_decoder", False)  # whose config accepts this key, though not its class
     return named | set(kind.attribute_map) | ({_START} if encoder_decoder else set())
 
 
 def try_out(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
-    """Run a model of this config over some tokens, without weights and without memory.
+    """Run a model of this config on a few tokens, without weights and without allocating memory.
 
     Raises:
-        RecipeError: its widths do not fit.
+        RecipeError: the config's widths do not fit together.
     """
     with _refused_widths(config), _without_memory():
         heads, shared = (getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
@@ -242,7 +241,7 @@ def try_out(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Tensors are shapes alone here; what torch logs of those that do not fit is in the error anyway."""
+    """Make tensors without data; torch's log of mismatched shapes is off, because the error has it too."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -254,7 +253,7 @@ def _without_memory() -> Iterator[None]:
 
 @contextmanager
 def _refused_widths(settings: Any) -> Iterator[None]:
-    """Whatever the library says against a config, as an error that names the widths and the mend."""
+    """Convert the library's errors about a config to one that names the widths and the fix."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError, StrictDataclassError) as error:

@@ -1,16 +1,16 @@
-"""What each layer of a teacher is worth, measured on rows of the dataset.
+"""The importance of each layer of a teacher, measured on rows of the dataset.
 
     measured = Measured(model, batches)
-    leave_one_out(measured)               # {"model": (8.8, 4.2, ...)}: nats a completion token that each layer is worth
-    greedy(measured, "model", remove=14)  # layers 17, 18, ... in the order of their removal, and what it cost
+    leave_one_out(measured)               # {"model": (8.8, 4.2, ...)}: nats per completion token lost without each layer
+    greedy(measured, "model", remove=14)  # layers 17, 18, ... in the order of their removal, with the KL after each
     block_influence(measured)             # {"model": (0.41, 0.22, ...)}, from one forward pass
 
-Leaving a layer out means that its input becomes its output: the student that lacks the layer computes exactly this
-(layers.py). What is lost is measured in two ways:
+Leaving a layer out means that its input becomes its output; a student without the layer computes exactly this (layers.py).
+There are two measures:
 
-- KL(teacher || teacher without the layer), in nats a completion token. It takes one forward pass a layer; the layers below
-  the one that is left out are computed once for all of these passes. Greedy removal leaves out the layer that costs least,
-  then the next one with the first already gone, and so on. It notices that of two layers which do the same, one must stay.
+- KL(teacher || teacher without the layer), in nats per completion token. It takes one forward pass per layer; the layers
+  below the omitted one are computed once for all of these passes. Greedy removal omits the layer that costs least, then the
+  next one with the first already omitted, and so on. It detects that of two redundant layers one must stay.
 - Block influence (Men et al., arXiv 2403.03853): 1 - cos(input, output) of a layer, averaged over tokens. One forward pass
   measures all layers.
 """
@@ -34,25 +34,25 @@ from stillhouse.progress import Progress, silent
 from stillhouse.student.losses.forward_kl import divergence
 from stillhouse.student.start.stacks import layer_modules, stacks_of
 
-CANDIDATES = 4  # layers that a step of greedy removal tries: those that cost least when they were measured last
+CANDIDATES = 4  # layers that a step of greedy removal tries: those with the lowest cost when last measured
 _AT_ONCE = 512  # positions whose full distributions are compared at once
 _DOING = "Measuring layers"
 
-Scores = dict[str, tuple[float, ...]]  # stack -> one figure a layer of the teacher
+Scores = dict[str, tuple[float, ...]]  # stack -> one score per layer of the teacher
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Layers of one stack in the order in which greedy removal leaves them out."""
+    """Layers of one stack in the order in which greedy removal omits them."""
 
     order: tuple[int, ...] = ()
-    kl: tuple[float, ...] = ()  # nats a completion token, with this layer and all before it in `order` left out
-    costs: tuple[float, ...] = ()  # one a layer of the stack: the KL when it was measured last; orders the candidates
+    kl: tuple[float, ...] = ()  # nats per completion token, with this layer and all before it in `order` omitted
+    costs: tuple[float, ...] = ()  # one per layer of the stack: the KL when last measured; orders the candidates
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A teacher in evaluation mode, and the rows that its layers are measured on."""
+    """A teacher in evaluation mode, and the rows on which its layers are measured."""
 
     model: PreTrainedModel
     batches: Sequence[TokenBatch]
@@ -68,16 +68,16 @@ class Measured:
 
     @cached_property
     def whole(self) -> list[Tensor]:
-        """The teacher's last hidden states at the positions that predict a completion token, a tensor a batch."""
+        """The teacher's last hidden states at the positions that predict a completion token, one tensor per batch."""
         return [self.hidden(batch) for batch in self.batches]
 
     def hidden(self, batch: TokenBatch) -> Tensor:
-        """(completion tokens, width)"""
+        """Return the last hidden states of a batch: (completion tokens, width)."""
         more = {} if batch.decoder_input_ids is None else {"decoder_input_ids": batch.decoder_input_ids}
         return self.parts.hidden(batch.input_ids, batch.labels, attention_mask=batch.attention_mask, **more)
 
     def divergence(self, place: int, hidden: Tensor) -> float:
-        """The sum over a batch's completion tokens of KL(teacher || the model that gave `hidden`), in nats."""
+        """Return KL(teacher || the model that computed `hidden`), summed over a batch's completion tokens, in nats."""
         total = 0.0
         for teacher, other in zip(self.whole[place].split(_AT_ONCE), hidden.split(_AT_ONCE), strict=True):
             both = [self.parts.head(states).log_softmax(dim=-1) for states in (teacher, other)]
@@ -86,15 +86,15 @@ class Measured:
 
     @property
     def tokens(self) -> int:
-        """Completion tokens of all rows."""
+        """Number of completion tokens of all rows."""
         return sum(len(states) for states in self.whole)
 
 
 @torch.inference_mode()
 def leave_one_out(measured: Measured, progress: Progress = silent) -> Scores:
-    """KL(teacher || teacher without the layer) for each layer of each stack, in nats a completion token."""
+    """Return KL(teacher || teacher without the layer) for each layer of each stack, in nats per completion token."""
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
-    tokens = measured.tokens  # which runs the whole teacher, before any layer is left out
+    tokens = measured.tokens  # runs the whole teacher, before any layer is omitted
     total, done = len(measured.batches) * sum(map(len, sums.values())), 0
     with _switched(measured) as switches:
         for place, batch in enumerate(measured.batches):
@@ -116,21 +116,21 @@ def greedy(
     progress: Progress = silent,
     keep: Callable[[Removal], None] = lambda _: None,
 ) -> Removal:
-    """Leave out layers of one stack one after the other, each time the one whose removal costs least.
+    """Omit layers of one stack one after another, each time the one whose removal costs least.
 
-    Each step tries the `CANDIDATES` layers whose removal cost least when they were measured last, so the number of forward
-    passes grows with `remove` and not with its product with the depth.
+    Each step tries the `CANDIDATES` layers whose removal cost least when last measured, so the number of forward passes
+    grows with `remove` and not with its product with the depth.
 
     Args:
         measured: the teacher and the rows.
         stack: the name of the stack; all others stay whole.
-        remove: how many layers of it shall be left out.
-        begin: what was removed before; at first `Removal(costs=...)` with the stack's figures of `leave_one_out`.
-        progress: is told after every step.
-        keep: is given what is known after every step.
+        remove: the number of its layers to omit.
+        begin: the removal so far; at first `Removal(costs=...)` with the stack's scores of `leave_one_out`.
+        progress: called after every step with the activity, the layers removed and the total.
+        keep: called after every step with the removal so far.
 
     Returns:
-        At least `remove` layers; more where `begin` has more.
+        At least `remove` layers; more if `begin` has more.
     """
     done = begin
     while len(done.order) < remove:
@@ -146,9 +146,9 @@ def greedy(
 
 
 def _tried(measured: Measured, stack: str, gone: Sequence[int], tried: Iterable[int]) -> dict[int, float]:
-    """The KL with the layers `gone` and one more left out, for each of `tried`."""
+    """Return, for each layer in `tried`, the KL with it and the layers `gone` omitted."""
     sums = dict.fromkeys(tried, 0.0)
-    tokens = measured.tokens  # as in `leave_one_out`
+    tokens = measured.tokens  # runs the whole teacher, before any layer is omitted
     with _switched(measured) as switches:
         switches.leave_out(stack, gone)
         for place, batch in enumerate(measured.batches):
@@ -161,7 +161,7 @@ def _tried(measured: Measured, stack: str, gone: Sequence[int], tried: Iterable[
 
 @torch.inference_mode()
 def block_influence(measured: Measured, progress: Progress = silent) -> Scores:
-    """1 - cos(input, output) of each layer of each stack, averaged over all tokens that are no padding: 0 to 2."""
+    """Return 1 - cos(input, output) of each layer of each stack, averaged over all tokens without padding: 0 to 2."""
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
     tokens = dict.fromkeys(sums, 0)
     with _switched(measured) as switches:
@@ -179,7 +179,7 @@ def block_influence(measured: Measured, progress: Progress = silent) -> Scores:
 
 
 def _mask(batch: TokenBatch, stack: str) -> Tensor:
-    """Which positions of a stack's hidden states are tokens: (batch, time) bool."""
+    """Return the mask of a stack's positions that are tokens: (batch, time) bool."""
     return batch.attention_mask.bool() if stack != "decoder" else batch.completion_mask
 
 
@@ -187,12 +187,12 @@ def _mask(batch: TokenBatch, stack: str) -> Tensor:
 
 
 class _Switch:
-    """Stands in place of a layer's `forward`, and decides whether the layer runs."""
+    """Replaces a layer's `forward`, and decides whether the layer runs."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self._run = run
         self.left_out = False
-        self.repeats = False  # gives what it gave when it ran last
+        self.repeats = False  # returns the output of its last run
         self.remembers = False
         self.given: Tensor = torch.empty(0)
         self.gave: Any = None
@@ -202,7 +202,7 @@ class _Switch:
             return self.gave
         given: Tensor = args[0] if args else kwargs["hidden_states"]
         output = given if self.left_out and isinstance(self.gave, Tensor) else self._run(*args, **kwargs)
-        if self.left_out:  # a T5 layer also hands on the position bias, which the next one needs
+        if self.left_out:  # a T5 layer also returns the position bias, which the next one needs
             output = given if isinstance(output, Tensor) else (given, *output[1:])
         if self.remembers:
             self.given, self.gave = given, output
@@ -210,29 +210,29 @@ class _Switch:
 
 
 class _Switches:
-    """The switches of all layers, stack by stack in the order in which they run."""
+    """The switches of all layers, by stack, in the order in which they run."""
 
     def __init__(self, of: dict[str, list[_Switch]]) -> None:
         self.of = of
 
     def places(self) -> Iterator[tuple[str, int]]:
-        """Every layer: its stack and its number."""
+        """Yield every layer as its stack and its number."""
         return ((name, layer) for name, of in self.of.items() for layer in range(len(of)))
 
     def leave_out(self, stack: str, layers: Sequence[int]) -> None:
-        """Leave out some layers of a stack, for good."""
+        """Omit layers of a stack permanently."""
         for layer in layers:
             self.of[stack][layer].left_out = True
 
     def remember(self, measured: Measured, batch: TokenBatch) -> None:
-        """Run a batch, and keep what every layer is given and gives."""
+        """Run a batch and record the input and output of every layer."""
         self._set("remembers", True)
         measured.hidden(batch)
         self._set("remembers", False)
 
     @contextmanager
     def without(self, stack: str, layer: int) -> Iterator[None]:
-        """Leave out one more layer; those that run before it repeat what they gave."""
+        """Omit one more layer inside the block; the layers before it repeat their recorded output."""
         before = list(self.places())[: list(self.places()).index((stack, layer))]
         out = self.of[stack][layer]
         was = out.left_out
@@ -252,14 +252,14 @@ class _Switches:
 
 
 def _states(output: Any) -> Tensor:
-    """The hidden states in what a layer gives."""
+    """Return the hidden states in a layer's output."""
     states: Tensor = output if isinstance(output, Tensor) else output[0]
     return states
 
 
 @contextmanager
 def _switched(measured: Measured) -> Iterator[_Switches]:
-    """Switches in place of the layers, for as long as this lasts."""
+    """Replace the layers' `forward` with switches inside the block."""
     switches = _Switches({name: [_Switch(one.forward) for one in layers] for name, layers in measured.layers.items()})
     try:
         for name, layers in measured.layers.items():

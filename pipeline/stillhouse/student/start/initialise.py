@@ -1,7 +1,7 @@
-"""Where a student starts: parts of the teacher, a model of its own, or a config with fresh weights.
+"""Create the untrained student: from parts of the teacher, another model, or a config with random weights.
 
-The parts that matter most are kept (Minitron, arXiv 2407.14679); start/ measures which they are. As a baseline the start
-stands in every report, untrained. start_config.py says what is refused before any weights are loaded.
+Of a teacher the most important parts are kept (Minitron, arXiv 2407.14679); the modules of start/ measure importance. Every
+report includes the untrained student as a baseline. start_config.py checks the settings before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def initialise(
     labelled: Dataset | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Write the untrained student, weights and tokenizer, into `folder`.
+    """Write the untrained student, weights and tokenizer, to `folder`.
 
     Args:
-        recipe: names the teacher.
-        student: its settings.
-        folder: where it is written.
-        labelled: the teacher's completions; needed where `student.init.needs_dataset`.
-        progress: is told how far measuring importance is.
+        recipe: the recipe, which names the teacher.
+        student: the student's settings.
+        folder: the folder to write to.
+        labelled: the teacher's completions; needed if `student.init.needs_dataset`.
+        progress: called with the activity, the items done and the total, while importance is measured.
 
     Raises:
-        RecipeError: as `check_start` does, and nothing is written then.
-        TeacherUnavailable: a model that is named is not there.
-        DatasetRefused: the dataset's token ids are not of the teacher's tokenizer, and its tokens are to be kept.
-        TrainingError: the teacher's layers cannot be told apart, or its vocabulary cannot be cut.
+        RecipeError: the settings of the start are wrong or do not fit the teacher; nothing is written.
+        TeacherUnavailable: a model cannot be found.
+        DatasetRefused: the dataset's tokens are to be kept, but its token ids are not those of the teacher's tokenizer.
+        TrainingError: the teacher's layers cannot be copied, or its vocabulary cannot be cut.
     """
     quiet_transformers()
     check_start(recipe, student)
@@ -69,7 +69,7 @@ def initialise(
         start = _write_cut(model, files, labelled, folder, start, trusted=trusted)
         start.write(folder)
         return
-    of_its_own = init.config is not None and "model_type" in init.config  # may not know how the teacher likes to sample
+    of_its_own = init.config is not None and "model_type" in init.config  # may reject the teacher's sampling settings
     write_model(model, files.folder, folder, trust_remote_code=trusted, sampling=not of_its_own)
     if start is not None:
         start.write(folder)
@@ -84,7 +84,7 @@ def _write_cut(
     *,
     trusted: bool,
 ) -> Start:
-    """Write the model with the tokens that the dataset uses, and say how many these are."""
+    """Write the model with only the tokens that the dataset uses, and record their number."""
     assert labelled is not None  # `init.needs_dataset`
     with tempfile.TemporaryDirectory() as scratch:
         cut = cut_vocabulary(model, files, labelled, Path(scratch), trust_remote_code=trusted)
@@ -96,9 +96,9 @@ def _write_cut(
 def write_model(
     model: PreTrainedModel, source: Path, folder: Path, *, trust_remote_code: bool, sampling: bool = True
 ) -> None:
-    """Write a model that was made of the one in `source`, with its tokenizer, as safetensors.
+    """Write a model made from the one in `source`, with its tokenizer, as safetensors.
 
-    With `sampling` what it has for `generate` is taken as it is: the library writes less than it reads, and refuses some.
+    With `sampling`, the source's generation_config.json is copied: the library writes less than it reads, and refuses some.
     """
     model.generation_config = token_ids_alone(model.generation_config)
     model.save_pretrained(folder)
@@ -109,7 +109,7 @@ def write_model(
 
 
 def _write_generation(model: PreTrainedModel, source: Path, file: Path) -> None:
-    """The source's settings as they are, but for tokens that the model begins, ends or pads an answer with otherwise."""
+    """Copy the source's generation settings, except special token ids in which the model differs."""
     theirs = source.read_bytes()
     tokens = {name: value for name, value in model.generation_config.to_dict().items() if name.endswith("_token_id")}
     settings = json.loads(theirs)
@@ -118,7 +118,7 @@ def _write_generation(model: PreTrainedModel, source: Path, file: Path) -> None:
 
 
 def _fresh(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> PreTrainedModel:
-    """A model of the recipe's config with random weights, in float32 unless the config says otherwise."""
+    """Build a model of the recipe's config with random weights, in float32 unless the config says otherwise."""
     config = fresh_config(recipe, student)
     trusted = student.trust_remote_code
     model = auto_class(config).from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=trusted)

@@ -1,4 +1,4 @@
-"""Configs as transformers reads them, and which of them can be a student's: those of causal models and encoder-decoders.
+"""Read configs with transformers, and check that they are a student's: a causal model's or an encoder-decoder's.
 
 config = read_config(files, "student.init.model", trust_remote_code=False)
 refuse_others(config, "student.init.model", files.name)          # no classifier, no headless model
@@ -27,10 +27,10 @@ _SAVED_AS = "a causal language model (one saved as ...ForCausalLM) or an encoder
 
 
 def read_config(files: ModelFiles, setting: str, *, trust_remote_code: bool) -> PretrainedConfig:
-    """A model's config as transformers reads it.
+    """Read a model's config with transformers.
 
     Raises:
-        RecipeError: it is none that transformers can read.
+        RecipeError: transformers cannot read the config.
     """
     quiet_transformers()
     try:
@@ -43,17 +43,17 @@ def read_config(files: ModelFiles, setting: str, *, trust_remote_code: bool) -> 
 
 
 def first_line(error: Exception) -> str:
-    """What the library says, without its heading and what follows."""
+    """Return the essential line of a library error, without its heading and details."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
     return re.sub(r"^\w+Error: ", "", line).rstrip(".")
 
 
 def refuse_others(config: PretrainedConfig, setting: str, name: str) -> None:
-    """Only a causal language model or an encoder-decoder of text can be a student.
+    """Refuse a model that is neither a causal language model nor an encoder-decoder of text.
 
     Raises:
-        RecipeError: it is neither, or one without its head.
+        RecipeError: the model is neither, or lacks its head, or (an encoder-decoder) has two vocabularies.
     """
     if config.is_encoder_decoder:
         _refuse_other_encoder_decoders(config, setting, name)
@@ -101,13 +101,13 @@ def _what(config: PretrainedConfig) -> str:
 def refuse_the_other_kind(recipe: Recipe, config: PretrainedConfig, setting: str, name: str) -> None:
     """Refuse a student of the other kind than its teacher, causal or encoder-decoder.
 
-    A teacher behind an API gives words, which either learns from; one whose files are not at hand is not looked at.
+    A teacher behind an API returns text, from which either kind learns; a teacher whose files are missing is not checked.
 
     Args:
-        recipe: names the teacher.
-        config: the student's.
-        setting: which one names the student.
-        name: what it names.
+        recipe: the recipe, which names the teacher.
+        config: the student's config.
+        setting: the setting that names the student.
+        name: the value of that setting.
 
     Raises:
         RecipeError: one is causal, and the other an encoder-decoder.

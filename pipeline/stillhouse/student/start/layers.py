@@ -1,4 +1,4 @@
-"""A student made of whole layers of the teacher: `copy_layers(teacher, kept)`."""
+"""Build a student from whole layers of the teacher: `copy_layers(teacher, kept)`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stillhouse.student.start.stacks import Kept, renumbered, with_layers
 
 
 def copy_layers(teacher: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedModel:
-    """A model of the teacher's kind and width with only the layers `kept`; everything else is the teacher's.
+    """Return a model of the teacher's kind and width with only the layers `kept`; everything else is the teacher's.
 
     Raises:
         TrainingError: the teacher's weights do not fit the model that its config with these layers describes.
@@ -32,7 +32,7 @@ def copy_layers(teacher: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedMod
 
 
 def untie_head(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Give the student a head of its own where the teacher has one, whatever the config says: every T5's says otherwise."""
+    """Untie the student's head if the teacher's is untied, whatever the config says: every T5's says that it is tied."""
     embedding, head = teacher.get_input_embeddings(), teacher.get_output_embeddings()
     own = student.get_output_embeddings()
     if head is not None and head.weight is not embedding.weight and own.weight is student.get_input_embeddings().weight:

@@ -1,4 +1,4 @@
-"""The student that the teacher's most important parts make, untrained.
+"""Build the untrained student from the teacher's most important parts.
 
     model, start = parts_of_teacher(recipe, student, files, teacher, labelled)
 
@@ -38,15 +38,15 @@ def parts_of_teacher(
     labelled: Dataset | None,
     progress: Progress = silent,
 ) -> tuple[PreTrainedModel, Start]:
-    """The untrained student of `student.init: {from: teacher, ...}`, and the record of what it was made of.
+    """Return the untrained student of `student.init: {from: teacher, ...}`, and the record of its parts.
 
     Args:
-        recipe: names the folder where measurements are kept.
-        student: what is to be kept.
-        files: the teacher's.
-        teacher: its weights, in the data type that the student is to have.
-        labelled: the teacher's completions; needed where `student.init.needs_dataset`.
-        progress: is told how far measuring is.
+        recipe: the recipe, which names the folder for cached measurements.
+        student: the student's settings, with the parts to keep.
+        files: the teacher's files.
+        teacher: the teacher's weights, in the data type of the student.
+        labelled: the teacher's completions; needed if `student.init.needs_dataset`.
+        progress: called with the activity, the items done and the total, while importance is measured.
 
     Raises:
         RecipeError: the teacher does not have these parts, or they cannot be cut out of it.
@@ -54,7 +54,7 @@ def parts_of_teacher(
     """
     init = student.init
 
-    @cache  # the teacher is loaded for measuring only where something is not known yet, and once
+    @cache  # the teacher is loaded for measuring at most once, and only if the store lacks something
     def measured() -> Measured:
         assert labelled is not None
         return _measured(files, labelled, student)
@@ -83,7 +83,7 @@ def parts_of_teacher(
 
 
 def _activations(store: ImportanceStore, measured: Callable[[], Measured]) -> Activations:
-    """What neurons, heads and channels do, measured where the store does not know it, or its file is damaged."""
+    """Return the activation statistics, measured if the store has none or their file is damaged."""
     with suppress(FileNotFoundError, ValueError):
         return Activations.load(store.widths)
     teacher = measured()
@@ -93,7 +93,7 @@ def _activations(store: ImportanceStore, measured: Callable[[], Measured]) -> Ac
 
 
 def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) -> Measured:
-    """The whole teacher, and the rows; in float32 on a CPU, where lower precision is slow, else in bfloat16."""
+    """Load the whole teacher and the rows; in float32 on a CPU, where lower precision is slow, else in bfloat16."""
     device = choose_device("auto")
     lm = load_language_model(
         files.folder,
@@ -104,5 +104,5 @@ def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) ->
 
 
 def _rows(labelled: Dataset | None, asked: int) -> int:
-    """How many rows are measured on, at most: of a small dataset there are fewer than asked for."""
+    """Return the maximum number of rows to measure on: a small dataset has fewer than requested."""
     return asked if labelled is None else min(asked, labelled.manifest.rows.get("train", asked))

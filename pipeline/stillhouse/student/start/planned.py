@@ -1,11 +1,11 @@
-"""Which widths a student has: `student.init.width` in numbers, or an error that says which numbers there can be.
+"""The student's widths: `student.init.width` in numbers, or an error that lists the possible numbers.
 
     check_widths(config, width)              # from the teacher's config alone
     planned_sizes(config, width)             # 384 hidden channels, 768 neurons, 6 heads in 2 groups of 64
 
-A number is taken as it is, or refused. A share is rounded to the nearest width that there can be: whole groups of heads
-that share a key-value head, and where a config's class has the heads divide the hidden size (Llama, Gemma 2 and 3), such
-a size.
+A number is used as is, or refused. A share is rounded to the nearest possible width: heads come in whole groups that share
+a key-value head, and if a config's class requires the heads to divide the hidden size (Llama, Gemma 2 and 3), the hidden
+size is a multiple of the heads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stillhouse.student.start.axes import KEY, Sizes, refuse_unknown_parameters,
 
 
 def check_widths(config: PretrainedConfig, width: WidthSettings) -> None:
-    """Refuse widths that cannot be cut out of the teacher, by its config alone.
+    """Refuse widths that cannot be cut out of the teacher, from its config alone.
 
     Raises:
         RecipeError: the teacher is of a family that cannot be cut, or it does not have these widths.
@@ -32,14 +32,14 @@ def check_widths(config: PretrainedConfig, width: WidthSettings) -> None:
 
 
 def planned_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
-    """The student's widths.
+    """Return the student's widths.
 
     Args:
-        config: the teacher's.
-        width: what the recipe asks for.
+        config: the teacher's config.
+        width: the widths that the recipe requests.
 
     Raises:
-        RecipeError: there is no such student.
+        RecipeError: the teacher is too narrow, or a width does not fit the others.
     """
     whole = sizes_of(config)
     for name, given, of in (
@@ -67,7 +67,7 @@ def planned_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
 
 
 def _heads(width: WidthSettings, whole: Sizes, dividing: str | None) -> int:
-    """How many heads the student has; `dividing` is the model's type where they must divide the hidden size."""
+    """Return the student's number of heads; `dividing` is the model's type if they must divide the hidden size."""
     if width.heads is None:
         return whole.heads
     groups = [*range(whole.heads_of_a_group, whole.heads + 1, whole.heads_of_a_group)]
@@ -77,7 +77,7 @@ def _heads(width: WidthSettings, whole: Sizes, dividing: str | None) -> int:
             f"{KEY}.heads is {width.heads}, and the teacher's {whole.heads} heads share {shared}: give {_listed(groups)}"
         )
     hidden = whole.hidden if width.hidden is None else width.hidden
-    if dividing is None or isinstance(hidden, float):  # a share becomes a size that the heads divide
+    if dividing is None or isinstance(hidden, float):  # a share is rounded to a size that the heads divide
         return _nearest(width.heads, groups)
     fitting = [heads for heads in groups if hidden % heads == 0]
     if not fitting or (isinstance(width.heads, int) and width.heads not in fitting):
@@ -92,7 +92,7 @@ def _heads(width: WidthSettings, whole: Sizes, dividing: str | None) -> int:
 
 
 def _nearest(given: Width, allowed: Sequence[int]) -> int:
-    """The width that is nearest to a number, or to a share of the largest; the larger of two that are equally near."""
+    """Return the allowed width nearest to a number, or to a share of the largest; the larger one of a tie."""
     wanted = given * allowed[-1] if isinstance(given, float) else given
     return min(allowed, key=lambda one: (abs(one - wanted), -one))
 
@@ -109,7 +109,7 @@ def _heads_divide_hidden(config: PretrainedConfig, whole: Sizes) -> bool:
 
 
 def _around(given: int, step: int, most: int) -> str:
-    """The multiples on both sides of a number, as far as there are such."""
+    """Return the multiples on both sides of a number that are in range."""
     below = given - given % step
     return _listed([one for one in (below, below + step) if 0 < one <= most])
 

@@ -1,4 +1,4 @@
-"""start.json in a student's folder: which parts of the teacher it was made of, and what that choice rests on."""
+"""start.json in a student's folder: the parts of the teacher that it was made of, and the scores behind that choice."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ class StackStart(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    stack: str  # "encoder" or "decoder"; "model" for the one of a causal model
+    stack: str  # "encoder" or "decoder"; "model" for a causal model's only stack
     depth: int  # layers of the teacher
     kept: tuple[int, ...]  # counted from 0
     method: Method | None = None  # None: evenly spaced, or listed by the recipe
-    scores: tuple[float, ...] = ()  # one a layer of the teacher: nats a token, or block influence (0 to 2)
+    scores: tuple[float, ...] = ()  # one per layer of the teacher: nats per token, or block influence (0 to 2)
 
 
 class Start(BaseModel):
-    """What a student was made of."""
+    """The parts of the teacher that a student was made of."""
 
     model_config = ConfigDict(frozen=True)
 
     teacher: str
     dataset: str | None = None  # name/v001: the dataset whose rows were used
-    rows: int = 0  # on which importance was measured
+    rows: int = 0  # number of rows on which importance was measured
     stacks: tuple[StackStart, ...] = ()
-    widths: dict[str, tuple[int, int]] = {}  # name -> (kept, of the teacher's)
-    vocabulary: tuple[int, int] | None = None  # (tokens kept, of the teacher's); None: all
+    widths: dict[str, tuple[int, int]] = {}  # name -> (kept, the teacher's)
+    vocabulary: tuple[int, int] | None = None  # (tokens kept, the teacher's tokens); None: all
 
     def write(self, folder: Path) -> None:
-        """Write it into a student's folder."""
+        """Write the record to a student's folder."""
         write_atomically(folder / FILE, self.model_dump_json(indent=2).encode() + b"\n")
 
 
 def read_start(folder: Path) -> Start | None:
-    """What the student in `folder` was made of; None where it does not say."""
+    """Read the record of the student in `folder`; None if it has none."""
     try:
         return Start.model_validate_json((folder / FILE).read_bytes())
     except (FileNotFoundError, ValidationError):

@@ -1,4 +1,4 @@
-"""The rows that importance is measured on: the teacher's own completions, evenly spaced over the training split."""
+"""The rows on which importance is measured: the teacher's own completions, evenly spaced over the training split."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BATCH = 16  # rows
 def measured_rows(
     dataset: Dataset, lm: LanguageModel, files: ModelFiles, student: StudentSettings
 ) -> tuple[TokenBatch, ...]:
-    """`student.init.rows` rows, rows of about one length together, on the model's device.
+    """Return `student.init.rows` rows in batches of similar length, on the model's device.
 
     Args:
         dataset: the teacher's completions.
         lm: the teacher.
-        files: the teacher's.
-        student: says how many rows, and how long they may be.
+        files: the teacher's files.
+        student: the student's settings: the number of rows, and their maximum length.
 
     Raises:
         DatasetRefused: the dataset is damaged.
-        TrainingError: it has no row of at most `student.max_length` tokens in its training split.
+        TrainingError: the training split has no row of at most `student.max_length` tokens.
     """
     by_text = other_tokenizer(dataset, files, refused=False)
     by_text |= other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=False)

@@ -1,11 +1,11 @@
-"""The stacks of layers of a model, by its config: one in a causal model, an encoder's and a decoder's in the others.
+"""The stacks of layers of a model, from its config: one in a causal model, else an encoder's and a decoder's.
 
-    kept = kept_layers(config, {"encoder": 3, "decoder": [0, 5]})     # which layers of each stack a student keeps
-    settings = with_layers(config, kept)                              # the config for these
+    kept = kept_layers(config, {"encoder": 3, "decoder": [0, 5]})     # the layers of each stack that a student keeps
+    settings = with_layers(config, kept)                              # the config for these layers
     weights = renumbered(teacher.state_dict(), kept)                  # their weights, under their new numbers
 
-T5 has one table of relative positions for a whole stack, and keeps it in the first layer: it goes into the first layer of
-the student, whichever that was in the teacher.
+T5 has one table of relative positions for a whole stack, stored in the first layer: it moves to the first layer of the
+student, whichever that was in the teacher.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _KEY = "student.init.layers"
-_COUNTS = {  # what configs call the number of layers of each stack
+_COUNTS = {  # the names in configs for the number of layers of each stack
     "encoder": ("num_layers", "encoder_layers", "num_encoder_layers"),
     "decoder": ("num_decoder_layers", "decoder_layers"),
 }
-_PARTS = r"layers|h|blocks|block"  # what models call a stack: model.layers.7.mlp.up_proj.weight
+_PARTS = r"layers|h|blocks|block"  # the names in models for a stack: model.layers.7.mlp.up_proj.weight
 _OF_ONE = re.compile(rf"^(?P<before>.*?\.)??(?P<part>{_PARTS})\.(?P<layer>\d+)\.(?P<rest>.*)$")
 _OF_TWO = re.compile(
     rf"^(?P<before>(?:.*?\.)??(?P<stack>encoder|decoder)\.)(?P<part>{_PARTS})\.(?P<layer>\d+)\.(?P<rest>.*)$"
 )
-_FOR_ALL = "relative_attention_bias"  # what the first layer has for the whole stack, where only that has one
+_FOR_ALL = "relative_attention_bias"  # stored in the first layer for the whole stack, unless other layers have one too
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack of layers, as a config has it."""
+    """One stack of layers, as described in a config."""
 
-    name: str  # encoder or decoder; of a causal model "model"
+    name: str  # "encoder" or "decoder"; "model" for a causal model
     depth: int
-    count: str  # what the config calls the number of its layers
-    section: str | None = None  # of the config that is the stack's, where it has one
+    count: str  # the config's name for the number of layers
+    section: str | None = None  # the stack's own section of the config, if it has one
 
     @property
     def words(self) -> str:
-        """Who has the layers, in an error."""
+        """The owner of the layers, for an error message."""
         return "the teacher" if self.name == "model" else f"the teacher's {self.name}"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which layers of a stack are kept, counted from 0."""
+    """The layers of a stack that are kept, counted from 0."""
 
     stack: Stack
     layers: tuple[int, ...]
 
 
 def stacks_of(config: PretrainedConfig) -> tuple[Stack, ...]:
-    """The stacks of a model: one, or the encoder and the decoder; none where the config does not say."""
+    """Return the stacks of a model: one, or the encoder and the decoder; none if the config does not describe them."""
     if not config.is_encoder_decoder:
         depth = getattr(config, "num_hidden_layers", None)
         return () if depth is None else (Stack("model", depth, own_name(config, "num_hidden_layers")),)
@@ -74,10 +74,10 @@ def stacks_of(config: PretrainedConfig) -> tuple[Stack, ...]:
 
 
 def layer_modules(model: PreTrainedModel, stack: Stack) -> list[nn.Module]:
-    """The modules of one stack's layers, in order.
+    """Return the modules of one stack's layers, in order.
 
     Raises:
-        RecipeError: the model does not keep them in a list of as many modules as its config says.
+        RecipeError: the model's modules do not match the number of layers in its config.
     """
     found: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
@@ -93,19 +93,19 @@ def layer_modules(model: PreTrainedModel, stack: Stack) -> list[nn.Module]:
 
 
 def own_name(config: PretrainedConfig | type[PretrainedConfig], key: str) -> str:
-    """What this kind of config calls a setting: GPT-2 says n_layer for num_hidden_layers."""
+    """Return this kind of config's own name for a setting: GPT-2 has n_layer for num_hidden_layers."""
     return str(config.attribute_map.get(key, key))
 
 
 def kept_layers(config: PretrainedConfig, layers: Layers | StackLayers) -> list[Kept]:
-    """Which layers of each stack a student keeps: so many, evenly spaced, or the ones that are listed.
+    """Return the layers of each stack that a student keeps: a number of evenly spaced ones, or those listed.
 
     Args:
-        config: the teacher's.
-        layers: `student.init.layers`; a number or a list stands for every stack.
+        config: the teacher's config.
+        layers: `student.init.layers`; a number or a list applies to every stack.
 
     Raises:
-        RecipeError: the teacher does not have them.
+        RecipeError: the teacher does not have these layers.
     """
     stacks = stacks_of(config)
     if not stacks:
@@ -140,14 +140,14 @@ def _kept(stack: Stack, layers: Layers, setting: str) -> Kept:
 
 
 def evenly_spaced(layers: int, of: int) -> list[int]:
-    """Which layers a shallower student keeps: evenly spaced, the first and the last among them."""
+    """Return the layers that a shallower student keeps: evenly spaced, including the first and the last."""
     if layers == 1:
         return [0]
     return [round(place * (of - 1) / (layers - 1)) for place in range(layers)]
 
 
 def with_layers(config: PretrainedConfig, kept: Sequence[Kept]) -> dict[str, Any]:
-    """The settings of a config for these of its layers; where it lists one value a layer, theirs (layer_types of Gemma)."""
+    """Return a config's settings for the kept layers, also where it has one value per layer (layer_types of Gemma)."""
     settings: dict[str, Any] = config.to_dict()
     for one in kept:
         section = settings if one.stack.section is None else settings[one.stack.section]
@@ -165,7 +165,7 @@ def _choose(settings: dict[str, Any], kept: Kept) -> None:
 
 
 def renumbered(weights: Mapping[str, Tensor], kept: Sequence[Kept]) -> dict[str, Tensor]:
-    """Weights of the kept layers under their new numbers, and all that belongs to no layer."""
+    """Return the weights of the kept layers under their new numbers, and all weights outside the layers."""
     by_stack = {one.stack.name: one.layers for one in kept}
     pattern = _OF_ONE if "model" in by_stack else _OF_TWO
     result = {}

@@ -1,4 +1,4 @@
-"""What a student will be, said by configs alone: everything that can be refused before any weights are loaded.
+"""Describe a student from configs alone, to refuse what cannot work before any weights are loaded.
 
 check_start(recipe, student)                 # the model, the layers or the config that `student.init` names
 model = without_weights(recipe, student)     # its layers by name and shape
@@ -25,13 +25,12 @@ from stillhouse.student.start.vocabulary import check_used_vocabulary
 
 
 def check_start(recipe: Recipe, student: StudentSettings) -> None:
-    """Refuse a start that no student can be made from, by its files and its config alone.
+    """Refuse a start from which no student can be made, by its files and its config alone.
 
     Raises:
-        RecipeError: the model is none that can be a student, or of the other kind than the teacher (causal,
-            encoder-decoder), the teacher lacks the layers or the widths, the tokenizer cannot be cut, or the config is no
-            model's.
-        TeacherUnavailable: a model that is named is not there.
+        RecipeError: the model cannot be a student, or is of the other kind than the teacher (causal, encoder-decoder); the
+            teacher lacks the layers or the widths; the tokenizer cannot be cut; or the config does not make a model.
+        TeacherUnavailable: a model cannot be found.
     """
     init = student.init
     files = start_files(recipe, init, weights=False)
@@ -58,24 +57,28 @@ def check_start(recipe: Recipe, student: StudentSettings) -> None:
         check_widths(config, init.width)
     if init.vocabulary == "used":
         check_used_vocabulary(recipe, student, files)
-    if Path(files.name).is_dir():  # a hub model's weights are fetched when they are needed
+    if Path(files.name).is_dir():  # a hub model's weights are downloaded later
         refuse_pickles(files, setting)
 
 
 def without_weights(recipe: Recipe, student: StudentSettings) -> PreTrainedModel:
-    """The student's layers by name and shape, on the meta device; a teacher's whole depth where layers are copied.
+    """Return the student's model on the meta device, with names and shapes but no data.
+
+    It has the teacher's whole depth if layers are copied.
 
     Raises:
-        RecipeError, TeacherUnavailable: as `check_start` does.
+        RecipeError: the settings of the start are wrong or its config cannot be read.
+        TeacherUnavailable: the model that the student starts from cannot be found.
     """
     return _shapes(student_config(recipe, student), trust_remote_code=student.trust_remote_code)
 
 
 def student_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig:
-    """The config of what a student starts from; a teacher's whole depth where layers are copied.
+    """Return the config that a student starts from, with the teacher's whole depth if layers are copied.
 
     Raises:
-        RecipeError, TeacherUnavailable: as `check_start` does.
+        RecipeError: the settings of the start are wrong or its config cannot be read.
+        TeacherUnavailable: the model that the student starts from cannot be found.
     """
     if student.init.config is not None:
         return fresh_config(recipe, student)
@@ -89,7 +92,7 @@ def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedM
 
 
 def _refuse_no_copies(config: PretrainedConfig, kept: Sequence[Kept], *, trust_remote_code: bool) -> None:
-    """Refuse layers that do not make a model of the same kind: every other one of them may be another sort (Switch)."""
+    """Refuse layers that do not make a model of the same kind: every other layer may be of another type (Switch)."""
     teacher = _shapes(config, trust_remote_code=trust_remote_code)
     student = _shapes(type(config).from_dict(with_layers(config, kept)), trust_remote_code=trust_remote_code)
     copied = {name: weight.shape for name, weight in renumbered(teacher.state_dict(), kept).items()}

@@ -1,10 +1,10 @@
-"""What was measured of a teacher, kept on disk: a second student of the same teacher and rows measures nothing again.
+"""A cache on disk of a teacher's importance measurements: another student of the same teacher and rows reuses them.
 
-    data/students/.importance/<key>/layers.json      what each layer is worth, by each method that was asked for
-                                    widths.npz       what each neuron, head and channel does
+    data/students/.importance/<key>/layers.json      the importance of each layer, by each method used
+                                    widths.npz       the activation statistics of each neuron, head and channel
 
-The key names the content of the teacher and of the rows. What is known is written after every step, so that a run that is
-stopped goes on where it was. Students of a sweep that are trained side by side share it, one measuring at a time.
+The key hashes the content of the teacher and of the rows. Measurements are written after every step, so that an interrupted
+run resumes where it stopped. Students of a sweep that train in parallel share the cache; one of them measures at a time.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from stillhouse.storage.durable import sole_writer, write_atomically
 from stillhouse.student.start.importance import Removal, Scores
 
 FOLDER = ".importance"
-_LOOK_EVERY = 0.2  # seconds, at measurements that another run makes
+_LOOK_EVERY = 0.2  # seconds between attempts to lock the cache while another run measures
 _LAYERS, _WIDTHS = "layers.json", "widths.npz"
 
 
 class Known(BaseModel):
-    """What has been measured of the layers; see importance.py for the units."""
+    """The measurements of layers; see importance.py for the units."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,14 +49,14 @@ class ImportanceStore:
 
     @classmethod
     def of(cls, recipe: Recipe, student: StudentSettings, teacher: ModelFiles, dataset: Dataset) -> ImportanceStore:
-        """The store of a student's teacher and rows."""
+        """Return the store of a student's teacher and rows."""
         rows = [file.sha256 for file in dataset.manifest.files]
         key = content_hash([teacher.content_sha256, rows, student.init.rows, student.max_length])
         return cls(Path(recipe.students) / FOLDER / key[:16])
 
     @contextmanager
     def in_turn(self, progress: Progress) -> Iterator[None]:
-        """One run measures at a time: another one waits, and then finds what this one measured."""
+        """Hold the store's lock, so that one run measures at a time; a run that waited finds the other's measurements."""
         told = False
         while True:
             with ExitStack() as held:
@@ -73,17 +73,17 @@ class ImportanceStore:
 
     @property
     def widths(self) -> Path:
-        """The file of what neurons, heads and channels do."""
+        """The file of the activation statistics."""
         return self.folder / _WIDTHS
 
     def read(self) -> Known:
-        """What is known; a file that is damaged counts for nothing."""
+        """Return the measurements so far; a damaged file counts as empty."""
         try:
             return Known.model_validate_json((self.folder / _LAYERS).read_bytes())
         except (FileNotFoundError, ValidationError):
             return Known()
 
     def add(self, **known: object) -> None:
-        """Write something more that is known."""
+        """Add measurements and write all of them."""
         more = self.read().model_copy(update=known)
         write_atomically(self.folder / _LAYERS, more.model_dump_json(indent=1).encode() + b"\n")

@@ -1,29 +1,29 @@
-"""Cut a tokenizer down to some of its tokens, without changing how any text that uses only these is tokenised.
+"""Cut a tokenizer down to some of its tokens, without changing the tokens of any text that uses only these.
 
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    kept = closure(tokenizer, used)          # with characters, special tokens and what merges need: ascending ids
+    kept = closure(tokenizer, used)          # plus characters, special tokens and parts that merges need: ascending ids
     smaller = cut_tokenizer(tokenizer, kept)  # token kept[i] has the id i
 
-Byte-level BPE, and BPE with byte fallback. BPE merges, again and again, the adjacent pair of lowest rank. Kept are all
-merges of kept tokens, among them every merge that was applied in making a kept token out of its characters. Claim: a text
-whose tokens are all kept has the same tokens under the kept merges.
+Byte-level BPE, and BPE with byte fallback. BPE repeatedly merges the adjacent pair of lowest rank. All merges of kept
+tokens are kept, including every merge that builds a kept token from its characters. Claim: a text whose tokens are all kept
+has the same tokens under the kept merges.
 
-- The merges inside one token of a text are those that make this token on its own. A merge never crosses the border of a
-  final token. The next merge inside the token is the lowest in the whole text when it is applied, so it is the lowest
-  inside the token too, and other tokens do not change what is inside this one.
-- So every merge that the text needs is kept. At each step the pairs that may be merged are a part of those of the full
-  list, the lowest of the full list is among them, and is therefore the lowest again. At the end the full list has no
-  pair left to merge, and a part of it has none either.
+- The merges inside one token of a text are those that build this token on its own. A merge never crosses the boundary of a
+  final token. The next merge inside the token has the lowest rank in the whole text when it is applied, so it has the
+  lowest rank inside the token too, and other tokens do not influence the merges inside this one.
+- So every merge that the text needs is kept. At each step the pairs that can be merged are a subset of those of the full
+  list; the lowest of the full list is in this subset, and is therefore its lowest too. At the end the full list has no pair
+  left to merge, so a subset has none either.
 
-A word that is taken whole out of the vocabulary (`ignore_merges`) is a kept token; a word that was not there before is not
-there now.
+A word that is looked up whole in the vocabulary (`ignore_merges`) is a kept token; a word that was not in the vocabulary
+before is not in it now.
 
-Unigram takes the path of the highest score. All pieces of the best path are kept, paths are only taken away, and scores
-stay what they are, so it is the best again; of two equal paths the same one wins, since pieces are tried in the same order.
-An unknown character costs the lowest score less a constant, and only where no piece is this one character: the piece with
-the lowest score and all pieces of one character are kept.
+Unigram takes the path of the highest score. All pieces of the best path are kept, paths are only removed, and scores do not
+change, so it is the best path again; of two paths with equal scores the same one wins, because pieces are tried in the same
+order. An unknown character costs the lowest score minus a constant, and only if no piece is this one character: the piece
+with the lowest score and all pieces of one character are therefore kept.
 
-Any other text is tokenised by the pieces that are left; no character and no byte is lost that was there before.
+Any other text is tokenised with the remaining pieces; every character and byte that had a token before still has one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _CAN_BE = "byte-level BPE, BPE with byte fallback and Unigram can be cut"
 
 
 def why_not(tokenizer: Tokenizer) -> str | None:
-    """Why a tokenizer cannot be cut, naming its kind; None where it can."""
+    """Return why a tokenizer cannot be cut, naming its kind; None if it can."""
     model = tokenizer["model"]
     kind = _kind(model)
     if kind == "Unigram":
@@ -67,17 +67,17 @@ def why_not(tokenizer: Tokenizer) -> str | None:
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Every token, added ones included, and its id."""
+    """Return the id of every token, added tokens included."""
     vocab = tokenizer["model"]["vocab"]
     listed = {piece: number for number, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
     return listed | {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or []}
 
 
 def closure(tokenizer: Tokenizer, used: Iterable[int]) -> TokenIds:
-    """The ids to keep so that texts of the `used` tokens are tokenised as before: ascending, (kept,).
+    """Return the ids to keep so that texts of the `used` tokens are tokenised as before: ascending, (kept,).
 
-    Kept with them are single characters and bytes, added and special tokens, the unknown token, and of BPE the tokens that
-    they are merged from, of Unigram the piece with the lowest score. An id that is no token's is left out.
+    Besides the used tokens, these are single characters and bytes, added and special tokens, the unknown token, and for BPE
+    the tokens from which they are merged, for Unigram the piece with the lowest score. An id without a token is dropped.
     """
     model = tokenizer["model"]
     ids = token_ids(tokenizer)
@@ -97,9 +97,9 @@ def closure(tokenizer: Tokenizer, used: Iterable[int]) -> TokenIds:
 
 
 def merged_from(token: str, ranks: dict[tuple[str, str], int]) -> list[str]:
-    """The tokens that BPE makes on the way from a token's characters to the token itself.
+    """Return the tokens that BPE builds on the way from a token's characters to the token itself.
 
-    Empty where merging ends elsewhere: such a token is added, or taken whole, and no text gets it by merges.
+    Empty if merging ends elsewhere: such a token is added, or looked up whole, and no text gets it by merges.
     """
     parts, made = list(token), []
     while len(parts) > 1:
@@ -113,11 +113,11 @@ def merged_from(token: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def cut_tokenizer(tokenizer: Tokenizer, kept: TokenIds) -> Tokenizer:
-    """The tokenizer with the tokens `kept` alone, numbered by their place in it.
+    """Return the tokenizer with only the tokens `kept`, numbered by their position in it.
 
     Args:
-        tokenizer: one that `why_not` has nothing against.
-        kept: ascending ids, of tokens alone.
+        tokenizer: a tokenizer for which `why_not` returns None.
+        kept: ascending ids of existing tokens.
     """
     new = {old: number for number, old in enumerate(kept.tolist())}
     cut = dict(tokenizer)
@@ -146,7 +146,7 @@ def _cut_model(model: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
 
 
 def _kind(model: dict[str, Any]) -> str:
-    """The model's type; files of old versions do not name it."""
+    """Return the model's type; files of old versions do not name it."""
     if kind := model.get("type"):
         return str(kind)
     if "merges" in model:
@@ -155,7 +155,7 @@ def _kind(model: dict[str, Any]) -> str:
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
-    """Pairs by rank; they are written as "a b" or ["a", "b"], by the library's version."""
+    """Return the pairs by rank; library versions differ in writing them as "a b" or ["a", "b"]."""
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     return [(left, right) for left, right in pairs]
 
@@ -169,18 +169,18 @@ def _byte_fallback(model: dict[str, Any]) -> bool:
 
 
 def _types(part: Any) -> Iterable[str]:
-    """The types of a normalizer or pre-tokenizer and of all that it is a sequence of."""
+    """Yield the types of a normalizer or pre-tokenizer and of all members if it is a sequence."""
     if isinstance(part, dict):
         yield str(part.get("type"))
         for nested in [*(part.get("normalizers") or []), *(part.get("pretokenizers") or [])]:
             yield from _types(nested)
 
 
-# ----------------------------------------------------------------------------------- ids in what is put around a text
+# --------------------------------------------------------------------------------------------- ids in post-processors
 
 
 def _named_ids(part: Any) -> Iterable[int]:
-    """The ids that a post-processor puts around texts."""
+    """Yield the ids that a post-processor adds to texts."""
     if isinstance(part, dict):
         for special in (part.get("special_tokens") or {}).values():
             yield from special["ids"]
@@ -190,7 +190,7 @@ def _named_ids(part: Any) -> Iterable[int]:
 
 
 def _with_new_ids(part: Any, new: dict[int, int]) -> Any:
-    """A post-processor with its ids renumbered."""
+    """Return a post-processor with its ids renumbered."""
     if not isinstance(part, dict):
         return part
     result = dict(part)
@@ -211,7 +211,7 @@ def _with_new_ids(part: Any, new: dict[int, int]) -> Any:
 
 
 def named_tokens(settings: dict[str, Any]) -> set[int]:
-    """The tokens that a config or a generation config names one by one, as in `eos_token_id`, nested configs included."""
+    """Return the special tokens that a config or generation config names, as in `eos_token_id`, nested configs included."""
     found: set[int] = set()
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -222,9 +222,9 @@ def named_tokens(settings: dict[str, Any]) -> set[int]:
 
 
 def renumbered_settings(settings: dict[str, Any], kept: Sequence[int] | TokenIds) -> dict[str, Any]:
-    """A config's or a generation config's settings with their token ids renumbered, nested configs included.
+    """Return a config's or a generation config's settings with token ids renumbered, nested configs included.
 
-    A token that is not kept has no id any more: None, or missing from a list.
+    A token that is not kept has no id any more: it becomes None, or is dropped from a list.
     """
     new = {int(old): number for number, old in enumerate(kept)}
     return {key: _renumbered(key, value, new) for key, value in settings.items()}

@@ -1,12 +1,12 @@
-"""Which of the teacher's tokens a dataset uses: `used_tokens(dataset, lm)`, and its texts for a closer look.
+"""Find the teacher's tokens that a dataset uses: `used_tokens(dataset, lm)`. Also yields its tokenised texts, for checks.
 
 Used are the tokens
 
-- of all prompts, completions and references of all splits, as the teacher's tokenizer and chat template make them;
-- of all prompts and completions as they were recorded: a teacher that samples may write a word in other tokens than its
-  tokenizer would;
-- of the training split's soft labels, where the teacher gave them at least `LIKELY` at some position, or, of random draws,
-  drew them at least `DRAWN` times at one. One draw of many says little: the tail is drawn too, and would keep everything.
+- of all prompts, completions and references of all splits, as the teacher's tokenizer and chat template produce them;
+- of all prompts and completions as recorded: a teacher that samples may spell a word in other tokens than its tokenizer
+  would;
+- of the training split's soft labels, if they have at least the probability `LIKELY` at some position or, for random draws,
+  were drawn at least `DRAWN` times at one. A single draw says little: the tail is drawn too, and would keep every token.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _SPLITS: tuple[Split, ...] = ("train", "validation")
 
 @dataclass(frozen=True)
 class TokenisedText:
-    """One text of a dataset, as a model's tokenizer makes tokens of it."""
+    """One text of a dataset with its tokens by a model's tokenizer."""
 
-    row: str  # its id
+    row: str  # the row's id
     what: str  # prompt, completion or reference
     text: str
     token_ids: list[int]
 
 
 def tokenised_texts(dataset: Dataset, lm: LanguageModel) -> Iterator[TokenisedText]:
-    """Every prompt, completion and reference of a dataset in its tokens, in the dataset's order.
+    """Yield every prompt, completion and reference of a dataset with its tokens, in the dataset's order.
 
-    A prompt that several rows in sequence share comes once.
+    A prompt shared by consecutive rows is yielded once.
     """
     for table in _tables(dataset, _TEXT):
         before = None
@@ -68,7 +68,7 @@ def tokenised_texts(dataset: Dataset, lm: LanguageModel) -> Iterator[TokenisedTe
 
 
 def _prompt_ids(lm: LanguageModel, prompt: Prompt) -> list[int] | None:
-    """The tokens of a prompt; None where the chat template refuses it, for no student learns from that row either."""
+    """Return the tokens of a prompt; None if the chat template refuses it: no student learns from that row either."""
     try:
         return encode_prompt(lm.tokenizer, prompt.messages)
     except TemplateRefused:
@@ -76,12 +76,12 @@ def _prompt_ids(lm: LanguageModel, prompt: Prompt) -> list[int] | None:
 
 
 def used_tokens(dataset: Dataset, lm: LanguageModel, vocabulary: int) -> npt.NDArray[np.int32]:
-    """The ids of all tokens that a dataset uses, ascending; see the module's docstring.
+    """Return the ids of all tokens that a dataset uses, ascending; see the module's docstring.
 
     Args:
-        dataset: labelled with this model's tokenizer, or as text alone.
-        lm: has the teacher's tokenizer.
-        vocabulary: ids below this have a row in the model's embedding; others cannot be kept.
+        dataset: a dataset labelled with this model's tokenizer, or as text alone.
+        lm: a model with the teacher's tokenizer.
+        vocabulary: rows of the model's embedding; ids from this number on cannot be kept.
     """
     used = np.zeros(vocabulary, dtype=bool)
     for text in tokenised_texts(dataset, lm):
@@ -100,7 +100,7 @@ def _mark(used: npt.NDArray[np.bool_], ids: npt.NDArray[np.int32]) -> None:
 
 
 def _labelled(dataset: Dataset, soft: SoftSettings) -> Iterator[npt.NDArray[np.int32]]:
-    """The ids that the training split's soft labels give some weight."""
+    """Yield the ids to which the training split's soft labels give enough mass."""
     encoding = find_encoding(soft.encoding)
     least = LIKELY if soft.draws is None else (DRAWN - 0.5) / soft.draws
     reader = SplitReader(dataset, "train", encoding.columns)

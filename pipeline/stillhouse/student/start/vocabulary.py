@@ -1,11 +1,11 @@
-"""`student.init.vocabulary: used`: the rows of embedding and head that the dataset needs, and a tokenizer cut to match.
+"""`student.init.vocabulary: used`: keep only the embedding and head rows that the dataset needs, and cut the tokenizer.
 
     check_used_vocabulary(recipe, student, files)               # before anything is labelled or trained
-    cut = cut_vocabulary(model, files, labelled, scratch)       # a smaller model; its tokenizer lies in `scratch`
+    cut = cut_vocabulary(model, files, labelled, scratch)       # a smaller model; its tokenizer is in `scratch`
     write_model(cut.model, scratch, folder)
 
-The new vocabulary has exactly as many rows as the tokenizer has tokens; padding rows of the teacher go. What was written is
-opened again as anybody would open it, and every text of the dataset must have the same tokens as before.
+The new vocabulary has exactly as many rows as the tokenizer has tokens; the teacher's padding rows are dropped. The written
+tokenizer is loaded again in the ordinary way, and every text of the dataset must have the same tokens as before.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _PROBE = 8  # tokens on which the cut model is compared with the whole one
 
 @dataclass(frozen=True)
 class CutModel:
-    """A model of a part of its tokens."""
+    """A model with a part of its tokens."""
 
     model: PreTrainedModel
     kept: int  # tokens
@@ -56,16 +56,16 @@ class CutModel:
 
 
 def check_used_vocabulary(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> None:
-    """Refuse `vocabulary: used` where the tokenizer cannot be cut, or is not the teacher's, by files alone.
+    """Refuse `vocabulary: used` if the tokenizer cannot be cut or is not the teacher's, from files alone.
 
     Args:
-        recipe: names the teacher.
-        student: its settings.
-        files: of what the student starts from.
+        recipe: the recipe, which names the teacher.
+        student: the student's settings.
+        files: the files of the model that the student starts from.
 
     Raises:
         RecipeError: the tokenizer is of a kind that cannot be cut, or the start has another one than the teacher.
-        TeacherUnavailable: the teacher is not there.
+        TeacherUnavailable: the teacher cannot be found.
     """
     setting = "student.init.vocabulary is 'used'"
     mend = "Set student.init.vocabulary to 'all'"
@@ -96,16 +96,16 @@ def check_used_vocabulary(recipe: Recipe, student: StudentSettings, files: Model
 def cut_vocabulary(
     model: PreTrainedModel, source: ModelFiles, labelled: Dataset, scratch: Path, *, trust_remote_code: bool = False
 ) -> CutModel:
-    """The model with the tokens that the dataset uses alone.
+    """Return the model with only the tokens that the dataset uses.
 
-    Its tokenizer, its generation settings and the renumbering are written into `scratch`, for `write_model`.
+    Its tokenizer, its generation settings and the renumbering are written to `scratch`, for `write_model`.
 
     Args:
-        model: has the tokenizer of `source`; not changed.
-        source: the model's files, or those of what it was made of.
-        labelled: says which tokens are used.
+        model: a model with the tokenizer of `source`; it is not changed.
+        source: the files of the model, or of the model that it was made of.
+        labelled: the dataset that determines the used tokens.
         scratch: an empty folder.
-        trust_remote_code: let the tokenizer's own code run.
+        trust_remote_code: whether the tokenizer's own code may run.
 
     Raises:
         DatasetRefused: the dataset's token ids are not of this tokenizer.
@@ -114,15 +114,15 @@ def cut_vocabulary(
     _refuse_other_tokens(labelled, source)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     tokenizer.save_pretrained(scratch)
-    whole = _read(scratch / "tokenizer.json")  # as transformers runs it, which may be another than in the file it read
+    whole = _read(scratch / "tokenizer.json")  # as transformers runs it, which may differ from the file that it read
     rows = int(model.get_input_embeddings().weight.shape[0])
     lm = LanguageModel(model, tokenizer, decoder_start(model))
     named = {*tokenizer.all_special_ids, *lm.end_ids, *_named(model, source)}
     kept = closure(whole, {*used_tokens(labelled, lm, rows).tolist(), *named})
-    kept = kept[kept < rows]  # Gemma's tokenizer has a token for images that its models of text have no row for
+    kept = kept[kept < rows]  # Gemma's tokenizer has a token for images that its text models have no row for
     cut = _cut_model(model, kept)
     _write_scratch(scratch, source, whole, kept)
-    cut.config.save_pretrained(scratch)  # transformers asks it for the tokenizer's class
+    cut.config.save_pretrained(scratch)  # transformers reads the tokenizer's class from it
     load_tokenizer(scratch, trust_remote_code=trust_remote_code).save_pretrained(scratch)  # as the student's will be
     renumbering = Renumbering(kept, source.tokenizer_sha256, ModelFiles("", scratch).tokenizer_sha256)
     renumbering.write(scratch)
@@ -133,7 +133,7 @@ def cut_vocabulary(
 
 
 def _named(model: PreTrainedModel, source: ModelFiles) -> set[int]:
-    """The tokens that the model's settings name."""
+    """Return the tokens that the model's settings name."""
     generation = source.folder / _GENERATION
     return named_tokens(model.config.to_dict()) | named_tokens(_read(generation) if generation.is_file() else {})
 
@@ -142,7 +142,7 @@ def _named(model: PreTrainedModel, source: ModelFiles) -> set[int]:
 
 
 def _cut_model(model: PreTrainedModel, kept: TokenIds) -> PreTrainedModel:
-    """The model with the rows `kept` of everything that has a row for each token, head and biases included."""
+    """Return the model with only the rows `kept` of every weight that has one row per token, head and biases included."""
     config = type(model.config).from_dict(_cut_settings(model.config.to_dict(), kept))
     cut = type(model)(config).to(model.dtype)
     untie_head(cut, model)
@@ -163,7 +163,7 @@ def _cut_settings(settings: dict[str, Any], kept: TokenIds) -> dict[str, Any]:
 
 
 def _rows(name: str, whole: Tensor, want: Tensor, kept: Tensor) -> Tensor:
-    """A weight in the shape that the smaller model wants: what differs is the dimension of the tokens."""
+    """Return a weight in the shape that the smaller model needs, by cutting the dimension of the tokens."""
     for dimension, (have, wanted) in enumerate(zip(whole.shape, want.shape, strict=True)):
         if have == wanted:
             continue
@@ -177,7 +177,7 @@ def _rows(name: str, whole: Tensor, want: Tensor, kept: Tensor) -> Tensor:
 
 
 def _refuse_other_logits(model: PreTrainedModel, cut: PreTrainedModel, kept: TokenIds) -> None:
-    """Compare both models on some tokens: a kind of model with further tables of tokens must not pass."""
+    """Compare both models on a few tokens, to refuse a kind of model with further weights per token."""
     places = torch.linspace(0, len(kept) - 1, _PROBE).long()[None]  # (1, probe)
     index = torch.from_numpy(kept).long()
     with torch.inference_mode():
@@ -197,7 +197,7 @@ def _refuse_other_logits(model: PreTrainedModel, cut: PreTrainedModel, kept: Tok
 
 
 def _write_scratch(scratch: Path, source: ModelFiles, whole: Tokenizer, kept: TokenIds) -> None:
-    """The cut tokenizer, and the settings for generation with its ids."""
+    """Write the cut tokenizer, and the generation settings with its ids."""
     _write(scratch / "tokenizer.json", cut_tokenizer(whole, kept))
     settings = _read(scratch / "tokenizer_config.json")
     if decoder := settings.get("added_tokens_decoder"):
@@ -210,7 +210,7 @@ def _write_scratch(scratch: Path, source: ModelFiles, whole: Tokenizer, kept: To
 
 
 def _refuse_other_tokens(labelled: Dataset, source: ModelFiles) -> None:
-    """Token ids of another tokenizer would keep other tokens than the texts need."""
+    """Refuse token ids of another tokenizer, which would keep other tokens than the texts need."""
     manifest = labelled.manifest
     theirs = manifest.teacher.tokenizer_sha256
     if theirs != source.tokenizer_sha256 and (theirs is not None or manifest.soft is not None):
@@ -223,7 +223,7 @@ def _refuse_other_tokens(labelled: Dataset, source: ModelFiles) -> None:
 
 
 def _refuse_other_texts(labelled: Dataset, whole: LanguageModel, cut: LanguageModel, renumbering: Renumbering) -> None:
-    """Every text of the dataset must have the same tokens in both, renumbered."""
+    """Refuse a cut tokenizer in which a text of the dataset has other tokens, apart from the renumbering."""
     both = zip(tokenised_texts(labelled, whole), tokenised_texts(labelled, cut), strict=True)
     for before, after in both:
         if _own_ids(renumbering, before.token_ids) != after.token_ids:

@@ -1,25 +1,25 @@
-"""A narrower student, cut out of the teacher's matrices: the neurons, heads and channels that do most.
+"""Cut a narrower student out of the teacher's matrices: the most active neurons, heads and channels.
 
     activations = measure_activations(teacher, batches)
     student, widths = cut_widths(copied, width, activations, kept)    # {"heads": (6, 9)}
 
-Neurons are chosen layer by layer, and so are heads, in whole groups that share a key-value head. Of a T5 stack whose layers
-share one table of relative positions the same heads are chosen in all layers, by the sum of their shares. Hidden channels
-are one choice for the whole model, both stacks of a T5 included, since the embedding is theirs too. What is kept keeps
-its order.
+Neurons are chosen for each layer, and so are heads, in whole groups that share a key-value head. In a T5 stack whose layers
+share one table of relative positions, all layers keep the same heads, chosen by the sum of their shares. Hidden channels
+are chosen once for the whole model, both stacks of a T5 included, because they share the embedding. The kept parts stay in
+their order.
 
-What is done about the scales that depend on the hidden size, d in the teacher and e in the student:
+Correction of the scales that depend on the hidden size, d in the teacher and e in the student:
 
-- A norm divides by the root mean square over channels, which is another one over fewer channels. Its weight is multiplied
-  by the root of the mean, over the kept channels, of the measured mean square of x_i / rms(x): where the residual stream is
-  the teacher's, its outputs then have on average the teacher's size. (Not of each token: no weight can do that.)
-- T5 with a tied head multiplies hidden states by d^-0.5 before the head: the last norm takes on (e / d)^0.5.
-- Gemma multiplies its embedding by d^0.5: the embedding's rows take on (d / e)^0.5, and where they are the head's as well
-  the last norm takes on the inverse. Embedding and head stay tied.
+- A norm divides by the root mean square over channels, which differs over fewer channels. Its weight is multiplied by the
+  root of the mean, over the kept channels, of the measured mean square of x_i / rms(x): where the residual stream equals
+  the teacher's, its outputs then have the teacher's size on average. (Not for each token: no weight can do that.)
+- T5 with a tied head multiplies hidden states by d^-0.5 before the head: the last norm is multiplied by (e / d)^0.5.
+- Gemma multiplies its embedding by d^0.5: the embedding's rows are multiplied by (d / e)^0.5, and if they are the head's as
+  well, the last norm by the inverse. Embedding and head stay tied.
 
-Nothing makes up for what the parts that are gone would have added: that is for training. Scales of the attention depend
-on the channels of a head, which stay as they are. Where all channels are kept nothing is multiplied, and a student
-whose every width is whole is the teacher bit for bit.
+The contribution of the removed parts is not compensated: training does that. The scales of the attention depend on the
+channels of a head, which do not change. If all channels are kept nothing is multiplied, and a student with all of the
+teacher's widths is bit-identical to the teacher.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ from stillhouse.student.start.layers import untie_head
 from stillhouse.student.start.planned import planned_sizes
 from stillhouse.student.start.stacks import Kept, renumbered
 
-_LAST_NORMS = ("model.norm", "decoder.final_layer_norm")  # whose outputs the head alone reads
+_LAST_NORMS = ("model.norm", "decoder.final_layer_norm")  # norms whose outputs only the head reads
 _EMBEDDINGS = ("embed_tokens", "shared")
 
 
 def cut_widths(
     model: PreTrainedModel, width: WidthSettings, activations: Activations, kept: Sequence[Kept] = ()
 ) -> tuple[PreTrainedModel, dict[str, tuple[int, int]]]:
-    """A model of the same class with the widths that `width` says.
+    """Return a model of the same class with the widths in `width`.
 
     Args:
-        model: the teacher, or what `copy_layers` made of it. It is not changed.
+        model: the teacher, or the result of `copy_layers`. It is not changed.
         width: the student's widths.
-        activations: measured on the whole teacher.
-        kept: which of the teacher's layers the model has; empty for all.
+        activations: statistics measured on the whole teacher.
+        kept: the teacher's layers that the model has; empty for all.
 
     Returns:
-        The narrower model, and of each width that the recipe names how many are kept of how many.
+        The narrower model, and for each width that the recipe names the number kept and the teacher's number.
 
     Raises:
-        RecipeError: as `planned.check_widths` does.
+        RecipeError: the teacher is too narrow, or a width does not fit the others.
         TrainingError: the activations are those of another model.
     """
     whole, sizes = sizes_of(model.config), planned_sizes(model.config, width)
@@ -84,7 +84,7 @@ def cut_widths(
 
 
 def _scores(model: PreTrainedModel, activations: Activations, kept: Sequence[Kept]) -> dict[str, Tensor]:
-    """What was measured, under the names of the model's own modules."""
+    """Return the statistics under the names of the model's own modules."""
     scores = {name: torch.from_numpy(array.copy()) for name, array in activations.scores.items()}
     scores = renumbered(scores, kept) if kept else scores
     wanted = {_owner(name) for name in model.state_dict() if _owner(name) is not None}
@@ -97,7 +97,7 @@ def _scores(model: PreTrainedModel, activations: Activations, kept: Sequence[Kep
 
 
 def _owner(name: str) -> str | None:
-    """Which module's figures say what is kept of a parameter, besides hidden channels; of a norm its own."""
+    """Return the module whose statistics decide what is kept of a parameter, hidden channels aside; for a norm itself."""
     axes = axes_of(name) or ()
     module = name.rpartition(".")[0]
     if axes == (Axis.HIDDEN,) and name.endswith(".weight"):
@@ -108,22 +108,22 @@ def _owner(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which neurons, heads and channels of a model are kept, and by what that multiplies its weights."""
+    """The neurons, heads and channels of a model that are kept, and the factors for its weights."""
 
     model: PreTrainedModel
     whole: Sizes
     sizes: Sizes
-    scores: Mapping[str, Tensor]  # by module, as `Activations` has them
+    scores: Mapping[str, Tensor]  # by module, as in `Activations`
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """What is kept of a parameter."""
+        """Return the kept part of a parameter."""
         for dim, axis in enumerate(axes_of(name) or ()):
             if self.sizes.length(axis) != self.whole.length(axis):
                 tensor = tensor.index_select(dim, self._places(name, axis).to(tensor.device))
         return tensor
 
     def scaled(self, name: str, tensor: Tensor) -> Tensor:
-        """A parameter multiplied by what makes up for another hidden size; as it is where that is the teacher's."""
+        """Return a parameter multiplied by the factor for another hidden size; unchanged if the size is the teacher's."""
         module = name.rpartition(".")[0]
         factor = self._factor(module)
         if self.sizes.hidden == self.whole.hidden or factor == 1.0:
@@ -135,7 +135,7 @@ class Choice:
 
     @cached_property
     def hidden(self) -> Tensor:
-        """The hidden channels that the norms hand on most of, summed over all norms: ascending."""
+        """The hidden channels with the largest norm outputs, summed over all norms: ascending."""
         total = torch.zeros(self.whole.hidden, dtype=torch.float64)
         for name, weight in self.model.state_dict().items():
             if axes_of(name) == (Axis.HIDDEN,) and name.endswith(".weight"):
@@ -145,7 +145,7 @@ class Choice:
 
     @cached_property
     def groups(self) -> dict[str, Tensor]:
-        """Of each attention the key-value heads whose heads put out most on average: ascending."""
+        """For each attention, the key-value heads whose heads have the largest outputs on average: ascending."""
         return {
             attention: _most(sum((self._group_shares(one) for one in together), torch.zeros(())), self.sizes.groups)
             for together in self._attentions()
@@ -153,12 +153,12 @@ class Choice:
         }
 
     def _group_shares(self, attention: str) -> Tensor:
-        """The score of each group, its heads' mean, as a share of all: comparable between layers."""
+        """Return the score of each group, its heads' mean, as a share of the total: comparable between layers."""
         score: Tensor = self.scores[attention].double().unflatten(0, (self.whole.groups, -1)).mean(1)
         return score / score.sum().clamp(min=torch.finfo(torch.float64).tiny)
 
     def _attentions(self) -> Iterator[list[str]]:
-        """Attentions that must keep the same heads: those of a stack that share a table of positions; others alone."""
+        """Yield lists of attentions that must keep the same heads: those of a stack that share a table of positions."""
         owners = {name: _owner(name) for name in self.model.state_dict()}
         attentions = dict.fromkeys(
             str(owners[name]) for name in owners if Axis.HEADS in (axes_of(name) or ()) and owners[name]
@@ -174,7 +174,7 @@ class Choice:
         yield from ([name] for name in attentions)
 
     def _places(self, name: str, axis: Axis) -> Tensor:
-        """The kept places along an axis of a parameter: ascending."""
+        """Return the kept indices along an axis of a parameter: ascending."""
         if axis is Axis.HIDDEN:
             return self.hidden
         owner = str(_owner(name))
@@ -202,7 +202,7 @@ class Choice:
         return float((self.whole.hidden / self.sizes.hidden) ** 0.5) if scales else 1.0
 
     def _factor(self, module: str) -> float:
-        """What a module's weights are multiplied by."""
+        """Return the factor for a module's weights."""
         part = module.rpartition(".")[2]
         if part in _EMBEDDINGS or (part == "lm_head" and self._tied):
             return self._embedding_factor
@@ -217,10 +217,10 @@ class Choice:
 
 
 def _most(scores: Tensor, count: int) -> Tensor:
-    """The places of the `count` highest scores, ascending; of equal ones the first."""
+    """Return the indices of the `count` highest scores, ascending; the first ones of a tie."""
     return torch.sort(torch.argsort(scores, descending=True, stable=True)[:count]).values
 
 
 def _spread(places: Tensor, each: int) -> Tensor:
-    """The places of units of `each` entries in a row: (n,) -> (n * each,)."""
+    """Expand unit indices to the indices of their `each` consecutive entries: (n,) -> (n * each,)."""
     return (places.unsqueeze(1) * each + torch.arange(each)).flatten()

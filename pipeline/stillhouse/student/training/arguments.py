@@ -1,7 +1,7 @@
 """`student.train` of a recipe as `transformers.TrainingArguments`, on top of Stillhouse's own defaults.
 
-Every argument of the library either works here, or is refused with the reason and what does the same: none is taken and
-then ignored. One that is refused may still be given the library's own default.
+Every argument of the library either works here, or is refused with the reason and an alternative: none is accepted and then
+ignored. A refused argument may still be set to the library's own default.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _REFUSED = {
     **dict.fromkeys(("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"), _NO_EFFECT),
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), f"{_NO_EFFECT}; bf16 and fp16 hold for evaluation too"),
 }
-_ALIASES = {  # which the library is about to drop
+_ALIASES = {  # names that the library is about to remove
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
@@ -71,12 +71,12 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -> TrainingArguments:
-    """`student.train` as transformers.TrainingArguments, on top of Stillhouse's defaults (`_DEFAULTS`).
+    """Return `student.train` as transformers.TrainingArguments, on top of Stillhouse's defaults (`_DEFAULTS`).
 
     Args:
-        recipe: for its seed and its name.
-        student: what is trained.
-        folder: where checkpoints go.
+        recipe: the recipe, for its seed and its name.
+        student: the student to train.
+        folder: the folder for checkpoints.
 
     Raises:
         RecipeError: an argument is unknown, wrong, not the recipe's to set, or contradicts another setting.
@@ -94,7 +94,7 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
     }
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the library's to its own callers
+            warnings.simplefilter("ignore")  # addressed to callers of the library
             arguments = TrainingArguments(
                 output_dir=str(folder),
                 remove_unused_columns=False,
@@ -108,15 +108,15 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
     check_reporting(arguments.report_to)
     check_sharding(arguments, student.launch)
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # a process has one device: torchrun starts one for each
+        arguments._n_gpu = 1  # each process has one device: torchrun starts a process for each
     return arguments
 
 
 def without_validation(arguments: TrainingArguments, student: StudentSettings) -> None:
-    """Let a training do without held-out rows, of which the dataset has none.
+    """Turn evaluation off for a dataset without held-out rows.
 
     Raises:
-        RecipeError: something in the recipe goes by them.
+        RecipeError: early stopping or the learning rate schedule depends on held-out rows.
     """
     if arguments.metric_for_best_model is not None:
         wanting = "student.early_stopping" if student.early_stopping else "student.train.lr_scheduler_type"
@@ -128,14 +128,14 @@ def without_validation(arguments: TrainingArguments, student: StudentSettings) -
 
 
 def refuse_to_drop_all(arguments: TrainingArguments, rows: int) -> None:
-    """Refuse `dataloader_drop_last` where not even one batch of all processes is whole.
+    """Refuse `dataloader_drop_last` if the rows do not fill one batch over all processes.
 
     Args:
-        arguments: of the training.
-        rows: that there are to learn from.
+        arguments: the training arguments.
+        rows: the number of rows to learn from.
 
     Raises:
-        TrainingError: every row would be left out, and nothing learnt.
+        TrainingError: every row would be dropped, and nothing learnt.
     """
     together = arguments.train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and rows < together:
@@ -147,7 +147,7 @@ def refuse_to_drop_all(arguments: TrainingArguments, rows: int) -> None:
 
 
 def _checked(train: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that are ours to hand on, each in its type: YAML reads 1e-4 as text, and `no` as a boolean."""
+    """Return the arguments to pass on, each converted to its type: YAML reads 1e-4 as text, and `no` as a boolean."""
     hints, defaults = (
         get_type_hints(TrainingArguments),
         {field.name: field.default for field in fields(TrainingArguments)},
@@ -193,15 +193,15 @@ def _as_number(value: Any) -> Any:
 
 
 def _precision(given: dict[str, Any]) -> dict[str, Any]:
-    """What the library must be told for a precision; fp16 has no gradient scaling on a CPU."""
+    """Return the library's settings for a precision; fp16 has no gradient scaling on a CPU."""
     on_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
     if on_cpu and given.get("fp16"):
         raise RecipeError("student.train.fp16 is true, and the training is on a CPU: set bf16 in its place, or neither")
-    return {"use_cpu": True} if on_cpu else {}  # not told so, several processes take themselves for one each
+    return {"use_cpu": True} if on_cpu else {}  # without it, each of several processes takes itself for the only one
 
 
 def _try_out(arguments: TrainingArguments) -> None:
-    """Make the optimizer and the schedule of one weight: what is wrong with them shows now, not after labelling."""
+    """Build the optimizer and the schedule for one dummy weight, so that their errors show now, not after labelling."""
     if not arguments.max_steps > 0 and not arguments.num_train_epochs > 0:
         raise ValueError(f"num_train_epochs is {arguments.num_train_epochs}: give more than 0, or max_steps")
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
@@ -209,7 +209,7 @@ def _try_out(arguments: TrainingArguments) -> None:
     if arguments.optim_target_modules is None:
         optimizer = kind([weight], **{"lr": arguments.learning_rate, **options})
     else:
-        optimizer = torch.optim.SGD([weight], lr=arguments.learning_rate)  # theirs want a model
+        optimizer = torch.optim.SGD([weight], lr=arguments.learning_rate)  # theirs needs a model
     get_scheduler(
         arguments.lr_scheduler_type,
         optimizer=optimizer,

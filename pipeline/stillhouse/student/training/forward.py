@@ -1,16 +1,15 @@
-"""The student's forward pass, which ends in the loss: what the head gives is held a piece at a time.
+"""The student's forward pass with the loss as its output; the logits are computed in chunks.
 
     end_in_loss(model, objective, chunk=512)
     model(**batch)        # scalar: the objective's sum over the batch's completion tokens
 
-The model's own `forward` is replaced on the instance, so that whatever is wrapped around the model
-(DistributedDataParallel, FSDP, autocast, LoRA) sees one module whose output is the loss: its hooks run as they do for any
-other loss, and the output layer's weights are there, whole, when they are needed.
+The model's own `forward` is replaced on the instance, so that wrappers of the model (DistributedDataParallel, FSDP,
+autocast, LoRA) see one module whose output is the loss: their hooks run as for any other loss, and the output layer's
+weights are unsharded when they are needed.
 
-The hidden states go through the head `chunk` positions at a time, and each chunk's logits are computed again in the
-backward pass (torch.utils.checkpoint). At 512 positions and a vocabulary of 128,256 a chunk's logits take 263 MB; those of
-8,192 tokens at once would take 4.2 GB, and as much again for every step of the loss. A batch of one chunk is not computed
-twice.
+The hidden states go through the head `chunk` positions at a time, and each chunk's logits are recomputed in the backward
+pass (torch.utils.checkpoint). At 512 positions and a vocabulary of 128,256 a chunk's logits take 263 MB; those of 8,192
+tokens at once would take 4.2 GB, and as much again for every step of the loss. A batch of a single chunk is not recomputed.
 """
 
 from __future__ import annotations
@@ -29,30 +28,30 @@ from stillhouse.student.data.batches import soft_labels_of
 from stillhouse.student.losses.base import DenseLabels
 from stillhouse.student.training.objective import Labels, Objective
 
-_LAYOUT = ("attention_mask", "position_ids", "decoder_input_ids")  # what else a model is told of a batch
+_LAYOUT = ("attention_mask", "position_ids", "decoder_input_ids")  # the model's other inputs of a batch
 
 LabelsAt = Callable[[slice], Labels | None]
 Loss = Callable[[Tensor, Tensor, Labels | None], Tensor]  # of logits, targets and labels
 
 
 class LiveTeacher(Protocol):
-    """A teacher that is there while the student learns; `stillhouse.teachers.live` has one."""
+    """A teacher that runs while the student trains; `stillhouse.teachers.live` implements it."""
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of its output layer."""
+        """Rows of the teacher's output layer."""
 
     def hidden(self, input_ids: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
-        """As `stillhouse.models.head.Parts.hidden`: (completion tokens, its width)."""
+        """Return hidden states like `stillhouse.models.head.Parts.hidden`: (completion tokens, the teacher's width)."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(positions, its width) -> (positions, its vocabulary) float32."""
+        """(positions, the teacher's width) -> (positions, the teacher's vocabulary) float32."""
 
 
 def end_in_loss(
     model: PreTrainedModel, objective: Objective, *, chunk: int, teacher: LiveTeacher | None = None
 ) -> None:
-    """See the module's docstring. In evaluation mode the output is `Objective.measured`, (3,)."""
+    """Replace the model's `forward` with one that returns the loss; in evaluation mode `Objective.measured`, (3,)."""
     parts = split(model)
 
     def forward(input_ids: Tensor, labels: Tensor, **batch: Tensor) -> Tensor:
@@ -60,22 +59,22 @@ def end_in_loss(
         layout: dict[str, Tensor] = {name: batch[name] for name in _LAYOUT if name in batch}
         at = _labels_at(objective, batch, teacher, {"input_ids": input_ids, "labels": labels, **layout})
         mask = foretelling(labels, layout.get("decoder_input_ids"))
-        targets = labels[:, labels.shape[1] - mask.shape[1] :][mask]  # with -0 it would be all of them
+        targets = labels[:, labels.shape[1] - mask.shape[1] :][mask]  # a slice from -0 would be all of them
         return summed_in_chunks(loss, parts.head, parts.hidden(input_ids, labels, **layout), targets, at, chunk)
 
     model.forward = forward
 
 
 def summed_in_chunks(loss: Loss, head: Head, hidden: Tensor, targets: Tensor, at: LabelsAt, chunk: int) -> Tensor:
-    """The loss of all positions, a sum, with at most `chunk` of them as logits at a time.
+    """Return the loss summed over all positions, with the logits of at most `chunk` positions in memory.
 
     Args:
-        loss: sums over the positions that it is given.
+        loss: sums over the positions of its arguments.
         head: (positions, width) -> (positions, vocabulary).
         hidden: (positions, width).
         targets: (positions,) int64.
-        at: the teacher's labels of some positions.
-        chunk: positions.
+        at: returns the teacher's labels of a slice of the positions.
+        chunk: maximum positions per chunk.
     """
 
     def part_of(hidden: Tensor, part: slice) -> Tensor:
@@ -100,7 +99,7 @@ def summed_in_chunks(loss: Loss, head: Head, hidden: Tensor, targets: Tensor, at
 def _labels_at(
     objective: Objective, batch: dict[str, Tensor], teacher: LiveTeacher | None, tokens: dict[str, Tensor]
 ) -> LabelsAt:
-    """Where the labels of some positions come from: the batch, the live teacher, or nowhere."""
+    """Return a function that gets the labels of some positions: from the batch, from the live teacher, or None."""
     if teacher is not None and objective.needs_labels:
         with torch.no_grad():
             hidden = teacher.hidden(**tokens)

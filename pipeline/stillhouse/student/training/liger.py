@@ -1,6 +1,6 @@
-"""Liger's fused GPU kernels (https://github.com/linkedin/Liger-Kernel), where there are any.
+"""Liger's fused GPU kernels (https://github.com/linkedin/Liger-Kernel), where available.
 
-They are taken where CUDA, the package and kernels for this kind of model are there, unless the recipe says otherwise:
+They are used if CUDA, the package and kernels for the model's type are available, unless the recipe turns them off with
 `student.train.use_liger_kernel`. Liger's own losses stay off: they are cross-entropies, and the head is ours (forward.py).
 """
 
@@ -22,13 +22,13 @@ _LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 
 
 def liger_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the trainer is told of Liger, as long as the student is not known.
+    """Return the training arguments for Liger that can be set before the student is known.
 
     Args:
         given: the recipe's own training arguments.
 
     Raises:
-        RecipeError: there is no GPU, no package, or one of Liger's own losses is wanted.
+        RecipeError: the kernels are requested without a GPU or the package, or one of Liger's own losses is turned on.
     """
     config = given.get("liger_kernel_config") or {}
     for name in _LOSSES:
@@ -52,10 +52,10 @@ def liger_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settle_liger(arguments: TrainingArguments, model_type: str, *, asked: bool) -> None:
-    """Do without the kernels where Liger has none for this type of model.
+    """Turn the kernels off if Liger has none for this type of model.
 
     Raises:
-        RecipeError: the recipe asks for them.
+        RecipeError: the recipe requests the kernels, and Liger has none for this type of model.
     """
     if not arguments.use_liger_kernel:
         return
@@ -71,10 +71,10 @@ def settle_liger(arguments: TrainingArguments, model_type: str, *, asked: bool) 
 
 @contextmanager
 def kernels_for_this_alone(model: torch.nn.Module) -> Iterator[None]:
-    """Take back what is replaced meanwhile in the module that the model's class comes from.
+    """Restore, on exit, everything that is replaced in the module that defines the model's class.
 
-    Liger exchanges classes and functions there, so that every model of the kind, made later and wherever it lies, would
-    have them: one on a CPU could not run.
+    Liger replaces classes and functions there, so that every later model of that type, on any device, would use them: a
+    model on a CPU could not run.
     """
     module = sys.modules[type(model).__module__]
     before: dict[str, Any] = dict(vars(module))

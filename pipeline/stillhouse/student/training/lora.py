@@ -1,9 +1,9 @@
-"""LoRA (Hu et al., arXiv 2106.09685), by peft: adapters learn, and the student's own weights stay as they are.
+"""LoRA (Hu et al., arXiv 2106.09685), by peft: only adapters are trained, the student's own weights are frozen.
 
-    adapted = add_adapters(model, settings, seed=0)      # what is trained, and what a checkpoint holds
+    adapted = add_adapters(model, settings, seed=0)      # this is trained, and saved in checkpoints
     merged(start, settings, weights, folder)             # the finished student, an ordinary model
 
-Before the first step an adapter adds nothing, so the loss is then that of the whole student.
+A new adapter adds nothing, so the initial loss is that of the student without adapters.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import LoraSettings, StudentSettings
 from stillhouse.student.start.start_config import without_weights
 
-_LINEAR = (nn.Linear, Conv1D)  # GPT-2's layers are of the second kind, with their weights on the side
+_LINEAR = (nn.Linear, Conv1D)  # GPT-2 uses Conv1D, whose weights are transposed
 ALL = "all-linear"
 
 
 def add_adapters(
     model: PreTrainedModel, settings: LoraSettings, *, seed: int, checkpointing: bool = False
 ) -> PeftModel:
-    """Put adapters into the model's layers and freeze everything else, on the instance.
+    """Put adapters into the model's layers and freeze everything else, in place.
 
     Args:
         model: the student.
-        settings: of the recipe.
-        seed: draws the adapters' first half; the other is 0.
-        checkpointing: activations are not kept: then what goes into a layer must want gradients, though no weight does.
+        settings: the recipe's LoRA settings.
+        seed: seed of the adapters' first matrix; the second starts at 0.
+        checkpointing: whether activations are recomputed: layer inputs must then require grad even if no weight does.
 
     Raises:
-        RecipeError: `student.lora.target_modules` names what is not there, or what an adapter cannot be put into.
+        RecipeError: `student.lora.target_modules` names missing modules, or modules that cannot have an adapter.
     """
     _check_targets(model, settings.target_modules)
     targets = settings.target_modules
     config = LoraConfig(
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         r=settings.r,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft accepts any number
         lora_dropout=settings.dropout,
         target_modules=targets if isinstance(targets, str) else [*targets],
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     torch.manual_seed(seed)
     try:
-        with warnings.catch_warnings():  # peft asks the model by names that transformers is about to drop
+        with warnings.catch_warnings():  # peft uses names that transformers is about to remove
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)  # refused below
             adapted = get_peft_model(model, config)
@@ -70,35 +70,35 @@ def add_adapters(
 
 
 def check_adapters(recipe: Recipe, student: StudentSettings) -> None:
-    """Refuse adapters that the student has no place for, by its config alone.
+    """Refuse adapters that do not fit the student, from its config alone.
 
     Raises:
-        RecipeError: as `add_adapters` does.
-        TeacherUnavailable: the model that it starts from is not there.
+        RecipeError: `student.lora.target_modules` names missing modules, or modules that cannot have an adapter.
+        TeacherUnavailable: the model that the student starts from cannot be found.
     """
     if student.lora is not None:
         add_adapters(without_weights(recipe, student), student.lora, seed=0)
 
 
 def trainable(model: nn.Module) -> int:
-    """How many weights of a model learn."""
+    """Return the number of a model's trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def merged(start: LanguageModel, settings: LoraSettings, weights: Mapping[str, Tensor], adapter: Path) -> LanguageModel:
-    """The student with what it has learnt added to its own weights; `start` is used up.
+    """Return the student with its adapters merged into its own weights; `start` is modified.
 
     Args:
-        start: the untrained student, read anew: whatever held the adapted one in parts has nothing to do with it.
-        settings: with which it was trained.
-        weights: of the adapted student, all of them.
-        adapter: a folder for the adapter on its own.
+        start: the untrained student, loaded again: it shares no sharding or wrapper with the trained one.
+        settings: the LoRA settings of the training.
+        weights: all weights of the adapted student.
+        adapter: folder to which the adapter alone is saved.
     """
     adapted = add_adapters(start.model, settings, seed=0)
     adapted.load_state_dict(weights)
     adapted.save_pretrained(str(adapter))
-    (adapter / "README.md").unlink(missing_ok=True)  # peft's form, not filled in
-    with warnings.catch_warnings():  # of a T5 with a head of its own, whose config says that it is shared
+    (adapter / "README.md").unlink(missing_ok=True)  # peft's template, not filled in
+    with warnings.catch_warnings():  # for a T5 with an untied head whose config says that it is tied
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
         return replace(start, model=adapted.merge_and_unload())
 
@@ -125,7 +125,7 @@ def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> No
 
 
 def _refuse_tied(adapted: PeftModel, model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:
-    """An adapter on one of two layers that share their weights could not be merged: the other would get it too."""
+    """Refuse an adapter on a layer with tied weights: merging would change the other layer too."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise RecipeError(

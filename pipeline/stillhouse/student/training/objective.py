@@ -1,20 +1,20 @@
-"""What a student minimises: a divergence from the teacher's soft labels, mixed with cross-entropy on its text.
+"""The student's training objective: a divergence from the teacher's soft labels, mixed with cross-entropy on its text.
 
     L = weight * T^2 * D( teacher / T , student / T )  +  cross_entropy_weight * CE(completion, student)
 
-Both terms are means over completion tokens. Black-box is the same with no first term.
+Both terms are means over completion tokens. A black-box objective lacks the first term.
 
-T^2 (Hinton et al., arXiv 1503.02531) keeps the gradient's size whatever T is. It is exact to first order in 1 / T, so for T
-large against the logits, for every divergence that is of second order in p - q: both KLs, both skewed KLs, the
-Jensen-Shannon family, the adaptive KL. Total variation is of first order: under T^2 its gradient grows with T. The factor
-is the same for all, so that a kind can be exchanged for another without a second meaning of `weight`.
+T^2 (Hinton et al., arXiv 1503.02531) keeps the size of the gradient independent of T. This is exact to first order in
+1 / T, so for T large against the logits, for every divergence that is of second order in p - q: both KLs, both skewed KLs,
+the Jensen-Shannon family, the adaptive KL. Total variation is of first order: under T^2 its gradient grows with T. The
+factor is the same for all, so that exchanging one kind for another does not change the meaning of `weight`.
 
 What is exact, and what approximate:
 
 | labels  | at temperature 1                                        | at any other                                        |
 | dense   | exact                                                   | exact                                               |
 | top-k   | exact between the coarse distributions, k tokens and    | both sides of the coarse distributions are tempered,|
-|         | the rest; of the dense value a lower bound (not for     | the rest as one outcome: 0 where they agree, but    |
+|         | the tail; of the dense value a lower bound (not for     | the tail as one outcome: 0 where they agree, but    |
 |         | adaptive-kl)                                            | neither the dense value nor a bound of it           |
 | sampled | forward-kl alone, whose gradient is unbiased            | biased, see losses/base.py                          |
 """
@@ -54,16 +54,16 @@ class Objective:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the teacher's distributions have a part in it."""
+        """Whether the objective uses the teacher's distributions."""
         return self.divergence is not None and self.weight > 0
 
     def __call__(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
-        """The sum over positions (the caller divides by the number of tokens of the whole step).
+        """Return the loss summed over positions (the caller divides by the number of tokens of the whole step).
 
         Args:
-            logits: (positions, vocabulary) float32 or float64, the student's.
-            targets: (positions,) int64, the completion's tokens.
-            labels: the teacher's distribution at these positions; needed unless black-box.
+            logits: the student's logits, (positions, vocabulary) float32 or float64.
+            targets: the completion's tokens, (positions,) int64.
+            labels: the teacher's distributions at these positions; needed unless black-box.
         """
         if len(targets) == 0:
             return logits.sum()  # 0, with gradients of 0: a process may have none of a step's rows
@@ -78,10 +78,10 @@ class Objective:
         return total + self.weight * self.temperature**2 * self.divergence(both.teacher, both.student).sum()
 
     def measured(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
-        """What a held-out row is judged by: sums over positions, (3,).
+        """Return the metrics of held-out rows, summed over positions: (3,).
 
         They are the loss, the forward KL at temperature 1 (NaN without labels), and the cross-entropy. Without positions
-        all are 0, labels or not: one of several processes may have none of the held-out rows.
+        all are 0, with or without labels: one of several processes may have none of the held-out rows.
         """
         if len(targets) == 0:
             return logits.sum().expand(3)
@@ -94,14 +94,14 @@ class Objective:
 
 
 def open_objective(settings: StudentSettings, encoding: str | None = None) -> Objective:
-    """The objective of a recipe; a student that learns from text alone has plain cross-entropy.
+    """Return the objective of a recipe; a student that learns from text alone has plain cross-entropy.
 
     Args:
         settings: the recipe's student.
-        encoding: of the soft labels that a white-box student is to learn from; None where it is not known.
+        encoding: encoding of the soft labels that a white-box student learns from; None if it is not known.
 
     Raises:
-        RecipeError: there is no such kind of loss, an option is wrong, or it cannot be taken from labels of this encoding.
+        RecipeError: the kind of loss is unknown, an option is wrong, or the loss does not accept this encoding.
     """
     loss = settings.loss
     if settings.mode != "white-box":
@@ -111,10 +111,10 @@ def open_objective(settings: StudentSettings, encoding: str | None = None) -> Ob
 
 
 def open_divergence(loss: LossSettings, encoding: str | None = None) -> Divergence:
-    """The divergence of a recipe with its options filled in. See losses/__init__.py for what its module holds.
+    """Return the divergence of a recipe with its options bound. losses/__init__.py describes its module.
 
     Raises:
-        RecipeError: as `open_objective` does.
+        RecipeError: the kind of loss is unknown, an option is wrong, or the loss does not accept this encoding.
     """
     divergence = load_kind("student.loss.kind", loss.kind, stillhouse.student.losses, "divergence", group=LOSSES)
     beside = inspect.getmodule(divergence)
@@ -136,7 +136,7 @@ def _suits(module: Any, encoding: str) -> bool:
 
 
 def _refusal(kind: str, encoding: str, right: Collection[str]) -> str:
-    """Why labels of this encoding are no good for a kind of loss, and the two ways out."""
+    """Return the error message for a loss that does not accept labels of this encoding, with the two ways to fix it."""
     name = stillhouse.student.losses.__name__
     modules = built_in_kinds(stillhouse.student.losses).items()
     others = [other for other, module in modules if _suits(importlib.import_module(f"{name}.{module}"), encoding)]

@@ -1,10 +1,10 @@
-"""Whether a model can learn from packed rows: several in one sequence, of which none sees another.
+"""Whether a model can learn from packed rows: several rows in one sequence that do not attend to each other.
 
     check_both(student, teacher)
 
-`batches.py` packs. From positions that begin anew, and no attention mask, the models of transformers see that a sequence
-is packed, and keep the examples' attention apart (`masking_utils.find_packed_sequence_indices`). Models that take no
-positions, or whose layers hand on a state from token to token, do not; so it is tried, on some tokens and the model in use.
+`batches.py` packs. From position ids that restart and a missing attention mask, the models of transformers detect a packed
+sequence, and mask attention between examples (`masking_utils.find_packed_sequence_indices`). Models that take no position
+ids, or whose layers carry a state from token to token, do not; so packing is tested with the model in use, on a few tokens.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from stillhouse.student.start.start_config import student_config
 from stillhouse.student.training.forward import LiveTeacher
 
 _PROBE = ((3, 4), (1, 2), (2, 2), (1, 5))  # tokens of prompt and completion
-_WIDTH = 8  # of the probe: two examples in a sequence, and padding in another
+_WIDTH = 8  # sequence length of the probe: two examples in one sequence, and padding in another
 
 
 class Hidden(Protocol):
     """`stillhouse.models.head.Parts.hidden`, or a live teacher's."""
 
     def __call__(self, input_ids: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
-        """The hidden states that foretell each completion token: (completion tokens, width)."""
+        """Return the hidden states that predict each completion token: (completion tokens, width)."""
 
 
 def refuse_packed_encoder_decoder(recipe: Recipe, student: StudentSettings) -> None:
-    """Refuse `student.packing` where the student will be an encoder-decoder, by its config alone.
+    """Refuse `student.packing` if the student is an encoder-decoder, from its config alone.
 
     Raises:
-        RecipeError: it will.
-        TeacherUnavailable: the model that it starts from is not there.
+        RecipeError: packing is on and the student is an encoder-decoder.
+        TeacherUnavailable: the model that the student starts from cannot be found.
     """
     if not student.packing:
         return
@@ -55,10 +55,10 @@ def refuse_packed_encoder_decoder(recipe: Recipe, student: StudentSettings) -> N
 
 
 def check_both(lm: LanguageModel, teacher: LiveTeacher | None) -> None:
-    """`check_packing` of a student, and of the live teacher that gets the same batches.
+    """Check packing for a student, and for the live teacher that gets the same batches.
 
     Raises:
-        TrainingError: as there.
+        TrainingError: one of them gives packed examples other hidden states than it gives them alone.
     """
     vocabulary = int(lm.model.get_input_embeddings().num_embeddings)
     check_packing(split(lm.model).hidden, vocabulary, lm.device, "student")
@@ -71,13 +71,13 @@ def check_packing(hidden: Hidden, vocabulary_size: int, device: torch.device, wh
     """Refuse a model that gives packed examples other hidden states than it gives them alone.
 
     Args:
-        hidden: of a model in evaluation mode.
-        vocabulary_size: of that model.
-        device: where it is.
+        hidden: `hidden` of a model in evaluation mode.
+        vocabulary_size: the model's vocabulary size.
+        device: the model's device.
         whose: "student" or "teacher", for the message.
 
     Raises:
-        TrainingError: it does.
+        TrainingError: the hidden states differ by more than rounding, or the model takes no position ids.
     """
     random = np.random.default_rng(0)
     rows = [[random.integers(vocabulary_size, size=tokens, dtype=np.int32) for tokens in row] for row in _PROBE]
@@ -91,7 +91,7 @@ def check_packing(hidden: Hidden, vocabulary_size: int, device: torch.device, wh
         expected, found = hidden(**alone).float(), hidden(**packed)
     except TypeError:  # its forward takes no `position_ids`
         raise _refusal(whose) from None
-    precision = torch.finfo(found.dtype).eps ** 0.5  # rounding alone stays far below
+    precision = torch.finfo(found.dtype).eps ** 0.5  # rounding errors are far smaller
     apart = (found.float() - expected).norm(dim=-1) / expected.norm(dim=-1)  # (completion tokens,)
     if not bool((apart < precision).all()):
         raise _refusal(whose, f" by up to {float(apart.max()):.1%}")

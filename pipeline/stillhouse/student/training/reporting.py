@@ -1,4 +1,4 @@
-"""Where a training's figures go besides student.json: `student.train.report_to`, with the library's own callbacks."""
+"""Reporting a training's metrics besides student.json: `student.train.report_to`, with the library's own callbacks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from stillhouse.errors import RecipeError
 from stillhouse.settings import nearest
 
-_MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}  # where the module has another name
-_PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}  # likewise what is installed
+_MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}  # modules with another name
+_PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}  # pip packages with another name
 _BUILT_IN = ("kubeflow",)
 
 
 def check_reporting(report_to: Sequence[str]) -> None:
-    """Refuse a place that the library does not know, or whose package is not installed.
+    """Refuse an integration that the library does not know, or whose package is not installed.
 
     Raises:
-        RecipeError: it names the place and the pip command.
+        RecipeError: an integration is unknown or not installed; the message has the pip command.
     """
     for name in report_to:
         if name not in INTEGRATION_TO_CALLBACK:
@@ -35,9 +35,9 @@ def check_reporting(report_to: Sequence[str]) -> None:
 
 
 def keep_logs(callbacks: Iterable[TrainerCallback], work: Path) -> None:
-    """Have TensorBoard's files written to `logs/` beside the work folder, which goes when the student is finished.
+    """Make TensorBoard write to `logs/` next to the work folder, which is deleted when the student is finished.
 
-    TENSORBOARD_LOGGING_DIR, if it is set, still says where. A resumed training writes to the folder it began in.
+    TENSORBOARD_LOGGING_DIR, if set, takes precedence. A resumed training writes to the same folder as before.
     """
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:

@@ -1,7 +1,7 @@
-"""FSDP where accelerate does without: on the CPU it takes `fsdp: true` in silence and trains by DistributedDataParallel.
+"""FSDP on the CPU, where accelerate silently ignores `fsdp: true` and trains with DistributedDataParallel.
 
-What is asked for is done here as well, with the same code of torch (`fully_shard`, FSDP2) over gloo: the tests of sharding
-run on machines without an accelerator.
+Here the CPU shards too, with the same code of torch (`fully_shard`, FSDP2) over gloo, so that the tests of sharding run on
+machines without an accelerator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stillhouse.recipe.student import LaunchSettings
 
 
 def check_sharding(arguments: TrainingArguments, launch: LaunchSettings | None = None) -> None:
-    """Refuse what cannot be sharded here, before anything is trained.
+    """Refuse FSDP that cannot run here, before any training.
 
     Raises:
         RecipeError: FSDP with one process, or FSDP1 without an accelerator.
@@ -39,7 +39,7 @@ def check_sharding(arguments: TrainingArguments, launch: LaunchSettings | None =
 
 
 def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool:
-    """Have accelerate shard as it does elsewhere, if that is asked for; whether it was."""
+    """Make accelerate shard on the CPU as on an accelerator, if FSDP is requested; returns whether it does."""
     if not arguments.fsdp or accelerator.distributed_type != DistributedType.MULTI_CPU:
         return False
     plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
@@ -52,10 +52,10 @@ def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool
 
 
 def with_one_embedding(model: PreTrainedModel) -> None:
-    """Have an encoder and a decoder that share the embedding's weights use the embedding itself, on the instance.
+    """Replace layers of an encoder and a decoder that share the embedding's weights with the embedding itself, in place.
 
-    accelerate puts the embedding and the head into one group of FSDP2, and knows nothing of a third and a fourth layer of
-    the same weights, as T5 and BART have them: torch then refuses to shard the model.
+    accelerate puts the embedding and the head into one FSDP2 group, and does not handle a third and a fourth layer with the
+    same weights, as T5 and BART have them: torch then refuses to shard the model.
     """
     embedding: Any = model.get_input_embeddings()
     for module in [*model.modules()]:

@@ -2,9 +2,9 @@
 
     student: {early_stopping: {patience: 3, min_delta: 0.001}}
 
-Judged by `eval_kl`, the forward KL from the teacher's labels; of a student that learns from text alone, by `eval_loss`. The
-best student is one that was saved, so every evaluation has its checkpoint; the count of evaluations without a better one is
-in each of them, so that a training that was stopped in between ends where an unbroken one does.
+The metric is `eval_kl`, the forward KL from the teacher's labels, or `eval_loss` for a student that learns from text alone.
+The best student must have been saved, so every evaluation comes with a checkpoint. Each checkpoint has the count of
+evaluations without improvement, so that a resumed training ends where an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _PAIRS = (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps"))
 
 
 def stopping_arguments(recipe: Recipe, student: StudentSettings, given: dict[str, Any]) -> dict[str, Any]:
-    """Which training arguments early stopping needs: an evaluation and a checkpoint, always together.
+    """Return the training arguments that early stopping needs: an evaluation and a checkpoint, always together.
 
     Args:
-        recipe: for its held-out share.
-        student: who is trained.
-        given: the recipe's own training arguments; what it says of evaluations alone holds for checkpoints too.
+        recipe: the recipe, for its held-out share.
+        student: the student to train.
+        given: the recipe's own training arguments; a schedule given for evaluations alone applies to checkpoints too.
 
     Raises:
-        RecipeError: they say that there is nothing to judge by, or nothing to keep.
+        RecipeError: the settings leave nothing to evaluate on, save no checkpoints, or schedule the two differently.
     """
     if student.early_stopping is None:
         return {}
@@ -72,7 +72,7 @@ def _has_divergence(student: StudentSettings) -> bool:
 
 
 class StopEarly(EarlyStoppingCallback):
-    """The library's callback, which goes on where its checkpoint left off."""
+    """The library's callback, which restores its count from a checkpoint."""
 
     def __init__(self, early_stopping_patience: int, early_stopping_threshold: float) -> None:
         super().__init__(early_stopping_patience, early_stopping_threshold)
@@ -83,7 +83,7 @@ class StopEarly(EarlyStoppingCallback):
             self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
         best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
         if state.best_global_step and best.is_dir():
-            state.best_model_checkpoint = str(best)  # wherever the folder lay when it was written
+            state.best_model_checkpoint = str(best)  # the folder may have moved since it was written
         control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
 
     def on_evaluate(
@@ -94,10 +94,10 @@ class StopEarly(EarlyStoppingCallback):
         metrics: dict[str, float],
         **named: Any,
     ) -> None:
-        """Judge.
+        """Compare an evaluation with the best one.
 
         Raises:
-            TrainingError: there is nothing to judge by, since the training has diverged.
+            TrainingError: the metric is NaN or infinite: the training has diverged.
         """
         judged = metrics.get(args.metric_for_best_model, math.nan)
         if not math.isfinite(judged):

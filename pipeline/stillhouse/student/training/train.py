@@ -1,9 +1,9 @@
-"""Train a student from a dataset, by `transformers.Trainer` with its arguments as they are named there.
+"""Train a student from a dataset with `transformers.Trainer`, whose arguments keep their names.
 
-    distill(recipe, "white-box")     ->  data/students/<recipe>/white-box/
+    distill(recipe, student, dataset)     ->  data/students/<recipe>/white-box/
 
-Run again after any stop it goes on from the last whole checkpoint, and ends with the student that an unbroken run would
-have given. Run again after the end it does nothing.
+After an interruption, a second run resumes from the last complete checkpoint and produces the student that an uninterrupted
+run would have. Once the student is finished, a further run does nothing.
 """
 
 from __future__ import annotations
@@ -61,16 +61,20 @@ from stillhouse.student.training.trainer import WHOLE, StudentTrainer, Watch
 def prepare_untrained(
     recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None, progress: Progress = silent
 ) -> StudentFolder:
-    """Write the student before its first step, where it is not there yet.
+    """Write the untrained student, if it does not exist yet.
 
     Args:
-        recipe: names the teacher.
-        student: its settings.
-        labelled: the teacher's completions; None: those of the recipe, where the start is made with them.
-        progress: is told how far measuring importance is.
+        recipe: the recipe, which names the teacher.
+        student: the student's settings.
+        labelled: the teacher's completions; None: the recipe's dataset, if the start needs one.
+        progress: called with the activity, the items done and the total, while importance is measured.
 
     Raises:
-        RecipeError, TeacherUnavailable, TrainingError, DatasetMissing: as `initialise` and `start_dataset` do.
+        RecipeError: the settings of the start are wrong or do not fit the teacher.
+        TeacherUnavailable: the model that the student starts from cannot be found.
+        TrainingError: the student cannot be built as the recipe says.
+        DatasetMissing: the start needs the teacher's completions, and they have not been labelled.
+        DatasetRefused: the dataset that the start needs is damaged, or has another tokenizer.
         StudentBusy: another run is training this recipe's students.
     """
     labelled = start_dataset(recipe, student, labelled)
@@ -85,7 +89,7 @@ def prepare_untrained(
 def _prepare_untrained(
     recipe: Recipe, student: StudentSettings, labelled: Dataset | None, progress: Progress
 ) -> StudentFolder:
-    """As `prepare_untrained`, where the folder is held."""
+    """Do the work of `prepare_untrained`, with the folder's lock held."""
     place = student_folder(recipe, student, "untrained", None, labelled)
     if place.finished():
         return place
@@ -109,14 +113,14 @@ def distill(
 ) -> StudentCard:
     """Train the student that `student` describes; `student.mode` names the variant. See the module's docstring.
 
-    Where several processes were started (ranks.py), all of them call this. `open_teacher` is needed for `labels: live`
-    alone. `is_teacher` says in its card that it will be a teacher (finetuning.py).
+    If several processes were started (ranks.py), all of them call this. `open_teacher` is needed for `labels: live` only.
+    `is_teacher` records in the student's card that it will be a teacher (finetuning.py).
 
     Raises:
-        RecipeError: a training argument is unknown or wrong, or the student's chat template renders none of the rows.
-        DatasetRefused: the dataset is damaged, or of another tokenizer.
-        StudentBusy: another run is training this recipe's students; nothing of theirs was touched.
-        TrainingError: the rows cannot be learnt from by this student.
+        RecipeError: a training argument or a loss option is wrong, or the student's chat template renders none of the rows.
+        DatasetRefused: the dataset is damaged, or its tokenizer or token layout is not the student's.
+        StudentBusy: another run is training this recipe's students, and nothing of theirs was changed.
+        TrainingError: this student cannot learn from the rows, or the training has diverged.
     """
     labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
     place = student_folder(recipe, student, student.mode, dataset, labelled)
@@ -127,10 +131,10 @@ def distill(
     objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
     check_template_on_rows(recipe, student, dataset)
-    with place.held():  # nothing was written before
-        if (card := place.finished()) is not None:  # trained meanwhile
+    with place.held():  # nothing is written before this
+        if (card := place.finished()) is not None:  # trained by another run in the meantime
             return card
-        if (card := place.trained()) is not None:  # all of it but its quantised copy
+        if (card := place.trained()) is not None:  # complete except for its quantised copy
             return add_int8(place, recipe, student, dataset) if is_first() else card
         work = _Work(recipe, student, dataset, labelled, place, arguments, objective)
         return _train(work, progress, open_teacher, is_teacher=is_teacher)
@@ -138,7 +142,7 @@ def distill(
 
 @dataclass(frozen=True)
 class _Work:
-    """A student that is to be trained, all of it checked."""
+    """The checked inputs of a training."""
 
     recipe: Recipe
     student: StudentSettings
@@ -152,7 +156,7 @@ class _Work:
 def _train(
     work: _Work, progress: Progress, open_teacher: Callable[[], LiveTeacher] | None, *, is_teacher: bool
 ) -> StudentCard:
-    """Train what is not there yet, in the place that is held; arguments are as of `distill`."""
+    """Train the student with the folder's lock held; the arguments are those of `distill`."""
     recipe, student, dataset, place, arguments = work.recipe, work.student, work.dataset, work.place, work.arguments
     with first_process_first():
         start = _prepare_untrained(recipe, student, work.labelled, progress)
@@ -189,7 +193,7 @@ def _train(
 
 @dataclass(frozen=True)
 class _Rows:
-    """What is learnt from, and what is held out."""
+    """The rows to learn from, and the held-out rows."""
 
     train: Examples
     validation: Examples
@@ -230,7 +234,7 @@ def _trainer(
     rows: _Rows,
     teacher: LiveTeacher | None,
 ) -> tuple[StudentTrainer, int]:
-    """The trainer of a student, and how many of its weights learn."""
+    """Return the trainer of a student, and the number of its trainable parameters."""
     if student.packing:
         check_both(lm, teacher)
     freeze(lm.model, student.freeze)
@@ -263,7 +267,7 @@ def _finish(
     weights: dict[str, Tensor],
     training: _Trained,
 ) -> None:
-    """Write the trained student and put it in its place; the first process does."""
+    """Write the trained student and move it to its final folder; called in the first process only."""
     made = place.work / "model"
     shutil.rmtree(made, ignore_errors=True)
     if student.lora:
@@ -276,7 +280,7 @@ def _finish(
 
 
 def _last_whole_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; one that a crash cut short is removed."""
+    """Return the newest complete checkpoint; remove those that a crash left incomplete."""
     whole: dict[int, Path] = {}
     for checkpoint in work.glob("checkpoint-*"):
         if (checkpoint / WHOLE).is_file():
@@ -287,7 +291,7 @@ def _last_whole_checkpoint(work: Path) -> str | None:
 
 
 def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: bool) -> PreTrainedModel:
-    """The start with these weights instead of its own: its data type, its config and its tokenizer stay what they were."""
+    """Save the untrained student with these weights; its data type, its config and its tokenizer stay the same."""
     model = load_weights(start, dtype="auto", trust_remote_code=trusted)
     model.load_state_dict(weights)
     write_model(model, start, folder, trust_remote_code=trusted)
@@ -307,13 +311,13 @@ def _publish(
 
 @dataclass(frozen=True)
 class _Trained:
-    """What a card says of a training."""
+    """The results of a training that its card records."""
 
     dataset: Dataset
     seconds: float
     trainer: StudentTrainer
     rows: Examples
-    learning: int  # parameters
+    learning: int  # trainable parameters
     is_teacher: bool
 
 

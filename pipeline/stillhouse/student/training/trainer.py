@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with a distillation objective, and what is watched while it runs."""
+"""`transformers.Trainer` with a distillation objective, and the callbacks that run during training."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from stillhouse.student.training.objective import Objective
 from stillhouse.student.training.reporting import keep_logs
 from stillhouse.student.training.sharded import shard_on_cpu, with_one_embedding
 
-WHOLE = "whole"  # marks a checkpoint whose every file is on the disk
+WHOLE = "whole"  # marks a checkpoint whose files have all been fsynced
 
 
 class StudentTrainer(Trainer):
-    """`transformers.Trainer` with the objective in the place of the model's own loss.
+    """`transformers.Trainer` with the objective in place of the model's own loss.
 
-    The loss of an optimiser step is a mean over all its completion tokens, however they are spread over micro-batches,
-    gradient accumulation and processes.
+    The loss of an optimizer step is a mean over all its completion tokens, however they are split into micro-batches,
+    gradient accumulation steps and processes.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of the whole step
@@ -52,14 +52,14 @@ class StudentTrainer(Trainer):
     ) -> None:
         """
         Args:
-            lm: the student; from now on its model's `forward` ends in the loss (forward.py).
-            objective: what is minimised.
-            arguments: as the library has them.
-            train, validation: rows; none to validate on is allowed.
-            head_chunk: positions whose logits are held at once.
-            teacher: where the labels come from, if not out of the rows.
-            pack_to: tokens of a sequence that holds several rows; None: one row in each.
-            adapted: the student with adapters around it, if only these are trained (lora.py).
+            lm: the student; its model's `forward` is replaced with one that returns the loss (forward.py).
+            objective: the loss to minimise.
+            arguments: the library's training arguments.
+            train, validation: rows; `validation` may be empty.
+            head_chunk: maximum positions whose logits are in memory.
+            teacher: live source of the labels; None: they are in the rows.
+            pack_to: maximum tokens of a sequence that packs several rows; None: one row per sequence.
+            adapted: the student wrapped in adapters, if only these are trained (lora.py).
         """
         if arguments.fsdp:
             with_one_embedding(lm.model)
@@ -78,12 +78,12 @@ class StudentTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Called by the library when it is set up."""
+        """Set up accelerate, with sharding on the CPU if requested; the library calls this."""
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled: bool = shard_on_cpu(self.accelerator, self.args) or self.is_fsdp_enabled
 
     def get_train_dataloader(self) -> DataLoader[Example]:
-        """This process's batches (`order.Shares`); the library's own know nothing of row groups, nor of uneven ends."""
+        """Return this process's batches (`epoch_order.Shares`); the library's loader ignores row groups and uneven ends."""
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order: Order = range(len(self._train_rows))
         if self.args.train_sampling_strategy == "random":
@@ -96,7 +96,7 @@ class StudentTrainer(Trainer):
         return self._loader(self._train_rows, order, self.args.train_batch_size, self.args.dataloader_drop_last)
 
     def get_eval_dataloader(self, eval_dataset: Examples | None = None) -> DataLoader[Example]:
-        """Likewise, of the held-out rows: each of them once."""
+        """Return this process's batches of held-out rows, each row once."""
         rows = eval_dataset or self._validation_rows
         grouped = self.args.train_sampling_strategy == "group_by_length"
         batch = self.args.eval_batch_size
@@ -108,7 +108,7 @@ class StudentTrainer(Trainer):
             order, batch_size, processes=self.args.world_size, rank=self.args.process_index, drop_last=drop_last
         )
         return DataLoader(
-            rows,  # type: ignore[arg-type]  # by index is all that a loader asks for
+            rows,  # type: ignore[arg-type]  # a loader only needs access by index
             batch_sampler=share,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -120,7 +120,7 @@ class StudentTrainer(Trainer):
         )
 
     def _run_epoch(self, **named: Any) -> None:
-        """The library would take a step too many after a checkpoint that was the last one."""
+        """Skip the epoch if the last step is done: after resuming from it, the library would take one more step."""
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -133,18 +133,18 @@ class StudentTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """The objective's mean over the completion tokens of the optimiser step: scalar."""
+        """Return the objective's mean over the completion tokens of the optimizer step: scalar."""
         total = model(**inputs)
         if num_items_in_batch is None:
             loss = total / _at_least_one((inputs["labels"] != IGNORED).sum())
-        else:  # gradients are averaged over processes, the count is of all of them
+        else:  # gradients are averaged over processes, the count is over all of them
             loss = total / _at_least_one(num_items_in_batch) * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, None, None]:
-        """Add one held-out batch to the sums; what the library would make of it is a mean over rows, not tokens."""
+        """Add one held-out batch to the sums; the library itself would average over rows, not tokens."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = model(**inputs).double().cpu()  # (3,), as `Objective.measured`
@@ -153,11 +153,11 @@ class StudentTrainer(Trainer):
         return None, None, None
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> EvalLoopOutput:
-        """The library's loop, whose figures are means over all held-out completion tokens.
+        """Run the library's loop, with metrics that are means over all held-out completion tokens.
 
-        `eval_loss` is the objective's, `eval_kl` the forward KL from the teacher's labels at temperature 1,
-        `eval_cross_entropy` that of the completion; nats a token. No random number of the training is used up: what
-        goes on from a checkpoint that was written just before would draw another dropout than an unbroken run.
+        `eval_loss` is the objective, `eval_kl` the forward KL from the teacher's labels at temperature 1,
+        `eval_cross_entropy` that of the completion; all in nats per token. The random state of the training is preserved:
+        otherwise a run resumed from a checkpoint written just before would draw other dropout masks.
         """
         self._held_out.zero_()
         with torch.random.fork_rng(devices=[]):
@@ -172,18 +172,18 @@ class StudentTrainer(Trainer):
         return output
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """The student's weights, from every process's part of them (FSDP); all processes call it together."""
+        """Gather the student's weights from all processes (FSDP); all processes must call it together."""
         weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
         return weights
 
 
 def _at_least_one(tokens: Tensor | int) -> Tensor:
-    """What a loss is divided by: the loss of no tokens is 0, and so is its mean."""
+    """Return a token count as a divisor: the loss of no tokens is 0, and so is its mean."""
     return torch.as_tensor(tokens).clamp(min=1)
 
 
 class _TellEpoch(TrainerCallback):
-    """Tells a sampler the epoch: of several processes that go on within one, accelerate tells only the outer samplers."""
+    """Sets a sampler's epoch; with several processes, accelerate sets it only on the outer sampler."""
 
     def __init__(self, sampler: Shuffled) -> None:
         self._sampler = sampler
@@ -193,7 +193,7 @@ class _TellEpoch(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    """Tells how far the training is, and marks checkpoints that are whole."""
+    """Reports the progress of the training, and marks complete checkpoints."""
 
     def __init__(self, progress: Progress, activity: str) -> None:
         self._progress = progress
@@ -205,7 +205,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        wait_for_all()  # each process writes a file of its own
+        wait_for_all()  # each process writes its own file
         if state.is_world_process_zero:
             fsync_files(checkpoint)
             write_atomically(checkpoint / WHOLE, b"")
