@@ -42,9 +42,8 @@ class Differing:
 
     prompts: frozenset[bytes] = frozenset()  # by `key_of`
     examples: tuple[Example, ...] = ()
-    unequal: Mapping[bytes, frozenset[int]] = field(
-        default_factory=dict
-    )  # prompt -> indexes of the versions that answer it, if their sets of answers are not all equal
+    # prompt -> indexes of the versions that answer it, for prompts whose sets of answers are not all equal
+    unequal: Mapping[bytes, frozenset[int]] = field(default_factory=dict)
 
     def wins(self, prompt: bytes, place: int, preferred: int | None) -> bool:
         """Whether to take a version's rows of a prompt: yes, unless the preferred version answers it differently."""
