@@ -1,4 +1,4 @@
-"""Reject completions without a single letter or digit.
+"""Reject completions without any letter or digit.
 
 - {kind: empty}
 """

@@ -1,4 +1,4 @@
-"""Reject completions that did not end by themselves: cut off at max_tokens, or stopped by a content filter.
+"""Reject completions that did not end naturally: cut off at max_tokens, or stopped by a content filter.
 
 - {kind: finish-reason}
 - {kind: finish-reason, allowed: [stop, length]}
