@@ -1,6 +1,6 @@
-"""ShareGPT's form: `{"conversations": [{"from": "human" | "gpt" | "system", "value": ...}, ...]}`; the last is the answer.
+"""ShareGPT's format: `{"conversations": [{"from": "human" | "gpt" | "system", "value": ...}, ...]}`.
 
-Read from JSON lines, from one JSON array, or from Parquet.
+The last turn is the answer. Imported from JSON Lines, from a JSON array, or from Parquet.
 """
 
 from __future__ import annotations
