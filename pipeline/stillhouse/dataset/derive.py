@@ -94,7 +94,7 @@ def split_anew(dataset: Dataset, root: Location, name: str, validation: float) -
     """Write the same rows as a new version with a new train/validation split.
 
     A share of the prompts, chosen by a hash of their content, is held out with all their completions. Labelling splits by
-    the same rule (prompts.split_of), so at one share a prompt is in the same split in every dataset.
+    the same rule (prompts.split_of), so with the same share a prompt is in the same split in every dataset.
 
     Raises:
         UsageError: `name` is not a valid name, the share is not from 0 to below 1, or no row is left to train on.

@@ -83,7 +83,7 @@ class Totals(_Part):
 
 
 class Manifest(_Part):
-    """See the module's docstring."""
+    """The manifest of a dataset version; see the module's docstring."""
 
     format_version: int
     name: str
@@ -94,7 +94,7 @@ class Manifest(_Part):
     how: str = ""  # how a version was made other than by labelling: the filter's condition, the imported file
     licence: str | None = None  # an SPDX identifier, or another licence name that a hub card accepts
     teacher: TeacherIdentity
-    more_teachers: tuple[TeacherIdentity, ...] = ()  # of a merged text dataset
+    more_teachers: tuple[TeacherIdentity, ...] = ()  # further teachers of a merged text dataset
     teacher_code: dict[str, str] | None = None  # identity of a plug-in teacher's code, see plugin_code.py
     mode: Literal["generate", "score"] | None  # None: unknown, or not the same for all rows
     sampling: SamplingSettings | None  # None: unknown, or not the same for all rows

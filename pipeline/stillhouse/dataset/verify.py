@@ -98,7 +98,7 @@ def _other_rows(file: Location, entry: FileEntry | ExtraEntry, before: str = "")
     try:
         with file.open("rb") as stream:
             rows = pq.read_metadata(stream).num_rows
-    except (pa.ArrowException, OSError, ValueError, MemoryError):  # of a damaged footer
+    except (pa.ArrowException, OSError, ValueError, MemoryError):  # raised for a damaged footer
         return "" if before else "is no Parquet file"
     return "" if rows == entry.rows else f"{before}has {rows} rows, the manifest says {entry.rows}"
 

@@ -3,8 +3,8 @@
     exported = export_dataset(dataset, "sharegpt", Path("out"), ExportOptions())
     exported.rows                                    # {"train": 90, "validation": 10}
 
-The export is atomic: a temporary folder next to the target is written and then renamed. An existing folder is replaced only
-with `force`, and only if an export wrote it.
+The export is atomic: a temporary folder next to the target is written and then renamed. An existing folder that is not
+empty is replaced only with `force`, and only if an export wrote it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROWS_AT_ONCE = 64  # rows with soft labels are large
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
     folder: Path
     files: tuple[Path, ...]

@@ -242,7 +242,7 @@ def _origin(
 
 
 def _teacher(request: ImportRequest, note: dict[str, Any]) -> TeacherIdentity:
-    """Return the teacher of rows that do not name one: from the command line, else from the export note."""
+    """Return the teacher of rows that do not name one: from the command line, the export note, or unknown."""
     known = {one.name for one in fields(TeacherIdentity)}
     said = {name: value for name, value in (note.get("teacher") or {}).items() if name in known}
     own = TeacherIdentity(**said) if "kind" in said and "model" in said else TeacherIdentity("imported", UNKNOWN)

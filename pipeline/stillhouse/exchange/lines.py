@@ -95,7 +95,7 @@ def _parquet_rows(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[P
                 for row in batch.to_pylist():
                     number += 1
                     yield Place(file, number, "row"), row
-    except (pa.ArrowException, OSError) as error:  # of a damaged page it is an OSError
+    except (pa.ArrowException, OSError) as error:  # a damaged page raises OSError
         raise UsageError(f"{file} cannot be read as Parquet ({error}): export or copy it anew") from None
 
 

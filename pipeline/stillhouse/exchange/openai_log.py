@@ -59,7 +59,7 @@ class _Asked:
 
 
 class LogReader:
-    """See the module's docstring; `Interpret` in exchange/base.py is the protocol."""
+    """Reads logged requests, see the module's docstring; `Interpret` in exchange/base.py is the protocol."""
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url.rstrip("/")

@@ -4,8 +4,8 @@
 
 The files are uploaded unchanged in a single commit that includes the manifest, so a download of the repository can be
 verified. The token is read only from HF_TOKEN and never appears in a message. A version that fails verification is refused.
-An existing repository must be empty or have the manifest of an earlier push: only files that this manifest lists are
-replaced or removed; all others stay.
+An existing repository must be empty, apart from files that the hub creates, or have the manifest of an earlier push: only
+files that this manifest lists are replaced or removed; all others stay.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ class TokenRow:
 
     prompt: TokenIds  # (prompt time,)
     completion: TokenIds  # (time,)
-    token_ids: TokenIds  # (time, widest), 0 where a position has fewer
-    logprobs: npt.NDArray[np.float32]  # (time, widest), -inf where it has fewer
-    valid: npt.NDArray[np.bool_]  # (time, widest)
+    token_ids: TokenIds  # (time, widest), padded with 0
+    logprobs: npt.NDArray[np.float32]  # (time, widest), padded with -inf
+    valid: npt.NDArray[np.bool_]  # (time, widest), False for padding
 
     @property
     def input_ids(self) -> TokenIds:

@@ -44,7 +44,7 @@ class NamedFilter:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a completion was rejected."""
+    """The rejection of a completion: the filter's kind and the detail."""
 
     reason: str
     detail: str

@@ -1,4 +1,4 @@
-"""Of several samples of a prompt, keep the first that every verifier passes.
+"""Of several samples of a prompt, keep the first (or the first `keep`) that all verifiers pass.
 
 label: {samples: 8}
 quality:
@@ -40,7 +40,7 @@ class BestOfOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> BestOf:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.best-of", options, BestOfOptions)
     return BestOf(given.keep, open_filters(given.verifiers, "quality.best-of.verifiers"))
 

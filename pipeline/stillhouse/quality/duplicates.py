@@ -50,7 +50,7 @@ class DuplicatesOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Duplicates:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     return Duplicates(parse_options("quality.duplicates", options, DuplicatesOptions))
 
 

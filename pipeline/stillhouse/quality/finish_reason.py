@@ -20,7 +20,7 @@ class FinishReasonOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     allowed = parse_options("quality.finish-reason", options, FinishReasonOptions).allowed
 
     def judge(completion: Completion) -> str | None:

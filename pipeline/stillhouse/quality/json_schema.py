@@ -51,7 +51,7 @@ class JsonSchemaOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.json-schema", options, JsonSchemaOptions)
     if given.file is not None:
         validator = make_validator(_read(given.file), f"quality.json-schema.file ({given.file})")

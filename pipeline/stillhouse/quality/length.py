@@ -38,7 +38,7 @@ class LengthOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     bounds = parse_options("quality.length", options, LengthOptions)
 
     def judge(completion: Completion) -> str | None:

@@ -44,7 +44,7 @@ class ReferenceMatchOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.reference-match", options, ReferenceMatchOptions)
     agrees: dict[str, Callable[[str, str], bool]] = {
         "exact": lambda text, reference: words(text) == words(reference),

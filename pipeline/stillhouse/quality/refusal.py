@@ -68,7 +68,7 @@ class RefusalOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.refusal", options, RefusalOptions)
     patterns = [re.compile(one.pattern, one.flags | re.IGNORECASE) for one in given.patterns]
 

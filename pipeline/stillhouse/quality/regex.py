@@ -26,7 +26,7 @@ class RegexOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.regex", options, RegexOptions)
     find = given.pattern.search if given.mode == "search" else given.pattern.fullmatch
     pattern = shortened(given.pattern.pattern)

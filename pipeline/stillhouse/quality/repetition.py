@@ -26,7 +26,7 @@ class RepetitionOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     limit = parse_options("quality.repetition", options, RepetitionOptions).share
 
     def judge(completion: Completion) -> str | None:

@@ -122,7 +122,7 @@ def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: 
     with _locked(file, busy) as lock:
         with _storage(folder):
             os.ftruncate(lock.fileno(), 0)
-            os.write(lock.fileno(), this_process().as_bytes())  # unbuffered: a full disk would block the flush
+            os.write(lock.fileno(), this_process().as_bytes())  # unbuffered, so close() cannot fail on a full disk
         try:
             yield
         finally:

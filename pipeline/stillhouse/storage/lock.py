@@ -6,8 +6,8 @@ The lock is created by a conditional write (S3's If-None-Match: *), and renewed 
 fail if the object has changed since it was read (If-Match with its ETag), so two runs cannot hold it. Every change in the
 folder first checks that this run still holds the lock: a writer that was presumed dead stops before it writes a manifest.
 
-On a store without conditional writes, the lock is written, and read again after a wait; docs/storage.md says how far that
-protects.
+On a store without conditional writes, the lock is written, and read again after a wait; docs/storage.md describes how much
+protection that gives.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def held(folder: RemotePath) -> Iterator[None]:
     """Lock a folder in a store for writing while the block runs.
 
     Raises:
-        DatasetBusy: another run holds it; the message names that run.
+        DatasetBusy: another run holds the lock; the message names that run.
         StorageFailed: the store cannot be used.
     """
     lock = StoreLock(folder)

@@ -35,7 +35,7 @@ class PackedLabels:
     token_ids: npt.NDArray[np.int32]  # (entries,)
     logprobs: npt.NDArray[np.float32]  # (entries,), top-k: the teacher's; sampled: log(count / draws)
     offsets: npt.NDArray[np.int64]  # (positions + 1,), from 0 to entries
-    tail_logprob: npt.NDArray[np.float32]  # (positions,), log of the tail mass (tokens not listed); -inf: sampled
+    tail_logprob: npt.NDArray[np.float32]  # (positions,), log of the tail mass (tokens not listed); -inf if sampled
 
 
 class Encoding(Protocol[Labels]):

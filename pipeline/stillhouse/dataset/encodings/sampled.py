@@ -29,7 +29,7 @@ _LOG = np.log(np.maximum(np.arange(1 << 16), 1), dtype=np.float32)  # log of eve
 
 
 class Sampled:
-    """See the module's docstring; `Encoding` in base.py is the protocol."""
+    """The encoding of sampled labels, see the module's docstring; `Encoding` in base.py is the protocol."""
 
     name: EncodingName = "sampled"
     fields = (

@@ -36,7 +36,7 @@ _HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32
 
 
 class TopK:
-    """See the module's docstring; `Encoding` in base.py is the protocol."""
+    """The encoding of top-k labels, see the module's docstring; `Encoding` in base.py is the protocol."""
 
     name: EncodingName = "top-k"
     fields = (

@@ -53,7 +53,7 @@ _SCHEMA = pa.schema(
 
 
 class Axolotl:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """Axolotl's format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = True
 

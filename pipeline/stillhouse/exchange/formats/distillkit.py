@@ -126,7 +126,7 @@ class Layout:
 
 
 class DistillKit:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """DistillKit's format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = True
 

@@ -19,7 +19,7 @@ _SCHEMA = pa.schema([pa.field("messages", MESSAGES)])
 
 
 class OpenAi:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """OpenAI's fine-tuning format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = False
 

@@ -48,7 +48,7 @@ class _Line:
 
 
 class OpenAiLog:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """Logs of OpenAI requests, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = False
 
@@ -57,7 +57,7 @@ class OpenAiLog:
 
     def reads(self, source: Source) -> Iterator[Read]:
         interpret = source.interpret
-        assert interpret is not None  # the command line gives it
+        assert interpret is not None  # set by the command line
         with closing(_Waiting()) as waiting:
             for file in source.files:
                 for place, row in rows_of(file):

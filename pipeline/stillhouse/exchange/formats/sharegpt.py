@@ -21,7 +21,7 @@ _SCHEMA = pa.schema([pa.field("conversations", _TURNS)])
 
 
 class ShareGpt:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """ShareGPT's format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = False
 

@@ -25,7 +25,7 @@ _SCHEMA = pa.schema([pa.field(name, MESSAGES) for name in _COLUMNS])
 
 
 class Trl:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """TRL's format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = False
 
