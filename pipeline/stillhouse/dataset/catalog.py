@@ -119,7 +119,7 @@ def size_on_disk(folder: Location) -> int:
     return tree_size(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _check_no_children(root: Location, listed: Sequence[Listed]) -> None:

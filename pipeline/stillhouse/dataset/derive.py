@@ -136,7 +136,7 @@ def _split_batches(
                 yield batch, [split_of(prompt_at(batch, index), validation) for index in range(batch.num_rows)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def check_name(name: str) -> None:

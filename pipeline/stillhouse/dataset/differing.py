@@ -107,7 +107,7 @@ def key_of(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _differ(by_version: Mapping[int, set[bytes]]) -> bool:

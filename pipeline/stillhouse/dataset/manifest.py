@@ -163,7 +163,7 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
     write_atomically(folder / FILE_NAME, _with_digest(content, hashlib.sha256(content).hexdigest()))
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _checked(folder: Location) -> bytes:

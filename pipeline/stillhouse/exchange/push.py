@@ -88,7 +88,7 @@ def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushe
     return Pushed(repo, f"{endpoint}/datasets/{repo}", str(commit.oid), tuple(files), tuple(removed), tuple(kept))
 
 
-# ------------------------------------------------------------------------------------------------------------- before it
+# ---------------------------------------------------------------------------------------------------------------- checks
 
 
 def _token() -> SecretStr:

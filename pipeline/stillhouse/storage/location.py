@@ -84,7 +84,7 @@ class RemotePath:
             raise ValueError(f"{self} is not in {folder}")
         return PurePosixPath(self.url.removeprefix(f"{folder.url}/"))
 
-    # -------------------------------------------------------------------------------------------------------- looking
+    # -------------------------------------------------------------------------------------------------------- queries
 
     def exists(self) -> bool:
         """Whether a file or folder exists here; an unreachable store raises an error instead of returning False."""
@@ -153,7 +153,7 @@ class RemotePath:
             raise ValueError(f"{self} opens for reading alone: write it whole (durable.atomic_file)")
         return RangeFile(self)
 
-    # -------------------------------------------------------------------------------------------------------- changing
+    # --------------------------------------------------------------------------------------------------------- writing
 
     def write_bytes(self, data: bytes) -> None:
         """Write an object atomically."""
@@ -209,7 +209,7 @@ class RemotePath:
         for name in sorted(found):
             ask(self.url, partial(_remove_file, name))
 
-    # -------------------------------------------------------------------------------------------------------- within
+    # ----------------------------------------------------------------------------------------------------- internals
 
     def _info(self) -> dict[str, Any] | None:
         try:

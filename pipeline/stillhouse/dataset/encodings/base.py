@@ -80,7 +80,7 @@ def find_encoding(name: EncodingName) -> Encoding[Any]:
     return encoding
 
 
-# ------------------------------------------------------------------------------------------------------- for encodings
+# ----------------------------------------------------------------------------------------------- helpers for encodings
 
 
 def list_values(rows: pa.RecordBatch | pa.Table, column: str) -> npt.NDArray[Any]:
