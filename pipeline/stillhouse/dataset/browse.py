@@ -1,10 +1,10 @@
-"""A dataset as one HTML page: what it is, how long and how uncertain its completions are, and samples to look into.
+"""Render a dataset as one HTML page: its facts, histograms of completion length and teacher entropy, and sample rows.
 
-    page = render_page(dataset, samples, measure(dataset), reasons, texts.note)
+    page = render_page(dataset, samples, measure(dataset), reasons, size, texts.note)
 
-The page needs no network, and may not use one: its content policy allows nothing but its own styles and its own script,
-named by hash, so that no text of a prompt or a completion can become more than text. Layout: browse.html.j2; what happens
-when a token is hovered, focused or tapped: browse.js.
+The page works offline and is not allowed to use the network: its Content-Security-Policy permits only its own styles and
+its own script (by hash), so text from a prompt or a completion cannot run as code. The layout is browse.html.j2; browse.js
+handles hover, focus and tap on a token.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from stillhouse.errors import UsageError
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.storage.durable import write_atomically
 
-_TITLE = " – Stillhouse dataset</title>"  # of browse.html.j2, by which a page is recognised
+_TITLE = " – Stillhouse dataset</title>"  # from browse.html.j2; identifies a page that Stillhouse wrote
 _HEAD_BYTES = 4096
-LEVELS = (0.1, 0.5, 1.0, 1.5, 2.5)  # nats: where the next darker colour begins
+LEVELS = (0.1, 0.5, 1.0, 1.5, 2.5)  # entropy in nats at which each darker colour begins
 
 
 def write_page(file: Path, page: str) -> None:
-    """Write a page that `render_page` made, over an earlier one if there is one.
+    """Write a page that `render_page` made, replacing an earlier page.
 
     Raises:
-        UsageError: the file is there and is something else.
+        UsageError: the file exists and is not a dataset page.
     """
     if file.exists() and not _is_page(file):
         raise UsageError(f"--html is {file}, which is there and is no page of a dataset: name another file")
@@ -55,7 +55,7 @@ def _is_page(file: Path) -> bool:
 def render_page(
     dataset: Dataset, samples: Sequence[Sample], found: Statistics, reasons: Reasons, size: int, token_note: str
 ) -> str:
-    """The page's HTML."""
+    """Return the page as HTML."""
     manifest = dataset.manifest
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals |= {"level": level, "shown": shown_text}
@@ -85,17 +85,17 @@ def render_page(
 
 
 def level(entropy: float) -> int:
-    """Which colour a token has, from 0 (sure) to 5."""
+    """Return the colour level of a token's entropy, from 0 (certain) to 5."""
     return sum(entropy >= least for least in LEVELS)
 
 
 def shown_text(text: str) -> str:
-    """A token's text with its line ends to be seen."""
+    """Return a token's text with visible line breaks; an empty text is shown as ⟨⟩."""
     return text.replace("\n", "↵\n") or "⟨⟩"
 
 
 def percent(share: float) -> str:
-    """A probability for people."""
+    """Format a probability as a percentage."""
     return "< 0.1 %" if 0 < share < 0.001 else f"{share * 100:.1f} %"
 
 
@@ -103,7 +103,7 @@ def percent(share: float) -> str:
 
 
 def _as_data(samples: Sequence[Sample]) -> str:
-    """What the script shows of every token, as JSON that cannot end the element it stands in."""
+    """Return the token data for the script as JSON, escaped so that it cannot close the enclosing element."""
     data = [[_token_data(token) for token in sample.tokens or ()] for sample in samples]
     text = to_json(data)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
@@ -144,7 +144,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 270, 64, 216, 14
 
 
 def _plot(found: Histogram | None, what: str) -> Markup | None:
-    """A histogram as SVG that scales to its place."""
+    """Render a histogram as an SVG that scales to its container."""
     if found is None:
         return None
     most = max(found.counts)
@@ -182,7 +182,7 @@ def _edge(found: Histogram, place: int) -> str:
 
 
 def _tick(most: int) -> int:
-    """A round step that makes at most five of them."""
+    """Return a round axis step that gives at most five steps up to `most`."""
     step = 1
     while step * 5 < most:
         step = step * 2 if str(step)[0] != "2" else step * 5 // 2

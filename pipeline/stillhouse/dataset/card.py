@@ -1,7 +1,7 @@
-"""README.md of a dataset version: a Hugging Face dataset card, so that the folder opens and explains itself anywhere.
+"""Write the README.md of a dataset version: a Hugging Face dataset card.
 
-It is meant to be published as it is: who wrote the rows and from what, what was left out and why, what it cost, how exact
-the soft labels are, and what the dataset should not be used for. Its layout is card.md.j2.
+The card can be published unchanged. It states which teacher wrote the rows and from which prompts, what was rejected and
+why, the cost, the accuracy of the soft labels, and what the dataset should not be used for. Its layout is card.md.j2.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Reasons = Mapping[tuple[str, str], int]  # (stage, reason) -> rows
 
 
 def write_card(folder: Location, manifest: Manifest) -> None:
-    """Write the card of a version whose Parquet files are there."""
+    """Write the card of a version; its Parquet files must exist already."""
     write_atomically(folder / "README.md", render_card(manifest, read_reasons(folder, manifest)).encode())
 
 
 def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
-    """The card's text; without `reasons` the stage of a rejection is left open."""
+    """Return the card's text; without `reasons`, rejections come from the manifest and have no stage."""
     reasons = reasons if reasons is not None else {("", reason): count for reason, count in manifest.rejected.items()}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": cell, "public": public}
@@ -63,7 +63,7 @@ def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
 
 
 def read_reasons(folder: Location, manifest: Manifest) -> Reasons:
-    """How many rows each stage rejected, and why, from the files themselves."""
+    """Count the rejected rows by stage and reason, read from the Parquet files."""
     found: Counter[tuple[str, str]] = Counter()
     for entry in manifest.files:
         if entry.kind == "rejected":
@@ -74,7 +74,7 @@ def read_reasons(folder: Location, manifest: Manifest) -> Reasons:
 
 
 def exactness(soft: SoftSettings) -> str:
-    """How near to the teacher's distribution the soft labels are."""
+    """Describe the error of the soft labels relative to the teacher's distribution."""
     if soft.encoding == "sampled":
         draws = soft.draws or 1
         return (
@@ -91,7 +91,7 @@ def exactness(soft: SoftSettings) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _front_matter(manifest: Manifest) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
 
 
 def _size_category(rows: int) -> str:
-    """As the hub counts: n<1K, 1K<n<10K, and so on."""
+    """Return the hub's size category: n<1K, 1K<n<10K, and so on."""
     steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
     place = next((place for place in range(len(steps)) if rows < 1000 * 10**place), len(steps))
     if place == 0:
@@ -117,7 +117,7 @@ def _size_category(rows: int) -> str:
 
 
 def describe_teacher(teacher: TeacherIdentity) -> str:
-    """Who a teacher is, as precisely as it is known."""
+    """Describe a teacher's identity: name, kind, and the revision, endpoint, weights and fingerprint that are known."""
     name = f"`{cell(public(teacher.model) or teacher.kind)}`"
     known = [
         f"kind {teacher.kind}",
@@ -132,7 +132,7 @@ def describe_teacher(teacher: TeacherIdentity) -> str:
 
 
 def public(path: str) -> str:
-    """A path without the folders of the machine that it was on: a card is made to be published."""
+    """Return only the last part of a local path, so that a published card shows no folders of this machine."""
     return PurePath(path).name if path.startswith(("/", "~", "\\")) or path[1:2] == ":" else path
 
 
@@ -153,7 +153,7 @@ def _cost(manifest: Manifest) -> str:
 
 
 def settings_line(settings: Mapping[str, Any]) -> str:
-    """Settings in one line; what is not set is left out."""
+    """Format settings on one line, without the unset ones."""
     return ", ".join(
         f"{key} {value if isinstance(value, str) else to_json(value)}"
         for key, value in settings.items()
@@ -162,6 +162,6 @@ def settings_line(settings: Mapping[str, Any]) -> str:
 
 
 def cell(text: object) -> str:
-    """A text that can stand in a table's cell: on one line, and no mark of Markdown or HTML."""
+    """Return a text that is safe in a Markdown table cell: one line, with Markdown and HTML characters escaped."""
     line = " ".join(str(text).split())
     return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -1,9 +1,9 @@
-"""Every finished version below a root, damaged ones too, and how a version is removed.
+"""List every finished version under a root folder, damaged ones included, and remove versions.
 
     for one in catalog(root): print(one.label, one.damage or one.manifest.rows)
-    remove(root, [find_version(root, "words/v001")])
+    remove(root, find_versions(root, "words/v001"))
 
-A glance: manifests are read and files are counted, but no file's content is. `verify` looks closer.
+Listing reads manifests and checks that files exist with the right size, but does not read their content; `verify` does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LABEL = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(/v(?P<version>\d+))?"
 
 @dataclass(frozen=True)
 class Listed:
-    """One version as it lies there. `manifest` is None where it cannot be read; `damage` then says why."""
+    """One version as found on disk. `manifest` is None if it cannot be read; `damage` says what is wrong, if anything."""
 
     name: str
     version: int
@@ -38,7 +38,7 @@ class Listed:
 
     @property
     def label(self) -> str:
-        """By its folder: what a person types."""
+        """The version's name as name/v001, taken from its folder."""
         return f"{self.name}/{version_label(self.version)}"
 
     @property
@@ -47,19 +47,20 @@ class Listed:
 
 
 def catalog(root: Location) -> list[Listed]:
-    """Every finished version under `root`, by name and version."""
+    """Return every finished version under `root`, sorted by name and version."""
     return [_look(folder, number) for folder in folders_in(root) for number in versions(folder)]
 
 
 def find_versions(root: Location, label: str, *, every: bool = False) -> list[Listed]:
-    """What `label`, a name or name/v001, stands for when something is to be removed.
+    """Return the versions to remove for `label`, a name or name/v001.
 
-    With a version it may be one that was never finished, or half removed. A name alone stands for its only version, or with
-    `every` for all of them.
+    A label with a version may also name an unfinished or partly removed version. A name alone means its only finished
+    version, or all finished versions if `every` is true.
 
     Raises:
-        UsageError: it is no name, or it has several versions and none is named.
-        DatasetMissing: there is none.
+        UsageError: `label` is not a valid name, names one version although `every` is true, or is a bare name with several
+            versions.
+        DatasetMissing: the version does not exist, or the name has no finished version.
     """
     match = _LABEL.fullmatch(label.rstrip("/"))
     if match is None:
@@ -84,20 +85,21 @@ def find_versions(root: Location, label: str, *, every: bool = False) -> list[Li
 
 
 def remove(root: Location, listed: Sequence[Listed], confirm: Callable[[], bool] = lambda: True) -> bool:
-    """Remove versions, the newest first: each one's manifest goes first, so that half a version is none.
+    """Remove versions, newest first; each manifest is deleted first, so that a partly removed version no longer counts.
 
     Args:
-        root: the folder of all datasets, whose manifests are read once to find what was made from these versions.
-        listed: what to remove.
-        confirm: asked once it is sure that all may go; nothing goes where it says False.
+        root: the folder of all datasets; its manifests are read to find the children of these versions.
+        listed: the versions to remove.
+        confirm: called after all checks have passed; nothing is removed if it returns False.
 
     Returns:
         Whether they were removed.
 
     Raises:
-        DatasetRefused: another version was made from one of them, or a folder has files that Stillhouse did not write.
-        DatasetBusy: a run is writing this dataset.
-        StorageFailed: the folder cannot be written.
+        DatasetRefused: a version that stays was made from one of them, or a folder is a symlink or has files that
+            Stillhouse did not write.
+        DatasetBusy: another run is writing one of these datasets.
+        StorageFailed: a folder cannot be written.
     """
     with ExitStack() as held:
         for base in dict.fromkeys(one.folder.parent for one in listed):
@@ -113,15 +115,15 @@ def remove(root: Location, listed: Sequence[Listed], confirm: Callable[[], bool]
 
 
 def size_on_disk(folder: Location) -> int:
-    """Bytes of all files of a version."""
+    """Return the total size of a version's files in bytes."""
     return tree_size(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _check_no_children(root: Location, listed: Sequence[Listed]) -> None:
-    """Refuse to remove what a version that stays was made from."""
+    """Raise DatasetRefused if a version that stays has one of these versions as a parent."""
     going = {one.label for one in listed}
     staying = [other for other in catalog(root) if other.label not in going]
     for one in listed:
@@ -135,7 +137,7 @@ def _check_no_children(root: Location, listed: Sequence[Listed]) -> None:
 
 
 def _check_all_ours(one: Listed) -> None:
-    """Refuse a folder that is a link, or that has files which Stillhouse did not write."""
+    """Raise DatasetRefused if the folder is a symlink or has files that Stillhouse did not write."""
     if isinstance(one.folder, Path) and one.folder.is_symlink():
         raise DatasetRefused(f"{one.folder} is a link to {one.folder.readlink()}: remove the link yourself")
     strange = files_of_others(one.folder, one.manifest)

@@ -1,9 +1,9 @@
-"""The columns that completions and rejections are kept in: their Arrow schemas, and the way there and back.
+"""The Arrow schemas of completions and rejections, and the conversion of records to rows and back.
 
     batch = record_batch([completion_row(completion, soft="top-k")], completion_schema(soft="top-k"))
     completion = completion_at(batch, 0)
 
-A schema is written out, never inferred from rows: here, and in encodings/ for the soft labels.
+Schemas are written out here (and in encodings/ for the soft labels), never inferred from rows.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ _REJECTION_FIELDS = [
 
 
 def completion_schema(*, soft: EncodingName | None) -> pa.Schema:
-    """The schema of data/*.parquet: text alone, or text with token ids, log-probabilities and soft labels so encoded."""
+    """Return the schema of data/*.parquet: text only, or text with token ids, log-probabilities and soft labels."""
     return pa.schema([*_TEXT_FIELDS, *([*_TRACE_FIELDS, *find_encoding(soft).fields] if soft else [])])
 
 
 def rejection_schema(*, soft: EncodingName | None) -> pa.Schema:
-    """The schema of rejected/*.parquet: a completion's columns, null where there was none, and why it was rejected."""
+    """Return the schema of rejected/*.parquet: a completion's columns (null without one) and why it was rejected."""
     return pa.schema([*completion_schema(soft=soft), *_REJECTION_FIELDS])
 
 
 def completion_row(completion: Completion, *, soft: EncodingName | None) -> Row:
-    """A completion as a row of `completion_schema(soft=soft)`."""
+    """Return a completion as a row of `completion_schema(soft=soft)`."""
     row: Row = {
         **_prompt_columns(completion.id, completion.prompt, completion.sample),
         "completion": [{"role": "assistant", "content": completion.text}],
@@ -98,7 +98,7 @@ def completion_row(completion: Completion, *, soft: EncodingName | None) -> Row:
 
 
 def rejection_row(rejection: Rejection, *, soft: EncodingName | None) -> Row:
-    """A rejection as a row of `rejection_schema(soft=soft)`."""
+    """Return a rejection as a row of `rejection_schema(soft=soft)`."""
     kept = rejection.completion
     columns = (
         completion_row(kept, soft=soft)
@@ -138,7 +138,7 @@ def _prompt_columns(id_: str, prompt: Prompt, sample: int) -> Row:
 
 
 def record_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
-    """Rows as one Arrow batch of exactly `schema`; a column that a row lacks is null."""
+    """Return rows as one Arrow batch with exactly `schema`; columns that a row lacks are null."""
     arrays = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -147,7 +147,7 @@ def record_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def completion_at(rows: pa.RecordBatch | pa.Table, index: int) -> Completion:
-    """The completion in row `index` of what `completion_row` made (arrays come out of Arrow's memory, not as objects)."""
+    """Return the completion in row `index`, the inverse of `completion_row`. Arrays are views of Arrow's memory."""
     value = _Cell(rows, index)
     trace = None
     if "completion_token_ids" in rows.schema.names and value.present("completion_token_ids"):
@@ -175,7 +175,7 @@ def completion_at(rows: pa.RecordBatch | pa.Table, index: int) -> Completion:
 
 
 def prompt_at(rows: pa.RecordBatch | pa.Table, index: int) -> Prompt:
-    """The prompt in row `index` of a completion's or rejection's rows."""
+    """Return the prompt in row `index` of completions or rejections."""
     value = _Cell(rows, index)
     return Prompt(tuple(Message(turn["role"], turn["content"]) for turn in value("prompt")), value("reference"))
 

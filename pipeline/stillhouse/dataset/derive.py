@@ -1,10 +1,10 @@
-"""A new version out of a finished one: some of its rows, or all of them split anew (merge.py: out of several).
+"""Make a new version from a finished one: filter its rows, or split them again (merge.py combines several versions).
 
     short = filter_rows(find_dataset(root, "words"), root, "short-words", "completion_tokens < 200")
     short.dataset.manifest.rows, short.notes
 
-A version is never changed in place: each of these writes the next version of the dataset that is named, with its parent.
-Rows stream through. Rejected rows stay with the parents, which the manifest names.
+A version is never changed in place: each function writes the next version of the named dataset and records the parent in
+its manifest. Rows are streamed. Rejected rows are not copied; they stay with the parent.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ _BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class Derived:
-    """A new version, and what became of its parents' rows."""
+    """A new version, with counts of what happened to its parents' rows."""
 
     dataset: Dataset
     counts: dict[str, int]
-    notes: tuple[str, ...]  # the counts in words, where there is something to say
-    differing: Differing = field(default_factory=Differing)  # what merged versions answer differently
+    notes: tuple[str, ...]  # the notable counts as sentences
+    differing: Differing = field(default_factory=Differing)  # prompts that the merged versions answer differently
 
 
 # ---------------------------------------------------------------------------------------------------------------- filter
 
 
 def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Derived:
-    """The rows for which a condition (see where.py) is true, as a new version; splits stay as they are.
+    """Write the rows for which a condition (see where.py) is true as a new version; each row keeps its split.
 
     Raises:
-        UsageError: the condition cannot be used, or no row meets it; nothing was written.
+        UsageError: `name` is not a valid name, the condition cannot be used, or no row meets it; nothing is written.
         DatasetRefused: the dataset is damaged.
     """
     check_name(name)
@@ -91,12 +91,13 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
 
 
 def split_anew(dataset: Dataset, root: Location, name: str, validation: float) -> Derived:
-    """The same rows, split anew: a share of the prompts, chosen by their content, is held out with all completions.
+    """Write the same rows as a new version with a new train/validation split.
 
-    It is the rule that labelling splits by (prompts.split_of): a prompt goes the same way in every dataset.
+    A share of the prompts, chosen by a hash of their content, is held out with all their completions. Labelling splits by
+    the same rule (prompts.split_of), so with the same share a prompt is in the same split in every dataset.
 
     Raises:
-        UsageError: the share is none, or leaves nothing to learn from.
+        UsageError: `name` is not a valid name, the share is not from 0 to below 1, or no row is left to train on.
         DatasetRefused: the dataset is damaged.
     """
     check_name(name)
@@ -135,14 +136,14 @@ def _split_batches(
                 yield batch, [split_of(prompt_at(batch, index), validation) for index in range(batch.num_rows)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be a dataset's name.
+    """Check a dataset name.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: `name` is not a valid dataset name.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -151,7 +152,7 @@ def check_name(name: str) -> None:
 
 
 def _origin(manifest: Manifest, made_by: Literal["filter", "split"], how: str) -> Origin:
-    """Of a version with one parent: all that the parent says still holds."""
+    """Return the origin of a version with one parent, whose teacher, sampling and licence it keeps."""
     return Origin(
         made_by=made_by,
         how=how,
@@ -170,7 +171,7 @@ def _rows(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
 
 
 def fitting(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch with the columns of a schema: others are left out, missing ones are null."""
+    """Return a batch with exactly the columns of a schema: extra columns are dropped, missing ones are null."""
     arrays = [
         batch.column(one.name) if one.name in batch.schema.names else pa.nulls(batch.num_rows, one.type)
         for one in schema
@@ -179,7 +180,7 @@ def fitting(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def chosen(batch: pa.RecordBatch, mask: list[bool]) -> pa.RecordBatch:
-    """The rows for which the mask is true."""
+    """Return the rows for which the mask is true."""
     return batch if all(mask) else batch.filter(pa.array(mask, pa.bool_()))
 
 
@@ -188,5 +189,5 @@ def _split(kind: str) -> Split:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and what is counted: 1 row, 2 rows."""
+    """Return a count with its noun: 1 row, 2 rows."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,10 +1,10 @@
-"""Prompts that several versions answer differently: found before a merge, told with examples, and settled by a preference.
+"""Find the prompts that several versions answer differently, before a merge; a preferred version can settle them.
 
     differing = find_differing(datasets)
     differing.prompts, differing.examples
 
-Several answers to a prompt within one version are samples and differ from nothing. Two versions differ over a prompt when
-each has an answer that the other lacks.
+Several answers to a prompt within one version are samples, not a difference. Two versions differ on a prompt when each has
+an answer that the other lacks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EXAMPLE_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt, and an answer of each version that has one of its own."""
+    """One prompt, with one answer from each version that has an answer not shared by all."""
 
     prompt: str
     answers: Mapping[str, str]  # version -> answer
@@ -38,25 +38,24 @@ class Example:
 
 @dataclass(frozen=True)
 class Differing:
-    """What versions that are merged answer differently."""
+    """The prompts that merged versions answer differently."""
 
     prompts: frozenset[bytes] = frozenset()  # by `key_of`
     examples: tuple[Example, ...] = ()
-    unequal: Mapping[bytes, frozenset[int]] = field(
-        default_factory=dict
-    )  # prompt -> places of the versions that have it
+    # prompt -> indexes of the versions that answer it, for prompts whose sets of answers are not all equal
+    unequal: Mapping[bytes, frozenset[int]] = field(default_factory=dict)
 
     def wins(self, prompt: bytes, place: int, preferred: int | None) -> bool:
-        """Whether a version's row of a prompt is taken: all are, unless the preferred version answers it otherwise."""
+        """Whether to take a version's rows of a prompt: yes, unless the preferred version answers it differently."""
         return preferred is None or place == preferred or preferred not in self.unequal.get(prompt, ())
 
     def settled(self, preferred: int | None) -> int:
-        """How many of the prompts the preferred version has an answer to."""
+        """Return how many of the prompts the preferred version answers."""
         return sum(preferred in self.unequal[prompt] for prompt in self.prompts)
 
 
 def find_differing(datasets: Sequence[Dataset]) -> Differing:
-    """The prompts that these versions answer differently; only answers to prompts of several versions are looked at."""
+    """Find the prompts that these versions answer differently; only answers to shared prompts are read."""
     first: dict[bytes, int] = {}
     shared: set[bytes] = set()
     for place, dataset in enumerate(datasets):
@@ -77,10 +76,10 @@ def find_differing(datasets: Sequence[Dataset]) -> Differing:
 
 
 def place_of_preferred(datasets: Sequence[Dataset], prefer: str) -> int:
-    """The place of the version that `prefer` names, as name, name/v002 or name@v002.
+    """Return the index of the version that `prefer` names, as name, name/v002, name@v002 or its folder.
 
     Raises:
-        UsageError: none of the versions has this name, or several have.
+        UsageError: no version or more than one version has this name.
     """
     wanted = prefer.rstrip("/").replace("@", "/")
     labels = [dataset.manifest.label for dataset in datasets]
@@ -96,7 +95,7 @@ def place_of_preferred(datasets: Sequence[Dataset], prefer: str) -> int:
 
 
 def columns(dataset: Dataset, *names: str, splits: Sequence[Split] = SPLITS) -> Iterator[tuple[Any, ...]]:
-    """Some columns of a version, row by row."""
+    """Yield the values of some columns, row by row."""
     for entry in dataset.files(*splits):
         with dataset.open(entry) as parquet:
             for batch in parquet.iter_batches(columns=list(names)):
@@ -104,21 +103,21 @@ def columns(dataset: Dataset, *names: str, splits: Sequence[Split] = SPLITS) -> 
 
 
 def key_of(text: str) -> bytes:
-    """16 bytes that stand for a text: an id or an answer."""
+    """Return a 16-byte hash of a text (an id or an answer)."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _differ(by_version: Mapping[int, set[bytes]]) -> bool:
-    """Whether no version has the answers of all others."""
+    """Whether every version lacks an answer that another has."""
     every = set[bytes]().union(*by_version.values())
     return all(len(answers) < len(every) for answers in by_version.values())
 
 
 def _answers(datasets: Sequence[Dataset], prompts: set[bytes]) -> Iterator[tuple[int, bytes, str]]:
-    """Place of the version, prompt and answer of every row of certain prompts."""
+    """Yield (version index, prompt key, answer) for every row of the given prompts."""
     if not prompts:
         return
     for place, dataset in enumerate(datasets):

@@ -1,7 +1,7 @@
-"""Write the Parquet files of one shard, and describe them for the manifest.
+"""Write and read the Parquet files of a shard, and list them for the manifest.
 
-A shard's rejections are written first and its completions last, each whole or not at all: a shard is done when its
-data file is there and carries the shard's key.
+Rejections are written first and completions last, each file atomically: a shard is done when its data file exists and its
+metadata holds the shard's key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHARD_KEY = b"stillhouse.shard"
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """Where one shard lies inside a version's folder."""
+    """The paths of one shard's files in a version's folder."""
 
     folder: Location
     split: Split
@@ -51,7 +51,7 @@ class ShardFiles:
         return self.folder / "rejected" / self.name
 
     def is_done(self, shard_key: str) -> bool:
-        """Whether the shard of exactly this key has been written."""
+        """Whether the shard has been written with exactly this key."""
         try:
             with open_parquet(self.data) as parquet:
                 metadata = parquet.schema_arrow.metadata or {}
@@ -60,31 +60,31 @@ class ShardFiles:
         return bool(metadata.get(_SHARD_KEY) == shard_key.encode())
 
     def write(self, completions: pa.Table, rejections: pa.Table, shard_key: str) -> None:
-        """Write both files, the rejections' only where there are any."""
+        """Write the completions and, if there are any, the rejections."""
         self.rejected.unlink(missing_ok=True)
         if rejections.num_rows:
             _write(self.rejected, rejections, shard_key)
         _write(self.data, completions, shard_key)
 
     def entries(self) -> list[FileEntry]:
-        """The manifest's lines for this shard."""
+        """Return the manifest entries of this shard's files."""
         listed: list[tuple[Location, FileKind]] = [(self.data, self.split), (self.rejected, "rejected")]
         return [_entry(path, kind) for path, kind in listed if path.is_file()]
 
 
 def open_parquet(path: Location) -> DatasetFile:
-    """A Parquet file to be read, wherever it lies; of a remote one, only what is asked for is fetched.
+    """Open a local or remote Parquet file for reading; from a remote one, only the requested ranges are fetched.
 
     Raises:
-        FileNotFoundError: there is none.
-        DatasetRefused: it cannot be read, now or later, when its rows are asked for.
+        FileNotFoundError: the file does not exist.
+        DatasetRefused: the file cannot be read. Later reads of its rows raise it too.
     """
     with _reading(path):
         return DatasetFile(path)
 
 
 class DatasetFile(pq.ParquetFile):  # type: ignore[misc]
-    """A Parquet file whose errors name it, so that whoever writes meanwhile does not take them for its own."""
+    """A Parquet file whose read errors name it, so that code writing another file does not report them as write errors."""
 
     def __init__(self, path: Location) -> None:
         super().__init__(path if isinstance(path, Path) else path.open())
@@ -114,11 +114,11 @@ class DatasetFile(pq.ParquetFile):  # type: ignore[misc]
 
 @contextmanager
 def _reading(path: Location) -> Iterator[None]:
-    """What Arrow and the system say of a file that is read, with its name."""
+    """Turn read errors of Arrow and the operating system into DatasetRefused with the file's name."""
     try:
         yield
     except (FileNotFoundError, PermissionError):
-        raise  # these name it
+        raise  # the message names the file already
     except (pa.ArrowException, OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200].rstrip(".")
         raise DatasetRefused(
@@ -128,7 +128,7 @@ def _reading(path: Location) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Tally:
-    """What the files of a version add up to."""
+    """Totals over the files of a version."""
 
     rows: dict[str, int]
     rejected: dict[str, int]
@@ -136,7 +136,7 @@ class Tally:
 
 
 def tally(folder: Location, entries: Sequence[FileEntry]) -> Tally:
-    """Count rows, reasons, tokens and dollars in the files themselves."""
+    """Count rows, rejection reasons, tokens and cost by reading the files."""
     rows: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     prompt_tokens = completion_tokens = 0
@@ -160,7 +160,7 @@ def tally(folder: Location, entries: Sequence[FileEntry]) -> Tally:
 
 
 def _added(total: float | None, more: float | None) -> float | None:
-    """A sum in which None stands for nothing known."""
+    """Add two numbers of which either may be None (unknown)."""
     return total if more is None else more if total is None else total + more
 
 
@@ -173,7 +173,7 @@ def _write(path: Location, table: pa.Table, shard_key: str) -> None:
 def _entry(path: Location, kind: FileKind) -> FileEntry:
     with open_parquet(path) as parquet:
         rows = parquet.metadata.num_rows
-    recorded = path.recorded_sha256() if isinstance(path, RemotePath) else None  # else all of it would be fetched
+    recorded = path.recorded_sha256() if isinstance(path, RemotePath) else None  # avoids fetching the whole file
     return FileEntry(
         path=f"{path.parent.name}/{path.name}",
         kind=kind,

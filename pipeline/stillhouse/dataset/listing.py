@@ -1,4 +1,4 @@
-"""Datasets as lines of text: what `stillhouse datasets list` and `show` print, in 80 columns or more."""
+"""Format datasets as lines of text for `stillhouse datasets list` and `show`, in 80 columns or more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BAR = 32  # characters
 
 
 def catalog_lines(listed: Sequence[Listed], width: int) -> list[str]:
-    """A table with a row of figures and a line of words for each version."""
+    """Return a table with a row of figures and a line of description for each version."""
     rows = [_HEADERS, *(_figures(one) for one in listed)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADERS))]
     lines: list[str] = []
@@ -54,7 +54,7 @@ def _figures(one: Listed) -> tuple[str, ...]:
 
 
 def _words(one: Listed) -> list[str]:
-    """Where a version comes from; or what is wrong with it."""
+    """Describe how a version was made and, if it is damaged, what is wrong with it."""
     said = []
     if one.manifest is not None:
         teachers = " and ".join(t.model or t.kind for t in (one.manifest.teacher, *one.manifest.more_teachers))
@@ -64,7 +64,7 @@ def _words(one: Listed) -> list[str]:
 
 
 def removal_lines(listed: Sequence[Listed]) -> list[str]:
-    """What would be gone, before somebody says yes."""
+    """List what would be deleted, for the confirmation prompt."""
     lines = []
     for one in listed:
         if one.manifest is None:
@@ -77,7 +77,7 @@ def removal_lines(listed: Sequence[Listed]) -> list[str]:
 
 
 def listed_json(one: Listed) -> dict[str, Any]:
-    """One version, for programs; what is not known of a damaged one is null."""
+    """Return a version as JSON-ready data; if its manifest is unreadable, only name, folder, size and damage."""
     manifest = one.manifest
     known: dict[str, Any] = {"dataset": one.label, "folder": str(one.folder), "bytes": one.bytes, "damage": one.damage}
     if manifest is None:
@@ -103,7 +103,7 @@ def listed_json(one: Listed) -> dict[str, Any]:
 
 
 def facts(manifest: Manifest, size: int) -> list[tuple[str, str]]:
-    """What a version is, as names and values."""
+    """Return the facts of a version as (name, value) pairs."""
     totals = manifest.totals
     teachers = [manifest.teacher, *manifest.more_teachers]
     rows = ", ".join(f"{count:,} {split}" for split, count in manifest.rows.items()) or "none"
@@ -132,13 +132,13 @@ def facts(manifest: Manifest, size: int) -> list[tuple[str, str]]:
 
 
 def reason_lines(reasons: Reasons) -> list[str]:
-    """What was rejected, and why."""
+    """List the counts of rejected rows by stage and reason."""
     width = max((len(f"{count:,}") for count in reasons.values()), default=0)
     return [f"{_INDENT}{count:>{width},}  {stage}: {reason}" for (stage, reason), count in sorted(reasons.items())]
 
 
 def statistics_lines(found: Statistics, manifest: Manifest) -> list[str]:
-    """Histograms of lengths and entropies, in small bars."""
+    """Format the histograms of completion lengths and entropies as text bars."""
     lines: list[str] = []
     if found.lengths:
         lines += [f"completion length, {found.lengths.unit}", *_bars(found.lengths), ""]
@@ -159,13 +159,13 @@ def _bars(found: Histogram) -> list[str]:
 
 
 def summary(found: Histogram) -> str:
-    """A histogram in figures."""
+    """Summarise a histogram: mean, median, 95th percentile and maximum."""
     mean, median, p95, highest = (short(value) for value in (found.mean, found.median, found.p95, found.highest))
     return f"mean {mean}, median {median}, 95 % at most {p95}, highest {highest}"
 
 
 def bin_name(found: Histogram, place: int) -> str:
-    """Which values a bar stands for: 10–19 of whole ones, 0.2–0.4 of others."""
+    """Return the value range of a bin: 10–19 for whole numbers, 0.2–0.4 for nats."""
     low, high = found.edges[place], found.edges[place + 1]
     if found.open_end and place == len(found.counts) - 1:
         return f"{short(low)}+"
@@ -175,7 +175,7 @@ def bin_name(found: Histogram, place: int) -> str:
 
 
 def sample_lines(samples: Sequence[Sample], width: int) -> list[str]:
-    """Rows, each text cut to some lines."""
+    """Format sample rows, with each text cut to three lines."""
     lines: list[str] = []
     for sample in samples:
         completion = sample.completion
@@ -187,17 +187,17 @@ def sample_lines(samples: Sequence[Sample], width: int) -> list[str]:
     return lines
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def labels_name(manifest: Manifest) -> str:
-    """Which labels a version has, in a word or two: text, top-k 32, sampled 50."""
+    """Name the kind of labels of a version: text, top-k 32, sampled 50."""
     soft = manifest.soft
     return "text" if soft is None else f"{soft.encoding} {soft.draws if soft.encoding == 'sampled' else soft.k}"
 
 
 def amount(number: float, unit: str = "") -> str:
-    """A figure of three digits: 950, 12.3 k, 4.56 MB."""
+    """Format a number with three digits and a metric prefix: 950, 12.3 k, 4.56 MB."""
     steps = ["", "k", "M", "G", "T"]
     place = 0
     while number >= 999.5 and place < len(steps) - 1:
@@ -207,7 +207,7 @@ def amount(number: float, unit: str = "") -> str:
 
 
 def short(value: float) -> str:
-    """A value without needless digits."""
+    """Format a value with few digits."""
     return (
         f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.2g}" if value < 1 else f"{value:.1f}"
     )
@@ -219,7 +219,7 @@ def _bar(share: float) -> str:
 
 
 def _said(who: str, text: str, width: int) -> list[str]:
-    """Who says what, on at most three lines; control characters would move the cursor, so they are shown as spaces."""
+    """Format a turn on at most three lines; control characters, which could move the cursor, become spaces."""
     plain = "".join(character if character.isprintable() else " " for character in text)
     head = f"{_INDENT}{who}: "
     return textwrap.wrap(

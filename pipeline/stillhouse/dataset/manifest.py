@@ -1,7 +1,7 @@
-"""manifest.json: what a dataset version is, where it came from, and the checksum of every file.
+"""manifest.json: the description and provenance of a dataset version, and the checksum of every file.
 
-It is written last: a version without one does not exist. Its last entries are its seal: the checksums of the files that
-hold no rows (card, recipe), and a checksum of the manifest itself. verify.py holds a folder against all of it.
+It is written last: a version without a manifest does not exist. Its last entries are its seal: the checksums of the files
+without rows (card, recipe), and a checksum of the manifest itself. verify.py checks a folder against all of it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from stillhouse.storage.durable import sha256_of_file, write_atomically
 from stillhouse.storage.location import Location
 
 FILE_NAME = "manifest.json"
-EXTRA_FILES = ("README.md", "recipe.yaml")  # what a version's folder may hold beside the manifest and its Parquet files
+EXTRA_FILES = ("README.md", "recipe.yaml")  # files of a version besides the manifest and the Parquet files
 
-_DIGEST = '"manifest_sha256": "'  # stands before the manifest's own checksum, which is its last value
-_NO_DIGEST = "0" * 64  # stands in its place while it is taken
+_DIGEST = '"manifest_sha256": "'  # precedes the manifest's own checksum, which is its last value
+_NO_DIGEST = "0" * 64  # placeholder for the checksum while it is computed
 
 FileKind = Literal["train", "validation", "rejected"]
 MadeBy = Literal["label", "merge", "filter", "split", "import"]
@@ -38,7 +38,7 @@ PartOf = TypeVar("PartOf", bound=_Part)
 
 
 def _inside(path: str) -> str:
-    """Only a path below the version's folder: a manifest from elsewhere must not name other files."""
+    """Accept only a path inside the version's folder, so that a foreign manifest cannot name other files."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path:
         raise ValueError(f"{path!r} is no path inside the version's folder")
@@ -59,7 +59,7 @@ class FileEntry(_Part):
 
 
 class ExtraEntry(_Part):
-    """One file of the version that holds no rows."""
+    """One file of the version without rows: the card or the recipe."""
 
     path: InnerPath
     bytes: int
@@ -67,48 +67,46 @@ class ExtraEntry(_Part):
 
 
 class Seal(_Part):
-    """What closes a manifest, see the module's docstring. Manifests of earlier releases have none."""
+    """The seal of a manifest, see the module's docstring. Manifests of earlier releases have none."""
 
     extras: tuple[ExtraEntry, ...] | None = None
-    manifest_sha256: str | None = None  # of the file's bytes, with zeros in the place of this value
+    manifest_sha256: str | None = None  # of the file's bytes, with this value replaced by zeros
 
 
 class Totals(_Part):
-    """What was read and written for all rows together, rejected ones included."""
+    """Tokens and cost of all rows together, rejected rows included."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost_usd: float | None = None  # of the rows' own answers
-    spent_usd: float | None = None  # for this dataset so far, attempts that gave nothing and earlier versions included
+    cost_usd: float | None = None  # of the answers in the rows
+    spent_usd: float | None = None  # on this dataset so far, including failed attempts and earlier versions
 
 
 class Manifest(_Part):
-    """See the module's docstring."""
+    """The manifest of a dataset version; see the module's docstring."""
 
     format_version: int
     name: str
     version: int
     created_at: str  # ISO 8601, UTC
-    stillhouse: str  # the version that wrote it
+    stillhouse: str  # the release that wrote it
     made_by: MadeBy = "label"
-    how: str = ""  # in words, of a version that was not labelled: the filter's condition, the imported file
-    licence: str | None = None  # an SPDX name, or what the hub's card takes
+    how: str = ""  # how a version was made other than by labelling: the filter's condition, the imported file
+    licence: str | None = None  # an SPDX identifier, or another licence name that a hub card accepts
     teacher: TeacherIdentity
-    more_teachers: tuple[TeacherIdentity, ...] = ()  # of a merged text dataset
-    teacher_code: dict[str, str] | None = (
-        None  # of a teacher that does not come with Stillhouse, as plugins.py names it
-    )
-    mode: Literal["generate", "score"] | None  # None: not known, or not one
-    sampling: SamplingSettings | None  # None: not known, or not one
+    more_teachers: tuple[TeacherIdentity, ...] = ()  # further teachers of a merged text dataset
+    teacher_code: dict[str, str] | None = None  # identity of a plug-in teacher's code, see plugin_code.py
+    mode: Literal["generate", "score"] | None  # None: unknown, or not the same for all rows
+    sampling: SamplingSettings | None  # None: unknown, or not the same for all rows
     soft: SoftSettings | None
-    plan_sha256: str  # names the requests, their order and splits, and the filters
-    prompts_sha256: str  # names the prompts as they were read, references included
+    plan_sha256: str  # hash of the requests, their order and splits, and the filters
+    prompts_sha256: str  # hash of the prompts as they were read, references included
     prompts: int
-    duplicate_prompts: int  # in the source; each was asked once
+    duplicate_prompts: int  # in the source; each prompt was sent once
     rows: dict[str, int]  # split -> rows
     rejected: dict[str, int]  # reason -> rows
     totals: Totals
-    parents: tuple[str, ...]  # versions whose rows or answers were carried over, as name/v001
+    parents: tuple[str, ...]  # versions whose rows or answers were reused, as name/v001
     recipe: dict[str, Any]
     files: tuple[FileEntry, ...]
 
@@ -118,37 +116,42 @@ class Manifest(_Part):
 
 
 def version_label(version: int) -> str:
-    """A version's folder name: 1 -> v001."""
+    """Return a version's folder name: 1 -> v001."""
     return f"v{version:03d}"
 
 
 def read_manifest(folder: Location) -> Manifest:
-    """The manifest of a dataset version's folder.
+    """Read the manifest in a version's folder.
 
     Raises:
-        DatasetMissing: there is none.
-        DatasetRefused: it is damaged, or of a format that this release cannot read.
+        DatasetMissing: the folder has no manifest.
+        DatasetRefused: the manifest is damaged, or has a format version that this release cannot read.
     """
     return _validated(Manifest, folder / FILE_NAME, _checked(folder))
 
 
 def read_seal(folder: Location) -> Seal:
-    """What the manifest of a version's folder says beside the manifest; it raises as `read_manifest` does."""
+    """Read the seal of the manifest in a version's folder.
+
+    Raises:
+        DatasetMissing: the folder has no manifest.
+        DatasetRefused: the manifest is damaged, or has a format version that this release cannot read.
+    """
     return _validated(Seal, folder / FILE_NAME, _checked(folder))
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:
-    """The manifest of a version that does not lie in a folder here; `place` stands for its file in messages.
+    """Parse a manifest that was read from elsewhere, such as the hub; messages name it as `place`.
 
     Raises:
-        DatasetRefused: it is damaged, or no manifest of this release's format.
+        DatasetRefused: the manifest is damaged, or has a format version that this release cannot read.
     """
     _check_content(place, content)
     return _validated(Manifest, place, content)
 
 
 def write_manifest(folder: Location, manifest: Manifest) -> None:
-    """Make the version exist; the card and the recipe must be there already."""
+    """Write the manifest, which makes the version exist; the card and the recipe must be written before."""
     extras = tuple(
         ExtraEntry(path=name, bytes=file.stat().st_size, sha256=sha256_of_file(file))
         for name in EXTRA_FILES
@@ -160,11 +163,11 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
     write_atomically(folder / FILE_NAME, _with_digest(content, hashlib.sha256(content).hexdigest()))
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _checked(folder: Location) -> bytes:
-    """The manifest's bytes: JSON of a format that this release reads, and as they were written."""
+    """Return the manifest's bytes after checking that it is JSON, of a supported format, and matches its checksum."""
     file = folder / FILE_NAME
     if not file.is_file():
         raise DatasetMissing(
@@ -178,7 +181,7 @@ def _checked(folder: Location) -> bytes:
 def _check_content(file: Location | str, content: bytes) -> None:
     try:
         said = json.loads(content)
-    except (ValueError, RecursionError) as error:  # of the encoding too, and of what is nested too deeply
+    except (ValueError, RecursionError) as error:  # including invalid UTF-8 and too deep nesting
         raise _damaged(file, f"it is no JSON: {error}") from None
     if not isinstance(said, dict):
         raise _damaged(file, f"it holds a {type(said).__name__} where an object should be")
@@ -196,7 +199,7 @@ def _check_digest(file: Location | str, content: bytes, *, sealed: bool) -> None
     if not mark:
         if sealed:
             raise _damaged(file, "it has lost its own checksum")
-        return  # of a release that wrote none
+        return  # written by a release without checksums
     digest = hashlib.sha256(_with_digest(content, _NO_DIGEST)).hexdigest()
     said = tail[: len(_NO_DIGEST)].decode(errors="replace")
     if digest != said:

@@ -1,10 +1,10 @@
-"""Several finished versions as one new version.
+"""Merge several finished versions into one new version.
 
     merged = merge([find_dataset(root, "a"), find_dataset(root, "b")], root, "both")
     merged.dataset.manifest.rows, merged.notes
 
-Rows stream through; what is held of each is its id, 16 bytes, and of a prompt that several versions have as much for each
-answer, so memory does not grow with text or soft labels. What the versions answer differently is told (differing.py).
+Rows are streamed. Memory holds a 16-byte hash of each id and, for prompts in several versions, of each answer, so it does
+not grow with text or soft labels. Prompts that the versions answer differently are reported (differing.py).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Value = TypeVar("Value")
 
 @dataclass
 class _Seen:
-    """What one look at the ids of all rows says about a merge."""
+    """Counts from the first pass over the ids of all rows."""
 
     rows: int = 0
-    repeated: int = 0  # rows whose id an earlier row has
-    held_out: set[bytes] = field(default_factory=set)  # prompts that some version holds out
-    moved_prompts: set[bytes] = field(default_factory=set)  # of those, the ones that another version learns from
-    moved: int = 0  # rows of them
-    outvoted: int = 0  # rows of prompts that the preferred version answers otherwise
+    repeated: int = 0  # rows with the id of an earlier row
+    held_out: set[bytes] = field(default_factory=set)  # prompts that are in some version's validation split
+    moved_prompts: set[bytes] = field(default_factory=set)  # held-out prompts that a version has in train
+    moved: int = 0  # rows of moved_prompts that go from train to validation
+    outvoted: int = 0  # rows of prompts that the preferred version answers differently
 
 
 def merge(
@@ -47,21 +47,22 @@ def merge(
     licence: str | None = None,
     prefer: str | None = None,
 ) -> Derived:
-    """The rows of several versions as one new version; of rows with one id the first wins.
+    """Write the rows of several versions as one new version; of rows with the same id, the first is kept.
 
-    A prompt that any of them holds out is held out of the new version, with all its completions: nothing leaks.
+    A prompt in any version's validation split goes to validation with all its completions, so nothing leaks into train.
 
     Args:
-        datasets: the versions.
+        datasets: the versions to merge, in order.
         root: the folder of all datasets.
-        name: of the new dataset.
-        text_only: leave token ids and soft labels out.
-        licence: for the card; None: the one that all have.
-        prefer: the version whose rows are taken of a prompt that it and others answer differently; None: the rows of all.
+        name: the name of the new dataset.
+        text_only: drop token ids and soft labels.
+        licence: the licence for the card; None: the licence that all versions share.
+        prefer: the version whose rows are kept for prompts that the versions answer differently; None: keep all rows.
 
     Raises:
-        UsageError: the name is no name, there are not two different versions, or `prefer` names none of them.
-        DatasetRefused: one is damaged, or their soft labels do not go together.
+        UsageError: the name is not valid, there are fewer than two versions or one is repeated, or `prefer` does not name
+            exactly one of them.
+        DatasetRefused: a version is damaged, or the versions' soft labels are incompatible.
     """
     check_name(name)
     manifests = [dataset.manifest for dataset in datasets]
@@ -144,7 +145,7 @@ def _merge_notes(seen: _Seen) -> Iterator[str]:
 def _notes_on_differing(
     differing: Differing, labels: Sequence[str], preferred: int | None, outvoted: int
 ) -> Iterator[str]:
-    """What the versions answer differently, and whose answers were taken."""
+    """Report the prompts with differing answers, and whose answers were kept."""
     if differing.prompts:
         settled = 0 if preferred is None else differing.settled(preferred)
         left = len(differing.prompts) - settled
@@ -163,7 +164,7 @@ def _notes_on_differing(
 
 
 def _check_alike(manifests: Sequence[Manifest]) -> None:
-    """Refuse soft labels that do not mean the same."""
+    """Raise DatasetRefused unless all versions have soft labels of one kind, tokenizer and vocabulary."""
     if all(manifest.soft is None for manifest in manifests):
         return
     mend = "merge their texts alone with --text-only"
@@ -183,7 +184,7 @@ def _check_alike(manifests: Sequence[Manifest]) -> None:
                 )
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _kind(manifest: Manifest) -> str:
@@ -191,14 +192,14 @@ def _kind(manifest: Manifest) -> str:
 
 
 def _add(known: set[bytes], key: bytes) -> bool:
-    """Put a key in; whether it is new."""
+    """Add a key and return whether it is new."""
     before = len(known)
     known.add(key)
     return len(known) > before
 
 
 def _common(values: Sequence[Value | None]) -> Value | None:
-    """What all have in common; None where they differ."""
+    """Return the value if all are equal, else None."""
     first, *others = values
     return first if all(other == first for other in others) else None
 

@@ -1,9 +1,9 @@
-"""How tables are laid out in Parquet: which encoding a column has, and how much of a file a reader must hold.
+"""The Parquet layout of tables: compression, the encoding of each column, and the size of row groups.
 
     pq.write_table(table, stream, **write_options(table))
 
-Columns for which a dictionary is not the smallest have another of Parquet's own encodings (the soft labels' stand beside
-them, in encodings/); figures are in docs/benchmarks.md. DuckDB, Polars and pyarrow read all of them.
+Columns that dictionary encoding does not make smallest use another Parquet encoding (those of soft labels are defined in
+encodings/); docs/benchmarks.md has the figures. DuckDB, Polars and pyarrow read all of them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import pyarrow as pa
 from stillhouse.dataset.encodings import find_encoding
 from stillhouse.records import EncodingName
 
-_ZSTD_LEVEL = 12  # some 100,000 tokens a second with top-k of 50; 17 is 2 % smaller and five times as slow
+_ZSTD_LEVEL = 12  # about 100,000 tokens a second at top-k 50; level 17 is 2 % smaller and five times slower
 _GROUP_ROWS = 1000
-_GROUP_BYTES = 32 << 20  # as Arrow holds them
-_COLUMNS = {"completion_logprobs": "BYTE_STREAM_SPLIT"}  # hardly one number comes twice
+_GROUP_BYTES = 32 << 20  # in Arrow's memory
+_COLUMNS = {"completion_logprobs": "BYTE_STREAM_SPLIT"}  # values rarely repeat
 
 
 def write_options(table: pa.Table) -> dict[str, Any]:
-    """The arguments of `pyarrow.parquet.write_table` for a table of completions or rejections."""
+    """Return the arguments of `pyarrow.parquet.write_table` for a table of completions or rejections."""
     encodings = _encodings(table.schema)
     return {
         "compression": "zstd",
@@ -34,13 +34,13 @@ def write_options(table: pa.Table) -> dict[str, Any]:
 
 
 def _group_rows(table: pa.Table) -> int:
-    """Rows that a reader holds at once: its memory is that of a row group, whatever the file's size."""
+    """Return the rows per row group, which bounds a reader's memory for a file of any size."""
     each = table.nbytes / table.num_rows if table.num_rows else 0
     return int(max(1, min(_GROUP_ROWS, _GROUP_BYTES // max(1, each))))
 
 
 def _encodings(schema: pa.Schema) -> dict[str, str]:
-    """Those that are no dictionary: a column's path in Parquet -> the encoding's name there."""
+    """Map the Parquet paths of columns without dictionary encoding to the names of their encodings."""
     wanted = dict(_COLUMNS)
     for name in get_args(EncodingName):
         wanted |= find_encoding(name).parquet
@@ -48,7 +48,7 @@ def _encodings(schema: pa.Schema) -> dict[str, str]:
 
 
 def _leaves(field: pa.Field, parent: str = "") -> list[str]:
-    """The paths of the columns that Parquet makes of one field; a list of structs gives one for each member."""
+    """Return the Parquet column paths of one field; a list of structs has one path per member."""
     path, kind = f"{parent}{field.name}", field.type
     if pa.types.is_list(kind):
         return _leaves(kind.value_field.with_name("element"), f"{path}.list.")

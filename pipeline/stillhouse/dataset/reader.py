@@ -1,12 +1,12 @@
 """Random access to the rows of a split, one row group at a time.
 
     rows = SplitReader(dataset, "train", ["prompt_token_ids", "completion_token_ids"])
-    rows.groups[3].first, rows.groups[3].rows        # where row group 3 stands in the split
-    rows.read(3)                                     # its table, of those columns alone
+    rows.groups[3].first, rows.groups[3].rows        # index of its first row in the split, and its number of rows
+    rows.read(3)                                     # its table, with those columns only
 
-Opening reads the manifest and the Parquet footers, and no row. `Cache` keeps the row groups that were used last, whatever
-they are decoded to, within a bound in bytes; `windows` says which row groups fit into it together, so that rows drawn at
-random from one window after the other decode each row group once.
+Opening reads the Parquet footers and no rows. `Cache` is an LRU cache of decoded row groups, bounded in bytes; `windows`
+groups row groups so that each window fits into the cache: when rows are drawn at random from one window after another, each
+row group is decoded once.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused
 from stillhouse.records import Split
 
-CACHE_BYTES = 256 << 20  # of decoded row groups that one reader keeps
-_NUMBER_BYTES = 4  # of a number in memory, when it is decoded: int32 and float32
+CACHE_BYTES = 256 << 20  # of decoded row groups in one reader's cache
+_NUMBER_BYTES = 4  # of a decoded number in memory: int32 and float32
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnFacts:
-    """What a footer says of one column of a row group; None where its writer did not say."""
+    """Footer statistics of one column of a row group; None if the writer did not store them."""
 
-    nulls: int | None  # values that are missing, null and empty lists included
+    nulls: int | None  # missing values, including null and empty lists
     highest: Any | None  # the largest value
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Some rows that lie, and are decoded, together."""
+    """A Parquet row group: rows that are stored and decoded together."""
 
     entry: FileEntry
     number: int  # in its file
-    first: int  # its first row's place in the split
+    first: int  # index of its first row in the split
     rows: int
-    nbytes: int  # of the reader's columns in memory, by the footer: four bytes a number, and text as it is
-    facts: tuple[ColumnFacts, ...]  # one for each of the reader's columns, in their order
+    nbytes: int  # of the reader's columns in memory, estimated from the footer: four bytes per number; plain text
+    facts: tuple[ColumnFacts, ...]  # one per column of the reader, in order
 
 
 class SplitReader:
-    """The rows of one split, and a few of their columns. No file is held open between two calls."""
+    """Some columns of the rows of one split. No file stays open between calls."""
 
     def __init__(self, dataset: Dataset, split: Split, columns: Sequence[str]) -> None:
         """Read the footers.
 
         Raises:
-            DatasetRefused: a file lacks one of the columns, or holds other rows than the manifest says.
+            DatasetRefused: a file lacks one of the columns, or its number of rows is not the one in the manifest.
         """
         self._dataset = dataset
         self.columns = tuple(columns)
@@ -72,7 +72,7 @@ class SplitReader:
         return self._rows
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Row group `number` of the split, of the reader's columns or those named here; nothing of it is kept."""
+        """Read row group `number` of the split, with the reader's columns or the given ones; the result is not cached."""
         group = self.groups[number]
         chosen = list(self.columns if columns is None else columns)
         with self._open(group.entry) as parquet:
@@ -85,7 +85,7 @@ class SplitReader:
         try:
             yield parquet
         finally:
-            parquet.close(force=True)  # what it reads from too, where that was opened for it
+            parquet.close(force=True)  # also closes the stream of a remote file
 
     def _read_footers(self, split: Split) -> Iterator[RowGroup]:
         first = 0
@@ -107,7 +107,7 @@ class SplitReader:
                 first += part.num_rows
 
     def _leaves(self, footer: pq.FileMetaData, entry: FileEntry) -> list[list[int]]:
-        """Where each of the columns' own columns stand in the footer: a list of messages has two, role and content."""
+        """Return the footer indexes of each column's leaf columns: a list of messages has two, role and content."""
         places: dict[str, list[int]] = {}
         for place in range(footer.num_columns):
             places.setdefault(footer.schema.column(place).path.partition(".")[0], []).append(place)
@@ -127,7 +127,7 @@ def _bytes_in_memory(chunk: pq.ColumnChunkMetaData) -> int:
 
 
 def _facts(chunks: Sequence[pq.ColumnChunkMetaData]) -> ColumnFacts:
-    """Of a column with one leaf; what is said of several is said of none."""
+    """Return the statistics of a column with one leaf; unknown (None) for a column with several."""
     found = chunks[0].statistics if len(chunks) == 1 else None
     if found is None:
         return ColumnFacts(None, None)
@@ -137,13 +137,13 @@ def _facts(chunks: Sequence[pq.ColumnChunkMetaData]) -> ColumnFacts:
 
 
 def list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """How many items each row's list has, out of its offsets: (rows,); -1 where the list is null."""
+    """Return the length of each row's list, from its offsets: (rows,); -1 for a null list."""
     lengths = pc.fill_null(pc.list_value_length(column), -1)
     return lengths.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
 def windows(groups: Sequence[RowGroup], order: Iterable[int], capacity: int = CACHE_BYTES) -> Iterator[list[int]]:
-    """Row groups in the given order, in parts that a `Cache` of this capacity holds whole; each has at least one."""
+    """Yield row groups in the given order, in windows that fit into a `Cache` of this capacity, at least one group each."""
     window: list[int] = []
     held = 0
     for number in order:
@@ -157,9 +157,9 @@ def windows(groups: Sequence[RowGroup], order: Iterable[int], capacity: int = CA
 
 
 class Cache(Generic[Value]):
-    """The decoded row groups that were used last: at most `capacity` bytes of them, or the one in use if it is larger.
+    """An LRU cache of decoded row groups: at most `capacity` bytes, or the one in use if it is larger.
 
-    Bytes are those of `RowGroup.nbytes`. What was used longest ago goes before the next one is made.
+    Sizes are `RowGroup.nbytes`. The least recently used row groups are evicted before the next one is decoded.
     """
 
     def __init__(self, groups: Sequence[RowGroup], decode: Callable[[int], Value], capacity: int = CACHE_BYTES) -> None:
@@ -170,7 +170,7 @@ class Cache(Generic[Value]):
         self._bytes = 0
 
     def __getitem__(self, number: int) -> Value:
-        """Row group `number`, decoded now or some time ago."""
+        """Return row group `number`, from the cache or decoded now."""
         if number in self._held:
             self._held.move_to_end(number)
             return self._held[number]
@@ -183,9 +183,9 @@ class Cache(Generic[Value]):
         return self._held[number]
 
     def __len__(self) -> int:
-        """How many row groups it holds."""
+        """Return how many row groups are cached."""
         return len(self._held)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process begins with an empty one."""
+        """Pickle without the cached row groups: another process starts with an empty cache."""
         return self.__dict__ | {"_held": OrderedDict(), "_bytes": 0}

@@ -1,8 +1,8 @@
-"""Some rows of a dataset, with the teacher's alternatives at every token, for people to look at.
+"""Pick sample rows of a dataset for display, with the teacher's alternatives at every token.
 
     for sample in pick_samples(dataset, 5, find_token_texts(dataset.manifest)): ...
 
-The rows are evenly spread over the dataset, so the same dataset always shows the same ones.
+The rows are spaced evenly over the dataset, so the same dataset always gives the same samples.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from stillhouse.dataset.token_texts import TokenTexts
 from stillhouse.recipe.label import SoftSettings
 from stillhouse.records import Completion, Split
 
-_ALTERNATIVES = 10  # of one token
+_ALTERNATIVES = 10  # per token, at most
 _BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """One token that could have stood in a place."""
+    """A token that the teacher lists at a position, with its probability."""
 
     text: str
     probability: float
@@ -36,18 +36,18 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a completion, and what the teacher held of its place. `entropy` is in nats, see statistics.py."""
+    """A token of a completion, with the teacher's distribution at its position. `entropy` is in nats, see statistics.py."""
 
     text: str
-    probability: float | None  # that the teacher gave it
+    probability: float | None  # of this token under the teacher
     entropy: float
     alternatives: tuple[Alternative, ...]  # most likely first
-    others: float  # the mass of every token that is not among them
+    others: float  # the probability of all tokens that are not in `alternatives`
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row; `tokens` is None where only text is known."""
+    """One row; `tokens` is None if only text is known."""
 
     split: Split
     completion: Completion
@@ -55,7 +55,7 @@ class Sample:
 
 
 def pick_samples(dataset: Dataset, count: int, texts: TokenTexts) -> list[Sample]:
-    """Up to `count` rows, evenly spread over all kept ones."""
+    """Return up to `count` rows, evenly spaced over the train and validation splits."""
     total = sum(entry.rows for entry in dataset.files("train", "validation"))
     wanted = (
         {total * number // min(count, total) for number in range(min(count, total))} if total and count > 0 else set()
@@ -85,7 +85,7 @@ def _sample(split: Split, row: pa.RecordBatch, dataset: Dataset, texts: TokenTex
 
 
 def _labelled(row: pa.RecordBatch, completion: Completion, soft: SoftSettings, texts: TokenTexts) -> tuple[Token, ...]:
-    """Tokens with soft labels."""
+    """Return the tokens of a row with soft labels."""
     assert completion.trace is not None
     labels = find_encoding(soft.encoding).decode(row)
     entropies = entropies_of(labels)
@@ -111,7 +111,7 @@ def _labelled(row: pa.RecordBatch, completion: Completion, soft: SoftSettings, t
 
 
 def _named(completion: Completion) -> tuple[Token, ...]:
-    """Tokens that an API named by their texts, with the alternatives that it gave."""
+    """Return the tokens of a row with an API's token log-probabilities, which name tokens by text."""
     tokens = []
     for one in completion.token_logprobs or ():
         listed = one.top or ((one.token, one.logprob),)
@@ -126,12 +126,12 @@ def _named(completion: Completion) -> tuple[Token, ...]:
 
 
 def _alternatives(listed: Iterable[tuple[str, float, bool]]) -> tuple[Alternative, ...]:
-    """Those of (text, log-probability, whether it is the token itself) whose log-probability is one."""
+    """Build alternatives from (text, log-probability, is the chosen token); skip invalid log-probabilities."""
     found = ((text, _probability(logprob), chosen) for text, logprob, chosen in listed)
     return tuple(Alternative(text, share, chosen) for text, share, chosen in found if share is not None)
 
 
 def _probability(logprob: float) -> float | None:
-    """Of a log-probability; None where servers or imports have NaN or infinity for it."""
+    """Convert a log-probability to a probability; None for NaN or infinity, which servers and imports may contain."""
     logprob = float(logprob)
     return None if math.isnan(logprob) or logprob == math.inf else math.exp(min(logprob, 0.0))

@@ -1,11 +1,11 @@
-"""What the rows of a dataset look like together: how long completions are, and how sure of itself the teacher was.
+"""Statistics over the rows of a dataset: histograms of completion length and of the teacher's entropy.
 
     found = measure(dataset)
     found.lengths.median, found.entropies.mean
 
-The entropy at a position is that of the outcomes that were kept, in nats. With top-k labels these are k tokens and "any
-other" together: k + 1 outcomes, and as lumping outcomes together can only lose entropy, a lower bound of the teacher's.
-With sampled labels it is that of the drawn frequencies, which is too low on average as well.
+The entropy at a position is that of the stored outcomes, in nats. With top-k labels these are the k tokens and the tail:
+k + 1 outcomes. Merging outcomes can only lower entropy, so this is a lower bound of the teacher's entropy. With sampled
+labels it is the entropy of the drawn frequencies, which is also too low on average.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
 
 _BINS = 16  # at most
-_FINE = 0.01  # nats, of the bins that entropies are gathered in
-_POSITIONS = 5_000_000  # entropies are measured at the first so many
+_FINE = 0.01  # nats: width of the bins in which entropies are first counted
+_POSITIONS = 5_000_000  # entropies are measured until this many positions are read
 _BATCH_ROWS = 256
 Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts between edges: `counts[i]` values lie from `edges[i]` to below `edges[i + 1]`."""
+    """Counts per bin: `counts[i]` values x have `edges[i]` <= x < `edges[i + 1]`."""
 
     unit: str
     edges: tuple[float, ...]
     counts: tuple[int, ...]
-    open_end: bool  # the last count holds all values above its edge too
+    open_end: bool  # the last bin also counts all values above its upper edge
     values: int
     mean: float
     median: float
@@ -48,28 +48,28 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Statistics:
-    """`lengths` is None where there are no rows, `entropies` where there are no soft labels."""
+    """Statistics of a dataset; `lengths` is None without rows, `entropies` is None without soft labels."""
 
     lengths: Histogram | None
     entropies: Histogram | None
-    rows_measured: int  # of which entropies were taken
+    rows_measured: int  # rows whose entropies were measured
 
 
 def measure(dataset: Dataset) -> Statistics:
-    """Read lengths of all kept rows, and entropies at the first five million positions."""
+    """Measure the lengths of all completions, and the entropies at the first five million positions."""
     entropies, rows = _entropies(dataset) if dataset.manifest.soft else (None, 0)
     return Statistics(_lengths(dataset), entropies, rows)
 
 
 def entropies_of(labels: PackedLabels) -> npt.NDArray[np.float64]:
-    """The entropy of the outcomes that were kept, at every position: (positions,), in nats."""
+    """Return the entropy of the stored outcomes at every position: (positions,), in nats."""
     ends = np.concatenate([[0.0], np.cumsum(_surprise(labels.logprobs))])[labels.offsets]
     found: npt.NDArray[np.float64] = np.maximum(np.diff(ends) + _surprise(labels.tail_logprob), 0.0)
     return found
 
 
 def entropy_note(manifest: Manifest) -> str:
-    """What the entropies of this dataset are, in a sentence."""
+    """Explain what the entropies of this dataset measure."""
     if manifest.soft is not None and manifest.soft.encoding == "sampled":
         return f"of the frequencies of {manifest.soft.draws} draws: on average lower than the teacher's own entropy"
     k = manifest.soft.k if manifest.soft else None
@@ -77,9 +77,9 @@ def entropy_note(manifest: Manifest) -> str:
 
 
 def histogram(values: Numbers, counts: npt.NDArray[np.int64], unit: str, *, whole: bool) -> Histogram | None:
-    """A histogram of values that each come `counts` times; None where there is none.
+    """Return a histogram of values that each occur `counts` times, or None if there are none.
 
-    Edges are round numbers. A long thin tail goes into the last bin, so that the rest can be told apart.
+    Edges are round numbers. A long tail is collected in the last bin, so that the other bins stay narrow.
     """
     if not counts.sum():
         return None
@@ -108,11 +108,11 @@ def histogram(values: Numbers, counts: npt.NDArray[np.int64], unit: str, *, whol
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- pieces
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _lengths(dataset: Dataset) -> Histogram | None:
-    """In tokens, as the teacher counted them; in characters where it counted none."""
+    """Measure lengths in the teacher's tokens, or in characters if it counted no tokens."""
     for column, unit in (("completion_tokens", "tokens"), ("completion", "characters")):
         found: Counter[int] = Counter()
         for batch in _batches(dataset, [column]):
@@ -151,14 +151,14 @@ def _batches(dataset: Dataset, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _surprise(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """-p log p, which is 0 for p = 0."""
+    """Return -p log p, which is 0 for p = 0."""
     logs = logprobs.astype(np.float64)
     there = np.isfinite(logs)
     return np.where(there, -np.exp(logs) * np.where(there, logs, 0.0), 0.0)
 
 
 def _round_step(least: float, *, whole: bool) -> float:
-    """The smallest of 1, 2, 5, 10, 20, ... (or tenths of them) that is no less."""
+    """Return the smallest of 1, 2, 5, 10, 20, ... (and their decimal fractions) that is at least `least`."""
     if whole and least <= 1:
         return 1.0
     if least <= 0:

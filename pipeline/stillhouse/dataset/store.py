@@ -3,7 +3,7 @@
     dataset = open_dataset(location("data/labels/quickstart"))     # the newest finished version; or s3://bucket/labels/…
     for batch in dataset.batches("train"): ...                     # pyarrow record batches
 
-Writing is the labelling engine's, through `files.py`.
+The labelling engine and writer.py write versions, through files.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _BATCH_ROWS = 256
-_JOURNALS = "data/journals"  # of datasets that lie elsewhere
+_JOURNALS = "data/journals"  # for datasets that are not on this machine
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Dataset:
         return [entry for entry in self.manifest.files if entry.kind in kinds]
 
     def open(self, entry: FileEntry) -> pq.ParquetFile:
-        """One of its files, to be read."""
+        """Open one of its files for reading."""
         return open_parquet(self.folder / entry.path)
 
     def batches(self, split: Split) -> Iterator[pa.RecordBatch]:
-        """The rows of a split, some hundred at a time, in a fixed order."""
+        """Yield the rows of a split in batches of at most 256, in a fixed order."""
         for entry in self.files(split):
             with self.open(entry) as parquet:
                 yield from parquet.iter_batches(batch_size=_BATCH_ROWS)
@@ -91,14 +91,14 @@ class Dataset:
         return datasets.Dataset(self.to_table(split))
 
     def problems(self) -> list[str]:
-        """What is wrong with the folder, against the manifest (see verify.py); empty where all is well."""
+        """Return how the folder differs from the manifest (see verify.py); empty if it does not."""
         return folder_problems(self.folder, self.manifest)
 
     def check(self) -> None:
-        """Refuse a dataset that is not as it was written.
+        """Check that the version's files are unchanged since it was written.
 
         Raises:
-            DatasetRefused: with the first problem.
+            DatasetRefused: a file or the manifest has changed; the message has the first problem.
         """
         problems = self.problems()
         if problems:
@@ -110,12 +110,12 @@ class Dataset:
 
 
 def dataset_folder(settings: DatasetSettings) -> Location:
-    """The folder that holds every version of a recipe's dataset."""
+    """Return the folder with all versions of a recipe's dataset."""
     return location(settings.root) / settings.name
 
 
 def journal_folder(settings: DatasetSettings) -> Path:
-    """Where the journal of a recipe's dataset lies on this machine: beside its versions, where these are here."""
+    """Return the local folder of a dataset's journal: `settings.journal`, next to local versions, or data/journals."""
     folder = dataset_folder(settings)
     if settings.journal is None and isinstance(folder, Path):
         return folder
@@ -125,21 +125,21 @@ def journal_folder(settings: DatasetSettings) -> Path:
 
 
 def versions(folder: Location) -> list[int]:
-    """The finished versions, oldest first."""
+    """Return the numbers of the finished versions, oldest first."""
     return [number for number in started_versions(folder) if (folder / version_label(number) / FILE_NAME).is_file()]
 
 
 def started_versions(folder: Location) -> list[int]:
-    """Every version that has a folder, finished or not, oldest first."""
+    """Return the numbers of all versions that have a folder, finished or not, oldest first."""
     return sorted(int(match[1]) for path in folders_in(folder) if (match := re.fullmatch(r"v(\d{3,})", path.name)))
 
 
 def open_dataset(folder: Location, version: int | None = None) -> Dataset:
-    """A finished version of the dataset in `folder`, the newest unless one is named.
+    """Open a finished version of the dataset in `folder`, the newest by default.
 
     Raises:
-        DatasetMissing: there is none.
-        DatasetRefused: its manifest cannot be read.
+        DatasetMissing: the folder has no finished version, or not the requested one.
+        DatasetRefused: the manifest cannot be read.
     """
     finished = versions(folder)
     if not finished:
@@ -152,10 +152,11 @@ def open_dataset(folder: Location, version: int | None = None) -> Dataset:
 
 
 def find_dataset(root: Location, label: str) -> Dataset:
-    """A dataset by what a person types: a name under `root`, name/v001 (or name/v1), or the folder or URL of either.
+    """Find a dataset by user input: a name under `root`, name/v001 (or name/v1), or the folder or URL of either.
 
     Raises:
-        DatasetMissing: there is none.
+        DatasetMissing: no finished dataset matches `label`.
+        DatasetRefused: the manifest cannot be read.
     """
     for typed in dict.fromkeys((label, _with_its_folder(label))):
         own = location(typed)
@@ -170,12 +171,12 @@ def find_dataset(root: Location, label: str) -> Dataset:
 
 
 def _with_its_folder(label: str) -> str:
-    """`words/v1` as words/v001, the version's folder; any other label as it is."""
+    """Return `words/v1` as words/v001, the version's folder; any other label unchanged."""
     name, slash, version = label.rstrip("/").rpartition("/")
     named = VERSION.fullmatch(version) if slash else None
     return f"{name}/{version_label(int(named[1]))}" if named else label
 
 
 def all_datasets(root: Location) -> list[Dataset]:
-    """Every finished version under `root`, by name and version."""
+    """Open every finished version under `root`, sorted by name and version."""
     return [open_dataset(folder, number) for folder in folders_in(root) for number in versions(folder)]

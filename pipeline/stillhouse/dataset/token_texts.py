@@ -1,10 +1,10 @@
-"""What token ids say, without loading a model and without a network.
+"""Look up the text of token ids, without loading a model and without the network.
 
     texts = find_token_texts(manifest)
-    texts(284)                                           # " =", or "#284" where no tokenizer was found
+    texts(284)                                           # " =", or "#284" if no tokenizer was found
 
-The tokenizer of a dataset's teacher is looked for where the manifest says that the teacher lay, and in the hub's cache. It
-is used only if its content is the one that the manifest names: another one's texts would be lies.
+The tokenizer of a dataset's teacher is looked up in the teacher's folder that the manifest names, then in the hub's cache.
+It is used only if its checksum matches the manifest, since another tokenizer would give wrong texts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from stillhouse.errors import TeacherUnavailable, UsageError
 from stillhouse.models.files import ModelFiles
 
 _FILE = "tokenizer.json"
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how SentencePiece writes a byte
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a byte in SentencePiece's notation
 
 
 class TokenTexts:
-    """The text of any token id; `found` says whether there is a tokenizer, `note` what is to be said about it."""
+    """The text of any token id; `found` is whether a tokenizer was found, `note` a remark to show about it."""
 
     def __init__(self, text: Callable[[int], str] | None, note: str) -> None:
         self.found = text is not None
@@ -37,10 +37,10 @@ class TokenTexts:
 
 
 def find_token_texts(manifest: Manifest, tokenizer: Path | None = None) -> TokenTexts:
-    """The texts of a dataset's tokens, from `tokenizer`'s folder or from where the teacher's files are.
+    """Return the token texts of a dataset, from the folder `tokenizer` or else from the teacher's files.
 
     Raises:
-        UsageError: the folder that was named holds no tokenizer, or another one than the teacher's.
+        UsageError: the folder `tokenizer` has no tokenizer, or not the teacher's.
     """
     wanted = manifest.teacher.tokenizer_sha256
     if tokenizer is not None:
@@ -87,7 +87,7 @@ def _content(folder: Path) -> str | None:
 
 
 def _reader(folder: Path) -> Callable[[int], str]:
-    """Texts of single tokens: of byte-level tokenizers by their bytes, of others by their own marks."""
+    """Return a function from token id to text; it decodes byte-level vocabularies and SentencePiece marks."""
     from tokenizers import Tokenizer
 
     file = folder / _FILE
@@ -103,7 +103,7 @@ def _reader(folder: Path) -> Callable[[int], str]:
             return whole[token_id]
         token: str | None = tokenizer.id_to_token(token_id)
         if token is None:
-            return f"#{token_id}"  # of a padded vocabulary
+            return f"#{token_id}"  # an id in the padding of the vocabulary
         if of_bytes and all(character in bytes_of for character in token):
             return _decoded(bytes(bytes_of[character] for character in token))
         if byte := _BYTE.fullmatch(token):
@@ -114,7 +114,7 @@ def _reader(folder: Path) -> Callable[[int], str]:
 
 
 def _decoded(content: bytes) -> str:
-    """Text, or the bytes in hex where a character goes over several tokens."""
+    """Decode UTF-8, or show the bytes in hex if a character spans several tokens."""
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -122,7 +122,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _byte_characters() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies (GPT-2's table)."""
+    """Return the character for each byte in byte-level vocabularies (GPT-2's table)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(0x100)]

@@ -1,10 +1,10 @@
-"""Is a dataset version still as it was written? Every way in which it is not is named.
+"""Check that a dataset version is unchanged since it was written, and list every difference.
 
-    problems = folder_problems(folder, manifest)         # [] where all is well
+    problems = folder_problems(folder, manifest)         # [] if there are none
 
-What is held against the manifest: that each file is there, under its name, with its bytes, its checksum and its rows; that
-no other file is; that the counts add up; and the manifest against its own checksum. What a system or a hub's client leaves
-behind in a folder is no problem.
+Checked against the manifest: each file exists under its name with the right size, checksum and number of rows; there are no
+other files; the counts add up; and the manifest matches its own checksum. Files that operating systems and hub clients
+leave in a folder are ignored.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from stillhouse.errors import DatasetError
 from stillhouse.storage.durable import sha256_of_file
 from stillhouse.storage.location import Location, files_below
 
-_NO_PART = re.compile(  # what lies in a folder without being part of a version
+_NO_PART = re.compile(  # files that may be in a folder without being part of a version
     r"(.*/)?\.[^/]+\.\d+\.tmp"  # left by a killed writer
     r"|(.*/)?(\.DS_Store|Thumbs\.db|desktop\.ini)"
-    r"|\.gitattributes|\.cache/huggingface/.*"  # of a copy that came from a hub
+    r"|\.gitattributes|\.cache/huggingface/.*"  # in a copy that was downloaded from a hub
 )
 _SHARD = re.compile(r"(data|rejected)/" + SHARD_NAME.pattern)
 
 
 def folder_problems(folder: Location, manifest: Manifest) -> list[str]:
-    """What is wrong with a version's folder against its manifest, one sentence a problem; empty where all is well."""
+    """Return the differences between a version's folder and its manifest, one sentence each; empty if there are none."""
     try:
         seal = read_seal(folder)
     except DatasetError as error:
@@ -46,16 +46,16 @@ def folder_problems(folder: Location, manifest: Manifest) -> list[str]:
 
 
 def missing_files(folder: Location, manifest: Manifest) -> list[str]:
-    """What can be told at a glance, without reading a file: those that are not there, or of another size."""
+    """Return the files that are missing or have the wrong size; no file is read."""
     problems = ((entry.path, _size_problem(folder / entry.path, entry)) for entry in manifest.files)
     return [f"{path} {problem}" for path, problem in problems if problem]
 
 
 def files_of_others(folder: Location, manifest: Manifest | None) -> list[str]:
-    """The files of a version's folder that Stillhouse did not write: no manifest lists them, and no shard is named so.
+    """Return the files in a version's folder that Stillhouse did not write: not in the manifest and not named as a shard.
 
     Args:
-        manifest: None where it cannot be read, or where the version was never finished.
+        manifest: the version's manifest; None if it cannot be read or the version is unfinished.
     """
     listed = {entry.path for entry in manifest.files} if manifest else set()
     ours = {FILE_NAME, *EXTRA_FILES, *listed}
@@ -67,7 +67,7 @@ def files_of_others(folder: Location, manifest: Manifest | None) -> list[str]:
 
 
 def has_seal(folder: Location) -> bool:
-    """Whether the manifest knows the checksums of itself, the card and the recipe; those of earlier releases do not."""
+    """Whether the manifest has checksums of itself, the card and the recipe; manifests of earlier releases do not."""
     return read_seal(folder).manifest_sha256 is not None
 
 
@@ -89,25 +89,28 @@ def _size_problem(file: Location, entry: FileEntry | ExtraEntry) -> str | None:
 
 
 def _other_rows(file: Location, entry: FileEntry | ExtraEntry, before: str = "") -> str:
-    """That a Parquet file has another number of rows; empty where it has not, or where nobody can tell."""
+    """Report a wrong number of rows or an unreadable Parquet file, after `before`; empty if the number is right.
+
+    With `before`, an unreadable file is not reported: its other problem already is.
+    """
     if isinstance(entry, ExtraEntry):
         return ""
     try:
         with file.open("rb") as stream:
             rows = pq.read_metadata(stream).num_rows
-    except (pa.ArrowException, OSError, ValueError, MemoryError):  # of a damaged footer
+    except (pa.ArrowException, OSError, ValueError, MemoryError):  # raised for a damaged footer
         return "" if before else "is no Parquet file"
     return "" if rows == entry.rows else f"{before}has {rows} rows, the manifest says {entry.rows}"
 
 
 def _unknown_files(folder: Location, known: set[str], *, older: bool) -> list[str]:
-    """Files that no one wrote down; the card and the recipe of an older version are not among them."""
+    """Return the files that are not known; a manifest of an earlier release does not list its card and recipe."""
     known = known | {FILE_NAME} | (set(EXTRA_FILES) if older else set())
     return sorted(path for path in files_below(folder) if path not in known and not _NO_PART.fullmatch(path))
 
 
 def _renamed(folder: Location, missing: Sequence[FileEntry | ExtraEntry], unknown: list[str]) -> Mapping[str, str]:
-    """Where a missing file lies under another name, by its checksum; that name is then no unknown one any more."""
+    """Find missing files under another name by checksum, and remove those names from `unknown`."""
     found: dict[str, str] = {}
     sizes = {path: (folder / path).stat().st_size for path in unknown if (folder / path).is_file()} if missing else {}
     for entry in missing:
@@ -120,7 +123,7 @@ def _renamed(folder: Location, missing: Sequence[FileEntry | ExtraEntry], unknow
 
 
 def _miscounted(manifest: Manifest) -> list[str]:
-    """Where the manifest's counts do not add up with its own list of files."""
+    """Return where the manifest's row counts do not match its list of files."""
     listed: Counter[str] = Counter()
     for entry in manifest.files:
         listed[entry.kind] += entry.rows

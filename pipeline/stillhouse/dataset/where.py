@@ -1,13 +1,13 @@
-"""A condition on a dataset's columns, as a person writes it: `completion_tokens < 200 and finish_reason = 'stop'`.
+"""Evaluate a filter condition on a dataset's columns: `completion_tokens < 200 and finish_reason = 'stop'`.
 
     condition = Condition("length(completion_text) > 10", schema)
     condition.holds(rows)                                # true, false, or null where a column is null
 
-The language is that of SQL, and DuckDB is what reads and evaluates it: quoting, nulls, casts, LIKE and regular expressions
-are then the ones that people know, from a parser that is kept by others. DuckDB's SQL can also read files and settings, so
-an expression is let through only when DuckDB's own syntax tree of it has nothing but columns, constants, comparisons,
-operators, casts, CASE, and the functions listed here: no query, no table, no function that looks outside. The connection
-could not read a file either: external access is off, and its settings are locked.
+The language is SQL, parsed and evaluated by DuckDB: quoting, nulls, casts, LIKE and regular expressions work as users know
+them, and the parser is maintained upstream. DuckDB's SQL can also read files and settings, so an expression is accepted
+only if DuckDB's syntax tree of it has nothing but columns, constants, comparisons, operators, casts, CASE, and the
+functions listed here: no query, no table, no function with access to the outside. As a second barrier, the connection has
+external access off and its settings locked, so it cannot read files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stillhouse.settings import nearest
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_TEXT_OF = {  # columns that are not in the files: what people want to compare is a text, not a list of messages
+_TEXT_OF = {  # computed columns: conditions compare text, and the files have lists of messages
     "prompt_text": ("prompt", "array_to_string([m.content for m in prompt if m.role <> 'system'], chr(10))"),
     "completion_text": ("completion", "array_to_string([m.content for m in completion], '')"),
 }
@@ -54,10 +54,11 @@ class DuckDBMissing(StillhouseError):
 
 
 class Condition:
-    """See the module's docstring; `columns` are those of the files that it needs.
+    """A parsed condition, see the module's docstring; `columns` are the file columns that it needs.
 
     Raises:
-        UsageError: it is no condition on these columns; the message says what is wrong with it.
+        UsageError: the text is not a condition on these columns; the message says why.
+        DuckDBMissing: DuckDB is not installed.
     """
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
@@ -73,10 +74,10 @@ class Condition:
             raise UsageError(f"--where {self.text!r} gives {kind}, not true or false: compare it with something")
 
     def holds(self, rows: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
-        """Whether it holds for each row; null where it cannot be told, because a column is null.
+        """Evaluate the condition for each row; null if it is undecided because a column is null.
 
         Raises:
-            UsageError: a value cannot be compared so.
+            UsageError: DuckDB cannot evaluate the condition on a value, for instance a failed cast.
         """
         return self._evaluate(pa.table({name: rows.column(name) for name in self.columns}))
 
@@ -106,7 +107,7 @@ def _connect() -> DuckDBPyConnection:
 
 
 def _names_in(connection: DuckDBPyConnection, text: str, statement: str, known: list[str]) -> list[str]:
-    """The columns that an expression names, once it is sure that it is nothing but an expression over columns."""
+    """Check that the text is one allowed expression, and return the columns that it names."""
     if not text:
         raise UsageError('--where is empty: give a condition such as "completion_tokens < 200"')
     tree = _tree(connection, statement)
@@ -134,7 +135,7 @@ def _names_in(connection: DuckDBPyConnection, text: str, statement: str, known: 
 
 
 def _known(text: str, path: list[str], known: list[str]) -> str:
-    """A column by what was written, whatever its case."""
+    """Return the column that a path names, ignoring case."""
     name = path[1] if path[0] == "rows" and len(path) > 1 else path[0]
     found = next((column for column in known if column.lower() == name.lower()), None)
     if found is None:
@@ -143,7 +144,7 @@ def _known(text: str, path: list[str], known: list[str]) -> str:
 
 
 def _tree(connection: DuckDBPyConnection, statement: str) -> dict[str, Any]:
-    """DuckDB's syntax tree of a statement, which is not run."""
+    """Return DuckDB's syntax tree of a statement, without running it."""
     found = connection.execute("select json_serialize_sql(?)", [statement]).fetchall()
     tree: dict[str, Any] = json.loads(found[0][0])
     return tree
@@ -156,14 +157,14 @@ def _pop_selected(tree: dict[str, Any]) -> list[Any]:
 
 
 def _unplaced(tree: Any) -> Any:
-    """A tree without the places in the text, which differ by its length."""
+    """Return a tree without text positions, which depend on the length of the text."""
     if isinstance(tree, dict):
         return {key: _unplaced(value) for key, value in tree.items() if not key.startswith("query_location")}
     return [_unplaced(item) for item in tree] if isinstance(tree, list) else tree
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every part of an expression."""
+    """Yield every node of an expression."""
     if isinstance(tree, dict):
         if "class" in tree:
             yield tree

@@ -1,12 +1,12 @@
-"""Write a dataset version that no teacher made: rows of other versions, or of a file from elsewhere.
+"""Write a dataset version without a teacher: from rows of other versions or of imported files.
 
     origin = Origin(made_by="merge", how="a/v001 and b/v002", teacher=teacher, parents=("a/v001", "b/v002"))
     with new_version(root, "merged", origin) as version:
         version.add("train", rows)
     version.dataset.manifest.rows
 
-Labelling has its own way (labelling/engine.py); the frame is the same: one writer, Parquet files, card, and the manifest
-last. If the block fails, the version does not exist and its folder is gone.
+Labelling writes versions itself (labelling/engine.py) in the same order: lock, Parquet files, card, and the manifest last.
+If the block fails, the version does not exist and its folder is removed.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from stillhouse.storage.durable import fsync_folder, sole_writer
 from stillhouse.storage.location import Location, move, remove_tree
 
 _SHARD_ROWS = 20_000
-_SHARD_BYTES = 256 << 20  # in memory, whichever is reached first
+_SHARD_BYTES = 256 << 20  # in memory; a shard ends at the first of these two limits
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a version's rows come from: what its manifest says beside the counts."""
+    """Where a version's rows come from: the fields of its manifest other than the counts."""
 
     made_by: MadeBy
-    how: str  # in words: the condition of a filter, the file that was imported
+    how: str  # a description: the condition of a filter, the imported file
     teacher: TeacherIdentity
     more_teachers: tuple[TeacherIdentity, ...] = ()
     parents: tuple[str, ...] = ()  # as name/v001
@@ -52,7 +52,7 @@ class Origin:
 
 
 class NewVersion:
-    """A version in the making; `dataset` is there once the block of `new_version` has ended."""
+    """A version being written; `dataset` is set when the block of `new_version` has ended."""
 
     dataset: Dataset
 
@@ -67,10 +67,10 @@ class NewVersion:
         self._rows = hashlib.sha256()  # of the rows' ids, in order
 
     def add(self, split: Split, rows: pa.RecordBatch) -> None:
-        """Take rows in, of exactly the columns of `completion_schema`.
+        """Add rows with exactly the columns of `completion_schema`; a full shard is written at once.
 
         Raises:
-            StorageFailed: they cannot be written.
+            StorageFailed: the rows cannot be written.
         """
         if not rows.num_rows:
             return
@@ -83,7 +83,7 @@ class NewVersion:
             self._write(split)
 
     def finish(self, name: str, number: int) -> None:
-        """Write what waits, the card and, last, the manifest."""
+        """Write the buffered rows, the card and, last, the manifest."""
         for split in list(self._waiting):
             self._write(split)
         entries = self._named()
@@ -127,7 +127,7 @@ class NewVersion:
         self._shards[split], self._waiting[split] = index + 1, []
 
     def _named(self) -> list[FileEntry]:
-        """Give the files their names, which say how many there are, and list them."""
+        """Rename the files to their final names, which include the number of shards, and list them."""
         entries: list[FileEntry] = []
         for split, of in self._shards.items():
             for index in range(of):
@@ -144,7 +144,7 @@ class NewVersion:
 
 @contextmanager
 def new_version(root: Location, name: str, origin: Origin) -> Iterator[NewVersion]:
-    """The next version of the dataset `name` under `root`.
+    """Write the next version of the dataset `name` under `root`.
 
     Raises:
         DatasetBusy: another process is writing this dataset.

@@ -1,1 +1,1 @@
-"""Labelled datasets in other projects' formats: written by export.py, read by imports.py, one file a format."""
+"""Export datasets to other projects' formats (export.py) and import from them (imports.py); one module per format."""

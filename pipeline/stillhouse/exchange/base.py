@@ -1,10 +1,10 @@
-"""What a format of other projects is: a pair of ways, out of a dataset and into one.
+"""The interface of exchange formats: how a dataset is exported to another project's format and imported from it.
 
-    find_format("--to", "sharegpt").exports(dataset, options)       # Outgoing: columns, and how rows become them
-    find_format("FORMAT", "sharegpt").reads(source)                 # Answered or LeftOut, one by one
+    find_format("--to", "sharegpt").exports(dataset, options)       # Outgoing: a schema, and the conversion of rows
+    find_format("FORMAT", "sharegpt").reads(source)                 # yields Answered and LeftOut
 
-A format is a module in formats/ with an object `FORMAT` (or an entry point `stillhouse.formats` of another package);
-nothing else needs an edit. Files, splits, durability and versions are export.py's and imports.py's.
+A format is a module in formats/ with an object `FORMAT` (or an entry point `stillhouse.formats` of another package); no
+other code needs a change. export.py and imports.py handle files, splits, durability and versions.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ Json = Mapping[str, Any]
 _TURN = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 MESSAGES = pa.list_(_TURN)
 
-# ------------------------------------------------------------------------------------------------------------------- out
+# ---------------------------------------------------------------------------------------------------------------- export
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What a person may choose of an export."""
+    """The options of an export."""
 
-    file_type: FileType | None = None  # None: the format's own
-    length: int | None = None  # tokens a row, of a format whose rows all have one length; None: the longest row's
+    file_type: FileType | None = None  # None: the format's default
+    length: int | None = None  # tokens per row, for a format with rows of equal length; None: those of the longest row
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A dataset on its way out."""
+    """How a dataset is exported to a format."""
 
     schema: pa.Schema
-    columns: tuple[str, ...]  # of the dataset, all that `convert` reads
-    convert: Callable[[pa.RecordBatch], pa.RecordBatch]  # of `columns`, to `schema`; a row that cannot go is left out
-    file_type: FileType = "jsonl"  # where nobody chose
-    only: FileType | None = None  # where the other project reads no other
-    beside: Mapping[str, bytes] = field(default_factory=dict)  # further files, by name
-    notes: tuple[str, ...] = ()  # what a person should know of it
-    why_left_out: str = ""  # of the rows that cannot go
+    columns: tuple[str, ...]  # the dataset's columns that `convert` reads
+    convert: Callable[[pa.RecordBatch], pa.RecordBatch]  # `columns` to `schema`; drops rows that do not fit
+    file_type: FileType = "jsonl"  # the default
+    only: FileType | None = None  # the only file type that the other project can read
+    beside: Mapping[str, bytes] = field(default_factory=dict)  # additional files, name -> content
+    notes: tuple[str, ...] = ()  # remarks for the user
+    why_left_out: str = ""  # why rows are left out
 
 
-# -------------------------------------------------------------------------------------------------------------------- in
+# ---------------------------------------------------------------------------------------------------------------- import
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something was read."""
+    """A position in an input file."""
 
     file: Path
     line: int
-    what: str = "line"  # "row", of a file without lines
+    what: str = "line"  # or "row" (Parquet), or "item" (JSON array)
 
     def __str__(self) -> str:
         return f"{self.file} {self.what} {self.line}"
@@ -69,20 +69,20 @@ class Place:
 
 @dataclass(frozen=True)
 class RequestKey:
-    """The key that labelling would give the request that was answered; see `Terms.key` in teachers/base.py."""
+    """The key that labelling would give to the logged request; see `Terms.key` in teachers/base.py."""
 
-    terms: str  # names all that shapes an answer but prompt and sample number
+    terms: str  # hash of everything that shapes an answer except prompt and sample number
     of: Callable[[str, int], str]  # (prompt id, sample number) -> key
 
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer from elsewhere. What is None nobody told."""
+    """An answer to import. None means unknown."""
 
     prompt: Prompt
     text: str
     place: Place
-    finish_reason: FinishReason = "stop"  # most formats hold answers that were written to their end, and do not say so
+    finish_reason: FinishReason = "stop"  # most formats do not store it, and their answers are complete
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
@@ -92,55 +92,55 @@ class Answered:
     created_at: str | None = None
     teacher: TeacherIdentity | None = None
     sampling: SamplingSettings | None = None
-    request: RequestKey | str = ""  # or why its key cannot be known
-    answer_id: str | None = None  # the server's own name of the answer: a second one with it is the same
+    request: RequestKey | str = ""  # the request's key, or why it is unknown
+    answer_id: str | None = None  # the server's id of the answer, to drop repeated ones
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An answer, or a failure, that is no row of a dataset."""
+    """An answer or a failure that cannot become a row of a dataset."""
 
-    reason: str  # one word or two, to be counted by
+    reason: str  # a word or two, under which it is counted
     detail: str
     place: Place
 
 
 Read = Answered | LeftOut
-Interpret = Callable[[Json, Json, Place, bool], Iterator[Read]]  # request, response, where, whether it was in a batch
+Interpret = Callable[[Json, Json, Place, bool], Iterator[Read]]  # request, response, place, whether from the Batch API
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is read, and what the command says of it."""
+    """The files to import, with the options of the command."""
 
     files: Sequence[Path]
-    tokenizer: Path | None = None  # a folder; None where none was named
-    soft: SoftSettings | None = None  # of the exported dataset, where its own note lies beside the files
-    interpret: Interpret | None = None  # makes an OpenAI request and its answer a row
+    tokenizer: Path | None = None  # a folder; None if the user gave none
+    soft: SoftSettings | None = None  # of the exported dataset, if its export note is next to the files
+    interpret: Interpret | None = None  # turns an OpenAI request and its response into rows
 
 
 class Format(Protocol):
-    """One format; see the module's docstring."""
+    """An exchange format; see the module's docstring."""
 
     @property
     def soft(self) -> bool:
         """Whether its rows carry soft labels."""
 
     def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
-        """How this dataset's rows become rows of the format; nothing is written yet.
+        """Prepare the export of a dataset; nothing is written yet.
 
         Raises:
-            UsageError: they cannot; the message says why, and what can.
+            UsageError: the dataset cannot be exported to this format; the message says why, and what to use instead.
         """
 
     def reads(self, source: Source) -> Iterator[Read]:
-        """What the files hold, in one pass.
+        """Yield the answers in the files, in one pass.
 
         Raises:
-            UsageError: a file is not of this format; the message names file, line and mend.
+            UsageError: a file is not in this format; the message has the file, the line and the fix.
         """
 
 
 def only_imported(name: str) -> UsageError:
-    """The error of a format that has no way out."""
+    """Return the error for an export to a format that can only be imported."""
     return UsageError(f"--to is {name!r}, a format that can only be imported: choose openai to write conversations")

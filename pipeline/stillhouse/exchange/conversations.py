@@ -1,7 +1,7 @@
-"""Turns of a conversation, as other projects write them, become a prompt and its answer.
+"""Convert the turns of a conversation, as other projects write them, to a prompt and its answer.
 
-The last turn must be the assistant's: it is the answer, and all before it the prompt. What a dataset cannot hold (tool
-calls, images, no text) is left out with its reason, never in silence.
+The last turn must be the assistant's: it is the answer, and all turns before it are the prompt. A conversation that a
+dataset cannot hold (tool calls, images, no text) is left out with a reason, never silently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stillhouse.text import shortened
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
-    "developer": "system",  # what reasoning models call it
+    "developer": "system",  # the name in the API of reasoning models
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -32,16 +32,16 @@ _TOOLS = {"tool", "function", "function_call", "function_response", "observation
 def answered(
     turns: Any, place: Place, *, role: str = "role", content: str = "content", finish_reason: Any = None
 ) -> Answered | LeftOut:
-    """A conversation whose last turn is the answer.
+    """Split a conversation into its prompt and its last turn, the answer; or return why it is left out.
 
     Args:
-        turns: a list of objects with the keys `role` and `content`, whatever these are called in the format.
+        turns: a list of objects with the keys that `role` and `content` name.
         place: where the conversation was read.
-        role, content: what the format calls them.
-        finish_reason: what the row says of how the answer ended; None where it does not say, which counts as whole.
+        role, content: the format's names of these two keys.
+        finish_reason: the row's finish reason; None or empty counts as "stop".
 
     Raises:
-        UsageError: it is no such list.
+        UsageError: `turns` is not such a list.
     """
     read = messages(turns, place, role=role, content=content)
     if isinstance(read, LeftOut):
@@ -57,10 +57,10 @@ def answered(
 
 
 def messages(turns: Any, place: Place, *, role: str = "role", content: str = "content") -> list[Message] | LeftOut:
-    """The turns of a conversation.
+    """Return the turns of a conversation as messages; or why it is left out.
 
     Raises:
-        UsageError: it is no list of objects with these two keys.
+        UsageError: `turns` is not a list of objects with these two keys, or has an unknown role.
     """
     if not isinstance(turns, list) or not turns:
         raise UsageError(f"{place}: where a list of turns should be there is {shortened(repr(turns))}. {_mend(role)}")
@@ -83,7 +83,7 @@ def messages(turns: Any, place: Place, *, role: str = "role", content: str = "co
 
 
 def plain_text(content: Any) -> str | None:
-    """A text, or the texts of a list of parts; None where there is anything else."""
+    """Return a text, or the joined texts of a list of text parts; None for anything else."""
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(
@@ -95,7 +95,7 @@ def plain_text(content: Any) -> str | None:
 
 
 def whole_conversations(rows: pa.RecordBatch) -> pa.Array:
-    """Prompt and completion of every row as one list of turns."""
+    """Return the prompt and completion of every row as one list of turns."""
     prompts, completions = (rows.column(name).to_pylist() for name in ("prompt", "completion"))
     turns: Sequence[Any] = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
     return pa.array(turns, MESSAGES)

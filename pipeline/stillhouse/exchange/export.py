@@ -1,10 +1,10 @@
-"""Write a dataset in another project's format: a folder with one file a split, and a note of where it came from.
+"""Export a dataset to another project's format: a folder with one file per split, and a note of its origin.
 
     exported = export_dataset(dataset, "sharegpt", Path("out"), ExportOptions())
     exported.rows                                    # {"train": 90, "validation": 10}
 
-The folder is written beside its place and renamed when it is whole, so that it is there with everything or not at all. A
-folder that is there already is replaced only by force, and only where an export wrote it.
+The export is atomic: a temporary folder next to the target is written and then renamed. An existing folder that is not
+empty is replaced only with `force`, and only if an export wrote it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROWS_AT_ONCE = 64  # rows with soft labels are large
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -54,7 +54,8 @@ def export_dataset(
     """Write every split of a dataset to `folder`.
 
     Raises:
-        UsageError: there is no such format, the dataset cannot be written in it, or the folder may not be replaced.
+        UsageError: the format does not exist or cannot hold the dataset, or the folder exists and may not be replaced.
+        DatasetRefused: the dataset is damaged.
         StorageFailed: the disk is full, or the folder cannot be written.
     """
     options = options or ExportOptions()
@@ -82,7 +83,7 @@ def export_dataset(
 
 
 def read_note(file: Path) -> dict[str, Any]:
-    """What an export says of the folder that `file` lies in; empty where no export wrote it."""
+    """Read the export note in the folder of `file`; empty if no export wrote the folder."""
     try:
         note = parse_json(decode_text((file.parent / NOTE).read_bytes()))
     except (OSError, Unreadable):
@@ -91,7 +92,7 @@ def read_note(file: Path) -> dict[str, Any]:
 
 
 def _of_cut_off_text(dataset: Dataset) -> Iterator[str]:
-    """What a format of text alone does not say: whoever trains on it puts an end token behind every answer."""
+    """Warn of truncated answers, for text-only formats: training code appends an end token to every answer."""
     found: Counter[str] = Counter()
     for entry in dataset.files(*get_args(Split)):
         with dataset.open(entry) as parquet:
@@ -110,7 +111,7 @@ def _of_cut_off_text(dataset: Dataset) -> Iterator[str]:
 
 
 def _write(dataset: Dataset, split: Split, outgoing: Outgoing, file_type: FileType, path: Path) -> Iterator[int]:
-    """Write one file; yield the rows of each part."""
+    """Write one file; yield the number of rows of each batch."""
     with atomic_file(path) as stream, _writer(stream, outgoing.schema, file_type) as write:
         for entry in dataset.files(split):
             with dataset.open(entry) as parquet:
@@ -174,7 +175,7 @@ def _refuse_to_overwrite(folder: Path, force: bool) -> None:
 
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes `folder`'s place when the block ends without error."""
+    """Yield a temporary folder that replaces `folder` when the block ends without error."""
     folder = folder.absolute()
     making = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")

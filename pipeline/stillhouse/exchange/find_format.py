@@ -1,4 +1,4 @@
-"""Find a format of other projects by its name: a module of formats/, or an entry point of another package."""
+"""Find an exchange format by its name: a module of formats/, or an entry point of another package."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from stillhouse.plugins import load_kind
 
 
 def find_format(setting: str, name: str) -> Format:
-    """A format by its name; `setting` is named where there is none.
+    """Return the format with this name; `setting` is the option to name in the error message.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no format has this name.
     """
     found: Format = load_kind(setting, name, formats, "FORMAT", "stillhouse.formats")
     return found

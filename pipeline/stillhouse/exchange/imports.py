@@ -1,10 +1,10 @@
-"""Read answers from elsewhere into a new version of a dataset.
+"""Import answers from files in other formats as a new version of a dataset.
 
     imported = import_dataset(ImportRequest("sharegpt", [Path("talk.jsonl")], root=Path("data/labels"), into="talk"))
     imported.dataset.manifest.rows
 
-The files are read once, a row at a time; rows wait in a temporary Parquet file until it is known who wrote them all, and
-then become the version, so nothing is half-written. What cannot be a row is counted by its reason.
+The files are read once, row by row, into temporary Parquet files, until all teachers are known; then the version is
+written, so an error never leaves a partial version. Answers that cannot become rows are counted by reason.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ from stillhouse.records import Completion, Split, TeacherIdentity, content_hash
 from stillhouse.storage.location import Location
 
 UNKNOWN = "unknown"
-_VALIDATION = 0.1  # share that is held out where neither the command nor the files say
+_VALIDATION = 0.1  # share that is held out if neither the command nor the file names determine the split
 _ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What is to be read, and where it goes."""
+    """The files to import, and the dataset to write."""
 
     format: str
     files: Sequence[Path]
     root: Location
     into: str
-    teacher: str | None = None  # who wrote the answers; None: what the files say
+    teacher: str | None = None  # the model that wrote the answers; None: from the files
     tokenizer: Path | None = None
-    validation: float | None = None  # share of prompts; None: by the files' names, else a tenth
+    validation: float | None = None  # share of prompts to hold out; None: by file names, else a tenth
     interpret: Interpret | None = None  # see Source
 
 
 @dataclass
 class Findings:
-    """What was met on the way."""
+    """Counts collected during an import."""
 
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows
-    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first one, with its place
-    unkeyed: Counter[str] = field(default_factory=Counter)  # why a row's request key is not known -> rows
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first case, with its place
+    unkeyed: Counter[str] = field(default_factory=Counter)  # why a row's request key is unknown -> rows
     keyed: int = 0
     rows: int = 0
     teachers: dict[TeacherIdentity, int] = field(default_factory=dict)
     sampling: set[SamplingSettings | None] = field(default_factory=set)
-    widest: int = 0  # entries of a position's soft labels
+    widest: int = 0  # largest k of the top-k labels
 
     def leave_out(self, one: LeftOut) -> None:
         self.left_out[one.reason] += 1
@@ -77,18 +77,20 @@ class Findings:
 
 @dataclass(frozen=True)
 class Imported:
-    """A version made of answers from elsewhere."""
+    """An imported version."""
 
     dataset: Dataset
     findings: Findings
 
 
 def import_dataset(request: ImportRequest) -> Imported:
-    """Make the next version of the dataset `into`.
+    """Import files as the next version of the dataset `into`.
 
     Raises:
-        UsageError: a file is missing or not of this format (the message names file, line and mend), or nothing is left.
-        DatasetBusy, StorageFailed: the version cannot be written.
+        UsageError: an option is invalid, a file is missing or not in this format (the message has the file, the line and
+            the fix), or no row can be imported.
+        DatasetBusy: another run is writing this dataset.
+        StorageFailed: the version cannot be written.
     """
     _check_name(request.into)
     if request.validation is not None and not 0 <= request.validation < 1:
@@ -126,7 +128,7 @@ def _stage(
     numbering: Numbering,
     findings: Findings,
 ) -> dict[Split, Path]:
-    """Read everything once; rows go to one temporary file a split."""
+    """Read all answers once and write the rows to one temporary file per split."""
     encoding = encoding_of(soft)
     schema = completion_schema(soft=encoding)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -155,7 +157,7 @@ def _stage(
 
 @contextmanager
 def _batched(path: Path, schema: pa.Schema) -> Iterator[Any]:
-    """A function that takes rows into a Parquet file, some at a time."""
+    """Yield a function that appends rows to a Parquet file, in batches."""
     waiting: list[Any] = []
     with pq.ParquetWriter(path, schema, compression="zstd") as parquet:
 
@@ -240,7 +242,7 @@ def _origin(
 
 
 def _teacher(request: ImportRequest, note: dict[str, Any]) -> TeacherIdentity:
-    """Who wrote the answers of a format that does not say it row by row."""
+    """Return the teacher of rows that do not name one: from the command line, the export note, or unknown."""
     known = {one.name for one in fields(TeacherIdentity)}
     said = {name: value for name, value in (note.get("teacher") or {}).items() if name in known}
     own = TeacherIdentity(**said) if "kind" in said and "model" in said else TeacherIdentity("imported", UNKNOWN)
@@ -269,7 +271,7 @@ def _told(findings: Findings) -> str:
 
 
 def split_in_name(file: Path) -> Split:
-    """The split that a file's name tells: `validation.jsonl`, `validation-00000-of-00001.parquet`, else train."""
+    """Return the split by file name: `validation.jsonl` and `validation-00000-of-00001.parquet`; else train."""
     return "validation" if re.match(r"validation\b", file.name) else "train"
 
 

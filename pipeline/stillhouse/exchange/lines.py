@@ -1,8 +1,8 @@
-"""Rows of a file, each with its place: JSON lines, a JSON array, or Parquet.
+"""Read the rows of a file, each with its place: JSON Lines, a JSON array, or Parquet.
 
     for place, row in rows_of(Path("log.jsonl")): ...
 
-Rows come one at a time. A JSON array (`.json`, as many people write conversations) has no lines and is read whole.
+Rows are streamed, except for a JSON array (common in `.json` files of conversations), which is read into memory.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from stillhouse.exchange.base import Json, Place
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json, text_lines
 from stillhouse.text import shown_value
 
-NOTE = "export.json"  # what an export says of itself, beside its files
+NOTE = "export.json"  # the note that an export writes next to its files
 _SUFFIXES = (".jsonl", ".json", ".parquet")
-_ROWS_AT_ONCE = 64  # of Parquet: rows with soft labels are large
+_ROWS_AT_ONCE = 64  # from Parquet: rows with soft labels are large
 
 
 def input_files(given: Sequence[Path]) -> list[Path]:
-    """The files that are named, and those in the folders that are named.
+    """Return the given files, with folders replaced by the data files in them.
 
     Raises:
-        UsageError: there is no such file, or nothing to read in a folder.
+        UsageError: a file does not exist, or a folder has no data files.
     """
     found: list[Path] = []
     for path in given:
@@ -42,10 +42,10 @@ def input_files(given: Sequence[Path]) -> list[Path]:
 
 
 def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, Json]]:
-    """Every row of a file with its place; of Parquet `columns` alone, those that it has.
+    """Yield every row of a file with its place; from Parquet, only those of `columns` that exist.
 
     Raises:
-        UsageError: it cannot be read, or a row is no object.
+        UsageError: the file cannot be read, or a row is not an object.
     """
     if file.suffix == ".parquet":
         yield from _parquet_rows(file, columns)
@@ -95,7 +95,7 @@ def _parquet_rows(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[P
                 for row in batch.to_pylist():
                     number += 1
                     yield Place(file, number, "row"), row
-    except (pa.ArrowException, OSError) as error:  # of a damaged page it is an OSError
+    except (pa.ArrowException, OSError) as error:  # a damaged page raises OSError
         raise UsageError(f"{file} cannot be read as Parquet ({error}): export or copy it anew") from None
 
 
@@ -110,4 +110,4 @@ def _begins_with_array(file: Path) -> bool:
         try:
             return next((line.lstrip()[:1] == b"[" for line in text_lines(stream) if line.strip()), False)
         except Unreadable:
-            return False  # told of where it is read
+            return False  # reported when the lines are read

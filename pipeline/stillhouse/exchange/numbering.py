@@ -1,4 +1,4 @@
-"""Count answers to the same question, however many there are: in a private temporary database, not in memory."""
+"""Number the answers to the same prompt, in a private temporary database, so that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CACHE_KIB = 1 << 15
 
 
 class Numbering:
-    """SQLite removes the file, however the process ends."""
+    """Counts calls per name. SQLite removes its temporary file however the process ends."""
 
     def __init__(self) -> None:
         self._store = sqlite3.connect("", isolation_level=None)
@@ -27,11 +27,11 @@ class Numbering:
         self._store.close()
 
     def next(self, name: str) -> int:
-        """How often this was called with `name` before: 0, 1, 2, ..."""
+        """Return how often this was called with `name` before: 0, 1, 2, ..."""
         query = "INSERT INTO asked VALUES (?, 0) ON CONFLICT (name) DO UPDATE SET times = times + 1 RETURNING times"
         (times,) = self._store.execute(query, (f"n:{name}",)).fetchone()
         return int(times)
 
     def is_new(self, name: str) -> bool:
-        """Whether this was not called with `name` before."""
+        """Whether this is the first call with `name`."""
         return self._store.execute("INSERT OR IGNORE INTO asked VALUES (?, 0)", (f"a:{name}",)).rowcount > 0

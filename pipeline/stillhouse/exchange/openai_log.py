@@ -1,12 +1,12 @@
-"""What a logged request to OpenAI's API and its answer mean: rows with the keys that labelling would give them.
+"""Turn a logged request to OpenAI's API and its response into rows, with the request keys that labelling would use.
 
     interpret = LogReader(base_url="https://api.openai.com/v1")
     for row in interpret(request, response, place, False): ...
 
-A recipe that asks the same again (same model, endpoint, messages, sampling and further parameters) finds the imported
-answers by their keys, and pays nothing. A key is claimed only where everything that shapes an answer is in the log; the
-row says why where it is not. Parameters that a recipe has no setting for (a seed, a penalty) stand in the key as
-`teacher.options.extra_body` would put them there.
+A recipe that sends the same requests (same model, endpoint, messages, sampling and further parameters) finds the imported
+answers by their keys, and pays nothing. A row gets a key only if the log has everything that shapes an answer; otherwise it
+records why not. Parameters without a setting in recipes (a seed, a penalty) enter the key as they would through
+`teacher.options.extra_body`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SETTINGS = {"model", "messages", "prompt", "temperature", "top_p", "max_tokens"
 _SETTINGS |= {"logprobs", "top_logprobs", "response_format"}
 _NOT_SHAPING = {"n", "user", "metadata", "store", "stream", "stream_options", "service_tier", "safety_identifier"}
 _NOT_SHAPING |= {"prompt_cache_key", "prompt_cache_retention", "timeout", "extra_headers"}
-_DEFAULTS: Mapping[str, tuple[Any, ...]] = {  # what the API does anyway: a client that writes it out asks for the same
+_DEFAULTS: Mapping[str, tuple[Any, ...]] = {  # the API's defaults: sending them explicitly does not change the request
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -50,23 +50,23 @@ _DEFAULTS: Mapping[str, tuple[Any, ...]] = {  # what the API does anyway: a clie
 
 @dataclass(frozen=True)
 class _Asked:
-    """One kind of request: everything but the messages."""
+    """The parameters of a request other than its messages, and what follows from them."""
 
-    teacher: OpenAiTeacher  # reads answers, and knows what they cost; nothing is sent
+    teacher: OpenAiTeacher  # parses answers and computes their cost; sends nothing
     terms: Terms
-    why_no_key: str  # "" where the log has all that shapes an answer
+    why_no_key: str  # "" if the log has everything that shapes an answer
     sampling: SamplingSettings | None
 
 
 class LogReader:
-    """See the module's docstring; `Interpret` in dataset/exchange/base.py is the protocol."""
+    """Reads logged requests, see the module's docstring; `Interpret` in exchange/base.py is the protocol."""
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url.rstrip("/")
         self._known: dict[str, _Asked] = {}
 
     def __call__(self, request: Json, response: Json, place: Place, batch: bool) -> Iterator[Read]:
-        """The rows of one request: one a choice."""
+        """Yield the rows of one request, one per choice."""
         prompt = _prompt(request, place)
         if isinstance(prompt, LeftOut):
             yield prompt
@@ -77,7 +77,7 @@ class LogReader:
             yield LeftOut("malformed", "the answer has no choices", place)
             return
         for number, choice in enumerate(sorted(choices, key=_index)):
-            usage = response.get("usage") if number == 0 else None  # one count for all choices: it goes with the first
+            usage = response.get("usage") if number == 0 else None  # one count for all choices: given to the first
             read = self._read(asked, prompt, {**response, "choices": [choice], "usage": usage}, place, number)
             if isinstance(read, Answered):
                 halved = batch and self._base_url == OPENAI_URL and read.cost_usd is not None
@@ -99,7 +99,7 @@ class LogReader:
         assert isinstance(outcome, Answer)
         told = (
             data["choices"][0].get("finish_reason") is not None
-        )  # where a log does not tell, the answer counts as whole
+        )  # without a finish reason in the log, the answer counts as complete
         served, answer_id = data.get("model"), data.get("id")
         return Answered(
             prompt,
@@ -143,7 +143,7 @@ class LogReader:
         return _Asked(teacher, Terms.of(teacher.identity, label), why, None if why else label.sampling)
 
     def _label(self, given: Json, api: str) -> tuple[LabelSettings, str]:
-        """The recipe's settings that ask so, and why there are none ("" where there are)."""
+        """Return the label settings that give the same request, and why there are none ("" if there are)."""
         limits = [given[name] for name in ("max_tokens", "max_completion_tokens") if name in given]
         if len(limits) != 1:
             return LabelSettings(), "max_tokens is not in the request" if not limits else "two limits of tokens are set"
@@ -177,7 +177,7 @@ def _prompt(request: Json, place: Place) -> Prompt | LeftOut:
 
 
 def _odd_messages(request: Json) -> str:
-    """Why these messages are not what labelling would send, though they read alike."""
+    """Return why labelling would not send exactly these messages, although their text is the same; "" if it would."""
     for turn in request.get("messages", ()):
         if turn["role"] not in {"system", "user", "assistant"}:
             return f"a message's role is {turn['role']!r}"

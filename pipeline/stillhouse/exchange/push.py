@@ -2,10 +2,10 @@
 
     pushed = push_dataset(dataset, "somebody/quickstart", private=True)
 
-The files go up as they are, and one commit makes all of them appear together, the manifest among them: who downloads the
-repository can verify it. The token comes from HF_TOKEN alone and is in no message. A version that does not verify is
-refused. A repository that is there already must be empty or hold a manifest that a push put there: only files that this
-manifest lists are replaced or removed, and all others stay.
+The files are uploaded unchanged in a single commit that includes the manifest, so a download of the repository can be
+verified. The token is read only from HF_TOKEN and never appears in a message. A version that fails verification is refused.
+An existing repository must be empty, apart from files that the hub creates, or have the manifest of an earlier push: only
+files that this manifest lists are replaced or removed; all others stay.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _CHUNK = 1 << 20
-_OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}  # what the hub's own page for new repositories puts there
+_OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}  # files that the hub creates in a new repository
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did."""
+    """The result of a push."""
 
     repo: str
     url: str
     commit: str
     files: tuple[str, ...]
-    removed: tuple[str, ...]  # files of the version that was pushed before, and which are not in this one
-    kept: tuple[str, ...]  # files that no push put there
+    removed: tuple[str, ...]  # files of the previously pushed version that are not in this one
+    kept: tuple[str, ...]  # files in the repository that no push wrote
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a repository held before the push."""
+    """The state of a repository before the push."""
 
     files: frozenset[str] = frozenset()
     commit: str | None = None
 
 
 def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushed:
-    """Make the repository hold exactly this version; it is created where it is not there.
+    """Push a version to a repository, replacing the version that was pushed before; create the repository if needed.
 
     Raises:
-        UsageError: HF_TOKEN is not set, the name cannot be used, or the repository holds files of others that are in the
-            way. Nothing was sent.
-        DatasetRefused: a file is not as it was written. Nothing was sent.
-        PushFailed: the hub refuses, or cannot be reached.
+        UsageError: HF_TOKEN or HF_ENDPOINT cannot be used, the repository name is invalid, the repository is public
+            although `private` is true, or it has foreign files that the push would replace. Nothing was sent.
+        DatasetRefused: a file has changed since the version was written. Nothing was sent.
+        PushFailed: the hub rejects the push, or cannot be reached.
     """
     token = _token()
     _check_name(repo)
@@ -82,13 +82,13 @@ def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushe
                 [*adds, *(CommitOperationDelete(name) for name in removed)],
                 commit_message=f"{dataset.manifest.label}, by Stillhouse {dataset.manifest.stillhouse}",
                 repo_type="dataset",
-                parent_commit=found.commit,  # what was looked at is what is changed
+                parent_commit=found.commit,  # fails if the repository has changed since it was read
             )
     kept = sorted(found.files - ours - _OF_A_NEW_REPOSITORY)
     return Pushed(repo, f"{endpoint}/datasets/{repo}", str(commit.oid), tuple(files), tuple(removed), tuple(kept))
 
 
-# ------------------------------------------------------------------------------------------------------------- before it
+# ---------------------------------------------------------------------------------------------------------------- checks
 
 
 def _token() -> SecretStr:
@@ -123,14 +123,14 @@ def _check_name(repo: str) -> None:
 
 
 def _files(dataset: Dataset) -> list[str]:
-    """Everything that the version consists of, the manifest last."""
+    """Return all files of the version, the manifest last."""
     extras = [name for name in EXTRA_FILES if (dataset.folder / name).is_file()]
     return [*(entry.path for entry in dataset.manifest.files), *extras, FILE_NAME]
 
 
 @contextmanager
 def _on_this_machine(dataset: Dataset, files: list[str]) -> Iterator[Path]:
-    """The version's folder; a copy of it where it lies in a store."""
+    """Yield the version's folder, or a temporary local copy if it is in a store."""
     if isinstance(dataset.folder, Path):
         yield dataset.folder
         return
@@ -144,14 +144,14 @@ def _on_this_machine(dataset: Dataset, files: list[str]) -> Iterator[Path]:
 
 
 def _found(api: HfApi, repo: str, *, private: bool) -> _Found:
-    """What the repository holds; it is made where it is not there."""
+    """Return the state of the repository; create it if it does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         found = api.dataset_info(repo)
     except RepositoryNotFoundError as error:
         if error.response.status_code == 401:
-            raise  # the hub says the same of a token that it does not know
+            raise  # the hub gives the same error for an invalid token
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=False)
         return _Found()
     if private and not found.private:
@@ -163,10 +163,10 @@ def _found(api: HfApi, repo: str, *, private: bool) -> _Found:
 
 
 def _listed_by_our_manifest(api: HfApi, repo: str, found: _Found) -> frozenset[str]:
-    """The files that a push may replace: those that the manifest there lists, with the manifest and the card.
+    """Return the files that a push may replace: those that the repository's manifest lists, the manifest and the card.
 
     Raises:
-        UsageError: files are there and no manifest, or one that Stillhouse did not write.
+        UsageError: the repository has files but no manifest, or a manifest that Stillhouse did not write.
     """
     if FILE_NAME not in found.files:
         if strange := sorted(found.files - _OF_A_NEW_REPOSITORY):
@@ -204,7 +204,7 @@ def _refuse_to_replace(repo: str, foreign: frozenset[str]) -> None:
 
 @contextmanager
 def _told(repo: str, endpoint: str, token: SecretStr) -> Iterator[None]:
-    """The hub's refusals in words, without the token."""
+    """Turn errors of the hub client into PushFailed with an explanation, without the token."""
     import httpx2
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -219,7 +219,7 @@ def _told(repo: str, endpoint: str, token: SecretStr) -> Iterator[None]:
 
 
 def _failure(error: BaseException, repo: str, endpoint: str) -> str:
-    """What went wrong. The library tells of a failed upload as a RuntimeError, and of a refused one as a ValueError."""
+    """Explain an error. The library raises a RuntimeError for a failed upload, and a ValueError for a rejected one."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 

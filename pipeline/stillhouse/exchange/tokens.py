@@ -1,7 +1,7 @@
-"""Rows of token ids with soft labels: out of a dataset's columns, and back to conversations.
+"""Convert a dataset's columns to rows of token ids with soft labels, and such rows back to conversations.
 
-Both ways keep to one layout, that of the formats which train on tokens: `input_ids` is prompt and completion together,
-and row j of the labels is the distribution of input_ids[j + 1].
+Both directions use the layout of formats that train on tokens: `input_ids` is the prompt followed by the completion, and
+row j of the labels is the distribution of input_ids[j + 1].
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from stillhouse.recipe.label import SoftSettings
 from stillhouse.records import Message, Prompt, SampledLabels, SoftLabels
 
 _MOST_TURNS = 9  # of the user, in one prompt
-_NO_MASS = 1e-6  # below it what a distribution lacks is rounding
+_NO_MASS = 1e-6  # a tail mass below this is rounding error
 
 TokenIds = npt.NDArray[np.int32]
 
 
-# ------------------------------------------------------------------------------------------------------------------- out
+# ---------------------------------------------------------------------------------------------------------------- export
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class TokenRow:
 
     prompt: TokenIds  # (prompt time,)
     completion: TokenIds  # (time,)
-    token_ids: TokenIds  # (time, widest), 0 where a position has fewer
-    logprobs: npt.NDArray[np.float32]  # (time, widest), -inf where it has fewer
-    valid: npt.NDArray[np.bool_]  # (time, widest)
+    token_ids: TokenIds  # (time, widest), padded with 0
+    logprobs: npt.NDArray[np.float32]  # (time, widest), padded with -inf
+    valid: npt.NDArray[np.bool_]  # (time, widest), False for padding
 
     @property
     def input_ids(self) -> TokenIds:
@@ -50,10 +50,10 @@ class TokenRow:
 
 
 def soft_encoding(dataset: Dataset, to: str) -> Encoding[Any]:
-    """How the dataset's soft labels lie on disk.
+    """Return the encoding of the dataset's soft labels.
 
     Raises:
-        UsageError: it has none, or they are an encoder-decoder's, whose rows are two sequences and not one.
+        UsageError: the dataset has no soft labels, or they are from an encoder-decoder, whose rows are two sequences.
     """
     soft = dataset.manifest.soft
     if soft is not None and dataset.manifest.teacher.encoder_decoder:
@@ -71,12 +71,12 @@ def soft_encoding(dataset: Dataset, to: str) -> Encoding[Any]:
 
 
 def token_columns(encoding: Encoding[Any]) -> tuple[str, ...]:
-    """All that `token_rows` reads."""
+    """Return the columns that `token_rows` reads."""
     return ("prompt_token_ids", "completion_token_ids", *encoding.columns)
 
 
 def token_rows(rows: pa.RecordBatch, encoding: Encoding[Any]) -> Iterator[TokenRow]:
-    """The rows that have soft labels, in order."""
+    """Yield the rows that have soft labels, in order."""
     packed = encoding.decode(rows)
     counts = pc.fill_null(pc.list_value_length(rows.column(encoding.columns[0])), 0).to_numpy()
     ends = np.cumsum(counts)
@@ -98,7 +98,7 @@ def token_rows(rows: pa.RecordBatch, encoding: Encoding[Any]) -> Iterator[TokenR
 
 
 def lists(arrays: Sequence[npt.NDArray[Any]], type_: pa.DataType) -> pa.Array:
-    """Arrays of one dimension as a list each, or of two as a list of lists each, without an object a number."""
+    """Convert arrays to Arrow lists (1-D) or lists of lists (2-D), one per array, without a Python object per number."""
     depth = 2 if pa.types.is_list(type_.value_type) else 1
     values = np.concatenate([array.reshape(-1) for array in arrays]) if arrays else np.zeros(0)
     inner = type_.value_type.value_type if depth == 2 else type_.value_type
@@ -115,18 +115,22 @@ def _offsets(lengths: Sequence[int] | npt.NDArray[Any]) -> pa.Array:
     return pa.array(bounds.astype(np.int32))
 
 
-# ------------------------------------------------------------------------------------------------------------------ back
+# ---------------------------------------------------------------------------------------------------------------- import
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenizer, and the way from its ids back to conversations."""
+    """A tokenizer that converts token ids back to conversations."""
 
     folder: Path
 
     @classmethod
     def of(cls, folder: Path | None, format_: str) -> Tokens:
-        """Raises UsageError where no tokenizer is named."""
+        """Return the tokenizer in a folder.
+
+        Raises:
+            UsageError: `folder` is None.
+        """
         if folder is None:
             raise UsageError(
                 f"the format {format_} holds token ids and no text: name the tokenizer that made them, "
@@ -142,7 +146,7 @@ class Tokens:
         return load_tokenizer(find_model(str(self.folder), setting="--tokenizer", weights=False).folder)
 
     def prompt(self, token_ids: Sequence[int]) -> Prompt | None:
-        """The conversation that the chat template turns into exactly these ids; None where there is none."""
+        """Return the conversation that the chat template encodes to exactly these ids; None if there is none."""
         from stillhouse.models.load import encode_prompt
 
         templated = self._tokenizer.chat_template is not None
@@ -155,13 +159,13 @@ class Tokens:
         return None
 
     def completion(self, token_ids: Sequence[int]) -> tuple[str, bool]:
-        """The text of an answer, and whether a token that ends answers stands at its end."""
+        """Return the text of an answer, and whether it ends with an end token."""
         text = str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
         return text, int(token_ids[-1]) in self._end_ids
 
     @cached_property
     def _end_ids(self) -> set[int]:
-        """The tokenizer's own end token, and what the model's generation settings name beside it."""
+        """The end tokens: the tokenizer's, and those in the model's generation config."""
         file = self.folder / "generation_config.json"
         named: Any = parse_json(decode_text(file.read_bytes())).get("eos_token_id") if file.is_file() else None
         listed = named if isinstance(named, list) else [named]
@@ -169,7 +173,7 @@ class Tokens:
 
     @cached_property
     def _patterns(self) -> list[tuple[tuple[Any, ...], re.Pattern[str]]]:
-        """What the template makes of each order of turns, longest first: a shorter one would take turns for text."""
+        """The template as a regex for each sequence of roles, longest first: a shorter one would match turns as text."""
         found = []
         for more in reversed(range(_MOST_TURNS)):
             for system in ((), ("system",)):
@@ -188,7 +192,7 @@ def _pattern(tokenizer: Any, roles: Sequence[str]) -> re.Pattern[str] | None:
         with template_errors():
             text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except TemplateRefused:
-        return None  # of a template that knows no system turn
+        return None  # for instance, the template does not support a system turn
     pieces: list[str] = []
     for mark in marks:
         before, found, text = text.partition(mark)
@@ -201,11 +205,11 @@ def _pattern(tokenizer: Any, roles: Sequence[str]) -> re.Pattern[str] | None:
 def labels_of(
     token_ids: TokenIds, logprobs: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], soft: SoftSettings | None
 ) -> SoftLabels | SampledLabels:
-    """Soft labels out of lists of tokens and log-probabilities.
+    """Build soft labels from arrays of token ids and log-probabilities.
 
     Args:
-        token_ids, logprobs, valid: (time, widest); what is not valid fills up.
-        soft: what they were before they were exported; None where nobody knows, then they are taken for top-k.
+        token_ids, logprobs, valid: (time, widest); entries that are not valid are padding.
+        soft: the settings of the labels before the export; None if unknown, then the labels count as top-k.
     """
     if soft is not None and soft.draws is not None:
         return _sampled(token_ids, logprobs, valid, soft.draws)
@@ -231,12 +235,12 @@ def _sampled(
 def chosen_logprobs(
     completion: TokenIds, token_ids: TokenIds, logprobs: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """The log-probability of each completion token, NaN where its position's labels do not have it: (time,)."""
+    """Return the log-probability of each completion token, NaN if its position does not list the token: (time,)."""
     own = (token_ids == completion[:, None]) & valid  # (time, widest)
     return np.where(own.any(axis=1), logprobs[np.arange(len(own)), own.argmax(axis=1)], np.nan).astype(np.float32)
 
 
 @lru_cache(maxsize=8)
 def vocabulary_bits(size: int) -> int:
-    """Bits of the largest id of a vocabulary."""
+    """Return the number of bits of the largest token id of a vocabulary."""
     return max(1, (size - 1).bit_length())

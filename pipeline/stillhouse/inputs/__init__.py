@@ -1,1 +1,1 @@
-"""Reading what people wrote: files, YAML, cells of tables, addresses."""
+"""Parse and check user input: files, YAML, table cells, URLs."""

@@ -1,21 +1,21 @@
-"""A cell of somebody's table as text: what goes into a prompt, into a reference, and out of an import.
+"""Convert a cell of a user's table to text, for prompts, references and imports.
 
     cell_text("tram") -> "tram"        cell_text(0.00001) -> "0.00001"      cell_text(b"tram") -> "tram"
     cell_text(None) -> None            cell_text(float("nan")) -> None      cell_text(["a", "b"]) raises NotText
 
 | a cell | its text |
 | --- | --- |
-| a text | as it is |
+| a text | unchanged |
 | an integer, a decimal | its digits |
-| a floating-point number | the shortest digits that give it back, without an exponent from 0.000001 to below 10^21 |
-| a boolean | true or false, as JSON has it |
-| a date, a time, a point in time | ISO 8601 |
+| a floating-point number | the shortest digits that round-trip, without an exponent from 0.000001 to below 10^21 |
+| a boolean | true or false, as in JSON |
+| a date, a time, a datetime | ISO 8601 |
 | a UUID | its usual form |
-| bytes | decoded as UTF-8 |
-| null, NaN, an infinity, NaT | none: the cell is missing |
-| a list, an object, anything else | none: a template says how it is written |
+| bytes | decoded as UTF-8, without a byte-order mark |
+| null, NaN, an infinity, NaT | None: the cell is missing |
+| a list, an object, anything else | NotText: use a template to format it |
 
-Scalars of NumPy, pandas and Arrow are read like Python's.
+Scalars of NumPy, pandas and Arrow are converted like Python's.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
-_PLAIN_DIGITS = (1e-6, 1e21)  # from here to there, as JavaScript writes numbers
+_PLAIN_DIGITS = (1e-6, 1e21)  # range of numbers written without an exponent, as in JavaScript
 
 
 class NotText(ValueError):
-    """A cell that has no text; the message says what it is, as in "a list"."""
+    """A cell that cannot be converted to text; the message says what it is, such as "a list"."""
 
     def __init__(self, what: str, value: object) -> None:
         super().__init__(what)
@@ -41,11 +41,11 @@ class NotText(ValueError):
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell holds nothing: null, or what is no number or no time."""
+    """Whether a cell is missing: null, NaN, an infinity or NaT."""
     if isinstance(value, (str, list, dict)):
         return False
     value = _python_value(value)
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which need not be there
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which may not be installed
         return True
     if isinstance(value, (float, np.floating)):
         return not math.isfinite(value)
@@ -55,10 +55,10 @@ def is_missing(value: object) -> bool:
 
 
 def cell_text(value: object) -> str | None:
-    """The text of a cell, or None where it is missing; the module's docstring has the table.
+    """Return the text of a cell, or None if it is missing, by the table in the module's docstring.
 
     Raises:
-        NotText: it is a list, an object, bytes that are not UTF-8, or of another kind that has no text.
+        NotText: the cell is a list, an object, bytes that are not UTF-8, or of another unsupported type.
     """
     if isinstance(value, str):
         return value
@@ -84,24 +84,24 @@ def cell_text(value: object) -> str | None:
 
 
 def present_text(value: object) -> str | None:
-    """The text of a cell, or None where it is missing or blank: a reference that is not there.
+    """Return the text of a cell, or None if it is missing or blank, for instance an absent reference.
 
     Raises:
-        NotText: as `cell_text` does.
+        NotText: the cell is a list, an object, bytes that are not UTF-8, or of another unsupported type.
     """
     text = cell_text(value)
     return text if text and text.strip() else None
 
 
 def _number(value: float | np.floating[Any]) -> str:
-    text = str(value)  # of either, the shortest digits that give the same number back
+    text = str(value)  # for Python and NumPy floats, the shortest digits that round-trip
     smallest, largest = _PLAIN_DIGITS
     is_plain = "e" in text and smallest <= abs(float(value)) < largest
     return format(decimal.Decimal(text), "f") if is_plain else text
 
 
 def _python_value(value: object) -> object:
-    """A scalar of Arrow or NumPy as Python's own; narrow floats and points in time as they are, whose digits differ."""
+    """Convert an Arrow or NumPy scalar to a Python value, except NumPy floats and datetimes, whose digits would change."""
     if hasattr(value, "as_py"):
         value = value.as_py()
     if isinstance(value, np.ndarray) and value.ndim == 0:

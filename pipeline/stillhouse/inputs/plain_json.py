@@ -1,4 +1,4 @@
-"""JSON that every reader takes: a number that is not finite, which JSON has no word for, is written as null."""
+"""Write strict JSON: numbers that are not finite, which JSON cannot express, become null."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON text; NaN and the infinities become null."""
+    """Return a value as JSON text; NaN and infinities become null."""
     return json.dumps(finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """The same value with None in the place of every float that is not finite."""
+    """Return the value with every float that is not finite replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,10 +1,10 @@
-"""Check a server's base URL before anything is sent, and put a path below it.
+"""Check a server's base URL before anything is sent, and append paths to it.
 
     base_url = check_base_url(given, "teacher.options.base_url")
-    below(base_url, "/chat/completions")        # a query of the base URL, as Azure's ?api-version=..., comes last
+    below(base_url, "/chat/completions")        # the base URL's query, such as Azure's ?api-version=..., stays at the end
 
-A URL that no request can be sent to is the fault of whoever wrote it: it is refused here, with the setting, the value and
-the mend, and not tried again and again as if a server were away. Passwords and keys in a URL are refused and never shown.
+A URL to which no request can be sent is a user error: it is rejected here, with the setting, the value and the fix, and not
+retried as if the server were down. Passwords and keys in a URL are rejected and never shown.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _NO_URL_CHARACTERS = set("<>{}|\\^`\"'")
 
 
 def check_base_url(given: str, setting: str, *, may_hold_secret: bool = False) -> str:
-    """The base URL without white space around it and without a slash at its end.
+    """Check a base URL and return it without surrounding white space and trailing slashes.
 
     Args:
-        given: as the recipe, the environment or the command line has it.
-        setting: where it was given, for the message.
-        may_hold_secret: whether user and password are accepted: nothing keeps or shows the URL as it is.
+        given: the URL from the recipe, the environment or the command line.
+        setting: the name of the setting, for messages.
+        may_hold_secret: whether the URL may contain secrets; only if nothing stores or shows it.
 
     Raises:
-        RecipeError: no request can be sent to it, or it holds a secret.
+        RecipeError: no request can be sent to the URL, or it contains a secret.
     """
     url = given.strip()
     if holds_secret(url) and not may_hold_secret:
@@ -46,26 +46,26 @@ def check_base_url(given: str, setting: str, *, may_hold_secret: bool = False) -
 
 
 def below(base_url: str, path: str) -> str:
-    """The URL of `path` below a base URL, whose query stays at the end."""
+    """Return the URL of `path` below a base URL; the base URL's query stays at the end."""
     root, mark, query = base_url.partition("?")
     return f"{root.rstrip('/')}{path}{mark}{query}"
 
 
 def beside_v1(base_url: str) -> str:
-    """A base URL without the `/v1` that its path ends with."""
+    """Return a base URL without a `/v1` at the end of its path."""
     root, mark, query = base_url.partition("?")
     return f"{root.rstrip('/').removesuffix('/v1')}{mark}{query}"
 
 
 def holds_secret(url: str) -> bool:
-    """Whether a URL has a user, a password, or a parameter whose name says that its value is secret."""
+    """Whether a URL has a user, a password, or a query parameter whose name suggests a secret."""
     address, _, query = url.partition("?")
     names = [name for name, _ in parse_qsl(query.partition("#")[0], keep_blank_values=True)]
     return "@" in address or any(_SECRET_NAME.search(name) for name in names)
 
 
 def without_secrets(url: str) -> str:
-    """A URL for people: without user and password, and of a query that may hold a secret only the names."""
+    """Return a URL for messages: without user and password, and with the query values masked if one may be secret."""
     address, mark, query = url.partition("?")
     if "@" in address:
         scheme = _SCHEME.match(address)
@@ -76,7 +76,7 @@ def without_secrets(url: str) -> str:
 
 
 def _fault(url: str) -> str:
-    """What is wrong with a base URL and how it is mended; "" where nothing is."""
+    """Return what is wrong with a base URL and how to fix it; "" if nothing is."""
     if not url:
         return "give a URL such as http://127.0.0.1:8000/v1"
     if any(character.isspace() or not character.isprintable() for character in url):
@@ -99,7 +99,7 @@ def _fault(url: str) -> str:
 
 
 def _authority_fault(url: str) -> str:
-    """What is wrong with the host or the port."""
+    """Return what is wrong with the host or the port; "" if nothing is."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

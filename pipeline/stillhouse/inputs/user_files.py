@@ -1,10 +1,10 @@
-"""Text and JSON that people bring: files in any encoding that names itself, and errors that say where a file is wrong.
+"""Read text and JSON from user files in UTF-8, or in the encoding of their byte-order mark, with clear errors.
 
     for line in text_lines(stream): row = parse_json(line)      # JSON lines, from UTF-8, UTF-16 or UTF-32
     template = decode_text(file.read_bytes())
 
-Spreadsheets and Windows editors put a byte-order mark before a text; it names the encoding and is no part of the text.
-What cannot be read is an `Unreadable`, whose message says why: the caller adds the setting, the file and the row.
+Spreadsheets and Windows editors put a byte-order mark (BOM) before a text; it names the encoding and is not part of the
+text. Input that cannot be read raises `Unreadable` with the reason; the caller adds the setting, the file and the row.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-DEEPEST_JSON = 200  # levels of nesting: more than any table has, and less than any code that walks them stumbles over
+DEEPEST_JSON = 200  # levels of nesting: more than real tables have, too few for a RecursionError
 
-_ENCODINGS = (  # the longer mark first: that of UTF-32 begins with that of UTF-16
+_ENCODINGS = (  # UTF-32 before UTF-16: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -31,19 +31,19 @@ _LONGEST_MARK = 4  # bytes
 
 
 class Unreadable(ValueError):
-    """A text or a JSON value that cannot be read; the message is the end of a sentence about it."""
+    """A text or a JSON value cannot be read; the message gives the reason, to follow a file name in a longer message."""
 
 
 def text_encoding(start: bytes) -> str:
-    """The encoding that a byte-order mark at the start of a file names; UTF-8 where there is none."""
+    """Return the encoding of the byte-order mark at the start of a file; UTF-8 without one."""
     return next((name for mark, name in _ENCODINGS if start.startswith(mark)), "utf-8")
 
 
 def decode_text(data: bytes) -> str:
-    """The text of a file, without its byte-order mark.
+    """Decode the text of a file, without its byte-order mark.
 
     Raises:
-        Unreadable: it is not in the encoding that its mark names, or not in UTF-8 where it has none.
+        Unreadable: the data is not valid in the encoding of its byte-order mark (UTF-8 without one), or has zero bytes.
     """
     encoding = text_encoding(data[:_LONGEST_MARK])
     try:
@@ -58,10 +58,10 @@ def decode_text(data: bytes) -> str:
 
 
 def text_lines(stream: io.BufferedReader) -> Iterator[bytes]:
-    """The lines of a file as UTF-8, without byte-order marks (files that were put together have several).
+    """Yield the lines of a file as UTF-8, without byte-order marks (concatenated files have several).
 
     Raises:
-        Unreadable: a file of another encoding than UTF-8 is not in the one that its mark names.
+        Unreadable: the byte-order mark names UTF-16 or UTF-32, and the data is not valid in it. UTF-8 is not checked.
     """
     encoding = text_encoding(stream.peek(_LONGEST_MARK)[:_LONGEST_MARK])
     if encoding in ("utf-8", "utf-8-sig"):
@@ -77,13 +77,13 @@ def text_lines(stream: io.BufferedReader) -> Iterator[bytes]:
 
 
 def parse_json(text: str | bytes, *, fast: bool = False) -> Any:
-    """A JSON value, with Python's NaN and Infinity where they are written out.
+    """Parse a JSON value; NaN and Infinity are accepted, as in Python's json.
 
     Args:
-        fast: read with orjson where it can: several times faster, and an integer of more than 64 bits is a float.
+        fast: parse with orjson if possible: several times faster, but integers of more than 64 bits become floats.
 
     Raises:
-        Unreadable: it is not UTF-8, not JSON, or nested in more than `DEEPEST_JSON` levels.
+        Unreadable: the text is not UTF-8, not JSON, or nested more than `DEEPEST_JSON` levels deep.
     """
     try:
         value = _parse(text, fast)
@@ -109,7 +109,7 @@ def _parse(text: str | bytes, fast: bool) -> Any:
             raise RecursionError from None
         if "NaN" not in plain and "Infinity" not in plain:
             raise error from None
-        return json.loads(plain)  # which knows these two, and which pandas and Python write
+        return json.loads(plain)  # accepts NaN and Infinity, which pandas and Python write
 
 
 def _too_deep() -> Unreadable:
@@ -117,7 +117,7 @@ def _too_deep() -> Unreadable:
 
 
 def _may_be_deep(text: str | bytes) -> bool:
-    """Whether the brackets of a text could nest too deeply; those inside strings are counted too."""
+    """Whether the brackets of a text might nest too deeply; brackets inside strings are counted too."""
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if data.count(b"[") + data.count(b"{") <= DEEPEST_JSON:
         return False
@@ -128,7 +128,7 @@ def _may_be_deep(text: str | bytes) -> bool:
 
 
 def _depth(value: Any) -> int:
-    """Levels of lists and objects, counted without recursion."""
+    """Return the nesting depth of lists and objects, without recursion."""
     level, inside = 0, [value] if isinstance(value, (dict, list)) else []
     while inside:
         level += 1

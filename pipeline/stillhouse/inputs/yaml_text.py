@@ -1,11 +1,11 @@
-"""YAML as a recipe is written in: the core schema of YAML 1.2, and no key twice.
+"""Parse and write the YAML of recipes: the core schema of YAML 1.2, without duplicate keys.
 
     data = parse_yaml(text)
-    text = dump_yaml(data)          # parse_yaml gives the same data again
+    text = dump_yaml(data)          # parse_yaml returns the same data
 
-PyYAML reads YAML 1.1, where `yes` is true, `1e-4` a text, `010` eight, `1:30` ninety and 2024-01-01 a date, and where the
-last of two equal keys wins without a word. Here `true` and `false` alone are truth values, numbers are what they look like,
-everything else is text, and a key that stands twice in one mapping is an error with both lines.
+PyYAML reads YAML 1.1, where `yes` is true, `1e-4` a string, `010` eight, `1:30` ninety and 2024-01-01 a date, and where the
+last of two equal keys silently wins. Here only `true` and `false` are booleans, numbers are what they look like, everything
+else except null is a string, and a duplicate key in a mapping is an error that names both lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-_MOST_NODES = 100_000  # of a document with its aliases written out
+_MOST_NODES = 100_000  # of a document with its aliases expanded
 _RESOLVERS = [  # the core schema of YAML 1.2.2, section 10.3.2
     ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
     ("tag:yaml.org,2002:int", re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), "-+0123456789"),
@@ -33,11 +33,11 @@ _RESOLVERS = [  # the core schema of YAML 1.2.2, section 10.3.2
 
 
 class YamlError(ValueError):
-    """A text is not the YAML that a recipe may be written in; the message says where."""
+    """The text is not valid YAML for a recipe; the message says where."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the core schema, which refuses a key that stands twice."""
+    """SafeLoader with the core schema that rejects duplicate keys and keys that are not strings."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what the core schema would not read as text, and nothing else."""
+    """SafeDumper that quotes exactly the strings that the core schema would not read as strings."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
@@ -69,7 +69,7 @@ def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    """Line ends that are none of YAML 1.2 are escaped: PyYAML would fold them into spaces."""
+    """Represent a string; line breaks that YAML 1.2 does not know are escaped, since PyYAML would fold them into spaces."""
     style = '"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -82,10 +82,11 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 
 def parse_yaml(text: str) -> Any:
-    """The one document of a text: dicts with text keys, lists, texts, numbers, true, false and None.
+    """Parse a single YAML document into dicts with string keys, lists, strings, numbers, booleans and None.
 
     Raises:
-        YamlError: it cannot be parsed, a key stands twice or is no text, or aliases make it endless.
+        YamlError: the text is not valid YAML or is nested too deeply, a key is duplicate or not a string, or aliases are
+            recursive or expand to more than 100,000 values.
     """
     try:
         loader = _Loader(text)
@@ -102,12 +103,12 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(data: Any) -> str:
-    """The YAML of plain data, in the order of its keys."""
+    """Return plain data as YAML, with keys in their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
-    """How many values a node stands for, its aliases written out."""
+    """Count the values of a node with its aliases expanded."""
     if id(node) in within:
         raise YamlError(f"line {node.start_mark.line + 1}: an alias stands for something that contains it")
     if id(node) not in known:

@@ -1,1 +1,1 @@
-"""Keep or reject a completion, with a reason: one file a filter, found by name."""
+"""Quality filters, which keep or reject completions with a reason: one module per filter, found by name."""

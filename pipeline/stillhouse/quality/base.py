@@ -1,13 +1,13 @@
-"""The seam of quality filters: what gives the reason to reject a completion, or None.
+"""The interface of quality filters: functions that return the reason to reject a completion, or None to keep it.
 
 A filter is a module in this folder (or an entry point `stillhouse.filters`) with one function
 
     def open_filter(options: dict[str, Any]) -> Filter
 
-A filter sees the completions of a dataset one after another in a fixed order: shard by shard, the samples of one prompt
-side by side. Most are functions of one completion. One that compares a completion with those before it (duplicates,
-best-of) is an object that also has `remember`: it is told of every completion that was kept in the end, by this run or by
-an earlier one that was stopped, and so decides the same wherever a run was cut.
+A filter sees the completions of a dataset one at a time in a fixed order: shard by shard, with the samples of one prompt
+consecutive. Most filters depend on one completion only. A filter that compares a completion with earlier ones (duplicates,
+best-of) is an object with a method `remember`, which is called for every completion that was finally kept, by this run or
+by an earlier interrupted run. So it decides the same after a resume.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from stillhouse.recipe.faults import raise_all
 from stillhouse.recipe.load import FilterSettings
 from stillhouse.records import Completion
 
-Filter = Callable[[Completion], str | None]  # the detail of a rejection, None to keep
+Filter = Callable[[Completion], str | None]  # returns the detail of a rejection, or None to keep
 
 
 @runtime_checkable
 class Remembers(Protocol):
-    """A filter whose verdict depends on what was kept before."""
+    """A filter whose verdict depends on the completions kept before."""
 
     def remember(self, completion: Completion) -> None:
-        """Called once for each completion that every filter kept, in the dataset's order."""
+        """Record a kept completion; called once for each completion that all filters kept, in the dataset's order."""
 
 
 @dataclass(frozen=True)
 class NamedFilter:
-    """A filter with the name that its rejections are counted under."""
+    """A filter with its kind, under which its rejections are counted."""
 
     kind: str
     judge: Filter
@@ -44,17 +44,17 @@ class NamedFilter:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a completion was rejected."""
+    """The rejection of a completion: the filter's kind and the detail."""
 
     reason: str
     detail: str
 
 
 def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> list[NamedFilter]:
-    """The filters of a recipe, in its order; `where` is their place in it.
+    """Open the filters of a recipe, in order; `where` is the path of the setting, for messages.
 
     Raises:
-        RecipeError: there is no such kind, or an option is wrong; all that are wrong are told.
+        RecipeError: a filter's kind does not exist or an option is wrong; the error lists all faults.
     """
     opened: list[NamedFilter] = []
     faults: list[RecipeError] = []
@@ -71,7 +71,7 @@ def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> 
 
 
 def judge(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
-    """The first filter's reason to reject, or None: the completion is kept, and remembered."""
+    """Return the first rejection by a filter; or None, and the completion is kept and remembered."""
     verdict = first_rejection(completion, filters)
     if verdict is None:
         remember(completion, filters)
@@ -79,7 +79,7 @@ def judge(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | N
 
 
 def first_rejection(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
-    """The first filter's reason to reject, or None; nothing is remembered."""
+    """Return the first rejection by a filter, or None; nothing is remembered."""
     for one in filters:
         detail = one.judge(completion)
         if detail is not None:
@@ -88,7 +88,7 @@ def first_rejection(completion: Completion, filters: Sequence[NamedFilter]) -> V
 
 
 def remember(completion: Completion, filters: Sequence[NamedFilter]) -> None:
-    """Tell the filters that look back of a completion that was kept."""
+    """Pass a kept completion to the filters that have `remember`."""
     for one in filters:
         asked: object = one.judge
         if isinstance(asked, Remembers):

@@ -1,4 +1,4 @@
-"""Of several samples of a prompt, keep the first that every verifier passes.
+"""Of several samples of a prompt, keep the first (or the first `keep`) that all verifiers pass.
 
 label: {samples: 8}
 quality:
@@ -8,8 +8,8 @@ quality:
     verifiers:
       - {kind: reference-match, how: number}
 
-A verifier is any filter. A sample that another filter of the recipe rejects does not count as kept, wherever that filter
-stands; so without `verifiers` the first sample is kept that the other filters pass.
+A verifier is any filter. A sample that another filter of the recipe rejects does not count as kept, whether that filter
+runs before or after this one; so without `verifiers`, the first sample that the other filters pass is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stillhouse.settings import Settings, parse_options
 class BestOfOptions(Settings):
     """Options of this filter."""
 
-    keep: int = Field(default=1, ge=1)  # samples of a prompt
+    keep: int = Field(default=1, ge=1)  # samples to keep per prompt
     verifiers: tuple[FilterSettings, ...] = ()
 
     @field_validator("verifiers")
@@ -40,19 +40,19 @@ class BestOfOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> BestOf:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.best-of", options, BestOfOptions)
     return BestOf(given.keep, open_filters(given.verifiers, "quality.best-of.verifiers"))
 
 
 class BestOf:
-    """Counts what was kept of one prompt at a time: its samples come side by side."""
+    """Counts the kept samples of one prompt at a time, since the samples of a prompt are consecutive."""
 
     def __init__(self, keep: int, verifiers: Sequence[NamedFilter]) -> None:
         self._keep = keep
         self._verifiers = verifiers
         self._prompt = ""
-        self._kept: dict[str, int] = {}  # id -> sample, of this prompt
+        self._kept: dict[str, int] = {}  # completion id -> sample number, of this prompt
 
     def __call__(self, completion: Completion) -> str | None:
         verdict = first_rejection(completion, self._verifiers)
@@ -64,7 +64,7 @@ class BestOf:
         return f"enough was kept of this prompt (keep={self._keep}): sample {samples}"
 
     def remember(self, completion: Completion) -> None:
-        """Count a sample that was kept."""
+        """Count a kept sample."""
         if completion.prompt.id != self._prompt:
             self._prompt, self._kept = completion.prompt.id, {}
         self._kept[completion.id] = completion.sample

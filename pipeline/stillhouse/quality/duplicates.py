@@ -1,11 +1,11 @@
-"""Reject completions that repeat one that was kept before, to the word or nearly.
+"""Reject exact and near duplicates of completions that were kept before.
 
-- {kind: duplicates}                              # near 0.8: eight tenths of all runs of three words are shared
-- {kind: duplicates, near: null, of: both}        # only where prompt and completion are the same words
+- {kind: duplicates}                              # near 0.8: a Jaccard similarity of 0.8 or more
+- {kind: duplicates, near: null, of: both}        # only if prompt and completion have exactly the same words
 
-Near is the Jaccard similarity of the sets of 3-word runs, estimated by MinHash (Broder 1997); candidates are found by
-banding (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). What was kept lies in a private SQLite file that
-is gone with the process, so memory does not grow with the dataset.
+`near` is the Jaccard similarity of the sets of 3-word shingles, estimated by MinHash (Broder 1997); candidates are found by
+banding (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). Kept completions are stored in a private SQLite file
+that is removed with the process, so memory does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ WHERE band IN ({}) AND owner != ? ORDER BY number
 class DuplicatesOptions(Settings):
     """Options of this filter."""
 
-    near: float | None = Field(default=0.8, gt=0, le=1)  # similarity from which it is a duplicate; None: exact alone
-    permutations: int = Field(default=128, ge=16, le=1024)  # the estimate's standard error is below 0.5 / sqrt(this)
-    of: Literal["completion", "prompt", "both"] = "completion"  # prompt: of other prompts; both: as one text
+    near: float | None = Field(default=0.8, gt=0, le=1)  # least similarity of a duplicate; None: exact duplicates only
+    permutations: int = Field(default=128, ge=16, le=1024)  # the estimate's standard error is at most 0.5 / sqrt(this)
+    of: Literal["completion", "prompt", "both"] = "completion"  # prompt: across prompts only; both: joined as one text
 
 
 def open_filter(options: dict[str, Any]) -> Duplicates:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     return Duplicates(parse_options("quality.duplicates", options, DuplicatesOptions))
 
 
 class Fingerprint(NamedTuple):
-    """What a text is compared by."""
+    """The hashes by which a text is compared."""
 
     exact: bytes  # a hash of its words
-    signature: npt.NDArray[np.uint32]  # (permutations,), or (0,) where only exact duplicates are sought
+    signature: npt.NDArray[np.uint32]  # (permutations,), or (0,) if only exact duplicates are rejected
 
 
 class Banding(NamedTuple):
@@ -69,7 +69,7 @@ class Banding(NamedTuple):
 
     @classmethod
     def for_threshold(cls, near: float, permutations: int) -> Banding:
-        """The longest bands, so the fewest candidates, by which a pair as alike as `near` is found in 99 of 100 cases.
+        """Choose the longest bands (fewest candidates) that find a pair of similarity `near` with probability 0.99.
 
         A pair of similarity s shares a band with probability 1 - (1 - s^rows)^bands.
         """
@@ -80,13 +80,13 @@ class Banding(NamedTuple):
         return cls(permutations, 1)
 
     def cut(self, signature: npt.NDArray[np.uint32]) -> list[int]:
-        """A number for every band: its place, and a hash of its values."""
+        """Return a key for every band: its index and a hash of its values, in one integer."""
         bands = signature[: self.bands * self.rows].reshape(self.bands, self.rows)
         return [place << 32 | zlib.crc32(values.tobytes()) for place, values in enumerate(bands)]
 
 
 class Duplicates:
-    """Compares a completion with those that it was told to remember."""
+    """Compares a completion with the remembered ones."""
 
     def __init__(self, options: DuplicatesOptions) -> None:
         self._options = options
@@ -109,7 +109,7 @@ class Duplicates:
         return f"similarity {best:.2f} to {like}, which was kept" if best >= self._options.near else None
 
     def remember(self, completion: Completion) -> None:
-        """Compare later completions with this one too."""
+        """Store a kept completion, to compare later ones with it."""
         mine = self._fingerprint(self._text(completion))
         row = (completion.id, self._owner(completion), mine.exact, mine.signature.tobytes())
         number = self._kept.execute("INSERT INTO kept (id, owner, exact, signature) VALUES (?, ?, ?, ?)", row).lastrowid
@@ -118,7 +118,7 @@ class Duplicates:
             self._kept.executemany("INSERT INTO bands VALUES (?, ?)", bands)
 
     def _candidates(self, mine: Fingerprint, owner: str) -> Sequence[tuple[float, str]]:
-        """The estimated similarity and the id of everything kept that shares a band, the oldest first."""
+        """Return (estimated similarity, id) of all kept completions that share a band, oldest first."""
         bands = self._banding.cut(mine.signature)
         found = self._kept.execute(_LIKE.format(", ".join("?" * len(bands))), [*bands, owner])
         return [(float(np.mean(np.frombuffer(kept, np.uint32) == mine.signature)), id_) for _, id_, kept in found]
@@ -128,7 +128,7 @@ class Duplicates:
         return "\n".join(parts.get(self._options.of, (completion.prompt.text, completion.text)))
 
     def _owner(self, completion: Completion) -> str:
-        """What a row is no duplicate of: itself, or with `of: prompt` the samples of its own prompt."""
+        """Return the group within which rows are not duplicates: the row itself, or its prompt with `of: prompt`."""
         return completion.prompt.id if self._options.of == "prompt" else completion.id
 
     def _take_fingerprint(self, text: str) -> Fingerprint:

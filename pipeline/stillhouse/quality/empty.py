@@ -1,4 +1,4 @@
-"""Reject completions without a single letter or digit.
+"""Reject completions without any letter or digit.
 
 - {kind: empty}
 """
@@ -12,6 +12,6 @@ from stillhouse.settings import Settings, parse_options
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     parse_options("quality.empty", options, Settings)
     return lambda completion: None if any(map(str.isalnum, completion.text)) else "the text is empty"

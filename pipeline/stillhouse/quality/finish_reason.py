@@ -1,4 +1,4 @@
-"""Reject completions that did not end by themselves: cut off at max_tokens, or stopped by a content filter.
+"""Reject completions that did not end naturally: cut off at max_tokens, or stopped by a content filter.
 
 - {kind: finish-reason}
 - {kind: finish-reason, allowed: [stop, length]}
@@ -20,7 +20,7 @@ class FinishReasonOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     allowed = parse_options("quality.finish-reason", options, FinishReasonOptions).allowed
 
     def judge(completion: Completion) -> str | None:

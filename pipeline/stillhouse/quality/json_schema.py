@@ -1,11 +1,12 @@
-"""Reject completions that are not JSON, or not JSON of a given schema.
+"""Reject completions that are not JSON, or do not match a JSON schema.
 
 - {kind: json-schema, file: prompts/product.schema.json}
 - kind: json-schema
   schema: {type: object, required: [label], properties: {label: {enum: [positive, negative]}}}
 
-The text is kept as it is: with `strip_fence` one inside a Markdown fence passes, fence and all. `format` is an annotation,
-as the standard has it, and nothing is fetched: a `$ref` leads to a place in the schema itself.
+The text is not changed: with `strip_fence`, JSON inside a Markdown code fence passes and keeps its fence. `format` is only
+an annotation, as in the standard. Nothing is fetched: a `$ref` must refer to the schema itself or to a standard
+metaschema.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from stillhouse.recipe.load import find_input
 from stillhouse.settings import Settings, parse_options
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
-_DETAIL = 300  # characters of what a schema says; it may quote the whole text
+_DETAIL = 300  # characters of a validation error, which may quote the whole text
 Schema = dict[str, Any] | bool
 
 
@@ -39,8 +40,8 @@ class JsonSchemaOptions(Settings):
     """Options of this filter: exactly one of `schema` and `file`."""
 
     schema_: Schema | None = Field(default=None, alias="schema")
-    file: str | None = None  # a JSON file, looked up like a prompt file
-    strip_fence: bool = True  # bear with ```json around the text
+    file: str | None = None  # a JSON file with the schema, looked up like a prompt file
+    strip_fence: bool = True  # accept a ```json fence around the text
 
     @model_validator(mode="after")
     def _exactly_one_schema(self) -> JsonSchemaOptions:
@@ -50,7 +51,7 @@ class JsonSchemaOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.json-schema", options, JsonSchemaOptions)
     if given.file is not None:
         validator = make_validator(_read(given.file), f"quality.json-schema.file ({given.file})")
@@ -60,10 +61,10 @@ def open_filter(options: dict[str, Any]) -> Filter:
 
 
 def make_validator(schema: Any, setting: str) -> Validator:
-    """A validator of the draft that a schema names; of 2020-12 where it names none, or one that is not known.
+    """Return a validator for the draft that a schema names, or for 2020-12 if it names none or an unknown one.
 
     Raises:
-        RecipeError: the schema is itself wrong; the message begins with `setting`.
+        RecipeError: the schema is invalid; the message begins with `setting`.
     """
     try:
         resource = Resource.from_contents(schema, default_specification=DRAFT202012)
@@ -81,7 +82,7 @@ def make_validator(schema: Any, setting: str) -> Validator:
 
 
 def schema_problem(text: str, validator: Validator, *, strip_fence: bool = True) -> str | None:
-    """Why a text is not JSON of the validator's schema, or None where it is."""
+    """Return why a text is not JSON that matches the validator's schema, or None if it is."""
     fenced = _FENCED.fullmatch(text.strip()) if strip_fence else None
     try:
         error = best_match(validator.iter_errors(json.loads(fenced[1] if fenced else text, parse_constant=_refuse)))

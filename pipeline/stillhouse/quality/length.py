@@ -3,8 +3,8 @@
 - {kind: length, min_tokens: 2, max_tokens: 512}
 - {kind: length, max_chars: 4000}
 
-Tokens are the teacher's, as it counted them. Where a server counted none, a bound in tokens cannot be held, and the
-completion is rejected rather than passed unseen; bounds in characters hold for every teacher.
+Tokens are counted by the teacher. If a server reports no count, a bound in tokens cannot be checked and the completion is
+rejected; bounds in characters work with every teacher.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LengthOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     bounds = parse_options("quality.length", options, LengthOptions)
 
     def judge(completion: Completion) -> str | None:

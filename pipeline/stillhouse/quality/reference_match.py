@@ -1,11 +1,11 @@
 r"""Reject completions that disagree with their prompt's reference.
 
 - {kind: reference-match, how: exact}                # the same words
-- {kind: reference-match, how: contains}             # the reference's words stand in the text, in one piece
-- {kind: reference-match, how: number}               # the last number of both; "#### 42" and \boxed{42} go before others
-- {kind: reference-match, how: f1, threshold: 0.5}   # of words
+- {kind: reference-match, how: contains}             # the text contains the reference's words, consecutively
+- {kind: reference-match, how: number}               # the same last number; "#### 42" and \boxed{42} take precedence
+- {kind: reference-match, how: f1, threshold: 0.5}   # F1 over words
 
-Case, white space, quotes and sentence marks do not count; `1,000`, `$1000.00` and `2000/2` are one number.
+Case, white space, quotes and punctuation are ignored; `1,000`, `$1000.00` and `2000/2` are the same number.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ReferenceMatchOptions(Settings):
     """Options of this filter."""
 
     how: Literal["exact", "contains", "number", "f1"]
-    threshold: float = Field(default=0.5, ge=0, le=1)  # of f1: what is below it is rejected
-    without_reference: Literal["keep", "reject"] = "keep"  # with `number`: also where the reference has none
+    threshold: float = Field(default=0.5, ge=0, le=1)  # for f1: completions below it are rejected
+    without_reference: Literal["keep", "reject"] = "keep"  # with `number`, also for a reference without a number
 
     @model_validator(mode="after")
     def _threshold_goes_with_f1(self) -> ReferenceMatchOptions:
@@ -44,7 +44,7 @@ class ReferenceMatchOptions(Settings):
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.reference-match", options, ReferenceMatchOptions)
     agrees: dict[str, Callable[[str, str], bool]] = {
         "exact": lambda text, reference: words(text) == words(reference),
@@ -65,7 +65,7 @@ def open_filter(options: dict[str, Any]) -> Filter:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The number that a text ends in: the last in a box or after ####, or else the last of all; None without one."""
+    """Return the last number of a text: preferably the last in \\boxed{} or after ####; None without a number."""
     plain = text.replace("−", "-").replace(r"\,", "").replace("{,}", ",")
     plain = _LATEX_FRACTION.sub(r"\1/\2", plain)
     for place in [*reversed(_MARKED.findall(plain)), (plain, "")]:

@@ -3,9 +3,9 @@
 - {kind: refusal}
 - {kind: refusal, within: 400, patterns: ["outside (of )?my (area|expertise)"]}
 
-A sentence that begins within the first characters must begin as refusals do, in English; the words of `patterns` may stand
-anywhere among these characters. "I can't recommend this book enough" is no refusal, and neither is a story in which
-somebody refuses further down.
+Only the first `within` characters are checked: a sentence in them must begin like an English refusal, or one of `patterns`
+must match anywhere in them. "I can't recommend this book enough" is not a refusal, and neither is a story in which somebody
+refuses later in the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stillhouse.settings import Settings, parse_options
 from stillhouse.text import shortened
 
 _SENTENCES = re.compile(r"(?<=[.!?:\n])\s+")
-_OPENING = re.compile(  # "I'm sorry, but", "Unfortunately,", quotes and Markdown marks: all of it is passed over, once
+_OPENING = re.compile(  # "I'm sorry, but", "Unfortunately,", quotes and Markdown marks: skipped before a refusal
     r"[\W_]*(?:(?:oh|well|hi|hello|no|but|however|unfortunately|sadly|regrettably|sorry|my apologies|apologies"
     r"|i(?:'m| am) (?:\w+ )?(?:sorry|afraid)|i (?:\w+ )?(?:apologi[sz]e|regret)|thank you)\b"
     r"(?: for [^,.!?\n]{1,60}| to say)?(?: that\b)?[\s,.;:!–—-]*)*+",
@@ -63,12 +63,12 @@ _STRAIGHT = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 class RefusalOptions(Settings):
     """Options of this filter."""
 
-    patterns: tuple[re.Pattern[str], ...] = ()  # more of them, whatever their case; apostrophes are straight
-    within: int = Field(default=200, ge=1)  # characters from the start that are looked at
+    patterns: tuple[re.Pattern[str], ...] = ()  # more refusal patterns, ignoring case; write straight apostrophes
+    within: int = Field(default=200, ge=1)  # characters to check, from the start
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.refusal", options, RefusalOptions)
     patterns = [re.compile(one.pattern, one.flags | re.IGNORECASE) for one in given.patterns]
 

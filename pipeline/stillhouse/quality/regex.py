@@ -1,9 +1,9 @@
-"""Keep completions that a regular expression finds, or with `reject` those that it does not.
+"""Keep completions that match a regular expression or, with `reject`, those that do not.
 
 - {kind: regex, mode: fullmatch, pattern: "(positive|negative|neutral)"}
 - {kind: regex, pattern: "(?i)https?://", reject: true}
 
-The expression is Python's `re`; one that takes exponential time on some text takes it here too.
+The syntax is that of Python's `re`; there is no protection against expressions that take exponential time on some texts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class RegexOptions(Settings):
     """Options of this filter."""
 
     pattern: re.Pattern[str]
-    mode: Literal["search", "fullmatch"] = "search"  # anywhere in the text, or the whole of it
-    reject: bool = False  # reject what matches instead of what does not
+    mode: Literal["search", "fullmatch"] = "search"  # match anywhere in the text, or the whole text
+    reject: bool = False  # reject completions that match instead of those that do not
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     given = parse_options("quality.regex", options, RegexOptions)
     find = given.pattern.search if given.mode == "search" else given.pattern.fullmatch
     pattern = shortened(given.pattern.pattern)

@@ -1,10 +1,10 @@
-"""Reject completions that repeat themselves: a student that learns from loops writes loops.
+"""Reject completions that repeat themselves: a student trained on loops generates loops.
 
 - {kind: repetition}
 - {kind: repetition, share: 0.3}
 
-A completion is rejected when at least `share` of its word 4-grams occurred earlier in it
-(`stillhouse.text.repeated_share`). The report measures the answers of teacher and student in the same way.
+A completion is rejected if at least `share` of its word 4-grams occurred earlier in it (`stillhouse.text.repeated_share`).
+The report measures repetition of teacher and student in the same way.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from stillhouse.text import GRAM, REPEATED_SHARE, repeated_share
 
 
 class RepetitionOptions(Settings):
-    """What the filter takes."""
+    """Options of this filter."""
 
-    share: float = Field(default=REPEATED_SHARE, gt=0, le=1)  # of the 4-grams, from which a completion is rejected
+    share: float = Field(default=REPEATED_SHARE, gt=0, le=1)  # of repeated 4-grams, from which to reject
 
 
 def open_filter(options: dict[str, Any]) -> Filter:
-    """See the module's docstring."""
+    """Build the filter, see the module's docstring."""
     limit = parse_options("quality.repetition", options, RepetitionOptions).share
 
     def judge(completion: Completion) -> str | None:

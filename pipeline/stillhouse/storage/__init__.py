@@ -1,1 +1,1 @@
-"""Where datasets lie: folders of this machine, and stores behind a URL (S3 and whatever fsspec speaks)."""
+"""Where datasets are stored: local folders, and stores behind a URL (S3 and other fsspec file systems)."""

@@ -1,8 +1,8 @@
-"""Durable writing: a file is either wholly there, with its content on the disk, or not there at all.
+"""Durable, atomic writes: a file either exists with its full content on disk, or does not exist.
 
-On this machine: temp file in the same folder, fsync, rename, fsync of the folder. In a store behind a URL: a file of this
-machine, put there in one piece. Whatever the program promises to keep is written through here, by the one who holds the
-folder (`sole_writer`).
+On this machine: temporary file in the same folder, fsync, rename, fsync of the folder. In a store behind a URL: a local
+temporary file, uploaded atomically. Everything that must survive a crash is written through this module, by the process
+that holds the folder's lock (`sole_writer`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from stillhouse.storage.holder import holder_from, this_process
 from stillhouse.storage.location import Location, RemotePath
 
 _CHUNK = 1 << 20
-_REMOTE_CHUNK = 8 << 20  # each is a request
+_REMOTE_CHUNK = 8 << 20  # one request each
 
 
 @contextmanager
 def atomic_file(path: Location) -> Iterator[IO[bytes]]:
-    """Open a temporary file for writing; it takes `path`'s place when the block ends without error.
+    """Open a temporary file for writing; it replaces `path` atomically when the block ends without error.
 
     Raises:
         StorageFailed: the disk is full, the folder cannot be written, or the store cannot be reached.
@@ -50,13 +50,13 @@ def atomic_file(path: Location) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Location, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path` atomically."""
     with atomic_file(path) as stream:
         stream.write(data)
 
 
 def fsync_files(folder: Path) -> None:
-    """Bring a folder of this machine to the disk: its files, the folders in it, and its own name."""
+    """Fsync a local folder recursively: its files, its subfolders, itself and its entry in the parent folder."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:
@@ -68,7 +68,7 @@ def fsync_files(folder: Path) -> None:
 
 
 def make_folder(folder: Location) -> None:
-    """Make a folder and those above it, where they are not there, so that they outlast a power failure too."""
+    """Create a folder and its missing parents durably: they survive a power failure."""
     if isinstance(folder, RemotePath) or folder.is_dir():  # a store has no empty folders
         return
     make_folder(folder.parent)
@@ -77,9 +77,9 @@ def make_folder(folder: Location) -> None:
 
 
 def fsync_folder(folder: Location) -> None:
-    """Make renames inside `folder` outlast a power failure."""
+    """Fsync a folder, so that renames inside it survive a power failure."""
     if isinstance(folder, RemotePath):
-        return  # what a store has confirmed is durable
+        return  # a write that a store has confirmed is durable
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -88,7 +88,7 @@ def fsync_folder(folder: Location) -> None:
 
 
 def sha256_of_file(path: Location) -> str:
-    """Hex sha256 of a file's content, read in pieces."""
+    """Return the hex SHA-256 of a file's content, read in chunks."""
     digest = hashlib.sha256()
     size = _REMOTE_CHUNK if isinstance(path, RemotePath) else _CHUNK
     with path.open("rb") as stream:
@@ -99,16 +99,17 @@ def sha256_of_file(path: Location) -> str:
 
 @contextmanager
 def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: bool = True) -> Iterator[None]:
-    """Hold `folder` for writing. The kernel frees a folder of this machine when this process ends, however it ends; of a
-    store, see `storage/lock.py`.
+    """Lock `folder` for writing while the block runs.
+
+    On this machine the kernel releases the lock when the process ends in any way; for a store, see storage/lock.py.
 
     Args:
-        folder: a dataset's, or one of this machine with students or a report.
-        busy: the error of what lies there.
-        keep_lock: whether the lock's file stays, free, when this is done; it says who wrote last.
+        folder: a dataset's folder, or a local folder with students or a report.
+        busy: the exception type to raise if another run holds the lock.
+        keep_lock: whether to keep the released lock file, which names the last writer.
 
     Raises:
-        Busy: as `busy`: another run holds it; the message names that run.
+        Busy: another run holds the lock; raised as `busy` (DatasetBusy for a store), with that run in the message.
         StorageFailed: the folder cannot be written.
     """
     if isinstance(folder, RemotePath):
@@ -121,17 +122,17 @@ def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: 
     with _locked(file, busy) as lock:
         with _storage(folder):
             os.ftruncate(lock.fileno(), 0)
-            os.write(lock.fileno(), this_process().as_bytes())  # past the buffer, which a full disk would fill for good
+            os.write(lock.fileno(), this_process().as_bytes())  # unbuffered, so close() cannot fail on a full disk
         try:
             yield
         finally:
             if not keep_lock:
-                file.unlink(missing_ok=True)  # while it is held: whoever waits for it looks whether it is still there
+                file.unlink(missing_ok=True)  # while locked: the next process to lock it checks for this
 
 
 @contextmanager
 def _locked(file: Path, busy: type[Busy]) -> Iterator[IO[str]]:
-    """The kernel's lock on a file, which is made where it is not there."""
+    """Take the kernel's exclusive lock (flock) on a file, creating the file if needed."""
     while True:
         with _storage(file.parent):
             make_folder(file.parent)
@@ -153,7 +154,7 @@ def _locked(file: Path, busy: type[Busy]) -> Iterator[IO[str]]:
 
 
 def _is_still_there(lock: IO[str], file: Path) -> bool:
-    """Whether an open file is the one that has this name now: its holder may have removed it before it let go."""
+    """Whether an open file still has this name: its holder may have removed it before releasing the lock."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), file.stat())
     except FileNotFoundError:
@@ -162,7 +163,7 @@ def _is_still_there(lock: IO[str], file: Path) -> bool:
 
 @contextmanager
 def _uploaded(path: RemotePath) -> Iterator[IO[bytes]]:
-    """A file of this machine, put to its place in the store when the block ends without error."""
+    """Open a local temporary file that is uploaded to the store when the block ends without error."""
     folder = Path(tempfile.gettempdir())
     with _storage(folder), tempfile.NamedTemporaryFile(dir=folder) as stream:
         yield stream
@@ -173,7 +174,7 @@ def _uploaded(path: RemotePath) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _storage(path: Path) -> Iterator[None]:
-    """The system's complaints about the disk, in words."""
+    """Turn an OSError into StorageFailed with an explanation."""
     try:
         yield
     except OSError as error:

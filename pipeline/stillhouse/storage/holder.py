@@ -1,6 +1,6 @@
-"""Who holds a dataset for writing: told to whoever comes second, and looked up where a process may have ended.
+"""The identity of the run that holds a write lock: shown to other runs, and used to check whether its process has ended.
 
-No secret is in it: of the command line only the words are kept, and of `key=value` the key.
+It contains no secrets: of the command line, values in `key=value` and credentials in URLs are left out.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Holder:
-    """One run that writes."""
+    """The run that holds a lock."""
 
     host: str
-    machine: str  # names this very boot and process namespace; empty where the system does not tell
+    machine: str  # identifies this boot and PID namespace; empty if the system does not provide them
     process: int
-    started: str  # of the process, in the system's own ticks: a number is given again to another
+    started: str  # start time of the process in kernel ticks: process ids are reused
     since: str  # ISO 8601, UTC
     command: str
-    id: str  # of this hold, random
-    beat: int = 0  # grows with every renewal, so that no two contents are the same
+    id: str  # random id of this hold
+    beat: int = 0  # incremented at every renewal, so that no two contents are equal
 
     def renewed(self) -> Holder:
-        """The same hold, a little later."""
+        """Return the same hold with the next beat."""
         return replace(self, beat=self.beat + 1)
 
     def as_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
 
     def has_ended(self) -> bool:
-        """Whether it is certain that the process is gone: it was on this machine, and is not there now."""
+        """Whether the process has certainly ended: it ran on this machine and no longer exists."""
         return bool(self.machine) and self.machine == _machine() and _started(self.process) != self.started
 
     @property
     def name(self) -> str:
-        """In a few words: process 4711 on box."""
+        """A short name: process 4711 on box."""
         return f"process {self.process} on {self.host}"
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Holder:
 
 
 def this_process() -> Holder:
-    """A new hold of this process."""
+    """Return a new hold of this process."""
     return Holder(
         host=socket.gethostname(),
         machine=_machine(),
@@ -65,7 +65,7 @@ def this_process() -> Holder:
 
 
 def holder_from(content: bytes) -> Holder | None:
-    """What a lock says; None where it is not there yet or of another release."""
+    """Parse a lock's content; None if it is empty, incomplete or from another release."""
     try:
         return Holder(**json.loads(content))
     except (ValueError, TypeError):
@@ -73,7 +73,7 @@ def holder_from(content: bytes) -> Holder | None:
 
 
 def _command(arguments: list[str]) -> str:
-    """A command line without values: `stillhouse label recipe.yaml --set label.samples=…`."""
+    """Return a command line without values: `stillhouse label recipe.yaml --set label.samples=…`."""
     words = [re.sub(r"=.*", "=…", word, flags=re.DOTALL) for word in arguments[1:]]
     words = [re.sub(r"//[^/]*@", "//…@", word) for word in words]
     return f"{Path(arguments[0]).name} {' '.join(map(_quoted, words))}".strip() if arguments else ""
@@ -85,7 +85,7 @@ def _quoted(word: str) -> str:
 
 @cache
 def _machine() -> str:
-    """Names this boot of this machine and the namespace that process numbers count in: a container has its own."""
+    """Return an id of this boot and PID namespace (a container has its own); empty if the system has none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -94,7 +94,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process began, in ticks of the kernel; empty where there is none."""
+    """Return the start time of a process in kernel ticks, or "" if there is no such process."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

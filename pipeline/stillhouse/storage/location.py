@@ -1,11 +1,11 @@
-"""A folder or file of a dataset, wherever it lies: a `Path` of this machine, or a `RemotePath` behind a URL.
+"""A local or remote folder or file of a dataset: a `Path` on this machine, or a `RemotePath` behind a URL.
 
     root = location("s3://bucket/labels")           # or location("data/labels"), which is a Path
     (root / "words" / "v001" / "manifest.json").read_bytes()
 
-A `RemotePath` has those methods of `pathlib.Path` that datasets need, under the same names. An object appears whole or not
-at all. `universal_pathlib` is the same over fsspec; but its paths are no `Path` either, it says False where a store could
-not be asked, and failures, waiting and the writer's lock belong around every single call.
+A `RemotePath` has the methods of `pathlib.Path` that datasets need, under the same names. Objects are written atomically.
+Why not `universal_pathlib`, which also wraps fsspec: its paths are not `Path` objects either, it returns False if a store
+cannot be reached, and every single call needs error handling, retries and the lock check.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from urllib.parse import unquote, urlsplit
 from stillhouse.errors import StorageFailed, UsageError
 from stillhouse.storage.service import ask, is_s3
 
-_PART = 16 << 20  # bytes of a multipart upload's part: at S3's 10,000 parts a file may have 160 GB
-_SHA256 = "stillhouse-sha256"  # an object's own word for its content, where the store keeps one
+_PART = 16 << 20  # bytes per part of a multipart upload: S3's limit of 10,000 parts allows files of 160 GB
+_SHA256 = "stillhouse-sha256"  # metadata key with the checksum of an object, on stores that keep metadata
 _WHOLE = (
     "s3",
     "s3a",
@@ -37,14 +37,14 @@ _WHOLE = (
     "adl",
     "oss",
     "memory",
-)  # an upload appears when it is complete
+)  # stores with atomic uploads
 
-guards: dict[str, Callable[[], None]] = {}  # of folders that are held for writing: called before each change in them
+guards: dict[str, Callable[[], None]] = {}  # locked folder -> check that is called before each change in it
 
 
 @dataclass(frozen=True, order=True)
 class Stat:
-    """What is known of a file without reading it."""
+    """A file's metadata: its size in bytes."""
 
     st_size: int
 
@@ -75,48 +75,56 @@ class RemotePath:
         return self if above.endswith(":/") else RemotePath(above)
 
     def relative_to(self, folder: RemotePath) -> PurePosixPath:
-        """The way from a folder to here."""
+        """Return the path relative to `folder`.
+
+        Raises:
+            ValueError: the path is not below `folder`.
+        """
         if not self.url.startswith(f"{folder.url}/"):
             raise ValueError(f"{self} is not in {folder}")
         return PurePosixPath(self.url.removeprefix(f"{folder.url}/"))
 
-    # -------------------------------------------------------------------------------------------------------- looking
+    # -------------------------------------------------------------------------------------------------------- queries
 
     def exists(self) -> bool:
-        """Whether a file or a folder lies here; a store that cannot be asked is an error, and no `False`."""
+        """Whether a file or folder exists here; an unreachable store raises an error instead of returning False."""
         return self._info() is not None
 
     def is_file(self) -> bool:
         return (self._info() or {}).get("type") == "file"
 
     def is_dir(self) -> bool:
-        """Whether anything lies below: stores of objects know no empty folders."""
+        """Whether this is a folder: in an object store, whether anything exists below (there are no empty folders)."""
         return (self._info() or {}).get("type") == "directory"
 
     def stat(self) -> Stat:
         return Stat(int(ask(self.url, lambda fs, path: fs.info(path))["size"]))
 
     def tree_size(self) -> int:
-        """Bytes of everything below, by one listing."""
+        """Return the size in bytes of everything below, from one listing."""
         found: dict[str, Any] = ask(self.url, lambda fs, path: fs.find(path, detail=True))
         return sum(int(entry["size"]) for entry in found.values())
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """What lies here, as the store lists it now; nothing where there is no such folder."""
+        """Yield the files and folders here, as currently listed by the store; none if the folder does not exist."""
         return (self / name for name, _ in self._listed())
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """The files and folders here whose name fits; the pattern is of one name."""
+        """Yield the files and folders here whose name matches.
+
+        Raises:
+            ValueError: the pattern spans folders (`/` or `**`).
+        """
         if "/" in pattern or "**" in pattern:
             raise ValueError(f"{pattern!r} reaches into folders, which a listing of {self} does not")
         return (self / name for name, _ in self._listed() if fnmatch.fnmatchcase(name, pattern))
 
     def folders(self) -> list[RemotePath]:
-        """The folders here, by name: one request, where `is_dir` would ask for each."""
+        """Return the folders here, sorted by name: one request in total, where `is_dir` needs one per entry."""
         return [self / name for name, kind in self._listed() if kind == "directory"]
 
     def recorded_sha256(self) -> str | None:
-        """The sha256 that was recorded when the file was uploaded, where the store keeps such a thing."""
+        """Return the SHA-256 that was recorded at upload, or None if the store has none (only S3 keeps it)."""
         if not is_s3(self.url):
             return None
 
@@ -136,22 +144,26 @@ class RemotePath:
         return self.read_bytes().decode(encoding)
 
     def open(self, mode: str = "rb") -> RangeFile:
-        """A file to seek and read in: each read is one request for exactly these bytes."""
+        """Open for reading and seeking: each read is one range request for exactly these bytes.
+
+        Raises:
+            ValueError: `mode` is not "rb".
+        """
         if mode != "rb":
             raise ValueError(f"{self} opens for reading alone: write it whole (durable.atomic_file)")
         return RangeFile(self)
 
-    # -------------------------------------------------------------------------------------------------------- changing
+    # --------------------------------------------------------------------------------------------------------- writing
 
     def write_bytes(self, data: bytes) -> None:
-        """Put an object there, whole or not at all."""
+        """Write an object atomically."""
         with tempfile.NamedTemporaryFile() as file:
             file.write(data)
             file.flush()
             self.upload(Path(file.name))
 
     def upload(self, file: Path, sha256: str | None = None) -> None:
-        """Put a file of this machine there, whole or not at all. A large one goes in parts, which appear together."""
+        """Upload a local file atomically; a large one is uploaded in parts that become visible together."""
         options: dict[str, Any] = {}
         if is_s3(self.url):
             options = {"chunksize": _PART, "Metadata": {_SHA256: sha256} if sha256 else {}}
@@ -170,14 +182,14 @@ class RemotePath:
         ask(self.url, question)
 
     def rename(self, target: RemotePath) -> RemotePath:
-        """Copy within the store, then remove: not one step, so nothing may rest on it before the manifest is there."""
+        """Copy within the store, then remove: not atomic, so use it only before the manifest is written."""
         target._guard()
         ask(self.url, lambda fs, path: fs.cp_file(path, fs._strip_protocol(target.url)))
         self.unlink(missing_ok=True)
         return target
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
-        """Every file below whose name fits."""
+        """Yield every file below whose name matches."""
         found = ask(self.url, lambda fs, path: (fs.find(path), path))
         inside = sorted(str(name).strip("/").removeprefix(found[1].strip("/")).strip("/") for name in found[0])
         return (self / name for name in inside if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
@@ -191,13 +203,13 @@ class RemotePath:
                 raise
 
     def remove_tree(self) -> None:
-        """Remove everything below, one object after another."""
+        """Remove everything below, object by object."""
         self._guard()
         found = ask(self.url, lambda fs, path: fs.find(path))
         for name in sorted(found):
             ask(self.url, partial(_remove_file, name))
 
-    # -------------------------------------------------------------------------------------------------------- within
+    # ----------------------------------------------------------------------------------------------------- internals
 
     def _info(self) -> dict[str, Any] | None:
         try:
@@ -207,14 +219,14 @@ class RemotePath:
         return found
 
     def _listed(self) -> list[tuple[str, str]]:
-        """Name and kind (`file` or `directory`) of everything here, by name."""
+        """Return (name, kind) of everything here, sorted by name; kind is `file` or `directory`."""
         try:
             found = ask(self.url, lambda fs, path: (fs.ls(path, detail=True), path))
         except FileNotFoundError:
             return []
         entries, own = found
         named = {str(entry["name"]).strip("/"): str(entry["type"]) for entry in entries}
-        named.pop(own.strip("/"), None)  # a marker of the folder itself
+        named.pop(own.strip("/"), None)  # the marker object of the folder itself
         return sorted((name.rpartition("/")[2], kind) for name, kind in named.items())
 
     def _guard(self) -> None:
@@ -224,7 +236,7 @@ class RemotePath:
 
 
 class RangeFile(io.RawIOBase):
-    """A remote file, read by ranges: what is not asked for is not fetched."""
+    """A remote file that is read by range requests: only the requested bytes are fetched."""
 
     def __init__(self, path: RemotePath) -> None:
         super().__init__()
@@ -272,10 +284,10 @@ Location: TypeAlias = Path | RemotePath
 
 
 def location(text: str | Path | RemotePath) -> Location:
-    """What a person typed: a folder of this machine, or a URL.
+    """Return the location for user input: a local path or a URL.
 
     Raises:
-        UsageError: it is a URL with a password or a query in it, or a chain of URLs.
+        UsageError: the URL has a password, a query or a fragment, or is a chain of URLs.
     """
     if not isinstance(text, str):
         return text
@@ -301,14 +313,14 @@ def _remove_file(name: str, fs: Any, _: str) -> None:
 
 
 def folders_in(folder: Location) -> list[Location]:
-    """The folders inside one, by name; none where it is not there."""
+    """Return the folders inside a folder, sorted by name; none if it does not exist."""
     if isinstance(folder, RemotePath):
         return list(folder.folders())
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def move(source: Location, target: Location) -> None:
-    """Give a file another name in the same place: in one step on this machine, by a copy in a store."""
+    """Rename a file in the same place: atomically on this machine, by copy and delete in a store."""
     if isinstance(source, RemotePath):
         source.rename(target if isinstance(target, RemotePath) else RemotePath(str(target)))
     else:
@@ -319,7 +331,8 @@ def remove_tree(folder: Location) -> None:
     """Remove a folder and everything in it.
 
     Raises:
-        OSError: it is not there, or cannot be removed.
+        OSError: a local folder does not exist or cannot be removed.
+        StorageFailed: the store cannot be used.
     """
     if isinstance(folder, RemotePath):
         folder.remove_tree()
@@ -328,19 +341,19 @@ def remove_tree(folder: Location) -> None:
 
 
 def files_below(folder: Location) -> list[str]:
-    """The files and links below a folder, each by its way from there."""
+    """Return the paths of all files and symlinks below a folder, relative to it."""
     if isinstance(folder, RemotePath):
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink()]
 
 
 def tree_size(folder: Location) -> int:
-    """Bytes of all files below a folder; of a store by its listing."""
+    """Return the size in bytes of all files below a folder; for a store, from its listing."""
     if isinstance(folder, RemotePath):
         return folder.tree_size()
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def readable(file: Location) -> Path | io.BufferedReader:
-    """A file in a form that libraries take: a path of this machine, or a stream to seek in."""
+    """Return a file in a form that libraries accept: a local path, or a seekable stream of a remote file."""
     return file if isinstance(file, Path) else io.BufferedReader(file.open(), buffer_size=_PART)

@@ -1,12 +1,13 @@
-"""One writer for a folder in a store: a lock object, written only where no other is, renewed while its writer lives.
+"""The write lock of a folder in a store: a lock object, created only if none exists and renewed while its writer lives.
 
     with held(RemotePath("s3://bucket/labels/words")): ...
 
-It is made by a conditional write (S3's If-None-Match: *), and renewed and taken over by writes that the store refuses when
-the object is not the one that was read (If-Match with its ETag), so no two can hold it. Every change in the folder first
-makes sure that the lock is still this run's: a writer that was thought dead stops before it writes a manifest.
+The lock is created by a conditional write (S3's If-None-Match: *), and renewed and taken over by conditional writes that
+fail if the object has changed since it was read (If-Match with its ETag), so two runs cannot hold it. Every change in the
+folder first checks that this run still holds the lock: a writer that was presumed dead stops before it writes a manifest.
 
-A store that does not know such writes gets what is left: write, wait, read again; docs/storage.md says what that is worth.
+On a store without conditional writes, the lock is written, and read again after a wait; docs/storage.md describes how much
+protection that gives.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from stillhouse.storage.service import ask, has_code, is_s3
 FILE_NAME = ".lock"
 STALE_AFTER = 60.0  # seconds without renewal after which a lock may be taken over
 RENEW_EVERY = 15.0
-_CERTAIN_FOR = 5.0  # seconds after a renewal in which the lock is not asked for again
-_SETTLE = 2.0  # seconds in which a store without conditional writes may show another's lock
+_CERTAIN_FOR = 5.0  # seconds after a renewal during which the lock is not checked again
+_SETTLE = 2.0  # seconds to wait for another run's lock to appear, on a store without conditional writes
 _TRIES = 5
 _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
 def held(folder: RemotePath) -> Iterator[None]:
-    """Hold a folder in a store for writing.
+    """Lock a folder in a store for writing while the block runs.
 
     Raises:
-        DatasetBusy: another run holds it; the message names that run.
+        DatasetBusy: another run holds the lock; the message names that run.
         StorageFailed: the store cannot be used.
     """
     lock = StoreLock(folder)
@@ -54,21 +55,21 @@ def held(folder: RemotePath) -> Iterator[None]:
 
 
 class StoreLock:
-    """One run's hold on one folder."""
+    """The lock of one folder, as held by this run."""
 
     def __init__(self, folder: RemotePath) -> None:
         self._folder = folder
         self._path = folder / FILE_NAME
         self._holder = this_process()
-        self._tag = ""  # the object's ETag; empty where the store knows no conditional writes
-        self._lost: str | None = None  # how
+        self._tag = ""  # the object's ETag; empty if the store has no conditional writes
+        self._lost: str | None = None  # how the lock was lost; None while it is held
         self._renewed = 0.0
         self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_ended, name="lock", daemon=True)
 
     def take(self) -> None:
-        """See `held`."""
+        """Acquire the lock and start renewing it, see `held`."""
         if not any(self._create() or self._take_over() for _ in range(_TRIES)):
             raise self._busy(_find(self._path))
         if not self._refuses_a_second():
@@ -78,11 +79,11 @@ class StoreLock:
         self._thread.start()
 
     def make_sure(self) -> None:
-        """The lock is this run's now.
+        """Check that this run still holds the lock, and renew it if it was not renewed recently.
 
         Raises:
-            DatasetBusy: another run has taken it over, or somebody has removed it.
-            StorageFailed: the store cannot be asked.
+            DatasetBusy: another run has taken the lock over, or it was removed.
+            StorageFailed: the store cannot be reached.
         """
         with self._renewing:
             if self._lost is None and time.monotonic() - self._renewed > _CERTAIN_FOR:
@@ -95,16 +96,16 @@ class StoreLock:
                 )
 
     def release(self) -> None:
-        """Let it go, if it is still this run's."""
+        """Release the lock, if this run still holds it."""
         self._ended.set()
         self._thread.join()
         with suppress(StorageFailed, FileNotFoundError, FileExistsError):
             if self._lost is None:
-                self._renew()  # however sure it was: what another has taken must stay
+                self._renew()  # always check: a lock that another run has taken over must stay
             if self._lost is None:
                 _remove(self._path, self._tag)
 
-    # -------------------------------------------------------------------------------------------------------- taking
+    # ----------------------------------------------------------------------------------------------------- acquiring
 
     def _create(self) -> bool:
         try:
@@ -114,11 +115,15 @@ class StoreLock:
         return True
 
     def _take_over(self) -> bool:
-        """Take a lock whose writer is gone; False where it must be tried again."""
+        """Take over the lock of a writer that has ended; False if acquiring must be tried again.
+
+        Raises:
+            DatasetBusy: the writer is still alive.
+        """
         found = _find(self._path)
         if found is None:
             return False
-        if found.is_of(self._holder):  # our own write, whose answer was lost
+        if found.is_of(self._holder):  # this run's write, whose response was lost
             self._tag = found.tag
             return True
         if not found.is_free():
@@ -129,12 +134,12 @@ class StoreLock:
             else:
                 _remove(self._path, "")
         except (FileExistsError, FileNotFoundError):
-            return False  # another was quicker
+            return False  # another run was faster
         _LOG.warning("%s: taken over from a run that has ended (%s)", self._folder, found.holder or "unknown")
         return bool(found.tag)
 
     def _refuses_a_second(self) -> bool:
-        """Whether the store keeps to conditions: some take one and write all the same."""
+        """Whether the store enforces conditional writes: some accept the condition and write anyway."""
         again = self._holder.renewed()
         try:
             _put_if_absent(self._path, again.as_bytes())
@@ -144,7 +149,7 @@ class StoreLock:
         return False
 
     def _look_again(self) -> None:
-        """Where two may have written at once: the one whose lock is there after a while has it."""
+        """Check the lock again after a wait: if two runs wrote at once, the one whose lock remains holds it."""
         time.sleep(_SETTLE)
         found = _find(self._path)
         if found is None or not found.is_of(self._holder):
@@ -162,7 +167,7 @@ class StoreLock:
 
     def _renew_until_ended(self) -> None:
         while not self._ended.wait(RENEW_EVERY) and self._lost is None:
-            with self._renewing, suppress(StorageFailed):  # a store that is away: tried again at the next beat
+            with self._renewing, suppress(StorageFailed):  # an unreachable store is tried again at the next beat
                 self._renew(patience=0)
 
     def _renew(self, patience: float | None = None) -> None:
@@ -186,11 +191,11 @@ class StoreLock:
 
 @dataclass(frozen=True)
 class _Found:
-    """A lock as it lies in the store."""
+    """A lock as read from the store."""
 
-    holder: Holder | None  # None: not one of ours
+    holder: Holder | None  # None: unreadable, or written by another release
     tag: str
-    age: float  # seconds since it was renewed; by the store's own clock, where it shows one
+    age: float  # seconds since it was renewed; on S3, by the store's clock
 
     def is_of(self, holder: Holder) -> bool:
         return self.holder is not None and self.holder.id == holder.id
@@ -203,14 +208,14 @@ class _Found:
 
 
 def _find(path: RemotePath, patience: float | None = None) -> _Found | None:
-    """The lock that lies there. Its tag and age are read first: if it changes meanwhile, the tag no longer fits."""
+    """Read the lock; None without one. Tag and age are read first, so that a change in between makes the tag outdated."""
 
     def question(fs: Any, own: str) -> tuple[str, float]:
         if not is_s3(path.url):
             try:
                 return "", (datetime.now(UTC) - fs.modified(own).astimezone(UTC)).total_seconds()
             except NotImplementedError:
-                return "", 0.0  # never stale: whoever knows that its writer is gone removes it by hand
+                return "", 0.0  # never stale: if its writer is gone, a person must remove the lock
         bucket, key, _ = fs.split_path(own)
         head = fs.call_s3("head_object", Bucket=bucket, Key=key)
         now = parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"])
@@ -225,7 +230,11 @@ def _find(path: RemotePath, patience: float | None = None) -> _Found | None:
 
 
 def _put_if_absent(path: RemotePath, data: bytes) -> str:
-    """Write it where nothing is; its tag."""
+    """Create an object and return its tag, "" without conditional writes.
+
+    Raises:
+        FileExistsError: the object exists.
+    """
 
     def question(fs: Any, own: str) -> str:
         if not is_s3(path.url):
@@ -252,7 +261,12 @@ def _put_if_absent(path: RemotePath, data: bytes) -> str:
 
 
 def _put_if_unchanged(path: RemotePath, data: bytes, tag: str, patience: float | None = None) -> str:
-    """Write it where the object of this tag is; the new tag."""
+    """Replace an object and return its new tag.
+
+    Raises:
+        FileExistsError: the object no longer has this tag.
+        FileNotFoundError: the object was removed.
+    """
 
     def question(fs: Any, own: str) -> str:
         bucket, key, _ = fs.split_path(own)
@@ -266,7 +280,7 @@ def _put(path: RemotePath, data: bytes, patience: float | None) -> None:
 
 
 def _remove(path: RemotePath, tag: str) -> None:
-    """Remove it; where the store can, only the object of this tag."""
+    """Remove an object; with a tag, only if it still has this tag."""
 
     def question(fs: Any, own: str) -> None:
         if not tag:
@@ -279,5 +293,5 @@ def _remove(path: RemotePath, tag: str) -> None:
 
 
 def _creates_exclusively(path: RemotePath) -> bool:
-    """Whether fsspec's `mode="create"` is known to be one step there."""
+    """Whether fsspec's `mode="create"` is known to be atomic on this store."""
     return path.url.partition("://")[0] in ("memory", "gs", "gcs", "az", "abfs", "abfss")

@@ -1,10 +1,10 @@
-"""Talk to the store behind a URL: open it, wait its passing failures out, and say the others in words.
+"""Call the store behind a URL: open it, retry transient errors, and explain all others.
 
     ask("s3://bucket/labels/words", lambda fs, path: fs.cat_file(path))
 
-One fsspec file system a store and process, without a cache of listings: another run may write there at any time. Its own
-retries are few; the waiting is done here, once for everything. Credentials come from the environment alone, and what the
-store says is shown without them.
+There is one fsspec file system per store and process, without a listings cache, since another run may write at any time.
+The retries of fsspec are kept low; this module retries with backoff for all calls. Credentials come only from the
+environment, and messages of the store are shown without them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from stillhouse.errors import StillhouseError, StorageFailed, UsageError
 from stillhouse.inputs.urls import check_base_url, without_secrets
 
 _LOG = logging.getLogger(__name__)
-_PATIENCE = 120.0  # seconds that a store which has answered before may be away
-_FIRST_PATIENCE = 10.0  # seconds until a store that has never answered counts as not there
+_PATIENCE = 120.0  # seconds of retries for a store that has answered before
+_FIRST_PATIENCE = 10.0  # seconds of retries for a store that has never answered
 _LONGEST_PAUSE = 10.0
 _S3 = ("s3", "s3a")
 _EXTRAS = {
@@ -40,7 +40,7 @@ _PASSING_CODES = {
     "Throttling",
     "RequestLimitExceeded",
 }
-_PASSING_NAMES = {  # of exceptions, or of what they derive from: the libraries that raise them may not be installed
+_PASSING_NAMES = {  # of exception classes or their bases: the libraries that raise them may not be installed
     "ConnectionError",
     "TimeoutError",
     "FSTimeoutError",
@@ -51,28 +51,28 @@ _PASSING_NAMES = {  # of exceptions, or of what they derive from: the libraries 
     "ClientPayloadError",
     "ServerDisconnectedError",
 }
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # environment variables, the first that is set counts
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # environment variables; the first that is set is used
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 Answer = TypeVar("Answer")
 _opened: dict[tuple[int, str], Any] = {}
 _opening = threading.Lock()
-_answered: set[str] = set()  # stores that have answered this process
+_answered: set[str] = set()  # stores that have answered in this process
 
 
 def is_s3(url: str) -> bool:
-    """Whether a URL is of a store that speaks S3."""
+    """Whether a URL is of an S3 store."""
     return url.partition("://")[0] in _S3
 
 
 def ask(url: str, question: Callable[[Any, str], Answer], *, patience: float | None = None) -> Answer:
-    """Call `question(file system, path)` for what lies at `url`; passing failures are tried again for `patience` seconds.
+    """Call `question(file system, path)` for `url` and return its result; retry transient errors for `patience` seconds.
 
     Raises:
-        FileNotFoundError: nothing lies there.
-        FileExistsError: it must not exist, or must be unchanged, and the store says otherwise.
-        StorageFailed: the store cannot be reached, refuses, or has no such bucket.
-        UsageError: the library that speaks to it is not installed.
+        FileNotFoundError: nothing exists at the URL.
+        FileExistsError: a conditional write failed: the object exists or was changed.
+        StorageFailed: the store cannot be reached, denies access, or has no such bucket.
+        UsageError: the library for this kind of store is not installed, or the URL cannot be used.
     """
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -104,13 +104,13 @@ def ask(url: str, question: Callable[[Any, str], Answer], *, patience: float | N
 
 
 def has_code(error: BaseException, *codes: str) -> bool:
-    """Whether an S3 error has one of these codes."""
+    """Whether an S3 error has one of these error codes."""
     return _code(error) in codes
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the URL's path in it."""
-    key = (os.getpid(), _store_of(url))  # a forked child has no thread of its parent's
+    """Return the file system of a URL and the URL's path in it."""
+    key = (os.getpid(), _store_of(url))  # a forked child does not have its parent's threads
     with _opening:
         if key not in _opened:
             _opened[key] = _open(url)
@@ -135,12 +135,12 @@ def _open(url: str) -> Any:
         raise UsageError(f"{url} cannot be used as a store: {error}") from None
     fs.dircache.use_listings_cache = False
     if is_s3(url):
-        fs.retries = 2  # of a part of a large upload; the waiting is done here
+        fs.retries = 2  # per part of a large upload; `ask` does the longer retries
     return fs
 
 
 def _s3_endpoint() -> dict[str, str]:
-    """Where S3 is, if the environment says so; what it says is checked, since botocore answers with a traceback."""
+    """Return the S3 endpoint from the environment, if set. It is checked here, since botocore fails with a traceback."""
     for name in _ENDPOINTS:
         if given := os.environ.get(name, "").strip():
             return {"endpoint_url": check_base_url(given, f"the environment variable {name}", may_hold_secret=True)}
@@ -152,11 +152,11 @@ def _store_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-# ---------------------------------------------------------------------------------------------------------------- failures
+# ------------------------------------------------------------------------------------------------------------------ errors
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Whether the same question may be answered a moment later."""
+    """Whether an error is transient, so that a retry may succeed."""
     status = _status(error)
     if status is not None:
         return (status >= 500 and status != 501) or status == 429 or _code(error) in _PASSING_CODES
@@ -164,14 +164,14 @@ def _is_passing(error: BaseException) -> bool:
 
 
 def _is_of_the_store(error: Exception) -> bool:
-    """Whether an exception tells of the store; what else there is, is a defect of ours and keeps its traceback."""
+    """Whether an exception comes from the store; any other is a bug in Stillhouse and keeps its traceback."""
     if isinstance(error, StillhouseError):
         return False
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] != "builtins"
 
 
 def _in_words(url: str, error: Exception, waited: float) -> Exception:
-    """What to raise for a failure."""
+    """Return the exception to raise for a failure, with an explanation."""
     code, status = _code(error), _status(error)
     if code in {"PreconditionFailed", "ConditionalRequestConflict"} or isinstance(error, FileExistsError):
         return FileExistsError(17, "exists already, or was changed", url)
@@ -202,7 +202,7 @@ def _in_words(url: str, error: Exception, waited: float) -> Exception:
 
 
 def _said(error: BaseException | None) -> str:
-    """A failure in one line, without anything that is secret."""
+    """Return an error message on one line, without secrets."""
     status = _status(error) if error else None
     text = " ".join(str(error).split()) or type(error).__name__
     text = f"{status}: {text}" if status is not None else text
@@ -215,13 +215,13 @@ def _said(error: BaseException | None) -> str:
 
 
 def _endpoint() -> str:
-    """Where S3 is looked for, if the environment says so."""
+    """Return the S3 endpoint variable for an error message; empty if it is not set."""
     given = next((url for name in _ENDPOINTS if (url := os.environ.get(name))), "")
     return f" and AWS_ENDPOINT_URL ({without_secrets(given.strip())})" if given else ""
 
 
 def _response(error: BaseException | None) -> dict[str, Any]:
-    """botocore's own answer, which s3fs hangs behind the OSError it makes of it."""
+    """Return botocore's response, which s3fs keeps as the cause of the OSError that it raises."""
     while error is not None:
         answer = getattr(error, "response", None)
         if isinstance(answer, dict):

@@ -1,4 +1,4 @@
-"""How soft labels lie on disk: one file an encoding, found by name."""
+"""Encodings of soft labels on disk: one module per encoding, found by name."""
 
 from stillhouse.dataset.encodings.base import Encoding, PackedLabels, find_encoding
 

@@ -1,11 +1,11 @@
-"""What an encoding of soft labels is: columns on disk, and the way there and back.
+"""The interface of soft-label encodings: their columns on disk, and how labels are encoded and decoded.
 
     encoding = find_encoding("top-k")
-    row = encoding.encode(labels)                      # one completion -> its columns' values
-    packed = encoding.decode(batch)                    # many rows -> flat arrays, no object a token
+    row = encoding.encode(labels)                      # one completion -> the values of its columns
+    packed = encoding.decode(batch)                    # many rows -> flat arrays, without a Python object per token
 
 An encoding is a module in this folder with an object `ENCODING`; its docstring states its error bound. Its columns are
-plain Arrow lists, which DuckDB, Polars and anything else that reads Parquet can read.
+plain Arrow lists, which DuckDB, Polars and any other Parquet reader can read.
 """
 
 from __future__ import annotations
@@ -26,51 +26,51 @@ Labels = TypeVar("Labels")
 
 @dataclass(frozen=True)
 class PackedLabels:
-    """The soft labels of many positions, ragged: position t has the entries offsets[t]:offsets[t + 1].
+    """The soft labels of many positions as ragged arrays: position t has the entries offsets[t]:offsets[t + 1].
 
-    Log-probabilities are natural logarithms at temperature 1. The positions are those of all rows, one row behind another;
-    a row without labels has none.
+    Log-probabilities are natural logarithms at temperature 1. The positions of all rows are concatenated; a row without
+    labels has none.
     """
 
     token_ids: npt.NDArray[np.int32]  # (entries,)
     logprobs: npt.NDArray[np.float32]  # (entries,), top-k: the teacher's; sampled: log(count / draws)
     offsets: npt.NDArray[np.int64]  # (positions + 1,), from 0 to entries
-    tail_logprob: npt.NDArray[np.float32]  # (positions,), log of the mass of all tokens not listed; -inf for sampled
+    tail_logprob: npt.NDArray[np.float32]  # (positions,), log of the tail mass (tokens not listed); -inf if sampled
 
 
 class Encoding(Protocol[Labels]):
-    """One way to keep soft labels. `Labels` is what they are in memory, one completion at a time."""
+    """A storage format of soft labels. `Labels` is the in-memory type of one completion's labels."""
 
     @property
     def name(self) -> EncodingName: ...
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
-        """The Arrow fields of its columns, all of them nullable lists with one item a completion token."""
+        """The Arrow fields of its columns: nullable lists with one item per completion token."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The fields' names: all that has to be read from a file for `decode`."""
+        """The names of the fields: the columns that `decode` needs from a file."""
 
     @property
     def parquet(self) -> Mapping[str, str]:
-        """The Parquet encodings that make its columns small: column -> name; a column not listed gets a dictionary."""
+        """Parquet encodings by column, chosen for size; a column not listed uses dictionary encoding."""
 
     def encode(self, labels: Labels) -> Row:
-        """The labels of one completion as the values of its columns."""
+        """Return the labels of one completion as the values of its columns."""
 
     def restore(self, rows: pa.RecordBatch | pa.Table, index: int) -> Labels | None:
-        """The labels of the completion in one row; None where it has none."""
+        """Return the labels of the completion in one row, or None if it has none."""
 
     def decode(self, rows: pa.RecordBatch | pa.Table) -> PackedLabels:
-        """The labels of all rows, one behind another, straight out of Arrow's buffers."""
+        """Return the labels of all rows, concatenated, directly from Arrow's buffers."""
 
 
 def find_encoding(name: EncodingName) -> Encoding[Any]:
-    """An encoding by the name that `label.soft.encoding` and the manifest give it.
+    """Return the encoding with this name, as in `label.soft.encoding` and the manifest.
 
     Raises:
-        KeyError: there is no such encoding.
+        KeyError: no encoding has this name.
     """
     if name not in get_args(EncodingName):
         raise KeyError(
@@ -80,20 +80,20 @@ def find_encoding(name: EncodingName) -> Encoding[Any]:
     return encoding
 
 
-# ------------------------------------------------------------------------------------------------------- for encodings
+# ----------------------------------------------------------------------------------------------- helpers for encodings
 
 
 def list_values(rows: pa.RecordBatch | pa.Table, column: str) -> npt.NDArray[Any]:
-    """The items of all lists of a column, one list behind another; null lists have none."""
+    """Return the items of all lists of a column, concatenated; null lists contribute none."""
     parts = [_as_numpy(chunk.flatten()) for chunk in _chunks(rows, column)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def nested_values(rows: pa.RecordBatch | pa.Table, column: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """A column of lists of lists as its innermost values, and where each inner list begins and ends among them.
+    """Flatten a column of lists of lists into its innermost values and the offsets of the inner lists.
 
     Returns:
-        values (entries,) and offsets (inner lists + 1,). Slices and null lists of the Arrow arrays are respected.
+        values (entries,) and offsets (inner lists + 1,). Handles sliced Arrow arrays and null lists.
     """
     parts = [ragged(chunk.flatten()) for chunk in _chunks(rows, column)]
     if len(parts) == 1:
@@ -104,8 +104,8 @@ def nested_values(rows: pa.RecordBatch | pa.Table, column: str) -> tuple[npt.NDA
 
 
 def ragged(lists: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """An Arrow array of lists as its values, and where each list begins and ends among them; a null one is empty."""
-    bounds = lists.offsets.to_numpy()  # of this slice
+    """Flatten an Arrow array of lists into its values and the offsets of the lists; a null list is empty."""
+    bounds = lists.offsets.to_numpy()  # of this slice only
     if not lists.null_count:
         return _as_numpy(lists.flatten()), bounds.astype(np.int64) - bounds[:1]
     lengths = np.diff(bounds)
@@ -114,7 +114,7 @@ def ragged(lists: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
 
 
 def list_at(rows: pa.RecordBatch | pa.Table, column: str, index: int) -> Any:
-    """The list in one row of a column as an Arrow array; None where the row has none."""
+    """Return the list in one row of a column as an Arrow array, or None if it is null."""
     scalar = rows.column(column)[index]
     return scalar.values if scalar.is_valid else None
 

@@ -1,17 +1,17 @@
-"""`sampled`: tokens drawn at random from the teacher's full distribution at every position, and how often each came.
+"""`sampled`: tokens drawn at random from the teacher's full distribution at every position, with the count of each token.
 
     p_hat(token) = count / draws,        E[p_hat] = p
 
-Random draws with replacement are an unbiased estimate of the distribution, and so the gradient of a forward KL from them
-is one of the full distribution's: Sparse Logit Sampling, arXiv 2503.16870. The likely tokens' share of the draws is small
-in number, so that 50 draws are about 15 tokens; none of the mass is cut off.
+Draws with replacement give an unbiased estimate of the distribution, so the gradient of a forward KL on them is an
+unbiased estimate of the full distribution's gradient: Sparse Logit Sampling, arXiv 2503.16870. Likely tokens are drawn
+repeatedly, so 50 draws give about 15 distinct tokens; no tail mass is cut off.
 
-Error bounds: what is stored is exact, ids to 2^31 and counts to 65,535. The estimate itself is random: p_hat has the
-standard error sqrt(p (1 - p) / draws), its mean distance from p in total variation is at most
+Error bounds: storage is exact, ids up to 2^31 and counts up to 65,535. The estimate itself is random: p_hat has a standard
+error of sqrt(p (1 - p) / draws), its expected total variation distance from p is at most
 
     sum over tokens of sqrt(p (1 - p) / draws) / 2
 
-and both vanish in the mean over positions. `decode` gives log(count / draws), exact to float32.
+and the errors average out over positions. `decode` returns log(count / draws), exact to float32.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import pyarrow as pa
 from stillhouse.dataset.encodings.base import PackedLabels, list_at, nested_values, ragged
 from stillhouse.records import EncodingName, Row, SampledLabels
 
-_LOG = np.log(np.maximum(np.arange(1 << 16), 1), dtype=np.float32)  # of every count that a uint16 holds
+_LOG = np.log(np.maximum(np.arange(1 << 16), 1), dtype=np.float32)  # log of every uint16 count
 
 
 class Sampled:
-    """See the module's docstring; `Encoding` in base.py is the protocol."""
+    """The encoding of sampled labels, see the module's docstring; `Encoding` in base.py is the protocol."""
 
     name: EncodingName = "sampled"
     fields = (

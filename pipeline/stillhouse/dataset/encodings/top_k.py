@@ -1,19 +1,20 @@
-"""`top-k`: the k most likely tokens of every position, most likely first, and the mass of all others.
+"""`top-k`: the k most likely tokens of every position, most likely first, and the tail mass (all other tokens together).
 
 A log-probability x is rounded to a multiple of a step that doubles whenever the probability falls to a quarter, so that
-every entry adds about as much to the divergence; the tail's log-mass alike:
+every entry contributes about equally to the divergence. The log of the tail mass is rounded in the same way:
 
     -x from    0      1.375   2.75    4.125   5.5
     step       1/128  1/64    1/32    1/16    1/8         (1/8 from there on)
 
-Error bounds: a stored log-probability is off by half a step at most, 1/256 for tokens above a quarter and 1/16 for the
-rarest. Over the k + 1 outcomes,
+Error bounds: a stored log-probability is off by at most half a step: 1/256 for tokens above a probability of 1/4, and 1/16
+for the rarest. Over the k + 1 outcomes,
 
     KL(given || stored, normalised) <= min(8.5e-6 (k + 1), 2e-3) nats
 
-since log E[exp(d)] - E[d] <= exp(max |d|) E[d^2] / 2 with p d^2 <= 1.05 * 2^-16 for each outcome, and by Hoeffding's lemma
-<= max |d|^2 / 2 whatever k is. In the mean it is about 5e-5 nats (docs/benchmarks.md). What the teacher's own float16 took
-before is not counted: 2^-9 at most down to -4, 2^-8 to -8. Token ids are exact, up to 2^31; 0 and -inf stay what they are.
+since log E[exp(d)] - E[d] <= exp(max |d|) E[d^2] / 2 with p d^2 <= 1.05 * 2^-16 for each outcome, and <= max |d|^2 / 2 for
+any k by Hoeffding's lemma. The mean is about 5e-5 nats (docs/benchmarks.md). The bounds exclude the earlier rounding of the
+teacher's log-probabilities to float16: at most 2^-9 down to -4, 2^-8 down to -8. Token ids are exact up to 2^31; 0 and
+-inf are stored exactly.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ import pyarrow as pa
 from stillhouse.dataset.encodings.base import PackedLabels, list_at, list_values, nested_values, ragged
 from stillhouse.records import EncodingName, Row, SoftLabels
 
-WIDTH = 1.375  # of a range with one step: near log 4, and on every range's grid, so that rounding twice changes nothing
+WIDTH = 1.375  # of a range with one step: close to log 4, and on every range's grid, so that rounding is idempotent
 FINEST, COARSEST = 2.0**-7, 2.0**-3  # steps
-_HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # every float16: a look-up is quicker
+_HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # every float16: a look-up is faster
 
 
 class TopK:
-    """See the module's docstring; `Encoding` in base.py is the protocol."""
+    """The encoding of top-k labels, see the module's docstring; `Encoding` in base.py is the protocol."""
 
     name: EncodingName = "top-k"
     fields = (
@@ -44,7 +45,7 @@ class TopK:
         pa.field("tail_logprob", pa.list_(pa.float32())),
     )
     columns = tuple(field.name for field in fields)
-    # BYTE_STREAM_SPLIT would make float16 smaller too, but DuckDB (2.0) does not read it so.
+    # BYTE_STREAM_SPLIT would make float16 smaller too, but DuckDB (2.0) cannot read float16 columns with it.
     parquet: Mapping[str, str] = MappingProxyType(
         {"top_token_ids": "BYTE_STREAM_SPLIT", "top_logprobs": "PLAIN", "tail_logprob": "BYTE_STREAM_SPLIT"}
     )
@@ -70,7 +71,7 @@ class TopK:
 
 
 def rounded(logprobs: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    """Log-probabilities on the grid of the module's docstring, any shape; an order among them is kept."""
+    """Round log-probabilities of any shape to the grid in the module's docstring; the rounding is monotonic."""
     given = logprobs.astype(np.float32)
     finite = np.isfinite(given)
     known = np.where(finite, given, np.float32(0))

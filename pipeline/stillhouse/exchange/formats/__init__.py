@@ -1,1 +1,1 @@
-"""The formats that datasets are exchanged in: one file each, found by name."""
+"""The exchange formats: one module per format, found by name."""

@@ -1,15 +1,15 @@
-"""Axolotl's columns for offline knowledge distillation, as a data set that is tokenized already.
+"""Axolotl's format for offline knowledge distillation, as a tokenized data set.
 
     input_ids, attention_mask, labels       labels are -100 in the prompt
     target_token_ids, target_logprobs       row j is the teacher's distribution of input_ids[j + 1]: (time, k)
     target_mask                             0 where labels[j + 1] is -100, and where a position has fewer than k tokens
 
-That is the alignment which Axolotl's README of its `kd` integration documents (kd_temperature is 1 then: of tokenized rows
-Axolotl scales the student alone). Axolotl renormalises the teacher over the k tokens that are listed, and so does this
-export: the mass of all others is lost, which is biased (arXiv 2503.16870). Sampled labels sum to one as they are; with
+This is the alignment documented in the README of Axolotl's `kd` integration (use kd_temperature 1: for tokenized rows,
+Axolotl applies the temperature only to the student). Axolotl renormalises the teacher over the k listed tokens, and so does
+this export: the tail mass is lost, which is biased (arXiv 2503.16870). Sampled labels already sum to one; with
 `kd_normalize_topk: false` they stay unbiased.
 
-Read back, a row needs the tokenizer: there is no text in it. Axolotl itself was not run against these files.
+Importing rows needs the tokenizer, since they contain no text. Axolotl itself was not run on these files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from stillhouse.exchange.tokens import (
 from stillhouse.records import TokenTrace
 
 _IGNORED = -100
-_NOTHING = -1e9  # the log-probability of what fills up; Axolotl's own
+_NOTHING = -1e9  # the log-probability of padding, as in Axolotl
 _LABELS = pa.list_(pa.int64())
 _SCHEMA = pa.schema(
     [
@@ -53,7 +53,7 @@ _SCHEMA = pa.schema(
 
 
 class Axolotl:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """Axolotl's format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = True
 
@@ -91,7 +91,7 @@ class Axolotl:
 def _columns(row: TokenRow) -> dict[str, npt.NDArray[Any]]:
     input_ids = row.input_ids
     shape = (len(input_ids), row.valid.shape[1])
-    known = slice(len(row.prompt) - 1, len(input_ids) - 1)  # the rows that stand before a completion token
+    known = slice(len(row.prompt) - 1, len(input_ids) - 1)  # the positions that predict a completion token
     labels = np.full(len(input_ids), _IGNORED)
     labels[len(row.prompt) :] = row.completion
     token_ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int8)
@@ -109,7 +109,7 @@ def _columns(row: TokenRow) -> dict[str, npt.NDArray[Any]]:
 
 
 def _renormalised(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Log-probabilities that sum to one over what is listed: (time, widest)."""
+    """Return log-probabilities renormalised over the listed tokens: (time, widest)."""
     precise = logprobs.astype(np.float64)
     listed: npt.NDArray[np.float64] = precise - np.log(np.exp(precise).sum(axis=1, keepdims=True))
     return listed

@@ -1,18 +1,18 @@
 """DistillKit's compressed logits for offline distillation, in its newer layout (`logprob_compressor`).
 
-    input_ids, attention_mask, labels    all rows of one length, as `prepacked: true` wants; padded at the end
-    compressed_logprobs                  a row's bytes: k little-endian floats, most likely first (exact_k is k)
-    bytepacked_indices                   a row's bytes: k token ids of ceil(log2 d) bits each, highest bit first
+    input_ids, attention_mask, labels    all rows have one length, as `prepacked: true` requires; padded at the end
+    compressed_logprobs                  bytes per position: k little-endian floats, most likely first (exact_k is k)
+    bytepacked_indices                   bytes per position: k token ids of ceil(log2 d) bits each, highest bit first
 
-Row j is the distribution of input_ids[j + 1]. With exact_k = k nothing is approximated: top-k labels are float16 and
-sampled ones float32. DistillKit's own decoder (commit a61c2e7 of March 2026) was run on such a folder and gave the
-dataset's values, and its trainer took steps on it; docs/exchange.md says how to repeat that.
+Row j is the distribution of input_ids[j + 1]. With exact_k = k nothing is approximated: top-k labels are float16, sampled
+labels float32. DistillKit's own decoder (commit a61c2e7 of March 2026) was run on such a folder and returned the dataset's
+values, and its trainer took steps on it; docs/exchange.md describes how to repeat that.
 
-DistillKit masks row j by labels[j], and not by labels[j + 1] as a causal model's cross-entropy does. So labels stand here
-exactly where a distribution is known: from the last prompt token, which they then include, to the last completion token
-but one. The first token of the answer and the one that ends it are learnt from their distributions.
-`missing_probability_handling: zero` renormalises over the k tokens, which is biased for top-k labels; `symmetric_uniform`
-knows of the tail. Sampled labels sum to one: `zero` changes nothing of them, and the other gives no number.
+DistillKit masks row j by labels[j], not by labels[j + 1] as a causal model's cross-entropy does. So labels are set exactly
+where a distribution is known: from the last prompt token (included) to the second-to-last completion token. The first token
+of the answer and its end token are learnt from their distributions. `missing_probability_handling: zero` renormalises over
+the k tokens, which is biased for top-k labels; `symmetric_uniform` accounts for the tail mass. Sampled labels sum to one:
+`zero` does not change them, and `symmetric_uniform` gives NaN.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from stillhouse.exchange.tokens import (
 from stillhouse.inputs.user_files import decode_text
 from stillhouse.records import TokenTrace
 
-CONFIG = "compression_config.yaml"  # DistillKit's own name for it
+CONFIG = "compression_config.yaml"  # DistillKit's name for it
 _IGNORED = -100
-_NOTHING = -60_000  # a log-probability below it fills up a row: float16 ends at -65,504
+_NOTHING = -60_000  # a log-probability below this is padding: the lowest float16 is -65,504
 _FLOATS: dict[str, Any] = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
 _NUMBERS, _BYTES = pa.list_(pa.int64()), pa.list_(pa.list_(pa.uint8()))
 _SCHEMA = pa.schema(
@@ -66,7 +66,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Layout:
-    """What DistillKit calls `logprob_compressor`, where nothing is approximated."""
+    """A configuration of DistillKit's `logprob_compressor` without approximation."""
 
     vocabulary: int  # d
     k: int
@@ -91,7 +91,11 @@ class Layout:
 
     @classmethod
     def read(cls, beside: Path) -> Layout:
-        """Raises UsageError where there is none, or one that approximates."""
+        """Read the configuration in the folder of the file `beside`.
+
+        Raises:
+            UsageError: the configuration cannot be read, or it approximates.
+        """
         file = beside.parent / CONFIG
         try:
             said = yaml.safe_load(decode_text(file.read_bytes()))
@@ -108,13 +112,13 @@ class Layout:
         return layout
 
     def pack(self, token_ids: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """(time, k) ids as (time, bytes)."""
+        """Pack token ids (time, k) into (time, bytes)."""
         places = np.arange(self.bits - 1, -1, -1)
         spread = (token_ids[:, :, None] >> places & 1).astype(np.uint8)  # (time, k, bits)
         return np.packbits(spread.reshape(len(token_ids), -1), axis=1)
 
     def unpack(self, packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """(time, bytes) as (time, k) ids."""
+        """Unpack (time, bytes) into token ids (time, k)."""
         spread = np.unpackbits(packed, axis=1, count=self.k * self.bits).reshape(len(packed), self.k, self.bits)
         powers = 1 << np.arange(self.bits - 1, -1, -1)
         ids: npt.NDArray[np.int32] = (spread * powers).sum(axis=2).astype(np.int32)
@@ -122,7 +126,7 @@ class Layout:
 
 
 class DistillKit:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """DistillKit's format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = True
 
@@ -139,7 +143,7 @@ class DistillKit:
             token_columns(encoding),
             partial(_convert, encoding=encoding, layout=layout, length=length),
             file_type="parquet",
-            only="parquet",  # DistillKit reads it through `datasets`, and bytes are no JSON
+            only="parquet",  # JSON cannot hold bytes, and DistillKit reads Parquet through `datasets`
             beside={
                 CONFIG: yaml.safe_dump(layout.config(), sort_keys=False).encode(),
                 "distillkit.yaml": _example(layout, length).encode(),
@@ -159,7 +163,7 @@ class DistillKit:
 
 
 def _extents(dataset: Dataset, encoding: Encoding[Any]) -> tuple[int, int, int]:
-    """Tokens of the longest row, entries of the widest position, the highest token id."""
+    """Return the length of the longest row in tokens, the most entries at a position, and the highest token id."""
     longest = widest = highest = 0
     for entry in dataset.files("train", "validation"):
         with dataset.open(entry) as parquet:
@@ -195,8 +199,8 @@ def _columns(row: TokenRow, layout: Layout, length: int) -> dict[str, npt.NDArra
     token_ids = np.zeros((length, layout.k), np.int64)
     logprobs = np.full(
         (length, layout.k), np.finfo(float_).min, float_
-    )  # finite: -inf times no probability is no number
-    logprobs[:, 0] = -1  # less than all mass: of a row with all of it `symmetric_uniform` makes no number
+    )  # finite, since -inf times a probability of 0 is NaN
+    logprobs[:, 0] = -1  # a total mass below 1: with a mass of 1, `symmetric_uniform` gives NaN
     order = np.argsort(-row.logprobs, axis=1, kind="stable")
     width = order.shape[1]
     token_ids[known, :width] = np.take_along_axis(row.token_ids, order, axis=1)
@@ -224,7 +228,7 @@ def _read(row: Json, place: Place, tokens: Tokens, source: Source, layout: Layou
         return LeftOut("other-labels", "labels do not mark one answer, up to its last token but one", place)
     known = slice(int(learnt[0]), int(learnt[-1]) + 1)
     token_ids, logprobs = _distributions(row, place, known, layout)
-    valid = logprobs > _NOTHING  # what fills up has no mass
+    valid = logprobs > _NOTHING  # all others are padding
     first = known.start + 1
     prompt = tokens.prompt(input_ids[:first].tolist())
     if prompt is None:
@@ -251,11 +255,11 @@ def _read(row: Json, place: Place, tokens: Tokens, source: Source, layout: Layou
 def _distributions(
     row: Json, place: Place, known: slice, layout: Layout | None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Token ids and log-probabilities of the rows `known`, out of the compressed columns or the plain ones."""
+    """Return token ids and log-probabilities of the positions `known`, from the compressed or the plain columns."""
     try:
         if "token_ids" in row:
             return np.asarray(row["token_ids"][known], np.int32), np.asarray(row["top_values"][known], np.float32)
-        assert layout is not None  # read with the first such row
+        assert layout is not None  # `reads` loads it at the first such row
         values = np.asarray(row["compressed_logprobs"][known], np.uint8)
         exact = np.ascontiguousarray(values).view(_FLOATS[layout.dtype]).reshape(len(values), -1)[:, : layout.k]
         return layout.unpack(np.asarray(row["bytepacked_indices"][known], np.uint8)), exact.astype(np.float32)

@@ -1,6 +1,6 @@
-"""OpenAI's fine-tuning files: one `{"messages": [{"role", "content"}, ...]}` a line; the last turn is the answer.
+"""OpenAI's fine-tuning format: one `{"messages": [{"role", "content"}, ...]}` per line; the last turn is the answer.
 
-Token ids, soft labels, reasoning and references have no place in it and stay behind.
+The format cannot hold token ids, soft labels, reasoning and references; an export drops them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SCHEMA = pa.schema([pa.field("messages", MESSAGES)])
 
 
 class OpenAi:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """OpenAI's fine-tuning format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = False
 

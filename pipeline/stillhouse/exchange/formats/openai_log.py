@@ -1,18 +1,18 @@
-"""Logs of OpenAI requests and their answers: what was paid for already becomes a dataset.
+"""Logs of OpenAI requests and responses, to turn answers that are already paid for into a dataset.
 
-Lines of the Batch API, requests in one file and answers in another, in any order:
+Lines of the Batch API, with requests and answers in separate files, in any order:
 
     {"custom_id", "method", "url", "body": {"model", "messages", ...}}
     {"custom_id", "response": {"status_code", "body": {"choices", "usage", ...}}, "error"}
 
-or lines that hold both, in one of these ways:
+or lines that contain both, in one of these forms:
 
-    {"request": {...}, "response": {...}}             each side as it is, or with its status and `body`
+    {"request": {...}, "response": {...}}             each a bare body, or an object with status and `body`
     {"body": {...}, "response": {...}}
-    {"model", "messages", ..., "choices", "usage"}    or with "response", a body or the text alone
+    {"model", "messages", ..., "choices", "usage"}    or with "response": a body, or just the text
 
-What a request and its answer mean is not this file's to say: `Source.interpret` does (serving/openai_log.py), and gives the
-rows the keys that labelling would give them.
+This module only pairs requests with responses; `Source.interpret` (exchange/openai_log.py) turns them into rows with the
+request keys that labelling would use.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _OF_LINES = {"custom_id", "method", "url", "timestamp", "metadata"}
 
 @dataclass(frozen=True)
 class _Line:
-    """One line of a log, as far as it goes."""
+    """The parts that one line of a log contains."""
 
     request: Json | None
-    response: Json | None  # with status 200
-    failure: tuple[str, str] | None  # why there is no answer: a word, and more
+    response: Json | None  # of a successful request
+    failure: tuple[str, str] | None  # why there is no answer: (reason, detail)
     custom_id: str | None
 
 
 class OpenAiLog:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """Logs of OpenAI requests, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = False
 
@@ -57,7 +57,7 @@ class OpenAiLog:
 
     def reads(self, source: Source) -> Iterator[Read]:
         interpret = source.interpret
-        assert interpret is not None  # the command line gives it
+        assert interpret is not None  # set by the command line
         with closing(_Waiting()) as waiting:
             for file in source.files:
                 for place, row in rows_of(file):
@@ -76,7 +76,7 @@ class OpenAiLog:
 
 
 class _Waiting:
-    """Halves of pairs, kept until the other half comes: in a private temporary database, not in memory."""
+    """Requests and responses that wait for their counterpart, in a private temporary database, not in memory."""
 
     def __init__(self) -> None:
         self._store = sqlite3.connect("", isolation_level=None)
@@ -87,7 +87,11 @@ class _Waiting:
         self._store.execute("BEGIN")
 
     def other_half(self, line: _Line, place: Place) -> tuple[Json, Json] | None:
-        """The request and the answer, where this line completes the two."""
+        """Return (request, response) if this line completes a pair; else store it and return None.
+
+        Raises:
+            UsageError: the line has no custom_id, or a stored line of the same kind has the same one.
+        """
         if line.custom_id is None:
             side = "an answer" if line.request is None else "a request"
             raise UsageError(
@@ -96,7 +100,7 @@ class _Waiting:
             )
         asks = line.request is not None
         if asks and self._store.execute("DELETE FROM failed WHERE id = ?", (line.custom_id,)).rowcount:
-            return None  # it is known already that it has no answer
+            return None  # its response was a failure, read before
         query = "SELECT asks, body, file, line, what FROM halves WHERE id = ?"
         found = self._store.execute(query, (line.custom_id,)).fetchone()
         own = line.request if asks else line.response
@@ -116,12 +120,12 @@ class _Waiting:
         return (own, other) if asks else (other, own)
 
     def answered(self, custom_id: str) -> None:
-        """An answer that is a failure: its request waits no longer."""
+        """Record that a request failed, so that it does not wait for an answer."""
         if not self._store.execute("DELETE FROM halves WHERE id = ? AND asks", (custom_id,)).rowcount:
             self._store.execute("INSERT OR IGNORE INTO failed VALUES (?)", (custom_id,))
 
     def left(self) -> Iterator[LeftOut]:
-        """What waits in vain."""
+        """Yield the requests without a response, and the responses without a request."""
         query = "SELECT asks, file, line, what FROM halves ORDER BY file, line"
         for asks, file, number, what in self._store.execute(query):
             place = Place(Path(file), number, what)
@@ -173,7 +177,7 @@ def _response(row: Json) -> Any:
 
 
 def _failure(row: Json, response: Any) -> tuple[str, str] | None:
-    """Why there is no answer, as (word, more); None where there is one, or nothing of an answer at all."""
+    """Return why there is no answer, as (reason, detail); None if there is one or the line has no response part."""
     error = row.get("error")
     inner = response if isinstance(response, dict) else {}
     status = inner.get("status_code", inner.get("status", row.get("status_code")))
@@ -195,7 +199,7 @@ def _words(error: Any) -> str:
 
 
 def _body(value: Any) -> Any:
-    """A body that was kept as text, read; anything else as it is."""
+    """Parse a body that was stored as JSON text; return anything else unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return parse_json(value, fast=True)

@@ -1,6 +1,6 @@
-"""ShareGPT's form: `{"conversations": [{"from": "human" | "gpt" | "system", "value": ...}, ...]}`; the last is the answer.
+"""ShareGPT's format: `{"conversations": [{"from": "human" | "gpt" | "system", "value": ...}, ...]}`.
 
-Read from JSON lines, from one JSON array, or from Parquet.
+The last turn is the answer. Imported from JSON Lines, from a JSON array, or from Parquet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SCHEMA = pa.schema([pa.field("conversations", _TURNS)])
 
 
 class ShareGpt:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """ShareGPT's format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = False
 

@@ -1,7 +1,7 @@
-"""TRL's conversational prompt-completion form: `{"prompt": [turns], "completion": [turns]}`.
+"""TRL's conversational prompt-completion format: `{"prompt": [turns], "completion": [turns]}`.
 
-A dataset is that already: TRL's `SFTTrainer` trains on a version's folder as it is (tests/exchange). The export
-holds these two columns alone. TRL's other forms are read too: texts in place of turns, and `messages`.
+A dataset already has this form: TRL's `SFTTrainer` trains directly on a version's folder (tests/exchange). The export has
+only these two columns. TRL's other forms can be imported too: texts instead of turns, and `messages`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCHEMA = pa.schema([pa.field(name, MESSAGES) for name in _COLUMNS])
 
 
 class Trl:
-    """See the module's docstring; `Format` in base.py is the protocol."""
+    """TRL's format, see the module's docstring; `Format` in base.py is the protocol."""
 
     soft = False
 
