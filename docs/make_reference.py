@@ -1,7 +1,7 @@
 """Write docs/settings.md and docs/commands.md from the code: `make docs`.
 
-    python docs/make_reference.py            # write both pages
-    python docs/make_reference.py --check    # exit with status 1 where one is not up to date
+python docs/make_reference.py            # write both pages
+python docs/make_reference.py --check    # exit with status 1 where one is not up to date
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def settings_page() -> str:
         "# Settings\n",
         _DO_NOT_EDIT,
         "Every setting of a recipe, in the order of the file. A setting without a default must be given. `--set a.b=value` "
-        "changes one on the command line, and `stillhouse.load_recipe(..., {\"a.b\": value})` in Python.\n",
+        'changes one on the command line, and `stillhouse.load_recipe(..., {"a.b": value})` in Python.\n',
         *_model_section("", Recipe),
         "## Options of each kind\n",
         "Options stand beside `kind`, those of a teacher in `teacher.options`.\n",
@@ -87,7 +87,10 @@ def _kind_section(where: str, setting: str, kind: str, module: types.ModuleType)
     options = [
         one
         for name, one in vars(module).items()
-        if inspect.isclass(one) and issubclass(one, Settings) and one.__module__ == module.__name__ and "Options" in name
+        if inspect.isclass(one)
+        and issubclass(one, Settings)
+        and one.__module__ == module.__name__
+        and "Options" in name
     ]
     for one in options:
         yield from _table(one, f"{where} of {kind}")
@@ -120,7 +123,14 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _type(annotation: Any) -> str:
     """A type in words: `null`, text, whole number, one of, list of."""
-    words = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
+    words = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        type(None): "null",
+        Any: "anything",
+    }
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in words:
         return words[annotation]

@@ -14,7 +14,13 @@ from packaging.utils import canonicalize_name
 from tests.paths import ROOT
 
 FOLDERS, OURS = ("pipeline", "flows"), {"stillhouse", "stillhouse_flows"}
-ON_REQUEST = {"ray", "torchao", "vllm", "liger_kernel"}  # of extras, or installed by who needs them; a message says how
+ON_REQUEST = {
+    "polars",
+    "ray",
+    "torchao",
+    "vllm",
+    "liger_kernel",
+}  # of extras, or installed by who needs them; a message says how
 
 
 def _imported() -> Iterator[tuple[str, Path]]:

@@ -60,7 +60,7 @@ def test_every_room_has_its_files_and_its_quickest_test_first() -> None:
     labelling = room_of("pipeline/stillhouse/labelling/pace.py")
     assert labelling.tests_of("pipeline/stillhouse/labelling/pace.py")[0] == "tests/labelling/test_pace.py"
     assert sorted(labelling.tests_of("pipeline/stillhouse/labelling/pace.py")) == sorted(labelling.test_files())
-    found = {str(file.relative_to(ROOT)) for file in (ROOT / "tests/labelling").glob("test_*.py")}
+    found = {str(file.relative_to(ROOT)) for file in (ROOT / "tests/labelling").rglob("test_*.py")}
     assert found - set(labelling.test_files()) == {"tests/labelling/runners/test_ray.py"}
 
 

@@ -17,6 +17,7 @@ from stillhouse.evaluation.measures.scoring import score
 from stillhouse.evaluation.metrics.base import open_metrics
 from stillhouse.plugins import load_kind
 from stillhouse.recipe.evaluate import MetricSettings
+from tests.paths import PYTHONPATH
 from tests.quality.completions import completion, filters
 
 PACKAGE = Path(__file__).parent / "outside_package"
@@ -87,7 +88,7 @@ def test_a_recipe_runs_with_both(installed: Path, tmp_path: Path) -> None:
     }
     (tmp_path / "ship.yaml").write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "stillhouse", "label", "ship.yaml", "--no-flow", "--json"]
-    around = {**os.environ, "PYTHONPATH": str(installed)}
+    around = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{PYTHONPATH}"}
     done = subprocess.run(command, cwd=tmp_path, env=around, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["sent"] == 4

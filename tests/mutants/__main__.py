@@ -10,6 +10,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome
 
 from benchmarks.shared import measured_on, versions_of, write_section
+from tests.mutants import operators
 from tests.mutants.choose import fill, mutation_of
 from tests.mutants.report import Outcome, section, without_reason
 from tests.mutants.rooms import ROOMS, ROOT, room_of
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that has the tests' packages")
     parser.add_argument("--output", type=Path, default=DOCS, help="the Markdown file with the table")
     given = parser.parse_args()
+    operators.register()
     FOLDER.mkdir(exist_ok=True)
     file = FOLDER / f"{_code()}-{given.sample}-{given.seed}.sqlite"
     count = file.with_suffix(".places")
@@ -39,6 +41,9 @@ def main() -> None:
         if not count.is_file():
             count.write_text(str(fill(session, given.sample, given.seed)))
         waiting = [*session.pending_work_items]
+        waiting += [
+            item for item, result in session.completed_work_items if result.worker_outcome == WorkerOutcome.EXCEPTION
+        ]
         if given.again:
             waiting += [
                 item for item, result in session.completed_work_items if result.test_outcome == TestOutcome.SURVIVED
@@ -46,7 +51,7 @@ def main() -> None:
         if given.room:
             waiting = [item for item in waiting if room_of(way(item)).name in given.room]
         if waiting:
-            run_all(session, waiting, given.python.absolute(), given.workers)
+            run_all(session, waiting, given.python.absolute(), given.workers, file.with_suffix(".seconds"))
         outcomes = _outcomes(session)
     machine = measured_on(versions_of("cosmic-ray"))
     text = section(outcomes, sample=given.sample, seed=given.seed, places=int(count.read_text()), machine=machine)

@@ -16,7 +16,6 @@ from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import MutationSpec, WorkerOutcome, WorkItem, WorkResult
 
-from tests.mutants import operators
 from tests.mutants.left_out import is_left_out, left_out
 from tests.mutants.rooms import ROOMS, ROOT
 
@@ -29,7 +28,6 @@ def fill(session: WorkDB, sample: int, seed: int) -> int:
     Returns:
         How many places there are to choose from.
     """
-    operators.register()
     modules = [ROOT / module for room in ROOMS for module in room.modules()]
     init(modules, session, {})
     places: defaultdict[tuple[str, tuple[int, int], str], list[WorkItem]] = defaultdict(list)

@@ -44,7 +44,7 @@ ROOMS = (
         ("pipeline/stillhouse/storage",),
         (
             "tests/storage/test_durable.py",
-            "tests/dataset/test_two_at_once.py",
+            "tests/storage/test_two_at_once.py",
             "tests/storage/test_storage.py",
             "tests/storage/test_storage_lock.py",
             "tests/labelling/test_durability.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import shlex
 import shutil
@@ -24,8 +25,7 @@ from tests.mutants.rooms import ROOMS, ROOT, Room, room_of
 FOLDER = ROOT / ".mutants"
 WHICH = ("not slow and not vllm", "slow and not vllm")  # pytest's markers
 _LEAST_SECONDS, _TIMES_AS_LONG = 60, 4  # a mutant may take, beside the tests without it
-
-
+_ONE_TEST = {WHICH[0]: 90, WHICH[1]: 400}  # seconds that one test may take: a mutant that hangs ends soon
 _NO_TESTS = 5  # pytest's exit status
 
 
@@ -37,13 +37,13 @@ class Copies:
     seconds: dict[tuple[str, str], float]  # by room and `WHICH`
 
 
-def run_all(session: WorkDB, items: Sequence[WorkItem], python: Path, workers: int) -> None:
-    """Run these mutants.
+def run_all(session: WorkDB, items: Sequence[WorkItem], python: Path, workers: int, baselines: Path) -> None:
+    """Run these mutants; `baselines` is a file with the seconds of the tests without a mutant, once they were run.
 
     Raises:
         SystemExit: the tests fail without any mutant.
     """
-    copies = _make_copies(python, workers, {room_of(way(item)).name for item in items})
+    copies = _make_copies(python, workers, {room_of(way(item)).name for item in items}, baselines)
 
     def one(item: WorkItem) -> WorkResult:
         module = way(item)
@@ -78,11 +78,12 @@ def way(item: WorkItem) -> str:
 def _command(copy: Path, python: Path, which: str, tests: Sequence[str]) -> str:
     """Run tests in a copy, on one core, until the first that fails. A room may have none that is slow."""
     words = ["env", f"PYTHONPATH={copy}:{copy}/pipeline:{copy}/flows", "OMP_NUM_THREADS=1", str(python), "-m", "pytest"]
-    words += ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-m", which, *tests]
+    words += ["-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+    words += [f"--timeout={_ONE_TEST[which]}", "--timeout-method=thread", "-m", which, *tests]
     return shlex.join(["sh", "-c", f"cd {shlex.quote(str(copy))} && {shlex.join(words)} || test $? = {_NO_TESTS}"])
 
 
-def _make_copies(python: Path, workers: int, rooms: set[str]) -> Copies:
+def _make_copies(python: Path, workers: int, rooms: set[str], baselines: Path) -> Copies:
     """Copy the tree, and run the tests in the first copy: what fails there would kill every mutant."""
     copies: list[Path] = [FOLDER / f"copy-{number}" for number in range(workers)]
     for old in copies:
@@ -97,7 +98,13 @@ def _make_copies(python: Path, workers: int, rooms: set[str]) -> Copies:
         (first / "data/models").symlink_to(models.resolve())
     subprocess.run([str(python), "-m", "compileall", "-q", str(first / "pipeline"), str(first / "tests")], check=False)
     asked = [(room, which) for room in ROOMS if room.name in rooms for which in WHICH]
-    seconds = {(room.name, which): _baseline(first, python, which, room) for room, which in asked}
+    known = json.loads(baselines.read_text()) if baselines.is_file() else {}
+    for room, which in asked:
+        key = f"{room.name}, {which}"
+        if key not in known:
+            known[key] = _baseline(first, python, which, room)
+            baselines.write_text(json.dumps(known, indent=2))
+    seconds = {(room.name, which): known[f"{room.name}, {which}"] for room, which in asked}
     for other in copies[1:]:
         shutil.copytree(first, other, symlinks=True)
     free: queue.SimpleQueue[Path] = queue.SimpleQueue()

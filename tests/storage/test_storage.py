@@ -32,9 +32,9 @@ from stillhouse.storage import service
 from stillhouse.storage.durable import atomic_file, sha256_of_file, write_atomically
 from stillhouse.storage.location import RemotePath, files_below, location
 from tests.conftest import MakeRecipe
-from tests.dataset.conftest import forget_stores
 from tests.labelling.test_parts import InThisProcess, in_parts, split_up
 from tests.s3_server import BUCKET, READER_KEY, READER_SECRET, SECRET, Window
+from tests.storage.conftest import forget_stores
 
 
 def at(make: MakeRecipe, root: str, **parts: Any) -> Recipe:
