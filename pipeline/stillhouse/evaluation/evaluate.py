@@ -94,7 +94,7 @@ def evaluate(
 
 
 def key_of_settings(settings: EvaluateSettings) -> dict[str, Any]:
-    """Return the settings that the figures depend on; an empty `metrics` is left out, so keys of older reports stay valid."""
+    """Return the settings that the figures depend on; without an empty `metrics`, so that older reports keep their keys."""
     return settings.model_dump(exclude=_WITHOUT_EFFECT | (set() if settings.metrics else {"metrics"}))
 
 
