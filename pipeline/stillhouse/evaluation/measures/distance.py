@@ -162,7 +162,7 @@ def against_teacher_of_more(logprobs: Tensor, known: Tensor, renumbering: Renumb
 def of_more_tokens(
     labels: PackedLabels, renumbering: Renumbering
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the labels' most likely token as a student id (-1: missing), and the mass of missing tokens: (positions,) each.
+    """Return the labels' most likely token as a student id (-1: missing) and the mass of missing tokens: (positions,) each.
 
     With top-k labels the mass is a lower bound: it counts listed tokens only, and the tail mass may include missing tokens.
     """
