@@ -2,7 +2,7 @@
 
 Before each run the source gains prompts. The run is killed at a seeded random time, spread over its new answers, then
 restarted until it finishes, as a scheduler would do. The stand-in server runs in a separate process and counts the answers
-that it charged for, by prompt. What was durable at a kill is read from the disk, as in `label_kills`.
+that it charged for, by prompt. The answers durable at a kill are read from the disk, as in `label_kills`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _kill_one(command: Sequence[str], folder: Path, server: Server, random: Rand
 
 
 def _figures(nights: Sequence[Night], prompts: Sequence[str], stats: dict[str, Any]) -> list[list[str]]:
-    """Compare the newest version with the source and the final counts with those at each kill; check the versions' chain."""
+    """Compare the newest version with the source, and the final counts with those at each kill; check each parent."""
     rows: list[tuple[str, str]] = []
     for file in Path(nights[-1].told["folder"]).glob("data/*.parquet"):
         read = pq.read_table(file, columns=["id", "prompt"]).to_pylist()

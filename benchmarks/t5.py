@@ -139,7 +139,7 @@ def _stillhouse(command: str, experiment: Experiment, settings: Sequence[str], *
     with file.open("w", encoding="utf-8") as output:
         ended = subprocess.run(
             [*STILLHOUSE, command, RECIPE, *given],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # such small models are slower on two
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # models this small are slower on two cores
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -56,7 +56,7 @@ def prepare() -> None:
             lines.write(json.dumps({"word": word, "reference": " ".join(phonemes)}) + "\n")
     made = tokenizer(phoneme for _, phonemes in words for phoneme in phonemes)
     made.save_pretrained(MODEL)
-    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # a T5 begins with its padding
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # a T5 decoder starts with padding
     T5Config(vocab_size=len(made), architectures=["T5ForConditionalGeneration"], **tokens).save_pretrained(MODEL)
     print(f"{len(words):,} words in {WORDS}, {len(made)} tokens in {MODEL}")
 

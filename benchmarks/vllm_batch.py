@@ -53,7 +53,7 @@ class Watch:
         self._thread.join()
 
     def share(self) -> Share:
-        """Return the share between the first sample with 2 or more requests (the check before the run sends 1) and the last."""
+        """Return the share from the first sample with 2 or more requests (the check before the run sends 1) to the last."""
         first = next(place for place, requests in enumerate(self.seen) if requests > 1)
         last = max(place for place, requests in enumerate(self.seen) if requests)
         during = self.seen[first : last + 1]

@@ -17,7 +17,7 @@ from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.load import PromptSettings, Recipe, TeacherSettings
 from stillhouse.records import Prompt
 
-_TOLD = 60  # characters of a prompt in a message
+_TOLD = 60  # characters of a prompt shown in an error message
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The `evaluate` part of a recipe: what the report measures.
+"""The `evaluate` part of a recipe: the settings of the report.
 
 evaluate:
   baselines: [untrained, gold, black-box]
@@ -34,7 +34,7 @@ class MetricSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """What the report measures."""
+    """What the report compares and measures."""
 
     baselines: tuple[Literal["untrained", "black-box", "gold"], ...] = ("untrained", "black-box")
     limit: int = Field(default=200, ge=1)  # held-out rows to measure on; every model answers their prompts

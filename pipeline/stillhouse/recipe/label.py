@@ -57,7 +57,7 @@ class SoftSettings(Settings):
 
 
 def encoding_of(soft: SoftSettings | None) -> EncodingName | None:
-    """Return the encoding of the soft labels; None if there are none."""
+    """Return the encoding of the soft labels; None for text only."""
     return soft.encoding if soft else None
 
 
@@ -74,7 +74,7 @@ class RunnerSettings(Settings):
     kind: Literal["local", "work-pool", "ray"] = "local"
     workers: int = Field(default=2, ge=1)  # parts labelled at once; rate limits are divided among the workers
     shards: int = Field(default=40, ge=1)  # maximum per part; fewer if some workers would otherwise get none
-    deployment: str = Field(default="label/part", pattern=r"^[^/]+/[^/]+$")  # work pool: the deployment for a part
+    deployment: str = Field(default="label/part", pattern=r"^[^/]+/[^/]+$")  # work pool: deployment that labels a part
     address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, or the cluster on this machine
 
     @field_validator("address")
@@ -90,7 +90,7 @@ class RunnerSettings(Settings):
 
 
 class LabelSettings(Settings):
-    """How prompts become completions."""
+    """How the teacher turns prompts into completions."""
 
     mode: Literal["generate", "score"] = "generate"  # score: teacher forcing along the reference
     samples: int = Field(default=1, ge=1)  # completions per prompt

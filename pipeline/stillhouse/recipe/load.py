@@ -129,7 +129,7 @@ class DatasetSettings(Settings):
 
 
 class Recipe(Settings):
-    """One whole run."""
+    """All settings of one run, from prompts to report."""
 
     name: str = Field(pattern=NAME)
     seed: int = Field(default=0, ge=0)

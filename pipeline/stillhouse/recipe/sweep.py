@@ -35,7 +35,7 @@ _LONGEST_LABEL = 40  # characters
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One combination of values."""
+    """One combination of the sweep's values, with its names."""
 
     settings: dict[str, Any]  # dotted path -> value
     label: str  # for output: "16 layers"

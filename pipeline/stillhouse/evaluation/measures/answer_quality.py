@@ -91,5 +91,5 @@ def _from_teacher(own: Floats, teacher: Floats) -> FromTeacher:
 
 
 def _interval(figures: Floats) -> Interval:
-    """Return the interval of a figure; `figures` holds that of all prompts, then of each resample."""
+    """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
     return interval_of(figures[0], figures[1:])

@@ -30,7 +30,7 @@ def find_copies(
     wanted = {normalised(text) for own in answers for text in own if len(bare_words(text)) >= COPYABLE_WORDS}
     sources: defaultdict[str, set[str]] = defaultdict(
         set
-    )  # prompts with this answer; two are enough to find one that is not the model's prompt
+    )  # up to two prompts with this answer: with two, at least one is another prompt
     for prompt_id, text in training if wanted else ():
         plain = normalised(text)
         if plain in wanted and len(sources[plain]) < 2:

@@ -28,7 +28,7 @@ from stillhouse.student.losses.base import student_outcomes, teacher_outcomes
 from stillhouse.student.losses.forward_kl import divergence
 from stillhouse.student.renumbering import Renumbering
 
-_BATCH = 16  # rows
+_BATCH = 16  # rows per forward pass
 _BLOCK_BYTES = 1 << 30  # of the teacher's distributions in memory at once
 
 

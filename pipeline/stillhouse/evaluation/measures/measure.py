@@ -34,7 +34,7 @@ class Measured:
     tokens_per_second: Interval
     latency_p50_ms: float
     latency_p95_ms: float
-    written: Written  # to `task.asked`
+    written: Written  # answers to `task.asked`
 
 
 def measure(subject: Subject, task: Task) -> Measured:

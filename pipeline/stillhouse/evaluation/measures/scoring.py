@@ -128,7 +128,7 @@ def score(
 
 
 def reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Interval | None:
-    """Return the token F1 of the answers to prompts that have a reference; None if there are none."""
+    """Return the token F1 of the answers to prompts that have a reference; None if no prompt has one."""
     scored = [
         token_f1(answer, row.prompt.reference)
         for row, answer in zip(rows, answers, strict=True)
@@ -138,7 +138,7 @@ def reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Inter
 
 
 def _interval(figures: Floats) -> Interval:
-    """Return the interval of a figure; `figures` holds that of all prompts, then of each resample."""
+    """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
     return interval_of(figures[0], figures[1:])
 
 

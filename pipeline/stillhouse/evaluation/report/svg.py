@@ -31,7 +31,7 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
     "hourglass": [(-6, -6), (6, -6), (-6, 6), (6, 6)],
     "post": [(-3, -8), (3, -8), (3, 8), (-3, 8)],
 }
-_LINE = 20  # pixels between two labels
+_LINE = 20  # minimum pixels between two labels
 FAR = 2.5  # an outlier this many times as far as the next model is drawn at the edge, not to scale
 
 

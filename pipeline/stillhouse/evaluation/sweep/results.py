@@ -61,7 +61,7 @@ class SweepReport:
 
     @property
     def student(self) -> ModelRow | None:
-        """The smallest student that keeps enough, shown in bold in the table; None: there is none."""
+        """The smallest student that keeps enough, shown in bold in the table; None: no student does."""
         return next((row for row in self.models if row.role == self.choice.smallest), None)
 
     def named(self, label: str) -> SweptStudent:

@@ -28,8 +28,7 @@ def sweep_warnings(report: SweepReport) -> list[str]:
 
 
 def sweep_findings(report: SweepReport) -> str:
-    """Name the smallest student that keeps `evaluate.keep` of the teacher's first metric, or say why there is none; list
-    the front."""
+    """Name the smallest student that keeps `evaluate.keep` of the teacher's first metric, or the reason; list the front."""
     sentences = [_named(report)]
     if len(report.choice.front) > 1:
         sentences.append(f"On the front of size and quality: {', '.join(report.choice.front)}.")
