@@ -1,6 +1,6 @@
 """Data classes of a report: the measured figures with their uncertainty, independent of how they are rendered.
 
-`measure.py` fills them; `report.py` renders them as Markdown, HTML and JSON.
+The modules of measures/ fill them; report/report.py renders them as Markdown, HTML and JSON.
 """
 
 from __future__ import annotations

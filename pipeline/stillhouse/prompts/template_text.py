@@ -1,6 +1,8 @@
 """The Jinja environment of prompt templates: it prints only text, and limits time and memory.
 
-    template = TextEnvironment().from_string("{{ word }}: {{ tags | join(', ') }}")
+    environment = TextEnvironment()
+    template, variables = environment.compile_text("{{ word }}: {{ tags | join(', ') }}")
+    text = environment.render(template, row)
 
 Jinja prints any value as Python does: "None", "['a', 'b']", "b'kettle'". Here every way to print goes through `printed`:
 expressions (Jinja's `finalize`), `~`, `%`, `str.format`, `join`, and each filter that converts its value to text. Lists and

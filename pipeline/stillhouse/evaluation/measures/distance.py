@@ -164,7 +164,7 @@ def of_more_tokens(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return the labels' most likely token as a student id (-1: missing) and the mass of missing tokens: (positions,) each.
 
-    With top-k labels the mass is a lower bound: it counts listed tokens only, and the tail mass may include missing tokens.
+    With top-k labels the mass is a lower bound: it counts listed tokens only, and the tail may contain missing tokens.
     """
     own = renumbering.student_ids(labels.token_ids)
     entries = np.diff(labels.offsets)

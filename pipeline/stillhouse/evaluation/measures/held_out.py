@@ -1,6 +1,6 @@
 """The held-out rows that reports are measured on, and their facts about the dataset; shared by student and sweep reports.
 
-held_out = read_held_out(recipe, dataset)
+held_out = read_held_out(recipe, dataset, subjects)
 models = measured_models(subjects, held_out, recipe, learnt_from, progress)
 """
 

@@ -3,9 +3,9 @@
 - chrf                                                     # Popović 2015, aclanthology.org/W15-3049
 - {kind: chrf, word_order: 2}                              # chrF++, Popović 2017, aclanthology.org/W17-4770
 
-For each order 1..6, the n-grams of the answers, of the references and of both are counted over all rows. Precision and
-recall are means over the orders, and F weighs recall `beta` times as much as precision. sacrebleu makes the counts, so the
-score equals its `corpus_score` bit for bit.
+For each order (characters 1..6, and words 1..`word_order`), the n-grams of the answers, of the references and of both are
+counted over all rows. Precision and recall are means over the orders, and F weighs recall `beta` times as much as
+precision. sacrebleu makes the counts, so the score equals its `corpus_score` bit for bit.
 """
 
 from __future__ import annotations
