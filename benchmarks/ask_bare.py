@@ -1,7 +1,7 @@
-"""The yardstick: a loop of aiohttp requests that keeps the answers in memory, and nothing else.
+"""The baseline client: a bare loop of aiohttp requests that keeps the answers in memory.
 
-No journal, no retry, no limit, no dataset; orjson for the JSON; as many workers as requests may be in flight, which take
-prompts from one iterator. Timed: from before the first request until the last answer is decoded.
+It has no journal, retries, rate limits or dataset. It uses orjson, and `concurrency` workers that take prompts from one
+iterator. Timed: from before the first request until the last answer is decoded.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""curator, with the fastest settings found that leave it what it does by default: a line in a file for every answer.
+"""The curator client, with the fastest settings found that keep its default durability: one line in a file per answer.
 
-- The `openai` backend, which is its own aiohttp client. (`litellm` was half as fast.)
-- Limits so high that it never waits for one.
-- Its plain progress line instead of its live panel.
-- Telemetry and the hosted viewer off; litellm's price list and tokenizer from its package: nothing is downloaded.
+- The `openai` backend, which is curator's own aiohttp client. (`litellm` was half as fast.)
+- Rate limits so high that it never waits.
+- A plain progress line instead of the live panel.
+- Telemetry and the hosted viewer off; litellm's price list and tokenizer from its package, so nothing is downloaded.
 
-Timed: from `llm(prompts)` to its dataset. Making the `LLM` object is not in it.
+Timed: from `llm(prompts)` until it returns its dataset. Creating the `LLM` object is not included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 
 from benchmarks.asking import MAX_TOKENS, MODEL, TEMPERATURE, task_from_arguments, tell
 
-_NEVER_REACHED = 10**10  # limits a minute
+_NEVER_REACHED = 10**10  # rate limits per minute
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
         "OPENAI_API_KEY": "none",
         "TELEMETRY_ENABLED": "false",
     }
-    import litellm.litellm_core_utils.default_encoding  # noqa: F401  from now on tiktoken reads litellm's own copy
+    import litellm.litellm_core_utils.default_encoding  # noqa: F401  makes tiktoken read litellm's copy
     from bespokelabs import curator
 
     prompts = task.prompts

@@ -1,11 +1,11 @@
-"""distilabel: one `TextGeneration` step over an `OpenAILLM` in a local pipeline, with its cache off.
+"""The distilabel client: one `TextGeneration` step with an `OpenAILLM` in a local pipeline, cache off.
 
 - A batch is sent at once and ends with its last answer, so the batch size is the number of requests in flight. Larger
-  ones (256, 500, 1000) and two replicas of the step were tried: none was faster beyond the noise.
-- The newest `openai` client that pip chooses: with the 1.x of its time, distilabel was half as fast.
-- beautifulsoup4 is not installed: with it, distilabel would ask the network for citations.
+  batches (256, 500, 1000) and two replicas of the step were not measurably faster.
+- The newest `openai` client that pip chooses: with the 1.x version current at its release, distilabel was half as fast.
+- beautifulsoup4 is not installed: with it, distilabel would fetch citations from the network.
 
-Timed: from `pipeline.run()` to its dataset, which includes the start of its worker processes (about three seconds).
+Timed: from `pipeline.run()` until it returns its dataset, including the start of worker processes (about three seconds).
 """
 
 from __future__ import annotations

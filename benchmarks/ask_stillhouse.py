@@ -1,10 +1,9 @@
-"""`stillhouse label` with a teacher of kind `openai`: durable on disk, answer by answer.
+"""The Stillhouse client: `stillhouse label` with a teacher of kind `openai`; each answer is durable on disk.
 
-This process is the command line itself; only the engine's one call is timed inside it. Timed: from the call of
+This process runs the command line; only the call of the engine is timed in it. Timed: from the call of
 `stillhouse.labelling.engine.label` until it returns, which covers reading and planning the prompts, every request, the
-journal (an fsync before an answer counts), the Parquet files, the card and the manifest. Not in it, as with the other
-clients: Python's start and the imports; those that the engine makes late are made early here. The process as a whole is
-timed by whoever started it.
+journal (fsync before an answer counts), the Parquet files, the card and the manifest. As with the other clients, Python's
+start and the imports are not included; the engine's lazy imports are done up front. The parent times the whole process.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp  # noqa: F401  this and the next four: early, see above
+import aiohttp  # noqa: F401  this and the next four are imported up front, see above
 import genai_prices  # noqa: F401
 import openai.resources.chat  # noqa: F401
-import pandas  # noqa: F401  pyarrow looks for it
+import pandas  # noqa: F401  imported by pyarrow
 
 import stillhouse.teachers.openai  # noqa: F401
 from benchmarks.asking import task_from_arguments, tell

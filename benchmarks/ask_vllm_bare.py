@@ -1,8 +1,8 @@
-"""The yardstick at a vLLM server: a loop of aiohttp requests that reads the answers with orjson, and nothing else.
+"""The baseline client for a vLLM server: a bare loop of aiohttp requests that decodes the answers with orjson.
 
     python -m benchmarks.ask_vllm_bare URL BODIES CONCURRENCY
 
-BODIES holds the requests as JSON lines, the very ones that Stillhouse sends. Timed: from before the first request until the
+BODIES is a JSON lines file with exactly the requests that Stillhouse sends. Timed: from before the first request until the
 last answer is decoded.
 """
 
@@ -20,7 +20,7 @@ import orjson
 
 
 async def ask_all(base_url: str, bodies: list[bytes], concurrency: int) -> int:
-    """The tokens that were written."""
+    """Send all requests; return the number of generated tokens."""
     waiting = iter(bodies)
     connector = aiohttp.TCPConnector(limit=concurrency)
     async with aiohttp.ClientSession(connector=connector, headers={"content-type": "application/json"}) as session:

@@ -28,7 +28,7 @@ from stillhouse.teachers.vllm import VllmTeacher
 
 
 def write_bodies(recipe: Recipe, file: Path) -> None:
-    """The bodies of all requests, in the order in which they are sent."""
+    """Write the bodies of all requests, in the order in which they are sent, as JSON lines."""
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
     assert isinstance(teacher, VllmTeacher)
     with make_plan(recipe, teacher.identity) as plan, file.open("wb") as lines:

@@ -1,12 +1,12 @@
-"""What the clients of the throughput benchmark have in common: their arguments, and the one JSON line they end with.
+"""Code shared by the clients of the throughput benchmark: their arguments, and the JSON line that they print at the end.
 
-Each client is a module of its own, run by the Python of its own virtual environment:
+Each client is a separate module, run by the Python of its own virtual environment:
 
     .venv-curator/bin/python -m benchmarks.ask_curator --base-url http://127.0.0.1:8009/v1 \
         --prompts prompts.jsonl --concurrency 128 --folder /an/empty/folder
 
-So this file needs the standard library alone. Every client is asked for the same: each prompt once, temperature 0.7, at
-most ten tokens, and no more requests in flight than `concurrency`.
+So this module uses only the standard library. Every client does the same work: each prompt once, temperature 0.7, at most
+ten tokens, and at most `concurrency` requests in flight.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MAX_TOKENS = 10
 
 @dataclass(frozen=True)
 class Task:
-    """What a client is to do."""
+    """The work of a client."""
 
     base_url: str
     prompt_file: Path  # JSON lines with `prompt`
     concurrency: int
-    folder: Path  # empty, for caches, answers and whatever else it writes
+    folder: Path  # empty, for everything that the client writes: caches, answers, ...
 
     @property
     def prompts(self) -> list[str]:
@@ -48,6 +48,6 @@ def task_from_arguments() -> Task:
 
 
 def tell(*, rows: int, seconds: float, packages: list[str]) -> None:
-    """The last line of standard output: answers that came out, the seconds of the client's own call, its versions."""
+    """Print the last line of standard output: the number of answers, the seconds of the client's call, its versions."""
     versions = {package: version(package) for package in packages}
     print(json.dumps({"rows": rows, "seconds": seconds, "versions": versions}), flush=True)

@@ -1,11 +1,11 @@
-"""How fast a labelled dataset becomes training batches, how fast it opens, and what memory that takes.
+"""Measure how fast a labelled dataset is opened and decoded into training batches, and the memory that this takes.
 
     python -m benchmarks.decoding                    # prints the tables
     python -m benchmarks.decoding --output docs/benchmarks.md
 
-The datasets are written by `dataset/writer.py`, with labels as ragged as those of a language model: each position follows a
-power law of its own, from nearly certain to nearly flat. A process of its own, held to one core, then reads each of them
-once in a training's random order, from the files to padded tensors.
+`dataset/writer.py` writes the datasets, with labels as ragged as those of a language model: each position follows a power
+law with a random exponent, from nearly certain to nearly flat. A separate process, pinned to one core, then reads each
+dataset once in a training's random order, from the files to padded tensors.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from stillhouse.recipe.label import SoftSettings
 from stillhouse.records import TeacherIdentity
 
 VOCABULARY, DRAWS, K = 49_152, 50, 50
-ROWS = 500  # in a block; rows have 100 to 300 completion tokens
+ROWS = 500  # per block; rows have 100 to 300 completion tokens
 ROUNDS, BATCH = 3, 16
-LOOKS = 20  # at resident memory, while a dataset is read
+LOOKS = 20  # samples of resident memory while a dataset is read
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One dataset to be read."""
+    """One dataset to read."""
 
     soft: SoftSettings
     tokens: int  # completion tokens
-    wanted: int  # tokens a second
+    wanted: int  # target, tokens per second
 
 
 KINDS = [
@@ -58,7 +58,7 @@ KINDS = [
 
 
 def write_dataset(root: Path, kind: Kind, tokens: int) -> Path:
-    """A dataset of about so many completion tokens; blocks repeat after some, with other token ids."""
+    """Write a dataset of about `tokens` completion tokens, in random blocks; return its folder."""
     origin = Origin(
         made_by="import",
         how="random labels",
@@ -112,12 +112,12 @@ def _tokens(random: np.random.Generator, count: int) -> npt.NDArray[np.int32]:
 
 
 def _named(ranks: npt.NDArray[np.int64], shift: Any) -> npt.NDArray[np.int32]:
-    """Token ids for ranks: a fixed shuffle of the vocabulary, shifted at each position (the prime is coprime to it)."""
+    """Map ranks to token ids: a fixed shuffle of the vocabulary (the prime is coprime to its size), shifted by `shift`."""
     return ((ranks * 25_889 + shift) % VOCABULARY).astype(np.int32)
 
 
 def _exponents(random: np.random.Generator, positions: int) -> npt.NDArray[np.float64]:
-    """Of the power laws: from nearly flat to nearly certain, (positions, 1)."""
+    """Return the exponents of the power laws, from nearly flat to nearly certain: (positions, 1)."""
     return 1.05 + random.exponential(1.5, (positions, 1))
 
 
@@ -156,7 +156,7 @@ def _lists(values: Any, ends: npt.NDArray[np.int64]) -> pa.Array:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Read a dataset once on one core; the figures of it."""
+    """Read a dataset once on one core; return the figures."""
     import torch
 
     from stillhouse.student.data.batches import collator
@@ -167,7 +167,7 @@ def read(folder: Path) -> dict[str, Any]:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
     torch.set_num_threads(1)
-    pa.array([0])  # has pyarrow look for pandas, and load it
+    pa.array([0])  # makes pyarrow import pandas now
     memory = [_resident()]
     began = time.perf_counter()
     dataset = open_dataset(folder)
@@ -219,7 +219,7 @@ def _resident() -> int:
 
 
 def measure(small: bool = False) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     speed, memory = [], []
     with scratch() as folder:
         for kind in KINDS:

@@ -1,12 +1,12 @@
-"""What soft labels cost on disk, what is lost of them, and which gradient they give.
+"""Measure the encodings of soft labels: size on disk, loss of information, and the gradients that they give.
 
     python -m benchmarks.encodings --output docs/benchmarks.md
 
-The demo teacher (vocabulary 49,152) is forced along the glossary's references; its full distributions are the truth. A
-second teacher is simulated, with a vocabulary of 151,936: log p(id) = s * (a normal draw) - log(id + 2.7) + const, anew at
-each position, s between 4 and 10. Low ids are likelier, as they are in a vocabulary made by merges, and 50 draws find about
-as many distinct tokens as the demo teacher's do. Bytes are those of the columns in the Parquet files that
-`dataset/writer.py` writes.
+The demo teacher (vocabulary 49,152) runs with teacher forcing along the glossary's references; its full distributions are
+the ground truth. A second teacher, with a vocabulary of 151,936, is simulated independently at each position:
+log p(id) = s * (a normal draw) - log(id + 2.7) + const, s between 4 and 10. Low ids are more likely, as in a vocabulary of
+merges, and 50 draws give about as many distinct tokens as with the demo teacher. Bytes are those of the columns in the
+Parquet files that `dataset/writer.py` writes.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from stillhouse.records import Completion, Message, Prompt, SampledLabels, SoftL
 MODEL = ROOT / "data/models/smollm2-135m-instruct"
 K, DRAWS, LARGE = 50, 50, 151_936
 SIMULATED = 6000  # positions
-WANTED = {"top-k": 125, "sampled": 40}  # bytes a token
-REPEATS = (1, 10, 100, 1000)  # estimates of one position that are averaged
+WANTED = {"top-k": 125, "sampled": 40}  # targets, bytes per token
+REPEATS = (1, 10, 100, 1000)  # number of estimates averaged per position
 GRADIENT_POSITIONS = 48
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Text:
-    """The truth at the positions of one completion."""
+    """The ground truth at the positions of one completion."""
 
     logits: Tensor  # (time, vocabulary) float32
     token_ids: npt.NDArray[np.int32]  # (time,)
 
 
 def demo_texts(limit: int) -> Iterator[Text]:
-    """The demo teacher, forced along the references."""
+    """Yield the demo teacher's logits along the references (teacher forcing)."""
     lm = load_language_model(MODEL, device="cpu")
     for number, prompt in enumerate(read_prompts(GLOSSARY)):
         if number == limit:
@@ -67,7 +67,7 @@ def demo_texts(limit: int) -> Iterator[Text]:
 
 
 def simulated_texts(positions: int) -> Iterator[Text]:
-    """See the module's docstring; 40 positions a text."""
+    """Yield texts of the simulated teacher (see the module's docstring), 40 positions each."""
     random = np.random.default_rng(0)
     common = -np.log(np.arange(LARGE) + 2.7)
     for _ in range(positions // 40):
@@ -80,14 +80,14 @@ def simulated_texts(positions: int) -> Iterator[Text]:
 
 
 class Sizes:
-    """Datasets of the same texts, one an encoding."""
+    """Datasets of the same texts, one per encoding."""
 
     def __init__(self, root: Path, vocabulary: int) -> None:
         self._root = root
         self._vocabulary = vocabulary
         self._rows: dict[str, list[Completion]] = {"top-k": [], "sampled": []}
         self._positions = 0
-        self.distinct = 0  # tokens among the draws
+        self.distinct = 0  # distinct tokens among the draws
 
     def add(self, number: int, text: Text) -> None:
         kept = sampled(text.logits, DRAWS, number)
@@ -101,7 +101,7 @@ class Sizes:
         return self._positions
 
     def bytes_a_token(self) -> dict[str, tuple[float, float]]:
-        """Of the labels' columns, and of the tokens' ids and log-probabilities beside them."""
+        """Return, per encoding, bytes per token of the labels' columns, and of the tokens' ids and log-probabilities."""
         found = {}
         for name, rows in self._rows.items():
             soft = SoftSettings(encoding=name)  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def _completion(number: int, text: Text, soft: SoftLabels | SampledLabels) -> Co
 
 
 def _column_bytes(files: Sequence[Path]) -> dict[str, int]:
-    """Compressed bytes of each top-level column."""
+    """Return the compressed bytes of each top-level column."""
     total: dict[str, int] = {}
     for file in files:
         metadata = pq.read_metadata(file)
@@ -142,12 +142,12 @@ def _column_bytes(files: Sequence[Path]) -> dict[str, int]:
 
 
 class Errors:
-    """KL(true || stored) of ways to keep the top k, over k + 1 outcomes and over the whole vocabulary, nats a token."""
+    """KL(true || stored) of ways to store the top k, over k + 1 outcomes and over the whole vocabulary, nats per token."""
 
     def __init__(self, root: Path) -> None:
         self._file = root / "plain.parquet"
         self._kls: dict[str, list[tuple[float, float]]] = {}
-        self._stored: dict[str, list[npt.NDArray[np.float16]]] = {}  # their bits: bfloat16 has as many
+        self._stored: dict[str, list[npt.NDArray[np.float16]]] = {}  # raw bits: bfloat16 has 16, too
         self._tails: dict[str, list[npt.NDArray[np.float32]]] = {}
         self._ids: list[npt.NDArray[np.int32]] = []
 
@@ -183,7 +183,7 @@ class Errors:
         ]
 
     def _bytes(self, name: str, *, split: bool) -> float:
-        """A token's ids, values and tail as `dataset/parquet.py` writes them; or the values split by byte as well."""
+        """Return bytes per token of ids, values and tail as in `dataset/parquet.py`; `split`: split values by byte, too."""
         ends = np.arange(0, K * sum(map(len, self._ids)) + 1, K, dtype=np.int32)
         ids, values = (np.concatenate(parts).reshape(-1) for parts in (self._ids, self._stored[name]))
         table = pa.table(
@@ -201,13 +201,13 @@ class Errors:
 
 
 def _kls(true: Array, ids: npt.NDArray[np.int64], listed: Array, tail: Array) -> tuple[Array, Array]:
-    """Over k + 1 outcomes, and over all with the tail spread evenly: both (time,).
+    """Return the KL over k + 1 outcomes, and over the vocabulary with the tail mass spread evenly: (time,) each.
 
     Args:
         true: (time, vocabulary) log-probabilities.
-        ids: (time, k) the tokens that are listed.
-        listed: (time, k) their log-probabilities as they are stored.
-        tail: (time,) the log-mass of all others, as it is stored.
+        ids: (time, k) the listed tokens.
+        listed: (time, k) the stored log-probabilities of the listed tokens.
+        tail: (time,) the stored log of the tail mass.
     """
     total = np.logaddexp(np.logaddexp.reduce(listed, axis=1), tail)
     listed, tail = listed - total[:, None], tail - total
@@ -226,10 +226,13 @@ def _kls(true: Array, ids: npt.NDArray[np.int64], listed: Array, tail: Array) ->
 
 
 def gradient_rows(texts: Sequence[Text]) -> list[list[str]]:
-    """Angles between the forward KL's gradient from the labels and from the full distribution, (positions x vocabulary)."""
+    """Return table rows with the angle between the forward KL's gradients from the labels and from the full distribution.
+
+    The gradients are taken as vectors of positions x vocabulary.
+    """
     logits = torch.cat([text.logits for text in texts])[:GRADIENT_POSITIONS]
     p = logits.double().softmax(-1).numpy()
-    q = (logits / 2).double().softmax(-1).numpy()  # a student that is less sure than its teacher
+    q = (logits / 2).double().softmax(-1).numpy()  # a student less certain than its teacher
     full = q - p
     ids = top_k(logits, K).token_ids.numpy()
     unlisted = p.copy()
@@ -266,7 +269,7 @@ def _gradient_row(name: str, estimate: Array, q: Array, full: Array, tail: npt.N
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     sizes, lost, first = [], [], []
     with scratch() as folder:
         for name, texts, vocabulary in (

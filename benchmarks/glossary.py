@@ -1,4 +1,4 @@
-"""The prompts that several benchmarks were measured on: one simple sentence about each of 311 words."""
+"""The prompts of several benchmarks: one simple sentence about each of 311 words."""
 
 from stillhouse.recipe.load import PromptSettings
 

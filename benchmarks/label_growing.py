@@ -1,8 +1,8 @@
-"""Ten runs over a source that grows, one kill -9 in each: what was labelled, what was paid for twice, how versions chain.
+"""Ten runs over a growing source, one kill -9 in each: answers labelled, answers paid for twice, and the chain of versions.
 
-Before each run the source gains prompts. The run is killed at an instant from a seed, spread over its new answers, then run
-again to its end, as a scheduler would. The server is the stand-in in a process of its own, which counts what it charged
-for, prompt by prompt. What was durable at a kill is read from the disk, as in `label_kills`.
+Before each run the source gains prompts. The run is killed at a seeded random time, spread over its new answers, then
+restarted until it finishes, as a scheduler would do. The stand-in server runs in a separate process and counts the answers
+that it charged for, by prompt. The answers durable at a kill are read from the disk, as in `label_kills`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ JITTER_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class Night:
-    """One run: its kill, and what it said at its end."""
+    """One run: its kill, and its JSON result."""
 
     killed: Killed
     told: dict[str, Any]
@@ -52,7 +52,7 @@ class Night:
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     new = 100 if small else 500
     random = Random(SEED)
     nights: list[Night] = []
@@ -102,13 +102,13 @@ def _kill_one(command: Sequence[str], folder: Path, server: Server, random: Rand
     if process.has_ended:
         raise SystemExit("the run ended before its kill: take more prompts, or a slower server")
     process.kill()
-    time.sleep(2 * LATENCY)  # until the server has answered, and charged for, what was in flight
+    time.sleep(2 * LATENCY)  # until the server has answered and charged for all requests in flight
     stats = server.stats()
     return Killed(durable_answers(folder), stats["repeated"], stats["billed"])
 
 
 def _figures(nights: Sequence[Night], prompts: Sequence[str], stats: dict[str, Any]) -> list[list[str]]:
-    """Compare the newest version with the source, the chain of parents, and the last counts with those at every kill."""
+    """Compare the newest version with the source, and the final counts with those at each kill; check each parent."""
     rows: list[tuple[str, str]] = []
     for file in Path(nights[-1].told["folder"]).glob("data/*.parquet"):
         read = pq.read_table(file, columns=["id", "prompt"]).to_pylist()

@@ -1,13 +1,13 @@
-"""Fifty kill -9 in one run of 5,000 prompts: what was lost, what is there twice, what was paid for twice.
+"""Fifty kill -9 in one run of 5,000 prompts: answers lost, duplicated, and paid for twice.
 
-The server is the stand-in in a process of its own: it outlives every kill, and counts the answers that it charged for,
-prompt by prompt. The instants come from a seed. Most are a number of answers after the start and some milliseconds, drawn
-so that fifty kills spread over the whole run however fast the machine is; every tenth is a moment of the start instead
-(imports, plan, opening the journal). Small shards make some fall into the writing of Parquet files.
+The stand-in server runs in a separate process: it survives every kill, and counts the answers that it charged for, by
+prompt. The times of the kills are seeded. Most come a random number of answers, plus some milliseconds, after the start,
+drawn so that fifty kills spread over the whole run on any machine; every tenth is during the start instead (imports, plan,
+opening the journal). Because shards are small, some kills interrupt the writing of Parquet files.
 
-After each kill, what is durable is read from the disk: the keys in (a copy of) the journal and in finished Parquet files.
-An answer that was durable at a kill must be in the dataset at the end, and its prompt is never charged for again. What was
-in flight at a kill is charged for twice, as it must be: the server had answered, or was about to, and nobody was there.
+After each kill, the durable answers are read from the disk: the keys in (a copy of) the journal and in finished Parquet
+files. A durable answer must be in the final dataset, and its prompt must never be charged for again. Requests in flight at
+a kill are charged for twice, which cannot be avoided: the server answered after its client was gone.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ LATENCY = 0.05
 CONCURRENCY = 128
 SHARD_SIZE = 250
 SEED = 20
-START_SECONDS = 1.5  # a kill "at the start" falls within these
-JITTER_SECONDS = 0.03  # after the drawn number of answers was seen
+START_SECONDS = 1.5  # a kill "during the start" comes within this time
+JITTER_SECONDS = 0.03  # maximum delay after the drawn number of answers was reached
 POLL_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
 class Killed:
-    """What one kill left behind."""
+    """The state after one kill."""
 
     durable: set[str]  # keys of answers in the journal or in a finished Parquet file
-    charged: Mapping[str, int]  # prompt -> how often it was charged for, where more than once
-    billed: int  # answers charged for, of all prompts
+    charged: Mapping[str, int]  # prompt -> times charged, only if more than once
+    billed: int  # answers charged for, over all prompts
 
     @property
     def lost(self) -> int:
-        """Answers that were charged for and are not on the disk: they were in flight, at this kill or an earlier one."""
+        """Number of answers charged for but not on disk: they were in flight at this kill or an earlier one."""
         return self.billed - len(self.durable)
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     prompts, kills = (500, 5) if small else (5000, 50)
     with scratch() as folder, serving(LATENCY, folder / "server.log") as server:
         file = write_prompts(folder / "prompts.jsonl", prompts)
@@ -109,7 +109,7 @@ def _kill_often(command: Sequence[str], folder: Path, server: Server, prompts: i
                 f"the run ended before kill {number + 1} of {kills}: take more prompts, or a slower server"
             )
         process.kill()
-        time.sleep(2 * LATENCY)  # until the server has answered, and charged for, what was in flight
+        time.sleep(2 * LATENCY)  # until the server has answered and charged for all requests in flight
         stats = server.stats()
         killed.append(Killed(durable_answers(folder), stats["repeated"], stats["billed"]))
         durable = len(killed[-1].durable)
@@ -118,14 +118,14 @@ def _kill_often(command: Sequence[str], folder: Path, server: Server, prompts: i
 
 
 def await_answers(process: Running, server: Server, more: int) -> None:
-    """Until the server has charged for so many more answers."""
+    """Wait until the server has charged for `more` further answers, or the process has ended."""
     target = server.span()["billed"] + more
     while server.span()["billed"] < target and not process.has_ended:
         time.sleep(POLL_SECONDS)
 
 
 def durable_answers(folder: Path) -> set[str]:
-    """The keys of all answers on the disk."""
+    """Return the keys of all answers on disk."""
     dataset = folder / "labels/benchmark"
     keys: set[str] = set()
     for file in dataset.glob("v*/data/*.parquet"):
@@ -134,7 +134,7 @@ def durable_answers(folder: Path) -> set[str]:
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
     for file in dataset.glob("journal.sqlite*"):
-        shutil.copy(file, copy)  # reading would fold the write-ahead log in, and change what the next run finds
+        shutil.copy(file, copy)  # reading would checkpoint the write-ahead log, and change what the next run finds
     if (copy / "journal.sqlite").is_file():
         with closing(sqlite3.connect(copy / "journal.sqlite")) as journal:
             if journal.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone():
@@ -143,7 +143,7 @@ def durable_answers(folder: Path) -> set[str]:
 
 
 def _figures(killed: Sequence[Killed], prompt_file: Path, version: Path, server: Server) -> list[list[str]]:
-    """Compare the finished dataset with the prompts, and the last counts with those at every kill."""
+    """Check the finished dataset against the prompts, and the final counts against those at each kill."""
     with prompt_file.open(encoding="utf-8") as lines:
         prompts = [json.loads(line)["prompt"] for line in lines]
     rows: list[tuple[str, str]] = []

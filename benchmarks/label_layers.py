@@ -1,8 +1,8 @@
-"""Where the time of one request goes: the same request through more and more of the `openai` package.
+"""Processor time of one request, sent through more and more layers of the `openai` package.
 
-Each way asks a stand-in the same question again and again, 128 at once, in this process; what counts is the processor time
-that this process spends on one. The ways take turns, some rounds each, and each round begins with another. `OpenAiApi` is
-what Stillhouse sends with.
+Each way sends the same request to a stand-in server again and again, 128 in flight, from this process; the figure is the
+processor time of this process per request. The ways alternate over several rounds, and each round starts with a different
+one. Stillhouse sends requests with `OpenAiApi`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Ask = Callable[[], Awaitable[object]]
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     requests, rounds = (300, 1) if small else (2000, 5)
     with scratch() as folder, serving(_LATENCY, folder / "server.txt") as server:
         spent = asyncio.run(_measure(server.base_url, requests, rounds))
@@ -50,7 +50,7 @@ def measure(small: bool) -> str:
 
 
 async def _measure(base_url: str, requests: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of this process's processors a request, by way and round."""
+    """Return this process's processor seconds per request, by way and round."""
     http = openai.DefaultAioHttpClient()
     client = openai.AsyncOpenAI(api_key="none", base_url=base_url, max_retries=0, http_client=http)
     api = OpenAiApi(Endpoint(base_url, SecretStr("none"), Timeouts()))

@@ -1,7 +1,7 @@
 """Memory, time and bytes on disk of labelling, from a thousand prompts to a million; and of planning a million.
 
-The teacher is the scripted one, which answers at once: what is seen is Stillhouse itself. Each run is a process of its
-own, started by this small one; its peak of resident memory is what the kernel says when it has ended.
+The scripted teacher answers immediately, so the figures are those of Stillhouse itself. Each run is a separate process,
+started by this small one; its peak resident memory is the kernel's figure after it has ended.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from benchmarks.shared import (
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 SHARD_SIZE = 1000
-PLAN_SECONDS, PLAN_BYTES = 90, 1 << 30  # wanted of `stillhouse plan` at the largest size
+PLAN_SECONDS, PLAN_BYTES = 90, 1 << 30  # targets for `stillhouse plan` at the largest size
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     sizes = SIZES[:2] if small else SIZES
     rows = []
     for size in sizes:

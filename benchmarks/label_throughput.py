@@ -1,10 +1,10 @@
-"""Completions a second against one server: a bare loop, `stillhouse label`, curator, distilabel.
+"""Completions per second against one server: a bare loop, `stillhouse label`, curator, distilabel.
 
-The server is the stand-in in a process of its own, fresh for every measurement: each request is answered after 50 ms. All
-clients ask the same 5,000 prompts with at most 128 requests in flight, one client after the other, three rounds, each
-round in another order. Ratios are taken within a round, since a shared machine is not equally fast in all of them.
+The stand-in server runs in a separate process, a new one for every measurement, and answers each request after 50 ms. All
+clients send the same 5,000 prompts with at most 128 requests in flight, one client after another, in three rounds, each in
+a different order. Ratios are computed within a round, because the speed of a shared machine varies.
 
-The clients are the modules `ask_*.py`; each says exactly what it times and how it was set up.
+The clients are the modules `ask_*.py`; their docstrings state what is timed and how each is set up.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ CONCURRENCY = 128
 
 @dataclass(frozen=True)
 class Client:
-    """One contender."""
+    """One client to compare."""
 
     name: str
     module: str
     python: Path
-    keeps: str  # of an answer, before the run has ended
-    wanted: float | None = None  # Stillhouse's rate by this one's, at least
+    keeps: str  # what it keeps of an answer before the run has ended
+    wanted: float | None = None  # target: minimum of Stillhouse's rate / this client's rate
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One client in one round; rates are completions a second."""
+    """One client in one round; rates are completions per second."""
 
     call: float  # from the client's call to its result
-    asking: float  # from the first request to the last answer, as the server saw them
-    process: float  # from the process's start to its end
+    asking: float  # from the first request to the last answer, seen by the server
+    process: float  # from the start of the process to its end
     most_at_once: int
     versions: dict[str, str]
 
@@ -51,7 +51,7 @@ CLIENTS = [STILLHOUSE, *OTHERS]
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     prompts, rounds = (500, 1) if small else (5000, 3)
     missing = [str(client.python) for client in CLIENTS if not client.python.is_file()]
     if missing:

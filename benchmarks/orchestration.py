@@ -1,9 +1,9 @@
-"""What Prefect and Ray add to labelling, measured: `make bench-flows`.
+"""Benchmarks of the overhead of Prefect and Ray in labelling: `make bench-flows`.
 
     python -m benchmarks.orchestration                 # both parts, into docs/benchmarks.md
-    python -m benchmarks.orchestration shards          # or workers: that part alone
+    python -m benchmarks.orchestration shards          # only one part: shards, workers
 
-Each part prints its tables and writes its own section. `--small` tries the scripts out with figures that mean nothing.
+Each part prints its tables and writes its section. `--small` is a quick trial of the scripts; its figures mean nothing.
 """
 
 from benchmarks.shared import run_parts

@@ -1,8 +1,8 @@
-"""Seconds that each way of running adds to a shard, and a thousand shards in one run.
+"""Seconds that each way of running adds per shard, and a thousand shards in one run.
 
-A shard here is two prompts to the scripted teacher, which answers at once, so what is left is orchestration. Each way
-labels few shards and many, and what one more shard costs is the slope between the two; the plain call's own slope is taken
-off. What comes once a run (an embedded API's start, imports) is the rest.
+A shard here is two prompts to the scripted teacher, which answers immediately, so the time is that of orchestration. Each
+way labels few shards and many: the cost of a shard is the slope between the two, minus the slope of the plain call. The
+intercept is the cost per run (start of an embedded API, imports).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from benchmarks.shared import (
 )
 
 SHARD = 2  # prompts
-PART = 40  # shards, as label.runner has it
-REAL_SHARD_SECONDS = 1000 / 64  # 1,000 prompts, 64 at once, answered within a second: what 2 % is taken of
+PART = 40  # shards, the default of label.runner
+REAL_SHARD_SECONDS = 1000 / 64  # 1,000 prompts, 64 in flight, answered within a second: the base of the 2 %
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one way."""
+    """The cost of one way of running."""
 
-    shard: float  # seconds
-    run: float  # seconds, beside its shards
-    at_once: int = 1  # shards that are labelled at the same time, by as many processes
+    shard: float  # seconds per shard
+    run: float  # seconds per run, without its shards
+    at_once: int = 1  # shards labelled in parallel, each by a separate process
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     few, many, thousand = (10, 20, 30) if small else (80, 400, 1000)
     with scratch() as folder, environment(PREFECT_HOME=str(folder / "home")):
         os.environ.pop("PREFECT_API_URL", None)
@@ -90,7 +90,7 @@ def measure(small: bool) -> str:
 
 
 def _cost(folder: Path, way: str, counts: tuple[int, int], options: Sequence[str], at_once: int = 1) -> Cost:
-    _label(folder, f"{way}-first", PART, options)  # which makes databases and fills caches
+    _label(folder, f"{way}-first", PART, options)  # warm-up: creates databases and fills caches
     few, many = (_label(folder, f"{way}-{count}", count, options).seconds for count in counts)
     shard = (many - few) / (counts[1] - counts[0])
     return Cost(shard, few - shard * counts[0], at_once)
@@ -113,7 +113,7 @@ def _in_parts(kind: str, **settings: str) -> list[str]:
 
 @contextmanager
 def _ray() -> Iterator[str]:
-    """A Ray cluster of two nodes with a core each."""
+    """Run a Ray cluster of two nodes with one core each; yield its address."""
     from ray.cluster_utils import Cluster
 
     with environment(RAY_USAGE_STATS_ENABLED="0"), ExitStack() as running:

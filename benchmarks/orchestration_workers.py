@@ -1,7 +1,7 @@
-"""Two workers of a work pool beside one, on the same job and the same stand-in.
+"""Two workers of a work pool compared with one, on the same job and the same stand-in server.
 
-The limit is the client on purpose: each worker has so many requests in flight at a server that takes half a second for an
-answer, so the machine's cores are idle most of the time, and a second worker can only help by asking beside the first.
+The client is the bottleneck on purpose: each worker has a fixed number of requests in flight at a server that takes half a
+second per answer. The machine's cores are mostly idle, so a second worker helps only by sending in parallel.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from benchmarks.shared import (
 )
 
 LATENCY = 0.5
-CONCURRENCY = 32  # a worker
+CONCURRENCY = 32  # per worker
 SHARD = 200
 SHARDS_A_PART = 20
 WANTED = 1.8
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     count = 8 * SHARD if small else 80 * SHARD
     seconds = {}
     with (

@@ -1,4 +1,4 @@
-"""Prefect servers and workers for benchmarks, each with a database of its own, and the environment to reach them.
+"""Prefect servers and workers for benchmarks, each server with its own database, and the environment to reach them.
 
 with sqlite_server(folder) as server, workers(folder, 2):
     run([*STILLHOUSE, "label", recipe], log)
@@ -22,7 +22,7 @@ from tests.s3_server import free_ports
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """What every process that is started meanwhile is given beside its own."""
+    """Set environment variables for all processes started inside the `with`; restore the previous values after it."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -34,7 +34,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Server:
-    """One that answers; what is started meanwhile speaks to it. `home` is Prefect's folder."""
+    """A running Prefect server, which processes started inside the `with` use. `home` is its PREFECT_HOME."""
 
     home: Path
 
@@ -45,17 +45,17 @@ class Server:
 
 @contextmanager
 def sqlite_server(folder: Path) -> Iterator[Server]:
-    """`prefect server start`, as the README starts it."""
+    """Run `prefect server start` with SQLite, as in the README."""
     with _server(folder / "sqlite", {}) as server:
         yield server
 
 
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[Server]:
-    """The same on a PostgreSQL of its own."""
+    """Run `prefect server start` with its own PostgreSQL."""
     with ExitStack() as running:
-        place = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="postgres-", dir="/var/tmp")))  # a disk
-        place.chmod(0o755)  # PostgreSQL may be another user's, who may not enter this clone
+        place = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="postgres-", dir="/var/tmp")))  # on disk
+        place.chmod(0o755)  # PostgreSQL may run as another user, without access to this clone
         database = Postgres(place)
         running.callback(database.close)
         database.start()
@@ -82,7 +82,7 @@ def _server(home: Path, variables: dict[str, str]) -> Iterator[Server]:
 
 @contextmanager
 def workers(folder: Path, count: int) -> Iterator[None]:
-    """Workers of the pool, each of one run at a time, at the server of this environment."""
+    """Run `count` workers of the work pool, one run at a time each, at the server of this environment."""
     log = (folder / "workers.log").open("a")
     with log:
         subprocess.run(
@@ -97,6 +97,6 @@ def workers(folder: Path, count: int) -> Iterator[None]:
         try:
             yield
         finally:
-            for worker in running:  # they have nothing to do, and one that is asked to end may wait for ever
+            for worker in running:  # they are idle, and SIGTERM may leave one waiting forever
                 worker.kill()
                 worker.wait()

@@ -1,9 +1,9 @@
-"""The stand-in of tests/stand_in.py with a stop-watch: when the first request came, and when the last answer went.
+"""The stand-in server of tests/stand_in.py with a timer: when the first request arrived, and when the last answer left.
 
     python -m benchmarks.server --port 8009 --latency 0.05
 
-`GET /span` gives both, in seconds of the machine's clock (`time.time`), and how many answers were charged for: it is asked
-often while a benchmark waits for its moment, and `/stats` would tell too much for that. Nothing else differs.
+`GET /span` returns both, in seconds of `time.time`, and the number of answers charged for. Benchmarks poll it often, and
+the answer of `/stats` would be too large for that. Nothing else differs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def timed(server: StandIn) -> web.Application:
         if request.method != "POST":
             return await handler(request)
         began = time.time()
-        response = await handler(request)  # an error (curator's probe of limits) does not come back, and does not count
+        response = await handler(request)  # an error (curator's probe of limits) raises, and does not count
         first = first or began
         last = time.time()
         return response

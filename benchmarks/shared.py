@@ -1,11 +1,11 @@
-"""What every benchmark needs: processes that are timed and weighed, the stand-in, recipes, and the docs' sections.
+"""Code shared by all benchmarks: processes with their time and memory, the stand-in server, recipes, and docs sections.
 
     with scratch() as folder, serving(latency=0.05) as server:
         ended = run([PYTHON, "-m", "stillhouse", "label", ...], log=folder / "log.txt")
         write_section("label-memory", table(headers, rows), DOCS)
 
-This module imports little on purpose: Linux counts the memory of the process that starts another as the least that the
-other ever had (`ru_maxrss` outlives exec), so the one that measures has to be small.
+This module imports little on purpose: on Linux, `ru_maxrss` survives exec, so the peak memory of a child process is at
+least that of its parent at the fork. The measuring process must therefore be small.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended."""
+    """The result of a finished process."""
 
     seconds: float
     peak_bytes: int  # of resident memory
-    output: str  # its standard output
+    output: str  # standard output
 
     @property
     def last_json(self) -> dict[str, Any]:
-        """The JSON object on the last line of its output."""
+        """The JSON object on the last line of the output."""
         found: dict[str, Any] = json.loads(self.output.strip().splitlines()[-1])
         return found
 
 
 class Running:
-    """A process that has been started in the repository's root; its standard error is added to a log."""
+    """A process started in the repository's root; its standard error is appended to a log."""
 
     def __init__(self, command: Sequence[str | Path], log: Path) -> None:
         self._command = [str(part) for part in command]
@@ -74,15 +74,15 @@ class Running:
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """Send SIGKILL, and wait for the end of the process."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
     def wait(self) -> Ended:
-        """Wait for its end.
+        """Wait for the end of the process.
 
         Raises:
-            SystemExit: its exit status was not 0; the end of its log is shown.
+            SystemExit: the exit status is not 0; the message ends with the last lines of the log.
         """
         _, status, usage = os.wait4(self._process.pid, 0)
         seconds = time.perf_counter() - self._began
@@ -94,13 +94,13 @@ class Running:
 
 
 def run(command: Sequence[str | Path], log: Path) -> Ended:
-    """Run a command to its end, timed and weighed."""
+    """Run a command to its end, and measure its time and peak memory."""
     return Running(command, log).wait()
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder on the disk that datasets lie on (a temporary file system in memory would make every fsync free)."""
+    """Yield a temporary folder on the disk of the datasets; on an in-memory file system every fsync would be free."""
     (ROOT / "data").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "data", prefix="benchmark-") as folder:
         yield Path(folder)
@@ -111,7 +111,7 @@ def scratch() -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Server:
-    """A stand-in in a process of its own."""
+    """A stand-in server in a separate process."""
 
     port: int
 
@@ -133,7 +133,7 @@ class Server:
 
 @contextmanager
 def serving(latency: float, log: Path) -> Iterator[Server]:
-    """A stand-in with fresh counts, on a free port of the loopback."""
+    """Run a stand-in server with counts at 0, on a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         server = Server(probe.getsockname()[1])
@@ -162,7 +162,7 @@ def _wait_for(server: Server, process: Running) -> None:
 
 
 def write_prompts(file: Path, count: int) -> Path:
-    """So many prompts, no two alike, as JSON lines."""
+    """Write `count` distinct prompts as JSON lines; return the file."""
     with file.open("w", encoding="utf-8") as lines:
         for number in range(count):
             lines.write(
@@ -176,7 +176,7 @@ def openai_teacher(base_url: str) -> dict[str, Any]:
 
 
 def write_recipe(folder: Path, prompts: Path, *, teacher: Mapping[str, Any], shard_size: int, concurrency: int) -> Path:
-    """A recipe for text labels of those prompts, with its dataset `benchmark` in the same folder."""
+    """Write a recipe for text labels of the prompts; its dataset `benchmark` is in the same folder. Return the file."""
     recipe = {
         "name": "benchmark",
         "prompts": {"source": str(prompts)},
@@ -194,7 +194,7 @@ def write_recipe(folder: Path, prompts: Path, *, teacher: Mapping[str, Any], sha
 
 
 def bytes_in(folder: Path) -> int:
-    """What the files of a folder come to; one that goes away meanwhile counts for nothing."""
+    """Return the total size of a folder's files; files that disappear meanwhile count as 0."""
     total = 0
     for file in folder.rglob("*"):
         with suppress(FileNotFoundError):
@@ -203,7 +203,7 @@ def bytes_in(folder: Path) -> int:
 
 
 class DiskWatch:
-    """The most that a folder held while the `with` lasted, looked at twice a second."""
+    """Measure the maximum size of a folder during the `with`, by polling twice per second."""
 
     def __init__(self, folder: Path) -> None:
         self.most = 0
@@ -230,7 +230,7 @@ One = TypeVar("One")
 
 
 def in_turn(ways: Iterable[One], number: int) -> list[One]:
-    """What is compared, in the order of round `number`: each round begins with another, so that none always goes first."""
+    """Return `ways` in the order of round `number`: each round starts with a different one, so none is always first."""
     listed = list(ways)
     first = number % len(listed)
     return [*listed[first:], *listed[:first]]
@@ -240,13 +240,13 @@ def in_turn(ways: Iterable[One], number: int) -> list[One]:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are figures."""
+    """Return a Markdown table; the first column is text, the others are figures."""
     rule = ["---", *("---:" for _ in headers[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, rule, *rows])
 
 
 def write_section(name: str, text: str, file: Path) -> None:
-    """Print a section, and put it between its markers in the docs; other sections stay as they are."""
+    """Print a section, and write it between its markers in the docs; other sections do not change."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     page = file.read_text(encoding="utf-8") if file.is_file() else ""
     if begin not in page:
@@ -257,7 +257,7 @@ def write_section(name: str, text: str, file: Path) -> None:
 
 
 def run_parts(family: str, parts: Sequence[str], about: str) -> None:
-    """A benchmark's command line: measure the parts that are named, and write the section of each.
+    """Run a benchmark's command line: measure the parts named in the arguments (default: all), and write their sections.
 
     The part `x` of `family` is the function `measure(small: bool) -> str` of the module `benchmarks.<family>_x`, and
     its section in the docs is `<family>-x`.
@@ -271,12 +271,12 @@ def run_parts(family: str, parts: Sequence[str], about: str) -> None:
     if unknown:
         parser.error(f"there is no part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}")
     for part in given.parts or parts:
-        measure = import_module(f"benchmarks.{family}_{part}").measure  # late: this process has to stay small
+        measure = import_module(f"benchmarks.{family}_{part}").measure  # lazy import: this process must stay small
         write_section(f"{family}-{part}", measure(given.small), given.output)
 
 
 def measured_on(packages: Mapping[str, str]) -> str:
-    """One paragraph: when, where, with what."""
+    """Return a paragraph with the date, commit, machine and package versions of a measurement."""
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     versions = ", ".join(f"{package} {number}" for package, number in packages.items())
@@ -296,7 +296,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of the code that was measured, and whether the package has changed since."""
+    """Return the commit of the measured code, and whether there are uncommitted changes to the package."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,9 +1,9 @@
-"""What a student starts from, measured: `make bench-start`.
+"""Benchmarks of a student's initial weights: `make bench-start`.
 
     python -m benchmarks.start                    # layers and widths, into docs/benchmarks.md
     python -m benchmarks.start --small --output /tmp/try.md
 
-`--small` tries the scripts out with figures that mean nothing.
+`--small` is a quick trial of the scripts; its figures mean nothing.
 """
 
 from benchmarks.shared import run_parts

@@ -1,7 +1,7 @@
-"""Which layers, and which widths: the distance of students from their teacher, untrained and after equal training.
+"""Choices of layers and widths: the students' distance from their teacher, untrained and after equal training.
 
-Even spacing, block influence, leave-one-out and greedy removal at several depths; then layers alone, widths alone and both
-at about equal parameters. All the work is done in a process of its own, by `start_students.py`.
+Compared are even spacing, block influence, leave-one-out and greedy removal at several depths; then layers only, widths
+only and both, at about equal parameters. `start_students.py` does all the work, in a separate process.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _T_OF_THREE = 4.303  # Student's t, two degrees of freedom, 95 %
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, and how."""
+    """The students to train, and the settings of the training."""
 
     depths: tuple[int, ...] = (24, 20, 16, 12, 8)
     equal: tuple[str, ...] = (
         '{"layers": 16}',
         '{"width": {"feed_forward": 768, "heads": 6}}',
         '{"layers": 22, "width": {"feed_forward": 984}}',
-    )  # starts of about equal parameters
+    )  # initial weights with about equal parameters
     seeds: tuple[int, ...] = (0, 1, 2)
-    rows: int = 32  # that importance is measured on
+    rows: int = 32  # rows that importance is measured on
     steps: int = 12
     batch: int = 8
     learning_rate: float = 5e-4
-    prompts: int | None = None  # None: all of the quickstart's
+    prompts: int | None = None  # None: all prompts of the quickstart
 
 
 WHOLE = Plan()
@@ -41,25 +41,25 @@ SMALL = Plan(depths=(24, 8), equal=WHOLE.equal[:2], seeds=(0,), rows=4, steps=1,
 
 
 def plan_of(text: str) -> Plan:
-    """A plan from JSON, as `start_students.py` is given it."""
+    """Return a plan from JSON, the argument of `start_students.py`."""
     given: dict[str, Any] = json.loads(text)
     return Plan(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 @dataclass(frozen=True)
 class Student:
-    """What became of one start."""
+    """The results of one choice of initial weights."""
 
-    name: str  # of the choice, or of the start as JSON
+    name: str  # the choice, or the `init` settings as JSON
     layers: tuple[int, ...]
     parameters: int
-    untrained: float  # KL(teacher || student), nats a held-out token
+    untrained: float  # KL(teacher || student), nats per held-out token
     trained: tuple[float, ...]  # the same after training, by seed
-    seconds: float  # of a training, mean
+    seconds: float  # mean time of a training
 
 
 def interval(values: Sequence[float]) -> str:
-    """`1.06 [1.02, 1.10]`: the mean over seeds with its 95 % interval by Student's t."""
+    """Format the mean over three seeds with its 95 % interval by Student's t, as in `1.06 [1.02, 1.10]`."""
     if len(values) < 2:
         return f"{values[0]:.2f}"
     half = _T_OF_THREE * stdev(values) / len(values) ** 0.5
@@ -67,7 +67,7 @@ def interval(values: Sequence[float]) -> str:
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     plan = SMALL if small else WHOLE
     with scratch() as folder:
         limit = [] if plan.prompts is None else ["--set", f"prompts.limit={plan.prompts}"]
@@ -137,7 +137,7 @@ def _costs(told: dict[str, Any]) -> list[str]:
 
 
 def _of_a_large_teacher() -> str:
-    """Arithmetic, not a measurement."""
+    """Return a paragraph of computed (not measured) costs for a large teacher."""
     parameters, tokens, depth, speed = 8e9, 64 * 500, 32, 4e14
     one_pass = 2 * parameters * tokens / speed
     return (

@@ -1,8 +1,8 @@
-"""Students of one teacher from several starts, trained alike.
+"""Train students of one teacher from several initial weights, with equal settings.
 
-    python -m benchmarks.start_students '{"depths": [24, 8], ...}' LABELS     # a `Plan`; a JSON object comes out
+    python -m benchmarks.start_students '{"depths": [24, 8], ...}' LABELS     # a `Plan`; prints a JSON object
 
-A process of its own for `start_pruning.py`. LABELS is the folder of the quickstart's dataset.
+`start_pruning.py` runs it as a separate process. LABELS is `dataset.root`, the folder of the quickstart's dataset.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BATCH = 16
 
 
 def train(model: PreTrainedModel, teacher: LanguageModel, rows: Examples, seed: int, plan: Plan) -> None:
-    """Train a student in place, as `stillhouse distill` does it."""
+    """Train a student in place, like `stillhouse distill`."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -64,19 +64,19 @@ def train(model: PreTrainedModel, teacher: LanguageModel, rows: Examples, seed: 
         )
         student = LanguageModel(model, teacher.tokenizer)
         StudentTrainer(student, WHITE_BOX, arguments, rows, rows).train()
-    del model.forward  # from here on its own again, and not the loss
+    del model.forward  # restore the model's own forward, which the trainer replaced by the loss
     model.eval()
 
 
 @torch.inference_mode()
 def hidden(parts: Parts, batch: TokenBatch) -> Tensor:
-    """The hidden states that predict the completion tokens: (completion tokens, width)."""
+    """Return the hidden states that predict the completion tokens: (completion tokens, width)."""
     return parts.hidden(batch.input_ids, batch.labels, attention_mask=batch.attention_mask)
 
 
 @torch.inference_mode()
 def distance(teacher: Parts, read: Sequence[Tensor], student: Parts, batches: Sequence[TokenBatch]) -> float:
-    """KL(teacher || student) over the whole vocabulary, nats a token; `read` are the teacher's hidden states."""
+    """Return KL(teacher || student) over the whole vocabulary, nats per token; `read` are the teacher's hidden states."""
     total, tokens = 0.0, 0
     for batch, states in zip(batches, read, strict=True):
         logits = teacher.head(states), student.head(hidden(student, batch))
@@ -86,12 +86,12 @@ def distance(teacher: Parts, read: Sequence[Tensor], student: Parts, batches: Se
 
 
 def megabytes() -> float:
-    """The most memory that this process has held, 10^6 bytes."""
+    """Return the peak memory of this process, 10^6 bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class Bench:
-    """The teacher, its rows, and what has been measured."""
+    """The teacher, its rows, and the measurements."""
 
     def __init__(self, recipe: Recipe, plan: Plan) -> None:
         self.plan = plan
@@ -128,7 +128,7 @@ class Bench:
         return distance(self.parts, self.read, split(model), self.held_out)
 
     def student(self, name: str, kept: Sequence[int], make: Callable[[], PreTrainedModel]) -> Student:
-        """A start, measured untrained and after training with every seed."""
+        """Measure one choice of initial weights, untrained and after training with every seed."""
         model = make()
         untrained = self.distance(model.eval())
         parameters = model.num_parameters()
@@ -145,7 +145,7 @@ class Bench:
         return made
 
     def depths(self, choices: dict[str, Callable[[int], Sequence[int]]]) -> list[Student]:
-        """Every choice at every depth; one that keeps what another keeps is trained once."""
+        """Measure every choice at every depth; choices that keep the same layers are trained once."""
         [stack] = stacks_of(self.teacher.model.config)
         made: dict[tuple[int, ...], Student] = {}
         students = []
@@ -160,7 +160,7 @@ class Bench:
         return students
 
     def equal(self, best: Callable[[int], Sequence[int]], activations: Activations) -> list[Student]:
-        """Starts of about equal parameters."""
+        """Measure the initial weights with about equal parameters."""
         [stack] = stacks_of(self.teacher.model.config)
         students = []
         for text in self.plan.equal:

@@ -1,8 +1,8 @@
-"""Makes ready what all trainings of the speed benchmark start from: the student, and the rows as token ids.
+"""Prepare the common inputs of the speed benchmark's trainings: the student, and the rows as token ids.
 
     python -m benchmarks.step_rows FOLDER LAYERS
 
-FOLDER has the labelled datasets; FOLDER/student and FOLDER/rows.json come beside them.
+FOLDER has the labelled datasets; the outputs are FOLDER/student and FOLDER/rows.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stillhouse.student.data.rows import TokenRows
 
 
 def rows_of(folder: Path, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Prompt and completion token ids, in the dataset's order."""
+    """Return prompt and completion token ids, in the dataset's order."""
     rows = TokenRows(open_dataset(folder), "train", vocabulary, None)
     examples = [rows.example(number, row) for number, group in enumerate(rows.groups) for row in range(group.rows)]
     return [{"prompt": example.prompt.tolist(), "completion": example.completion.tolist()} for example in examples]

@@ -1,6 +1,6 @@
-"""Stillhouse's own training, from a labelled dataset on the disk, as `stillhouse distill` does it.
+"""Stillhouse's training, from a labelled dataset on disk, like `stillhouse distill`.
 
-`way` is cross-entropy, stored or live; which labels are stored is the dataset's own matter.
+`way` is cross-entropy, stored or live; the dataset determines the encoding of stored labels.
 """
 
 from __future__ import annotations

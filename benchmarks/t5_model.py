@@ -1,11 +1,11 @@
-"""What models of t5.py say of every held-out word, and how fast on one core.
+"""Answers of t5.py's models to every held-out word, and their speed on one core.
 
     python -m benchmarks.t5_model FOLDER...               # whether each word is right
-    python -m benchmarks.t5_model --rounds 5 FOLDER...    # words a second
+    python -m benchmarks.t5_model --rounds 5 FOLDER...    # words per second
 
-A process of its own. The words are read in their own order, 64 at a time. For their speed the models take turns, as many
-rounds for each, and each round begins with another: whatever else runs on the machine slows them alike. A JSON object comes
-out: under `models`, of each folder whether each word is right, or the words a second of every round.
+It runs as a separate process. The words are read in order, in batches of 64. To measure speed, the models alternate over
+the rounds, and each round starts with a different one, so that other load on the machine slows all alike. It prints a JSON
+object: under `models`, for each folder, whether each word is right, or the words per second of every round.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 class Answering:
-    """One model, and what it is asked."""
+    """One model and the held-out prompts that it answers."""
 
     def __init__(self, folder: Path, held_out: Sequence[Prompt], longest: int) -> None:
         self._lm = load_language_model(folder, device="cpu")
@@ -53,7 +53,7 @@ class Answering:
         self._batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
 
     def right(self) -> list[bool]:
-        """Whether each word is."""
+        """Return whether the answer to each word is right."""
         said = [decode_completion(self._lm, tokens) for batch in self._batches for tokens in self._answers(batch)]
         return [one == prompt.reference for one, prompt in zip(said, self._held_out, strict=True)]
 
@@ -71,7 +71,7 @@ class Answering:
 
 
 def speeds(models: Sequence[Answering], rounds: int) -> list[list[float]]:
-    """Words a second of each model, of each of its rounds."""
+    """Return the words per second of each model in each round."""
     for model in models:
         model.warm_up()
     found: list[list[float]] = [[] for _ in models]

@@ -1,4 +1,4 @@
-"""The table and the plot of t5.py, from the reports of its recipes and from what the models say, weigh and take."""
+"""The table and the plot of t5.py, from the reports of its recipes and the models' answers, size and speed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from benchmarks.t5 import Experiment, Run
 
 REPORTS = Path("data/reports")
-RIGHT, ERRORS = "words right", "phoneme errors"  # the names of the recipe's metrics
-WANTED_KEPT, WANTED_SIZE = 97, 25  # % of the teacher's words and parameters
-ROUNDS = 5  # in which the speed of each row's model is measured
+RIGHT, ERRORS = "words right", "phoneme errors"  # names of the recipe's metrics
+WANTED_KEPT, WANTED_SIZE = 97, 25  # targets: % of the teacher's right words and of its parameters
+ROUNDS = 5  # rounds of the speed measurement
 TEACHER, GOLD, WHITE_BOX = "teacher", "gold", "white-box, stored labels"
-# The row's name, the kind of run, and the model's role in its report.
+# Name of the row, kind of run, and role of the model in the run's report.
 ROWS = (
     (TEACHER, "fresh", "teacher"),
     ("copied layers, gold", "copied", "gold student"),
@@ -37,7 +37,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of model, with every seed."""
+    """One kind of model, over all seeds."""
 
     name: str
     parameters: int
@@ -45,19 +45,19 @@ class Row:
     int8_megabytes: float
     words_per_second: float
     right: npt.NDArray[np.float64]  # (seeds, words), 0 or 1
-    errors: tuple[float, ...]  # a phoneme, of each seed
+    errors: tuple[float, ...]  # phoneme error rate of each seed
 
     @property
     def by_word(self) -> npt.NDArray[np.float64]:
-        """The share of seeds that have a word right: (words,)."""
+        """The share of seeds whose answer is right, by word: (words,)."""
         return self.right.mean(axis=0)
 
 
 def read_rows(runs: Sequence[Run]) -> list[Row]:
-    """What the reports say, and what is measured here.
+    """Return the rows of the table, from the reports and from measurements made here.
 
     Raises:
-        SystemExit: a report and the model that it is about do not agree.
+        SystemExit: a report and the answers of its model disagree.
     """
     reports = [(run.kind, json.loads((REPORTS / run.name / "report.json").read_text("utf-8"))) for run in runs]
     rows, of_rows = [], {}
@@ -87,7 +87,7 @@ def read_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def section(experiment: Experiment, rows: Sequence[Row], minutes: Sequence[float]) -> str:
-    """The table and what it was measured with, as Markdown."""
+    """Return the table and the facts of its measurement as Markdown."""
     teacher, white_box, gold = (next(row for row in rows if row.name == name) for name in (TEACHER, WHITE_BOX, GOLD))
     scores = ["words right, %", "by seed", "phoneme errors, %", "keeps, %"]
     headers = ["model", "parameters", "of teacher", "MB", "int8 MB", "words/s", *scores]
@@ -129,7 +129,7 @@ def section(experiment: Experiment, rows: Sequence[Row], minutes: Sequence[float
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
-    """Parameters against words right, with every seed's mark."""
+    """Plot words right against parameters, with a mark for every seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -149,12 +149,12 @@ def plot(rows: Sequence[Row], file: Path) -> None:
 
 
 def kept(row: Row, teacher: Row) -> float:
-    """% of the teacher's right words, the mean of the seeds."""
+    """Return the right words in % of the teacher's, mean over seeds."""
     return float(100 * row.right.mean() / teacher.right.mean())
 
 
 def percent(by_word: npt.NDArray[np.float64]) -> str:
-    """`69.1 [67.9, 70.3]`: the mean with its interval over words."""
+    """Format the mean, in %, with its interval over words, as in `69.1 [67.9, 70.3]`."""
     interval = mean_per_prompt(by_word.tolist())
     return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
@@ -170,7 +170,7 @@ def _int8_megabytes(folder: Path) -> float:
 
 
 def _of_models(arguments: Sequence[str | Path]) -> list[Any]:
-    """What t5_model.py finds of each."""
+    """Return the results of t5_model.py for each model."""
     with scratch() as logs:
         told = run([PYTHON, "-m", "benchmarks.t5_model", *arguments], logs / "log.txt").last_json
     return list(told["models"])

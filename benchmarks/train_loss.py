@@ -1,6 +1,6 @@
-"""One loss, forward and backward, in a process of its own: what `train_memory.py` weighs.
+"""One loss, forward and backward, in a separate process, whose memory `train_memory.py` measures.
 
-python -m benchmarks.train_loss '{"name": "...", "labels": "top-k", ...}'      # a `Case`; a JSON object comes out
+python -m benchmarks.train_loss '{"name": "...", "labels": "top-k", ...}'      # a `Case`; prints a JSON object
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stillhouse.student.training.objective import Objective
 
 
 def labels_of(case: Case, random: torch.Generator) -> SparseLabels | None:
-    """Random ids, no two alike at a position, with falling probabilities."""
+    """Return labels with random, distinct ids at each position and falling probabilities; None for cross-entropy."""
     if case.labels is None:
         return None
     shape = (case.tokens, case.entries)
@@ -36,13 +36,13 @@ def labels_of(case: Case, random: torch.Generator) -> SparseLabels | None:
 
 
 def resident(name: str) -> int:
-    """`VmRSS` is what this process has, `VmHWM` the most that it had since `forget_peak`, in bytes."""
+    """Return memory of this process in bytes: `VmRSS` is the current value, `VmHWM` the peak since `forget_peak`."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
 def forget_peak() -> None:
-    """From now on the peak counts from here: see proc_pid_clear_refs(5)."""
+    """Reset the peak memory (`VmHWM`) to the current value: see proc_pid_clear_refs(5)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     targets = torch.randint(case.vocabulary, (case.tokens,), generator=random)
     labels = labels_of(case, random)
     objective = Objective(None if labels is None else divergence, 1.0, 1.0, 1.0)
-    torch.ones(1, requires_grad=True).sum().backward()  # what autograd starts once is not the loss's
+    torch.ones(1, requires_grad=True).sum().backward()  # autograd's one-time start is not part of the loss
     before = resident("VmRSS")
     forget_peak()
     began = time.perf_counter()

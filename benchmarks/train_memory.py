@@ -1,9 +1,9 @@
-"""What the loss takes in memory with the vocabulary and the tokens of a real training: in chunks, and whole.
+"""Memory of the loss, with the vocabulary and the number of tokens of a real training: in chunks, and whole.
 
-Each figure is a process of its own (`train_loss.py`): the head's weights, hidden states, targets and labels lie in memory,
-and then the loss is computed forward and backward; what counts is the most that the process had, less what it had before.
-"In chunks" is what a training does (`stillhouse.student.training.forward.summed_in_chunks`); "whole" is the same call with
-all tokens in one chunk, so that nothing is computed twice. The gradient of the head's weights is in both.
+Each figure is from a separate process (`train_loss.py`): with the head's weights, hidden states, targets and labels in
+memory, it computes the loss forward and backward; the figure is the peak memory minus the memory before. "In chunks" is as
+in training (`stillhouse.student.training.forward.summed_in_chunks`); "whole" is the same call with all tokens in one chunk,
+so that nothing is computed twice. Both include the gradient of the head's weights.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 
 from benchmarks.shared import MIB, PYTHON, measured_on, run, scratch, table, versions_of
 
-WANTED = 6  # times less, in chunks
-SPARE = 2 << 30  # bytes of memory that are left alone
+WANTED = 6  # target: whole / in chunks
+SPARE = 2 << 30  # bytes of memory to leave free
 
 
 @dataclass(frozen=True)
 class Case:
-    """One loss of so many tokens."""
+    """One loss, and the number of tokens to compute it on."""
 
     name: str
-    labels: str | None  # top-k or sampled
-    entries: int  # a token's, in its labels
-    copies: int  # of the logits that it holds at once when they are whole, with some to spare: see `fitting`
+    labels: str | None  # top-k or sampled; None: cross-entropy
+    entries: int  # label entries per token
+    copies: int  # upper bound of the copies of the logits in memory at once if computed whole: see `fitting`
     tokens: int = 8192
     vocabulary: int = 128_256
     width: int = 1024
@@ -41,7 +41,7 @@ CASES = [
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     cases = [replace(case, tokens=1024, vocabulary=16_032, chunk=64) if small else fitting(case) for case in CASES]
     with scratch() as folder:
         rows = [_row(case, folder / "log.txt") for case in cases]
@@ -73,7 +73,7 @@ def measure(small: bool) -> str:
 
 
 def fitting(case: Case) -> Case:
-    """The case with as many whole chunks of tokens as fit into the memory that is free."""
+    """Return the case with tokens reduced, by whole chunks, until it fits into free memory."""
     free = int(_meminfo("MemAvailable")) * 1024 - SPARE
     while 4 * case.vocabulary * (case.tokens * case.copies + 3 * case.width) > free:
         case = replace(case, tokens=case.tokens - case.chunk)

@@ -1,8 +1,8 @@
-"""What a student learns from more and less of the teacher's distribution: held-out KL after the same steps and data.
+"""Held-out KL of students that learn from more or less of the teacher's distribution, after the same steps and data.
 
-Cross-entropy on the teacher's text, the top 12 renormalised (the usual mistake), 50 random draws, and a live teacher's
-whole distribution. What is looked for is how much of the whole distribution's gain over cross-entropy the others recover.
-All the work is done in a process of its own, by `train_students.py`.
+Compared are cross-entropy on the teacher's text, the top 12 renormalised (the usual mistake), 50 random draws, and a live
+teacher's full distribution. The question is how much of the full distribution's gain over cross-entropy the others recover.
+`train_students.py` does all the work, in a separate process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.shared import PYTHON, measured_on, run, scratch, table, versions_of
 
-WANTED = 95  # % of the gain, from 50 draws
+WANTED = 95  # target: % of the gain, from 50 draws
 CROSS_ENTROPY, FULL = "cross-entropy", "full"
 NAMES = {
     CROSS_ENTROPY: "cross-entropy alone",
@@ -27,22 +27,22 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Students that are compared with one another."""
+    """A group of students that are compared with each other."""
 
     name: str
-    frozen: bool  # whether embedding and head stay the teacher's own
+    frozen: bool  # whether embedding and head keep the teacher's weights
     ways: tuple[str, ...]
     seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, on how much, how."""
+    """The students to train, the amount of data, and the settings of the training."""
 
     settings: tuple[Setting, ...]
     layers: int = 6
     prompts: int | None = None  # of the glossary; None: all
-    samples: int = 8  # completions of a prompt, each seen once
+    samples: int = 8  # completions per prompt, each seen once
     batch: int = 16
     learning_rate: float = 1e-3
     max_tokens: int = 40
@@ -58,7 +58,7 @@ SMALL = Plan(tuple(Setting(one.name, one.frozen, one.ways, (0,)) for one in WHOL
 
 
 def plan_of(text: str) -> Plan:
-    """A plan from JSON, as `train_students.py` is given it."""
+    """Return a plan from JSON, the argument of `train_students.py`."""
     given = json.loads(text)
     settings = tuple(
         Setting(one["name"], one["frozen"], tuple(one["ways"]), tuple(one["seeds"])) for one in given.pop("settings")
@@ -68,18 +68,18 @@ def plan_of(text: str) -> Plan:
 
 @dataclass(frozen=True)
 class Student:
-    """What became of one student."""
+    """The results of one student."""
 
     setting: str
     way: str
     seed: int
-    kl: float  # from the teacher's whole distribution, nats a held-out token
+    kl: float  # to the teacher's full distribution, nats per held-out token
     steps: int
     seconds: float
 
 
 def recovered(students: Sequence[Student], way: str) -> list[float]:
-    """The share of the full distribution's gain over cross-entropy, %, in each seed. The students are of one setting."""
+    """Return the share, in %, of the full distribution's gain over cross-entropy, by seed, for students of one setting."""
     kl = {(student.way, student.seed): student.kl for student in students}
     seeds = sorted({student.seed for student in students})
     return [
@@ -88,7 +88,7 @@ def recovered(students: Sequence[Student], way: str) -> list[float]:
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     plan = SMALL if small else WHOLE
     with scratch() as folder:
         command = [PYTHON, "-m", "benchmarks.train_students", json.dumps(asdict(plan))]
@@ -112,7 +112,7 @@ def _about(plan: Plan, told: dict[str, Any], students: Sequence[Student]) -> str
 
 
 def _setting(setting: Setting, students: Sequence[Student]) -> tuple[str, str]:
-    """A line on how these students were trained, and their table."""
+    """Return the title of a setting, and the table of its students."""
     own = [student for student in students if student.setting == setting.name]
     rows = []
     for way in setting.ways:

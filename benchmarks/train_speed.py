@@ -1,12 +1,13 @@
-"""How fast a student learns, and in how much memory: Stillhouse from stored labels and with a live teacher, and TRL's GKD.
+"""Speed and memory of training: Stillhouse with stored labels and with a live teacher, and TRL's GKD.
 
-The demo teacher and 10 of its layers, float32, on the CPU. The rows ask for several words of the glossary at once; their
-completions are its references, which `stillhouse label` scores, with each encoding anew in every round. Every training is a
-process of its own (`step_stillhouse.py`, `step_trl.py`), fresh in every round, each round in another order; all take the
-same rows in the same order. Ratios are taken within a round, since a shared machine is not equally fast in all of them.
+The teacher is the demo teacher, the student 10 of its layers, float32, on the CPU. The rows ask for several words of the
+glossary at once; their completions are its references, which `stillhouse label` scores, once per encoding in every round.
+Every training is a new process (`step_stillhouse.py`, `step_trl.py`) in every round, each round in a different order; all
+use the same rows in the same order. Ratios are computed within a round, because the speed of a shared machine varies.
 
-Against TRL, which has no cross-entropy, the forward KL alone; against cross-entropy alone, and for the epochs after which
-stored labels pay beside a live teacher, the loss that a recipe has by default: the forward KL and cross-entropy together.
+The comparison with TRL, which has no cross-entropy, uses the forward KL only. The comparison with cross-entropy, and the
+number of epochs after which stored labels pay off against a live teacher, use a recipe's default loss: forward KL plus
+cross-entropy.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from benchmarks.shared import MIB, PYTHON, ROOT, STILLHOUSE, in_turn, measured_o
 TEACHER = ROOT / "data/models/smollm2-135m-instruct"
 GLOSSARY = ROOT / "prompts/glossary.jsonl"
 TRL_PYTHON = ROOT / ".venv-trl/bin/python"
-LAYERS, BATCH, WORDS = 10, 8, 6  # words of the glossary in a row
+LAYERS, BATCH, WORDS = 10, 8, 6  # words: of the glossary, per row
 SOFT = {"top-k": {"encoding": "top-k", "k": 32}, "sampled": {"encoding": "sampled", "draws": 50}}
 
 
 @dataclass(frozen=True)
 class Way:
-    """One contender."""
+    """One training to compare."""
 
     name: str
     module: str
-    way: str  # as `stepping.Task` has it
+    way: str  # as in `stepping.Task`
     labels: str = "top-k"  # the dataset that it reads
     kl_alone: bool = False  # without the cross-entropy that a recipe's loss has by default
 
@@ -57,23 +58,23 @@ RATIOS += [(TOP_K, CROSS_ENTROPY, "0.9"), (SAMPLED, CROSS_ENTROPY, "0.9")]
 class Measured:
     """One training in one round."""
 
-    rate: float  # tokens a second, prompts and completions
-    busy: float  # seconds of the processors a step
+    rate: float  # tokens per second, prompts and completions
+    busy: float  # processor seconds per step
     peak_bytes: int
-    loss: float  # the mean of all steps
+    loss: float  # mean of all steps
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The token ids that all learn from, in the dataset's order."""
+    """The token ids that all trainings use, in the dataset's order."""
 
     file: Path
     lengths: list[tuple[int, int]]  # tokens of prompt and completion
 
     def tokens(self, first: int, count: int) -> int:
-        """Of prompts and completions, in `count` steps from step `first` on; after the last row comes the first again."""
-        steps = -(-len(self.lengths) // BATCH)  # of an epoch
+        """Return the tokens (prompts and completions) of `count` steps from step `first`; epochs follow one another."""
+        steps = -(-len(self.lengths) // BATCH)  # per epoch
         places = [place for step in range(first, first + count) for place in _rows_of(step % steps, len(self.lengths))]
         return sum(sum(self.lengths[place]) for place in places)
 
@@ -83,7 +84,7 @@ def _rows_of(step: int, rows: int) -> range:
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     warm_up, steps, rounds = (1, 2, 1) if small else (3, 12, 3)
     if not TRL_PYTHON.is_file():
         raise SystemExit(f"{TRL_PYTHON} is not there: `make bench-train` makes the virtual environment")
@@ -94,7 +95,7 @@ def measure(small: bool) -> str:
         labelled: list[dict[str, float]] = []
         for number in range(rounds):
             result = {}
-            for way in in_turn(WAYS, number * 3):  # 3 and the 8 ways have no divisor in common
+            for way in in_turn(WAYS, number * 3):  # 3 and the number of ways, 8, are coprime
                 told = _train(way, folder, rows.file, warm_up, steps)
                 rate, busy = counted / told["seconds"], told["busy_seconds"] / steps
                 result[way.name] = Measured(rate, busy, told["peak_bytes"], told["loss"], told["versions"])
@@ -106,7 +107,7 @@ def measure(small: bool) -> str:
 
 
 def prepare(folder: Path, count: int) -> Rows:
-    """The student, a dataset of each encoding, and the rows of both as token ids."""
+    """Make the student and a dataset of each encoding; return their common rows as token ids."""
     _write_prompts(folder / "prompts.jsonl", count)
     for name, soft in SOFT.items():
         _label(folder, name, soft)
@@ -115,12 +116,12 @@ def prepare(folder: Path, count: int) -> Rows:
 
 
 def _label(folder: Path, name: str, soft: dict[str, Any]) -> float:
-    """Label all rows; the seconds of the whole command, with its start."""
+    """Label all rows; return the seconds of the whole command, its start included."""
     return run([*STILLHOUSE, "label", _recipe(folder, name, soft), "--no-flow", "--json"], folder / "log.txt").seconds
 
 
 def _write_prompts(file: Path, count: int) -> None:
-    """Prompts that ask for several words of the glossary, with its sentences on them."""
+    """Write prompts that ask for several words of the glossary each, with the glossary's sentences as references."""
     words = [json.loads(line) for line in GLOSSARY.read_text(encoding="utf-8").splitlines()]
     with file.open("w", encoding="utf-8") as lines:
         for number in range(count):
@@ -160,7 +161,7 @@ def _train(way: Way, folder: Path, rows: Path, warm_up: int, steps: int) -> dict
 
 
 def _check_same(ours: float, theirs: float) -> None:
-    """With a live teacher both minimise the same, so that their losses show whether they did the same work."""
+    """Check that both live-teacher trainings did the same work: they minimise the same loss, so the means must agree."""
     if abs(ours - theirs) > 0.01 * theirs:
         raise SystemExit(
             f"the mean loss with a live teacher is {ours} here, and {theirs} in TRL: they learn from unlike rows"
@@ -168,11 +169,11 @@ def _check_same(ours: float, theirs: float) -> None:
 
 
 def epochs_to_pay(labelling: float, stored: float, live: float) -> float:
-    """After how many epochs stored labels have cost less time than a live teacher; infinite where an epoch is no quicker.
+    """Return after how many epochs stored labels cost less time than a live teacher; inf if their epochs are no faster.
 
     Args:
         labelling: seconds to label all rows.
-        stored: seconds of an epoch from stored labels.
+        stored: seconds of an epoch with stored labels.
         live: seconds of an epoch with a live teacher.
     """
     return labelling / (live - stored) if live > stored else math.inf
@@ -219,7 +220,7 @@ def _section(
 def _pays(
     results: Sequence[dict[str, Measured]], labelled: Sequence[dict[str, float]], rows: Rows
 ) -> Iterator[list[str]]:
-    """The row of each encoding."""
+    """Yield the table row of each encoding."""
     tokens = sum(sum(pair) for pair in rows.lengths)
     for way in STORED:
         seconds = [

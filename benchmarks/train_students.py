@@ -1,17 +1,17 @@
-"""Students of the same start, data and steps that learn from more and less of the teacher's distribution.
+"""Train students with the same initial weights, data and steps on more or less of the teacher's distribution.
 
-    python -m benchmarks.train_students '{"settings": [...], ...}'     # a `Plan`; a JSON object comes out
+    python -m benchmarks.train_students '{"settings": [...], ...}'     # a `Plan`; prints a JSON object
 
-A process of its own for `train_objectives.py`. The demo teacher writes the completions of the glossary's prompts, at
-temperature 1: they are draws from the same distribution that the labels are of, which is the fairest that cross-entropy can
-be given. One pass of the teacher along these texts gives the labels. A prompt is held out with all its completions.
+`train_objectives.py` runs it as a separate process. The demo teacher generates completions of the glossary's prompts at
+temperature 1: they are samples from the very distribution that the labels describe, which is the best case for
+cross-entropy. One pass of the teacher over these texts gives the labels. A prompt is held out with all its completions.
 
-Where embedding and head are frozen they stay what the student has from its teacher (the two share their weights). Trained,
-they cost sampled labels a tenth of the gain: AdamW moves a weight by about the learning rate however small its gradient is,
-and the head's row of a token that is seldom drawn is pushed down at full size where the full distribution holds it up.
+Frozen, the embedding and the head (which share their weights) keep the teacher's values. If they are trained, sampled
+labels lose a tenth of the gain: AdamW moves a weight by about the learning rate however small its gradient is, so it pushes
+down the head's row of a rarely drawn token at full size, where the full distribution would hold it up.
 
-Every student is trained by `StudentTrainer`, as `stillhouse distill` does it. "renormalised-12" is the usual mistake, and
-lives here alone: the 12 most likely tokens scaled to a sum of 1, and nothing for all others.
+`StudentTrainer` trains every student, as in `stillhouse distill`. "renormalised-12" is the usual mistake, and exists only
+here: the 12 most likely tokens scaled to a sum of 1, and nothing for all others.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from stillhouse.teachers.live import LiveTransformersTeacher
 
 TEACHER = ROOT / "data/models/smollm2-135m-instruct"
 DEVICE = choose_device("auto")
-AT_ONCE = 64  # rows that the teacher reads, or writes, together
+AT_ONCE = 64  # the teacher's batch size for reading and generating
 
 WHITE_BOX = Objective(divergence, temperature=1.0, weight=1.0, cross_entropy_weight=0.0)
 BLACK_BOX = Objective(None, temperature=1.0, weight=0.0, cross_entropy_weight=1.0)
@@ -68,7 +68,7 @@ class Text:
 
 
 def written(teacher: LanguageModel, plan: Plan) -> list[Text]:
-    """The teacher's completions at temperature 1; those of the same prompts behind one another."""
+    """Return the teacher's completions at temperature 1; completions of the same prompt are adjacent."""
     prompts = list(read_prompts(GLOSSARY))[: plan.prompts]
     asked = [
         (encode_prompt(teacher.tokenizer, prompt.messages), split_of(prompt, GLOSSARY.holdout) == "validation")
@@ -88,7 +88,7 @@ def written(teacher: LanguageModel, plan: Plan) -> list[Text]:
 
 
 class MemoryRows:
-    """Rows that lie in memory; `stillhouse.student.data.rows.Rows` is the protocol."""
+    """Rows in memory, with the protocol `stillhouse.student.data.rows.Rows`."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
@@ -105,7 +105,7 @@ class MemoryRows:
 
 @dataclass(frozen=True)
 class OneGroup:
-    """As much of a row group as an index asks for."""
+    """The attributes of a row group that an index needs."""
 
     first: int
     rows: int
@@ -113,7 +113,7 @@ class OneGroup:
 
 
 def renormalised(logits: Tensor, k: int) -> PackedLabels:
-    """The k most likely tokens, scaled to a sum of 1, and nothing for all others: (time, vocabulary) logits."""
+    """Return the k most likely tokens, scaled to a sum of 1, and nothing for all others, from (time, vocabulary) logits."""
     values, ids = logits.topk(k, dim=-1)
     return PackedLabels(
         ids.cpu().numpy().astype(np.int32).reshape(-1),
@@ -124,7 +124,7 @@ def renormalised(logits: Tensor, k: int) -> PackedLabels:
 
 
 def labelled(teacher: Parts, texts: Sequence[Text], plan: Plan) -> dict[tuple[str, int], list[Example]]:
-    """The rows of every way and seed, from one pass of the teacher. Only draws are different from seed to seed."""
+    """Return the rows of every way and seed, from one pass of the teacher. Only the draws differ between seeds."""
     ways = sorted({way for setting in plan.settings for way in setting.ways})
     seeds = sorted({seed for setting in plan.settings for seed in setting.seeds})
     rows: dict[tuple[str, int], list[Example]] = {(way, seed): [] for way in ways for seed in seeds}
@@ -138,7 +138,7 @@ def labelled(teacher: Parts, texts: Sequence[Text], plan: Plan) -> dict[tuple[st
 
 
 def labels_of(way: str, logits: Tensor, seeds: Sequence[int], number: int) -> Sequence[PackedLabels | None]:
-    """The labels of completion `number` for each seed, from (time, vocabulary) logits; None where none are stored."""
+    """Return the labels of completion `number` by seed, from (time, vocabulary) logits; None if the way stores none."""
     kind, _, size = way.rpartition("-")
     if kind == "renormalised":
         return [renormalised(logits, int(size))] * len(seeds)
@@ -147,13 +147,13 @@ def labels_of(way: str, logits: Tensor, seeds: Sequence[int], number: int) -> Se
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed in seeds]
     shape = (len(logits), int(size))
     uniform = [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in generators]
-    drawn = draw(logits, torch.cat(uniform, dim=1))  # (time, seeds * draws): the distribution is cumulated once for all
+    drawn = draw(logits, torch.cat(uniform, dim=1))  # (time, seeds * draws): one cumulative distribution for all
     return [packed(SampledLabels.of(part.cpu().numpy())) for part in drawn.split(int(size), dim=1)]
 
 
 @torch.inference_mode()
 def logits_along(parts: Parts, texts: Sequence[Text]) -> Tensor:
-    """What a model foretells at the completion tokens: (completion tokens, vocabulary) float32."""
+    """Return a model's logits that predict the completion tokens: (completion tokens, vocabulary) float32."""
     batch = token_batch([text.prompt for text in texts], [text.completion for text in texts], pad_id=0).to(DEVICE)
     return parts.head(parts.hidden(batch.input_ids, batch.labels, attention_mask=batch.attention_mask))
 
@@ -162,16 +162,16 @@ def logits_along(parts: Parts, texts: Sequence[Text]) -> Tensor:
 
 
 def evenly(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """A student of so many evenly spaced layers."""
+    """Return a student of `layers` evenly spaced layers of the teacher."""
     return copy_layers(teacher, kept_layers(teacher.config, layers))
 
 
 def train(
     teacher: LanguageModel, setting: Setting, way: str, seed: int, rows: Sequence[Example], plan: Plan
 ) -> tuple[LanguageModel, int]:
-    """A student and the steps that it took."""
+    """Train a student; return it and its number of steps."""
     student = LanguageModel(evenly(teacher.model, plan.layers), teacher.tokenizer)
-    student.model.get_input_embeddings().requires_grad_(not setting.frozen)  # the head is the same weights
+    student.model.get_input_embeddings().requires_grad_(not setting.frozen)  # tied with the head
     live = LiveTransformersTeacher(split(teacher.model), int(teacher.model.config.vocab_size))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -199,13 +199,13 @@ def train(
             teacher=live if way == FULL else None,
         )
         trainer.train()
-    del student.model.forward  # from here on its own again, and not the loss
+    del student.model.forward  # restore the model's own forward, which the trainer replaced by the loss
     student.model.eval()
     return student, trainer.state.global_step
 
 
 def held_out_kl(teacher: Parts, student: Parts, texts: Sequence[Text]) -> float:
-    """KL(teacher || student) over the whole vocabulary, nats a token."""
+    """Return KL(teacher || student) over the whole vocabulary, nats per token."""
     total, tokens = 0.0, 0
     for first in range(0, len(texts), AT_ONCE):
         part = texts[first : first + AT_ONCE]

@@ -1,7 +1,7 @@
-"""What the vLLM teacher promises, measured: `make bench-vllm`.
+"""Benchmarks of the vLLM teacher: `make bench-vllm`.
 
 python -m benchmarks.vllm                # all three parts, into docs/benchmarks.md
-python -m benchmarks.vllm label          # or decode, batch: that part alone
+python -m benchmarks.vllm label          # only one part: decode, label, batch
 """
 
 from benchmarks.shared import run_parts

@@ -1,8 +1,8 @@
-"""Whether vLLM's engine always has as many requests as its batch holds, while `stillhouse label` asks it.
+"""Check that `stillhouse label` always keeps vLLM's batch full.
 
     python -m benchmarks.vllm batch
 
-Looked at ten times a second: the engine's own count of requests that run or wait.
+It polls the engine's own count of running and waiting requests ten times per second.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$"
 
 @dataclass(frozen=True)
 class Share:
-    """Looks: all of them, and those with fewer requests than a batch holds, by when that was."""
+    """Number of samples in all, and of those with fewer requests than a full batch, by time."""
 
-    looks: int
+    looks: int  # all samples
     begin: int  # before the first full batch
-    middle: int
-    end: int  # after the last
+    middle: int  # in between
+    end: int  # after the last full batch
 
     @property
     def short(self) -> float:
@@ -37,7 +37,7 @@ class Share:
 
 @dataclass
 class Watch:
-    """How many requests the engine has, looked at ten times a second while the `with` lasts."""
+    """Record the engine's number of requests during the `with`, by polling ten times per second."""
 
     base_url: str
     seen: list[float] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Watch:
         self._thread.join()
 
     def share(self) -> Share:
-        """Of the time from the first moment with two requests at once (the check before the run sends one) to the last."""
+        """Return the share from the first sample with 2 or more requests (the check before the run sends 1) to the last."""
         first = next(place for place, requests in enumerate(self.seen) if requests > 1)
         last = max(place for place, requests in enumerate(self.seen) if requests)
         during = self.seen[first : last + 1]
@@ -69,7 +69,7 @@ class Watch:
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     prompts, samples = (40, 1) if small else (PROMPTS, SAMPLES)
     rows = []
     with scratch() as folder:

@@ -1,10 +1,10 @@
-"""What one large answer of vLLM costs to decode into arrays: 512 tokens with the top 50 of each.
+"""Time to decode one large answer of vLLM into arrays: 512 tokens with the top 50 of each.
 
     python -m benchmarks.vllm decode
 
-The yardsticks make arrays of the token ids and log-probabilities as they come, and no more. `read_generated` also checks
-and sorts them, takes the sum of each row for the tail, and reads the rest of the answer. The three take turns, ten answers
-each, so that what else runs on the machine slows them alike.
+The two baselines only make arrays of the token ids and log-probabilities. `read_generated` also checks and sorts them, sums
+each row to get the tail mass, and reads the other fields of the answer. The three alternate, ten answers each, so that
+other load on the machine slows all alike.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from benchmarks.shared import in_turn, measured_on, table, versions_of
 from stillhouse.teachers.serving.vllm_answers import read_generated
 
 TIME, K, VOCABULARY = 512, 50, 49_152
-ROUNDS, ANSWERS = 20, 10  # turns, and answers in one
-WANTED = 8.0  # times as fast as json and the obvious conversion
+ROUNDS, ANSWERS = 20, 10  # rounds, and answers per round
+WANTED = 8.0  # target: times as fast as json and the obvious conversion
 
 
 def answer() -> bytes:
-    """An answer as the server writes it, of random distributions; every other token is drawn outside the top 50."""
+    """Return an answer in the server's format, with random distributions; every other token is drawn from all tokens."""
     random = np.random.default_rng(0)
     rows = []
     for position in range(TIME):
@@ -50,14 +50,14 @@ def answer() -> bytes:
 
 
 def _arrays(data: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The obvious conversion."""
+    """Convert in the obvious way, for the baselines."""
     rows = data["choices"][0]["logprobs"]["top_logprobs"]
     ids = np.array([int(name[9:]) for row in rows for name in row], np.int32)
     return ids, np.array([value for row in rows for value in row.values()], np.float32)
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     rounds = 1 if small else ROUNDS
     content = answer()
     ways: dict[str, Callable[[], object]] = {

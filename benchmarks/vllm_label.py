@@ -1,10 +1,10 @@
-"""Tokens a second of `stillhouse label` beside a bare loop.
+"""Tokens per second of `stillhouse label` compared with a bare loop.
 
     python -m benchmarks.vllm label
 
-One server of the demo teacher (vLLM on the CPU, float32, at most `BATCH` requests in a batch), the same prompts and the
-same requests for both clients, which take turns and begin in turn, each a process of its own. Before anything is timed
-every prompt has been asked once, so that the server's cache of prefixes is as warm for one as for the other.
+Both clients send the same requests to one server of the demo teacher (vLLM on the CPU, float32, at most `BATCH` requests in
+a batch). They alternate, as do their starting positions, each in a separate process. Every prompt is sent once before the
+timing starts, so that the server's prefix cache is equally warm for both.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from benchmarks.shared import PYTHON, ROOT, Ended, in_turn, measured_on, run, sc
 from stillhouse.teachers.serving.vllm_server import ServeSettings, VllmServer
 
 MODEL = ROOT / "data/models/smollm2-135m-instruct"
-BATCH, CONCURRENCY = 16, 32  # of the engine; of the client, so that some requests always wait in the engine
-PROMPTS, MAX_TOKENS, ROUNDS = 280, 64, 4  # an even number of rounds: each client begins as often as the other
+BATCH, CONCURRENCY = 16, 32  # engine; client: higher, so that some requests always wait in the engine
+PROMPTS, MAX_TOKENS, ROUNDS = 280, 64, 4  # an even number of rounds: each client goes first equally often
 K = 20
 WANTED_RATIO = 0.95
 
 
 @dataclass
 class Figures:
-    """Of one way to ask."""
+    """The figures of one client."""
 
-    rates: list[float] = field(default_factory=list)  # tokens a second
+    rates: list[float] = field(default_factory=list)  # tokens per second, by round
 
     def add(self, ended: Ended) -> None:
         told = ended.last_json
@@ -39,7 +39,7 @@ class Figures:
 
 
 def start_server() -> VllmServer:
-    """The demo teacher, ready to answer."""
+    """Start a vLLM server of the demo teacher, and wait until it is ready."""
     settings = ServeSettings(
         dtype="float32", max_model_len=1024, enforce_eager=True, cpu_kvcache_gib=2, max_num_seqs=BATCH
     )
@@ -49,7 +49,7 @@ def start_server() -> VllmServer:
 
 
 def measure(small: bool) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     prompts, rounds = (40, 1) if small else (PROMPTS, ROUNDS)
     with scratch() as folder:
         server = start_server()
@@ -77,7 +77,7 @@ def measure(small: bool) -> str:
 
 
 def _both(folder: Path, base_url: str, prompts: int, rounds: int, k: int | None) -> dict[str, Figures]:
-    """The two clients in turn, after one run that is not counted."""
+    """Run the two clients alternately, after one uncounted run; return the figures of each."""
     folder.mkdir()
     log, bodies = folder / "log.txt", folder / "bodies.jsonl"
     first = write_vllm_recipe(folder, "warm", base_url, prompts, k)
@@ -99,7 +99,7 @@ def _both(folder: Path, base_url: str, prompts: int, rounds: int, k: int | None)
 
 
 def write_vllm_recipe(folder: Path, name: str, base_url: str, prompts: int, k: int | None, samples: int = 1) -> Path:
-    """A recipe for labels of the glossary's prompts by that server; `k` is None for text alone."""
+    """Write a recipe that labels the glossary's prompts with this server; `k` is None for text only. Return the file."""
     recipe: dict[str, Any] = {
         "name": name,
         "prompts": {

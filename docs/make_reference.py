@@ -235,6 +235,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
+    """Write or check both pages."""
     parser = argparse.ArgumentParser(description="Write the reference of settings and commands from the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a page is not up to date")
     check = parser.parse_args().check

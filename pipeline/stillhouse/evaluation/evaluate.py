@@ -1,10 +1,10 @@
-"""Measure teacher, baselines and student on the held-out prompts, and make the report.
+"""Measure teacher, baselines and student on the held-out prompts, and write the report.
 
     evaluate(recipe, student, dataset)     ->  data/reports/<recipe>/report.{md,html,json}
 
-Each model is run in a process of its own (measure.py), then all of them are held against the teacher in one more
-(distance.py). A report that stands already for this dataset, these students and these settings is not made again. Its
-figures stand in the students' own cards too.
+Each model runs in a separate process (measure.py); one more process compares all of them with the teacher (distance.py).
+A stored report for the same dataset, students and settings is reused. The figures are also written into the students'
+model cards.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from stillhouse.student.start.record import read_start
 
 _STORED = TypeAdapter(Report)
 BEFORE = "teacher before fine-tuning"
-_WITHOUT_EFFECT = {"reports", "batch_size", "keep"}  # on the figures
+_WITHOUT_EFFECT = {"reports", "batch_size", "keep"}  # settings that do not change the figures
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The report, where it lies, and whether it was measured now or stood there already."""
+    """The report, its files, and whether it is freshly measured (`fresh`) or a stored one."""
 
     report: Report
     files: ReportFiles
@@ -64,14 +64,14 @@ class EvaluationResult:
 def evaluate(
     recipe: Recipe, student: StudentSettings, dataset: Dataset, progress: Progress = silent
 ) -> EvaluationResult:
-    """See the module's docstring.
+    """Measure the recipe's models and write the report, or return the stored one.
 
     Raises:
-        RecipeError: nothing was held out, no held-out prompt has the reference that a metric needs, a metric is wrong, or
-            the student's copy needs torchao, which is not installed.
+        RecipeError: the dataset has no held-out rows, no held-out prompt has the reference that a metric needs, a metric's
+            settings are wrong, or the student's int8 copy needs torchao, which is not installed.
         StudentMissing: a student or baseline of this recipe has not been trained.
         DatasetRefused: the dataset is damaged.
-        ReportBusy: another run is measuring for this report.
+        ReportBusy: another run is making this report.
     """
     students = _students(recipe, student, dataset)
     named = [[place.key, place.wants_int8] for place in students]
@@ -94,7 +94,7 @@ def evaluate(
 
 
 def key_of_settings(settings: EvaluateSettings) -> dict[str, Any]:
-    """What of the settings shapes the figures; without metrics it is what it was before there were any."""
+    """Return the settings that the figures depend on; without an empty `metrics`, so that older reports keep their keys."""
     return settings.model_dump(exclude=_WITHOUT_EFFECT | (set() if settings.metrics else {"metrics"}))
 
 
@@ -145,7 +145,7 @@ def _measured(
 def _subjects(
     recipe: Recipe, student: StudentSettings, dataset: Dataset, students: Sequence[StudentFolder]
 ) -> list[Subject]:
-    """The teacher, where it is a model that can be run here, and the students."""
+    """Return the teacher, if it is a model that can run on this machine, and the students."""
     subjects = teacher_subjects(recipe)
     if subjects and _told_of_its_start(recipe):
         start = find_model(recipe.teacher.model, recipe.teacher.revision)
@@ -157,10 +157,10 @@ def _subjects(
 
 
 def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> list[StudentFolder]:
-    """The baselines that the recipe asks for, and the student last.
+    """Return the folders of the recipe's baselines, with the student's folder last.
 
     Raises:
-        StudentMissing: one of them has not been trained on this dataset with these settings.
+        StudentMissing: a student or baseline has not been trained on this dataset with these settings.
     """
     baselines: list[Variant] = [name for name in recipe.evaluate.baselines if name != student.mode]
     variants = [*baselines, student.mode]
@@ -178,10 +178,10 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
 
 
 def learning_dataset(recipe: Recipe, variant: Variant, dataset: Dataset) -> Dataset | None:
-    """The dataset of a student: the references of a gold one.
+    """Return the dataset that a student learns from: the references for a gold student, None for an untrained one.
 
     Raises:
-        StudentMissing: they are not there, so neither is the student.
+        StudentMissing: the dataset of references does not exist, so the gold student has not been trained.
     """
     if variant != "gold":
         return None if variant == "untrained" else dataset
@@ -194,7 +194,7 @@ def learning_dataset(recipe: Recipe, variant: Variant, dataset: Dataset) -> Data
 
 
 def _told_of_its_start(recipe: Recipe) -> list[str]:
-    """The line of the report that a fine-tuned teacher's start has, where it has weights that know something."""
+    """Return the role of the teacher before fine-tuning; empty if it was not fine-tuned or began with fresh weights."""
     tuned = recipe.teacher.finetune
     return [BEFORE] if tuned is not None and tuned.config is None else []
 

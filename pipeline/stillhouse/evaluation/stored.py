@@ -1,4 +1,4 @@
-"""A report that lies there already: what it stands for, and its figures in the students' model cards."""
+"""Stored reports: the key that identifies a report, loading one, and its figures for the students' model cards."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from stillhouse.recipe.load import Recipe, TeacherSettings
 from stillhouse.records import content_hash
 from stillhouse.student.finished.card import Figures
 
-FIGURES = 3  # goes up when other things are measured: older reports are then made again
+FIGURES = 3  # version of the figures; a higher one invalidates older reports
 
 
 def report_key(recipe: Recipe, dataset: Dataset, students: object, settings: Mapping[str, Any]) -> str:
-    """Names all that a report's figures come from.
+    """Return a hash of everything that a report's figures depend on.
 
     Args:
-        recipe: whose models are measured.
-        dataset: whose held-out rows they are measured on.
-        students: names the students.
-        settings: what of `evaluate` shapes the figures.
+        recipe: the recipe whose models are measured.
+        dataset: the dataset whose held-out rows they are measured on.
+        students: JSON values that identify the students.
+        settings: the settings of `evaluate` that the figures depend on.
     """
     return content_hash(
         {
@@ -43,7 +43,7 @@ def report_key(recipe: Recipe, dataset: Dataset, students: object, settings: Map
 
 
 def _teacher(teacher: TeacherSettings) -> list[str]:
-    """The teacher as it is measured: its weights, and those before it was fine-tuned; or the name of its labels' line."""
+    """Return hashes of the teacher's weights (before fine-tuning too), or its kind and name if it does not run here."""
     if not runs_here(teacher):
         return [teacher.kind, teacher.model]
     measured = [labelling_files(teacher)]
@@ -53,33 +53,33 @@ def _teacher(teacher: TeacherSettings) -> list[str]:
 
 
 class Measured(Compared, Protocol):
-    """What every report says of its measurement."""
+    """A report with the facts of its measurement."""
 
     @property
     def key(self) -> str:
-        """Names the dataset, the students and the settings that the figures stand for."""
+        """Hash of the dataset, students and settings behind the figures."""
 
     @property
     def created_at(self) -> str:
-        """ISO 8601, UTC."""
+        """Time of the measurement, ISO 8601, UTC."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """Software, and the machine."""
+        """Versions of the software, and the machine."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know to believe the figures."""
+        """Notes on how the figures were measured and how to read them."""
 
 
 Found = TypeVar("Found", bound=Measured)
 
 
 def stored_report(kind: TypeAdapter[Found], files: ReportFiles, key: str) -> Found | None:
-    """The report that lies there, if it stands for `key` and is whole.
+    """Return the stored report if it is complete and has this `key`, else None.
 
     Raises:
-        UsageError: a file that is no report's has the name of one; it is not replaced.
+        UsageError: a file with a report's name was not written by Stillhouse; it is not overwritten.
     """
     files.refuse_others()
     if not all(file.is_file() for file in (files.markdown, files.html, files.json)):
@@ -92,7 +92,7 @@ def stored_report(kind: TypeAdapter[Found], files: ReportFiles, key: str) -> Fou
 
 
 def figures_of(report: Measured, table: Sequence[Sequence[str]], own: str | None = None) -> Figures:
-    """A report's figures as a student's card shows them; `own` is the student's name in the table's first column."""
+    """Return a report's figures for a student's model card; `own` is the student's name in the table's first column."""
     return Figures(
         key=report.key,
         created_at=report.created_at,

@@ -1,1 +1,1 @@
-"""Prompts: rows of a source, through a template, into messages."""
+"""Read prompts: rows of a source, rendered by a template into messages."""

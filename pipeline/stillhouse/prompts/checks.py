@@ -1,9 +1,9 @@
-"""What a recipe's prompts must have, looked at before anything is labelled or trained.
+"""Check a recipe's prompts before anything is labelled or trained.
 
     check_prompts(recipe)
 
-References, where somebody learns from them, is forced along them or is measured by them; and the words that a model of
-several tasks wants before each prompt ("summarize: "), which T5's configs list as `task_specific_params`.
+Prompts need references if a model is trained on them, scored along them or measured by them. They need a task prefix
+("summarize: ") if the teacher is a multi-task model such as T5, whose config lists prefixes in `task_specific_params`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.load import PromptSettings, Recipe, TeacherSettings
 from stillhouse.records import Prompt
 
-_TOLD = 60  # characters of a prompt in a message
+_TOLD = 60  # characters of a prompt shown in an error message
 
 
 @dataclass(frozen=True)
 class _Need:
-    """Why a reference is needed, and how to do without."""
+    """Why references are needed, and how to avoid the need; both are parts of an error message."""
 
     why: str
     mend: str
 
 
 def check_prompts(recipe: Recipe) -> None:
-    """One pass over the prompts, or less where little is asked of them; and one over `references`, where there are any.
+    """Check the prompts in at most one pass, and those of `references`, if the recipe sets it, in another.
 
     Raises:
-        PromptError: one lacks the reference that it needs, or the task prefix of the recipe.
-        RecipeError: they have none of the task prefixes that the teacher knows.
-        TeacherUnavailable: the teacher's config is not there to be looked at.
+        PromptError: a prompt lacks a reference that the recipe needs, or the recipe's task prefix.
+        RecipeError: the first prompt begins with none of the task prefixes in the teacher's config.
+        TeacherUnavailable: the teacher's config cannot be found.
     """
     learnt = _learnt(recipe)
     if recipe.references is not None and learnt:
@@ -45,7 +45,7 @@ def check_prompts(recipe: Recipe) -> None:
 
 
 def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | None, wanted: _Need | None) -> None:
-    """One pass over a `part` of the recipe: `need` says why each prompt must have a reference, `wanted` why one must."""
+    """Check one `part` of the recipe; `need` is why every prompt needs a reference, `wanted` why at least one does."""
     own = recipe.teacher.task_prefix
     known = _known_prefixes(recipe.teacher)
     if not (need or wanted or own or known):
@@ -94,7 +94,7 @@ def _measured_by(recipe: Recipe) -> _Need | None:
 
 
 def _known_prefixes(teacher: TeacherSettings) -> Sequence[str]:
-    """What the teacher's config says that prompts begin with; nothing where the recipe says it, or weights are fresh."""
+    """Return the task prefixes in the teacher's config; empty if the recipe sets its own, or the weights are fresh."""
     fresh = teacher.finetune is not None and teacher.finetune.config is not None
     if teacher.kind != "transformers" or teacher.task_prefix is not None or fresh:
         return ()
@@ -107,7 +107,7 @@ def _known_prefixes(teacher: TeacherSettings) -> Sequence[str]:
 
 
 def _text(prompt: Prompt) -> str:
-    """A prompt as a model without a chat template gets it."""
+    """Return a prompt as plain text, as a model without a chat template reads it."""
     return "\n".join(message.content for message in prompt.messages)
 
 

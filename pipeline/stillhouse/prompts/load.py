@@ -1,9 +1,9 @@
-"""Rows of a file, a Parquet file or a hub data set, through a template, become prompts.
+"""Turn the rows of a JSON lines file, a Parquet file or a hub data set into prompts.
 
     for prompt in read_prompts(recipe.prompts): ...
 
-With a template, a row's columns are its variables. Without one, a row carries `messages`, or a plain `prompt`. Prompts come
-one at a time; nothing here holds them all. cells.py says what a column's text is, prompt_rows.py where rows come from.
+With a template, a row's columns are the template's variables. Without one, a row has `messages` or a plain `prompt`.
+Prompts are streamed, never all in memory. inputs/cells.py defines the text of a cell; rows.py reads the rows.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from stillhouse.records import Message, Prompt, Role, Split
 from stillhouse.settings import nearest
 from stillhouse.text import shown_value
 
-_PLAIN_COLUMNS = ("messages", "prompt")  # of a row that needs no template
+_PLAIN_COLUMNS = ("messages", "prompt")  # columns of rows that need no template
 
 
 def read_prompts(settings: PromptSettings) -> Iterator[Prompt]:
-    """Yield every prompt of the source, one a row, in its order, up to `limit`.
+    """Yield the prompts of the source, one per row, in order, up to `limit`.
 
     Raises:
-        PromptError: the source is missing or empty, a row lacks a column or holds what is no text or no conversation to be
-            answered, or the template cannot be rendered.
+        PromptError: the source is missing or empty, a row lacks a column, a cell is not text, a conversation cannot be
+            answered (for instance, it has no user turn), or the template cannot be rendered.
     """
     template = PromptTemplate(settings) if settings.template else None
     count = 0
@@ -44,7 +44,10 @@ def read_prompts(settings: PromptSettings) -> Iterator[Prompt]:
 
 
 def split_of(prompt: Prompt, holdout: float) -> Split:
-    """`validation` for a share `holdout` of all prompts, chosen by content: adding prompts moves no other one."""
+    """Return `validation` for a share `holdout` of all prompts, else `train`.
+
+    The split depends on the prompt's content hash alone: adding prompts never moves another prompt between splits.
+    """
     return "validation" if int(prompt.id[:16], 16) < holdout * 2**64 else "train"
 
 
@@ -52,7 +55,7 @@ def split_of(prompt: Prompt, holdout: float) -> Split:
 
 
 def _plain_messages(settings: PromptSettings, row: Row, where: str) -> list[Message]:
-    """The messages of a row that needs no template: `messages` in the chat form, or `prompt` as text or messages."""
+    """Return the messages of a row without a template: from `messages` or `prompt`, each a text or a list of messages."""
     names = [settings.columns.get(name, name) for name in _PLAIN_COLUMNS]
     given = {name: row[name] for name in names if name in row}
     column = next((name for name, cell in given.items() if not is_missing(cell) and cell != []), None)
@@ -89,7 +92,7 @@ def _message(turn: Any, where: str) -> Message:
 
 
 def _joined_parts(parts: list[Any], where: str) -> str:
-    """The texts of a content in parts, as OpenAI's API has it."""
+    """Join the text parts of a message's content, in the format of OpenAI's API."""
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise PromptError(f"{where} has a part that is no text, {shown_value(part)}: only texts can be asked")
@@ -116,9 +119,9 @@ def _with_system(system: str | None, messages: list[Message]) -> list[Message]:
 
 
 def _prompt(settings: PromptSettings, messages: list[Message], reference: str | None, where: str) -> Prompt:
-    """The conversation, if it is one to be answered: its last turn is the user's, or `last_turn` says what it is."""
+    """Return the prompt, after checking its turns; `prompts.last_turn` decides what to do with a final assistant turn."""
     if messages[-1].role == "assistant" and settings.last_turn == "reference":
-        answer = Prompt((), messages.pop().content).reference  # None where it is blank
+        answer = Prompt((), messages.pop().content).reference  # None if it is blank
         if reference is not None and answer is not None and reference != answer:
             raise PromptError(
                 f"prompts.last_turn is 'reference', and {where} has two: its last turn, and the column "
@@ -152,7 +155,7 @@ def _roles(messages: list[Message]) -> list[str]:
 
 
 def _reference(settings: PromptSettings, row: Row, where: str) -> str | None:
-    """The gold answer of a row; what is null, NaN or blank is none."""
+    """Return the reference of a row; None if it is null or NaN."""
     column = settings.reference or "reference"
     if settings.reference is not None and column not in row:
         raise PromptError(f"prompts.reference is {column!r}, a column that {where} lacks.{nearest(column, list(row))}")

@@ -1,8 +1,8 @@
-"""The rows that prompts are made of: JSON lines, Parquet, here or at a URL, or a hub data set.
+"""Read the rows that prompts are made from: a local or remote JSON lines or Parquet file, or a hub data set.
 
     for row in source_rows(recipe.prompts): ...
 
-Rows come one at a time; nothing here holds them all.
+Rows are streamed, never all in memory.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-_ROWS_AT_ONCE = 1000  # of Parquet
+_ROWS_AT_ONCE = 1000  # batch size when reading Parquet
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_OTHER_FILES = re.compile(  # names of files that nothing here reads, and of no hub data set
+_OTHER_FILES = re.compile(  # suffixes of unsupported files; no hub data set has them
     r"\.(arrow|avro|bz2|db|docx?|feather|gz|html|j2|jl|json|jsonlines|md|ndjson|np[yz]|orc|pdf|pickle|pkl|pq|py|sqlite3?|tar"
     r"|tgz|txt|xlsx?|xml|xz|ya?ml|zip|zst)",
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"(?:Available(?: splits)?|available configs): \[(.*?)\]")
-_MESSAGE = 300  # characters of a library's message
+_MESSAGE = 300  # maximum length of a library's message, characters
 
 
 def source_rows(settings: PromptSettings) -> Iterator[Row]:
-    """Every row of `prompts.source`, in its order.
+    """Yield the rows of `prompts.source`, in order.
 
     Raises:
-        PromptError: the source is not there or cannot be read, or the settings do not go with it.
+        PromptError: the source is missing or cannot be read, or the settings do not apply to it.
     """
     source = settings.source
     suffix = Path(source).suffix.lower()
@@ -102,12 +102,13 @@ def _parquet_rows(file: Location, source: str) -> Iterator[Row]:
         with pq.ParquetFile(readable(file)) as parquet:
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
                 yield from _python_rows(batch)
-    except (pa.ArrowException, OSError) as error:  # of a damaged page it is an OSError
+    except (pa.ArrowException, OSError) as error:  # a damaged page raises OSError
         raise PromptError(f"prompts.source is {source}, which cannot be read as Parquet: {error}") from None
 
 
 def _python_rows(batch: pa.RecordBatch) -> Iterator[Row]:
-    """Rows as Python objects; narrow floats stay narrow, since 0.1 in 32 bits is 0.10000000149011612 in 64."""
+    """Yield rows as Python objects; float16 and float32 keep their type, as float32 0.1 prints as 0.10000000149011612 in
+    float64."""
     import pyarrow as pa
 
     columns = []
@@ -132,20 +133,20 @@ def _hub_rows(settings: PromptSettings) -> Iterator[Row]:
 
     try:
         rows = iter(load_dataset(settings.source, settings.config, split=settings.split, streaming=True))
-    except Exception as error:  # whatever the library and those that it calls raise: it ends the run all the same
+    except Exception as error:  # any error of the library or its dependencies ends the run
         raise _hub_error(settings, error) from error
     while True:
         try:
             row = next(rows)
         except StopIteration:
             return
-        except Exception as error:  # a network that goes away, a file that is damaged, columns that change half-way
+        except Exception as error:  # network failure, damaged file, columns that change half-way
             raise _hub_error(settings, error) from error
         yield row
 
 
 def _hub_error(settings: PromptSettings, error: Exception) -> PromptError:
-    """What the library said, with the setting that it is about and the mend."""
+    """Return an error with the library's message, the setting that it concerns and a fix; tokens are masked."""
     said = str(error).strip() or type(error).__name__
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if token := os.environ.get(name, "").strip():

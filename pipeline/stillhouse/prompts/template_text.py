@@ -1,14 +1,15 @@
-"""The Jinja environment of prompt templates: what is printed is text, and nothing runs for ever.
+"""The Jinja environment of prompt templates: it prints only text, and limits time and memory.
 
-    template = TextEnvironment().from_string("{{ word }}: {{ tags | join(', ') }}")
+    environment = TextEnvironment()
+    template, variables = environment.compile_text("{{ word }}: {{ tags | join(', ') }}")
+    text = environment.render(template, row)
 
-Jinja prints whatever it is given as Python does: "None", "['a', 'b']", "b'kettle'". Here every way of printing goes through
-`printed`: the expression itself (Jinja's `finalize`), `~`, `%`, `str.format`, `join`, and each filter that makes a text of
-its value. Lists and objects stay what they are for loops, tests, attributes and filters, and are refused where they would
-be printed whole.
+Jinja prints any value as Python does: "None", "['a', 'b']", "b'kettle'". Here every way to print goes through `printed`:
+expressions (Jinja's `finalize`), `~`, `%`, `str.format`, `join`, and each filter that converts its value to text. Lists and
+objects keep their type in loops, tests, attributes and filters; printing one whole is an error.
 
-Templates come with recipes and data, so they run in Jinja's sandbox; loops and calls are counted, and what would fill the
-memory is refused.
+Templates come with recipes and data, so they run in Jinja's sandbox. Loop iterations and calls are counted and limited, and
+operations whose result would fill the memory are refused.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from jinja2.visitor import NodeTransformer
 
 from stillhouse.inputs.cells import NotText, cell_text
 
-MOST_STEPS = 1_000_000  # turns of loops and calls of one rendering
-_MOST_ITEMS = 10_000_000  # of a text or a list that `*` makes
-_MOST_BITS = 100_000  # of an integer that `**` makes
+MOST_STEPS = 1_000_000  # loop iterations and calls per rendering
+_MOST_ITEMS = 10_000_000  # length of a text or list made by `*`
+_MOST_BITS = 100_000  # size of an integer made by `**`
 
-# Filters that make a text of their value, however Python would print it.
+# Filters that convert their value to text with Python's str().
 _PRINTING = [
     "capitalize",
     "center",
@@ -56,18 +57,18 @@ _PRINTING = [
 
 
 class TooMuchWork(ValueError):
-    """A template that would run for ever or fill the memory."""
+    """A template exceeds the limit on steps or memory."""
 
 
 def printed(value: Any) -> Any:
-    """A value as the text that a prompt gets; a text stays the object that it is.
+    """Return a value as the text that goes into a prompt; a string is returned as the same object.
 
     Raises:
-        NotText: it is null, a list, an object, or of another kind that has no text.
-        jinja2.UndefinedError: it is not there.
+        NotText: the value is null, a list, an object, or of another type without a text form.
+        jinja2.UndefinedError: the value is undefined.
     """
     if isinstance(value, Undefined):
-        return str(value)  # raises, as the environment's undefined values are strict
+        return str(value)  # raises: the environment uses StrictUndefined
     text = cell_text(value)
     if text is None:
         raise NotText("null", None)
@@ -75,35 +76,35 @@ def printed(value: Any) -> Any:
 
 
 class TextEnvironment(ImmutableSandboxedEnvironment):
-    """See the module's docstring. One thread renders at a time."""
+    """The Jinja environment of prompt templates; see the module's docstring. Not thread-safe: it counts steps."""
 
     intercepted_binops = frozenset(["%", "*", "**"])
 
     def __init__(self) -> None:
         super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, finalize=printed)
-        self.steps = 0  # of the rendering under way
+        self.steps = 0  # of the current rendering
         self.filters |= {name: _printing(FILTERS[name], 1) for name in _PRINTING}
         self.filters |= {"replace": _printing(FILTERS["replace"], 3), "join": _join, "format": _format}
         self.filters |= {"urlencode": _urlencode, _AS_TEXT: printed, _COUNTED: self._counted}
         self.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _json_value}
 
     def compile_text(self, text: str) -> tuple[jinja2.Template, frozenset[str]]:
-        """A template, and the names of the variables that it uses.
+        """Compile a template; return it with the names of its variables.
 
         Raises:
-            jinja2.TemplateSyntaxError: it is wrong.
+            jinja2.TemplateSyntaxError: the template has a syntax error.
         """
         tree = self.parse(text)
         variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
         return self.from_string(_Guarded().visit(tree)), variables
 
     def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
-        """A template's text.
+        """Return a template rendered with `values`.
 
         Raises:
-            NotText: something is printed that has no text.
-            TooMuchWork: it would run for ever.
-            Exception: whatever else the template's expressions raise.
+            NotText: the template prints a value without a text form.
+            TooMuchWork: the template exceeds the limit on steps or memory.
+            Exception: an expression of the template raises another error.
         """
         self.steps = 0
         return template.render(values)
@@ -139,7 +140,7 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
             raise TooMuchWork(f"it takes more than {MOST_STEPS:,} turns of loops and calls")
 
     def _counted(self, items: Iterable[Any]) -> Iterable[Any]:
-        """What a loop goes over, its items counted."""
+        """Return the iterable of a loop, counting its items as steps."""
         if isinstance(items, Sized) and not isinstance(items, Undefined):
             self._count(len(items))
             return items
@@ -158,7 +159,7 @@ _COUNTED = "counted"
 
 
 class _Guarded(NodeTransformer):
-    """Puts our filters where Jinja has no hook: around the parts of `~`, and around what a loop goes over."""
+    """Insert our filters where Jinja has no hook: around the operands of `~`, and around the iterable of a loop."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802  named by Jinja
         self.generic_visit(node)
@@ -176,7 +177,7 @@ def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
 
 
 class _TextFormatter(SandboxedFormatter):
-    """`str.format` of values that are printed as everywhere else; a number keeps its format."""
+    """`str.format` that converts values with `printed`; numbers keep their format specification."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         return super().format_field(_formatted(value), format_spec)
@@ -186,7 +187,7 @@ class _TextFormatter(SandboxedFormatter):
 
 
 class _FormattedItems(Mapping[str, Any]):
-    """The right side of `"%(name)s" % row`: an entry is looked at where it is used."""
+    """The right-hand mapping of `"%(name)s" % row`; entries are converted when they are used."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
@@ -201,11 +202,11 @@ class _FormattedItems(Mapping[str, Any]):
         return len(self._given)
 
     def __repr__(self) -> str:
-        return str(printed(self._given))  # raises: the whole of it is no text
+        return str(printed(self._given))  # raises: a mapping has no text form
 
 
 def _formatted(value: Any) -> Any:
-    """A number as it is, since `%d` and `{:.2f}` want one; anything else as its text."""
+    """Return a number unchanged, since `%d` and `{:.2f}` need one, and any other value as text."""
     text = printed(value)
     is_number = isinstance(value, numbers.Number) and not isinstance(value, bool)
     return value if is_number else text
@@ -218,8 +219,8 @@ def _formatted_all(given: Any) -> Any:
 
 
 def _printing(filter_: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """A filter of Jinja's whose first `count` values are made texts."""
-    first = 1 if hasattr(filter_, "jinja_pass_arg") else 0  # what Jinja itself passes stands before them
+    """Wrap a Jinja filter so that its first `count` arguments are converted to text."""
+    first = 1 if hasattr(filter_, "jinja_pass_arg") else 0  # skip the argument that Jinja itself passes
 
     @functools.wraps(filter_)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -245,7 +246,7 @@ def _urlencode(value: Any) -> Any:
 
 
 def _json_value(value: Any) -> Any:
-    """What JSON has no form of (a date, bytes) as `tojson` writes it."""
+    """Return the text that `tojson` writes for a value without a JSON form, such as a date or bytes."""
     if isinstance(value, Undefined):
         return str(value)  # raises
     return cell_text(value)

@@ -1,9 +1,8 @@
-"""`prompts.template`: a Jinja2 file that makes a row of the source the user's message.
+"""`prompts.template`: a Jinja2 file that renders a row of the source as the user's message.
 
     message = PromptTemplate(recipe.prompts)(row, "row 2 of words.jsonl")
 
-A row's columns are the template's variables. Whatever goes wrong in it names the file, the row and, where it can be known,
-the line and the column.
+A row's columns are the template's variables. Errors name the file, the row and, if known, the line and the column.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from stillhouse.recipe.load import PromptSettings, find_input
 from stillhouse.settings import nearest
 from stillhouse.text import shortened
 
-_MESSAGE = 200  # characters of what went wrong
+_MESSAGE = 200  # maximum length of an exception's message, characters
 
 
 class PromptTemplate:
-    """See the module's docstring.
+    """A compiled prompt template; call it with a row to get the user's message.
 
     Raises:
-        PromptError: the file is missing, or it is no template.
+        PromptError: the template file is missing, cannot be read, or is not valid Jinja.
     """
 
     def __init__(self, settings: PromptSettings) -> None:
@@ -51,11 +50,11 @@ class PromptTemplate:
             raise PromptError(
                 f"prompts.template is {name}, and its line {error.lineno} is wrong: {error.message}"
             ) from None
-        except Exception as error:  # of Python's own compiler, or too many brackets in one another
+        except Exception as error:  # from Python's compiler, or brackets nested too deeply
             raise PromptError(f"prompts.template is {name}, which cannot be compiled: {_words(error)}") from error
 
     def __call__(self, row: Mapping[str, Any], where: str) -> str:
-        """The user's message of one row; `where` is the row's place in errors.
+        """Return the user's message for one row; `where` names the row in errors.
 
         Raises:
             PromptError: the row lacks a column, or the template cannot be rendered with it.
@@ -69,7 +68,7 @@ class PromptTemplate:
             text = self._environment.render(self._template, values).strip()
         except NotText as problem:
             raise PromptError(self._not_text(problem, values, where)) from None
-        except Exception as error:  # a template is a program of the user's: what it raises is theirs to mend
+        except Exception as error:  # a template is the user's code: it may raise anything, and they fix it
             raise PromptError(
                 f"the template {self._name} cannot be rendered for {where}{_line(error)}: {_words(error)}"
             ) from None
@@ -90,7 +89,7 @@ class PromptTemplate:
         )
 
     def _not_text(self, problem: NotText, values: Mapping[str, Any], where: str) -> str:
-        """What is printed and has no text: the column, where one is just that, and how it is written."""
+        """Return the message for a printed value without a text form: the column, if known, and how to write it."""
         names = [name for name in sorted(self._variables) if values[name] is problem.value]
         shown = " or ".join(
             f"{name!r}" + (f" (the column {self._columns[name]!r})" if name in self._columns else "") for name in names

@@ -1,1 +1,1 @@
-"""The recipe: one module a section of the YAML file, and how it is loaded."""
+"""The recipe: one module per section of the YAML file, and the loader."""

@@ -1,4 +1,4 @@
-"""The `evaluate` part of a recipe: what the report measures.
+"""The `evaluate` part of a recipe: the settings of the report.
 
 evaluate:
   baselines: [untrained, gold, black-box]
@@ -15,17 +15,17 @@ from stillhouse.settings import Settings
 
 
 class MetricSettings(Settings):
-    """One metric of the task; every key but `kind` and `name` is an option that the metric itself checks."""
+    """One task metric; all keys except `kind` and `name` are options, which the metric checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     kind: str
-    name: str | None = None  # the column's header; None: the metric's own
+    name: str | None = None  # the column's header; None: the metric's name
 
     @model_validator(mode="before")
     @classmethod
     def _kind_alone(cls, given: Any) -> Any:
-        """`chrf` is short for {kind: chrf}."""
+        """Accept `chrf` as short for {kind: chrf}."""
         return {"kind": given} if isinstance(given, str) else given
 
     @property
@@ -34,15 +34,15 @@ class MetricSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """What the report measures."""
+    """What the report compares and measures."""
 
     baselines: tuple[Literal["untrained", "black-box", "gold"], ...] = ("untrained", "black-box")
-    limit: int = Field(default=200, ge=1)  # held-out rows that quality is measured on, and whose prompts are answered
-    metrics: tuple[MetricSettings, ...] = ()  # of answers to all of these rows that have a reference
-    batch_size: int = Field(default=16, ge=1)  # prompts answered together, where no time is taken
-    answers: int = Field(default=20, ge=1)  # held-out prompts whose answers stand side by side in the report
-    latency_prompts: int = Field(default=10, ge=2)  # answered one at a time, for latency and tokens a second
+    limit: int = Field(default=200, ge=1)  # held-out rows to measure on; every model answers their prompts
+    metrics: tuple[MetricSettings, ...] = ()  # task metrics of the answers to the prompts with a reference
+    batch_size: int = Field(default=16, ge=1)  # prompts answered together, except when timing
+    answers: int = Field(default=20, ge=1)  # held-out prompts whose answers the report shows side by side
+    latency_prompts: int = Field(default=10, ge=2)  # prompts answered one at a time, for latency and tokens per second
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     near_duplicate: float = Field(default=0.8, gt=0, le=1)  # Jaccard similarity from which a prompt is a near duplicate
-    keep: float = Field(default=0.97, gt=0, le=1)  # share of the teacher's first metric (sweep)
+    keep: float = Field(default=0.97, gt=0, le=1)  # share of the teacher's score that a sweep's student must keep
     reports: str = "data/reports"

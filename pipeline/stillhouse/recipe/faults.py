@@ -1,4 +1,4 @@
-"""All faults of a recipe told at once, so that a user mends it in one go.
+"""Report all faults of a recipe at once, so that a user can fix them in one go.
 
 tell_all(partial(check_prompts, recipe), partial(check_student, recipe))
 """
@@ -13,18 +13,18 @@ Check = Callable[[], object]
 
 
 def tell_all(*checks: Check) -> None:
-    """Make every check, and raise what they refused together.
+    """Run every check, and raise their errors together.
 
     Raises:
-        UsageError: one check refused; it is its own error.
-        RecipeFaults: several did, with the message of each.
-        TeacherUnavailable: a model is not there, and the recipe has no other fault.
+        UsageError: exactly one fault was found; this is the check's error.
+        RecipeFaults: several faults were found; it has the message of each.
+        TeacherUnavailable: a model cannot be found, and the recipe has no other fault.
     """
     raise_all(error for check in checks for error in faults_of(check))
 
 
 def faults_of(check: Check) -> Sequence[StillhouseError]:
-    """What a check refuses the recipe with: nothing, an error, or several."""
+    """Run a check and return the faults that it raises, if any."""
     try:
         check()
     except RecipeFaults as error:
@@ -35,13 +35,15 @@ def faults_of(check: Check) -> Sequence[StillhouseError]:
 
 
 def raise_all(found: Iterable[StillhouseError]) -> None:
-    """Raise what was found: one error as it is, several as one, a model that is not there only where nothing else is wrong.
+    """Raise the errors of `found`: a single one unchanged, several as one; a missing model only if nothing else is wrong.
 
     Raises:
-        UsageError, RecipeFaults, TeacherUnavailable: as `tell_all` does.
+        UsageError: exactly one fault was found.
+        RecipeFaults: several faults were found.
+        TeacherUnavailable: a model cannot be found, and there is no other fault.
     """
     faults: dict[str, StillhouseError] = {}
-    for error in found:  # two checks may meet the same fault, which is told once
+    for error in found:  # several checks may find the same fault, which is reported once
         faults.setdefault(str(error), error)
     wrong = [error for error in faults.values() if isinstance(error, UsageError)]
     if len(wrong) > 1:

@@ -1,8 +1,8 @@
-"""`teacher.finetune` of a recipe: the teacher is first fine-tuned on the references of the prompts, and then labels.
+"""`teacher.finetune` of a recipe: fine-tune the teacher on the prompts' references before it labels.
 
 teacher:
   kind: transformers
-  model: google-t5/t5-small                # where it starts
+  model: google-t5/t5-small                # the model to fine-tune
   finetune:
     train: {num_train_epochs: 3, learning_rate: 1.0e-3}
 """
@@ -24,35 +24,35 @@ from stillhouse.recipe.student import (
 )
 from stillhouse.settings import Settings
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # becomes a folder's name
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # used as a folder's name
 _OF_A_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "head_chunk", "train", "launch")
 
 
 class FinetuneSettings(Settings):
-    """How the teacher learns the task; every key that a student has too means the same here."""
+    """How the teacher is fine-tuned; keys that `student` also has mean the same here."""
 
-    name: str | None = Field(default=None, pattern=NAME)  # of the fine-tuned teacher; None: the recipe's
-    root: str = "data/teachers"  # it becomes <root>/<name>/gold
-    seed: int | None = Field(default=None, ge=0)  # None: the recipe's
+    name: str | None = Field(default=None, pattern=NAME)  # of the fine-tuned teacher; None: the recipe's name
+    root: str = "data/teachers"  # the fine-tuned teacher is stored in <root>/<name>/gold
+    seed: int | None = Field(default=None, ge=0)  # None: the recipe's seed
     config: dict[str, Any] | None = (
-        None  # fresh weights by teacher.model's config with these changes; None: its weights
+        None  # changes to teacher.model's config, to train fresh weights; None: start from its weights
     )
-    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and reference; longer rows are counted and left out
+    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and reference; longer rows are skipped and counted
     freeze: tuple[Part, ...] = ()
     packing: bool = False
     lora: LoraSettings | None = None
     early_stopping: EarlyStoppingSettings | None = None
     head_chunk: int = Field(default=512, ge=1)
-    train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
-    launch: LaunchSettings | None = None  # of accelerate
+    train: dict[str, Any] = Field(default_factory=dict)  # arguments of transformers.TrainingArguments
+    launch: LaunchSettings | None = None  # of accelerate; None: train in this process
 
     @property
     def folder(self) -> str:
-        """Where the fine-tuned teacher lies."""
+        """The folder of the fine-tuned teacher."""
         return str(Path(self.root) / (self.name or "") / "gold")
 
     def as_student(self, model: str, revision: str | None, *, trust_remote_code: bool) -> StudentSettings:
-        """What is trained, in the words of a student: `model` or its config is the start, the references are learnt."""
+        """Return the settings of a gold student that starts from `model`, or from its config with fresh weights."""
         init = (
             InitSettings(config=self.config)
             if self.config is not None

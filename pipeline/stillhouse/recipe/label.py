@@ -1,4 +1,4 @@
-"""The part of a recipe that says how prompts become completions, and which part of the teacher's distribution is kept."""
+"""The `label` part of a recipe: how the teacher labels prompts, and which part of its distribution is stored."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from stillhouse.settings import Settings
 
 
 class SamplingSettings(Settings):
-    """How the teacher draws its tokens; part of every request's key."""
+    """How the teacher samples its tokens; part of every request's key."""
 
-    temperature: float = Field(default=0.7, ge=0)  # 0: always the most likely token
+    temperature: float = Field(default=0.7, ge=0)  # 0: greedy
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1)
 
 
 class SoftSettings(Settings):
-    """Which part of the teacher's distribution is kept at every completion position."""
+    """Which part of the teacher's distribution is stored at every completion position."""
 
     encoding: EncodingName = "top-k"
-    k: int | None = Field(default=None, ge=1)  # of top-k: the most likely tokens; 32 where nothing is said
-    draws: int | None = Field(default=None, ge=1, le=65_535)  # of sampled: tokens drawn at random; 50 by default
+    k: int | None = Field(default=None, ge=1)  # top-k: number of most likely tokens; 32 by default
+    draws: int | None = Field(default=None, ge=1, le=65_535)  # sampled: number of tokens drawn at random; 50 by default
 
     @model_validator(mode="before")
     @classmethod
     def _default_size(cls, given: Any) -> Any:
-        """The size that the encoding has where none is given."""
+        """Fill in the encoding's default size if none is given."""
         if not isinstance(given, Mapping):
             return given
         own, other, size = ("draws", "k", 50) if given.get("encoding") == "sampled" else ("k", "draws", 32)
@@ -57,25 +57,25 @@ class SoftSettings(Settings):
 
 
 def encoding_of(soft: SoftSettings | None) -> EncodingName | None:
-    """Which encoding soft labels have; None for text alone."""
+    """Return the encoding of the soft labels; None for text only."""
     return soft.encoding if soft else None
 
 
 class LimitSettings(Settings):
-    """What the teacher's server allows."""
+    """Rate limits of the teacher's server; None: unlimited."""
 
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
 
 
 class RunnerSettings(Settings):
-    """Who asks the teacher: this process, or others, on as many machines as there are (docs/scale.md)."""
+    """Where labelling runs: in this process, or in workers on one or more machines (docs/scale.md)."""
 
     kind: Literal["local", "work-pool", "ray"] = "local"
-    workers: int = Field(default=2, ge=1)  # parts that are labelled at once; limits are shared among so many
-    shards: int = Field(default=40, ge=1)  # a part, at the most: fewer where else some workers had none
-    deployment: str = Field(default="label/part", pattern=r"^[^/]+/[^/]+$")  # of a work pool: what labels a part
-    address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, or the one of this machine
+    workers: int = Field(default=2, ge=1)  # parts labelled at once; rate limits are divided among the workers
+    shards: int = Field(default=40, ge=1)  # maximum per part; fewer if some workers would otherwise get none
+    deployment: str = Field(default="label/part", pattern=r"^[^/]+/[^/]+$")  # work pool: deployment that labels a part
+    address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, or the cluster on this machine
 
     @field_validator("address")
     @classmethod
@@ -90,22 +90,22 @@ class RunnerSettings(Settings):
 
 
 class LabelSettings(Settings):
-    """How prompts become completions."""
+    """How the teacher turns prompts into completions."""
 
-    mode: Literal["generate", "score"] = "generate"  # score: the teacher is forced along the reference
-    samples: int = Field(default=1, ge=1)
+    mode: Literal["generate", "score"] = "generate"  # score: teacher forcing along the reference
+    samples: int = Field(default=1, ge=1)  # completions per prompt
     sampling: SamplingSettings = SamplingSettings()
     soft: SoftSettings | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)  # of an API: tokens by text, kept as it gives them
-    response_format: dict[str, Any] | None = None  # as OpenAI's API has it, for instance a JSON schema
-    shard_size: int = Field(default=1000, ge=1)  # prompts a shard
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)  # per token, from an API; stored as text, as returned
+    response_format: dict[str, Any] | None = None  # as in OpenAI's API, for instance a JSON schema
+    shard_size: int = Field(default=1000, ge=1)  # prompts per shard
     concurrency: int = Field(default=64, ge=1)  # requests in flight
     limits: LimitSettings = LimitSettings()
     runner: RunnerSettings = RunnerSettings()
-    patience: float = Field(default=300, gt=0)  # seconds that a server may be away or refuse everybody
-    refusals_in_a_row: int | None = Field(default=5, ge=1)  # alike, with no answer between: the run ends; null: never
-    budget_usd: float | None = Field(default=None, gt=0)  # for this dataset, all its runs and versions together
-    max_rejected: float = Field(default=0.05, ge=0, le=1)  # share of requests; above it the exit status is 3
+    patience: float = Field(default=300, gt=0)  # seconds without any answer after which the run ends
+    refusals_in_a_row: int | None = Field(default=5, ge=1)  # equal refusals in a row that end the run; None: never
+    budget_usd: float | None = Field(default=None, gt=0)  # for all runs and versions of this dataset together
+    max_rejected: float = Field(default=0.05, ge=0, le=1)  # share of requests above which the exit status is 3
 
     @model_validator(mode="after")
     def _one_reference_one_score(self) -> LabelSettings:

@@ -2,8 +2,8 @@
 
     recipe = load_recipe("flows/recipes/quickstart.yaml", overrides=["label.sampling.temperature=0"])
 
-An unknown key is refused with its path and the nearest right one, a contradiction at construction: nothing is sent and
-nothing is written before the whole recipe has been understood. Nothing in a recipe runs code, and no secret is in it.
+An unknown key is an error that names its path and the nearest valid key; contradictory settings are errors too. Nothing is
+sent or written before the whole recipe has been validated. A recipe runs no code and contains no secrets.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ from stillhouse.recipe.sweep import GridPoint, SweepSettings
 from stillhouse.settings import Settings, explain
 from stillhouse.storage.location import Location, location
 
-VERSION = re.compile(r"v(\d+)")  # of a dataset, as outputs show it
+VERSION = re.compile(r"v(\d+)")  # of a dataset, as in outputs
 
 
 class PromptSettings(Settings):
     """Where the prompts come from and which of them are held out."""
 
-    source: str  # a .jsonl or .parquet file, here or at a URL, or a hub data set's id
-    config: str | None = None  # of a hub data set: which of its configurations, where it has several
+    source: str  # a .jsonl or .parquet file, local or at a URL, or a hub data set's id
+    config: str | None = None  # configuration of a hub data set that has several
     split: str = "train"  # of a hub data set
-    template: str | None = None  # a .j2 file; None where the rows carry `prompt` or `messages`
-    system: str | None = None
-    columns: dict[str, str] = Field(default_factory=dict)  # the template's name -> the row's name
-    reference: str | None = None  # the column with the gold answer; None: `reference`, if the rows have one
-    last_turn: Literal["refuse", "reference", "continue"] = "refuse"  # what an assistant's turn at the end is
-    limit: int | None = Field(default=None, ge=1)
-    holdout: float = Field(default=0.1, ge=0, lt=1)  # share of prompts, chosen by their content, for validation
+    template: str | None = None  # a .j2 file; None: the rows have `prompt` or `messages`
+    system: str | None = None  # system message for prompts without one
+    columns: dict[str, str] = Field(default_factory=dict)  # name in the template -> column of the row
+    reference: str | None = None  # column with the gold answer; None: `reference`, if it exists
+    last_turn: Literal["refuse", "reference", "continue"] = "refuse"  # how to treat a final assistant turn
+    limit: int | None = Field(default=None, ge=1)  # maximum number of prompts
+    holdout: float = Field(default=0.1, ge=0, lt=1)  # share of prompts for validation, chosen by content hash
 
 
 class TeacherSettings(Settings):
-    """The model that labels. `options` belong to the kind, and are checked by it."""
+    """The model that labels. `options` are those of the kind, which checks them."""
 
     kind: str
     model: str = ""
     revision: str | None = None
-    finetune: FinetuneSettings | None = None  # `model` is fine-tuned on the references first, and the result labels
-    task_prefix: str | None = None  # what every prompt must begin with; None: as `model`'s config has it; "": nothing
+    finetune: FinetuneSettings | None = None  # fine-tune `model` on the references first; the result labels
+    task_prefix: str | None = None  # required start of every prompt; None: as in `model`'s config; "": none
     price: PriceSettings | None = None  # None: looked up by model and provider
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def labelling_model(self) -> str:
-        """The folder or hub id of the model that labels: the fine-tuned one, where there is one."""
+        """The folder or hub id of the model that labels: the fine-tuned one, if `finetune` is set."""
         return self.finetune.folder if self.finetune else self.model
 
     @property
     def labelling_revision(self) -> str | None:
-        """The revision of that model, where it is a hub's."""
+        """The hub revision of the model that labels; None if it is fine-tuned."""
         return None if self.finetune else self.revision
 
     @model_validator(mode="after")
@@ -77,14 +77,14 @@ class TeacherSettings(Settings):
 
 
 class PriceSettings(Settings):
-    """What the teacher charges, where `genai-prices` does not know it or knows it wrongly."""
+    """The teacher's prices, if `genai-prices` lacks them or has wrong ones."""
 
     input_usd_per_million: float = Field(ge=0)  # prompt tokens
     output_usd_per_million: float = Field(ge=0)  # completion tokens, reasoning included
 
 
 class FilterSettings(Settings):
-    """One quality filter; every key but `kind` is an option that the filter itself checks."""
+    """One quality filter; all keys except `kind` are options, which the filter checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -96,20 +96,20 @@ class FilterSettings(Settings):
 
 
 class DatasetSettings(Settings):
-    """Which dataset is written, or read."""
+    """The dataset to write or read."""
 
     root: str = "data/labels"  # a folder, or a URL such as s3://bucket/labels
     name: str = Field(pattern=NAME)
-    version: int | None = Field(default=None, ge=1)  # to learn from; None: the newest
-    licence: str | None = None  # for the card: an SPDX name such as apache-2.0
-    journal: str | None = None  # a folder of this machine; None: beside the versions, of a URL under data/journals
-    when_busy: Literal["leave", "wait"] = "leave"  # what labelling does where another run is writing the dataset
-    patience: float = Field(default=3600, gt=0)  # seconds that it waits
+    version: int | None = Field(default=None, ge=1)  # version to learn from; None: the newest
+    licence: str | None = None  # for the card: an SPDX identifier such as apache-2.0
+    journal: str | None = None  # a local folder; None: next to the versions, or under data/journals if root is a URL
+    when_busy: Literal["leave", "wait"] = "leave"  # what labelling does while another run writes the dataset
+    patience: float = Field(default=3600, gt=0)  # timeout of `wait`, seconds
 
     @field_validator("version", mode="before")
     @classmethod
     def _as_it_is_shown(cls, given: Any) -> Any:
-        """`v002`, as every output names it, is 2."""
+        """Accept `v002`, the form in outputs, as 2."""
         named = VERSION.fullmatch(given.strip()) if isinstance(given, str) else None
         return int(named[1]) if named else given
 
@@ -125,17 +125,17 @@ class DatasetSettings(Settings):
 
     @property
     def gold(self) -> DatasetSettings:
-        """Where the same prompts lie with their references as completions."""
+        """The dataset of the same prompts with their references as completions."""
         return self.model_copy(update={"name": f"{self.name}-gold", "version": None})
 
 
 class Recipe(Settings):
-    """One whole run."""
+    """All settings of one run, from prompts to report."""
 
     name: str = Field(pattern=NAME)
     seed: int = Field(default=0, ge=0)
     prompts: PromptSettings
-    references: PromptSettings | None = None  # prompts whose references are learnt from; None: `prompts`
+    references: PromptSettings | None = None  # prompts whose references gold models learn; None: `prompts`
     teacher: TeacherSettings
     label: LabelSettings = LabelSettings()
     quality: tuple[FilterSettings, ...] = ()
@@ -143,12 +143,12 @@ class Recipe(Settings):
     student: StudentSettings | None = None
     students: str = "data/students"
     evaluate: EvaluateSettings = EvaluateSettings()
-    sweep: SweepSettings | None = None  # several students of one dataset; `student` is what they have in common
+    sweep: SweepSettings | None = None  # train several students; `student` has their common settings
 
     @model_validator(mode="before")
     @classmethod
     def _references_are_as_prompts(cls, given: Any) -> Any:
-        """What `references` leaves out is as in `prompts`: {limit: 5000}."""
+        """Fill in the keys that `references` leaves out, as in {limit: 5000}, from `prompts`."""
         if not isinstance(given, Mapping) or not isinstance(given.get("references"), Mapping):
             return given
         prompts = given.get("prompts")
@@ -166,7 +166,7 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _a_fine_tuned_teacher_has_a_name(cls, given: Any) -> Any:
-        """The recipe's own name and seed, where `teacher.finetune` gives no others."""
+        """Fill in the recipe's name and seed if `teacher.finetune` has none."""
         teacher = given.get("teacher") if isinstance(given, Mapping) else None
         settings = teacher.get("finetune") if isinstance(teacher, Mapping) else None
         if not isinstance(teacher, Mapping) or not isinstance(settings, Mapping):
@@ -187,12 +187,12 @@ class Recipe(Settings):
 
     @property
     def gold_prompts(self) -> PromptSettings:
-        """Where the references come from that somebody learns."""
+        """The prompts whose references a gold student or a fine-tuned teacher learns."""
         return self.references or self.prompts
 
     @property
     def needs_gold(self) -> bool:
-        """Whether somebody learns from the references."""
+        """Whether a model of the recipe (teacher, student or baseline) learns from the references."""
         if self.teacher.finetune is not None or self.student is None:
             return self.teacher.finetune is not None
         if self.sweep is not None:
@@ -224,9 +224,9 @@ class Recipe(Settings):
         return self
 
     def at(self, point: GridPoint) -> Recipe:
-        """The recipe of one student of the sweep: as if its settings and its name had been given by --set.
+        """Return the recipe of one student of the sweep, as if its settings and name were given by --set.
 
-        What was filled in from this recipe's name stays, so that all students have one teacher and one dataset.
+        Values that were filled in from this recipe's name stay, so that all students share one teacher and one dataset.
 
         Raises:
             ValueError: a setting is unknown, or its value is wrong.
@@ -250,14 +250,14 @@ class Recipe(Settings):
         return self
 
     def as_yaml(self) -> str:
-        """The resolved recipe, defaults written out; it loads back to the same recipe."""
+        """Return the resolved recipe with all defaults as YAML, which loads back to the same recipe."""
         return dump_yaml(self.model_dump(mode="json", by_alias=True))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
     """Read a recipe file and apply `a.b=value` overrides (the value is YAML).
 
-    The path is looked up in the working folder, then among the recipes that ship with Stillhouse; or it is a URL.
+    `path` is a file in the working folder, a recipe that ships with Stillhouse, or a URL.
 
     Raises:
         RecipeError: the file cannot be read, a key or value is wrong, or two settings contradict each other.
@@ -293,10 +293,10 @@ def changed(raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any]
 
 
 def recipe_from(raw: Mapping[str, Any], origin: str) -> Recipe:
-    """Check a mapping and make it a recipe; `origin` is named in the errors.
+    """Validate a mapping as a recipe; `origin` names it in errors.
 
     Raises:
-        RecipeError: with one line for every wrong setting.
+        RecipeError: settings are wrong; the message has one line for each.
     """
     try:
         return Recipe.model_validate(raw)
@@ -306,14 +306,14 @@ def recipe_from(raw: Mapping[str, Any], origin: str) -> Recipe:
 
 
 def find_input(path: str) -> Location | None:
-    """A file that a recipe names: in the working folder, or else among what ships with Stillhouse; or behind a URL."""
+    """Return a file named in a recipe: in the working folder, shipped with Stillhouse, or at a URL; None: it is missing."""
     if "://" in path:
         return far if (far := location(path)).is_file() else None
     return next((file for file in (Path(path), shipped_folder() / path) if file.is_file()), None)
 
 
 def shipped_folder() -> Path:
-    """Where recipes and prompt files lie: inside the installed package, or at the top of a clone."""
+    """Return the folder of the shipped recipes and prompt files: in the installed package, or the root of a clone."""
     package = Path(__file__).parents[1]
     inside = package / "shipped"
     return inside if inside.is_dir() else package.parents[1]
@@ -333,10 +333,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _put(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
-    """Set what a dotted path names; `where` begins the error.
+    """Set the value at a dotted path; `where` is the start of error messages.
 
     Raises:
-        RecipeError: the path leads through something that has no settings inside.
+        RecipeError: the path leads through a value without settings inside, or to a list entry that does not exist.
     """
     *parents, last = path.split(".")
     place: dict[str, Any] | list[Any] = raw
@@ -354,7 +354,11 @@ def _put(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 
 def _key(place: dict[str, Any] | list[Any], part: str, path: str, where: str) -> Any:
-    """What a part of a dotted path is in `place`, which lies at `path`: a name, or the number of an entry of a list."""
+    """Return a part of a dotted path as a key of `place` (the value at `path`): a name, or the index of a list entry.
+
+    Raises:
+        RecipeError: `place` is a list, and `part` is not the index of one of its entries.
+    """
     if isinstance(place, dict):
         return part
     numbers = f"its entries are numbered from 0 to {len(place) - 1}" if place else "it has no entries"

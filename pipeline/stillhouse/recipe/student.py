@@ -1,4 +1,4 @@
-"""The `student` part of a recipe: what the student starts from, what it minimises, and how it is trained.
+"""The `student` part of a recipe: the student's initial weights, its loss and its training.
 
 student:
   init:   {from: teacher, layers: 16}
@@ -16,20 +16,20 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from stillhouse.settings import Settings
 
 Part = Literal["embedding", "head"]
-Layers = int | tuple[int, ...]  # so many, chosen as `choose` says; or these, from 0
-Width = int | float  # so many; or a share of the teacher's, such as 0.5 (1.0: all)
+Layers = int | tuple[int, ...]  # a number of layers, chosen by `choose`; or a list of layers, from 0
+Width = int | float  # a number; or a share of the teacher's, such as 0.5 (1.0: all)
 Choose = Literal["importance", "greedy", "leave-one-out", "block-influence", "even"]
 
 
 class StackLayers(Settings):
-    """Layers of an encoder-decoder's two stacks; of one that is not named, all."""
+    """Layers to keep of an encoder-decoder's two stacks; None: all."""
 
     encoder: Layers | None = None
     decoder: Layers | None = None
 
 
 class WidthSettings(Settings):
-    """Widths that are cut out of the teacher's matrices, the same in every layer; one that is not named stays whole."""
+    """Widths to keep of the teacher's matrices, the same in every layer; None: the full width."""
 
     feed_forward: Width | None = None  # neurons between the two feed-forward matrices
     heads: Width | None = None  # attention heads, in whole groups that share a key-value head
@@ -59,20 +59,20 @@ class WidthSettings(Settings):
 
 
 class InitSettings(Settings):
-    """What the student starts from: parts of the teacher, a model of its own, or a config with fresh weights."""
+    """The student's initial weights: parts of the teacher, another model, or a config with fresh weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     from_: Literal["teacher"] | None = Field(default=None, alias="from")
     layers: Layers | StackLayers | None = None  # of both stacks of an encoder-decoder, or {encoder: ..., decoder: ...}
-    choose: Choose = "importance"  # how layers are chosen where `layers` is a number
-    width: WidthSettings | None = None  # widths by importance; None: the teacher's
-    vocabulary: Literal["all", "used"] = "all"  # used: the tokens that the dataset needs, and a tokenizer cut to match
-    rows: int = Field(default=64, ge=1, le=512)  # of the dataset's training split, on which importance is measured
+    choose: Choose = "importance"  # how layers are chosen if `layers` is a number
+    width: WidthSettings | None = None  # widths, chosen by importance; None: the teacher's
+    vocabulary: Literal["all", "used"] = "all"  # used: only the tokens that the dataset needs, and a matching tokenizer
+    rows: int = Field(default=64, ge=1, le=512)  # training rows of the dataset that importance is measured on
     model: str | None = None  # a folder or a hub id
     revision: str | None = None  # of a hub model
     config: dict[str, Any] | None = (
-        None  # fresh weights; with `model_type` on its own, without it a change of the teacher's
+        None  # fresh weights: a full config if it has `model_type`, else changes to the teacher's config
     )
 
     @field_validator("layers", mode="before")
@@ -124,7 +124,7 @@ class InitSettings(Settings):
                 "vocabulary is 'used', which keeps rows of a model's embedding, and `config` starts from fresh weights: "
                 "take one of the two away"
             )
-        if self.choose != "importance" and not self._counts:  # the default is written out in a resolved recipe
+        if self.choose != "importance" and not self._counts:  # a resolved recipe contains the default
             raise ValueError(
                 f"choose is {self.choose!r}, and `layers` gives no number of layers: give it a number such as 16, or take "
                 "`choose` away"
@@ -148,23 +148,23 @@ class InitSettings(Settings):
 
     @property
     def _counts(self) -> bool:
-        """Whether a stack's layers are given as a number, from which `choose` makes a choice."""
+        """Whether the layers of a stack are given as a number, so that `choose` applies."""
         of = [self.layers.encoder, self.layers.decoder] if isinstance(self.layers, StackLayers) else [self.layers]
         return any(isinstance(one, int) for one in of)
 
     @property
     def measures_layers(self) -> bool:
-        """Whether layers are chosen by what they do on rows of the dataset."""
+        """Whether layers are chosen by their importance on rows of the dataset."""
         return self._counts and self.choose != "even"
 
     @property
     def needs_dataset(self) -> bool:
-        """Whether the start depends on rows of the dataset: it cannot be made before they are labelled."""
+        """Whether the initial weights depend on rows of the dataset, so that labelling must come first."""
         return self.measures_layers or self.width is not None or self.vocabulary == "used"
 
     @property
     def shaping(self) -> dict[str, Any]:
-        """What shapes the start, for a student's key; settings without effect are left out, as older keys have none."""
+        """The settings that determine the initial weights, for a student's key; without unused ones, as in older keys."""
         shaping = self.model_dump(include={"from_", "layers", "model", "revision", "config"})
         if self.measures_layers:
             shaping["choose"] = self.choose
@@ -178,17 +178,17 @@ class InitSettings(Settings):
 
 
 class LossSettings(Settings):
-    """weight * T^2 * divergence(teacher / T, student / T) + cross_entropy_weight * CE(completion, student).
+    """The loss: weight * T^2 * divergence(teacher / T, student / T) + cross_entropy_weight * CE(completion, student).
 
-    Every other key is an option of the kind, which checks it: {kind: skewed-kl, alpha: 0.1}.
+    All other keys are options of the kind, which checks them: {kind: skewed-kl, alpha: 0.1}.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
-    kind: str = "forward-kl"  # of divergence; docs/distillation.md lists them
-    temperature: float = Field(default=1.0, gt=0)  # T, of teacher and student alike
-    weight: float = Field(default=1.0, ge=0)  # of the divergence; 0: cross-entropy alone
-    cross_entropy_weight: float = Field(default=1.0, ge=0)  # of the completion's tokens; 0: the divergence alone
+    kind: str = "forward-kl"  # the divergence; docs/distillation.md lists them
+    temperature: float = Field(default=1.0, gt=0)  # T, for teacher and student
+    weight: float = Field(default=1.0, ge=0)  # of the divergence; 0: cross-entropy only
+    cross_entropy_weight: float = Field(default=1.0, ge=0)  # on the completion's tokens; 0: divergence only
 
     @property
     def options(self) -> dict[str, Any]:
@@ -202,46 +202,46 @@ class LossSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters (Hu et al., arXiv 2106.09685) by peft; the finished student has them merged in."""
+    """Low-rank adapters (LoRA; Hu et al., arXiv 2106.09685), by peft; they are merged into the finished student."""
 
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: str | tuple[str, ...] = "all-linear"  # as peft has it: every linear layer but the head
+    target_modules: str | tuple[str, ...] = "all-linear"  # as in peft; the default is every linear layer but the head
 
 
 class EarlyStoppingSettings(Settings):
-    """Stop when the held-out divergence no longer falls, and keep the best student."""
+    """Stop training when the held-out divergence no longer falls, and keep the best student."""
 
-    patience: int = Field(default=3, ge=1)  # evaluations without a better one
-    min_delta: float = Field(default=0.0, ge=0)  # nats by which a better one is better
+    patience: int = Field(default=3, ge=1)  # evaluations without an improvement before training stops
+    min_delta: float = Field(default=0.0, ge=0)  # minimum improvement, nats
 
 
 class LaunchSettings(Settings):
-    """Have `accelerate launch` start the processes that train; what is named as there means the same."""
+    """Start the training processes with `accelerate launch`; options of the same name mean the same."""
 
-    num_processes: int | None = Field(default=None, ge=1)  # None: the config file's, or one for each GPU
-    config_file: str | None = None  # as `accelerate config` writes it; None: its default one, where there is one
-    arguments: tuple[str | int, ...] = ()  # further ones, as on its command line
+    num_processes: int | None = Field(default=None, ge=1)  # None: as in the config file, or one per GPU
+    config_file: str | None = None  # written by `accelerate config`; None: its default file, if that exists
+    arguments: tuple[str | int, ...] = ()  # further command-line arguments
 
 
 class StudentSettings(Settings):
-    """The model that learns, and how."""
+    """The student and its training."""
 
     init: InitSettings
-    mode: Literal["white-box", "black-box", "gold"] = "white-box"  # gold: from the references, and not the teacher
-    labels: Literal["stored", "live"] = "stored"  # live: the teacher's forward pass in every step, nothing is stored
+    mode: Literal["white-box", "black-box", "gold"] = "white-box"  # gold: learns from references, not the teacher
+    labels: Literal["stored", "live"] = "stored"  # live: run the teacher's forward pass in every step, store nothing
     loss: LossSettings = LossSettings()
-    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are counted and left out
-    freeze: tuple[Part, ...] = ()  # parts that do not learn; where the two share their weights, either is both
-    packing: bool = False  # rows side by side up to max_length tokens, with no attention between them
+    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are skipped and counted
+    freeze: tuple[Part, ...] = ()  # parts that are not trained; with tied weights, either one freezes both
+    packing: bool = False  # pack rows up to max_length tokens, without attention between them
     lora: LoraSettings | None = None  # None: all weights are trained
     early_stopping: EarlyStoppingSettings | None = None
-    head_chunk: int = Field(default=512, ge=1)  # positions whose logits are held at once
-    quantize: Literal["int8"] | None = None  # a smaller copy beside the student
-    trust_remote_code: bool = False  # let a model's own code run here; only for models you have read
-    train: dict[str, Any] = Field(default_factory=dict)  # transformers.TrainingArguments, as they are named there
-    launch: LaunchSettings | None = None  # None: it is trained in the process that reads this
+    head_chunk: int = Field(default=512, ge=1)  # positions whose logits are in memory at once
+    quantize: Literal["int8"] | None = None  # also write a quantised copy of the student
+    trust_remote_code: bool = False  # run code that comes with a model; only for models whose code you have read
+    train: dict[str, Any] = Field(default_factory=dict)  # arguments of transformers.TrainingArguments
+    launch: LaunchSettings | None = None  # None: train in this process
 
     @model_validator(mode="after")
     def _whole_vocabulary_for_a_live_teacher(self) -> StudentSettings:
@@ -263,15 +263,15 @@ class StudentSettings(Settings):
 
     @property
     def needs_soft_labels(self) -> bool:
-        """Whether the dataset's rows must have soft labels for it."""
+        """Whether training needs soft labels in the dataset."""
         return self.mode == "white-box" and self.labels == "stored"
 
     @property
     def needs_live_teacher(self) -> bool:
-        """Whether the teacher must be there while it learns."""
+        """Whether training runs the teacher model."""
         return self.mode == "white-box" and self.labels == "live"
 
     def shaping(self, mode: str) -> dict[str, Any]:
-        """What shapes a student's weights if it is trained in this mode: the same for two settings of one student."""
+        """Return the settings that determine a student's weights if trained in `mode`: equal for equal students."""
         unused = {"quantize", "launch"} | ({"loss", "labels"} if mode != "white-box" else set())
         return self.model_dump(exclude=unused) | {"mode": mode, "init": self.init.shaping}

@@ -1,10 +1,10 @@
-"""The `sweep` part of a recipe: the settings of the student that differ between the students of a sweep.
+"""The `sweep` part of a recipe: the student settings that vary between the students of a sweep.
 
 sweep: {student.init.layers: [20, 16, 12, 8]}
 
-Several keys make a grid, in the order given: each value of the first key with each value of the second. `at_a_time` says
-how many students are trained side by side. The points of the grid have names that depend on their own values alone, so
-that adding or reordering values renames no student:
+Several keys make a grid, in the order given: each value of the first key with each value of the second. `at_a_time` is the
+number of students trained in parallel. The name of a grid point depends only on its own values, so that adding or
+reordering values renames no student:
 
     student.init.layers: 16                                        16 layers                   layers-16
     student.init.layers: 16, student.loss.temperature: 2           layers 16, temperature 2    layers-16_temperature-2
@@ -27,29 +27,27 @@ from stillhouse.settings import Settings, nearest
 
 _STUDENT = "student."
 _OWN = "at_a_time"
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # what a value's text must be to stand in a name as it is
-_LONGEST_VALUE = 24  # characters, in a name
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # texts of values that go into a name unchanged
+_LONGEST_VALUE = 24  # characters of a value in a name
 _LONGEST_SLUG = 80  # characters
 _LONGEST_LABEL = 40  # characters
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One combination of values."""
+    """One combination of the sweep's values, with its names."""
 
     settings: dict[str, Any]  # dotted path -> value
-    label: str  # for people: "16 layers"
-    slug: str  # for the name of a folder: "layers-16"
+    label: str  # for output: "16 layers"
+    slug: str  # for folder names: "layers-16"
 
 
 class SweepSettings(Settings):
-    """Every key but `at_a_time` is the dotted path of a setting of the student, with the list of its values."""
+    """The grid: every key except `at_a_time` is the dotted path of a student setting, with the list of its values."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    at_a_time: int = Field(
-        default=1, ge=1
-    )  # students trained side by side, each in a process of its own if more than 1
+    at_a_time: int = Field(default=1, ge=1)  # students trained in parallel, each in a separate process if more than 1
 
     @model_validator(mode="before")
     @classmethod
@@ -66,11 +64,11 @@ class SweepSettings(Settings):
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
-        """The values of each setting, by its path."""
+        """The values of each setting, by dotted path."""
         return {path: tuple(values) for path, values in (self.model_extra or {}).items()}
 
     def grid(self) -> tuple[GridPoint, ...]:
-        """The points, the last key's values changing fastest."""
+        """Return the points of the grid; the last key varies fastest."""
         names = _short_names(list(self.axes))
         points = []
         for values in itertools.product(*self.axes.values()):
@@ -81,7 +79,7 @@ class SweepSettings(Settings):
 
 
 def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted paths where `--set sweep.student.init.layers=[8, 4]` made mappings in mappings; the latter count."""
+    """Flatten nested mappings, as made by `--set sweep.student.init.layers=[8, 4]`, to dotted paths; later keys win."""
     flat: dict[str, Any] = {}
     for key, value in given.items():
         if isinstance(value, Mapping) and str(key).split(".")[0] == "student":
@@ -102,7 +100,11 @@ def _flat_below(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_axis(path: str, values: Any) -> None:
-    """Refuse a key that is no setting of the student, and values that are no list of some."""
+    """Check that a key is a path of a student setting, and that its values are a non-empty list.
+
+    Raises:
+        ValueError: the path is not one of a student setting, or the values are not a list, or an empty one.
+    """
     first = path.split(".")[0]
     if first in _OTHERS:
         raise ValueError(
@@ -131,7 +133,7 @@ _OTHERS = (
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The shortest end of each path that no other has: layers of student.init.layers."""
+    """Return the shortest unique suffix of each path: `layers` for student.init.layers."""
     parts = {path: path.split(".") for path in paths}
 
     def ends(count: int, path: str) -> str:
@@ -148,7 +150,7 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _label(named: Sequence[tuple[str, Any]]) -> str:
-    """`16 layers` of a count alone, else `layers 16, temperature 2`; what is too long is cut and told apart by a hash."""
+    """Return `16 layers` for a single count, else `layers 16, temperature 2`; a long label is cut and ends in a hash."""
     if len(named) == 1:
         ((name, value),) = named
         if isinstance(value, int) and not isinstance(value, bool) and name.isalpha() and name.endswith("s"):
@@ -160,7 +162,7 @@ def _label(named: Sequence[tuple[str, Any]]) -> str:
 
 
 def _in_words(value: Any) -> str:
-    """A value as YAML writes it in a line; ", " is left for what parts one setting from the next."""
+    """Return a value as YAML on one line, without ", ", which separates settings in a label."""
     if isinstance(value, str):
         return value
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
@@ -168,7 +170,7 @@ def _in_words(value: Any) -> str:
 
 
 def _slug(named: Sequence[tuple[str, Any]]) -> str:
-    """A part of a folder's name that no other combination of values of the same keys has."""
+    """Return a part of a folder's name that is unique among combinations of values of the same keys."""
     slug = "_".join(f"{_name_in_slug(name)}-{_value_in_slug(value)}" for name, value in named)
     return slug if len(slug) <= _LONGEST_SLUG else _hash(named)
 
@@ -178,9 +180,9 @@ def _name_in_slug(name: str) -> str:
 
 
 def _value_in_slug(value: Any) -> str:
-    """Its text where that says which value it is, and is short and plain; else a hash of it.
+    """Return a value's text if it is unambiguous, short and plain; else its hash.
 
-    No plain text has an underscore, which parts one setting from the next.
+    Plain text has no underscore, which separates settings in a slug.
     """
     text = value if isinstance(value, str) else _canonical(value)
     if isinstance(value, str) and not _is_only_text(value):
@@ -189,7 +191,7 @@ def _value_in_slug(value: Any) -> str:
 
 
 def _is_only_text(value: str) -> bool:
-    """Whether YAML takes this for a text: "16" would be named as the number is."""
+    """Whether YAML reads this as a string: not "16", whose name would be that of the number, and no hash."""
     try:
         return bool(yaml.safe_load(value) == value) and not _looks_hashed(value)
     except yaml.YAMLError:
@@ -197,7 +199,7 @@ def _is_only_text(value: str) -> bool:
 
 
 def _looks_hashed(value: str) -> bool:
-    """Whether a text could be the hash of another value."""
+    """Whether a text looks like the hash of another value."""
     return re.fullmatch(r"x[0-9a-f]{8}", value) is not None
 
 
@@ -206,5 +208,5 @@ def _hash(value: Any) -> str:
 
 
 def _canonical(value: Any) -> str:
-    """JSON that tells 1 from 1.0 and from "1"; a date of YAML is its text."""
+    """Return a value as JSON, in which 1, 1.0 and "1" differ; a YAML date becomes its text."""
     return json.dumps(value, sort_keys=True, default=str)

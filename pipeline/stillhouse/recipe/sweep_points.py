@@ -1,10 +1,10 @@
-"""The students of a sweep, each an ordinary recipe.
+"""The students of a sweep, each as an ordinary recipe.
 
     for point in points(recipe):
         distill_stage(point.recipe, point.student, dataset)     # data/students/quickstart-layers-16/white-box/
 
-A point's recipe is the one that `--set student.init.layers=16 --set name=quickstart-layers-16` would give: its student lies
-where that one would lie, and either finds what the other trained.
+A point's recipe equals the recipe with `--set student.init.layers=16 --set name=quickstart-layers-16`: both use the same
+student folder, so either reuses a student that the other trained.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class Point:
 
     settings: dict[str, Any]  # dotted path -> value
     label: str  # "16 layers"
-    recipe: Recipe  # without a sweep, under a name of its own
+    recipe: Recipe  # without a sweep, with its own name
 
     @property
     def student(self) -> StudentSettings:
-        """The settings of the student that is trained."""
-        assert self.recipe.student is not None  # a recipe with a sweep and no student is refused
+        """The student's settings."""
+        assert self.recipe.student is not None  # a recipe with a sweep must have a student
         return self.recipe.student
 
 
 def points(recipe: Recipe) -> tuple[Point, ...]:
-    """The students of a recipe's sweep, in the order of its values; none where it has no sweep.
+    """Return the students of a recipe's sweep, in grid order; empty if the recipe has no sweep.
 
     Raises:
-        RecipeError: a value is wrong, in a recipe that was changed after it was loaded.
+        RecipeError: a value is wrong, because the recipe was changed after it was loaded.
     """
     if recipe.sweep is None:
         return ()

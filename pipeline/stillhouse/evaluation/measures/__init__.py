@@ -1,1 +1,1 @@
-"""What is measured of each model."""
+"""The measurements that are made of each model."""

@@ -1,12 +1,12 @@
-"""What a model's answers look like: whether they repeat themselves, run into the token limit, are empty or copied.
+"""Quality of a model's answers: how many repeat themselves, reach the token limit, are empty or are copied.
 
-    answer_qualities(written, copied, teacher=0)    # a line for every model, with its difference from the teacher
+    answer_qualities(written, copied, teacher=0)    # one AnswerQuality per model, with its difference from the teacher
 
-A student can stand near its teacher token by token and still stammer as soon as it reads its own words. These figures need
-no reference and no metric: only the answers.
+A student can be close to its teacher token by token on the teacher's text, and still repeat itself when it generates from
+its own output. These figures need only the answers: no reference and no metric.
 
-`stillhouse.text.repeats_itself` says when an answer repeats itself; the filter `repetition` rejects completions by the same
-measure.
+`stillhouse.text.repeats_itself` decides whether an answer repeats itself; the filter `repetition` rejects completions by
+the same measure.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _REPEATS, _CUT, _EMPTY, _COPIED, _TOKENS, _CHARACTERS = range(6)  # columns of o
 
 @dataclass(frozen=True)
 class Written:
-    """One model's answers to the prompts that were asked, in their order."""
+    """One model's answers, in the order of the prompts."""
 
     texts: tuple[str, ...]
-    tokens: tuple[int | None, ...]  # of each answer, its end token included; None where nobody counted
-    cut: tuple[bool, ...]  # whether the token limit ended it
+    tokens: tuple[int | None, ...]  # length of each answer, end token included; None: not counted
+    cut: tuple[bool, ...]  # whether each answer reached the token limit
 
 
 def written_as_labels(rows: Sequence[Completion]) -> Written:
-    """The stored labels as the answers of a teacher that does not run here."""
+    """Return the stored labels as the answers of a teacher that does not run on this machine."""
     return Written(
         texts=tuple(row.text for row in rows),
         tokens=tuple(row.completion_tokens for row in rows),
@@ -43,14 +43,17 @@ def written_as_labels(rows: Sequence[Completion]) -> Written:
 
 
 def answer_qualities(written: Sequence[Written], copied: Sequence[Sequence[bool]], teacher: int) -> list[AnswerQuality]:
-    """A line for every model, held against the one at place `teacher`: (models) of the same prompts.
+    """Return the answer quality of each model, compared with the model at index `teacher` on the same prompts.
 
-    `copied` says of each model's answers which are copies (copying.py).
+    Args:
+        written: each model's answers.
+        copied: for each model, whether each answer is a copy (copying.py).
+        teacher: the teacher's index in `written`.
     """
     columns = np.stack([_statistics(one, own) for one, own in zip(written, copied, strict=True)], axis=1)
     prompts, models, kinds = columns.shape
     flat = columns.reshape(prompts, models * kinds)
-    totals = np.concatenate([flat.sum(axis=0, keepdims=True), resampled_totals(flat)])  # of all prompts, then of each
+    totals = np.concatenate([flat.sum(axis=0, keepdims=True), resampled_totals(flat)])  # all prompts, then resamples
     means = totals.reshape(-1, models, kinds).transpose(1, 2, 0) / prompts  # (models, kinds, 1 + resamples)
     return [
         AnswerQuality(
@@ -66,7 +69,7 @@ def answer_qualities(written: Sequence[Written], copied: Sequence[Sequence[bool]
 
 
 def _statistics(one: Written, copied: Sequence[bool]) -> Floats:
-    """(prompts, kinds)"""
+    """Return one row of statistics per answer: (prompts, kinds)."""
     rows = [
         (repeats_itself(text), cut, not text.strip(), copy, tokens or 0, len(text.strip()))
         for text, tokens, cut, copy in zip(one.texts, one.tokens, one.cut, copied, strict=True)
@@ -75,7 +78,7 @@ def _statistics(one: Written, copied: Sequence[bool]) -> Floats:
 
 
 def _from_teacher(own: Floats, teacher: Floats) -> FromTeacher:
-    """Both: (kinds, 1 + resamples)"""
+    """Return the paired differences; `own` and `teacher` are (kinds, 1 + resamples)."""
     less = own - teacher
     long_enough = teacher[_CHARACTERS].min() > 0
     return FromTeacher(
@@ -88,5 +91,5 @@ def _from_teacher(own: Floats, teacher: Floats) -> FromTeacher:
 
 
 def _interval(figures: Floats) -> Interval:
-    """Of the figure of all prompts, and of each resample behind it."""
+    """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
     return interval_of(figures[0], figures[1:])

@@ -1,8 +1,8 @@
-"""Which answers are, word for word, a training answer to another prompt.
+"""Find answers that are, word for word, a training answer to another prompt.
 
-A student that learnt its training rows by heart answers a new prompt with the answer to an old one. Case and white space
-are normalised. An answer of less than `COPYABLE_WORDS` (8) words is never a copy, so a classifier's labels are none. The
-training rows are read once and not held in memory.
+A student that memorised its training rows answers a new prompt with the answer to an old one. Case and white space are
+normalised. An answer of fewer than `COPYABLE_WORDS` (8) words is never a copy, so a classifier's labels do not count. The
+training rows are streamed once and not kept in memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ COPYABLE_WORDS = 8
 def find_copies(
     answers: Sequence[Sequence[str]], prompt_ids: Sequence[str], training: Iterable[tuple[str, str]]
 ) -> list[list[bool]]:
-    """Of each model's answers, one to each of `prompt_ids`, whether it is a copy.
+    """Return, for each model and each of its answers, whether the answer is a copy.
 
-    `training` is (prompt id, text) of every training answer.
+    Args:
+        answers: each model's answers, one per prompt.
+        prompt_ids: the prompts' ids.
+        training: (prompt id, text) of every training answer.
     """
     wanted = {normalised(text) for own in answers for text in own if len(bare_words(text)) >= COPYABLE_WORDS}
     sources: defaultdict[str, set[str]] = defaultdict(
         set
-    )  # the prompts whose answer it is: two tell "another" from "own"
+    )  # up to two prompts with this answer: with two, at least one is another prompt
     for prompt_id, text in training if wanted else ():
         plain = normalised(text)
         if plain in wanted and len(sources[plain]) < 2:
@@ -39,12 +42,12 @@ def find_copies(
 
 
 def normalised(text: str) -> str:
-    """A text without case, its white space collapsed."""
+    """Return a text case-folded, its white space collapsed."""
     return " ".join(text.casefold().split())
 
 
 def training_answers(datasets: Iterable[Dataset]) -> Iterator[tuple[str, str]]:
-    """(prompt id, text) of every completion and every reference of the training splits; no other column is read."""
+    """Yield (prompt id, text) of every completion and reference of the training splits; reads only these columns."""
     for dataset in datasets:
         for entry in dataset.files("train"):
             with dataset.open(entry) as parquet:

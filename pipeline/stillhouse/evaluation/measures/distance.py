@@ -1,8 +1,8 @@
-"""How far each model stands from the teacher, token by token, on the teacher's own text.
+"""Distance of each model from the teacher, token by token, on the teacher's text.
 
-A teacher that runs here reads its text once: its full distributions over a block of rows are held while each student in
-turn is loaded and compared with them. Where the teacher is far away, the soft labels that it left in the dataset take its
-place. Memory is that of one model and one block.
+If the teacher runs on this machine, its full distributions over a block of rows are kept in memory while the students are
+loaded one after another and compared with them. Otherwise the soft labels stored in the dataset are used. Memory use is one
+model plus one block.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from stillhouse.student.losses.base import student_outcomes, teacher_outcomes
 from stillhouse.student.losses.forward_kl import divergence
 from stillhouse.student.renumbering import Renumbering
 
-_BATCH = 16  # rows
-_BLOCK_BYTES = 1 << 30  # of the teacher's distributions that are held at once
+_BATCH = 16  # rows per forward pass
+_BLOCK_BYTES = 1 << 30  # of the teacher's distributions in memory at once
 
 
 @dataclass(frozen=True)
 class Distance:
-    """One model against the teacher; `None` where there is no telling."""
+    """One model's distance from the teacher; `None` if a figure cannot be measured."""
 
-    kl: Interval | None  # KL(teacher || model), nats a completion token
+    kl: Interval | None  # KL(teacher || model), nats per completion token
     agreement: Interval | None  # share of positions with the same most likely token, 0..1
     perplexity: Interval | None  # on the teacher's text
-    lost_mass: Interval | None = None  # share of the teacher's mass on tokens that the model lacks, 0..1; None: has all
+    lost_mass: Interval | None = None  # share of the teacher's mass on missing tokens, 0..1; None: no token is missing
 
 
 @dataclass
 class _Sums:
-    """Each row's sums over its completion tokens."""
+    """Sums over the completion tokens, one entry per row."""
 
     tokens: list[int] = field(default_factory=list)
-    surprise: list[float] = field(default_factory=list)  # of the teacher's tokens, nats
+    surprise: list[float] = field(default_factory=list)  # negative log-likelihood of the teacher's tokens, nats
     kl: list[float] = field(default_factory=list)
     agreed: list[float] = field(default_factory=list)
-    lost: list[float] = field(default_factory=list)  # of the teacher's mass, where the model has a part of its tokens
+    lost: list[float] = field(default_factory=list)  # teacher's mass on missing tokens, if the vocabulary is reduced
 
 
 def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
-    """The distance of every model, in their order; a teacher among them stands first."""
+    """Return the distance of each model, in the order of `subjects`; the teacher, if among them, must be first."""
     sums = [_Sums() for _ in subjects]
     for rows in _blocks(task):
-        known: list[Tensor | None] = [None] * len(rows)  # the teacher's log-probabilities, (tokens, vocabulary) a row
+        known: list[Tensor | None] = [None] * len(rows)  # teacher's log-probabilities, (tokens, vocabulary) per row
         for subject, total in zip(subjects, sums, strict=True):
             trusted = subject.trust_remote_code
             lm = load_language_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
@@ -73,7 +73,7 @@ def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
 
 
 def _blocks(task: Task) -> Iterator[list[Completion]]:
-    """The rows, in parts whose full distributions fit into a block."""
+    """Yield the rows in blocks whose full distributions fit into `_BLOCK_BYTES`."""
     block: list[Completion] = []
     held = 0
     for row in task.rows:
@@ -87,7 +87,7 @@ def _blocks(task: Task) -> Iterator[list[Completion]]:
 
 
 def _logits(lm: LanguageModel, examples: Sequence[Example]) -> Iterator[Tensor]:
-    """What the model foretells at each completion token: a tensor (completion tokens, vocabulary) a row."""
+    """Yield each row's logits that predict its completion tokens: (completion tokens, vocabulary)."""
     collate = collator(lm.pad_id, lm.start_id)
     for start in range(0, len(examples), _BATCH):
         part = examples[start : start + _BATCH]
@@ -103,7 +103,7 @@ def _logits(lm: LanguageModel, examples: Sequence[Example]) -> Iterator[Tensor]:
 def _add(
     sums: _Sums, subject: Subject, row: Completion, example: Example, logprobs: Tensor, known: Tensor | None
 ) -> None:
-    """Count one row; `logprobs` are the model's own, (completion tokens, vocabulary)."""
+    """Add one row to the sums; `logprobs` are the model's and `known` the teacher's, (completion tokens, vocabulary)."""
     if len(example.completion) == 0:
         return
     targets = torch.tensor(example.completion, dtype=torch.int64, device=logprobs.device)
@@ -130,10 +130,10 @@ def _add(
 
 
 def against_teacher(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """KL over the full vocabulary, nats, and whether the most likely token is the same: two of (positions,).
+    """Return the KL over the full vocabulary in nats, and whether the most likely token is the same: (positions,) each.
 
-    Both: (positions, vocabulary) log-probabilities. Rows past the tokenizer's last token are padding; one of the two may
-    have more of them.
+    Both arguments are (positions, vocabulary) log-probabilities. Columns beyond the tokenizer's last token are padding; one
+    of the two models may have more of them.
     """
     shared = min(known.shape[-1], logprobs.shape[-1])
     teacher, student = (each[:, :shared].log_softmax(dim=-1) for each in (known, logprobs))
@@ -141,15 +141,16 @@ def against_teacher(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def against_teacher_of_more(logprobs: Tensor, known: Tensor, renumbering: Renumbering) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for a student with a part of the teacher's tokens, and the teacher's mass on the others: (positions,) each.
+    """Return KL, agreement and lost mass for a student with a reduced vocabulary: (positions,) each.
 
-    The KL is over the student's tokens, with the teacher's distribution normalised over them. The most likely token is that
-    of all of the teacher's tokens: where the student lacks it, they do not agree.
+    The KL is over the student's tokens, with the teacher's distribution renormalised over them. The teacher's most likely
+    token is taken over all its tokens: if the student lacks it, the two do not agree. The lost mass is the teacher's
+    probability of all tokens that the student lacks.
 
     Args:
         logprobs: the student's, (positions, the student's tokens).
         known: the teacher's, (positions, the teacher's tokens).
-        renumbering: from the one's tokens to the other's.
+        renumbering: maps between the teacher's and the student's token ids.
     """
     ids = torch.from_numpy(renumbering.teacher_ids).long().to(known.device)
     both = known[:, ids]  # (positions, the student's tokens)
@@ -161,13 +162,13 @@ def against_teacher_of_more(logprobs: Tensor, known: Tensor, renumbering: Renumb
 def of_more_tokens(
     labels: PackedLabels, renumbering: Renumbering
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Of stored labels the most likely token as the student numbers it, -1 where it is gone, and the mass that is gone.
+    """Return the labels' most likely token as a student id (-1: missing) and the mass of missing tokens: (positions,) each.
 
-    Both are (positions,). Of top-k labels that is the listed mass: what their tail may hold of it is not known.
+    With top-k labels the mass is a lower bound: it counts listed tokens only, and the tail may contain missing tokens.
     """
     own = renumbering.student_ids(labels.token_ids)
     entries = np.diff(labels.offsets)
-    of = np.repeat(np.arange(len(entries)), entries)  # (entries,), each one's position
+    of = np.repeat(np.arange(len(entries)), entries)  # (entries,), the position of each entry
     mass = np.bincount(of, np.where(own < 0, np.exp(labels.logprobs, dtype=np.float64), 0.0), minlength=len(entries))
     order = np.lexsort((-labels.logprobs, of))  # by position, most likely first
     likeliest = np.full(len(entries), -1, dtype=np.int64)
@@ -176,7 +177,10 @@ def of_more_tokens(
 
 
 def against_labels(logprobs: Tensor, example: Example) -> tuple[Tensor, Tensor]:
-    """The same from stored soft labels: KL over their tokens and one outcome for all others, a lower bound for top-k."""
+    """Return KL and agreement from stored soft labels: over their tokens plus one outcome for all others.
+
+    With top-k labels this KL is a lower bound of the KL over the full vocabulary.
+    """
     labels = soft_labels_of(collator(0)([example]))
     assert labels is not None
     token_ids = labels.token_ids.to(logprobs.device)
@@ -191,7 +195,7 @@ def _distance(sums: _Sums, subject: Subject) -> Distance:
     perplexity = mean_per_token(sums.surprise, sums.tokens, np.exp)
     if subject.is_teacher:
         return Distance(Interval(0.0, 0.0, 0.0), Interval(1.0, 1.0, 1.0), perplexity)
-    if not subject.shares_tokenizer:  # a perplexity over other tokens is another quantity
+    if not subject.shares_tokenizer:  # perplexities over different tokens are not comparable
         return Distance(None, None, None)
     if not sums.kl:
         return Distance(None, None, perplexity)

@@ -1,6 +1,6 @@
-"""What every report is measured on, and what it says of the dataset: the same for a student and for a sweep.
+"""The held-out rows that reports are measured on, and their facts about the dataset; shared by student and sweep reports.
 
-held_out = read_held_out(recipe, dataset)
+held_out = read_held_out(recipe, dataset, subjects)
 models = measured_models(subjects, held_out, recipe, learnt_from, progress)
 """
 
@@ -31,7 +31,7 @@ from stillhouse.student.finished.folder import StudentCard
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out rows, and what is asked of every model."""
+    """The held-out rows, the metrics, and the prompts that every model answers."""
 
     task: Task
     metrics: tuple[NamedMetric, ...]
@@ -39,11 +39,11 @@ class HeldOut:
 
 
 def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[Subject]) -> HeldOut:
-    """The rows that a recipe's models are measured on: those that every model's chat template renders.
+    """Return the held-out rows to measure on: those whose prompt every model's chat template renders.
 
     Raises:
-        RecipeError: nothing was held out, no held-out prompt has the reference that a metric needs, a metric is wrong, or
-            a model's chat template refuses every prompt.
+        RecipeError: the dataset has no held-out rows, no held-out prompt has the reference that a metric needs, a metric's
+            settings are wrong, or a model's chat template refuses every prompt.
         DatasetRefused: the dataset is damaged.
     """
     dataset.check()
@@ -71,12 +71,12 @@ def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[Subject])
 def measured_models(
     subjects: Sequence[Subject], held_out: HeldOut, recipe: Recipe, learnt_from: Iterable[Dataset], progress: Progress
 ) -> Models:
-    """Every model's line: what it costs, how far it is from the teacher, what its answers look like, and its scores.
+    """Measure every model: its cost, its distance from the teacher, the quality of its answers, and its scores.
 
-    `learnt_from` are the datasets of the students, whose training answers an answer may be a copy of.
+    `learnt_from` are the datasets that the students learnt from; copied answers are looked up in their training splits.
 
     Raises:
-        RecipeError: a metric gives what cannot be summed or shown.
+        RecipeError: a metric returns statistics or scores of a wrong shape, or that are not finite.
     """
     asked = held_out.asked
     once = {one.manifest.plan_sha256: one for one in learnt_from}
@@ -85,7 +85,7 @@ def measured_models(
 
 
 def shown_answers(asked: Asked, models: Models) -> tuple[Answers, ...]:
-    """The first prompts, with what every model wrote."""
+    """Return the first `asked.shown` prompts with every model's answer."""
     return tuple(
         Answers(row.prompt.text, row.prompt.reference, tuple(written.texts[place] for written in models.answers))
         for place, row in enumerate(asked.rows[: asked.shown])
@@ -93,12 +93,12 @@ def shown_answers(asked: Asked, models: Models) -> tuple[Answers, ...]:
 
 
 def overlap_of(dataset: Dataset, threshold: float) -> Overlap:
-    """How far the held-out prompts stand apart from the training prompts."""
+    """Return the overlap of the held-out prompts with the training prompts."""
     return find_overlap(_prompt_texts(dataset, "validation"), _prompt_texts(dataset, "train"), threshold)
 
 
 def label_summary(dataset: Dataset) -> LabelSummary:
-    """What labelling left behind."""
+    """Return the summary of a labelled dataset."""
     manifest = dataset.manifest
     return LabelSummary(
         dataset=manifest.label,
@@ -113,7 +113,7 @@ def label_summary(dataset: Dataset) -> LabelSummary:
 
 
 def versions_of(card: StudentCard) -> dict[str, str]:
-    """What the figures depend on: the software, and the machine."""
+    """Return the versions of the software, and the machine, that the figures depend on."""
     installed = software_versions() | ({"torchao": card.int8.torchao} if card.int8 else {})
     return installed | {"machine": f"{platform.machine()}, {os.cpu_count()} processors"}
 
@@ -125,6 +125,6 @@ def _rows(dataset: Dataset, limit: int) -> Iterator[Completion]:
 
 
 def _prompt_texts(dataset: Dataset, split: Split) -> list[str]:
-    """What the user asks in each prompt of a split, once a prompt however many samples it has."""
+    """Return the distinct prompt texts of a split; a prompt with several samples counts once."""
     texts = (prompt_at(batch, index).text for batch in dataset.batches(split) for index in range(batch.num_rows))
     return list(dict.fromkeys(texts))

@@ -1,8 +1,8 @@
-"""What one model costs to run, and what it answers.
+"""Measure one model's cost, and collect its answers.
 
-It answers prompts one at a time (latency, tokens a second, memory), then all that are asked, several together (what the
-report shows and describes, and the metrics score). Run in a process of its own, so that the peak memory is the model's
-alone.
+The model first answers prompts one at a time (for latency, tokens per second and memory), then all prompts in batches (for
+the answers in the report, their quality and the metrics). It runs in a separate process, so that the peak memory is the
+model's alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stillhouse.student.finished.folder import weight_megabytes
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on its own."""
+    """The cost and the answers of one model."""
 
     parameters: int
     megabytes: float  # of the weights on disk, 10^6 bytes
@@ -34,11 +34,11 @@ class Measured:
     tokens_per_second: Interval
     latency_p50_ms: float
     latency_p95_ms: float
-    written: Written  # to `task.asked`
+    written: Written  # answers to `task.asked`
 
 
 def measure(subject: Subject, task: Task) -> Measured:
-    """Load one model, and let it answer."""
+    """Load one model, time it, and collect its answers."""
     torch.manual_seed(0)
     trusted = subject.trust_remote_code
     lm = load_language_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
@@ -57,7 +57,7 @@ def measure(subject: Subject, task: Task) -> Measured:
 
 
 def _timed_answers(lm: LanguageModel, task: Task) -> tuple[list[float], list[int]]:
-    """Answer prompts one at a time, after one that warms up: the seconds and the tokens of each."""
+    """Answer prompts one at a time, after a warm-up; return the seconds and the tokens of each."""
     rows = task.rows[: task.settings.latency_prompts]
     prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in rows]
     generate(lm, prompts[:1], max_tokens=2)
@@ -71,11 +71,11 @@ def _timed_answers(lm: LanguageModel, task: Task) -> tuple[list[float], list[int
 
 
 def _answers(lm: LanguageModel, task: Task) -> Written:
-    """The model's most likely answers to what is asked, several prompts at a time: those of about one length together."""
+    """Return the model's greedy answers to all prompts, in batches of prompts of similar length."""
     prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in task.asked]
     by_length = sorted(
         range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True
-    )  # the largest batch first
+    )  # longest prompts first
     answers: list[list[int]] = [[]] * len(prompts)
     for start in range(0, len(prompts), task.settings.batch_size):
         part = by_length[start : start + task.settings.batch_size]
@@ -90,8 +90,8 @@ def _answers(lm: LanguageModel, task: Task) -> Written:
 
 
 def _peak_megabytes(device: torch.device) -> float:
-    """Of this process on a CPU, of the allocator on an accelerator: 10^6 bytes."""
+    """Return the peak memory, 10^6 bytes: of the allocator on CUDA, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,4 +1,4 @@
-"""Every model's line of the report: each is run in a process of its own, then all are held against the teacher."""
+"""The models' rows of the report: each model runs in a separate process, then all are compared with the teacher."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from stillhouse.records import Completion
 
 @dataclass(frozen=True)
 class Models:
-    """The lines, and what the models wrote."""
+    """The models' rows of the report, and their answers."""
 
     rows: tuple[ModelRow, ...]
-    answers: tuple[Written, ...]  # a model's to the rows that were asked
+    answers: tuple[Written, ...]  # one per model, to the rows of `Asked`
     metrics: tuple[MetricColumn, ...] = ()
     differences: tuple[Difference, ...] = ()
     kept: dict[str, Interval] = dataclasses.field(default_factory=dict)
-    shares: tuple[dict[str, Interval], ...] = ()  # what each model keeps of the teacher's scores, by metric
+    shares: tuple[dict[str, Interval], ...] = ()  # each model's score / teacher's score, by metric
 
 
 def measure_all(subjects: Sequence[Subject], task: Task, progress: Progress) -> Models:
-    """What each model costs to run, what it answers, and how far it stands from the teacher."""
+    """Measure each model's cost and its distance from the teacher, and collect its answers."""
     from stillhouse.evaluation.measures.distance import distances
     from stillhouse.evaluation.measures.measure import measure
 
@@ -68,13 +68,13 @@ def measure_all(subjects: Sequence[Subject], task: Task, progress: Progress) -> 
 
 
 def _reference_score(asked: Sequence[Completion], written: Written, settings: EvaluateSettings) -> Interval | None:
-    """Token F1 of the answers that the report shows; None where the recipe has metrics."""
+    """Return the token F1 of the answers shown in the report; None if the recipe has metrics."""
     shown = settings.answers
     return None if settings.metrics else reference_score(asked[:shown], written.texts[:shown])
 
 
 def with_labels(models: Models, asked: Asked, recipe: Recipe) -> Models:
-    """The same, where a teacher that does not run here gets a line for its labels."""
+    """Return `models`; if the teacher does not run on this machine, add a row for it, made from its labels."""
     if runs_here(recipe.teacher) or recipe.label.mode != "generate":  # in other modes the labels are the references
         return models
     labels = written_as_labels(asked.rows)
@@ -84,9 +84,9 @@ def with_labels(models: Models, asked: Asked, recipe: Recipe) -> Models:
 
 
 def described(models: Models, asked: Asked, training: Iterable[tuple[str, str]]) -> Models:
-    """The same with what the answers look like; `training` is (prompt id, text) of every training answer.
+    """Return `models` with the quality of their answers; `training` yields (prompt id, text) of every training answer.
 
-    Models are held against the teacher's answers, or against the labels where no line is the teacher's.
+    Models are compared with the teacher's answers, or with the labels if the teacher has no row.
     """
     roles = [row.role for row in models.rows]
     written = [*models.answers, *([] if "teacher" in roles else [written_as_labels(asked.rows)])]
@@ -98,10 +98,10 @@ def described(models: Models, asked: Asked, training: Iterable[tuple[str, str]])
 
 
 def scored(models: Models, metrics: Sequence[NamedMetric], asked: Asked) -> Models:
-    """The same with metrics of the task.
+    """Return `models` with their scores by the task metrics.
 
     Raises:
-        RecipeError: a metric gives what cannot be summed or shown.
+        RecipeError: a metric returns statistics or scores of a wrong shape, or that are not finite.
     """
     if not metrics:
         return models

@@ -1,7 +1,7 @@
-"""Do the held-out prompts stand apart from the training prompts?
+"""Find held-out prompts that are duplicates or near duplicates of training prompts.
 
-Two prompts are compared by the Jaccard similarity of their word sets. Words that stand in four of five prompts or more are
-the template's, not the prompt's, and are left out first; otherwise every pair of prompts of one template would look alike.
+Two prompts are compared by the Jaccard similarity of their word sets. Words in at least 80 % of the prompts (and at least
+three) belong to the template and are removed first; otherwise all prompts of one template would be near duplicates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NEAR_SHOWN = 50
 
 
 def find_overlap(held_out: Sequence[str], training: Sequence[str], threshold: float) -> Overlap:
-    """Held-out prompts that are also training prompts, exactly or nearly (similarity >= threshold)."""
+    """Return held-out prompts that are also training prompts, exactly or nearly (similarity >= threshold)."""
     words = _own_words([*dict.fromkeys([*held_out, *training])])
     trained = set(training)
     exact = tuple(text for text in held_out if text in trained)
@@ -35,13 +35,13 @@ def find_overlap(held_out: Sequence[str], training: Sequence[str], threshold: fl
 
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """|A and B| / |A or B|; two empty sets are alike."""
+    """Return |A and B| / |A or B|, 1 for two empty sets."""
     union = len(one | other)
     return len(one & other) / union if union else 1.0
 
 
 def _own_words(texts: Sequence[str]) -> dict[str, frozenset[str]]:
-    """The words of each text, less the template's; a text that has no others keeps them."""
+    """Return the words of each text without the template's words; a text with no other words keeps them."""
     words = {text: frozenset(_WORD.findall(text.lower())) for text in texts}
     counts = Counter(word for own in words.values() for word in own)
     template = {word for word, count in counts.items() if count >= max(3, _TEMPLATE_SHARE * len(texts))}
@@ -49,9 +49,10 @@ def _own_words(texts: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 class _Index:
-    """Finds every text with similarity >= threshold, exactly, without comparing all pairs.
+    """Exact similarity search (Jaccard >= threshold) without comparing all pairs.
 
-    Two sets that alike must share one of the |A| - ceil(t |A|) + 1 rarest words of A (the prefix filter of set joins).
+    Two sets A and B with similarity >= t share at least one of the |A| - ceil(t |A|) + 1 rarest words of A (the prefix
+    filter of set similarity joins).
     """
 
     def __init__(self, words: dict[str, frozenset[str]], threshold: float) -> None:
@@ -63,7 +64,7 @@ class _Index:
                 self._holders[word].append(text)
 
     def similar(self, words: frozenset[str]) -> Iterable[tuple[str, float]]:
-        """Every text of the index that is near enough, with its similarity."""
+        """Yield every text of the index with similarity >= threshold, with its similarity."""
         rarest_first = sorted(words, key=lambda word: (len(self._holders.get(word, ())), word))
         prefix = len(words) - math.ceil(self._threshold * len(words)) + 1
         candidates = {text for word in rarest_first[:prefix] for text in self._holders.get(word, ())}

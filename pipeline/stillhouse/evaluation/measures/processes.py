@@ -1,9 +1,9 @@
-"""Processes that have nothing in their memory but what they measure.
+"""Fresh processes, whose memory holds only what they measure.
 
     with fresh_processes() as pool:
         pool.submit(measure, subject, task).result()
 
-Every call has a new process; what it needs is imported once, in the process that they are forked from.
+Each call runs in a new process. The libraries are imported once, in the fork server that the processes are forked from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PRELOADED = [
 
 @contextmanager
 def fresh_processes() -> Iterator[ProcessPoolExecutor]:
-    """One process at a time, a new one for every call."""
+    """Yield a pool that runs one process at a time, a new one for each call."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with safe_path_for_children():

@@ -1,4 +1,4 @@
-"""Which held-out rows every model can be asked: those whose prompt each model's chat template renders."""
+"""Select the held-out rows whose prompt every model's chat template renders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 def rendered_by_all(rows: Sequence[Completion], subjects: Sequence[Subject]) -> tuple[Completion, ...]:
-    """The rows that are measured: figures can be compared only where every model had the same prompts.
+    """Return the rows whose prompt every model renders: figures are comparable only on the same prompts.
 
     Raises:
-        RecipeError: a model's chat template refuses the prompts of all rows that are left.
+        RecipeError: a model's chat template refuses the prompts of all remaining rows.
     """
     left = tuple(rows)
     for subject in _with_their_own_template(subjects):
@@ -26,7 +26,7 @@ def rendered_by_all(rows: Sequence[Completion], subjects: Sequence[Subject]) -> 
 
 
 def _with_their_own_template(subjects: Sequence[Subject]) -> list[Subject]:
-    """One model of each chat template."""
+    """Return the first model with each distinct chat template."""
     first: dict[str, Subject] = {}
     for subject in subjects:
         template = ModelFiles(subject.name, subject.folder).chat_template_sha256

@@ -1,10 +1,10 @@
-"""Which prompts every model answers, and the metrics of the task: what the answers are worth.
+"""Select the prompts that every model answers, and score the answers with the task metrics.
 
-    asked = asked_rows(rows, settings)                  # what every model answers
-    scores = score(metrics, answers, asked, ...)        # with intervals, and the differences between models
+    asked = asked_rows(rows, settings)                          # the prompts that every model answers
+    scores = score(metrics, answers, references, student=..., teacher=...)  # with intervals and paired differences
 
-Every model is scored on the same prompts and resampled together with the others: a difference is one between two models
-on the very same prompts, and its interval is narrower than two intervals side by side would make one think.
+All models are scored on the same prompts with the same resamples, so differences between models are paired: their
+intervals are narrower than the models' separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ class Asked:
     """The rows whose prompts every model answers."""
 
     rows: tuple[Completion, ...]
-    shown: int  # the first so many stand in the report
-    scored: tuple[int, ...]  # places of those with a reference
-    without: int  # held-out prompts that have none
+    shown: int  # number of rows, from the first, whose answers the report shows
+    scored: tuple[int, ...]  # indices of the rows with a reference
+    without: int  # number of rows without a reference
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the answers are worth."""
+    """Scores of all models, keyed by metric name."""
 
     columns: tuple[MetricColumn, ...]
     models: tuple[dict[str, Interval], ...]  # in the order of the models
-    differences: tuple[dict[str, Interval], ...]  # the student less each model
-    kept: dict[str, Interval]  # the student by the teacher, where higher is better
-    shares: tuple[dict[str, Interval], ...]  # the same of every model
+    differences: tuple[dict[str, Interval], ...]  # the student minus each model
+    kept: dict[str, Interval]  # student's score / teacher's score, for metrics where higher is better
+    shares: tuple[dict[str, Interval], ...]  # the same quotient for every model
 
 
 def asked_rows(rows: Sequence[Completion], settings: EvaluateSettings) -> Asked:
-    """Each held-out prompt once, by its first row."""
+    """Return the first row of each held-out prompt."""
     first: dict[str, Completion] = {}
     for row in rows:
         first.setdefault(row.prompt.id, row)
@@ -56,15 +56,15 @@ def asked_rows(rows: Sequence[Completion], settings: EvaluateSettings) -> Asked:
 
 
 def has_reference(row: Completion) -> bool:
-    """Whether there is a gold answer that is not blank."""
+    """Whether the row's prompt has a reference that is not blank."""
     return bool(row.prompt.reference and row.prompt.reference.strip())
 
 
 def refuse_without_references(recipe: Recipe, metrics: Sequence[NamedMetric], asked: Asked) -> None:
-    """Refuse metrics that there is nothing to hold answers against.
+    """Refuse metrics if no held-out prompt has a reference.
 
     Raises:
-        RecipeError: no held-out prompt has a reference.
+        RecipeError: the recipe has metrics, and no held-out prompt has a reference.
     """
     if metrics and not asked.scored:
         raise RecipeError(
@@ -82,27 +82,34 @@ def score(
     student: int,
     teacher: int | None,
 ) -> Scores:
-    """Score every model's answers, one an answer to each reference; `student` and `teacher` are places among the models.
+    """Score every model's answers.
+
+    Args:
+        metrics: the task metrics.
+        answers: each model's answers, one per reference.
+        references: the gold answers.
+        student: the student's index in `answers`.
+        teacher: the teacher's index in `answers`; None: the teacher has no answers, and no shares are computed.
 
     Raises:
-        RecipeError: a metric gives what cannot be summed or shown.
+        RecipeError: a metric returns statistics or scores of a wrong shape, or that are not finite.
     """
     parts = [[_statistics(one, written, references) for one in metrics] for written in answers]
     columns = np.concatenate([part for row in parts for part in row], axis=1)
     totals = np.concatenate(
         [columns.sum(axis=0, keepdims=True), resampled_totals(columns)]
-    )  # of all prompts, then of each
+    )  # all prompts, then each resample
     ends = np.cumsum([part.shape[1] for row in parts for part in row])
     cut = iter(np.split(totals, ends[:-1], axis=1))
     # (models, metrics, 1 + resamples)
     drawn = np.stack([np.stack([_scores(one, next(cut)) for one in metrics]) for _ in answers])
 
     def intervals(figures: Floats) -> dict[str, Interval]:
-        """(metrics, 1 + resamples) -> by name"""
+        """Return intervals by metric name, from (metrics, 1 + resamples)."""
         return {one.name: _interval(row) for one, row in zip(metrics, figures, strict=True)}
 
     def share(figures: Floats) -> dict[str, Interval]:
-        """(metrics, 1 + resamples) -> by name, by the teacher's on the same prompts"""
+        """Return intervals of the quotient with the teacher's score by metric name, from (metrics, 1 + resamples)."""
         return {
             one.name: _interval(figures[place] / drawn[teacher, place])
             for place, one in enumerate(metrics)
@@ -121,7 +128,7 @@ def score(
 
 
 def reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Interval | None:
-    """Token F1 of the answers to prompts that have a reference."""
+    """Return the token F1 of the answers to prompts that have a reference; None if no prompt has one."""
     scored = [
         token_f1(answer, row.prompt.reference)
         for row, answer in zip(rows, answers, strict=True)
@@ -131,7 +138,7 @@ def reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Inter
 
 
 def _interval(figures: Floats) -> Interval:
-    """Of the figure of all prompts, and of each resample behind it."""
+    """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
     return interval_of(figures[0], figures[1:])
 
 
@@ -141,7 +148,7 @@ def _column(one: NamedMetric) -> MetricColumn:
 
 
 def _statistics(one: NamedMetric, answers: Sequence[str], references: Sequence[str]) -> Floats:
-    """(prompts, k)"""
+    """Return the metric's statistics of each answer, (prompts, k)."""
     rows = [one.metric.statistics(answer, reference) for answer, reference in zip(answers, references, strict=True)]
     sizes = sorted({len(row) for row in rows})
     if len(sizes) != 1 or sizes[0] == 0:
@@ -158,7 +165,7 @@ def _statistics(one: NamedMetric, answers: Sequence[str], references: Sequence[s
 
 
 def _scores(one: NamedMetric, totals: Floats) -> Floats:
-    """(1 + resamples, k) -> (1 + resamples,)"""
+    """Return the metric's scores of the totals: (1 + resamples, k) -> (1 + resamples,)."""
     scored: Floats = np.asarray(one.metric.score(totals), dtype=np.float64)
     if scored.shape != totals.shape[:1]:
         raise RecipeError(

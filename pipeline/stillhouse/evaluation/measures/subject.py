@@ -1,4 +1,4 @@
-"""Which models are measured, and on what. Nothing here needs torch, so that it can be handed to another process."""
+"""The models to measure, and the rows to measure them on. No torch here: these classes are sent to other processes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from stillhouse.student.renumbering import Renumbering
 
 @dataclass(frozen=True)
 class Subject:
-    """One model to be measured."""
+    """One model to measure."""
 
-    role: str
-    name: str  # for the report
+    role: str  # its label in the report
+    name: str  # folder or hub id, for the report
     folder: Path
     is_teacher: bool = False
-    shares_tokenizer: bool = True  # with the teacher: else nothing can be compared token by token
+    shares_tokenizer: bool = True  # whether its tokens can be compared with the teacher's
     is_int8: bool = False  # a student's quantised copy
-    trust_remote_code: bool = False  # as teacher.options or the student says
-    renumbering: Renumbering | None = None  # of a student with a part of the teacher's tokens
+    trust_remote_code: bool = False  # as set in teacher.options or the student's settings
+    renumbering: Renumbering | None = None  # of a student with a reduced vocabulary
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every model is measured on."""
+    """The rows and settings of a measurement."""
 
     rows: tuple[Completion, ...]  # held out
     settings: EvaluateSettings
     max_tokens: int  # of an answer
-    vocabulary: int  # the teacher's, 0 where it is not known
+    vocabulary: int  # size of the teacher's; 0: unknown
     soft: bool  # whether the rows have soft labels
-    asked: tuple[Completion, ...] = ()  # whose prompts every model answers
+    asked: tuple[Completion, ...] = ()  # rows whose prompts every model answers

@@ -1,4 +1,4 @@
-"""The models of a recipe as subjects of a measurement: its teacher, and its students with their quantised copies."""
+"""The models of a recipe to measure: its teacher, and its students with their quantised copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stillhouse.teachers.live import teacher_options
 
 
 def teacher_subjects(recipe: Recipe) -> list[Subject]:
-    """The teacher; none where it is no model that can be run here."""
+    """Return the teacher; empty if it is not a model that can run on this machine."""
     if not runs_here(recipe.teacher):
         return []
     files = teacher_files(recipe)
@@ -24,7 +24,7 @@ def teacher_subjects(recipe: Recipe) -> list[Subject]:
 
 
 def student_subjects(role: str, place: StudentFolder, student: StudentSettings, dataset: Dataset) -> list[Subject]:
-    """A finished student, and its quantised copy where one was asked for; `role` is what the report calls it."""
+    """Return a finished student, and its quantised copy if the settings request one; `role` is its label in the report."""
     files = ModelFiles(str(place.path), place.path)
     tokenizer = dataset.manifest.teacher.tokenizer_sha256
     one = Subject(

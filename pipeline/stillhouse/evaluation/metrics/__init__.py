@@ -1,1 +1,1 @@
-"""Metrics of the task: one file a kind, or an entry point `stillhouse.metrics`; base.py says what it must have."""
+"""Task metrics: one module per kind, or an entry point `stillhouse.metrics`; base.py defines the interface."""

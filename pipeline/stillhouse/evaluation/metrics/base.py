@@ -1,4 +1,4 @@
-"""The seam of metrics: what answers are worth against their references.
+"""The interface of metrics, which score answers against their references.
 
     metrics: [exact-match, {kind: edit-distance, unit: words}]
 
@@ -6,9 +6,10 @@ A metric is a module in this folder (or an entry point `stillhouse.metrics`) wit
 
     def open_metric(options: dict[str, Any]) -> Metric
 
-Every answer gives a few numbers, its statistics, and the score is a function of their sums. A mean is (value, 1) a row and
-the quotient of the sums; an error rate is (edits, words) and the same quotient; a score of a whole corpus sums the counts
-that it is made of. So each resample of prompts is one sum, and every metric gets its interval in the same way.
+Each answer yields a few numbers, its statistics, and the score is a function of their sums over the answers. For a mean,
+the statistics are (value, 1) and the score is the quotient of the sums; for an error rate they are (edits, words), with the
+same quotient; a corpus-level score sums its counts. So a bootstrap resample of the prompts is one weighted sum, and every
+metric gets its confidence interval the same way.
 """
 
 from __future__ import annotations
@@ -35,47 +36,46 @@ class Metric(Protocol):
 
     @property
     def name(self) -> str:
-        """The column's header, where the recipe gives no other."""
+        """Header of the column, unless the recipe sets `name`."""
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a worse answer has the higher score."""
+        """Whether a lower score is better, as for an error rate."""
 
     @property
     def percent(self) -> bool:
-        """Whether 0.5 is shown as 50 %."""
+        """Whether to show 0.5 as 50 %."""
 
     @property
     def digits(self) -> int:
-        """How many are shown behind the point."""
+        """Decimal places to show."""
 
     def statistics(self, answer: str, reference: str) -> tuple[float, ...]:
-        """The k numbers of one answer; finite, and k is the same for all. The reference is never blank."""
+        """Return the k statistics of one answer: finite, with the same k for all answers. `reference` is never blank."""
 
     def score(self, totals: Floats) -> Floats:
-        """(..., k) sums of statistics over some answers -> (...) scores, finite."""
+        """Map sums of statistics, (..., k), to finite scores, (...)."""
 
 
 @dataclass(frozen=True)
 class NamedMetric:
-    """A metric with the name of its column."""
+    """A metric and the name of its column."""
 
     name: str
     metric: Metric
 
 
 def quotient(totals: Floats) -> Floats:
-    """The first sum by the second, 0 where that is 0: (..., 2) -> (...). The score of means and of rates."""
+    """Divide the first sum by the second, 0 if that is 0: (..., 2) -> (...). The score of means and rates."""
     above, below = totals[..., 0], totals[..., 1]
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
 
 
 def open_metrics(settings: Sequence[MetricSettings], where: str = "evaluate.metrics") -> list[NamedMetric]:
-    """The metrics of a recipe, in its order; `where` is their place in it.
+    """Return the metrics of a recipe, in its order; `where` is their dotted path in the recipe, for error messages.
 
     Raises:
-        RecipeError: there is no such kind, an option is wrong, or two columns would have the same name; all that are
-            wrong are told.
+        RecipeError: a kind is unknown, an option is wrong, or two columns have the same name; the error lists every fault.
     """
     opened: list[NamedMetric] = []
     faults: list[RecipeError] = []

@@ -1,11 +1,11 @@
-"""chrF, as the package sacrebleu counts it: the F score of character n-grams over all rows together, 0..100.
+"""chrF as computed by the package sacrebleu: corpus-level F score of character n-grams, 0..100.
 
 - chrf                                                     # Popović 2015, aclanthology.org/W15-3049
 - {kind: chrf, word_order: 2}                              # chrF++, Popović 2017, aclanthology.org/W17-4770
 
-Of every order 1..6 the n-grams of the answers, of the references and of both are counted over all rows; precision and
-recall are means over the orders, and F weighs recall `beta` times as much. The counts are sacrebleu's own, so the score is
-its `corpus_score`, to the last bit.
+For each order (characters 1..6, and words 1..`word_order`), the n-grams of the answers, of the references and of both are
+counted over all rows. Precision and recall are means over the orders, and F weighs recall `beta` times as much as
+precision. sacrebleu makes the counts, so the score equals its `corpus_score` bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stillhouse.settings import Settings, parse_options
 
 
 class ChrfOptions(Settings):
-    """Options of this metric, as sacrebleu names them."""
+    """Options of this metric, with sacrebleu's names."""
 
     char_order: int = Field(default=6, ge=1)
     word_order: int = Field(default=0, ge=0)  # 2 for chrF++
@@ -32,7 +32,7 @@ class ChrfOptions(Settings):
 
 @dataclass(frozen=True)
 class Chrf:
-    """See the module's docstring; 0..100."""
+    """chrF or chrF++ over all rows, 0..100."""
 
     counter: CHRF
     lower_is_better: bool = False
@@ -41,16 +41,16 @@ class Chrf:
 
     @property
     def name(self) -> str:
-        """As papers write it."""
+        """The name used in papers: chrF, or chrF++ for `word_order` 2."""
         return "chrF" + "+" * self.counter.word_order
 
     def statistics(self, answer: str, reference: str) -> tuple[float, ...]:
-        """Three counts an order: n-grams of the answer, of the reference, of both."""
+        """Return three counts per order: n-grams of the answer, of the reference, and of both."""
         (counts,) = self.counter._extract_corpus_statistics([answer], [[reference]])
         return tuple(float(count) for count in counts)
 
     def score(self, totals: Floats) -> Floats:
-        """As sacrebleu's `CHRF._compute_f_score`, over many totals at once: (..., 3 x orders) -> (...)."""
+        """Vectorised version of sacrebleu's `CHRF._compute_f_score`: (..., 3 x orders) -> (...)."""
         written, expected, shared = (totals[..., part::3] for part in range(3))  # (..., orders)
         counted = (written > 0) & (expected > 0)
         orders = counted.sum(axis=-1)
@@ -63,7 +63,7 @@ class Chrf:
 
 
 def _mean(shared: Floats, of: Floats, counted: Any, orders: Any) -> Floats:
-    """The mean of shared / of over the orders that both sides have; summed one after another, as sacrebleu does."""
+    """Return the mean of `shared / of` over the orders that both sides have; summed in order, as in sacrebleu."""
     shares = np.divide(shared, of, out=np.zeros_like(shared), where=counted)
     total = np.zeros_like(shared[..., 0])
     for order in range(shares.shape[-1]):
@@ -73,5 +73,5 @@ def _mean(shared: Floats, of: Floats, counted: Any, orders: Any) -> Floats:
 
 
 def open_metric(options: dict[str, Any]) -> Chrf:
-    """See the module's docstring."""
+    """Return the metric with its options checked."""
     return Chrf(CHRF(**parse_options("evaluate.metrics.chrf", options, ChrfOptions).model_dump()))

@@ -1,4 +1,4 @@
-"""The error rate: how many words, or characters, must be changed to make the answers their references.
+"""Error rate: the share of words (or characters) to edit to turn the answers into their references.
 
 - {kind: edit-distance, unit: words}                               # the word error rate
 - {kind: edit-distance, unit: words, name: phoneme error rate}     # where each word is a phoneme
@@ -6,9 +6,9 @@
 
     rate = sum of Levenshtein(answer, reference) / sum of the reference's length
 
-over all rows together, so that a long reference weighs more than a short one; above 1 where answers are much too long. An
-insertion, a deletion and a replacement cost 1 each. White space is collapsed first. The distance is rapidfuzz's: exact,
-bit-parallel, over any hashable items, and without dependencies of its own.
+over all rows together, so that a long reference weighs more than a short one; above 1 if answers are much too long. An
+insertion, a deletion and a substitution cost 1 each. White space is collapsed first. rapidfuzz computes the distance:
+exact, bit-parallel, over any hashable items, and without further dependencies.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from stillhouse.settings import Settings, parse_options
 class EditDistanceOptions(Settings):
     """Options of this metric."""
 
-    unit: Literal["words", "characters"] = "words"  # words are what white space parts
+    unit: Literal["words", "characters"] = "words"  # words are split at white space
 
 
 @dataclass(frozen=True)
 class EditDistance:
-    """See the module's docstring; from 0."""
+    """Word or character error rate over all rows, 0 or more."""
 
     unit: Literal["words", "characters"]
     lower_is_better: bool = True
@@ -39,21 +39,21 @@ class EditDistance:
 
     @property
     def name(self) -> str:
-        """What the rate is called."""
+        """`word error rate` or `character error rate`."""
         return f"{self.unit.removesuffix('s')} error rate"
 
     def statistics(self, answer: str, reference: str) -> tuple[float, float]:
-        """The distance, and the reference's length."""
+        """Return the edit distance and the reference's length."""
         written, expected = answer.split(), reference.split()
         if self.unit == "words":
             return float(Levenshtein.distance(written, expected)), float(len(expected))
         return float(Levenshtein.distance(" ".join(written), " ".join(expected))), float(len(" ".join(expected)))
 
     def score(self, totals: Floats) -> Floats:
-        """Edits by length."""
+        """Return edits / length."""
         return quotient(totals)
 
 
 def open_metric(options: dict[str, Any]) -> EditDistance:
-    """See the module's docstring."""
+    """Return the metric with its options checked."""
     return EditDistance(parse_options("evaluate.metrics.edit-distance", options, EditDistanceOptions).unit)

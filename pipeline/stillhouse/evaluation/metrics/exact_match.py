@@ -1,9 +1,9 @@
-"""The share of answers that are their references, letter by letter.
+"""The share of answers that equal their references, character by character.
 
 - exact-match
 - {kind: exact-match, ignore_case: true, ignore_punctuation: true}
 
-White space is collapsed first: at both ends, and to one space within.
+White space is collapsed first: stripped at both ends, reduced to one space in between.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class ExactMatchOptions(Settings):
     """Options of this metric."""
 
     ignore_case: bool = False
-    ignore_punctuation: bool = False  # of any script: Unicode's categories P*
+    ignore_punctuation: bool = False  # of any script: Unicode categories P*
 
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """See the module's docstring; 0..1."""
+    """Exact match, 0..1."""
 
     options: ExactMatchOptions
     name: str = "exact match"
@@ -34,11 +34,11 @@ class ExactMatch:
     digits: int = 1
 
     def statistics(self, answer: str, reference: str) -> tuple[float, float]:
-        """Whether they are equal, and 1."""
+        """Return 1 or 0 for equal or not, and 1."""
         return float(self._folded(answer) == self._folded(reference)), 1.0
 
     def score(self, totals: Floats) -> Floats:
-        """The mean."""
+        """Return the mean."""
         return quotient(totals)
 
     def _folded(self, text: str) -> str:
@@ -50,5 +50,5 @@ class ExactMatch:
 
 
 def open_metric(options: dict[str, Any]) -> ExactMatch:
-    """See the module's docstring."""
+    """Return the metric with its options checked."""
     return ExactMatch(parse_options("evaluate.metrics.exact-match", options, ExactMatchOptions))

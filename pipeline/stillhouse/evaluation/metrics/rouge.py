@@ -1,11 +1,10 @@
-"""ROUGE, as the package rouge-score counts it: the F measure, a mean over rows (Lin 2004, aclanthology.org/W04-1013).
+"""ROUGE as computed by the package rouge-score: mean F measure over rows (Lin 2004, aclanthology.org/W04-1013).
 
 - rouge                                                    # ROUGE-L, the longest common subsequence
 - {kind: rouge, variant: rouge2, use_stemmer: true}
-- {kind: rouge, variant: rougeLsum}                        # sentence by sentence: one a line
+- {kind: rouge, variant: rougeLsum}                        # sentence by sentence: one per line
 
-Texts are folded to lower case, and everything but a-z and 0-9 parts words: of other scripts nothing is left. For those
-take chrf.
+Texts are lower-cased, and words are runs of a-z and 0-9: text in other scripts has no words at all. Use chrf for those.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ class RougeOptions(Settings):
     """Options of this metric."""
 
     variant: Variant = "rougeL"
-    use_stemmer: bool = False  # Porter's, of English
+    use_stemmer: bool = False  # Porter stemmer, for English
 
 
 @dataclass(frozen=True)
 class Rouge:
-    """See the module's docstring; 0..1."""
+    """One ROUGE variant, 0..1."""
 
     variant: Variant
     scorer: RougeScorer
@@ -41,21 +40,21 @@ class Rouge:
 
     @property
     def name(self) -> str:
-        """As papers write it."""
+        """The name used in papers, such as ROUGE-L."""
         return self.variant.replace("rouge", "ROUGE-")
 
     def statistics(self, answer: str, reference: str) -> tuple[float, float]:
-        """The F measure, and 1."""
+        """Return the F measure, and 1."""
         return float(self.scorer.score(reference, answer)[self.variant].fmeasure), 1.0
 
     def score(self, totals: Floats) -> Floats:
-        """The mean."""
+        """Return the mean."""
         return quotient(totals)
 
 
 def open_metric(options: dict[str, Any]) -> Rouge:
-    """See the module's docstring."""
+    """Return the metric with its options checked."""
     given = parse_options("evaluate.metrics.rouge", options, RougeOptions)
-    # The tokenizer is handed over: where RougeScorer makes it, it logs that, and absl then sets up the root logger.
+    # Pass a tokenizer: RougeScorer logs when it creates one, and absl then configures the root logger.
     scorer = RougeScorer([given.variant], tokenizer=DefaultTokenizer(given.use_stemmer))
     return Rouge(given.variant, scorer)

@@ -1,8 +1,8 @@
-"""Token F1: harmonic mean of word precision and recall, a mean over rows (as in SQuAD, arXiv 1606.05250).
+"""Token F1: harmonic mean of word precision and recall, averaged over rows (as in SQuAD, arXiv 1606.05250).
 
 - token-f1
 
-Case and punctuation are put aside, and so is the order of the words.
+Case, punctuation and word order are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class TokenF1Options(Settings):
 
 @dataclass(frozen=True)
 class TokenF1:
-    """See the module's docstring; 0..1."""
+    """Token F1, 0..1."""
 
     name: str = "token F1"
     lower_is_better: bool = False
@@ -29,15 +29,15 @@ class TokenF1:
     digits: int = 1
 
     def statistics(self, answer: str, reference: str) -> tuple[float, float]:
-        """The F1, and 1."""
+        """Return the F1, and 1."""
         return token_f1(answer, reference), 1.0
 
     def score(self, totals: Floats) -> Floats:
-        """The mean."""
+        """Return the mean."""
         return quotient(totals)
 
 
 def open_metric(options: dict[str, Any]) -> TokenF1:
-    """See the module's docstring."""
+    """Return the metric with its options checked."""
     parse_options("evaluate.metrics.token-f1", options, TokenF1Options)
     return TokenF1()

@@ -1,9 +1,9 @@
-"""What each layer of the teacher is worth: a bar a layer as SVG, the same as a line of Markdown, and how it was measured.
+"""The importance of the teacher's layers: as an SVG bar chart, as a line of Markdown, and how it was measured.
 
     starts = layers_of(read_start(folder))     # of the student in this folder
     bars(starts[0]), line(starts[0]), about(starts[0])
 
-The first layers of a model are often worth a hundred times as much as others, so the scale is a square root.
+The first layers of a model often score a hundred times as high as others, so the plot has a square-root scale.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from stillhouse.student.start.record import Start
 
 TITLE = "What each layer is worth"
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 306, 60, 626, 52, 250
-_BETWEEN = 26  # pixels between two values of the scale
+_BETWEEN = 26  # minimum pixels between two ticks
 _NUMBER = 34  # pixels for a layer's number, on a phone
-_THINNEST = 1.5  # pixels of a bar's height: a layer that is worth nothing is still there
+_THINNEST = 1.5  # minimum height of a bar, pixels: a layer with score 0 stays visible
 _LOST, _INFLUENCE = "nats a token when left out", "block influence"
 _NAMES = {"greedy": "greedy removal", "leave-one-out": "leave-one-out", "block-influence": _INFLUENCE}
 _MEASURED = {
@@ -35,7 +35,7 @@ _ALONE = "A bar is the KL to the whole teacher with that layer alone left out, i
 
 
 def layers_of(start: Start | None) -> tuple[LayerImportance, ...]:
-    """What was measured of the layers of each stack; nothing where they were listed or evenly spaced."""
+    """Return the layer importance of each stack; empty if the layers were listed or evenly spaced."""
     if start is None:
         return ()
     return tuple(
@@ -54,12 +54,12 @@ def layers_of(start: Start | None) -> tuple[LayerImportance, ...]:
 
 
 def whose(one: LayerImportance, count: str = "") -> str:
-    """Whose layers these are, the teacher's or those of its encoder or decoder; `count` stands before them."""
+    """Return a phrase such as "the teacher's 24 encoder layers"; `count` is the number in it."""
     return " ".join(filter(None, ["the teacher's", count, one.stack if one.stack != "model" else "", "layers"]))
 
 
 def about(one: LayerImportance) -> str:
-    """Which layers were kept, how they were chosen, and on what."""
+    """Return sentences on which layers were kept, how they were chosen, and on which rows."""
     rows = rows_in_words(one.rows, one.dataset)
     measured = f", measured{rows}" if rows else ""
     chosen = _MEASURED[one.method].format(alone=_ALONE.format(measured=measured), measured=measured)
@@ -67,7 +67,7 @@ def about(one: LayerImportance) -> str:
 
 
 def line(one: LayerImportance) -> str:
-    """The layers that were kept, and every layer's figure, in one line."""
+    """Return the kept layers and every layer's score in one line."""
     scores = ", ".join(f"{layer}: {short(score)}" for layer, score in enumerate(one.scores))
     which = "Layers" if one.stack == "model" else f"{one.stack.capitalize()} layers"
     rows = rows_in_words(one.rows, one.dataset)
@@ -76,7 +76,7 @@ def line(one: LayerImportance) -> str:
 
 
 def bars(one: LayerImportance) -> str:
-    """A bar a layer from 0: filled where the layer was kept, an empty frame where it was left out."""
+    """Return a bar chart with one bar per layer: filled if the layer was kept, outlined if it was left out."""
     scale = _Scale(max(one.scores) if max(one.scores) > 0 else 1.0)
     slot = (_RIGHT - _LEFT) / len(one.scores)
     parts = _legend(one.unit)
@@ -100,17 +100,17 @@ def bars(one: LayerImportance) -> str:
 
 @dataclass(frozen=True)
 class _Scale:
-    """From 0 at the bottom of the plot to `top` below the legend, by the square root."""
+    """A square-root scale from 0 at the bottom of the plot to `top` below the legend."""
 
     top: float
 
     def place(self, value: float) -> float:
-        """The pixel of a value; one below 0, which is rounding, stands at 0."""
+        """Return the pixel of a value; values below 0, which are rounding errors, are drawn at 0."""
         return _BOTTOM - (_BOTTOM - _TOP) * math.sqrt(max(value, 0.0) / self.top)
 
     @property
     def ticks(self) -> list[float]:
-        """0 and the round values up to the top that have room for their number."""
+        """0, and round values up to the top, as many as have room for their number."""
         power = math.floor(math.log10(self.top))
         found = [0.0]
         for value in (part * 10.0**ten for ten in range(power - 3, power + 1) for part in (1, 2, 5)):
@@ -128,7 +128,7 @@ def _bar(x: float, y: float, width: float, height: float, said: str = "", *, kep
 
 
 def _legend(unit: str) -> list[str]:
-    """The unit on the left; what a filled and an empty bar are on the right."""
+    """Return the legend: the unit on the left, the filled and the outlined bar on the right."""
     return [
         text_at(4, 20, unit, "start"),
         _bar(428, 7, 14, 14, kept=True),
@@ -139,7 +139,7 @@ def _legend(unit: str) -> list[str]:
 
 
 def _highest(scores: Sequence[float], slot: float, scale: _Scale) -> str:
-    """The figure of the highest bar, above it; inside the plot at both edges."""
+    """Return the score of the highest bar as a text above it, kept inside the plot at both edges."""
     layer = max(range(len(scores)), key=lambda place: scores[place])
     middle = _LEFT + slot * (layer + 0.5)
     x, anchor = middle, "middle"

@@ -1,4 +1,4 @@
-"""What a reader must know to believe a report's figures."""
+"""The notes of a report: how its figures were measured and how to read them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stillhouse.text import GRAM, REPEATED_SHARE
 def notes(
     recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int, asked: Asked, metrics: Sequence[MetricColumn]
 ) -> Iterator[str]:
-    """The report's notes; `rows` is the number of held-out completions."""
+    """Yield the report's notes; `rows` is the number of held-out completions."""
     yield from measurement_notes(recipe, student, dataset, rows, asked, metrics)
     yield "Losses of white-box and black-box students are different quantities: compare their course, not their height."
 
@@ -26,7 +26,7 @@ def notes(
 def measurement_notes(
     recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int, asked: Asked, metrics: Sequence[MetricColumn]
 ) -> Iterator[str]:
-    """How the figures were measured."""
+    """Yield the notes on how the figures were measured."""
     settings = recipe.evaluate
     yield (
         f"Quality is measured on {rows} held-out completions of the teacher, in {settings.dtype}. Intervals are 95 % "
@@ -59,9 +59,9 @@ def measurement_notes(
 def of_the_vocabularies(
     models: Sequence[ModelRow], recipe: Recipe, dataset: Dataset, *, article: str = "The "
 ) -> Iterator[str]:
-    """How to read the distance of a student with a part of the teacher's tokens; nothing where all have all of them.
+    """Yield a note on the distance of each student with a reduced vocabulary.
 
-    `article` comes before a model's name. Mass measured on top-k labels is a lower bound: their tail may hold more.
+    `article` precedes a model's name. Mass measured on top-k labels is a lower bound: their tail may hold more.
     """
     soft = dataset.manifest.soft
     at_least = not runs_here(recipe.teacher) and soft is not None and soft.draws is None
@@ -76,7 +76,7 @@ def of_the_vocabularies(
 
 
 def _of_the_answers(recipe: Recipe, asked: Asked) -> Iterator[str]:
-    """Who answers what, and what is said of the answers."""
+    """Yield the notes on who answers which prompts, and on how the answers are judged."""
     prompts = (
         f"each of the {len(asked.rows)} held-out prompts once, in at most {recipe.label.sampling.max_tokens} tokens"
     )

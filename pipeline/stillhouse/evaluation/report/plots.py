@@ -1,6 +1,6 @@
-"""Plots as SVG text: no library, no script, colours from the page's style sheet (classes `m0`, `m1`, ...).
+"""Plots as SVG text, without a library or scripts; colours come from the page's style sheet (classes `m0`, `m1`, ...).
 
-Each returns one `<svg>` that scales to the width of its place; marks differ in shape as well as in colour.
+Each function returns one `<svg>` that scales to the width of its container. Marks differ in shape as well as in colour.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stillhouse.evaluation.results import Curve, Interval, MetricColumn, ModelRo
 
 
 def intervals(models: Sequence[ModelRow]) -> str:
-    """KL a token of each model as a dot with its 95 % interval; empty where none was measured."""
+    """Plot each model's KL per token with its 95 % interval; empty if none was measured."""
     shown = [(place, row, kl) for place, row, kl in _with_kl(models) if row.role != "teacher"]
     if not shown:
         return ""
@@ -57,7 +57,7 @@ def intervals(models: Sequence[ModelRow]) -> str:
 
 
 def size_and_distance(models: Sequence[ModelRow]) -> str:
-    """Megabytes on disk against KL a token; empty where no KL was measured."""
+    """Plot KL per token against megabytes on disk; empty if no KL was measured."""
     shown = [(place, row, kl, row.megabytes) for place, row, kl in _with_kl(models) if row.megabytes is not None]
     if not shown:
         return ""
@@ -80,7 +80,7 @@ def size_and_distance(models: Sequence[ModelRow]) -> str:
 
 
 def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
-    """Parameters against a metric of the task, with 95 % intervals; a model whose size is not known is left out."""
+    """Plot a task metric with its 95 % intervals against parameters; models of unknown size are left out."""
     scale = 100 if metric.percent else 1
     shown = [
         (place, row, row.parameters / 1e6, [scale * value for value in (score.low, score.mean, score.high)])
@@ -101,7 +101,7 @@ def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
     labels = apart([up.place(mean) + 4 for *_, (_, mean, _) in shown], bottom)
     sizes = [millions for _, _, millions, _ in shown]
     for number, ((place, row, millions, (low, mean, high)), label) in enumerate(zip(shown, labels, strict=True)):
-        aside = 9 * (sizes.count(millions) - 1) / 2  # models of one size stand side by side
+        aside = 9 * (sizes.count(millions) - 1) / 2  # models of the same size are drawn side by side
         x = across.place(millions) - aside + 9 * sizes[:number].count(millions)
         parts.append(whisker(x, up.place(low), x, up.place(high), place))
         parts.append(mark(x, up.place(mean), place))
@@ -117,7 +117,7 @@ def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
 
 
 def curve(one: Curve, place: int) -> str:
-    """A student's loss by step: a line for training, marks for the held-out rows; `place` is its row in the table."""
+    """Plot a student's loss by step: a line for training, marks for held-out rows; `place` is its row in the table."""
     values = [*one.loss, *one.evaluation_loss]
     steps = [*one.steps, *one.evaluation_steps]
     if not values:
@@ -148,7 +148,7 @@ def _with_kl(models: Sequence[ModelRow]) -> list[tuple[int, ModelRow, Interval]]
 
 
 def _drawn_to_scale(distances: Sequence[Interval]) -> float:
-    """The highest value that the axis must reach: an untrained model far out would press all others together."""
+    """Return the highest value that the axis must reach; a far outlier, such as an untrained model, is ignored."""
     highest = sorted(interval.high for interval in distances)
     if len(highest) > 2 and highest[-1] > FAR * highest[-2] > 0:
         return highest[-2]

@@ -1,8 +1,8 @@
-"""Draw a report: Markdown for a pull request, JSON for programs, and one HTML file that needs no network.
+"""Render a report: Markdown for a pull request, JSON for programs, and one HTML file that needs no network.
 
     files = write_report(report, Path("data/reports/quickstart"))
 
-The page's layout is report.html.j2, its plots are SVG from plots.py. Every text that a model or a user wrote is escaped.
+The page's layout is report.html.j2; its plots are SVG from plots.py. All text from models and users is escaped.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from stillhouse.inputs.plain_json import to_json
 from stillhouse.storage.durable import write_atomically
 
 _HEAD_BYTES = 4096
-_TITLE = re.compile("– Stillhouse report</title>".encode())  # of the page
-_KEYS = re.compile(rb'^{\s*"recipe"')  # of the JSON
+_TITLE = re.compile("– Stillhouse report</title>".encode())  # identifies the HTML page
+_KEYS = re.compile(rb'^{\s*"recipe"')  # identifies the JSON
 LOOKS = "Answers: what they look like"
 
 if TYPE_CHECKING:
@@ -43,36 +43,36 @@ if TYPE_CHECKING:
 
 
 class Shown(Compared, Protocol):
-    """What every report shows besides its table."""
+    """A report of either kind, with everything it shows besides its table."""
 
     @property
     def answers(self) -> tuple[Answers, ...]:
-        """To the first held-out prompts, in the order of the models."""
+        """Answers to the first held-out prompts, in the order of the models."""
 
     @property
     def overlap(self) -> Overlap:
-        """How far the held-out prompts stand apart from the training prompts."""
+        """Overlap of the held-out prompts with the training prompts."""
 
     @property
     def labels(self) -> LabelSummary:
-        """What labelling left behind."""
+        """Summary of the labelled dataset."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know to believe the figures."""
+        """Notes on how the figures were measured and how to read them."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """Software, and the machine."""
+        """Versions of the software, and the machine."""
 
     @property
     def created_at(self) -> str:
-        """ISO 8601, UTC."""
+        """Time of the measurement, ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where a report lies."""
+    """Paths of a report's three files."""
 
     markdown: Path
     html: Path
@@ -80,17 +80,17 @@ class ReportFiles:
 
     @classmethod
     def in_folder(cls, folder: Path, name: str = "report") -> ReportFiles:
-        """The three files of a report's folder; `sweep` is the other name."""
+        """Return the paths of the three files in `folder`; `name` is `report` or `sweep`."""
         return cls(*(folder / f"{name}.{kind}" for kind in ("md", "html", "json")))
 
     def refuse_others(self) -> None:
-        """Refuse files of these names that no report wrote.
+        """Refuse to overwrite files of these names that Stillhouse did not write.
 
         Raises:
-            UsageError: there is one.
+            UsageError: a file with a report's name exists and is not a report of Stillhouse.
         """
         page = _begins_with(self.html, _TITLE)
-        ours = page or _begins_with(self.json, _KEYS)  # one of them may have been removed, or cut off by a crash
+        ours = page or _begins_with(self.json, _KEYS)  # either may be missing, or truncated by a crash
         for file, well in ((self.html, page), (self.markdown, ours), (self.json, ours)):
             if file.exists() and not well:
                 raise UsageError(
@@ -107,21 +107,21 @@ def _begins_with(file: Path, mark: re.Pattern[bytes]) -> bool:
 
 
 def write_report(report: Report, folder: Path) -> ReportFiles:
-    """Write the three files, each whole or not at all; the JSON, by which a report is recognised, last."""
+    """Write the three files, each atomically; the JSON, which marks a report as complete, last."""
     written = ReportFiles.in_folder(folder)
     write_files(written, markdown(report), html(report), as_json(report))
     return written
 
 
 def write_files(files: ReportFiles, markdown: str, html: str, content: dict[str, Any]) -> None:
-    """Write the three forms of a report; the JSON last."""
+    """Write the three forms of a report, each atomically; the JSON last."""
     write_atomically(files.html, html.encode())
     write_atomically(files.markdown, markdown.encode())
     write_atomically(files.json, to_json(content, indent=2).encode())
 
 
 def as_json(report: DataclassInstance) -> dict[str, Any]:
-    """The report as plain JSON values."""
+    """Return the report as plain JSON values."""
     return dataclasses.asdict(report)
 
 
@@ -129,10 +129,12 @@ def as_json(report: DataclassInstance) -> dict[str, Any]:
 
 
 def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
-    """The report as GitHub Markdown, what is wrong with the student first.
+    """Return the report as GitHub Markdown, warnings about the student first.
 
-    With `narrow`, models are columns, and four of them fit a page's middle part. `page` is a line that says where the HTML
-    lies, below the verdict.
+    Args:
+        report: the report.
+        narrow: transpose the tables, so that models are columns; four of them fit the middle column of a Prefect page.
+        page: a line below the verdict that says where the HTML report is; empty: no line.
     """
     lines = opening_lines(report.recipe, warnings(report), findings(report), page)
     lines += [*models_table(comparison_table(report), narrow=narrow), ""]
@@ -146,13 +148,13 @@ def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
 
 
 def opening_lines(title: str, warnings: Sequence[str], findings: str, page: str) -> list[str]:
-    """What every report begins with: its title, the warnings in bold, the findings, and the line `page` if there is one."""
+    """Return the first lines of a report: title, warnings in bold, findings, and the line `page` unless it is empty."""
     verdict = " ".join([*(f"**{warning}**" for warning in warnings), findings])
     return [f"# {title}", "", verdict, "", *([page, ""] if page else [])]
 
 
 def closing_lines(report: Shown, *, narrow: bool = False) -> list[str]:
-    """What every report ends with: the held-out prompts and their answers, the labels, the notes, the versions."""
+    """Return the last lines of a report: held-out prompts and their answers, labels, notes, versions."""
     lines = ["## Held-out prompts", "", overlap_text(report), ""]
     if looks := answer_quality_table(report):
         lines += [f"## {LOOKS}", "", *models_table(looks, narrow=narrow), ""]
@@ -172,13 +174,13 @@ def closing_lines(report: Shown, *, narrow: bool = False) -> list[str]:
 
 
 def models_table(table: list[list[str]], *, narrow: bool) -> list[str]:
-    """The lines of a table of headers and a row a model; with `narrow` the other way round."""
+    """Return the Markdown lines of a table with one row per model; with `narrow`, transposed."""
     headers, *rows = [list(cells) for cells in zip(*table, strict=True)] if narrow else table
     return markdown_table(headers, rows)
 
 
 def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table; cells are escaped."""
+    """Return the Markdown lines of a table; cells are escaped."""
 
     def line(cells: list[str]) -> str:
         return (
@@ -189,7 +191,7 @@ def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def overlap_text(report: Shown) -> str:
-    """What the check of the held-out prompts found."""
+    """Return a sentence on the overlap of held-out and training prompts."""
     overlap = report.overlap
     found = (
         "none of them is a training prompt too, and none is a near duplicate of one"
@@ -203,7 +205,7 @@ def overlap_text(report: Shown) -> str:
 
 
 def label_facts(report: Shown) -> list[tuple[str, str]]:
-    """What labelling left behind, as name and value."""
+    """Return the summary of the labelled dataset as (name, value) pairs."""
     labels = report.labels
     rejected = ", ".join(f"{count} {reason}" for reason, count in labels.rejected.items()) or "none"
     return [
@@ -220,7 +222,7 @@ def label_facts(report: Shown) -> list[tuple[str, str]]:
 
 
 def html(report: Report) -> str:
-    """The report as one page that needs nothing else."""
+    """Return the report as one self-contained HTML page."""
     headers, *rows = comparison_table(report)
     difference_headers, *differences = differences_table(report)
     score_plots = [(one.name, plots.size_and_score(report.models, one)) for one in report.metrics[:2]]
@@ -246,7 +248,7 @@ def html(report: Report) -> str:
 
 
 def page(template: str, report: Shown, **parts: Any) -> str:
-    """A page by a template of this folder, with what every report's page shows; `parts` are its own."""
+    """Render a template of this folder with the variables that all reports share, and `parts`, which are its own."""
     loader = PackageLoader("stillhouse.evaluation.report", "")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -266,5 +268,5 @@ def page(template: str, report: Shown, **parts: Any) -> str:
 
 
 def _place(report: Report, role: str) -> int:
-    """A model's row in the table, which gives it its colour and mark."""
+    """Return a model's row in the table, which determines its colour and mark."""
     return next((place for place, row in enumerate(report.models) if row.role == role), 0)

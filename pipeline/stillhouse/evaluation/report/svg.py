@@ -1,4 +1,4 @@
-"""What plots are made of: axes, marks, whiskers and texts as SVG elements, coloured by the page's style sheet."""
+"""Building blocks of plots: axes, marks, whiskers and texts as SVG elements, coloured by the page's style sheet."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
     "hourglass": [(-6, -6), (6, -6), (-6, 6), (6, 6)],
     "post": [(-3, -8), (3, -8), (3, 8), (-3, 8)],
 }
-_LINE = 20  # pixels between two labels
-FAR = 2.5  # a model this many times as far as the next one is named at the edge, not drawn to scale
+_LINE = 20  # minimum pixels between two labels
+FAR = 2.5  # an outlier this many times as far as the next model is drawn at the edge, not to scale
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From `base` at pixel `start` to `top` at pixel `end`; what is more stands at the end."""
+    """A linear axis from `base` at pixel `start` to `top` at pixel `end`; values outside are clamped to the ends."""
 
     top: float
     start: float
@@ -47,7 +47,7 @@ class Axis:
 
     @classmethod
     def over(cls, highest: float, start: float, end: float, lowest: float = 0) -> Axis:
-        """An axis whose ticks are round numbers, five or six steps of them; from 0 if `lowest` is not far from it."""
+        """Return an axis with round ticks, at most six steps; it starts at 0 if 0 <= `lowest` <= `highest` / 2."""
         lowest = lowest if lowest > highest / 2 or lowest < 0 else 0
         reach = highest - lowest
         power = 10.0 ** math.floor(math.log10(reach / 5)) if reach > 0 else 0.2
@@ -57,21 +57,21 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
-        """The round numbers from end to end."""
+        """The tick values from `base` to `top`."""
         return [self.base + self.step * number for number in range(round((self.top - self.base) / self.step) + 1)]
 
     def place(self, value: float) -> float:
-        """The pixel of a value; one beyond an end stands at the end."""
+        """Return the pixel of a value, clamped to the ends."""
         return self.start + (self.end - self.start) * min(max((value - self.base) / (self.top - self.base), 0.0), 1.0)
 
 
 def role_class(place: int) -> str:
-    """The style class of the model in this place of the table."""
+    """Return the style class of the model in row `place` of the table."""
     return f"m{place % len(SHAPES)}"
 
 
 def rules(up: Axis, left: float, right: float) -> list[str]:
-    """Lines across the plot, with their values on the left."""
+    """Return horizontal grid lines, with their values on the left."""
     lines = [
         f'<line class="grid" x1="{left}" y1="{up.place(tick):.1f}" x2="{right}" y2="{up.place(tick):.1f}"/>'
         for tick in up.ticks
@@ -80,9 +80,9 @@ def rules(up: Axis, left: float, right: float) -> list[str]:
 
 
 def most_of(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The lowest and the highest value that the axis must reach, of (low, mean, high) each.
+    """Return the lowest and the highest value that the axis must reach, for scores of (low, mean, high).
 
-    One model that stands alone, as an untrained one does, would press all others together: it is drawn at the edge.
+    A single far outlier, such as an untrained model, is ignored and drawn at the edge; it would squeeze the other models.
     """
     ordered = sorted(scores, key=lambda score: score[1])
     for alone, rest, gap in (
@@ -96,12 +96,12 @@ def most_of(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def apart(heights: Sequence[float], lowest: float) -> list[float]:
-    """Heights for labels, in the order of their marks, moved as little as keeps them a line apart and in the plot.
+    """Return heights for labels: as near to their marks as possible, in the same order, a line apart, inside the plot.
 
-    With a line's height taken off for each label above, they must only not fall: a regression that pools neighbours.
+    After subtracting one line height per label above, this is isotonic regression, solved by pooling adjacent violators.
     """
     order = sorted(range(len(heights)), key=lambda place: heights[place])
-    pools: list[tuple[float, int]] = []  # mean, labels
+    pools: list[tuple[float, int]] = []  # (mean height, number of labels)
     for number, place in enumerate(order):
         mean, count = heights[place] - _LINE * number, 1
         while pools and pools[-1][0] > mean:
@@ -118,22 +118,22 @@ def apart(heights: Sequence[float], lowest: float) -> list[float]:
 
 
 def svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
-    """One drawing that scales to the width of its place; `title` says it in words."""
+    """Return one drawing that scales to the width of its container; `title` describes it for screen readers."""
     return f'<svg viewBox="0 0 {width} {height}" role="img"><title>{escape(title)}</title>{"".join(parts)}</svg>'
 
 
 def text_at(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
-    """A text at a point, by its `anchor`: start, middle or end."""
+    """Return a text at a point; `anchor` is start, middle or end."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def whisker(x1: float, y1: float, x2: float, y2: float, place: int) -> str:
-    """An interval of the model in this place of the table."""
+    """Return an interval's line in the colour of the model in row `place` of the table."""
     return f'<line class="whisker {role_class(place)}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def mark(x: float, y: float, place: int) -> str:
-    """The mark of the model in this place of the table: its own shape and colour."""
+    """Return the mark, with shape and colour, of the model in row `place` of the table."""
     style, shape = f"mark {role_class(place)}", SHAPES[place % len(SHAPES)]
     if shape == "circle":
         return f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
@@ -142,5 +142,5 @@ def mark(x: float, y: float, place: int) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits that count."""
+    """Format a value with three significant digits, or two for large ones (1.2e+05)."""
     return f"{value:.3g}" if abs(value) < 1e5 else f"{value:.1e}"

@@ -1,4 +1,4 @@
-"""A report's tables as text: the same in the terminal, in Markdown, in the page, in model cards and in Prefect."""
+"""A report's tables as text, shared by the terminal, Markdown, the HTML page, model cards and Prefect."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ DASH = "–"
 
 
 class Compared(Protocol):
-    """A report with a line for each model."""
+    """A report with a row for each model."""
 
     @property
     def models(self) -> tuple[ModelRow, ...]:
-        """The lines."""
+        """The rows."""
 
     @property
     def metrics(self) -> tuple[MetricColumn, ...]:
-        """Of the task, the most important first."""
+        """The task metrics, the most important first."""
 
 
 def comparison_table(report: Compared) -> list[list[str]]:
-    """Headers, then one row a model: metrics of the task beside its size, then what it costs, then its distance."""
+    """Return headers, then one row per model: size and task metrics, then cost, then distance from the teacher."""
     headers = ["model", "parameters", "MB", *(one.name for one in report.metrics)]
     headers += ["peak MB", "tokens/s", "p50 ms", "p95 ms", "KL/token", "agreement", "perplexity"]
     scored = any(row.reference_score for row in report.models)
@@ -32,13 +32,13 @@ def comparison_table(report: Compared) -> list[list[str]]:
 
 
 def differences_table(report: Report) -> list[list[str]]:
-    """Headers, then how far the student's scores stand from each other model's, and whether chance could do it."""
+    """Return headers, then the student's scores minus each other model's, and whether the difference is clear."""
     headers = ["the student less", *(one.name for one in report.metrics)]
     return [headers, *([row.role, *(_difference(row, one) for one in report.metrics)] for row in report.differences)]
 
 
 def answer_quality_table(report: Compared) -> list[list[str]]:
-    """Headers, then what each model's answers look like; empty where nothing of it was measured."""
+    """Return headers, then each model's answer quality; empty if it was not measured."""
     if not any(row.answer_quality for row in report.models):
         return []
     headers = ["model", "repeat themselves", "reach the token limit", "empty", "copied", "mean tokens"]
@@ -46,7 +46,7 @@ def answer_quality_table(report: Compared) -> list[list[str]]:
 
 
 def judged(difference: Interval, *, lower_is_better: bool) -> str:
-    """What a difference from the student says of the student."""
+    """Return whether a difference (student minus other) makes the student `better`, `worse` or `not told apart`."""
     if difference.low <= 0 <= difference.high:
         return "not told apart"
     return "better" if (difference.low > 0) != lower_is_better else "worse"
@@ -80,7 +80,7 @@ def _whole(value: float | None) -> str:
 
 
 def shown(interval: Interval | None, digits: int, *, percent: bool = False) -> str:
-    """`2.57 [2.35, 2.77]`; a dash where nothing was measured, no brackets where there is nothing to doubt."""
+    """Format a figure as `2.57 [2.35, 2.77]`; a dash if it was not measured, no brackets if the interval is a point."""
     if interval is None:
         return DASH
     scale, unit = (100, " %") if percent else (1, "")
@@ -89,7 +89,7 @@ def shown(interval: Interval | None, digits: int, *, percent: bool = False) -> s
 
 
 def _difference(row: Difference, metric: MetricColumn) -> str:
-    """`+1.2 [+0.4, +2.0] better`; of percentages in points."""
+    """Format a difference as `+1.2 [+0.4, +2.0] better`; percentages in points."""
     interval = row.scores[metric.name]
     scale = 100 if metric.percent else 1
     mean, low, high = (

@@ -1,4 +1,4 @@
-"""What a report's figures say, in plain words; cautious where chance could make the difference."""
+"""The verdict of a report in words; cautious where a difference may be due to chance."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from stillhouse.evaluation.results import Interval, MetricColumn, ModelRow, Repo
 
 
 def verdict(report: Report) -> str:
-    """What is wrong with the student, if anything is, and then the findings."""
+    """Return the warnings about the student, if any, followed by the findings."""
     return " ".join([*warnings(report), findings(report)])
 
 
 def findings(report: Report) -> str:
-    """The student against the teacher and the baselines, by the first metric of the task or by the distance."""
+    """Compare the student with the teacher and the baselines, by the first task metric or, without metrics, by the KL."""
     student = report.student
     others = [row for row in report.models if row is not student and not row.is_int8]
     teacher = next((row for row in others if row.role == "teacher"), None)
@@ -37,7 +37,7 @@ def findings(report: Report) -> str:
 
 
 def _cost(student: ModelRow, teacher: ModelRow) -> str:
-    """Size and speed; empty where the teacher's are not known."""
+    """Return a sentence on size and speed; empty if the teacher's are unknown."""
     faster = _times(student.tokens_per_second, teacher.tokens_per_second)
     if not (student.parameters and teacher.parameters and faster):
         return ""
@@ -48,7 +48,7 @@ def _cost(student: ModelRow, teacher: ModelRow) -> str:
 
 
 def _by_metric(report: Report, metric: MetricColumn, teacher: ModelRow | None) -> Iterator[str]:
-    """The student's score, against the teacher's and then every baseline's."""
+    """Yield sentences that compare the student's score with the teacher's, then with every baseline's."""
     student, role = report.student, report.student.role
 
     def figure(row: ModelRow) -> str:

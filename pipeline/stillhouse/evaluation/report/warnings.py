@@ -1,13 +1,13 @@
-"""When a student is broken, and how the report says so.
+"""Detect students with bad answers, and word the warnings of the report.
 
-    warnings(report)    # [] where all is well; else sentences that come before everything else
-    fault_of(row)       # "" where all is well; else a word
+    warnings(report)    # sentences that open the report; [] if there is no warning
+    fault_of(row)       # "broken", "runs on" or "copies"; "" if there is no warning
 
-A student is compared with its teacher on the same prompts. It is broken when its answers repeat themselves, run into the
-token limit or are empty clearly more often: the paired 95 % interval of the difference lies above 0, and the difference is
-at least `CLEARLY_MORE` (5 points). It runs on when its answers are clearly more than `MUCH_LONGER` (1.5) times as long: the
-interval of the ratio lies above 1.5; characters are counted, since two tokenizers count differently. It copies when the
-share of copied answers is clearly higher, by the same rule as the other shares.
+A student is compared with its teacher on the same prompts. It is broken if its answers repeat themselves, reach the token
+limit or are empty clearly more often: the paired 95 % interval of the difference is above 0, and the difference is at least
+`CLEARLY_MORE` (5 points). It runs on if its answers are clearly more than `MUCH_LONGER` (1.5) times as long: the interval
+of the ratio is above 1.5. Length is in characters, because tokenizers differ. It copies if the share of copied answers is
+clearly higher, by the same rule as the other shares.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MUCH_LONGER = 1.5  # times the teacher's characters
 
 
 def warnings(report: Report) -> list[str]:
-    """What is wrong with the student; with its int8 copy where the student itself is sound."""
+    """Return the warnings about the student or, if it has none, about its int8 copy."""
     if own := warning_of(report, report.student, "This student"):
         return [own]
     copies = [warning_of(report, row, "The student's int8 copy") for row in report.models if row.is_int8]
@@ -28,9 +28,9 @@ def warnings(report: Report) -> list[str]:
 
 
 def warning_of(report: Compared, row: ModelRow, who: str = "This student") -> str:
-    """What is wrong with one model, in a sentence or two; empty where all is well or nothing was measured.
+    """Return the warning about one model, a sentence or two; empty if all is well or nothing was measured.
 
-    `who` begins them.
+    `who` is the subject of the sentences.
     """
     quality = row.answer_quality
     if quality is None or quality.from_teacher is None:
@@ -41,7 +41,7 @@ def warning_of(report: Compared, row: ModelRow, who: str = "This student") -> st
 
 
 def fault_of(row: ModelRow) -> str:
-    """The gravest that is wrong with a model: `broken`, `runs on` or `copies`; empty exactly where `warning_of` is."""
+    """Return the most serious fault of a model: `broken`, `runs on` or `copies`; empty exactly if `warning_of` is."""
     less = row.answer_quality.from_teacher if row.answer_quality else None
     if less is None:
         return ""
@@ -53,7 +53,7 @@ def fault_of(row: ModelRow) -> str:
 
 
 def percent(share: float) -> str:
-    """0.384 -> 38 %; a share below 1 % keeps a digit."""
+    """Format a share: 0.384 -> `38 %`; below 1 %, with one decimal place."""
     return f"{share:.1%}".replace("%", " %") if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
 
 
@@ -97,10 +97,10 @@ def _much_longer(less: FromTeacher) -> bool:
 
 
 def _beside(own: Interval, difference: Interval, other: str) -> str:
-    """The other's share is the model's own less the difference."""
+    """Return the other's share in parentheses, computed as the model's share minus the difference."""
     return f"({other}: {percent(max(0.0, round(own.mean - difference.mean, 9)))})"
 
 
 def _listed(parts: list[str]) -> str:
-    """`a`, `a, and b`, `a, b, and c`"""
+    """Join as `a`, `a, and b`, `a, b, and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"

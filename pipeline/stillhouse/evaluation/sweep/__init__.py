@@ -1,1 +1,1 @@
-"""Several students of one recipe, and one report on size against quality."""
+"""Compare several students of one recipe in one report on size against quality."""

@@ -1,6 +1,6 @@
-"""Which student of a sweep to take: the smallest that keeps enough of the teacher, and the front of size and quality.
+"""Choose a student of a sweep: the smallest that keeps enough of the teacher's score, and the Pareto front.
 
-A student with a warning (warnings.py) is never taken: its scores may be good though its answers repeat themselves.
+A student with a warning (warnings.py) is never chosen: its scores may be good although its answers repeat themselves.
 
 choice = choose(students, metrics, keep=0.97)
 """
@@ -17,15 +17,15 @@ DISTANCE = MetricColumn("KL to the teacher, nats a token", lower_is_better=True,
 
 
 def choose(students: Sequence[SweptStudent], metrics: Sequence[MetricColumn], keep: float) -> Choice:
-    """Choose by the first metric; without metrics the front is that of size and distance, and no student is named.
+    """Choose by the first metric; without metrics the front is of size and KL, and no student is named.
 
     Args:
-        students: of the sweep; quantised copies and students with a warning are not chosen among.
-        metrics: of the task, the most important first.
-        keep: share of the teacher's score.
+        students: all students of the sweep; quantised copies and students with a warning are ignored.
+        metrics: the task metrics, the most important first.
+        keep: the share of the teacher's score that a student must keep.
 
     Returns:
-        The choice. A student keeps the share if its own share, the mean of the interval, is at least `keep`.
+        The choice. A student qualifies if its share of the teacher's score (the mean of the interval) is at least `keep`.
     """
     whole = [one for one in students if not one.row.is_int8 and not fault_of(one.row)]
     lead = metrics[0].name if metrics else None
@@ -44,7 +44,7 @@ def choose(students: Sequence[SweptStudent], metrics: Sequence[MetricColumn], ke
 
 
 def quality(row: ModelRow, metrics: Sequence[MetricColumn]) -> float | None:
-    """What a model is worth by the first metric, or else by its distance; more is better. None: not measured."""
+    """Return a model's quality, higher is better: by the first metric, or else its negative KL. None: not measured."""
     if not metrics:
         return None if row.kl_per_token is None else -row.kl_per_token.mean
     score = row.scores.get(metrics[0].name)
@@ -54,7 +54,10 @@ def quality(row: ModelRow, metrics: Sequence[MetricColumn]) -> float | None:
 
 
 def front(points: Sequence[tuple[float, float]]) -> set[int]:
-    """The places of the Pareto front of (size, quality): no other point is as small and better, or smaller and as good."""
+    """Return the indices of the Pareto front of (size, quality) points.
+
+    A point is on it if no other one is as small and better, or smaller and as good.
+    """
     found: set[int] = set()
     best = float("-inf")
     for size in sorted({size for size, _ in points}):

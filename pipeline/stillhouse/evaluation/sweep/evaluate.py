@@ -1,9 +1,9 @@
-"""Measure the teacher and every student of a sweep on the held-out prompts, and make one report of size against quality.
+"""Measure the teacher and every student of a sweep on the held-out prompts, and report size against quality.
 
     evaluate_sweep(recipe, dataset)     ->  data/reports/<recipe>/sweep.{md,html,json}
 
-A report that is there for this dataset, these students and these settings is not measured again; with another
-`evaluate.keep` it is drawn anew. Its figures stand in the students' own cards too.
+A stored report for the same dataset, students and settings is reused; if only `evaluate.keep` changed, it is rendered again
+without measuring. The figures are also written into the students' model cards.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _STORED = TypeAdapter(SweepReport)
 
 @dataclass(frozen=True)
 class SweepEvaluation:
-    """The report, where it lies, and whether it was measured now or stood there already."""
+    """The report, its files, and whether it is freshly measured (`fresh`) or a stored one."""
 
     report: SweepReport
     files: ReportFiles
@@ -60,7 +60,7 @@ class SweepEvaluation:
 
 @dataclass(frozen=True)
 class _Finished:
-    """A student of the sweep that is there."""
+    """A trained student of the sweep."""
 
     point: Point
     place: StudentFolder
@@ -69,14 +69,14 @@ class _Finished:
 
 
 def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> SweepEvaluation:
-    """See the module's docstring.
+    """Measure the sweep and write its report, or return the stored one.
 
     Raises:
-        RecipeError: nothing was held out, no held-out prompt has the reference that a metric needs, a metric is wrong, or
-            a student's copy needs torchao, which is not installed.
+        RecipeError: the dataset has no held-out rows, no held-out prompt has the reference that a metric needs, a metric's
+            settings are wrong, or a student's int8 copy needs torchao, which is not installed.
         StudentMissing: a student of the sweep has not been trained.
         DatasetRefused: the dataset is damaged.
-        ReportBusy: another run is measuring for this report.
+        ReportBusy: another run is making this report.
     """
     students = [_finished(point, dataset) for point in points(recipe)]
     named = [[one.point.label, one.place.key, one.place.wants_int8] for one in students]
@@ -99,10 +99,10 @@ def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent
 
 
 def _finished(point: Point, dataset: Dataset) -> _Finished:
-    """A student of the sweep.
+    """Return a trained student of the sweep.
 
     Raises:
-        StudentMissing: it is not there.
+        StudentMissing: this student has not been trained.
     """
     mode = point.student.mode
     learnt_from = learning_dataset(point.recipe, mode, dataset) or dataset
@@ -117,7 +117,7 @@ def _finished(point: Point, dataset: Dataset) -> _Finished:
 
 
 def _held_out(recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]) -> HeldOut:
-    """What everything is measured on, where it can be: nothing is written yet."""
+    """Return the held-out rows to measure on, after checking that all models can be measured; write nothing."""
     if any(one.place.wants_int8 for one in students):
         require_torchao()
     subjects, _ = _subjects(recipe, dataset, students)
@@ -127,7 +127,7 @@ def _held_out(recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]) -
 def _subjects(
     recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]
 ) -> tuple[list[Subject], list[dict[str, Any]]]:
-    """The teacher and the students, and the sweep's settings of each row that is a student's."""
+    """Return the teacher and the students with their copies, and the sweep settings of each student and copy."""
     subjects = teacher_subjects(recipe)
     settings: list[dict[str, Any]] = []
     for one in students:
@@ -162,7 +162,7 @@ def _measured(
 
 
 def _swept(models: Models, settings: Sequence[dict[str, Any]]) -> tuple[SweptStudent, ...]:
-    """The last rows, which are the students'."""
+    """Return the students and their copies, which are the last rows."""
     rows = models.rows[-len(settings) :]
     shares = models.shares[-len(settings) :] if models.shares else [{} for _ in settings]
     return tuple(SweptStudent(row, own, kept) for row, own, kept in zip(rows, settings, shares, strict=True))

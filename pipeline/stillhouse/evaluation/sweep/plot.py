@@ -1,4 +1,4 @@
-"""The plot of a sweep: parameters against quality, with the front marked and a label for every model."""
+"""The plot of a sweep: quality against parameters, with the Pareto front marked and a label for every model."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 360, 60, 310
-_LETTER = 10  # pixels of a label's letter, on a phone
-_NARROWEST = 240  # pixels of the plot itself
+_LETTER = 10  # width of a label's letter on a phone, pixels
+_NARROWEST = 240  # minimum width of the plot without labels, pixels
 
 
 def size_and_quality(models: Sequence[ModelRow], metric: MetricColumn, front: Collection[int]) -> str:
-    """Parameters against a metric, with 95 % intervals; empty where no model has both.
+    """Plot a metric with 95 % intervals against parameters; empty if no model has both.
 
-    Labels stand in a column on the right, each with a line to its mark, so that no label lies on a mark. Models whose
-    places are in `front` have a ring around their mark, and a dashed line joins them. The label of a model with a warning
-    ends with its word, such as "broken".
+    Labels are in a column on the right, each with a line to its mark, so that no label covers a mark. Models whose indices
+    are in `front` have a ring around their mark and are joined by a dashed line. The label of a model with a warning ends
+    with the fault, such as "broken".
     """
     scale = 100 if metric.percent else 1
     shown = [
@@ -55,7 +55,7 @@ def size_and_quality(models: Sequence[ModelRow], metric: MetricColumn, front: Co
 
 
 def _frame(across: Axis, up: Axis, column: float, metric: MetricColumn) -> list[str]:
-    """The axes and their names."""
+    """Return the axes and their names."""
     better = "lower" if metric.lower_is_better else "higher"
     ticks = across.ticks if column > _WIDTH / 2 else across.ticks[::2]
     return [
@@ -67,7 +67,7 @@ def _frame(across: Axis, up: Axis, column: float, metric: MetricColumn) -> list[
 
 
 def _joined(points: Sequence[tuple[float, float]]) -> list[str]:
-    """A ring around each point, and a line that joins them in the order of their size."""
+    """Return a ring around each point, and a line that joins the points in order of size."""
     rings = [f'<circle class="front" cx="{x:.1f}" cy="{y:.1f}" r="12"/>' for x, y in points]
     if len(points) < 2:
         return rings

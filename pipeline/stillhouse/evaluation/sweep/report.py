@@ -1,8 +1,8 @@
-"""Draw the report of a sweep: Markdown, JSON, and one HTML file with a plot of size against quality.
+"""Render the report of a sweep: Markdown, JSON, and one HTML file with a plot of size against quality.
 
     write_sweep_report(report, Path("data/reports/quickstart"))     # sweep.{md,html,json}
 
-What it has in common with a student's report is drawn by report.py; sweep.html.j2 extends that page.
+The parts that it shares with a student's report are rendered by report/report.py; sweep.html.j2 extends report.html.j2.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from stillhouse.evaluation.sweep.results import SweepReport
 from stillhouse.evaluation.sweep.verdict import sweep_findings, sweep_warnings
 
 NAME = "sweep"
-_LEFT_OUT = ("p95 ms", "perplexity")  # of the table, so that it fits a page; they are in the JSON
+_LEFT_OUT = ("p95 ms", "perplexity")  # columns left out of the table so that it fits a page; they are in the JSON
 
 
 def write_sweep_report(report: SweepReport, folder: Path) -> None:
-    """Write the three files, each whole or not at all; the JSON, by which a report is recognised, last."""
+    """Write the three files, each atomically; the JSON, which marks a report as complete, last."""
     files = ReportFiles.in_folder(folder, NAME)
     write_files(files, sweep_markdown(report), sweep_html(report), as_json(report))
 
 
 def sweep_table(report: SweepReport) -> list[list[str]]:
-    """Headers, then one row a model: with the share of the teacher's lead metric that it keeps, and a mark of the front.
+    """Return headers, then one row per model, with its share of the teacher's first metric and whether it is on the front.
 
-    There is no such share where lower is better. A model with a warning has its word in place of the mark.
+    The share is left out if lower is better. A model with a warning shows its fault in the column of the front.
     """
     whole = comparison_table(report)
     shown_columns = [place for place, header in enumerate(whole[0]) if header not in _LEFT_OUT]
@@ -60,14 +60,14 @@ def sweep_table(report: SweepReport) -> list[list[str]]:
 
 
 def sweep_markdown(report: SweepReport, *, narrow: bool = False, page: str = "") -> str:
-    """The report as GitHub Markdown, what is wrong with the students first; `narrow` and `page` as of `report.markdown`."""
+    """Return the report as GitHub Markdown, warnings first; `narrow` and `page` are as in `report.report.markdown`."""
     lines = opening_lines(f"{report.recipe}: a sweep", sweep_warnings(report), sweep_findings(report), page)
     lines += [*models_table(sweep_table(report), narrow=narrow), ""]
     return "\n".join([*lines, *closing_lines(report, narrow=narrow)])
 
 
 def sweep_html(report: SweepReport) -> str:
-    """The report as one page that needs nothing else."""
+    """Return the report as one self-contained HTML page."""
     headers, *rows = sweep_table(report)
     metric, models = _drawn(report)
     on_front = {place for place, row in enumerate(report.models) if row.role in report.choice.front}
@@ -89,7 +89,7 @@ def sweep_html(report: SweepReport) -> str:
 
 
 def _drawn(report: SweepReport) -> tuple[MetricColumn, list[ModelRow]]:
-    """What stands for quality in the plot, and the models with it among their scores."""
+    """Return the metric to plot and the models with their scores; without task metrics, KL takes the metric's place."""
     if report.lead is not None:
         return report.lead, list(report.models)
     by_distance = [

@@ -1,4 +1,4 @@
-"""What a sweep's figures say, in plain words: which student to take, and how sure that is."""
+"""The verdict of a sweep in words: which student to choose, and how certain the choice is."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stillhouse.student.finished.card import count_in_words
 
 
 def sweep_verdict(report: SweepReport) -> str:
-    """What is wrong with the students, if anything is, and then the findings."""
+    """Return the warnings about the students, if any, followed by the findings."""
     return " ".join([*sweep_warnings(report), sweep_findings(report)])
 
 
 def sweep_warnings(report: SweepReport) -> list[str]:
-    """What is wrong with each student; with its int8 copy where the student itself is sound."""
+    """Return the warnings about each student or, if it has none, about its int8 copy."""
     sentences, is_sound, name = [], True, ""
     for row in (one.row for one in report.students):
         if not row.is_int8:
@@ -28,7 +28,7 @@ def sweep_warnings(report: SweepReport) -> list[str]:
 
 
 def sweep_findings(report: SweepReport) -> str:
-    """The smallest student that keeps `evaluate.keep` of the teacher's first metric, or why none is named; the front."""
+    """Name the smallest student that keeps `evaluate.keep` of the teacher's first metric, or the reason; list the front."""
     sentences = [_named(report)]
     if len(report.choice.front) > 1:
         sentences.append(f"On the front of size and quality: {', '.join(report.choice.front)}.")
@@ -79,7 +79,7 @@ def _named(report: SweepReport) -> str:
 
 
 def _best(report: SweepReport) -> str:
-    """The best student by what there is."""
+    """Return a sentence on the best student by the first metric or the KL; empty if none was measured."""
     sound = [one for one in report.students if not fault_of(one.row)]
     rated = [(worth, one) for one in sound if (worth := quality(one.row, report.metrics)) is not None]
     if not rated:
@@ -92,7 +92,7 @@ def _best(report: SweepReport) -> str:
 
 
 def _size(report: SweepReport, student: SweptStudent) -> str:
-    """`, with 63.7 million parameters (47% of the teacher's)`."""
+    """Return `, with 63.7 million parameters (47% of the teacher's)`; empty if the size is unknown."""
     parameters, teacher = student.row.parameters, report.teacher.parameters if report.teacher else None
     if not parameters:
         return ""
