@@ -6,6 +6,7 @@
 # make mutants      change one place of the code at a time: does a test fail? (docs/mutants.md) SAMPLE=200 SEED=0
 # make check        lint and types
 # make bench-*      PART=name measures one part again (label, vllm, train)
+# make docs         the documentation as a site in data/site, its reference written from the code
 # make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 # make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
@@ -26,7 +27,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -85,6 +86,12 @@ test-vllm: install-dev .venv-vllm/.installed
 mutants: install-dev .venv-mutants/.installed
 	$(BIN)/stillhouse teacher fetch-demo
 	.venv-mutants/bin/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) --workers $(MUTANTS_AT_ONCE) $(if $(AGAIN),--again) $(if $(ROOM),--room $(ROOM))
+
+# The reference is written from the code; the site opens from data/site/index.html, without a network.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install-dev
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/mkdocs build --quiet
 
 check: lint types
 

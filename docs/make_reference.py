@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -58,7 +59,7 @@ def settings_page() -> str:
         _DO_NOT_EDIT,
         "Every setting of a recipe, in the order of the file. A setting without a default must be given. `--set a.b=value` "
         'changes one on the command line, and `stillhouse.load_recipe(..., {"a.b": value})` in Python.\n',
-        *_model_section("", Recipe),
+        *_model_section("", Recipe, _homes("", Recipe)),
         "## Options of each kind\n",
         "Options stand beside `kind`, those of a teacher in `teacher.options`.\n",
     ]
@@ -69,16 +70,39 @@ def settings_page() -> str:
     return "\n".join(parts)
 
 
-def _model_section(path: str, model: type[BaseModel]) -> Iterator[str]:
-    """The table of a model's own settings, then the sections of the models inside."""
+def _anchor(path: str) -> str:
+    """The anchor of a section's heading, as Markdown makes it."""
+    return re.sub(r"[^\w -]", "", path.lower()).replace(" ", "-")
+
+
+def _model_section(path: str, model: type[BaseModel], homes: Mapping[type[BaseModel], str]) -> Iterator[str]:
+    """Yield the table of a model's own settings, then the sections of the models inside."""
     yield f"## `{path}`\n" if path else "## The recipe\n"
+    if path and homes[model] != path:
+        yield f"The settings of [`{homes[model]}`](#{_anchor(homes[model])}).\n"
+        return
     if path and model.__doc__:
         yield _prose(model.__doc__) + "\n"
     yield from _table(model, path)
+    for shown, inside in _inside(path, model):
+        yield from _model_section(shown, inside, homes)
+
+
+def _homes(path: str, model: type[BaseModel]) -> dict[type[BaseModel], str]:
+    """Return the section in which each model is described: the first one, and of a student's settings `student`."""
+    found: dict[type[BaseModel], str] = {}
+    for shown, inside in _inside(path, model):
+        for each, home in ({inside: shown} | _homes(shown, inside)).items():
+            if each not in found or (home.startswith("student.") and not found[each].startswith("student.")):
+                found[each] = home
+    return found
+
+
+def _inside(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the models that are settings of a model, each with its path."""
     for name, field in model.model_fields.items():
-        shown = f"{path}.{field.alias or name}".lstrip(".")
         for inside in _models_in(field.annotation):
-            yield from _model_section(shown, inside)
+            yield f"{path}.{field.alias or name}".lstrip("."), inside
 
 
 def _kind_section(where: str, setting: str, kind: str, module: types.ModuleType) -> Iterator[str]:
@@ -169,8 +193,9 @@ def _yaml(value: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """A docstring's or a description's words on one line."""
-    return " ".join(inspect.cleandoc(text).split())
+    """Return a docstring or a description on one line, as Markdown, with the names of YAML."""
+    line = " ".join(inspect.cleandoc(text).split())
+    return re.sub(r"\bNone\b", "null", line).replace("<", "&lt;")
 
 
 # --------------------------------------------------------------------------------------------------------------- commands

@@ -28,8 +28,10 @@ from stillhouse.settings import Settings, parse_options
 class BestOfOptions(Settings):
     """Options of this filter."""
 
-    keep: int = Field(default=1, ge=1)  # samples to keep per prompt
-    verifiers: tuple[FilterSettings, ...] = ()
+    keep: int = Field(default=1, ge=1, description="samples to keep per prompt")
+    verifiers: tuple[FilterSettings, ...] = Field(
+        default=(), description="filters that judge the samples, as in `quality`"
+    )
 
     @field_validator("verifiers")
     @classmethod

@@ -44,9 +44,15 @@ WHERE band IN ({}) AND owner != ? ORDER BY number
 class DuplicatesOptions(Settings):
     """Options of this filter."""
 
-    near: float | None = Field(default=0.8, gt=0, le=1)  # least similarity of a duplicate; None: exact duplicates only
-    permutations: int = Field(default=128, ge=16, le=1024)  # the estimate's standard error is at most 0.5 / sqrt(this)
-    of: Literal["completion", "prompt", "both"] = "completion"  # prompt: across prompts only; both: joined as one text
+    near: float | None = Field(
+        default=0.8, gt=0, le=1, description="least similarity of a duplicate; None: exact duplicates only"
+    )
+    permutations: int = Field(
+        default=128, ge=16, le=1024, description="the estimate's standard error is at most 0.5 / sqrt(this)"
+    )
+    of: Literal["completion", "prompt", "both"] = Field(
+        default="completion", description="prompt: across prompts only; both: joined as one text"
+    )
 
 
 def open_filter(options: dict[str, Any]) -> Duplicates:

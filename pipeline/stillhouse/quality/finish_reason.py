@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from stillhouse.quality.base import Filter
 from stillhouse.records import Completion, FinishReason
 from stillhouse.settings import Settings, parse_options
@@ -16,7 +18,7 @@ from stillhouse.settings import Settings, parse_options
 class FinishReasonOptions(Settings):
     """Options of this filter."""
 
-    allowed: tuple[FinishReason, ...] = ("stop",)
+    allowed: tuple[FinishReason, ...] = Field(default=("stop",), description="finish reasons to keep")
 
 
 def open_filter(options: dict[str, Any]) -> Filter:

@@ -39,9 +39,11 @@ Schema = dict[str, Any] | bool
 class JsonSchemaOptions(Settings):
     """Options of this filter: exactly one of `schema` and `file`."""
 
-    schema_: Schema | None = Field(default=None, alias="schema")
-    file: str | None = None  # a JSON file with the schema, looked up like a prompt file
-    strip_fence: bool = True  # accept a ```json fence around the text
+    schema_: Schema | None = Field(
+        default=None, alias="schema", description="a JSON schema, or the path of a file with one"
+    )
+    file: str | None = Field(default=None, description="a JSON file with the schema, looked up like a prompt file")
+    strip_fence: bool = Field(default=True, description="accept a ```json fence around the text")
 
     @model_validator(mode="after")
     def _exactly_one_schema(self) -> JsonSchemaOptions:

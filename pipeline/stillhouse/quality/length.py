@@ -21,10 +21,10 @@ from stillhouse.settings import Settings, parse_options
 class LengthOptions(Settings):
     """Options of this filter: at least one bound."""
 
-    min_tokens: int | None = Field(default=None, ge=0)
-    max_tokens: int | None = Field(default=None, ge=1)
-    min_chars: int | None = Field(default=None, ge=0)
-    max_chars: int | None = Field(default=None, ge=1)
+    min_tokens: int | None = Field(default=None, ge=0, description="fewest tokens to keep")
+    max_tokens: int | None = Field(default=None, ge=1, description="most tokens to keep")
+    min_chars: int | None = Field(default=None, ge=0, description="fewest characters to keep")
+    max_chars: int | None = Field(default=None, ge=1, description="most characters to keep")
 
     @model_validator(mode="after")
     def _bounds_with_room_between(self) -> LengthOptions:

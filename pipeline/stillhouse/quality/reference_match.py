@@ -32,9 +32,11 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 class ReferenceMatchOptions(Settings):
     """Options of this filter."""
 
-    how: Literal["exact", "contains", "number", "f1"]
-    threshold: float = Field(default=0.5, ge=0, le=1)  # for f1: completions below it are rejected
-    without_reference: Literal["keep", "reject"] = "keep"  # with `number`, also for a reference without a number
+    how: Literal["exact", "contains", "number", "f1"] = Field(description="how completion and reference are compared")
+    threshold: float = Field(default=0.5, ge=0, le=1, description="for f1: completions below it are rejected")
+    without_reference: Literal["keep", "reject"] = Field(
+        default="keep", description="with `number`, also for a reference without a number"
+    )
 
     @model_validator(mode="after")
     def _threshold_goes_with_f1(self) -> ReferenceMatchOptions:

@@ -63,8 +63,10 @@ _STRAIGHT = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'"})
 class RefusalOptions(Settings):
     """Options of this filter."""
 
-    patterns: tuple[re.Pattern[str], ...] = ()  # more refusal patterns, ignoring case; write straight apostrophes
-    within: int = Field(default=200, ge=1)  # characters to check, from the start
+    patterns: tuple[re.Pattern[str], ...] = Field(
+        default=(), description="more refusal patterns, ignoring case; write straight apostrophes"
+    )
+    within: int = Field(default=200, ge=1, description="characters to check, from the start")
 
 
 def open_filter(options: dict[str, Any]) -> Filter:

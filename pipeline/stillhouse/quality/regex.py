@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
+from pydantic import Field
+
 from stillhouse.quality.base import Filter
 from stillhouse.records import Completion
 from stillhouse.settings import Settings, parse_options
@@ -20,9 +22,11 @@ from stillhouse.text import shortened
 class RegexOptions(Settings):
     """Options of this filter."""
 
-    pattern: re.Pattern[str]
-    mode: Literal["search", "fullmatch"] = "search"  # match anywhere in the text, or the whole text
-    reject: bool = False  # reject completions that match instead of those that do not
+    pattern: re.Pattern[str] = Field(description="a regular expression of Python's `re`")
+    mode: Literal["search", "fullmatch"] = Field(
+        default="search", description="match anywhere in the text, or the whole text"
+    )
+    reject: bool = Field(default=False, description="reject completions that match instead of those that do not")
 
 
 def open_filter(options: dict[str, Any]) -> Filter:

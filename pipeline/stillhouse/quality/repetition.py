@@ -22,7 +22,7 @@ from stillhouse.text import GRAM, REPEATED_SHARE, repeated_share
 class RepetitionOptions(Settings):
     """Options of this filter."""
 
-    share: float = Field(default=REPEATED_SHARE, gt=0, le=1)  # of repeated 4-grams, from which to reject
+    share: float = Field(default=REPEATED_SHARE, gt=0, le=1, description="of repeated 4-grams, from which to reject")
 
 
 def open_filter(options: dict[str, Any]) -> Filter:

@@ -19,8 +19,8 @@ class MetricSettings(Settings):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: str
-    name: str | None = None  # the column's header; None: the metric's name
+    kind: str = Field(description="the metric; docs/evaluation.md lists them")
+    name: str | None = Field(default=None, description="the column's header; None: the metric's name")
 
     @model_validator(mode="before")
     @classmethod
@@ -36,13 +36,25 @@ class MetricSettings(Settings):
 class EvaluateSettings(Settings):
     """What the report compares and measures."""
 
-    baselines: tuple[Literal["untrained", "black-box", "gold"], ...] = ("untrained", "black-box")
-    limit: int = Field(default=200, ge=1)  # held-out rows to measure on; every model answers their prompts
-    metrics: tuple[MetricSettings, ...] = ()  # task metrics of the answers to the prompts with a reference
-    batch_size: int = Field(default=16, ge=1)  # prompts answered together, except when timing
-    answers: int = Field(default=20, ge=1)  # held-out prompts whose answers the report shows side by side
-    latency_prompts: int = Field(default=10, ge=2)  # prompts answered one at a time, for latency and tokens per second
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    near_duplicate: float = Field(default=0.8, gt=0, le=1)  # Jaccard similarity from which a prompt is a near duplicate
-    keep: float = Field(default=0.97, gt=0, le=1)  # share of the teacher's score that a sweep's student must keep
-    reports: str = "data/reports"
+    baselines: tuple[Literal["untrained", "black-box", "gold"], ...] = Field(
+        default=("untrained", "black-box"), description="models measured next to teacher and student"
+    )
+    limit: int = Field(default=200, ge=1, description="held-out rows to measure on; every model answers their prompts")
+    metrics: tuple[MetricSettings, ...] = Field(
+        default=(), description="task metrics of the answers to the prompts with a reference"
+    )
+    batch_size: int = Field(default=16, ge=1, description="prompts answered together, except when timing")
+    answers: int = Field(default=20, ge=1, description="held-out prompts whose answers the report shows side by side")
+    latency_prompts: int = Field(
+        default=10, ge=2, description="prompts answered one at a time, for latency and tokens per second"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="data type of the weights while measuring"
+    )
+    near_duplicate: float = Field(
+        default=0.8, gt=0, le=1, description="Jaccard similarity from which a prompt is a near duplicate"
+    )
+    keep: float = Field(
+        default=0.97, gt=0, le=1, description="share of the teacher's score that a sweep's student must keep"
+    )
+    reports: str = Field(default="data/reports", description="folder for reports: <reports>/<name>")

@@ -31,20 +31,25 @@ _OF_A_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "h
 class FinetuneSettings(Settings):
     """How the teacher is fine-tuned; keys that `student` also has mean the same here."""
 
-    name: str | None = Field(default=None, pattern=NAME)  # of the fine-tuned teacher; None: the recipe's name
-    root: str = "data/teachers"  # the fine-tuned teacher is stored in <root>/<name>/gold
-    seed: int | None = Field(default=None, ge=0)  # None: the recipe's seed
-    config: dict[str, Any] | None = (
-        None  # changes to teacher.model's config, to train fresh weights; None: start from its weights
+    name: str | None = Field(
+        default=None, pattern=NAME, description="of the fine-tuned teacher; None: the recipe's name"
     )
-    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and reference; longer rows are skipped and counted
-    freeze: tuple[Part, ...] = ()
-    packing: bool = False
-    lora: LoraSettings | None = None
-    early_stopping: EarlyStoppingSettings | None = None
-    head_chunk: int = Field(default=512, ge=1)
-    train: dict[str, Any] = Field(default_factory=dict)  # arguments of transformers.TrainingArguments
-    launch: LaunchSettings | None = None  # of accelerate; None: train in this process
+    root: str = Field(default="data/teachers", description="the fine-tuned teacher is stored in <root>/<name>/gold")
+    seed: int | None = Field(default=None, ge=0, description="None: the recipe's seed")
+    config: dict[str, Any] | None = Field(
+        default=None,
+        description="changes to teacher.model's config, to train fresh weights; None: start from its weights",
+    )
+    max_length: int = Field(
+        default=1024, ge=2, description="tokens of prompt and reference; longer rows are skipped and counted"
+    )
+    freeze: tuple[Part, ...] = Field(default=(), description="as `student.freeze`")
+    packing: bool = Field(default=False, description="as `student.packing`")
+    lora: LoraSettings | None = Field(default=None, description="as `student.lora`")
+    early_stopping: EarlyStoppingSettings | None = Field(default=None, description="as `student.early_stopping`")
+    head_chunk: int = Field(default=512, ge=1, description="as `student.head_chunk`")
+    train: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
+    launch: LaunchSettings | None = Field(default=None, description="of accelerate; None: train in this process")
 
     @property
     def folder(self) -> str:

@@ -15,17 +15,22 @@ from stillhouse.settings import Settings
 class SamplingSettings(Settings):
     """How the teacher samples its tokens; part of every request's key."""
 
-    temperature: float = Field(default=0.7, ge=0)  # 0: greedy
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.7, ge=0, description="0: greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="share of the distribution that tokens are sampled from")
+    max_tokens: int = Field(default=256, ge=1, description="maximum tokens per completion")
 
 
 class SoftSettings(Settings):
     """Which part of the teacher's distribution is stored at every completion position."""
 
-    encoding: EncodingName = "top-k"
-    k: int | None = Field(default=None, ge=1)  # top-k: number of most likely tokens; 32 by default
-    draws: int | None = Field(default=None, ge=1, le=65_535)  # sampled: number of tokens drawn at random; 50 by default
+    encoding: EncodingName = Field(
+        default="top-k",
+        description="top-k: the most likely tokens with their log-probabilities; sampled: random draws with their counts",
+    )
+    k: int | None = Field(default=None, ge=1, description="top-k: number of most likely tokens; 32 by default")
+    draws: int | None = Field(
+        default=None, ge=1, le=65_535, description="sampled: number of tokens drawn at random; 50 by default"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -64,18 +69,31 @@ def encoding_of(soft: SoftSettings | None) -> EncodingName | None:
 class LimitSettings(Settings):
     """Rate limits of the teacher's server; None: unlimited."""
 
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="maximum requests per minute; None: no limit"
+    )
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="maximum tokens per minute; None: no limit")
 
 
 class RunnerSettings(Settings):
     """Where labelling runs: in this process, or in workers on one or more machines (docs/scale.md)."""
 
-    kind: Literal["local", "work-pool", "ray"] = "local"
-    workers: int = Field(default=2, ge=1)  # parts labelled at once; rate limits are divided among the workers
-    shards: int = Field(default=40, ge=1)  # maximum per part; fewer if some workers would otherwise get none
-    deployment: str = Field(default="label/part", pattern=r"^[^/]+/[^/]+$")  # work pool: deployment that labels a part
-    address: str | None = None  # of a Ray cluster; None: RAY_ADDRESS, or the cluster on this machine
+    kind: Literal["local", "work-pool", "ray"] = Field(
+        default="local",
+        description="local: this process; work-pool: workers of a Prefect work pool; ray: a Ray cluster",
+    )
+    workers: int = Field(
+        default=2, ge=1, description="parts labelled at once; rate limits are divided among the workers"
+    )
+    shards: int = Field(
+        default=40, ge=1, description="maximum per part; fewer if some workers would otherwise get none"
+    )
+    deployment: str = Field(
+        default="label/part", pattern=r"^[^/]+/[^/]+$", description="work pool: deployment that labels a part"
+    )
+    address: str | None = Field(
+        default=None, description="of a Ray cluster; None: RAY_ADDRESS, or the cluster on this machine"
+    )
 
     @field_validator("address")
     @classmethod
@@ -92,20 +110,32 @@ class RunnerSettings(Settings):
 class LabelSettings(Settings):
     """How the teacher turns prompts into completions."""
 
-    mode: Literal["generate", "score"] = "generate"  # score: teacher forcing along the reference
-    samples: int = Field(default=1, ge=1)  # completions per prompt
-    sampling: SamplingSettings = SamplingSettings()
-    soft: SoftSettings | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)  # per token, from an API; stored as text, as returned
-    response_format: dict[str, Any] | None = None  # as in OpenAI's API, for instance a JSON schema
-    shard_size: int = Field(default=1000, ge=1)  # prompts per shard
-    concurrency: int = Field(default=64, ge=1)  # requests in flight
-    limits: LimitSettings = LimitSettings()
-    runner: RunnerSettings = RunnerSettings()
-    patience: float = Field(default=300, gt=0)  # seconds without any answer after which the run ends
-    refusals_in_a_row: int | None = Field(default=5, ge=1)  # equal refusals in a row that end the run; None: never
-    budget_usd: float | None = Field(default=None, gt=0)  # for all runs and versions of this dataset together
-    max_rejected: float = Field(default=0.05, ge=0, le=1)  # share of requests above which the exit status is 3
+    mode: Literal["generate", "score"] = Field(
+        default="generate", description="score: teacher forcing along the reference"
+    )
+    samples: int = Field(default=1, ge=1, description="completions per prompt")
+    sampling: SamplingSettings = Field(default=SamplingSettings(), description="how the teacher samples tokens")
+    soft: SoftSettings | None = Field(default=None, description="soft labels to store; None: text only")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="per token, from an API; stored as text, as returned"
+    )
+    response_format: dict[str, Any] | None = Field(
+        default=None, description="as in OpenAI's API, for instance a JSON schema"
+    )
+    shard_size: int = Field(default=1000, ge=1, description="prompts per shard")
+    concurrency: int = Field(default=64, ge=1, description="requests in flight")
+    limits: LimitSettings = Field(default=LimitSettings(), description="rate limits of the teacher's server")
+    runner: RunnerSettings = Field(default=RunnerSettings(), description="who labels: this process, or several workers")
+    patience: float = Field(default=300, gt=0, description="seconds without any answer after which the run ends")
+    refusals_in_a_row: int | None = Field(
+        default=5, ge=1, description="equal refusals in a row that end the run; None: never"
+    )
+    budget_usd: float | None = Field(
+        default=None, gt=0, description="for all runs and versions of this dataset together"
+    )
+    max_rejected: float = Field(
+        default=0.05, ge=0, le=1, description="share of requests above which the exit status is 3"
+    )
 
     @model_validator(mode="after")
     def _one_reference_one_score(self) -> LabelSettings:

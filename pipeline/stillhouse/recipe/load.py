@@ -33,28 +33,38 @@ VERSION = re.compile(r"v(\d+)")  # of a dataset, as in outputs
 class PromptSettings(Settings):
     """Where the prompts come from and which of them are held out."""
 
-    source: str  # a .jsonl or .parquet file, local or at a URL, or a hub data set's id
-    config: str | None = None  # configuration of a hub data set that has several
-    split: str = "train"  # of a hub data set
-    template: str | None = None  # a .j2 file; None: the rows have `prompt` or `messages`
-    system: str | None = None  # system message for prompts without one
-    columns: dict[str, str] = Field(default_factory=dict)  # name in the template -> column of the row
-    reference: str | None = None  # column with the gold answer; None: `reference`, if it exists
-    last_turn: Literal["refuse", "reference", "continue"] = "refuse"  # how to treat a final assistant turn
-    limit: int | None = Field(default=None, ge=1)  # maximum number of prompts
-    holdout: float = Field(default=0.1, ge=0, lt=1)  # share of prompts for validation, chosen by content hash
+    source: str = Field(description="a .jsonl, .csv, .tsv or .parquet file, local or at a URL, or a hub data set's id")
+    config: str | None = Field(default=None, description="configuration of a hub data set that has several")
+    split: str = Field(default="train", description="of a hub data set")
+    template: str | None = Field(default=None, description="a .j2 file; None: the rows have `prompt` or `messages`")
+    system: str | None = Field(default=None, description="system message for prompts without one")
+    columns: dict[str, str] = Field(default_factory=dict, description="name in the template -> column of the row")
+    reference: str | None = Field(
+        default=None, description="column with the gold answer; None: `reference`, if it exists"
+    )
+    last_turn: Literal["refuse", "reference", "continue"] = Field(
+        default="refuse", description="how to treat a final assistant turn"
+    )
+    limit: int | None = Field(default=None, ge=1, description="maximum number of prompts")
+    holdout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of prompts for validation, chosen by content hash"
+    )
 
 
 class TeacherSettings(Settings):
     """The model that labels. `options` are those of the kind, which checks them."""
 
-    kind: str
-    model: str = ""
-    revision: str | None = None
-    finetune: FinetuneSettings | None = None  # fine-tune `model` on the references first; the result labels
-    task_prefix: str | None = None  # required start of every prompt; None: as in `model`'s config; "": none
-    price: PriceSettings | None = None  # None: looked up by model and provider
-    options: dict[str, Any] = Field(default_factory=dict)
+    kind: str = Field(description="transformers, vllm, openai, scripted, reference, or a kind of another package")
+    model: str = Field(default="", description="a folder, a hub id, or the API's name of the model")
+    revision: str | None = Field(default=None, description="revision of a hub model")
+    finetune: FinetuneSettings | None = Field(
+        default=None, description="fine-tune `model` on the references first; the result labels"
+    )
+    task_prefix: str | None = Field(
+        default=None, description='required start of every prompt; None: as in `model`\'s config; "": none'
+    )
+    price: PriceSettings | None = Field(default=None, description="None: looked up by model and provider")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of this kind, see below")
 
     @property
     def labelling_model(self) -> str:
@@ -79,8 +89,8 @@ class TeacherSettings(Settings):
 class PriceSettings(Settings):
     """The teacher's prices, if `genai-prices` lacks them or has wrong ones."""
 
-    input_usd_per_million: float = Field(ge=0)  # prompt tokens
-    output_usd_per_million: float = Field(ge=0)  # completion tokens, reasoning included
+    input_usd_per_million: float = Field(ge=0, description="prompt tokens")
+    output_usd_per_million: float = Field(ge=0, description="completion tokens, reasoning included")
 
 
 class FilterSettings(Settings):
@@ -88,7 +98,7 @@ class FilterSettings(Settings):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: str
+    kind: str = Field(description="the filter; docs/quality.md lists them")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -98,13 +108,17 @@ class FilterSettings(Settings):
 class DatasetSettings(Settings):
     """The dataset to write or read."""
 
-    root: str = "data/labels"  # a folder, or a URL such as s3://bucket/labels
-    name: str = Field(pattern=NAME)
-    version: int | None = Field(default=None, ge=1)  # version to learn from; None: the newest
-    licence: str | None = None  # for the card: an SPDX identifier such as apache-2.0
-    journal: str | None = None  # a local folder; None: next to the versions, or under data/journals if root is a URL
-    when_busy: Literal["leave", "wait"] = "leave"  # what labelling does while another run writes the dataset
-    patience: float = Field(default=3600, gt=0)  # timeout of `wait`, seconds
+    root: str = Field(default="data/labels", description="a folder, or a URL such as s3://bucket/labels")
+    name: str = Field(pattern=NAME, description="the dataset's name: letters, digits, `.`, `_` and `-`")
+    version: int | None = Field(default=None, ge=1, description="version to learn from; None: the newest")
+    licence: str | None = Field(default=None, description="for the card: an SPDX identifier such as apache-2.0")
+    journal: str | None = Field(
+        default=None, description="a local folder; None: next to the versions, or under data/journals if root is a URL"
+    )
+    when_busy: Literal["leave", "wait"] = Field(
+        default="leave", description="what labelling does while another run writes the dataset"
+    )
+    patience: float = Field(default=3600, gt=0, description="timeout of `wait`, seconds")
 
     @field_validator("version", mode="before")
     @classmethod
@@ -132,18 +146,26 @@ class DatasetSettings(Settings):
 class Recipe(Settings):
     """All settings of one run, from prompts to report."""
 
-    name: str = Field(pattern=NAME)
-    seed: int = Field(default=0, ge=0)
-    prompts: PromptSettings
-    references: PromptSettings | None = None  # prompts whose references gold models learn; None: `prompts`
-    teacher: TeacherSettings
-    label: LabelSettings = LabelSettings()
-    quality: tuple[FilterSettings, ...] = ()
-    dataset: DatasetSettings
-    student: StudentSettings | None = None
-    students: str = "data/students"
-    evaluate: EvaluateSettings = EvaluateSettings()
-    sweep: SweepSettings | None = None  # train several students; `student` has their common settings
+    name: str = Field(
+        pattern=NAME, description="the run's name: students are in <students>/<name>, the report in <reports>/<name>"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of every random choice")
+    prompts: PromptSettings = Field(description="where prompts come from")
+    references: PromptSettings | None = Field(
+        default=None, description="prompts whose references gold models learn; None: `prompts`"
+    )
+    teacher: TeacherSettings = Field(description="the model that labels")
+    label: LabelSettings = Field(default=LabelSettings(), description="how the teacher is queried")
+    quality: tuple[FilterSettings, ...] = Field(
+        default=(), description="filters, applied in order; a rejected completion is stored with its reason"
+    )
+    dataset: DatasetSettings = Field(description="the dataset to write and to learn from")
+    student: StudentSettings | None = Field(default=None, description="the student to train; None: label only")
+    students: str = Field(default="data/students", description="folder for students: <students>/<name>")
+    evaluate: EvaluateSettings = Field(default=EvaluateSettings(), description="how teacher and students are measured")
+    sweep: SweepSettings | None = Field(
+        default=None, description="train several students; `student` has their common settings"
+    )
 
     @model_validator(mode="before")
     @classmethod

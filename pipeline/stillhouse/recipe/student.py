@@ -24,16 +24,20 @@ Choose = Literal["importance", "greedy", "leave-one-out", "block-influence", "ev
 class StackLayers(Settings):
     """Layers to keep of an encoder-decoder's two stacks; None: all."""
 
-    encoder: Layers | None = None
-    decoder: Layers | None = None
+    encoder: Layers | None = Field(default=None, description="encoder layers to keep; None: all")
+    decoder: Layers | None = Field(default=None, description="decoder layers to keep; None: all")
 
 
 class WidthSettings(Settings):
     """Widths to keep of the teacher's matrices, the same in every layer; None: the full width."""
 
-    feed_forward: Width | None = None  # neurons between the two feed-forward matrices
-    heads: Width | None = None  # attention heads, in whole groups that share a key-value head
-    hidden: Width | None = None  # channels of the residual stream, embedding and norms included
+    feed_forward: Width | None = Field(default=None, description="neurons between the two feed-forward matrices")
+    heads: Width | None = Field(
+        default=None, description="attention heads, in whole groups that share a key-value head"
+    )
+    hidden: Width | None = Field(
+        default=None, description="channels of the residual stream, embedding and norms included"
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -63,16 +67,25 @@ class InitSettings(Settings):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    from_: Literal["teacher"] | None = Field(default=None, alias="from")
-    layers: Layers | StackLayers | None = None  # of both stacks of an encoder-decoder, or {encoder: ..., decoder: ...}
-    choose: Choose = "importance"  # how layers are chosen if `layers` is a number
-    width: WidthSettings | None = None  # widths, chosen by importance; None: the teacher's
-    vocabulary: Literal["all", "used"] = "all"  # used: only the tokens that the dataset needs, and a matching tokenizer
-    rows: int = Field(default=64, ge=1, le=512)  # training rows of the dataset that importance is measured on
-    model: str | None = None  # a folder or a hub id
-    revision: str | None = None  # of a hub model
-    config: dict[str, Any] | None = (
-        None  # fresh weights: a full config if it has `model_type`, else changes to the teacher's config
+    from_: Literal["teacher"] | None = Field(
+        default=None, alias="from", description="teacher: start from parts of the teacher"
+    )
+    layers: Layers | StackLayers | None = Field(
+        default=None, description="of both stacks of an encoder-decoder, or {encoder: ..., decoder: ...}"
+    )
+    choose: Choose = Field(default="importance", description="how layers are chosen if `layers` is a number")
+    width: WidthSettings | None = Field(default=None, description="widths, chosen by importance; None: the teacher's")
+    vocabulary: Literal["all", "used"] = Field(
+        default="all", description="used: only the tokens that the dataset needs, and a matching tokenizer"
+    )
+    rows: int = Field(
+        default=64, ge=1, le=512, description="training rows of the dataset that importance is measured on"
+    )
+    model: str | None = Field(default=None, description="a folder or a hub id")
+    revision: str | None = Field(default=None, description="of a hub model")
+    config: dict[str, Any] | None = Field(
+        default=None,
+        description="fresh weights: a full config if it has `model_type`, else changes to the teacher's config",
     )
 
     @field_validator("layers", mode="before")
@@ -185,10 +198,10 @@ class LossSettings(Settings):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
-    kind: str = "forward-kl"  # the divergence; docs/distillation.md lists them
-    temperature: float = Field(default=1.0, gt=0)  # T, for teacher and student
-    weight: float = Field(default=1.0, ge=0)  # of the divergence; 0: cross-entropy only
-    cross_entropy_weight: float = Field(default=1.0, ge=0)  # on the completion's tokens; 0: divergence only
+    kind: str = Field(default="forward-kl", description="the divergence; docs/distillation.md lists them")
+    temperature: float = Field(default=1.0, gt=0, description="T, for teacher and student")
+    weight: float = Field(default=1.0, ge=0, description="of the divergence; 0: cross-entropy only")
+    cross_entropy_weight: float = Field(default=1.0, ge=0, description="on the completion's tokens; 0: divergence only")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -204,44 +217,60 @@ class LossSettings(Settings):
 class LoraSettings(Settings):
     """Low-rank adapters (LoRA; Hu et al., arXiv 2106.09685), by peft; they are merged into the finished student."""
 
-    r: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: str | tuple[str, ...] = "all-linear"  # as in peft; the default is every linear layer but the head
+    r: int = Field(default=16, ge=1, description="rank of the adapters")
+    alpha: float = Field(default=32, gt=0, description="scale of the adapters")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability of the adapters")
+    target_modules: str | tuple[str, ...] = Field(
+        default="all-linear", description="as in peft; the default is every linear layer but the head"
+    )
 
 
 class EarlyStoppingSettings(Settings):
     """Stop training when the held-out divergence no longer falls, and keep the best student."""
 
-    patience: int = Field(default=3, ge=1)  # evaluations without an improvement before training stops
-    min_delta: float = Field(default=0.0, ge=0)  # minimum improvement, nats
+    patience: int = Field(default=3, ge=1, description="evaluations without an improvement before training stops")
+    min_delta: float = Field(default=0.0, ge=0, description="minimum improvement, nats")
 
 
 class LaunchSettings(Settings):
     """Start the training processes with `accelerate launch`; options of the same name mean the same."""
 
-    num_processes: int | None = Field(default=None, ge=1)  # None: as in the config file, or one per GPU
-    config_file: str | None = None  # written by `accelerate config`; None: its default file, if that exists
-    arguments: tuple[str | int, ...] = ()  # further command-line arguments
+    num_processes: int | None = Field(default=None, ge=1, description="None: as in the config file, or one per GPU")
+    config_file: str | None = Field(
+        default=None, description="written by `accelerate config`; None: its default file, if that exists"
+    )
+    arguments: tuple[str | int, ...] = Field(default=(), description="further command-line arguments")
 
 
 class StudentSettings(Settings):
     """The student and its training."""
 
-    init: InitSettings
-    mode: Literal["white-box", "black-box", "gold"] = "white-box"  # gold: learns from references, not the teacher
-    labels: Literal["stored", "live"] = "stored"  # live: run the teacher's forward pass in every step, store nothing
-    loss: LossSettings = LossSettings()
-    max_length: int = Field(default=1024, ge=2)  # tokens of prompt and completion; longer rows are skipped and counted
-    freeze: tuple[Part, ...] = ()  # parts that are not trained; with tied weights, either one freezes both
-    packing: bool = False  # pack rows up to max_length tokens, without attention between them
-    lora: LoraSettings | None = None  # None: all weights are trained
-    early_stopping: EarlyStoppingSettings | None = None
-    head_chunk: int = Field(default=512, ge=1)  # positions whose logits are in memory at once
-    quantize: Literal["int8"] | None = None  # also write a quantised copy of the student
-    trust_remote_code: bool = False  # run code that comes with a model; only for models whose code you have read
-    train: dict[str, Any] = Field(default_factory=dict)  # arguments of transformers.TrainingArguments
-    launch: LaunchSettings | None = None  # None: train in this process
+    init: InitSettings = Field(description="what the student starts from")
+    mode: Literal["white-box", "black-box", "gold"] = Field(
+        default="white-box", description="gold: learns from references, not the teacher"
+    )
+    labels: Literal["stored", "live"] = Field(
+        default="stored", description="live: run the teacher's forward pass in every step, store nothing"
+    )
+    loss: LossSettings = Field(default=LossSettings(), description="divergence and weights")
+    max_length: int = Field(
+        default=1024, ge=2, description="tokens of prompt and completion; longer rows are skipped and counted"
+    )
+    freeze: tuple[Part, ...] = Field(
+        default=(), description="parts that are not trained; with tied weights, either one freezes both"
+    )
+    packing: bool = Field(
+        default=False, description="pack rows up to max_length tokens, without attention between them"
+    )
+    lora: LoraSettings | None = Field(default=None, description="None: all weights are trained")
+    early_stopping: EarlyStoppingSettings | None = Field(default=None, description="None: train to the last step")
+    head_chunk: int = Field(default=512, ge=1, description="positions whose logits are in memory at once")
+    quantize: Literal["int8"] | None = Field(default=None, description="also write a quantised copy of the student")
+    trust_remote_code: bool = Field(
+        default=False, description="run code that comes with a model; only for models whose code you have read"
+    )
+    train: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
+    launch: LaunchSettings | None = Field(default=None, description="None: train in this process")
 
     @model_validator(mode="after")
     def _whole_vocabulary_for_a_live_teacher(self) -> StudentSettings:

@@ -47,7 +47,9 @@ class SweepSettings(Settings):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    at_a_time: int = Field(default=1, ge=1)  # students trained in parallel, each in a separate process if more than 1
+    at_a_time: int = Field(
+        default=1, ge=1, description="students trained in parallel, each in a separate process if more than 1"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -51,13 +51,19 @@ _MOST = 2**31 - 1  # the largest token count that a row can store
 class OpenAiOptions(Settings):
     """`teacher.options` of this kind."""
 
-    base_url: str | None = None  # None: OPENAI_BASE_URL, else OpenAI's URL
-    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key
-    api: Literal["chat", "completions"] = "chat"
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # reasoning models need the second
-    extra_body: dict[str, JsonValue] = Field(default_factory=dict)  # extra request fields; null removes one
-    continue_body: dict[str, JsonValue] | None = None  # fields that make the server continue the last assistant turn
-    timeouts: Timeouts = Timeouts()
+    base_url: str | None = Field(default=None, description="None: OPENAI_BASE_URL, else OpenAI's URL")
+    api_key_env: str = Field(default="OPENAI_API_KEY", description="the environment variable that holds the key")
+    api: Literal["chat", "completions"] = Field(
+        default="chat", description="chat: chat completions; completions: text completions"
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="reasoning models need the second"
+    )
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict, description="extra request fields; null removes one")
+    continue_body: dict[str, JsonValue] | None = Field(
+        default=None, description="fields that make the server continue the last assistant turn"
+    )
+    timeouts: Timeouts = Field(default=Timeouts(), description="timeouts of a request")
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> OpenAiTeacher:

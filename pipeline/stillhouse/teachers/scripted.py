@@ -27,10 +27,10 @@ from stillhouse.teachers.prices import FREE
 class ScriptedOptions(Settings):
     """`teacher.options` of this kind."""
 
-    answers: dict[str, str] = Field(default_factory=dict)  # user message -> answer
-    refuse: tuple[str, ...] = ()  # user messages to refuse
-    vocabulary: int = Field(default=256, ge=2)
-    batch_size: int = Field(default=8, ge=1)
+    answers: dict[str, str] = Field(default_factory=dict, description="user message -> answer")
+    refuse: tuple[str, ...] = Field(default=(), description="user messages to refuse")
+    vocabulary: int = Field(default=256, ge=2, description="number of tokens")
+    batch_size: int = Field(default=8, ge=1, description="prompts answered in one call")
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> ScriptedTeacher:

@@ -53,10 +53,14 @@ _SCORING_BYTES = 1 << 29  # most bytes of logits in one scoring pass
 class TransformersOptions(Settings):
     """`teacher.options` of this kind."""
 
-    batch_size: int = Field(default=32, ge=1)  # prompts per batch
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False  # run code that comes with the model; only for code you have read
+    batch_size: int = Field(default=32, ge=1, description="prompts per batch")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="data type of the weights")
+    device: str = Field(
+        default="auto", description="auto: the accelerator if there is one; or a device such as cpu or cuda:1"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run code that comes with the model; only for code you have read"
+    )
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> TransformersTeacher:

@@ -66,12 +66,14 @@ _PLAIN = {  # sample as the recipe says, not as the model's generation_config.js
 class VllmOptions(Settings):
     """`teacher.options` of this kind."""
 
-    base_urls: tuple[str, ...] = ()  # running servers, replicas of one model
-    serve: ServeSettings | None = None  # or settings of a server to start for the run
-    served_name: str | None = None  # the model's name on the servers; None: teacher.model
-    api_key_env: str = "VLLM_API_KEY"  # the environment variable with the API key, if the servers need one
-    timeouts: Timeouts = Timeouts()
-    check: CheckSettings = Field(default_factory=CheckSettings)
+    base_urls: tuple[str, ...] = Field(default=(), description="running servers, replicas of one model")
+    serve: ServeSettings | None = Field(default=None, description="or settings of a server to start for the run")
+    served_name: str | None = Field(default=None, description="the model's name on the servers; None: teacher.model")
+    api_key_env: str = Field(
+        default="VLLM_API_KEY", description="the environment variable with the API key, if the servers need one"
+    )
+    timeouts: Timeouts = Field(default=Timeouts(), description="timeouts of a request")
+    check: CheckSettings = Field(default_factory=CheckSettings, description="checks of the server before labelling")
 
     @model_validator(mode="after")
     def _one_kind_of_server(self) -> VllmOptions:

@@ -24,10 +24,10 @@ from stillhouse.settings import Settings, parse_options
 class ChrfOptions(Settings):
     """Options of this metric, with sacrebleu's names."""
 
-    char_order: int = Field(default=6, ge=1)
-    word_order: int = Field(default=0, ge=0)  # 2 for chrF++
-    beta: int = Field(default=2, ge=1)
-    lowercase: bool = False
+    char_order: int = Field(default=6, ge=1, description="longest character n-gram")
+    word_order: int = Field(default=0, ge=0, description="2 for chrF++")
+    beta: int = Field(default=2, ge=1, description="weight of recall relative to precision")
+    lowercase: bool = Field(default=False, description="compare in lower case")
 
 
 @dataclass(frozen=True)

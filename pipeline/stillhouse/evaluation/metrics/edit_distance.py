@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import Field
 from rapidfuzz.distance import Levenshtein
 
 from stillhouse.evaluation.metrics.base import Floats, quotient
@@ -25,7 +26,7 @@ from stillhouse.settings import Settings, parse_options
 class EditDistanceOptions(Settings):
     """Options of this metric."""
 
-    unit: Literal["words", "characters"] = "words"  # words are split at white space
+    unit: Literal["words", "characters"] = Field(default="words", description="words are split at white space")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from stillhouse.evaluation.metrics.base import Floats, quotient
 from stillhouse.settings import Settings, parse_options
 
@@ -19,8 +21,8 @@ from stillhouse.settings import Settings, parse_options
 class ExactMatchOptions(Settings):
     """Options of this metric."""
 
-    ignore_case: bool = False
-    ignore_punctuation: bool = False  # of any script: Unicode categories P*
+    ignore_case: bool = Field(default=False, description="compare without regard to case")
+    ignore_punctuation: bool = Field(default=False, description="of any script: Unicode categories P*")
 
 
 @dataclass(frozen=True)

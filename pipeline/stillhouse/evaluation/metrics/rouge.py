@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
@@ -24,8 +25,10 @@ Variant = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 class RougeOptions(Settings):
     """Options of this metric."""
 
-    variant: Variant = "rougeL"
-    use_stemmer: bool = False  # Porter stemmer, for English
+    variant: Variant = Field(
+        default="rougeL", description="n-grams of one or two words, or the longest common subsequence"
+    )
+    use_stemmer: bool = Field(default=False, description="Porter stemmer, for English")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ ENCODINGS = ("dense", "top-k")
 class Options(Settings):
     """Options of this loss, next to `kind` in `student.loss`."""
 
-    head_mass: float = Field(default=0.5, gt=0, lt=1)  # mass of the teacher's most likely outcomes that form the head
+    head_mass: float = Field(
+        default=0.5, gt=0, lt=1, description="mass of the teacher's most likely outcomes that form the head"
+    )
 
 
 def divergence(teacher: Tensor, student: Tensor, *, head_mass: float) -> Tensor:

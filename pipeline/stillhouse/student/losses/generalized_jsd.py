@@ -34,7 +34,9 @@ ENCODINGS = ("dense", "top-k")
 class Options(Settings):
     """Options of this loss, next to `kind` in `student.loss`."""
 
-    beta: float = Field(default=0.5, gt=0, lt=1)  # the teacher's share in the mixture, and the weight of its KL
+    beta: float = Field(
+        default=0.5, gt=0, lt=1, description="the teacher's share in the mixture, and the weight of its KL"
+    )
 
 
 def divergence(teacher: Tensor, student: Tensor, *, beta: float) -> Tensor:

@@ -32,7 +32,7 @@ ENCODINGS = ("dense", "top-k")
 class Options(Settings):
     """Options of this loss, next to `kind` in `student.loss`."""
 
-    alpha: float = Field(default=0.1, gt=0, lt=1)  # the teacher's share in the mixture
+    alpha: float = Field(default=0.1, gt=0, lt=1, description="the teacher's share in the mixture")
 
 
 def divergence(teacher: Tensor, student: Tensor, *, alpha: float) -> Tensor:

@@ -54,9 +54,15 @@ _SPEED_REQUESTS, _SPEED_TOKENS = 8, 32
 class CheckSettings(Settings):
     """`teacher.options.check`."""
 
-    parity: bool = True  # compare with the model in transformers; false if it is too large for this machine
-    kl: float = Field(default=0.02, gt=0)  # largest mean KL from float32, nats per token; correct bfloat16: 0.002
-    largest: float = Field(default=2.0, gt=0)  # largest difference of a log-probability; correct bfloat16: 0.7
+    parity: bool = Field(
+        default=True, description="compare with the model in transformers; false if it is too large for this machine"
+    )
+    kl: float = Field(
+        default=0.02, gt=0, description="largest mean KL from float32, nats per token; correct bfloat16: 0.002"
+    )
+    largest: float = Field(
+        default=2.0, gt=0, description="largest difference of a log-probability; correct bfloat16: 0.7"
+    )
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,9 @@ _STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")  # the first line of an e
 class Timeouts(Settings):
     """Timeouts of an attempt, in seconds."""
 
-    connect: float = Field(default=10, gt=0)
-    read: float = Field(default=300, gt=0)  # between two chunks of a response
-    total: float = Field(default=600, gt=0)
+    connect: float = Field(default=10, gt=0, description="seconds to connect")
+    read: float = Field(default=300, gt=0, description="between two chunks of a response")
+    total: float = Field(default=600, gt=0, description="seconds for the whole request")
 
 
 @dataclass(frozen=True)

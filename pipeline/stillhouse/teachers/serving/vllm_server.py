@@ -47,16 +47,20 @@ _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # bypa
 class ServeSettings(Settings):
     """`teacher.options.serve`: vLLM's arguments, under their vLLM names with underscores."""
 
-    port: int | None = Field(default=None, ge=1, le=65535)  # None: a free port
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_model_len: int | None = Field(default=None, ge=16)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    quantization: str | None = None
-    enforce_eager: bool = False  # starts faster, runs slower
-    cpu_kvcache_gib: int | None = Field(default=None, ge=1)  # on a CPU: size of the key-value cache
-    startup_seconds: float = Field(default=900, gt=0)
+    port: int | None = Field(default=None, ge=1, le=65535, description="None: a free port")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="data type of the weights"
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=16, description="tokens of prompt and completion; None: the model's context window"
+    )
+    max_num_seqs: int | None = Field(default=None, ge=1, description="requests in the engine's batch")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="number of GPUs that share the model")
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1, description="share of the GPU's memory")
+    quantization: str | None = Field(default=None, description="as `vllm serve --quantization`")
+    enforce_eager: bool = Field(default=False, description="starts faster, runs slower")
+    cpu_kvcache_gib: int | None = Field(default=None, ge=1, description="on a CPU: size of the key-value cache")
+    startup_seconds: float = Field(default=900, gt=0, description="seconds to wait until the server is ready")
 
 
 class VllmServer:
