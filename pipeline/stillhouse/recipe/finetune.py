@@ -64,4 +64,6 @@ class FinetuneSettings(Settings):
             else InitSettings(model=model, revision=revision)
         )
         same = {name: getattr(self, name) for name in _OF_A_STUDENT}
-        return StudentSettings(init=init, mode="gold", trust_remote_code=trust_remote_code, **same)
+        student = StudentSettings(init=init, mode="gold", trust_remote_code=trust_remote_code, **same)
+        student._is_teacher = True
+        return student

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from stillhouse.settings import Settings
 
@@ -242,8 +242,18 @@ class LaunchSettings(Settings):
     arguments: tuple[str | int, ...] = Field(default=(), description="further command-line arguments")
 
 
+_OF_A_TEACHER = {  # settings of a teacher that is fine-tuned, by their names in `student`
+    "init": "teacher.model",
+    "init.model": "teacher.model",
+    "init.config": "teacher.finetune.config",
+    "trust_remote_code": "teacher.options.trust_remote_code",
+}
+
+
 class StudentSettings(Settings):
     """The student and its training."""
+
+    _is_teacher: bool = PrivateAttr(default=False)  # made of `teacher.finetune`
 
     init: InitSettings = Field(description="what the student starts from")
     mode: Literal["white-box", "black-box", "gold"] = Field(
@@ -299,6 +309,15 @@ class StudentSettings(Settings):
     def needs_live_teacher(self) -> bool:
         """Whether training runs the teacher model."""
         return self.mode == "white-box" and self.labels == "live"
+
+    def setting(self, name: str) -> str:
+        """Return the path in the recipe of one of these settings, for errors.
+
+        `packing` is `student.packing`; of a teacher that is fine-tuned, `teacher.finetune.packing`.
+        """
+        if not self._is_teacher:
+            return f"student.{name}"
+        return _OF_A_TEACHER.get(name, f"teacher.finetune.{name}")
 
     def shaping(self, mode: str) -> dict[str, Any]:
         """Return the settings that determine a student's weights if trained in `mode`: equal for equal students."""

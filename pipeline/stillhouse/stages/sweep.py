@@ -209,7 +209,7 @@ def told_of(point: Point) -> Iterator[None]:
     try:
         yield
     except StillhouseError as error:
-        raise type(error)(f"sweep, {point.label}: {error}") from error
+        raise error.within(f"sweep, {point.label}") from error
 
 
 def _of(point: Point, progress: Progress) -> Progress:

@@ -37,7 +37,7 @@ def check_sweep(recipe: Recipe, check: Callable[[Recipe], None]) -> None:
     for point in found:
         refused = faults_of(partial(check, point.recipe))
         for error in refused:
-            faults.setdefault(str(error), type(error)(f"sweep, {point.label}: {error}"))
+            faults.setdefault(str(error), error.within(f"sweep, {point.label}"))
         if not refused:
             sound.append(point)
     raise_all([*faults.values(), *faults_of(partial(_refuse_same_starts, sound))])
