@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
+from uuid import UUID
 
+import httpx
 from prefect import Flow, Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -14,7 +19,7 @@ from prefect.events import emit_event
 from pydantic import Field
 
 from stillhouse.dataset.manifest import Manifest, version_label
-from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.errors import StillhouseError, UsageError, error_from
 from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.progress import PlainProgress, Progress
 from stillhouse.recipe.load import Recipe
@@ -24,6 +29,7 @@ ENDED = "prefect.flow-run.ended"  # the last event of a run of ours
 TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 LOG_EVERY = 30.0  # seconds between two lines of progress: a server keeps each of them
 TAG = "stillhouse"  # of every run of a flow of ours
+_ERROR = "stillhouse.error"  # label of a flow run: the error that ended it
 
 # A deployment's form and the API check these; the recipe itself is checked when the run begins.
 RecipePath = Annotated[str, Field(min_length=1)]
@@ -66,6 +72,28 @@ def logged_progress() -> Progress:
 def another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """What the recipe says wrongly stays wrong; whatever else it was, the store decides what is done."""
     return not isinstance(state.data, UsageError)
+
+
+@asynccontextmanager
+async def reported_errors() -> AsyncIterator[None]:
+    """Attach an error of Stillhouse to the flow run as JSON, for whoever started the run (`reported_error`)."""
+    try:
+        yield
+    except StillhouseError as error:
+        context = FlowRunContext.get()
+        if context is not None and context.flow_run is not None:
+            with suppress(httpx.HTTPError):  # the run fails with the error all the same
+                async with get_client() as client:
+                    await client.update_flow_run_labels(context.flow_run.id, {_ERROR: json.dumps(error.as_dict())})
+        raise
+
+
+async def reported_error(run_id: UUID) -> StillhouseError | None:
+    """Return the error that a flow run reported; None if it reported none."""
+    async with get_client() as client:
+        labels = (await client.read_flow_run(run_id)).labels
+    text = labels.get(_ERROR)
+    return error_from(json.loads(text)) if isinstance(text, str) else None
 
 
 class _NoTraceback(logging.Filter):

@@ -18,7 +18,7 @@ from stillhouse.labelling.engine import LabelJob, LabelResult, job_in_turn
 from stillhouse.labelling.retrying import Retry
 from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import check_labels
-from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run
+from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run, reported_errors
 from stillhouse_flows.watching import show_dataset, show_plan, watched
 from stillhouse_flows.work_pool import runner_of
 
@@ -59,21 +59,22 @@ async def label_flow(
         retry_rejected: Ask again what the teacher's errors rejected for these reasons; an empty list: for any reason.
     """
     log = get_run_logger()
-    loaded = load_recipe(recipe, overrides or [])
-    name_run("label", loaded)
-    check_labels(loaded)
-    async with job_in_turn(loaded, logged_progress(), Retry.of(retry_rejected)) as job:
-        try:
-            await show_plan(job, loaded)
-            async with watched(job, loaded):
-                await job.ask_elsewhere(runner_of(loaded.label.runner))
-                await job.run(lambda number: label_shard(job, number, job.describe(number)))
-        finally:
-            await job.close()
-        result = job.commit()
-    name_run("label", loaded, result.dataset.manifest)
-    log.info("%s", result)
-    await show_dataset(result, loaded)
+    async with reported_errors():
+        loaded = load_recipe(recipe, overrides or [])
+        name_run("label", loaded)
+        check_labels(loaded)
+        async with job_in_turn(loaded, logged_progress(), Retry.of(retry_rejected)) as job:
+            try:
+                await show_plan(job, loaded)
+                async with watched(job, loaded):
+                    await job.ask_elsewhere(runner_of(loaded.label.runner))
+                    await job.run(lambda number: label_shard(job, number, job.describe(number)))
+            finally:
+                await job.close()
+            result = job.commit()
+        name_run("label", loaded, result.dataset.manifest)
+        log.info("%s", result)
+        await show_dataset(result, loaded)
     return cast(LabelResult, Completed(message=str(result), data=result))  # the state says it; the caller gets the data
 
 

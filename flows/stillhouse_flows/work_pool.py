@@ -17,11 +17,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
-from stillhouse.errors import PrefectUnavailable, WorkerFailed, WorkerLost, error_told
+from stillhouse.errors import PrefectUnavailable, WorkerFailed, WorkerLost
 from stillhouse.labelling.parts import Runner
 from stillhouse.labelling.runners.base import open_runner
 from stillhouse.recipe.label import RunnerSettings
-from stillhouse_flows.common import TAG
+from stillhouse_flows.common import TAG, reported_error
 
 _LOOK_EVERY = 2.0  # seconds, at a run that is under way
 
@@ -48,9 +48,9 @@ class WorkPool:
             raise
         if state.is_completed():
             return
-        told = str(state.message or state.name)
-        ended = f"the run of {name} ended as {state.name} ({told})"
-        raise error_told(told) or (WorkerFailed(ended) if state.is_failed() else WorkerLost(ended))
+        ended = f"the run of {name} ended as {state.name} ({state.message or state.name})"
+        error = await reported_error(run.id)
+        raise error or (WorkerFailed(ended) if state.is_failed() else WorkerLost(ended))
 
     async def _start(self, recipe: str, name: str) -> FlowRun:
         try:

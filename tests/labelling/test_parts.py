@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stillhouse.dataset.store import dataset_folder, journal_folder, open_dataset
-from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRefused, WorkerLost, error_told
+from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRefused, WorkerLost
 from stillhouse.labelling.engine import LabelResult, job_in_turn, label, open_job
 from stillhouse.labelling.holding import held_dataset
 from stillhouse.labelling.journal_view import JournalView
@@ -319,17 +319,3 @@ def test_a_failure_in_a_part_is_the_failure_of_the_job_and_stops_the_others(api_
 def test_a_work_pool_needs_a_server(scripted_recipe: MakeRecipe) -> None:
     with pytest.raises(RecipeError, match="label.runner.kind is 'work-pool', and no Prefect server is configured"):
         asyncio.run(label_stage(split_up(scripted_recipe(), kind="work-pool")))
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [
-        ("Flow run encountered an exception: BudgetSpent: label.budget_usd is 5", BudgetSpent, "label.budget_usd is 5"),
-        ("TeacherRefused: 401: a wrong key", TeacherRefused, "401: a wrong key"),
-        ("ValueError: BudgetSpent", None, None),
-        ("the run was cancelled", None, None),
-    ],
-)
-def test_an_error_comes_back_out_of_its_words(text: str, error: type[Exception] | None, message: str | None) -> None:
-    told = error_told(text)
-    assert (type(told), str(told)) == (error, message) if error else told is None

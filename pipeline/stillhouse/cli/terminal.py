@@ -15,6 +15,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from stillhouse.inputs.plain_json import to_json
+from stillhouse.processes.events import EventProgress
+from stillhouse.processes.ranks import by_recipe
 from stillhouse.progress import PlainProgress, Progress
 
 if TYPE_CHECKING:
@@ -33,8 +35,10 @@ output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, wid
 
 @contextmanager
 def shown_progress() -> Iterator[Progress]:
-    """Bars on a terminal, plain lines elsewhere (a log file, a CI job)."""
-    if errors.is_terminal:
+    """Bars on a terminal, plain lines elsewhere (a log file, a CI job); in a process that a recipe launched, events."""
+    if by_recipe():
+        yield EventProgress()
+    elif errors.is_terminal:
         whole = Column(no_wrap=True)  # on a narrow terminal what is told besides is cut, and nothing else
         columns = (
             TextColumn("{task.description}", markup=False, table_column=whole.copy()),

@@ -2,7 +2,8 @@
 
     follow(recipe, work / "launch", [sys.executable, "-m", "stillhouse", "distill", RECIPE], tell, what="the training")
 
-The command gets the resolved recipe from a file, and says in another what was wrong (ranks.py). All that it starts ends
+The command gets the resolved recipe from a file, reports its progress as lines of JSON (events.py) and its error in another
+file (ranks.py). All that it starts ends
 with the process that called `follow`, however that ends:
 
     asked to stop, an error    SIGTERM for the command and what it started, SIGKILL some seconds later (serving/child.py)
@@ -16,7 +17,6 @@ import contextlib
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillhouse.errors import StillhouseError, TrainingError, error_named
+from stillhouse.errors import StillhouseError, TrainingError, error_from
 from stillhouse.processes import ranks
 from stillhouse.processes.environment import child_environment
+from stillhouse.processes.events import progress_event
 from stillhouse.progress import Progress
 from stillhouse.recipe.load import Recipe
 from stillhouse.storage.durable import write_atomically
@@ -38,8 +39,6 @@ Tell = Callable[[str], None]
 
 _GRACE_SECONDS = 15.0  # for the group to end; child.py kills it before
 _LINES_KEPT = 20  # of the log, for an error's message
-_PROGRESS = re.compile(r"(?P<activity>.+): (?P<done>[\d,]+) of (?P<total>[\d,]+)")  # as PlainProgress writes it
-_ERROR = re.compile(r"(process \d+: )?error: ")  # as cli_common.py writes it
 
 
 def to_standard_error(line: str) -> None:
@@ -53,7 +52,7 @@ def follow(
     folder: Path,
     command: Sequence[str],
     tell: Tell,
-    progress: Progress | None = None,
+    progress: Progress,
     *,
     what: str,
     environment: Mapping[str, str] | None = None,
@@ -65,8 +64,8 @@ def follow(
         recipe: resolved; the command gets it as a file.
         folder: where that file goes, and where the command leaves what was wrong.
         command: RECIPE in it stands for the file.
-        tell: gets every line of the log, as it comes.
-        progress: gets the lines that tell how far it is in place of `tell`, where it is given.
+        tell: called with every line of the log that is not progress.
+        progress: called with the command's progress.
         what: what the command is, for the error when it ends without a word.
         environment: variables to set besides.
         on_start: gets the process, and may end it.
@@ -87,14 +86,13 @@ def follow(
         if on_start is not None:
             on_start(child.process)
         for line in child.lines():
+            event = progress_event(line)
+            if event is not None:
+                event.pass_to(progress)
+                continue
             kept.append(line)
-            failed = failed or (_ERROR.match(line) is not None and ranks.failure_file(folder).exists())
-            if failed or not line:
-                continue  # the error is raised here, and the launcher tells of it at length
-            told = _PROGRESS.fullmatch(line) if progress else None
-            if told and progress:
-                progress(told["activity"], *(int(told[part].replace(",", "")) for part in ("done", "total")))
-            else:
+            failed = failed or line == ranks.FAILED
+            if line and not failed:  # the error is raised here, and the launcher reports it at length
                 tell(line)
         status = child.process.wait()
     if status != 0:
@@ -105,7 +103,7 @@ def _failure(folder: Path, status: int, kept: Sequence[str], what: str) -> Still
     """What the command itself said, or else the end of the log."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         said = json.loads(ranks.failure_file(folder).read_text(encoding="utf-8"))
-        if (error := error_named(said["kind"], said["message"])) is not None:
+        if (error := error_from(said)) is not None:
             return error
     ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
     return TrainingError(

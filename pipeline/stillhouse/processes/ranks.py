@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from stillhouse.errors import StillhouseError, UsageError
 
+FAILED = '{"stillhouse": "failed"}'  # a line of output: what follows is how the launcher reports the failure
 LAUNCH = "STILLHOUSE_LAUNCH"  # in the environment of what a recipe has launched: a folder for what goes wrong
 
 
@@ -79,7 +81,9 @@ def leave_failure(error: StillhouseError) -> None:
     if not by_recipe():
         return
     with suppress(OSError), failure_file(Path(os.environ[LAUNCH])).open("x", encoding="utf-8") as file:
-        json.dump({"kind": type(error).__name__, "message": str(error)}, file)
+        json.dump(error.as_dict(), file)
+    sys.stdout.write(f"{FAILED}\n")
+    sys.stdout.flush()
 
 
 def one_process(command: str) -> None:

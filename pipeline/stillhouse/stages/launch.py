@@ -219,7 +219,7 @@ def launch(
     work: Path,
     command: Sequence[str],
     tell: Tell,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> None:
     """Have a command of ours done by the processes of `student.launch`, and wait for its end.
 
@@ -228,8 +228,8 @@ def launch(
         student: one of its students.
         work: the folder of its checkpoints, where that file goes.
         command: such as ["distill", "--only", "gold"]; the recipe's file becomes its first argument.
-        tell: gets every line of the log, as it comes.
-        progress: gets the lines that tell how far it is in place of `tell`, where it is given.
+        tell: called with every line of the log that is not progress.
+        progress: called with the command's progress.
 
     Raises:
         RecipeError: as `check_launch` does.

@@ -182,8 +182,8 @@ def distill_stage(
 ) -> StudentResult:
     """Train one student, where it is not there yet (torch is imported only if it is not).
 
-    Where `student.launch` is set, other processes do it. `tell` then gets every line of their log; without it `progress`
-    gets how far they are, and standard error the rest.
+    If `student.launch` is set, other processes train. `tell` is then called with the lines of their log; without it, they
+    go to standard error.
 
     Raises:
         RecipeError, DatasetRefused, TrainingError: as `distill` and `launch` do.
@@ -218,10 +218,7 @@ def _launched(
 ) -> StudentCard:
     """The card of a student that other processes trained."""
     with place.held():
-        if tell is not None:
-            launch(recipe, student, place.work, [*command, "--no-flow"], tell)
-        else:
-            launch(recipe, student, place.work, [*command, "--no-flow"], to_standard_error, progress)
+        launch(recipe, student, place.work, [*command, "--no-flow"], tell or to_standard_error, progress)
     card = place.finished()
     if card is None:
         raise TrainingError(

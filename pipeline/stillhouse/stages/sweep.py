@@ -99,16 +99,14 @@ def _train_here(training: PointTraining, here: Here, progress: Progress) -> Stud
     return replace(result, label=point.label)
 
 
-def train_apart(
-    training: PointTraining, children: Children, tell: Tell, progress: Progress | None = None
-) -> StudentResult:
+def train_apart(training: PointTraining, children: Children, tell: Tell, progress: Progress) -> StudentResult:
     """Train one student in a process of its own, where it is not there yet; called in several threads.
 
     Args:
         training: the student.
         children: the processes that run side by side.
-        tell: gets the lines of the process's log.
-        progress: gets those that tell how far it is in place of `tell`, where it is given.
+        tell: called with the lines of the process's log.
+        progress: called with its progress.
 
     Raises:
         StillhouseError: the error of the process, of the same kind.
@@ -127,7 +125,7 @@ def train_apart(
             place.work / "launch",
             command,
             tell,
-            _of(point, progress) if progress else None,
+            _of(point, progress),
             what="the training",
             environment=children.environment(number),
             on_start=children.started,
