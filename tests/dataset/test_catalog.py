@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from stillhouse.cli.main import app
 from stillhouse.dataset import catalog as catalog_module
 from stillhouse.dataset.catalog import catalog, find_versions, remove
-from stillhouse.dataset.listing import amount, catalog_lines
+from stillhouse.dataset.listing import catalog_lines, format_amount
 from stillhouse.dataset.manifest import FILE_NAME
 from stillhouse.dataset.store import Dataset, all_datasets
 from stillhouse.errors import DatasetBusy, DatasetMissing, DatasetRefused, UsageError
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from tests.dataset.made import SAMPLED, TOP_K, completion, make_dataset
 
 
@@ -104,7 +104,7 @@ def test_nothing_there(root: Path) -> None:
     ],
 )
 def test_amounts(number: float, text: str) -> None:
-    assert amount(number) == text
+    assert format_amount(number) == text
 
 
 # -------------------------------------------------------------------------------------------------------------- commands
@@ -224,7 +224,7 @@ def test_a_run_that_holds_the_dataset_keeps_it(root: Path, three: list[Dataset])
             remove(root, find_versions(root, "two"))
         run.communicate()
     assert all_datasets(root)[-1].problems() == []
-    with sole_writer(root / "two"):
+    with write_lock(root / "two"):
         pass
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from stillhouse.dataset.manifest import FILE_NAME, Manifest, read_manifest, read_seal
 from stillhouse.dataset.store import Dataset
-from stillhouse.dataset.verify import folder_problems, has_seal, missing_files
+from stillhouse.dataset.verify import has_checksums, missing_files, verify_folder
 from stillhouse.errors import DatasetRefused
 from tests.dataset.made import TOP_K, completion, make_dataset
 
@@ -41,7 +41,7 @@ def folder_of(dataset: Dataset) -> Path:
 def told(folder: Path) -> list[str]:
     """What verifying a folder says, whether its manifest opens or not."""
     try:
-        return folder_problems(folder, read_manifest(folder))
+        return verify_folder(folder, read_manifest(folder))
     except DatasetRefused as error:
         return [str(error)]
 
@@ -50,7 +50,7 @@ def test_every_file_is_known(dataset: Dataset) -> None:
     assert dataset.problems() == []
     seal = read_seal(dataset.folder)
     assert [entry.path for entry in seal.extras or ()] == ["README.md", "recipe.yaml"]
-    assert has_seal(dataset.folder)
+    assert has_checksums(dataset.folder)
 
 
 def test_a_flipped_byte_is_found_wherever_it_is(dataset: Dataset) -> None:
@@ -166,7 +166,7 @@ def test_a_manifest_without_a_seal_stays_readable(dataset: Dataset) -> None:
     (folder / FILE_NAME).write_text(json.dumps(said))
     assert read_manifest(folder) == dataset.manifest
     assert told(folder) == []
-    assert not has_seal(folder)
+    assert not has_checksums(folder)
 
 
 def test_a_manifest_that_lost_its_checksum(dataset: Dataset) -> None:

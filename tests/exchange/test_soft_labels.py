@@ -17,9 +17,9 @@ from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import UsageError
 from stillhouse.exchange.base import ExportOptions
 from stillhouse.exchange.export import export_dataset
-from stillhouse.exchange.formats.distillkit import CONFIG, Layout
+from stillhouse.exchange.formats.distillkit import CONFIG, CompressorConfig
 from stillhouse.exchange.imports import ImportRequest, import_dataset
-from stillhouse.exchange.tokens import Tokens
+from stillhouse.exchange.tokens import PromptDecoder
 from stillhouse.labelling.engine import label
 from stillhouse.models.files import find_model
 from stillhouse.recipe.label import SoftSettings
@@ -222,7 +222,7 @@ def test_distillkit_rows_are_packed_as_its_decoder_unpacks_them(dataset: Dataset
 
 @pytest.mark.parametrize("size", [2, 3, 255, 256, 257, 151_936])
 def test_token_ids_of_any_vocabulary_pack_and_unpack(size: int) -> None:
-    layout = Layout(size, 5, "float16")
+    layout = CompressorConfig(size, 5, "float16")
     token_ids = np.random.default_rng(0).integers(0, size, (7, 5))
     token_ids[0, 0] = size - 1
     np.testing.assert_array_equal(layout.unpack(layout.pack(token_ids)), token_ids)
@@ -337,7 +337,7 @@ def test_a_chat_template_is_undone(tiny_model: Path, turns: list[tuple[Any, str]
     from stillhouse.models.load import encode_prompt, load_tokenizer
 
     messages = tuple(Message(role, content) for role, content in turns)
-    prompt = Tokens(tiny_model).prompt(encode_prompt(load_tokenizer(tiny_model), messages))
+    prompt = PromptDecoder(tiny_model).prompt(encode_prompt(load_tokenizer(tiny_model), messages))
     assert prompt is not None and prompt.messages == messages
 
 
@@ -346,7 +346,7 @@ def test_without_a_chat_template_the_text_is_one_turn(tmp_path: Path) -> None:
 
     folder = make_tiny_model(tmp_path / "plain", template=False)
     messages = (Message("user", "just text"),)
-    prompt = Tokens(folder).prompt(encode_prompt(load_tokenizer(folder), messages))
+    prompt = PromptDecoder(folder).prompt(encode_prompt(load_tokenizer(folder), messages))
     assert prompt is not None and prompt.messages == messages
 
 
@@ -354,7 +354,7 @@ def test_without_a_chat_template_the_text_is_one_turn(tmp_path: Path) -> None:
 def test_the_demo_teachers_template_is_undone(demo_teacher: Path) -> None:
     from stillhouse.models.load import encode_prompt, load_tokenizer
 
-    tokens, tokenizer = Tokens(demo_teacher), load_tokenizer(demo_teacher)
+    tokens, tokenizer = PromptDecoder(demo_teacher), load_tokenizer(demo_teacher)
     for turns in ([("user", "hi")], [("system", "Be kind."), ("user", "a"), ("assistant", "b"), ("user", "c")]):
         messages = tuple(Message(role, content) for role, content in turns)  # type: ignore[arg-type]
         prompt = tokens.prompt(encode_prompt(tokenizer, messages))

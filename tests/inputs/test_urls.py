@@ -4,7 +4,7 @@ import httpx2
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.inputs.urls import below, beside_v1, check_base_url, without_secrets
+from stillhouse.inputs.urls import check_base_url, join_path, mask_secrets, without_v1
 
 SETTING = "teacher.options.base_url"
 AZURE = "https://mine.openai.azure.com/openai/deployments/gpt"
@@ -36,7 +36,7 @@ AZURE = "https://mine.openai.azure.com/openai/deployments/gpt"
 def test_a_base_url_is_taken_as_it_is_meant(given: str, base_url: str) -> None:
     assert check_base_url(given, SETTING) == base_url
     assert check_base_url(base_url, SETTING) == base_url
-    httpx2.URL(below(base_url, "/chat/completions"))
+    httpx2.URL(join_path(base_url, "/chat/completions"))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_url_that_no_request_can_be_sent_to_is_refused_with_its_mend(given: st
 def test_a_secret_in_a_url_is_refused_and_not_shown(given: str) -> None:
     with pytest.raises(RecipeError, match="carries a user, a password or a query with a key") as told:
         check_base_url(given, SETTING)
-    shown = str(told.value) + without_secrets(given)
+    shown = str(told.value) + mask_secrets(given)
     assert not any(part in shown for part in ("s3cret", "s3", "cret", "me:", "me@"))
 
 
@@ -137,7 +137,7 @@ def test_a_secret_in_a_url_is_refused_and_not_shown(given: str) -> None:
     ],
 )
 def test_a_path_is_put_before_the_query(base_url: str, url: str) -> None:
-    assert below(base_url, "/chat/completions") == url
+    assert join_path(base_url, "/chat/completions") == url
 
 
 @pytest.mark.parametrize(
@@ -149,4 +149,4 @@ def test_a_path_is_put_before_the_query(base_url: str, url: str) -> None:
     ],
 )
 def test_what_is_asked_beside_v1_stands_beside_it(base_url: str, url: str) -> None:
-    assert below(beside_v1(base_url), "/health") == url
+    assert join_path(without_v1(base_url), "/health") == url

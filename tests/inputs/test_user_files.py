@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.inputs.user_files import DEEPEST_JSON, Unreadable, decode_text, parse_json, text_lines
+from stillhouse.inputs.user_files import MAX_JSON_DEPTH, Unreadable, decode_text, parse_json, text_lines
 from stillhouse.recipe.load import load_recipe
 
 TEXT = "naïve café\n第二行\n"
@@ -52,7 +52,7 @@ def nested(levels: int) -> str:
 
 
 @pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("levels", [DEEPEST_JSON + 1, 900, 1100, 100_000])
+@pytest.mark.parametrize("levels", [MAX_JSON_DEPTH + 1, 900, 1100, 100_000])
 def test_json_that_is_nested_too_deeply(levels: int, fast: bool) -> None:
     with pytest.raises(Unreadable, match="nested too deeply"):
         parse_json(nested(levels), fast=fast)
@@ -60,7 +60,7 @@ def test_json_that_is_nested_too_deeply(levels: int, fast: bool) -> None:
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_brackets_that_do_not_nest_too_deeply_are_read(fast: bool) -> None:
-    for value in (json.loads(nested(DEEPEST_JSON)), [[]] * 1000, {"a": "[" * 1000}, ["]" * 500 + "[{" * 500]):
+    for value in (json.loads(nested(MAX_JSON_DEPTH)), [[]] * 1000, {"a": "[" * 1000}, ["]" * 500 + "[{" * 500]):
         assert parse_json(json.dumps(value), fast=fast) == value
         assert parse_json(json.dumps(value).encode(), fast=fast) == value
 

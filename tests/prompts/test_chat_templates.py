@@ -16,7 +16,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TemplateRefused
 from stillhouse.evaluation.measures.rendered import rendered_by_all
 from stillhouse.evaluation.measures.subject import Subject
-from stillhouse.exchange.tokens import Tokens
+from stillhouse.exchange.tokens import PromptDecoder
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import encode_prompt, load_language_model, load_tokenizer
 from stillhouse.recipe.label import LabelSettings
@@ -278,7 +278,7 @@ def test_a_server_is_checked_by_a_talk_that_its_template_renders(model: Make, tm
 def test_token_ids_are_read_back_with_a_template_that_knows_no_system_turn(model: Make) -> None:
     folder = model(GEMMA)
     turns = (Message("user", "Explain tram."),)
-    prompt = Tokens(folder).prompt(encode_prompt(AutoTokenizer.from_pretrained(folder), turns))
+    prompt = PromptDecoder(folder).prompt(encode_prompt(AutoTokenizer.from_pretrained(folder), turns))
     assert prompt is not None and prompt.messages == turns
 
 

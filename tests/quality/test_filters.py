@@ -5,18 +5,18 @@ import sys
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.quality.base import judge
+from stillhouse.quality.base import apply_filters
 from stillhouse.records import Completion
 from tests.quality.completions import completion, filters
 
 
 def reason(one: Completion, *settings: dict[str, object]) -> str | None:
-    verdict = judge(one, filters(*settings))
+    verdict = apply_filters(one, filters(*settings))
     return verdict.reason if verdict else None
 
 
 def detail(one: Completion, *settings: dict[str, object]) -> str | None:
-    verdict = judge(one, filters(*settings))
+    verdict = apply_filters(one, filters(*settings))
     return verdict.detail if verdict else None
 
 

@@ -14,7 +14,7 @@ from stillhouse.cli.common import AsJson, Root, errors_told, tell
 from stillhouse.cli.datasets import Into, Name, datasets_app
 
 if TYPE_CHECKING:
-    from stillhouse.exchange.imports import Findings
+    from stillhouse.exchange.imports import ImportCounts
 
 _ROOT = Path("data/labels")
 _FORMATS = "trl, axolotl, distillkit, openai, sharegpt"
@@ -140,7 +140,7 @@ def datasets_push(
             tell(f"{to} also has files that no push put there; they were left as they are: {', '.join(done.kept[:3])}")
 
 
-def _tell_findings(findings: Findings) -> None:
+def _tell_findings(findings: ImportCounts) -> None:
     for reason, count in findings.left_out.most_common():
         example = findings.examples.get(reason)
         tell(f"left out: {count} {reason}" + (f", first {example}" if example else ""))

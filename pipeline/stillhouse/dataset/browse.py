@@ -1,6 +1,6 @@
 """Render a dataset as one HTML page: its facts, histograms of completion length and teacher entropy, and sample rows.
 
-    page = render_page(dataset, samples, measure(dataset), reasons, size, texts.note)
+    page = render_page(dataset, samples, measure_dataset(dataset), reasons, size, texts.note)
 
 The page works offline and is not allowed to use the network: its Content-Security-Policy permits only its own styles and
 its own script (by hash), so text from a prompt or a completion cannot run as code. The layout is browse.html.j2; browse.js
@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from stillhouse.dataset.card import Reasons
-from stillhouse.dataset.listing import bin_name, facts, short, summary
+from stillhouse.dataset.listing import bin_name, format_number, histogram_summary, version_facts
 from stillhouse.dataset.samples import Sample, Token
 from stillhouse.dataset.statistics import Histogram, Statistics, entropy_note
 from stillhouse.dataset.store import Dataset
@@ -63,12 +63,12 @@ def render_page(
     script = _part("browse.js")
     page = environment.from_string(_part("browse.html.j2")).render(
         manifest=manifest,
-        facts=facts(manifest, size),
+        facts=version_facts(manifest, size),
         rejections=sorted(reasons.items()),
         lengths=_plot(found.lengths, "completions"),
         entropies=_plot(found.entropies, "tokens"),
-        length_words=found.lengths and summary(found.lengths),
-        entropy_words=found.entropies and summary(found.entropies),
+        length_words=found.lengths and histogram_summary(found.lengths),
+        entropy_words=found.entropies and histogram_summary(found.entropies),
         rows_measured=found.rows_measured,
         entropy_note=entropy_note(manifest)
         if manifest.soft
@@ -130,7 +130,7 @@ def _part(name: str) -> str:
 
 
 def _level_names() -> list[str]:
-    edges = [short(edge) for edge in LEVELS]
+    edges = [format_number(edge) for edge in LEVELS]
     return [
         f"below {edges[0]}",
         *(f"{low}–{high}" for low, high in pairwise(edges)),
@@ -172,13 +172,13 @@ def _plot(found: Histogram | None, what: str) -> Markup | None:
             )
     unit = "tokens" if found.unit == "tokens" else found.unit
     parts.append(f'<text class="tick" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{unit}</text>')
-    title = escape(f"{what} by {found.unit}: {summary(found)}")
+    title = escape(f"{what} by {found.unit}: {histogram_summary(found)}")
     return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><title>{title}</title>{"".join(parts)}</svg>')
 
 
 def _edge(found: Histogram, place: int) -> str:
     last = found.open_end and place == len(found.counts) - 1
-    return short(found.edges[place]) + ("+" if last else "")
+    return format_number(found.edges[place]) + ("+" if last else "")
 
 
 def _tick(most: int) -> int:

@@ -42,7 +42,7 @@ def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
     """Return the card's text; without `reasons`, rejections come from the manifest and have no stage."""
     reasons = reasons if reasons is not None else {("", reason): count for reason, count in manifest.rejected.items()}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "public": public}
+    environment.filters |= {"escape_table_cell": escape_table_cell, "without_local_folders": without_local_folders}
     template = environment.from_string(package_files("stillhouse.dataset").joinpath("card.md.j2").read_text("utf-8"))
     front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
     recipe = manifest.recipe
@@ -54,7 +54,7 @@ def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
         prompts_from={"source": None, "template": None} | (recipe.get("prompts") or {}),
         sampling=settings_line(manifest.sampling.model_dump() if manifest.sampling else {}),
         samples=(recipe.get("label") or {}).get("samples", 1),
-        exactness=exactness(manifest.soft) if manifest.soft else None,
+        exactness=describe_label_error(manifest.soft) if manifest.soft else None,
         filters=[_filter(one) for one in recipe.get("quality") or ()],
         reasons=sorted(reasons.items()),
         cost=_cost(manifest),
@@ -73,7 +73,7 @@ def read_reasons(folder: Location, manifest: Manifest) -> Reasons:
     return found
 
 
-def exactness(soft: SoftSettings) -> str:
+def describe_label_error(soft: SoftSettings) -> str:
     """Describe the error of the soft labels relative to the teacher's distribution."""
     if soft.encoding == "sampled":
         draws = soft.draws or 1
@@ -118,7 +118,7 @@ def _size_category(rows: int) -> str:
 
 def describe_teacher(teacher: TeacherIdentity) -> str:
     """Describe a teacher's identity: name, kind, and the revision, endpoint, weights and fingerprint that are known."""
-    name = f"`{cell(public(teacher.model) or teacher.kind)}`"
+    name = f"`{escape_table_cell(without_local_folders(teacher.model) or teacher.kind)}`"
     known = [
         f"kind {teacher.kind}",
         "an encoder-decoder" if teacher.encoder_decoder else "",
@@ -128,10 +128,10 @@ def describe_teacher(teacher: TeacherIdentity) -> str:
         f"fingerprint {teacher.fingerprint}" if teacher.fingerprint else "",
         "" if teacher.revision or teacher.content_sha256 else "revision not known",
     ]
-    return f"{name} ({cell(', '.join(part for part in known if part))})"
+    return f"{name} ({escape_table_cell(', '.join(part for part in known if part))})"
 
 
-def public(path: str) -> str:
+def without_local_folders(path: str) -> str:
     """Return only the last part of a local path, so that a published card shows no folders of this machine."""
     return PurePath(path).name if path.startswith(("/", "~", "\\")) or path[1:2] == ":" else path
 
@@ -161,7 +161,7 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     )
 
 
-def cell(text: object) -> str:
+def escape_table_cell(text: object) -> str:
     """Return a text that is safe in a Markdown table cell: one line, with Markdown and HTML characters escaped."""
     line = " ".join(str(text).split())
     return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

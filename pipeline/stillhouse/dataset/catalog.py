@@ -16,17 +16,17 @@ from pathlib import Path
 
 from stillhouse.dataset.manifest import FILE_NAME, Manifest, read_manifest, version_label
 from stillhouse.dataset.store import started_versions, versions
-from stillhouse.dataset.verify import files_of_others, missing_files
+from stillhouse.dataset.verify import foreign_files, missing_files
 from stillhouse.errors import DatasetError, DatasetMissing, DatasetRefused, UsageError
 from stillhouse.settings import nearest
-from stillhouse.storage.durable import fsync_folder, sole_writer
-from stillhouse.storage.location import Location, folders_in, remove_tree, tree_size
+from stillhouse.storage.durable import fsync_folder, write_lock
+from stillhouse.storage.location import Location, remove_tree, subfolders, tree_size
 
 _LABEL = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(/v(?P<version>\d+))?")
 
 
 @dataclass(frozen=True)
-class Listed:
+class CatalogEntry:
     """One version as found on disk. `manifest` is None if it cannot be read; `damage` says what is wrong, if anything."""
 
     name: str
@@ -46,12 +46,12 @@ class Listed:
         return self.manifest.parents if self.manifest else ()
 
 
-def catalog(root: Location) -> list[Listed]:
+def catalog(root: Location) -> list[CatalogEntry]:
     """Return every finished version under `root`, sorted by name and version."""
-    return [_look(folder, number) for folder in folders_in(root) for number in versions(folder)]
+    return [_look(folder, number) for folder in subfolders(root) for number in versions(folder)]
 
 
-def find_versions(root: Location, label: str, *, every: bool = False) -> list[Listed]:
+def find_versions(root: Location, label: str, *, every: bool = False) -> list[CatalogEntry]:
     """Return the versions to remove for `label`, a name or name/v001.
 
     A label with a version may also name an unfinished or partly removed version. A name alone means its only finished
@@ -84,7 +84,7 @@ def find_versions(root: Location, label: str, *, every: bool = False) -> list[Li
     return [_look(base, number) for number in finished]
 
 
-def remove(root: Location, listed: Sequence[Listed], confirm: Callable[[], bool] = lambda: True) -> bool:
+def remove(root: Location, listed: Sequence[CatalogEntry], confirm: Callable[[], bool] = lambda: True) -> bool:
     """Remove versions, newest first; each manifest is deleted first, so that a partly removed version no longer counts.
 
     Args:
@@ -103,7 +103,7 @@ def remove(root: Location, listed: Sequence[Listed], confirm: Callable[[], bool]
     """
     with ExitStack() as held:
         for base in dict.fromkeys(one.folder.parent for one in listed):
-            held.enter_context(sole_writer(base))
+            held.enter_context(write_lock(base))
         _check_no_children(root, listed)
         for one in listed:
             _check_all_ours(one)
@@ -122,7 +122,7 @@ def size_on_disk(folder: Location) -> int:
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _check_no_children(root: Location, listed: Sequence[Listed]) -> None:
+def _check_no_children(root: Location, listed: Sequence[CatalogEntry]) -> None:
     """Raise DatasetRefused if a version that stays has one of these versions as a parent."""
     going = {one.label for one in listed}
     staying = [other for other in catalog(root) if other.label not in going]
@@ -136,11 +136,11 @@ def _check_no_children(root: Location, listed: Sequence[Listed]) -> None:
             )
 
 
-def _check_all_ours(one: Listed) -> None:
+def _check_all_ours(one: CatalogEntry) -> None:
     """Raise DatasetRefused if the folder is a symlink or has files that Stillhouse did not write."""
     if isinstance(one.folder, Path) and one.folder.is_symlink():
         raise DatasetRefused(f"{one.folder} is a link to {one.folder.readlink()}: remove the link yourself")
-    strange = files_of_others(one.folder, one.manifest)
+    strange = foreign_files(one.folder, one.manifest)
     if strange:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise DatasetRefused(
@@ -149,18 +149,20 @@ def _check_all_ours(one: Listed) -> None:
         )
 
 
-def _look(base: Location, number: int) -> Listed:
+def _look(base: Location, number: int) -> CatalogEntry:
     folder = base / version_label(number)
     size = size_on_disk(folder)
     try:
         manifest = read_manifest(folder)
     except DatasetError as error:
-        return Listed(base.name, number, folder, size, None, str(error))
+        return CatalogEntry(base.name, number, folder, size, None, str(error))
     except OSError as error:
-        return Listed(base.name, number, folder, size, None, f"{folder / FILE_NAME} cannot be read: {error.strerror}")
+        return CatalogEntry(
+            base.name, number, folder, size, None, f"{folder / FILE_NAME} cannot be read: {error.strerror}"
+        )
     problems = missing_files(folder, manifest)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return Listed(base.name, number, folder, size, manifest, problems[0] + more if problems else None)
+    return CatalogEntry(base.name, number, folder, size, manifest, problems[0] + more if problems else None)
 
 
 def _remove_folder(folder: Location) -> None:

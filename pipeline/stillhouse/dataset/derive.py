@@ -17,10 +17,10 @@ from typing import Literal
 import pyarrow as pa
 
 from stillhouse.dataset.columns import completion_schema, prompt_at
-from stillhouse.dataset.differing import SPLITS, Differing
+from stillhouse.dataset.condition import Condition
+from stillhouse.dataset.disagreements import SPLITS, Disagreements
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
-from stillhouse.dataset.where import Condition
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import UsageError
 from stillhouse.prompts.load import split_of
@@ -39,14 +39,14 @@ class Derived:
     dataset: Dataset
     counts: dict[str, int]
     notes: tuple[str, ...]  # the notable counts as sentences
-    differing: Differing = field(default_factory=Differing)  # prompts that the merged versions answer differently
+    disagreements: Disagreements = field(default_factory=Disagreements)  # of the merged versions
 
 
 # ---------------------------------------------------------------------------------------------------------------- filter
 
 
 def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Derived:
-    """Write the rows for which a condition (see where.py) is true as a new version; each row keeps its split.
+    """Write the rows for which a condition (see condition.py) is true as a new version; each row keeps its split.
 
     Raises:
         UsageError: `name` is not a valid name, the condition cannot be used, or no row meets it; nothing is written.
@@ -61,7 +61,7 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
     for entry in dataset.files(*SPLITS):
         with dataset.open(entry) as parquet:
             batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=condition.columns)
-            found = [condition.holds(batch) for batch in batches]
+            found = [condition.evaluate(batch) for batch in batches]
         mask = pa.concat_arrays([pa.array([], pa.bool_()), *found])
         total, unknown = total + len(mask), unknown + mask.null_count
         masks[entry.path] = mask.fill_null(False)
@@ -72,8 +72,8 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
             f"--where {condition.text!r} is true for none of the {total} rows of {manifest.label}{unsure}: "
             "nothing was written"
         )
-    notes = (f"{kept} of {counted(total, 'row')} kept",) + (
-        (f"{counted(unknown, 'row')} left out because a column is null there",) if unknown else ()
+    notes = (f"{kept} of {pluralize(total, 'row')} kept",) + (
+        (f"{pluralize(unknown, 'row')} left out because a column is null there",) if unknown else ()
     )
     origin = _origin(manifest, "filter", "; ".join([condition.text, *notes]))
     with new_version(root, name, origin) as version:
@@ -90,7 +90,7 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
 # ----------------------------------------------------------------------------------------------------------------- split
 
 
-def split_anew(dataset: Dataset, root: Location, name: str, validation: float) -> Derived:
+def resplit(dataset: Dataset, root: Location, name: str, validation: float) -> Derived:
     """Write the same rows as a new version with a new train/validation split.
 
     A share of the prompts, chosen by a hash of their content, is held out with all their completions. Labelling splits by
@@ -115,7 +115,7 @@ def split_anew(dataset: Dataset, root: Location, name: str, validation: float) -
             "to learn from: give a smaller share"
         )
     notes = (
-        (f"no prompt was held out: {counted(counts['train'], 'row')} are too few for a share of {validation}",)
+        (f"no prompt was held out: {pluralize(counts['train'], 'row')} are too few for a share of {validation}",)
         if validation and not counts["validation"]
         else ()
     )
@@ -123,7 +123,7 @@ def split_anew(dataset: Dataset, root: Location, name: str, validation: float) -
         for batch, went in _split_batches(dataset, validation):
             rows = _rows(batch, manifest)
             for split in SPLITS:
-                version.add(split, chosen(rows, [one == split for one in went]))
+                version.add(split, filter_by_mask(rows, [one == split for one in went]))
     return Derived(version.dataset, {split: counts[split] for split in SPLITS}, notes)
 
 
@@ -167,10 +167,10 @@ def _origin(manifest: Manifest, made_by: Literal["filter", "split"], how: str) -
 
 
 def _rows(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
-    return fitting(batch, completion_schema(soft=encoding_of(manifest.soft)))
+    return conform_to_schema(batch, completion_schema(soft=encoding_of(manifest.soft)))
 
 
-def fitting(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def conform_to_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Return a batch with exactly the columns of a schema: extra columns are dropped, missing ones are null."""
     arrays = [
         batch.column(one.name) if one.name in batch.schema.names else pa.nulls(batch.num_rows, one.type)
@@ -179,7 +179,7 @@ def fitting(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, names=schema.names).cast(schema)
 
 
-def chosen(batch: pa.RecordBatch, mask: list[bool]) -> pa.RecordBatch:
+def filter_by_mask(batch: pa.RecordBatch, mask: list[bool]) -> pa.RecordBatch:
     """Return the rows for which the mask is true."""
     return batch if all(mask) else batch.filter(pa.array(mask, pa.bool_()))
 
@@ -188,6 +188,6 @@ def _split(kind: str) -> Split:
     return "validation" if kind == "validation" else "train"
 
 
-def counted(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """Return a count with its noun: 1 row, 2 rows."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -127,7 +127,7 @@ def _reading(path: Location) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Tally:
+class FileCounts:
     """Totals over the files of a version."""
 
     rows: dict[str, int]
@@ -135,7 +135,7 @@ class Tally:
     totals: Totals
 
 
-def tally(folder: Location, entries: Sequence[FileEntry]) -> Tally:
+def count_files(folder: Location, entries: Sequence[FileEntry]) -> FileCounts:
     """Count rows, rejection reasons, tokens and cost by reading the files."""
     rows: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -152,7 +152,7 @@ def tally(folder: Location, entries: Sequence[FileEntry]) -> Tally:
             reasons.update(table["reason"].to_pylist())
         else:
             rows[entry.kind] += entry.rows
-    return Tally(
+    return FileCounts(
         dict(rows),
         dict(sorted(reasons.items())),
         Totals(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost_usd=cost),

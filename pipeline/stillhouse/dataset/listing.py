@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.dataset.card import Reasons
-from stillhouse.dataset.catalog import Listed
+from stillhouse.dataset.catalog import CatalogEntry
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.samples import Sample
 from stillhouse.dataset.statistics import Histogram, Statistics, entropy_note
@@ -21,7 +21,7 @@ _BAR = 32  # characters
 # ------------------------------------------------------------------------------------------------------------------ list
 
 
-def catalog_lines(listed: Sequence[Listed], width: int) -> list[str]:
+def catalog_lines(listed: Sequence[CatalogEntry], width: int) -> list[str]:
     """Return a table with a row of figures and a line of description for each version."""
     rows = [_HEADERS, *(_figures(one) for one in listed)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADERS))]
@@ -37,23 +37,23 @@ def catalog_lines(listed: Sequence[Listed], width: int) -> list[str]:
     return lines
 
 
-def _figures(one: Listed) -> tuple[str, ...]:
+def _figures(one: CatalogEntry) -> tuple[str, ...]:
     manifest = one.manifest
     if manifest is None:
-        return (one.label, "", "", "", amount(one.bytes, "B"), "", "")
+        return (one.label, "", "", "", format_amount(one.bytes, "B"), "", "")
     totals = manifest.totals
     return (
         one.label,
         f"{sum(manifest.rows.values()):,}",
-        amount(totals.prompt_tokens + totals.completion_tokens),
+        format_amount(totals.prompt_tokens + totals.completion_tokens),
         labels_name(manifest),
-        amount(one.bytes, "B"),
+        format_amount(one.bytes, "B"),
         "–" if totals.cost_usd is None else f"${totals.cost_usd:,.2f}",
         manifest.created_at[:10],
     )
 
 
-def _words(one: Listed) -> list[str]:
+def _words(one: CatalogEntry) -> list[str]:
     """Describe how a version was made and, if it is damaged, what is wrong with it."""
     said = []
     if one.manifest is not None:
@@ -63,20 +63,20 @@ def _words(one: Listed) -> list[str]:
     return said + ([f"DAMAGED: {one.damage}"] if one.damage else [])
 
 
-def removal_lines(listed: Sequence[Listed]) -> list[str]:
+def removal_lines(listed: Sequence[CatalogEntry]) -> list[str]:
     """List what would be deleted, for the confirmation prompt."""
     lines = []
     for one in listed:
         if one.manifest is None:
-            lines.append(f"{one.label}: {amount(one.bytes, 'B')}, not finished or damaged")
+            lines.append(f"{one.label}: {format_amount(one.bytes, 'B')}, not finished or damaged")
             continue
         rows, cost = sum(one.manifest.rows.values()), one.manifest.totals.cost_usd
         paid = f", whose answers cost ${cost:,.2f}: to have them again is to pay again" if cost else ""
-        lines.append(f"{one.label}: {rows:,} rows, {amount(one.bytes, 'B')}{paid}")
+        lines.append(f"{one.label}: {rows:,} rows, {format_amount(one.bytes, 'B')}{paid}")
     return lines
 
 
-def listed_json(one: Listed) -> dict[str, Any]:
+def listed_json(one: CatalogEntry) -> dict[str, Any]:
     """Return a version as JSON-ready data; if its manifest is unreadable, only name, folder, size and damage."""
     manifest = one.manifest
     known: dict[str, Any] = {"dataset": one.label, "folder": str(one.folder), "bytes": one.bytes, "damage": one.damage}
@@ -102,7 +102,7 @@ def listed_json(one: Listed) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------ show
 
 
-def facts(manifest: Manifest, size: int) -> list[tuple[str, str]]:
+def version_facts(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     """Return the facts of a version as (name, value) pairs."""
     totals = manifest.totals
     teachers = [manifest.teacher, *manifest.more_teachers]
@@ -124,7 +124,8 @@ def facts(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         ("cost", cost + (f", ${totals.spent_usd:,.4f} spent on the dataset so far" if totals.spent_usd else "")),
         (
             "size",
-            f"{amount(size, 'B')}, {len(manifest.files)} Parquet file" + ("s" if len(manifest.files) != 1 else ""),
+            f"{format_amount(size, 'B')}, {len(manifest.files)} Parquet file"
+            + ("s" if len(manifest.files) != 1 else ""),
         ),
         ("licence", manifest.licence or "none was set"),
     ]
@@ -155,12 +156,17 @@ def _bars(found: Histogram) -> list[str]:
     wide, most = max(map(len, names)), max(found.counts)
     bars = [_bar(count / most).ljust(_BAR) for count in found.counts]
     named = zip(names, bars, found.counts, strict=True)
-    return [*(f"{_INDENT}{name:>{wide}} {bar} {count:,}" for name, bar, count in named), _INDENT + summary(found)]
+    return [
+        *(f"{_INDENT}{name:>{wide}} {bar} {count:,}" for name, bar, count in named),
+        _INDENT + histogram_summary(found),
+    ]
 
 
-def summary(found: Histogram) -> str:
+def histogram_summary(found: Histogram) -> str:
     """Summarise a histogram: mean, median, 95th percentile and maximum."""
-    mean, median, p95, highest = (short(value) for value in (found.mean, found.median, found.p95, found.highest))
+    mean, median, p95, highest = (
+        format_number(value) for value in (found.mean, found.median, found.p95, found.highest)
+    )
     return f"mean {mean}, median {median}, 95 % at most {p95}, highest {highest}"
 
 
@@ -168,10 +174,10 @@ def bin_name(found: Histogram, place: int) -> str:
     """Return the value range of a bin: 10–19 for whole numbers, 0.2–0.4 for nats."""
     low, high = found.edges[place], found.edges[place + 1]
     if found.open_end and place == len(found.counts) - 1:
-        return f"{short(low)}+"
+        return f"{format_number(low)}+"
     if found.unit == "nats":
-        return f"{short(low)}–{short(high)}"
-    return short(low) if high - low == 1 else f"{short(low)}–{short(high - 1)}"
+        return f"{format_number(low)}–{format_number(high)}"
+    return format_number(low) if high - low == 1 else f"{format_number(low)}–{format_number(high - 1)}"
 
 
 def sample_lines(samples: Sequence[Sample], width: int) -> list[str]:
@@ -196,7 +202,7 @@ def labels_name(manifest: Manifest) -> str:
     return "text" if soft is None else f"{soft.encoding} {soft.draws if soft.encoding == 'sampled' else soft.k}"
 
 
-def amount(number: float, unit: str = "") -> str:
+def format_amount(number: float, unit: str = "") -> str:
     """Format a number with three digits and a metric prefix: 950, 12.3 k, 4.56 MB."""
     steps = ["", "k", "M", "G", "T"]
     place = 0
@@ -206,7 +212,7 @@ def amount(number: float, unit: str = "") -> str:
     return f"{text} {steps[place]}{unit}".rstrip()
 
 
-def short(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a value with few digits."""
     return (
         f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.2g}" if value < 1 else f"{value:.1f}"

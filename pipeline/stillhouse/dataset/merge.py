@@ -4,7 +4,7 @@
     merged.dataset.manifest.rows, merged.notes
 
 Rows are streamed. Memory holds a 16-byte hash of each id and, for prompts in several versions, of each answer, so it does
-not grow with text or soft labels. Prompts that the versions answer differently are reported (differing.py).
+not grow with text or soft labels. Prompts that the versions answer differently are reported (disagreements.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,15 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from stillhouse.dataset.columns import completion_schema
-from stillhouse.dataset.derive import Derived, check_name, chosen, counted, fitting
-from stillhouse.dataset.differing import SPLITS, Differing, columns, find_differing, key_of, place_of_preferred
+from stillhouse.dataset.derive import Derived, check_name, conform_to_schema, filter_by_mask, pluralize
+from stillhouse.dataset.disagreements import (
+    SPLITS,
+    Disagreements,
+    columns,
+    find_disagreements,
+    hash_text,
+    index_of_preferred,
+)
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
 from stillhouse.dataset.writer import Origin, new_version
@@ -69,14 +76,14 @@ def merge(
     labels = [manifest.label for manifest in manifests]
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise UsageError(f"merge has {', '.join(labels) or 'nothing'}: name two or more different versions")
-    preferred = None if prefer is None else place_of_preferred(datasets, prefer)
+    preferred = None if prefer is None else index_of_preferred(datasets, prefer)
     if not text_only:
         _check_alike(manifests)
     for dataset in datasets:
         dataset.check()
-    differing = find_differing(datasets)
-    seen = _look(datasets, differing, preferred)
-    notes = (*_merge_notes(seen), *_notes_on_differing(differing, labels, preferred, seen.outvoted))
+    disagreements = find_disagreements(datasets)
+    seen = _look(datasets, disagreements, preferred)
+    notes = (*_merge_notes(seen), *_notes_on_differing(disagreements, labels, preferred, seen.outvoted))
     teachers = list(dict.fromkeys(one for m in manifests for one in (m.teacher, *m.more_teachers)))
     origin = Origin(
         made_by="merge",
@@ -94,62 +101,62 @@ def merge(
     with new_version(root, name, origin) as version:
         for place, split in ((place, split) for place in range(len(datasets)) for split in SPLITS):
             for batch in datasets[place].batches(split):
-                prompts = [key_of(prompt) for prompt in batch.column("prompt_id").to_pylist()]
+                prompts = [hash_text(prompt) for prompt in batch.column("prompt_id").to_pylist()]
                 new = [
-                    differing.wins(prompt, place, preferred) and _add(taken, key_of(id_))
+                    disagreements.keeps_rows(prompt, place, preferred) and _add(taken, hash_text(id_))
                     for prompt, id_ in zip(prompts, batch.column("id").to_pylist(), strict=True)
                 ]
                 held = [split == "validation" or prompt in seen.held_out for prompt in prompts]
-                rows = fitting(batch, schema)
-                version.add("train", chosen(rows, [n and not h for n, h in zip(new, held, strict=True)]))
-                version.add("validation", chosen(rows, [n and h for n, h in zip(new, held, strict=True)]))
+                rows = conform_to_schema(batch, schema)
+                version.add("train", filter_by_mask(rows, [n and not h for n, h in zip(new, held, strict=True)]))
+                version.add("validation", filter_by_mask(rows, [n and h for n, h in zip(new, held, strict=True)]))
     counts = {
         "rows_read": seen.rows,
         "repeated": seen.repeated,
         "moved_to_validation": seen.moved,
         "moved_prompts": len(seen.moved_prompts),
     }
-    return Derived(version.dataset, counts, notes, differing)
+    return Derived(version.dataset, counts, notes, disagreements)
 
 
-def _look(datasets: Sequence[Dataset], differing: Differing, preferred: int | None) -> _Seen:
+def _look(datasets: Sequence[Dataset], disagreements: Disagreements, preferred: int | None) -> _Seen:
     seen = _Seen()
     for dataset in datasets:
         for (prompt,) in columns(dataset, "prompt_id", splits=("validation",)):
-            seen.held_out.add(key_of(prompt))
+            seen.held_out.add(hash_text(prompt))
     ids: set[bytes] = set()
     for place, dataset in enumerate(datasets):
         for split in SPLITS:
             for id_, prompt in columns(dataset, "id", "prompt_id", splits=(split,)):
                 seen.rows += 1
-                if not differing.wins(key_of(prompt), place, preferred):
+                if not disagreements.keeps_rows(hash_text(prompt), place, preferred):
                     seen.outvoted += 1
-                elif not _add(ids, key_of(id_)):
+                elif not _add(ids, hash_text(id_)):
                     seen.repeated += 1
-                elif split == "train" and key_of(prompt) in seen.held_out:
+                elif split == "train" and hash_text(prompt) in seen.held_out:
                     seen.moved += 1
-                    seen.moved_prompts.add(key_of(prompt))
+                    seen.moved_prompts.add(hash_text(prompt))
     return seen
 
 
 def _merge_notes(seen: _Seen) -> Iterator[str]:
     if seen.repeated:
-        yield f"{counted(seen.repeated, 'row')} left out: a version named before has the same id"
+        yield f"{pluralize(seen.repeated, 'row')} left out: a version named before has the same id"
     if seen.moved:
         yield (
-            f"{counted(len(seen.moved_prompts), 'prompt')} ({counted(seen.moved, 'row')}) moved from train to "
+            f"{pluralize(len(seen.moved_prompts), 'prompt')} ({pluralize(seen.moved, 'row')}) moved from train to "
             "validation: another version holds them out, and in train they would leak"
         )
 
 
 def _notes_on_differing(
-    differing: Differing, labels: Sequence[str], preferred: int | None, outvoted: int
+    disagreements: Disagreements, labels: Sequence[str], preferred: int | None, outvoted: int
 ) -> Iterator[str]:
     """Report the prompts with differing answers, and whose answers were kept."""
-    if differing.prompts:
-        settled = 0 if preferred is None else differing.settled(preferred)
-        left = len(differing.prompts) - settled
-        examples = "; ".join(map(str, differing.examples))
+    if disagreements.prompts:
+        settled = 0 if preferred is None else disagreements.count_settled(preferred)
+        left = len(disagreements.prompts) - settled
+        examples = "; ".join(map(str, disagreements.examples))
         ends = (
             [f"of {settled} the answers of {labels[preferred]} were taken"] if preferred is not None and settled else []
         )
@@ -158,9 +165,9 @@ def _notes_on_differing(
                 f"of {left} every row with an id of its own was taken (--prefer {' or --prefer '.join(labels)} takes the "
                 "rows of that one alone)"
             )
-        yield f"{counted(len(differing.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
+        yield f"{pluralize(len(disagreements.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
     if outvoted and preferred is not None:
-        yield f"{counted(outvoted, 'row')} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
+        yield f"{pluralize(outvoted, 'row')} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
 
 
 def _check_alike(manifests: Sequence[Manifest]) -> None:

@@ -4,9 +4,9 @@
     rows.groups[3].first, rows.groups[3].rows        # index of its first row in the split, and its number of rows
     rows.read(3)                                     # its table, with those columns only
 
-Opening reads the Parquet footers and no rows. `Cache` is an LRU cache of decoded row groups, bounded in bytes; `windows`
-groups row groups so that each window fits into the cache: when rows are drawn at random from one window after another, each
-row group is decoded once.
+Opening reads the Parquet footers and no rows. `Cache` is an LRU cache of decoded row groups, bounded in bytes;
+`cache_windows` groups row groups so that each window fits into the cache: when rows are drawn at random from one window
+after another, each row group is decoded once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnFacts:
+class ColumnStatistics:
     """Footer statistics of one column of a row group; None if the writer did not store them."""
 
     nulls: int | None  # missing values, including null and empty lists
@@ -51,7 +51,7 @@ class RowGroup:
     first: int  # index of its first row in the split
     rows: int
     nbytes: int  # of the reader's columns in memory, estimated from the footer: four bytes per number; plain text
-    facts: tuple[ColumnFacts, ...]  # one per column of the reader, in order
+    statistics: tuple[ColumnStatistics, ...]  # one per column of the reader, in order
 
 
 class SplitReader:
@@ -102,8 +102,8 @@ class SplitReader:
                 part = footer.row_group(number)
                 chunks = [[part.column(leaf) for leaf in each] for each in leaves]
                 nbytes = sum(_bytes_in_memory(chunk) for each in chunks for chunk in each)
-                facts = tuple(_facts(each) for each in chunks)
-                yield RowGroup(entry, number, first, part.num_rows, nbytes, facts)
+                statistics = tuple(_column_statistics(each) for each in chunks)
+                yield RowGroup(entry, number, first, part.num_rows, nbytes, statistics)
                 first += part.num_rows
 
     def _leaves(self, footer: pq.FileMetaData, entry: FileEntry) -> list[list[int]]:
@@ -126,12 +126,12 @@ def _bytes_in_memory(chunk: pq.ColumnChunkMetaData) -> int:
     return int(_NUMBER_BYTES * chunk.num_values)
 
 
-def _facts(chunks: Sequence[pq.ColumnChunkMetaData]) -> ColumnFacts:
+def _column_statistics(chunks: Sequence[pq.ColumnChunkMetaData]) -> ColumnStatistics:
     """Return the statistics of a column with one leaf; unknown (None) for a column with several."""
     found = chunks[0].statistics if len(chunks) == 1 else None
     if found is None:
-        return ColumnFacts(None, None)
-    return ColumnFacts(
+        return ColumnStatistics(None, None)
+    return ColumnStatistics(
         nulls=found.null_count if found.has_null_count else None, highest=found.max if found.has_min_max else None
     )
 
@@ -142,7 +142,7 @@ def list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return lengths.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
-def windows(groups: Sequence[RowGroup], order: Iterable[int], capacity: int = CACHE_BYTES) -> Iterator[list[int]]:
+def cache_windows(groups: Sequence[RowGroup], order: Iterable[int], capacity: int = CACHE_BYTES) -> Iterator[list[int]]:
     """Yield row groups in the given order, in windows that fit into a `Cache` of this capacity, at least one group each."""
     window: list[int] = []
     held = 0

@@ -1,6 +1,6 @@
 """Statistics over the rows of a dataset: histograms of completion length and of the teacher's entropy.
 
-    found = measure(dataset)
+    found = measure_dataset(dataset)
     found.lengths.median, found.entropies.mean
 
 The entropy at a position is that of the stored outcomes, in nats. With top-k labels these are the k tokens and the tail:
@@ -55,7 +55,7 @@ class Statistics:
     rows_measured: int  # rows whose entropies were measured
 
 
-def measure(dataset: Dataset) -> Statistics:
+def measure_dataset(dataset: Dataset) -> Statistics:
     """Measure the lengths of all completions, and the entropies at the first five million positions."""
     entropies, rows = _entropies(dataset) if dataset.manifest.soft else (None, 0)
     return Statistics(_lengths(dataset), entropies, rows)

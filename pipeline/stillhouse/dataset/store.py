@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from stillhouse.dataset.files import open_parquet
 from stillhouse.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest, read_manifest, version_label
-from stillhouse.dataset.verify import folder_problems
+from stillhouse.dataset.verify import verify_folder
 from stillhouse.errors import DatasetMissing, DatasetRefused, UsageError
 from stillhouse.recipe.load import VERSION, DatasetSettings
 from stillhouse.records import Row, Split
-from stillhouse.storage.location import Location, RemotePath, folders_in, location
+from stillhouse.storage.location import Location, RemotePath, location, subfolders
 
 if TYPE_CHECKING:
     import datasets
@@ -92,7 +92,7 @@ class Dataset:
 
     def problems(self) -> list[str]:
         """Return how the folder differs from the manifest (see verify.py); empty if it does not."""
-        return folder_problems(self.folder, self.manifest)
+        return verify_folder(self.folder, self.manifest)
 
     def check(self) -> None:
         """Check that the version's files are unchanged since it was written.
@@ -131,7 +131,7 @@ def versions(folder: Location) -> list[int]:
 
 def started_versions(folder: Location) -> list[int]:
     """Return the numbers of all versions that have a folder, finished or not, oldest first."""
-    return sorted(int(match[1]) for path in folders_in(folder) if (match := re.fullmatch(r"v(\d{3,})", path.name)))
+    return sorted(int(match[1]) for path in subfolders(folder) if (match := re.fullmatch(r"v(\d{3,})", path.name)))
 
 
 def open_dataset(folder: Location, version: int | None = None) -> Dataset:
@@ -179,4 +179,4 @@ def _with_its_folder(label: str) -> str:
 
 def all_datasets(root: Location) -> list[Dataset]:
     """Open every finished version under `root`, sorted by name and version."""
-    return [open_dataset(folder, number) for folder in folders_in(root) for number in versions(folder)]
+    return [open_dataset(folder, number) for folder in subfolders(root) for number in versions(folder)]

@@ -1,6 +1,6 @@
 """Check that a dataset version is unchanged since it was written, and list every difference.
 
-    problems = folder_problems(folder, manifest)         # [] if there are none
+    problems = verify_folder(folder, manifest)         # [] if there are none
 
 Checked against the manifest: each file exists under its name with the right size, checksum and number of rows; there are no
 other files; the counts add up; and the manifest matches its own checksum. Files that operating systems and hub clients
@@ -30,7 +30,7 @@ _NO_PART = re.compile(  # files that may be in a folder without being part of a 
 _SHARD = re.compile(r"(data|rejected)/" + SHARD_NAME.pattern)
 
 
-def folder_problems(folder: Location, manifest: Manifest) -> list[str]:
+def verify_folder(folder: Location, manifest: Manifest) -> list[str]:
     """Return the differences between a version's folder and its manifest, one sentence each; empty if there are none."""
     try:
         seal = read_seal(folder)
@@ -51,7 +51,7 @@ def missing_files(folder: Location, manifest: Manifest) -> list[str]:
     return [f"{path} {problem}" for path, problem in problems if problem]
 
 
-def files_of_others(folder: Location, manifest: Manifest | None) -> list[str]:
+def foreign_files(folder: Location, manifest: Manifest | None) -> list[str]:
     """Return the files in a version's folder that Stillhouse did not write: not in the manifest and not named as a shard.
 
     Args:
@@ -66,7 +66,7 @@ def files_of_others(folder: Location, manifest: Manifest | None) -> list[str]:
     )
 
 
-def has_seal(folder: Location) -> bool:
+def has_checksums(folder: Location) -> bool:
     """Whether the manifest has checksums of itself, the card and the recipe; manifests of earlier releases do not."""
     return read_seal(folder).manifest_sha256 is not None
 

@@ -23,13 +23,13 @@ import pyarrow as pa
 import stillhouse
 from stillhouse.dataset.card import write_card
 from stillhouse.dataset.columns import completion_schema, rejection_schema
-from stillhouse.dataset.files import ShardFiles, tally
+from stillhouse.dataset.files import ShardFiles, count_files
 from stillhouse.dataset.manifest import FileEntry, MadeBy, Manifest, version_label, write_manifest
 from stillhouse.dataset.store import Dataset, started_versions
 from stillhouse.errors import StorageFailed
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
 from stillhouse.records import FORMAT_VERSION, Split, TeacherIdentity, content_hash
-from stillhouse.storage.durable import fsync_folder, sole_writer
+from stillhouse.storage.durable import fsync_folder, write_lock
 from stillhouse.storage.location import Location, move, remove_tree
 
 _SHARD_ROWS = 20_000
@@ -87,7 +87,7 @@ class NewVersion:
         for split in list(self._waiting):
             self._write(split)
         entries = self._named()
-        counted = tally(self._folder, entries)
+        counted = count_files(self._folder, entries)
         origin = self._origin
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -151,7 +151,7 @@ def new_version(root: Location, name: str, origin: Origin) -> Iterator[NewVersio
         StorageFailed: the disk is full, or the folder cannot be written.
     """
     base = root / name
-    with sole_writer(base):
+    with write_lock(base):
         number = max(started_versions(base), default=0) + 1
         folder = base / version_label(number)
         try:

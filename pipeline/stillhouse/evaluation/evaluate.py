@@ -41,7 +41,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import StudentSettings
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.card import write_cards
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
 from stillhouse.student.finished.quantize import require_torchao
@@ -86,7 +86,7 @@ def evaluate(
         require_torchao()
     subjects = _subjects(recipe, student, dataset, students)
     held_out = read_held_out(recipe, dataset, subjects)
-    with sole_writer(folder, ReportBusy, keep_lock=False):
+    with write_lock(folder, ReportBusy, keep_lock=False):
         report = _measured(recipe, student, dataset, students, subjects, held_out, key, progress)
         files = write_report(report, folder)
         _tell_cards(report, recipe, dataset, students)

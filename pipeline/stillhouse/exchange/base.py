@@ -1,7 +1,7 @@
 """The interface of exchange formats: how a dataset is exported to another project's format and imported from it.
 
-    find_format("--to", "sharegpt").exports(dataset, options)       # Outgoing: a schema, and the conversion of rows
-    find_format("FORMAT", "sharegpt").reads(source)                 # yields Answered and LeftOut
+    find_format("--to", "sharegpt").plan_export(dataset, options)   # ExportPlan: a schema, and the conversion of rows
+    find_format("FORMAT", "sharegpt").read_rows(source)             # yields ImportedAnswer and SkippedRow
 
 A format is a module in formats/ with an object `FORMAT` (or an entry point `stillhouse.formats` of another package); no
 other code needs a change. export.py and imports.py handle files, splits, durability and versions.
@@ -39,7 +39,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class Outgoing:
+class ExportPlan:
     """How a dataset is exported to a format."""
 
     schema: pa.Schema
@@ -56,7 +56,7 @@ class Outgoing:
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLine:
     """A position in an input file."""
 
     file: Path
@@ -76,12 +76,12 @@ class RequestKey:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ImportedAnswer:
     """An answer to import. None means unknown."""
 
     prompt: Prompt
     text: str
-    place: Place
+    place: SourceLine
     finish_reason: FinishReason = "stop"  # most formats do not store it, and their answers are complete
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -97,20 +97,22 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRow:
     """An answer or a failure that cannot become a row of a dataset."""
 
     reason: str  # a word or two, under which it is counted
     detail: str
-    place: Place
+    place: SourceLine
 
 
-Read = Answered | LeftOut
-Interpret = Callable[[Json, Json, Place, bool], Iterator[Read]]  # request, response, place, whether from the Batch API
+Read = ImportedAnswer | SkippedRow
+Interpret = Callable[
+    [Json, Json, SourceLine, bool], Iterator[Read]
+]  # request, response, place, whether from the Batch API
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """The files to import, with the options of the command."""
 
     files: Sequence[Path]
@@ -126,14 +128,14 @@ class Format(Protocol):
     def soft(self) -> bool:
         """Whether its rows carry soft labels."""
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
         """Prepare the export of a dataset; nothing is written yet.
 
         Raises:
             UsageError: the dataset cannot be exported to this format; the message says why, and what to use instead.
         """
 
-    def reads(self, source: Source) -> Iterator[Read]:
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
         """Yield the answers in the files, in one pass.
 
         Raises:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import stillhouse
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import StorageFailed, UsageError
-from stillhouse.exchange.base import ExportOptions, FileType, Outgoing
+from stillhouse.exchange.base import ExportOptions, ExportPlan, FileType
 from stillhouse.exchange.find_format import find_format
 from stillhouse.exchange.lines import NOTE
 from stillhouse.inputs.plain_json import to_json
@@ -60,7 +60,7 @@ def export_dataset(
     """
     options = options or ExportOptions()
     format_ = find_format("--to", to)
-    outgoing = format_.exports(dataset, options)
+    outgoing = format_.plan_export(dataset, options)
     notes = (*outgoing.notes, *([] if format_.soft else _of_cut_off_text(dataset)))
     file_type = _file_type(to, outgoing, options)
     _refuse_to_overwrite(folder, force)
@@ -110,7 +110,7 @@ def _of_cut_off_text(dataset: Dataset) -> Iterator[str]:
 # ----------------------------------------------------------------------------------------------------------------- files
 
 
-def _write(dataset: Dataset, split: Split, outgoing: Outgoing, file_type: FileType, path: Path) -> Iterator[int]:
+def _write(dataset: Dataset, split: Split, outgoing: ExportPlan, file_type: FileType, path: Path) -> Iterator[int]:
     """Write one file; yield the number of rows of each batch."""
     with atomic_file(path) as stream, _writer(stream, outgoing.schema, file_type) as write:
         for entry in dataset.files(split):
@@ -131,7 +131,7 @@ def _writer(stream: IO[bytes], schema: pa.Schema, file_type: FileType) -> Iterat
         yield parquet.write_batch
 
 
-def _file_type(to: str, outgoing: Outgoing, options: ExportOptions) -> FileType:
+def _file_type(to: str, outgoing: ExportPlan, options: ExportOptions) -> FileType:
     if outgoing.only and options.file_type not in (None, outgoing.only):
         raise UsageError(f"--files is {options.file_type}, and the format {to} is {outgoing.only} alone: leave it out")
     return options.file_type or outgoing.file_type

@@ -27,11 +27,11 @@ from stillhouse.dataset.columns import completion_row, completion_schema, record
 from stillhouse.dataset.store import Dataset
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import Answered, Interpret, LeftOut, Read, RequestKey, Source
+from stillhouse.exchange.base import ImportedAnswer, ImportSource, Interpret, Read, RequestKey, SkippedRow
 from stillhouse.exchange.export import read_note
 from stillhouse.exchange.find_format import find_format
 from stillhouse.exchange.lines import input_files
-from stillhouse.exchange.numbering import Numbering
+from stillhouse.exchange.sample_numbering import Numbering
 from stillhouse.prompts.load import split_of
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
 from stillhouse.recipe.load import DatasetSettings
@@ -58,7 +58,7 @@ class ImportRequest:
 
 
 @dataclass
-class Findings:
+class ImportCounts:
     """Counts collected during an import."""
 
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows
@@ -70,7 +70,7 @@ class Findings:
     sampling: set[SamplingSettings | None] = field(default_factory=set)
     widest: int = 0  # largest k of the top-k labels
 
-    def leave_out(self, one: LeftOut) -> None:
+    def leave_out(self, one: SkippedRow) -> None:
         self.left_out[one.reason] += 1
         self.examples.setdefault(one.reason, f"{one.place}: {one.detail}")
 
@@ -80,7 +80,7 @@ class Imported:
     """An imported version."""
 
     dataset: Dataset
-    findings: Findings
+    findings: ImportCounts
 
 
 def import_dataset(request: ImportRequest) -> Imported:
@@ -101,9 +101,11 @@ def import_dataset(request: ImportRequest) -> Imported:
     soft = (
         SoftSettings(**note["soft"]) if format_.soft and note.get("soft") else SoftSettings() if format_.soft else None
     )
-    reads = format_.reads(Source(files, request.tokenizer, soft if note.get("soft") else None, request.interpret))
+    reads = format_.read_rows(
+        ImportSource(files, request.tokenizer, soft if note.get("soft") else None, request.interpret)
+    )
     default = _teacher(request, note)
-    findings = Findings()
+    findings = ImportCounts()
     with tempfile.TemporaryDirectory(prefix="stillhouse-import-") as folder, Numbering() as numbering:
         staged = _stage(Path(folder), reads, request, default, soft, numbering, findings)
         if not findings.rows:
@@ -126,7 +128,7 @@ def _stage(
     default: TeacherIdentity,
     soft: SoftSettings | None,
     numbering: Numbering,
-    findings: Findings,
+    findings: ImportCounts,
 ) -> dict[Split, Path]:
     """Read all answers once and write the rows to one temporary file per split."""
     encoding = encoding_of(soft)
@@ -140,7 +142,7 @@ def _stage(
     with ExitStack() as stack:
         writers: dict[Split, Any] = {}
         for read in reads:
-            if isinstance(read, LeftOut):
+            if isinstance(read, SkippedRow):
                 findings.leave_out(read)
                 continue
             if read.answer_id is not None and not numbering.is_new(read.answer_id):
@@ -176,12 +178,12 @@ def _batched(path: Path, schema: pa.Schema) -> Iterator[Any]:
 
 
 def _completion(
-    read: Answered,
+    read: ImportedAnswer,
     default: TeacherIdentity,
     request: ImportRequest,
     now: str,
     numbering: Numbering,
-    findings: Findings,
+    findings: ImportCounts,
 ) -> Completion:
     teacher = read.teacher or default
     keyed = isinstance(read.request, RequestKey)
@@ -220,7 +222,11 @@ def _completion(
 
 
 def _origin(
-    request: ImportRequest, files: Sequence[Path], findings: Findings, soft: SoftSettings | None, note: dict[str, Any]
+    request: ImportRequest,
+    files: Sequence[Path],
+    findings: ImportCounts,
+    soft: SoftSettings | None,
+    note: dict[str, Any],
 ) -> Origin:
     teachers = sorted(findings.teachers, key=lambda one: -findings.teachers[one])
     if soft is not None and soft.encoding == "top-k":
@@ -266,7 +272,7 @@ def _teacher(request: ImportRequest, note: dict[str, Any]) -> TeacherIdentity:
     )
 
 
-def _told(findings: Findings) -> str:
+def _told(findings: ImportCounts) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in findings.left_out.most_common())
 
 

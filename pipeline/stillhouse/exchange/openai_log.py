@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from pydantic import SecretStr, ValidationError
 
-from stillhouse.exchange.base import Answered, Json, LeftOut, Place, Read, RequestKey
-from stillhouse.exchange.conversations import messages
+from stillhouse.exchange.base import ImportedAnswer, Json, Read, RequestKey, SkippedRow, SourceLine
+from stillhouse.exchange.conversations import parse_messages
 from stillhouse.recipe.label import LabelSettings, SamplingSettings
 from stillhouse.recipe.load import TeacherSettings
 from stillhouse.records import Message, Prompt, content_hash
@@ -65,43 +65,43 @@ class LogReader:
         self._base_url = base_url.rstrip("/")
         self._known: dict[str, _Asked] = {}
 
-    def __call__(self, request: Json, response: Json, place: Place, batch: bool) -> Iterator[Read]:
+    def __call__(self, request: Json, response: Json, place: SourceLine, batch: bool) -> Iterator[Read]:
         """Yield the rows of one request, one per choice."""
         prompt = _prompt(request, place)
-        if isinstance(prompt, LeftOut):
+        if isinstance(prompt, SkippedRow):
             yield prompt
             return
         asked = self._asked(request, response)
         choices = response.get("choices")
         if not isinstance(choices, list) or not choices:
-            yield LeftOut("malformed", "the answer has no choices", place)
+            yield SkippedRow("malformed", "the answer has no choices", place)
             return
         for number, choice in enumerate(sorted(choices, key=_index)):
             usage = response.get("usage") if number == 0 else None  # one count for all choices: given to the first
             read = self._read(asked, prompt, {**response, "choices": [choice], "usage": usage}, place, number)
-            if isinstance(read, Answered):
+            if isinstance(read, ImportedAnswer):
                 halved = batch and self._base_url == OPENAI_URL and read.cost_usd is not None
                 cost = (read.cost_usd or 0) * BATCH_PRICE if halved else read.cost_usd
                 odd = _odd_messages(request)
                 read = replace(read, cost_usd=cost, request=odd or read.request)
             yield read
 
-    def _read(self, asked: _Asked, prompt: Prompt, data: Json, place: Place, number: int) -> Read:
+    def _read(self, asked: _Asked, prompt: Prompt, data: Json, place: SourceLine, number: int) -> Read:
         message = data["choices"][0].get("message") if isinstance(data["choices"][0], dict) else None
         if isinstance(message, dict) and (message.get("tool_calls") or message.get("function_call")):
-            return LeftOut("tool-calls", "the answer calls a tool, which a row cannot hold", place)
+            return SkippedRow("tool-calls", "the answer calls a tool, which a row cannot hold", place)
         try:
             outcome = asked.teacher.read(Reply(data, 0.0))
         except TryAgain as error:
-            return LeftOut(error.reason, str(error), place)
+            return SkippedRow(error.reason, str(error), place)
         if isinstance(outcome, Refusal):
-            return LeftOut(outcome.reason, outcome.detail, place)
+            return SkippedRow(outcome.reason, outcome.detail, place)
         assert isinstance(outcome, Answer)
         told = (
             data["choices"][0].get("finish_reason") is not None
         )  # without a finish reason in the log, the answer counts as complete
         served, answer_id = data.get("model"), data.get("id")
-        return Answered(
+        return ImportedAnswer(
             prompt,
             outcome.text,
             place,
@@ -165,14 +165,14 @@ class LogReader:
             return LabelSettings(), f"no recipe can ask so: {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def _prompt(request: Json, place: Place) -> Prompt | LeftOut:
+def _prompt(request: Json, place: SourceLine) -> Prompt | SkippedRow:
     if "messages" in request:
-        read = messages(request["messages"], place)
-        return read if isinstance(read, LeftOut) else Prompt(tuple(read))
+        read = parse_messages(request["messages"], place)
+        return read if isinstance(read, SkippedRow) else Prompt(tuple(read))
     text = request.get("prompt")
     if not isinstance(text, str):
         what = "several prompts at once" if "prompt" in request else "neither messages nor a prompt"
-        return LeftOut("other-endpoint", f"the request has {what}", place)
+        return SkippedRow("other-endpoint", f"the request has {what}", place)
     return Prompt((Message("user", text),))
 
 

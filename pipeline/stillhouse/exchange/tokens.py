@@ -97,7 +97,7 @@ def token_rows(rows: pa.RecordBatch, encoding: Encoding[Any]) -> Iterator[TokenR
         yield TokenRow(prompt, completion, token_ids, logprobs, valid)
 
 
-def lists(arrays: Sequence[npt.NDArray[Any]], type_: pa.DataType) -> pa.Array:
+def to_arrow_lists(arrays: Sequence[npt.NDArray[Any]], type_: pa.DataType) -> pa.Array:
     """Convert arrays to Arrow lists (1-D) or lists of lists (2-D), one per array, without a Python object per number."""
     depth = 2 if pa.types.is_list(type_.value_type) else 1
     values = np.concatenate([array.reshape(-1) for array in arrays]) if arrays else np.zeros(0)
@@ -119,13 +119,13 @@ def _offsets(lengths: Sequence[int] | npt.NDArray[Any]) -> pa.Array:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class PromptDecoder:
     """A tokenizer that converts token ids back to conversations."""
 
     folder: Path
 
     @classmethod
-    def of(cls, folder: Path | None, format_: str) -> Tokens:
+    def of(cls, folder: Path | None, format_: str) -> PromptDecoder:
         """Return the tokenizer in a folder.
 
         Raises:
@@ -202,7 +202,7 @@ def _pattern(tokenizer: Any, roles: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile("(.*?)".join([*pieces, re.escape(text)]), re.S)
 
 
-def labels_of(
+def build_labels(
     token_ids: TokenIds, logprobs: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], soft: SoftSettings | None
 ) -> SoftLabels | SampledLabels:
     """Build soft labels from arrays of token ids and log-probabilities.

@@ -83,7 +83,7 @@ def cell_text(value: object) -> str | None:
     raise NotText(_kind(value), value)
 
 
-def present_text(value: object) -> str | None:
+def nonblank_text(value: object) -> str | None:
     """Return the text of a cell, or None if it is missing or blank, for instance an absent reference.
 
     Raises:

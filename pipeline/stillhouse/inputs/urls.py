@@ -1,7 +1,7 @@
 """Check a server's base URL before anything is sent, and append paths to it.
 
     base_url = check_base_url(given, "teacher.options.base_url")
-    below(base_url, "/chat/completions")        # the base URL's query, such as Azure's ?api-version=..., stays at the end
+    join_path(base_url, "/chat/completions")        # the base URL's query, such as Azure's ?api-version=..., comes last
 
 A URL to which no request can be sent is a user error: it is rejected here, with the setting, the value and the fix, and not
 retried as if the server were down. Passwords and keys in a URL are rejected and never shown.
@@ -34,43 +34,43 @@ def check_base_url(given: str, setting: str, *, may_hold_secret: bool = False) -
         RecipeError: no request can be sent to the URL, or it contains a secret.
     """
     url = given.strip()
-    if holds_secret(url) and not may_hold_secret:
+    if has_secret(url) and not may_hold_secret:
         raise RecipeError(
-            f"{setting} carries a user, a password or a query with a key ({without_secrets(url)}), and messages and "
+            f"{setting} carries a user, a password or a query with a key ({mask_secrets(url)}), and messages and "
             "datasets show it: leave them out of the URL, and give the key in the environment variable that is meant for it"
         )
     if fault := _fault(url):
-        raise RecipeError(f"{setting} is {without_secrets(url)!r}: {fault}")
+        raise RecipeError(f"{setting} is {mask_secrets(url)!r}: {fault}")
     root, mark, query = url.partition("?")
     return root.rstrip("/") + (mark + query if query else "")
 
 
-def below(base_url: str, path: str) -> str:
-    """Return the URL of `path` below a base URL; the base URL's query stays at the end."""
+def join_path(base_url: str, path: str) -> str:
+    """Return the URL of `path` below a base URL; the base URL's query comes last."""
     root, mark, query = base_url.partition("?")
     return f"{root.rstrip('/')}{path}{mark}{query}"
 
 
-def beside_v1(base_url: str) -> str:
+def without_v1(base_url: str) -> str:
     """Return a base URL without a `/v1` at the end of its path."""
     root, mark, query = base_url.partition("?")
     return f"{root.rstrip('/').removesuffix('/v1')}{mark}{query}"
 
 
-def holds_secret(url: str) -> bool:
+def has_secret(url: str) -> bool:
     """Whether a URL has a user, a password, or a query parameter whose name suggests a secret."""
     address, _, query = url.partition("?")
     names = [name for name, _ in parse_qsl(query.partition("#")[0], keep_blank_values=True)]
     return "@" in address or any(_SECRET_NAME.search(name) for name in names)
 
 
-def without_secrets(url: str) -> str:
+def mask_secrets(url: str) -> str:
     """Return a URL for messages: without user and password, and with the query values masked if one may be secret."""
     address, mark, query = url.partition("?")
     if "@" in address:
         scheme = _SCHEME.match(address)
         address = f"{scheme[0] if scheme else ''}{address.rpartition('@')[2]}"
-    if holds_secret(url):
+    if has_secret(url):
         query = "&".join(f"{name}=***" for name, _ in parse_qsl(query, keep_blank_values=True))
     return f"{address}{mark}{query}"
 

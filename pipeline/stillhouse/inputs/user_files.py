@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-DEEPEST_JSON = 200  # levels of nesting: more than real tables have, too few for a RecursionError
+MAX_JSON_DEPTH = 200  # levels of nesting: more than real tables have, too few for a RecursionError
 
 _ENCODINGS = (  # UTF-32 before UTF-16: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -83,7 +83,7 @@ def parse_json(text: str | bytes, *, fast: bool = False) -> Any:
         fast: parse with orjson if possible: several times faster, but integers of more than 64 bits become floats.
 
     Raises:
-        Unreadable: the text is not UTF-8, not JSON, or nested more than `DEEPEST_JSON` levels deep.
+        Unreadable: the text is not UTF-8, not JSON, or nested more than `MAX_JSON_DEPTH` levels deep.
     """
     try:
         value = _parse(text, fast)
@@ -93,7 +93,7 @@ def parse_json(text: str | bytes, *, fast: bool = False) -> Any:
         raise Unreadable(str(error)) from None
     except RecursionError:
         raise _too_deep() from None
-    if _may_be_deep(text) and _depth(value) > DEEPEST_JSON:
+    if _may_be_deep(text) and _depth(value) > MAX_JSON_DEPTH:
         raise _too_deep()
     return value
 
@@ -113,18 +113,18 @@ def _parse(text: str | bytes, fast: bool) -> Any:
 
 
 def _too_deep() -> Unreadable:
-    return Unreadable(f"it is nested too deeply, in more than {DEEPEST_JSON} levels")
+    return Unreadable(f"it is nested too deeply, in more than {MAX_JSON_DEPTH} levels")
 
 
 def _may_be_deep(text: str | bytes) -> bool:
     """Whether the brackets of a text might nest too deeply; brackets inside strings are counted too."""
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if data.count(b"[") + data.count(b"{") <= DEEPEST_JSON:
+    if data.count(b"[") + data.count(b"{") <= MAX_JSON_DEPTH:
         return False
     signs = np.frombuffer(data, np.uint8)
     opened = ((signs == ord("[")) | (signs == ord("{"))).astype(np.int64)
     closed = (signs == ord("]")) | (signs == ord("}"))
-    return bool(np.cumsum(opened - closed).max() > DEEPEST_JSON)
+    return bool(np.cumsum(opened - closed).max() > MAX_JSON_DEPTH)
 
 
 def _depth(value: Any) -> int:

@@ -25,7 +25,7 @@ class _Need:
     """Why references are needed, and how to avoid the need; both are parts of an error message."""
 
     why: str
-    mend: str
+    fix: str
 
 
 def check_prompts(recipe: Recipe) -> None:
@@ -63,7 +63,7 @@ def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | No
         if need and missing:
             raise PromptError(
                 f"{need.why}, and row {number} of {settings.source} has no reference: fill its column "
-                f"{settings.reference or 'reference'!r}, set {part}.reference to the column that has it, or {need.mend}"
+                f"{settings.reference or 'reference'!r}, set {part}.reference to the column that has it, or {need.fix}"
             )
         wanted = wanted if missing else None
         if not (need or wanted or own):
@@ -71,7 +71,7 @@ def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | No
     if wanted:
         raise PromptError(
             f"{wanted.why}, and no row of {settings.source} has a reference: set {part}.reference to the column that has "
-            f"it (it is {settings.reference or 'null, which means reference'}), or {wanted.mend}"
+            f"it (it is {settings.reference or 'null, which means reference'}), or {wanted.fix}"
         )
 
 

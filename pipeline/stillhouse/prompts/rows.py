@@ -20,7 +20,7 @@ from stillhouse.inputs.user_files import Unreadable, parse_json, text_lines
 from stillhouse.prompts.csv_rows import csv_rows
 from stillhouse.recipe.load import PromptSettings, find_input
 from stillhouse.settings import nearest
-from stillhouse.storage.location import Location, readable
+from stillhouse.storage.location import Location, open_for_library
 from stillhouse.text import shortened
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ def source_rows(settings: PromptSettings) -> Iterator[Row]:
 
 
 def _csv_rows(file: Location, source: str) -> Iterator[Row]:
-    opened = readable(file)
+    opened = open_for_library(file)
     with opened.open("rb") if isinstance(opened, Path) else opened as stream:
         yield from csv_rows(stream, source, "\t" if source.lower().endswith(".tsv") else None)
 
 
 def _jsonl_rows(file: Location, source: str) -> Iterator[Row]:
-    opened = readable(file)
+    opened = open_for_library(file)
     with opened.open("rb") if isinstance(opened, Path) else opened as stream:
         try:
             for number, line in enumerate(text_lines(stream), start=1):
@@ -99,7 +99,7 @@ def _parquet_rows(file: Location, source: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(readable(file)) as parquet:
+        with pq.ParquetFile(open_for_library(file)) as parquet:
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
                 yield from _python_rows(batch)
     except (pa.ArrowException, OSError) as error:  # a damaged page raises OSError

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from stillhouse.quality.base import NamedFilter, first_rejection, open_filters, remember
+from stillhouse.quality.base import NamedFilter, first_rejection, open_filters, record_kept
 from stillhouse.recipe.load import FilterSettings
 from stillhouse.records import Completion
 from stillhouse.settings import Settings, parse_options
@@ -65,9 +65,9 @@ class BestOf:
         samples = ", ".join(map(str, self._kept.values()))
         return f"enough was kept of this prompt (keep={self._keep}): sample {samples}"
 
-    def remember(self, completion: Completion) -> None:
+    def record_kept(self, completion: Completion) -> None:
         """Count a kept sample."""
         if completion.prompt.id != self._prompt:
             self._prompt, self._kept = completion.prompt.id, {}
         self._kept[completion.id] = completion.sample
-        remember(completion, self._verifiers)
+        record_kept(completion, self._verifiers)

@@ -114,7 +114,7 @@ class Duplicates:
         best, like = max(self._candidates(mine, owner), default=(0.0, ""), key=lambda found: found[0])
         return f"similarity {best:.2f} to {like}, which was kept" if best >= self._options.near else None
 
-    def remember(self, completion: Completion) -> None:
+    def record_kept(self, completion: Completion) -> None:
         """Store a kept completion, to compare later ones with it."""
         mine = self._fingerprint(self._text(completion))
         row = (completion.id, self._owner(completion), mine.exact, mine.signature.tobytes())

@@ -2,7 +2,7 @@
 
 On this machine: temporary file in the same folder, fsync, rename, fsync of the folder. In a store behind a URL: a local
 temporary file, uploaded atomically. Everything that must survive a crash is written through this module, by the process
-that holds the folder's lock (`sole_writer`).
+that holds the folder's lock (`write_lock`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from stillhouse.errors import Busy, DatasetBusy, StorageFailed
-from stillhouse.storage.holder import holder_from, this_process
 from stillhouse.storage.location import Location, RemotePath
+from stillhouse.storage.lock_holder import holder_from, this_process
 
 _CHUNK = 1 << 20
 _REMOTE_CHUNK = 8 << 20  # one request each
@@ -98,7 +98,7 @@ def sha256_of_file(path: Location) -> str:
 
 
 @contextmanager
-def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: bool = True) -> Iterator[None]:
+def write_lock(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: bool = True) -> Iterator[None]:
     """Lock `folder` for writing while the block runs.
 
     On this machine the kernel releases the lock when the process ends in any way; for a store, see storage/lock.py.
@@ -113,9 +113,9 @@ def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: 
         StorageFailed: the folder cannot be written.
     """
     if isinstance(folder, RemotePath):
-        from stillhouse.storage.lock import held
+        from stillhouse.storage.lock import store_lock
 
-        with held(folder):
+        with store_lock(folder):
             yield
         return
     file = folder / ".lock"

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from stillhouse.errors import StorageFailed, UsageError
-from stillhouse.storage.service import ask, is_s3
+from stillhouse.storage.service import call_store, is_s3
 
 _PART = 16 << 20  # bytes per part of a multipart upload: S3's limit of 10,000 parts allows files of 160 GB
 _SHA256 = "stillhouse-sha256"  # metadata key with the checksum of an object, on stores that keep metadata
@@ -39,7 +39,7 @@ _WHOLE = (
     "memory",
 )  # stores with atomic uploads
 
-guards: dict[str, Callable[[], None]] = {}  # locked folder -> check that is called before each change in it
+write_guards: dict[str, Callable[[], None]] = {}  # locked folder -> check that is called before each change in it
 
 
 @dataclass(frozen=True, order=True)
@@ -98,11 +98,11 @@ class RemotePath:
         return (self._info() or {}).get("type") == "directory"
 
     def stat(self) -> Stat:
-        return Stat(int(ask(self.url, lambda fs, path: fs.info(path))["size"]))
+        return Stat(int(call_store(self.url, lambda fs, path: fs.info(path))["size"]))
 
     def tree_size(self) -> int:
         """Return the size in bytes of everything below, from one listing."""
-        found: dict[str, Any] = ask(self.url, lambda fs, path: fs.find(path, detail=True))
+        found: dict[str, Any] = call_store(self.url, lambda fs, path: fs.find(path, detail=True))
         return sum(int(entry["size"]) for entry in found.values())
 
     def iterdir(self) -> Iterator[RemotePath]:
@@ -132,13 +132,13 @@ class RemotePath:
             bucket, key, _ = fs.split_path(path)
             return fs.call_s3("head_object", Bucket=bucket, Key=key)
 
-        recorded = ask(self.url, question).get("Metadata", {}).get(_SHA256)
+        recorded = call_store(self.url, question).get("Metadata", {}).get(_SHA256)
         return str(recorded) if recorded else None
 
     # -------------------------------------------------------------------------------------------------------- reading
 
     def read_bytes(self) -> bytes:
-        return bytes(ask(self.url, lambda fs, path: fs.cat_file(path)))
+        return bytes(call_store(self.url, lambda fs, path: fs.cat_file(path)))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -179,25 +179,25 @@ class RemotePath:
             fs.put_file(str(file), beside)
             fs.mv(beside, path)
 
-        ask(self.url, question)
+        call_store(self.url, question)
 
     def rename(self, target: RemotePath) -> RemotePath:
         """Copy within the store, then remove: not atomic, so use it only before the manifest is written."""
         target._guard()
-        ask(self.url, lambda fs, path: fs.cp_file(path, fs._strip_protocol(target.url)))
+        call_store(self.url, lambda fs, path: fs.cp_file(path, fs._strip_protocol(target.url)))
         self.unlink(missing_ok=True)
         return target
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
         """Yield every file below whose name matches."""
-        found = ask(self.url, lambda fs, path: (fs.find(path), path))
+        found = call_store(self.url, lambda fs, path: (fs.find(path), path))
         inside = sorted(str(name).strip("/").removeprefix(found[1].strip("/")).strip("/") for name in found[0])
         return (self / name for name in inside if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
 
     def unlink(self, missing_ok: bool = False) -> None:
         self._guard()
         try:
-            ask(self.url, lambda fs, path: fs.rm_file(path))
+            call_store(self.url, lambda fs, path: fs.rm_file(path))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -205,15 +205,15 @@ class RemotePath:
     def remove_tree(self) -> None:
         """Remove everything below, object by object."""
         self._guard()
-        found = ask(self.url, lambda fs, path: fs.find(path))
+        found = call_store(self.url, lambda fs, path: fs.find(path))
         for name in sorted(found):
-            ask(self.url, partial(_remove_file, name))
+            call_store(self.url, partial(_remove_file, name))
 
     # ----------------------------------------------------------------------------------------------------- internals
 
     def _info(self) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = ask(self.url, lambda fs, path: fs.info(path))
+            found: dict[str, Any] = call_store(self.url, lambda fs, path: fs.info(path))
         except FileNotFoundError:
             return None
         return found
@@ -221,7 +221,7 @@ class RemotePath:
     def _listed(self) -> list[tuple[str, str]]:
         """Return (name, kind) of everything here, sorted by name; kind is `file` or `directory`."""
         try:
-            found = ask(self.url, lambda fs, path: (fs.ls(path, detail=True), path))
+            found = call_store(self.url, lambda fs, path: (fs.ls(path, detail=True), path))
         except FileNotFoundError:
             return []
         entries, own = found
@@ -230,7 +230,7 @@ class RemotePath:
         return sorted((name.rpartition("/")[2], kind) for name, kind in named.items())
 
     def _guard(self) -> None:
-        for folder, check in list(guards.items()):
+        for folder, check in list(write_guards.items()):
             if self.url.startswith(f"{folder}/"):
                 check()
 
@@ -263,7 +263,7 @@ class RangeFile(io.RawIOBase):
         if end <= self._place:
             return b""
         start, url = self._place, self._path.url
-        found = bytes(ask(url, lambda fs, path: fs.cat_file(path, start=start, end=end)))
+        found = bytes(call_store(url, lambda fs, path: fs.cat_file(path, start=start, end=end)))
         if len(found) != end - start:
             raise StorageFailed(
                 f"{url} gave {len(found)} bytes where it has {end - start}: it was changed while it was read"
@@ -312,7 +312,7 @@ def _remove_file(name: str, fs: Any, _: str) -> None:
     fs.rm_file(name)
 
 
-def folders_in(folder: Location) -> list[Location]:
+def subfolders(folder: Location) -> list[Location]:
     """Return the folders inside a folder, sorted by name; none if it does not exist."""
     if isinstance(folder, RemotePath):
         return list(folder.folders())
@@ -354,6 +354,6 @@ def tree_size(folder: Location) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def readable(file: Location) -> Path | io.BufferedReader:
+def open_for_library(file: Location) -> Path | io.BufferedReader:
     """Return a file in a form that libraries accept: a local path, or a seekable stream of a remote file."""
     return file if isinstance(file, Path) else io.BufferedReader(file.open(), buffer_size=_PART)

@@ -1,6 +1,6 @@
 """The write lock of a folder in a store: a lock object, created only if none exists and renewed while its writer lives.
 
-    with held(RemotePath("s3://bucket/labels/words")): ...
+    with store_lock(RemotePath("s3://bucket/labels/words")): ...
 
 The lock is created by a conditional write (S3's If-None-Match: *), and renewed and taken over by conditional writes that
 fail if the object has changed since it was read (If-Match with its ETag), so two runs cannot hold it. Every change in the
@@ -23,9 +23,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from stillhouse.errors import DatasetBusy, StorageFailed
-from stillhouse.storage.holder import Holder, holder_from, this_process
-from stillhouse.storage.location import RemotePath, guards
-from stillhouse.storage.service import ask, has_code, is_s3
+from stillhouse.storage.location import RemotePath, write_guards
+from stillhouse.storage.lock_holder import Holder, holder_from, this_process
+from stillhouse.storage.service import call_store, has_code, is_s3
 
 FILE_NAME = ".lock"
 STALE_AFTER = 60.0  # seconds without renewal after which a lock may be taken over
@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def held(folder: RemotePath) -> Iterator[None]:
+def store_lock(folder: RemotePath) -> Iterator[None]:
     """Lock a folder in a store for writing while the block runs.
 
     Raises:
@@ -45,12 +45,12 @@ def held(folder: RemotePath) -> Iterator[None]:
         StorageFailed: the store cannot be used.
     """
     lock = StoreLock(folder)
-    lock.take()
-    guards[folder.url] = lock.make_sure
+    lock.acquire()
+    write_guards[folder.url] = lock.check_held
     try:
         yield
     finally:
-        del guards[folder.url]
+        del write_guards[folder.url]
         lock.release()
 
 
@@ -68,8 +68,8 @@ class StoreLock:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_ended, name="lock", daemon=True)
 
-    def take(self) -> None:
-        """Acquire the lock and start renewing it, see `held`."""
+    def acquire(self) -> None:
+        """Acquire the lock and start renewing it, see `store_lock`."""
         if not any(self._create() or self._take_over() for _ in range(_TRIES)):
             raise self._busy(_find(self._path))
         if not self._refuses_a_second():
@@ -78,7 +78,7 @@ class StoreLock:
         self._renewed = time.monotonic()
         self._thread.start()
 
-    def make_sure(self) -> None:
+    def check_held(self) -> None:
         """Check that this run still holds the lock, and renew it if it was not renewed recently.
 
         Raises:
@@ -222,8 +222,8 @@ def _find(path: RemotePath, patience: float | None = None) -> _Found | None:
         return str(head["ETag"]), (now - head["LastModified"]).total_seconds()
 
     try:
-        tag, age = ask(path.url, question, patience=patience)
-        content = ask(path.url, lambda fs, own: bytes(fs.cat_file(own)), patience=patience)
+        tag, age = call_store(path.url, question, patience=patience)
+        content = call_store(path.url, lambda fs, own: bytes(fs.cat_file(own)), patience=patience)
     except FileNotFoundError:
         return None
     return _Found(holder_from(content), tag, age)
@@ -257,7 +257,7 @@ def _put_if_absent(path: RemotePath, data: bytes) -> str:
         fs.pipe_file(own, data)
         return ""
 
-    return ask(path.url, question)
+    return call_store(path.url, question)
 
 
 def _put_if_unchanged(path: RemotePath, data: bytes, tag: str, patience: float | None = None) -> str:
@@ -272,11 +272,11 @@ def _put_if_unchanged(path: RemotePath, data: bytes, tag: str, patience: float |
         bucket, key, _ = fs.split_path(own)
         return str(fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=tag)["ETag"])
 
-    return ask(path.url, question, patience=patience)
+    return call_store(path.url, question, patience=patience)
 
 
 def _put(path: RemotePath, data: bytes, patience: float | None) -> None:
-    ask(path.url, lambda fs, own: fs.pipe_file(own, data), patience=patience)
+    call_store(path.url, lambda fs, own: fs.pipe_file(own, data), patience=patience)
 
 
 def _remove(path: RemotePath, tag: str) -> None:
@@ -289,7 +289,7 @@ def _remove(path: RemotePath, tag: str) -> None:
         bucket, key, _ = fs.split_path(own)
         fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=tag)
 
-    ask(path.url, question)
+    call_store(path.url, question)
 
 
 def _creates_exclusively(path: RemotePath) -> bool:

@@ -1,6 +1,6 @@
 """Call the store behind a URL: open it, retry transient errors, and explain all others.
 
-    ask("s3://bucket/labels/words", lambda fs, path: fs.cat_file(path))
+    call_store("s3://bucket/labels/words", lambda fs, path: fs.cat_file(path))
 
 There is one fsspec file system per store and process, without a listings cache, since another run may write at any time.
 The retries of fsspec are kept low; this module retries with backoff for all calls. Credentials come only from the
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from stillhouse.errors import StillhouseError, StorageFailed, UsageError
-from stillhouse.inputs.urls import check_base_url, without_secrets
+from stillhouse.inputs.urls import check_base_url, mask_secrets
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 120.0  # seconds of retries for a store that has answered before
@@ -65,7 +65,7 @@ def is_s3(url: str) -> bool:
     return url.partition("://")[0] in _S3
 
 
-def ask(url: str, question: Callable[[Any, str], Answer], *, patience: float | None = None) -> Answer:
+def call_store(url: str, question: Callable[[Any, str], Answer], *, patience: float | None = None) -> Answer:
     """Call `question(file system, path)` for `url` and return its result; retry transient errors for `patience` seconds.
 
     Raises:
@@ -135,7 +135,7 @@ def _open(url: str) -> Any:
         raise UsageError(f"{url} cannot be used as a store: {error}") from None
     fs.dircache.use_listings_cache = False
     if is_s3(url):
-        fs.retries = 2  # per part of a large upload; `ask` does the longer retries
+        fs.retries = 2  # per part of a large upload; `call_store` does the longer retries
     return fs
 
 
@@ -217,7 +217,7 @@ def _said(error: BaseException | None) -> str:
 def _endpoint() -> str:
     """Return the S3 endpoint variable for an error message; empty if it is not set."""
     given = next((url for name in _ENDPOINTS if (url := os.environ.get(name))), "")
-    return f" and AWS_ENDPOINT_URL ({without_secrets(given.strip())})" if given else ""
+    return f" and AWS_ENDPOINT_URL ({mask_secrets(given.strip())})" if given else ""
 
 
 def _response(error: BaseException | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from stillhouse.recipe.sweep_points import points
 from stillhouse.stages.finetune import finetuning_of, make_gold
 from stillhouse.stages.stages import distill_stage, distill_students, finetune_stage, recipe_dataset
 from stillhouse.stages.sweep import Children, PointTraining, train_apart
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.folder import StudentFolder, read_card, student_folder
 from stillhouse.student.start.store import ImportanceStore
 from stillhouse.student.training.train import distill, prepare_untrained
@@ -45,7 +45,7 @@ def written_meanwhile(folder: Path, busy: type[Busy] = StudentBusy) -> Iterator[
     held, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with sole_writer(folder, busy):
+        with write_lock(folder, busy):
             held.set()
             enough.wait(60)
 
@@ -263,7 +263,7 @@ def test_a_lock_that_is_done_with_is_gone_and_only_one_is_in_at_a_time(tmp_path:
         for _ in range(20):
             while True:
                 try:
-                    with sole_writer(tmp_path / "place", StudentBusy, keep_lock=False):
+                    with write_lock(tmp_path / "place", StudentBusy, keep_lock=False):
                         inside.append(1)
                         most.append(len(inside))
                         inside.pop()

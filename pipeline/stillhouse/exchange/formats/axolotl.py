@@ -23,15 +23,24 @@ import pyarrow as pa
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import Answered, ExportOptions, Json, LeftOut, Outgoing, Place, Read, Source
-from stillhouse.exchange.lines import rows_of
+from stillhouse.exchange.base import (
+    ExportOptions,
+    ExportPlan,
+    ImportedAnswer,
+    ImportSource,
+    Json,
+    Read,
+    SkippedRow,
+    SourceLine,
+)
+from stillhouse.exchange.lines import read_rows
 from stillhouse.exchange.tokens import (
+    PromptDecoder,
     TokenRow,
-    Tokens,
+    build_labels,
     chosen_logprobs,
-    labels_of,
-    lists,
     soft_encoding,
+    to_arrow_lists,
     token_columns,
     token_rows,
 )
@@ -57,7 +66,7 @@ class Axolotl:
 
     soft = True
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
         encoding = soft_encoding(dataset, "axolotl")
 
         def convert(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -65,14 +74,16 @@ class Axolotl:
             for row in token_rows(rows, encoding):
                 for name, value in _columns(row).items():
                     columns[name].append(value)
-            return pa.RecordBatch.from_arrays([lists(columns[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA)
+            return pa.RecordBatch.from_arrays(
+                [to_arrow_lists(columns[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA
+            )
 
         note = (
             "sampled labels: set kd_normalize_topk to false, and they stay unbiased"
             if encoding.name == "sampled"
             else "Axolotl renormalises over the top-k, and so does this export: the mass of all other tokens is lost"
         )
-        return Outgoing(
+        return ExportPlan(
             _SCHEMA,
             token_columns(encoding),
             convert,
@@ -81,10 +92,10 @@ class Axolotl:
             why_left_out="they have no soft labels",
         )
 
-    def reads(self, source: Source) -> Iterator[Read]:
-        tokens = Tokens.of(source.tokenizer, "axolotl")
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
+        tokens = PromptDecoder.of(source.tokenizer, "axolotl")
         for file in source.files:
-            for place, row in rows_of(file, _SCHEMA.names):
+            for place, row in read_rows(file, _SCHEMA.names):
                 yield _read(row, place, tokens, source)
 
 
@@ -115,7 +126,7 @@ def _renormalised(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return listed
 
 
-def _read(row: Json, place: Place, tokens: Tokens, source: Source) -> Read:
+def _read(row: Json, place: SourceLine, tokens: PromptDecoder, source: ImportSource) -> Read:
     for name in _SCHEMA.names:
         if row.get(name) is None and name != "attention_mask":
             raise UsageError(f"{place} has no {name!r}: all of {', '.join(_SCHEMA.names)} are needed")
@@ -130,10 +141,10 @@ def _read(row: Json, place: Place, tokens: Tokens, source: Source) -> Read:
         raise UsageError(f"{place}: the columns have unlike lengths; each has one item a token of input_ids")
     learnt = np.flatnonzero(labels != _IGNORED)
     if not len(learnt) or not learnt[0]:
-        return LeftOut("no-prompt", "labels mark no completion behind a prompt", place)
+        return SkippedRow("no-prompt", "labels mark no completion behind a prompt", place)
     first, last = int(learnt[0]), int(learnt[-1]) + 1
     if len(learnt) != last - first:
-        return LeftOut("several-answers", "labels mark more than one answer in the conversation", place)
+        return SkippedRow("several-answers", "labels mark more than one answer in the conversation", place)
     known = slice(first - 1, last - 1)
     if not mask[known].any(axis=1).all() or mask[: first - 1].any():
         raise UsageError(
@@ -142,16 +153,16 @@ def _read(row: Json, place: Place, tokens: Tokens, source: Source) -> Read:
         )
     prompt = tokens.prompt(input_ids[:first].tolist())
     if prompt is None:
-        return LeftOut("other-template", "the tokenizer's chat template does not make such a prompt", place)
+        return SkippedRow("other-template", "the tokenizer's chat template does not make such a prompt", place)
     completion = input_ids[first:last]
     text, ended = tokens.completion(completion.tolist())
     trace = TokenTrace(
         prompt_token_ids=input_ids[:first],
         completion_token_ids=completion,
         completion_logprobs=chosen_logprobs(completion, targets[known], logprobs[known], mask[known]),
-        soft=labels_of(targets[known], logprobs[known], mask[known], source.soft),
+        soft=build_labels(targets[known], logprobs[known], mask[known], source.soft),
     )
-    return Answered(
+    return ImportedAnswer(
         prompt,
         text,
         place,

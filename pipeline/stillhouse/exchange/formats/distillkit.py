@@ -32,15 +32,24 @@ import yaml
 from stillhouse.dataset.encodings import Encoding
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import Answered, ExportOptions, Json, LeftOut, Outgoing, Place, Read, Source
-from stillhouse.exchange.lines import rows_of
+from stillhouse.exchange.base import (
+    ExportOptions,
+    ExportPlan,
+    ImportedAnswer,
+    ImportSource,
+    Json,
+    Read,
+    SkippedRow,
+    SourceLine,
+)
+from stillhouse.exchange.lines import read_rows
 from stillhouse.exchange.tokens import (
+    PromptDecoder,
     TokenRow,
-    Tokens,
+    build_labels,
     chosen_logprobs,
-    labels_of,
-    lists,
     soft_encoding,
+    to_arrow_lists,
     token_columns,
     token_rows,
     vocabulary_bits,
@@ -65,7 +74,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Layout:
+class CompressorConfig:
     """A configuration of DistillKit's `logprob_compressor` without approximation."""
 
     vocabulary: int  # d
@@ -90,7 +99,7 @@ class Layout:
         }
 
     @classmethod
-    def read(cls, beside: Path) -> Layout:
+    def read(cls, beside: Path) -> CompressorConfig:
         """Read the configuration in the folder of the file `beside`.
 
         Raises:
@@ -130,15 +139,15 @@ class DistillKit:
 
     soft = True
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
         encoding = soft_encoding(dataset, "distillkit")
         longest, widest, highest = _extents(dataset, encoding)
         vocabulary = max(dataset.manifest.teacher.vocabulary_size or 0, highest + 1)
-        layout = Layout(vocabulary, widest, "float16" if encoding.name == "top-k" else "float32")
+        layout = CompressorConfig(vocabulary, widest, "float16" if encoding.name == "top-k" else "float32")
         length = options.length or longest
         if length < 2:
             raise UsageError(f"--length is {length}: give the tokens of a row, 2 or more")
-        return Outgoing(
+        return ExportPlan(
             _SCHEMA,
             token_columns(encoding),
             partial(_convert, encoding=encoding, layout=layout, length=length),
@@ -152,13 +161,13 @@ class DistillKit:
             why_left_out=f"they are longer than {length} tokens (--length), or have no soft labels",
         )
 
-    def reads(self, source: Source) -> Iterator[Read]:
-        tokens = Tokens.of(source.tokenizer, "distillkit")
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
+        tokens = PromptDecoder.of(source.tokenizer, "distillkit")
         for file in source.files:
             layout = None
-            for place, row in rows_of(file):
+            for place, row in read_rows(file):
                 if "token_ids" not in row and layout is None:
-                    layout = Layout.read(file)
+                    layout = CompressorConfig.read(file)
                 yield _read(row, place, tokens, source, layout)
 
 
@@ -180,16 +189,16 @@ def _extents(dataset: Dataset, encoding: Encoding[Any]) -> tuple[int, int, int]:
     return longest, widest, highest
 
 
-def _convert(rows: pa.RecordBatch, *, encoding: Encoding[Any], layout: Layout, length: int) -> pa.RecordBatch:
+def _convert(rows: pa.RecordBatch, *, encoding: Encoding[Any], layout: CompressorConfig, length: int) -> pa.RecordBatch:
     columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _SCHEMA.names}
     for row in token_rows(rows, encoding):
         if len(row.input_ids) <= length:
             for name, value in _columns(row, layout, length).items():
                 columns[name].append(value)
-    return pa.RecordBatch.from_arrays([lists(columns[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA)
+    return pa.RecordBatch.from_arrays([to_arrow_lists(columns[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA)
 
 
-def _columns(row: TokenRow, layout: Layout, length: int) -> dict[str, npt.NDArray[Any]]:
+def _columns(row: TokenRow, layout: CompressorConfig, length: int) -> dict[str, npt.NDArray[Any]]:
     input_ids = row.input_ids
     padding = (0, length - len(input_ids))
     known = slice(len(row.prompt) - 1, len(input_ids) - 1)
@@ -215,7 +224,9 @@ def _columns(row: TokenRow, layout: Layout, length: int) -> dict[str, npt.NDArra
     }
 
 
-def _read(row: Json, place: Place, tokens: Tokens, source: Source, layout: Layout | None) -> Read:
+def _read(
+    row: Json, place: SourceLine, tokens: PromptDecoder, source: ImportSource, layout: CompressorConfig | None
+) -> Read:
     if row.get("labels") is None:
         raise UsageError(
             f"{place} has no 'labels', so nobody knows where its answer begins: add the column, -100 in the prompt"
@@ -225,23 +236,23 @@ def _read(row: Json, place: Place, tokens: Tokens, source: Source, layout: Layou
     used = int(np.sum(row["attention_mask"])) if row.get("attention_mask") is not None else len(input_ids)
     learnt = np.flatnonzero(labels != _IGNORED)
     if not len(learnt) or len(learnt) != learnt[-1] - learnt[0] + 1 or learnt[-1] + 2 != used:
-        return LeftOut("other-labels", "labels do not mark one answer, up to its last token but one", place)
+        return SkippedRow("other-labels", "labels do not mark one answer, up to its last token but one", place)
     known = slice(int(learnt[0]), int(learnt[-1]) + 1)
     token_ids, logprobs = _distributions(row, place, known, layout)
     valid = logprobs > _NOTHING  # all others are padding
     first = known.start + 1
     prompt = tokens.prompt(input_ids[:first].tolist())
     if prompt is None:
-        return LeftOut("other-template", "the tokenizer's chat template does not make such a prompt", place)
+        return SkippedRow("other-template", "the tokenizer's chat template does not make such a prompt", place)
     completion = input_ids[first:used]
     text, ended = tokens.completion(completion.tolist())
     trace = TokenTrace(
         prompt_token_ids=input_ids[:first],
         completion_token_ids=completion,
         completion_logprobs=chosen_logprobs(completion, token_ids, logprobs, valid),
-        soft=labels_of(token_ids, logprobs, valid, source.soft),
+        soft=build_labels(token_ids, logprobs, valid, source.soft),
     )
-    return Answered(
+    return ImportedAnswer(
         prompt,
         text,
         place,
@@ -253,13 +264,13 @@ def _read(row: Json, place: Place, tokens: Tokens, source: Source, layout: Layou
 
 
 def _distributions(
-    row: Json, place: Place, known: slice, layout: Layout | None
+    row: Json, place: SourceLine, known: slice, layout: CompressorConfig | None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Return token ids and log-probabilities of the positions `known`, from the compressed or the plain columns."""
     try:
         if "token_ids" in row:
             return np.asarray(row["token_ids"][known], np.int32), np.asarray(row["top_values"][known], np.float32)
-        assert layout is not None  # `reads` loads it at the first such row
+        assert layout is not None  # `read_rows` loads it at the first such row
         values = np.asarray(row["compressed_logprobs"][known], np.uint8)
         exact = np.ascontiguousarray(values).view(_FLOATS[layout.dtype]).reshape(len(values), -1)[:, : layout.k]
         return layout.unpack(np.asarray(row["bytepacked_indices"][known], np.uint8)), exact.astype(np.float32)
@@ -270,7 +281,7 @@ def _distributions(
         ) from None
 
 
-def _example(layout: Layout, length: int) -> str:
+def _example(layout: CompressorConfig, length: int) -> str:
     parts = {
         "sequence_length": length,
         "dataset": {"train_dataset": {"repo_id": "path/to/this/folder", "split": "train"}, "prepacked": True},

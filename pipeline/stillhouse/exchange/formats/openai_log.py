@@ -28,8 +28,17 @@ import orjson
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import ExportOptions, Json, LeftOut, Outgoing, Place, Read, Source, only_imported
-from stillhouse.exchange.lines import rows_of
+from stillhouse.exchange.base import (
+    ExportOptions,
+    ExportPlan,
+    ImportSource,
+    Json,
+    Read,
+    SkippedRow,
+    SourceLine,
+    only_imported,
+)
+from stillhouse.exchange.lines import read_rows
 from stillhouse.inputs.user_files import Unreadable, parse_json
 from stillhouse.text import shortened
 
@@ -52,20 +61,20 @@ class OpenAiLog:
 
     soft = False
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
         raise only_imported("openai-log")
 
-    def reads(self, source: Source) -> Iterator[Read]:
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
         interpret = source.interpret
         assert interpret is not None  # set by the command line
         with closing(_Waiting()) as waiting:
             for file in source.files:
-                for place, row in rows_of(file):
+                for place, row in read_rows(file):
                     line = _line(row, place)
                     if line.failure:
                         if line.custom_id:
                             waiting.answered(line.custom_id)
-                        yield LeftOut(*line.failure, place)
+                        yield SkippedRow(*line.failure, place)
                     elif line.request is not None and line.response is not None:
                         yield from interpret(line.request, line.response, place, line.custom_id is not None)
                     else:
@@ -86,7 +95,7 @@ class _Waiting:
         self._store.execute("CREATE TABLE failed (id TEXT PRIMARY KEY) WITHOUT ROWID")
         self._store.execute("BEGIN")
 
-    def other_half(self, line: _Line, place: Place) -> tuple[Json, Json] | None:
+    def other_half(self, line: _Line, place: SourceLine) -> tuple[Json, Json] | None:
         """Return (request, response) if this line completes a pair; else store it and return None.
 
         Raises:
@@ -112,7 +121,7 @@ class _Waiting:
         other_asks, body, file, number, what = found
         if bool(other_asks) == asks:
             raise UsageError(
-                f"{place} has the custom_id {line.custom_id!r}, which {Place(Path(file), number, what)} has too: two "
+                f"{place} has the custom_id {line.custom_id!r}, which {SourceLine(Path(file), number, what)} has too: two "
                 "batches that count alike cannot be told apart. Import them one at a time."
             )
         self._store.execute("DELETE FROM halves WHERE id = ?", (line.custom_id,))
@@ -124,23 +133,23 @@ class _Waiting:
         if not self._store.execute("DELETE FROM halves WHERE id = ? AND asks", (custom_id,)).rowcount:
             self._store.execute("INSERT OR IGNORE INTO failed VALUES (?)", (custom_id,))
 
-    def left(self) -> Iterator[LeftOut]:
+    def left(self) -> Iterator[SkippedRow]:
         """Yield the requests without a response, and the responses without a request."""
         query = "SELECT asks, file, line, what FROM halves ORDER BY file, line"
         for asks, file, number, what in self._store.execute(query):
-            place = Place(Path(file), number, what)
+            place = SourceLine(Path(file), number, what)
             if asks:
-                yield LeftOut(
+                yield SkippedRow(
                     "unanswered", "no file holds an answer to it; was the batch's output file named too?", place
                 )
             else:
-                yield LeftOut("without-request", "no file holds its request: name the batch's input file too", place)
+                yield SkippedRow("without-request", "no file holds its request: name the batch's input file too", place)
 
     def close(self) -> None:
         self._store.close()
 
 
-def _line(row: Json, place: Place) -> _Line:
+def _line(row: Json, place: SourceLine) -> _Line:
     custom_id = row.get("custom_id")
     request, response = _request(row, place), _response(row)
     failure = _failure(row, response)
@@ -156,7 +165,7 @@ def _line(row: Json, place: Place) -> _Line:
     return _Line(request, None if failure else response, failure, None if custom_id is None else str(custom_id))
 
 
-def _request(row: Json, place: Place) -> Json | None:
+def _request(row: Json, place: SourceLine) -> Json | None:
     request: Any = row.get("request", row.get("body"))
     if request is None and ("messages" in row or "prompt" in row):
         return {name: value for name, value in row.items() if name not in _OF_ANSWERS | _OF_LINES}

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.dataset.encodings import find_encoding
-from stillhouse.dataset.reader import CACHE_BYTES, windows
+from stillhouse.dataset.reader import CACHE_BYTES, cache_windows
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TrainingError
 from stillhouse.models.load import LanguageModel
@@ -69,7 +69,7 @@ class Examples:
         if begin_with is not None:
             first = np.searchsorted(self._firsts, self._kept[begin_with], side="right") - 1
             order = np.concatenate([[first], order[order != first]])
-        for window in windows(self._rows.groups, order.tolist(), self._capacity):
+        for window in cache_windows(self._rows.groups, order.tolist(), self._capacity):
             yield np.concatenate([np.arange(self._bounds[group], self._bounds[group + 1]) for group in window])
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from stillhouse.dataset.columns import prompt_at, record_batch
 from stillhouse.dataset.encodings import Encoding, PackedLabels, find_encoding
-from stillhouse.dataset.encodings.base import list_values
+from stillhouse.dataset.encodings.base import flatten_column
 from stillhouse.dataset.reader import CACHE_BYTES, Cache, RowGroup, SplitReader, list_lengths
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TemplateRefused, TrainingError
@@ -126,7 +126,7 @@ class TokenRows:
     @property
     def whole(self) -> bool:
         """Whether, by the Parquet footers, every row has token ids."""
-        return all(group.facts[place].nulls == 0 for group in self.groups for place in (0, 1))
+        return all(group.statistics[place].nulls == 0 for group in self.groups for place in (0, 1))
 
     def lengths(self) -> RowLengths:
         """Return the row lengths. Decodes row groups with suspicious footers, to refuse them before any training.
@@ -155,7 +155,7 @@ class TokenRows:
         return self._cache[group].example(row)
 
     def _suspicious(self, group: RowGroup) -> bool:
-        for column, facts in zip(self._reader.columns, group.facts, strict=True):
+        for column, facts in zip(self._reader.columns, group.statistics, strict=True):
             if facts.nulls is None or facts.nulls > 0:
                 return True
             if not column.endswith("token_ids") or (self._padded and column not in (_PROMPT, _COMPLETION)):
@@ -186,7 +186,7 @@ class TokenRows:
 
     def _own_ids(self, number: int, table: pa.Table, column: str) -> Ids:
         """Return the token ids of a column as the student numbers them."""
-        ids, bounds = list_values(table, column), _bounds(list_lengths(table[column]))
+        ids, bounds = flatten_column(table, column), _bounds(list_lengths(table[column]))
         if self._renumbering is None:
             self._check_tokens(number, ids, bounds)
             return ids
@@ -297,7 +297,7 @@ class TextRows:
     def _tokenised(self, table: pa.Table, row: int) -> tuple[Ids, Ids]:
         if self._has_tokens(table, row):
             one = table.slice(row, 1)
-            ids = list_values(one, _PROMPT), list_values(one, _COMPLETION)
+            ids = flatten_column(one, _PROMPT), flatten_column(one, _COMPLETION)
             ids = _own_ids(table["id"][row].as_py(), *ids, self._renumbering)
         else:
             text = "".join(message["content"] for message in table["completion"][row].as_py())

@@ -24,7 +24,7 @@ import jinja2
 import yaml
 
 import stillhouse
-from stillhouse.dataset.card import cell, describe_teacher, public, settings_line
+from stillhouse.dataset.card import describe_teacher, escape_table_cell, settings_line, without_local_folders
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.plain_json import to_json
@@ -114,7 +114,12 @@ def card_facts(
 def render_card(facts: CardFacts, *, int8: bool = False) -> str:
     """Return the card's text; with `int8` that of the quantised copy."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "public": public, "count": count_in_words, "size": megabytes_in_words}
+    environment.filters |= {
+        "cell": escape_table_cell,
+        "public": without_local_folders,
+        "count": count_in_words,
+        "size": megabytes_in_words,
+    }
     environment.filters["literal"] = to_json
     template = environment.from_string(
         package_files("stillhouse.student.finished").joinpath("card.md.j2").read_text("utf-8")
@@ -221,7 +226,9 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
     }
     said = facts.card.training | ours
     plain = {name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items()}
-    return [(name, cell(value)) for name, value in plain.items() if value is not None and value is not False]
+    return [
+        (name, escape_table_cell(value)) for name, value in plain.items() if value is not None and value is not False
+    ]
 
 
 def _base_models(recipe: Recipe, init: InitSettings) -> tuple[str, ...]:

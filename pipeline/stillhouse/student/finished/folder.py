@@ -35,7 +35,7 @@ from stillhouse.processes.ranks import is_first, works_in
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
-from stillhouse.storage.durable import fsync_folder, sole_writer, write_atomically
+from stillhouse.storage.durable import fsync_folder, write_atomically, write_lock
 from stillhouse.student.finished.files_of_others import carry_over, refuse_to_replace
 
 CARD = "student.json"
@@ -161,7 +161,7 @@ class StudentFolder:
         if works_in(self.base) or not is_first():
             yield
             return
-        with sole_writer(self.base, StudentBusy, keep_lock=False):
+        with write_lock(self.base, StudentBusy, keep_lock=False):
             yield
 
     def named_anew(self, card: StudentCard) -> StudentCard:

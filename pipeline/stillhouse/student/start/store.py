@@ -23,7 +23,7 @@ from stillhouse.progress import Progress
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
-from stillhouse.storage.durable import sole_writer, write_atomically
+from stillhouse.storage.durable import write_atomically, write_lock
 from stillhouse.student.start.importance import Removal, Scores
 
 FOLDER = ".importance"
@@ -61,7 +61,7 @@ class ImportanceStore:
         while True:
             with ExitStack() as held:
                 try:
-                    held.enter_context(sole_writer(self.folder, StudentBusy, keep_lock=False))
+                    held.enter_context(write_lock(self.folder, StudentBusy, keep_lock=False))
                 except StudentBusy as busy:
                     if not told:
                         progress(f"Waiting for {busy.holder}, which measures the same teacher", 0, 1)

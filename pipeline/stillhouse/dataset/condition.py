@@ -1,7 +1,7 @@
 """Evaluate a filter condition on a dataset's columns: `completion_tokens < 200 and finish_reason = 'stop'`.
 
     condition = Condition("length(completion_text) > 10", schema)
-    condition.holds(rows)                                # true, false, or null where a column is null
+    condition.evaluate(rows)                             # true, false, or null where a column is null
 
 The language is SQL, parsed and evaluated by DuckDB: quoting, nulls, casts, LIKE and regular expressions work as users know
 them, and the parser is maintained upstream. DuckDB's SQL can also read files and settings, so an expression is accepted
@@ -69,19 +69,19 @@ class Condition:
         self._texts = [name for name in names if name in _TEXT_OF]
         wanted = dict.fromkeys(_TEXT_OF[name][0] if name in _TEXT_OF else name for name in names)
         self.columns = list(wanted) or ["id"]
-        kind = self._evaluate(pa.schema([schema.field(name) for name in self.columns]).empty_table()).type
+        kind = self._run(pa.schema([schema.field(name) for name in self.columns]).empty_table()).type
         if not pa.types.is_boolean(kind):
             raise UsageError(f"--where {self.text!r} gives {kind}, not true or false: compare it with something")
 
-    def holds(self, rows: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
+    def evaluate(self, rows: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
         """Evaluate the condition for each row; null if it is undecided because a column is null.
 
         Raises:
             UsageError: DuckDB cannot evaluate the condition on a value, for instance a failed cast.
         """
-        return self._evaluate(pa.table({name: rows.column(name) for name in self.columns}))
+        return self._run(pa.table({name: rows.column(name) for name in self.columns}))
 
-    def _evaluate(self, rows: pa.Table) -> pa.Array:
+    def _run(self, rows: pa.Table) -> pa.Array:
         import duckdb
 
         texts = "".join(f", {_TEXT_OF[name][1]} as {name}" for name in self._texts)

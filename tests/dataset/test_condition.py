@@ -9,7 +9,7 @@ import pytest
 
 from stillhouse.dataset import where
 from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
-from stillhouse.dataset.where import Condition, DuckDBMissing
+from stillhouse.dataset.condition import Condition, DuckDBMissing
 from stillhouse.errors import UsageError
 from tests.dataset.made import SAMPLED, TOP_K, completion
 
@@ -51,14 +51,14 @@ ROWS = record_batch(
     ],
 )
 def test_what_can_be_said(text: str, expected: list[bool | None]) -> None:
-    assert Condition(text, SCHEMA).holds(ROWS).to_pylist() == expected
+    assert Condition(text, SCHEMA).evaluate(ROWS).to_pylist() == expected
 
 
 @pytest.mark.parametrize("soft", [TOP_K, SAMPLED])
 def test_columns_of_soft_labels(soft: Any) -> None:
     schema = completion_schema(soft=soft.encoding)
     rows = record_batch([completion_row(completion("kettle", 5, soft=soft), soft=soft.encoding)], schema)
-    assert Condition("list_avg(completion_logprobs) < -0.5", schema).holds(rows).to_pylist() == [True]
+    assert Condition("list_avg(completion_logprobs) < -0.5", schema).evaluate(rows).to_pylist() == [True]
 
 
 def test_only_what_is_named_is_read() -> None:
@@ -82,7 +82,7 @@ def test_only_what_is_named_is_read() -> None:
 )
 def test_what_is_wrong_is_told(text: str, words: str) -> None:
     with pytest.raises(UsageError) as told:
-        Condition(text, SCHEMA).holds(ROWS)
+        Condition(text, SCHEMA).evaluate(ROWS)
     assert words.lower() in str(told.value).lower()
     assert "--where" in str(told.value)
     assert told.value.exit_status == 2
