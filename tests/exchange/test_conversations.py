@@ -225,8 +225,8 @@ def test_what_cannot_be_a_row_is_counted_and_told(
         good = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     file = write(tmp_path, good, row)
     done = bring_in(tmp_path, format_, file)
-    assert dict(done.findings.left_out) == {reason: 1}
-    assert done.findings.examples[reason].startswith(f"{file} line 2: ")
+    assert dict(done.counts.skipped) == {reason: 1}
+    assert done.counts.examples[reason].startswith(f"{file} line 2: ")
     assert f"left out: 1 {reason}" in done.dataset.manifest.how
     with pytest.raises(UsageError, match=f"nothing can be imported from .*: 1 {reason}"):
         bring_in(tmp_path, format_, write(tmp_path, row))

@@ -242,7 +242,7 @@ def test_the_endpoint_of_a_store_is_checked_before_it_is_asked(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv(variable, endpoint)
     with pytest.raises(UsageError, match=f"the environment variable {variable} is '"):
-        service.ask("s3://never-opened/labels", lambda fs, path: fs.ls(path), patience=0.1)
+        service.call_store("s3://never-opened/labels", lambda fs, path: fs.ls(path), retry_seconds=0.1)
 
 
 @pytest.mark.parametrize(

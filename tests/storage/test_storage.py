@@ -228,7 +228,7 @@ def test_a_large_file_appears_when_its_last_part_is_there(
 
 def test_an_upload_that_breaks_off_leaves_nothing(s3: Window, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "_PART", 5 << 20)
-    monkeypatch.setattr(service, "_FIRST_PATIENCE", 0.5)
+    monkeypatch.setattr(service, "_FIRST_RETRY_SECONDS", 0.5)
     path = location(s3_root) / "large"
     s3.answer = lambda request: 503 if request.query.get("partNumber") == "2" else None
     with pytest.raises(StorageFailed, match=r"large cannot be reached: 503.*run again"):
@@ -277,7 +277,7 @@ def test_what_a_store_refuses_is_said_in_words(
 def test_a_store_that_is_away_is_told_with_its_endpoint(
     s3: Window, s3_root: str, scripted_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_FIRST_PATIENCE", 0.3)
+    monkeypatch.setattr(service, "_FIRST_RETRY_SECONDS", 0.3)
     s3.answer = lambda _: 503
     assert f"{s3_root} cannot be reached: 503" in told(lambda: all_datasets(location(s3_root)))
     s3.answer = lambda _: None

@@ -117,7 +117,7 @@ def winners(folder: Location, contenders: int = 6) -> list[StoreLock]:
 def left_by_another_machine(folder: Location) -> None:
     left = replace(this_process(), host="far-away", machine="another boot", process=7, id="left")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stillhouse.storage.location.guards", {})  # which that machine's process has none of
+        patch.setattr("stillhouse.storage.location.write_guards", {})  # which that machine's process has none of
         write_atomically(folder / lock.FILE_NAME, left.as_bytes())
 
 

@@ -47,9 +47,9 @@ class ExportPlan:
     convert: Callable[[pa.RecordBatch], pa.RecordBatch]  # `columns` to `schema`; drops rows that do not fit
     file_type: FileType = "jsonl"  # the default
     only: FileType | None = None  # the only file type that the other project can read
-    beside: Mapping[str, bytes] = field(default_factory=dict)  # additional files, name -> content
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)  # additional files, name -> content
     notes: tuple[str, ...] = ()  # remarks for the user
-    why_left_out: str = ""  # why rows are left out
+    why_skipped: str = ""  # why rows are left out
 
 
 # ---------------------------------------------------------------------------------------------------------------- import
@@ -60,11 +60,11 @@ class SourceLine:
     """A position in an input file."""
 
     file: Path
-    line: int
-    what: str = "line"  # or "row" (Parquet), or "item" (JSON array)
+    number: int
+    unit: str = "line"  # or "row" (Parquet), or "item" (JSON array)
 
     def __str__(self) -> str:
-        return f"{self.file} {self.what} {self.line}"
+        return f"{self.file} {self.unit} {self.number}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RequestKey:
     """The key that labelling would give to the logged request; see `Terms.key` in teachers/base.py."""
 
     terms: str  # hash of everything that shapes an answer except prompt and sample number
-    of: Callable[[str, int], str]  # (prompt id, sample number) -> key
+    compute: Callable[[str, int], str]  # (prompt id, sample number) -> key
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class SkippedRow:
 Read = ImportedAnswer | SkippedRow
 Interpret = Callable[
     [Json, Json, SourceLine, bool], Iterator[Read]
-]  # request, response, place, whether from the Batch API
+]  # request, response, source line, whether from the Batch API
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ class Format(Protocol):
         """
 
 
-def only_imported(name: str) -> UsageError:
+def import_only_error(name: str) -> UsageError:
     """Return the error for an export to a format that can only be imported."""
-    return UsageError(f"--to is {name!r}, a format that can only be imported: choose openai to write conversations")
+    return UsageError(
+        "this format can only be imported", setting="--to", value=name, fix="use openai to export conversations"
+    )

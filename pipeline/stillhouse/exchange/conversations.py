@@ -47,11 +47,11 @@ def parse_conversation(
     if isinstance(read, SkippedRow):
         return read
     if read[-1].role != "assistant":
-        return SkippedRow("no-answer", f"the last turn is the {read[-1].role}'s", place)
+        return SkippedRow("no-answer", f"the last turn has the role {read[-1].role}", place)
     if not read[-1].content.strip():
         return SkippedRow("empty", "the last turn has no text", place)
     if len(read) == 1:
-        return SkippedRow("no-prompt", "there is an answer and nothing before it", place)
+        return SkippedRow("no-prompt", "the conversation has an answer but no prompt", place)
     finish = finish_reason_of(finish_reason) if isinstance(finish_reason, str) and finish_reason else "stop"
     return ImportedAnswer(Prompt(tuple(read[:-1])), read[-1].content, place, finish_reason=finish)
 
@@ -65,20 +65,20 @@ def parse_messages(
         UsageError: `turns` is not a list of objects with these two keys, or has an unknown role.
     """
     if not isinstance(turns, list) or not turns:
-        raise UsageError(f"{place}: where a list of turns should be there is {shortened(repr(turns))}. {_mend(role)}")
+        raise UsageError(f"{place}: {shortened(repr(turns))} is not a list of turns", fix=_turn_format(role))
     read: list[Message] = []
     for turn in turns:
         if not isinstance(turn, Mapping) or not isinstance(turn.get(role), str):
-            raise UsageError(f"{place}: a turn has no {role!r}: {shortened(repr(turn))}. {_mend(role)}")
+            raise UsageError(f"{place}: a turn has no {role!r}: {shortened(repr(turn))}", fix=_turn_format(role))
         speaker = turn[role].lower()
         if speaker in _TOOLS or turn.get("tool_calls") or turn.get("function_call"):
-            return SkippedRow("tool-calls", f"a turn of {turn[role]!r} calls a tool or is its answer", place)
+            return SkippedRow("tool-calls", f"a turn of {turn[role]!r} is a tool call or its result", place)
         if speaker not in _ROLES:
-            raise UsageError(f"{place}: there is no speaker {turn[role]!r}: name one of {', '.join(_ROLES)}")
+            raise UsageError(f"{place}: the role {turn[role]!r} is unknown", fix=f"use one of {', '.join(_ROLES)}")
         text = plain_text(turn.get(content))
         if text is None:
             return SkippedRow(
-                "not-text", f"a turn of {turn[role]!r} is no text: {shortened(repr(turn.get(content)))}", place
+                "not-text", f"a turn of {turn[role]!r} is not text: {shortened(repr(turn.get(content)))}", place
             )
         read.append(Message(_ROLES[speaker], text))
     return read
@@ -103,5 +103,5 @@ def whole_conversations(rows: pa.RecordBatch) -> pa.Array:
     return pa.array(turns, MESSAGES)
 
 
-def _mend(role: str) -> str:
-    return f"Write each turn as an object with {role!r} and a text, or name the format that the file has."
+def _turn_format(role: str) -> str:
+    return f"write each turn as an object with {role!r} and a text, or import with the format that the file has"

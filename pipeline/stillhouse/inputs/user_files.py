@@ -51,9 +51,9 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig").upper()
         line = data.count(b"\n", 0, error.start) + 1
-        raise Unreadable(f"line {line} is not {name} ({error.reason}): save the file as UTF-8") from None
+        raise Unreadable(f"line {line} is not valid {name} ({error.reason}): save the file as UTF-8") from None
     if "\0" in text:
-        raise Unreadable("it holds zero bytes, as UTF-16 without a byte-order mark does: save the file as UTF-8")
+        raise Unreadable("it contains zero bytes, like UTF-16 without a byte-order mark: save the file as UTF-8")
     return text
 
 
@@ -73,7 +73,9 @@ def text_lines(stream: io.BufferedReader) -> Iterator[bytes]:
             for text in texts:
                 yield text.removeprefix("\ufeff").encode()
     except UnicodeError as error:
-        raise Unreadable(f"it is not {encoding.upper()}, which its byte-order mark names ({error})") from None
+        raise Unreadable(
+            f"it is not valid {encoding.upper()}, although its byte-order mark says so ({error})"
+        ) from None
 
 
 def parse_json(text: str | bytes, *, fast: bool = False) -> Any:
@@ -88,7 +90,7 @@ def parse_json(text: str | bytes, *, fast: bool = False) -> Any:
     try:
         value = _parse(text, fast)
     except UnicodeDecodeError as error:
-        raise Unreadable(f"it is not UTF-8 ({error.reason} at byte {error.start + 1})") from None
+        raise Unreadable(f"it is not valid UTF-8 ({error.reason} at byte {error.start + 1})") from None
     except ValueError as error:
         raise Unreadable(str(error)) from None
     except RecursionError:
@@ -113,7 +115,7 @@ def _parse(text: str | bytes, fast: bool) -> Any:
 
 
 def _too_deep() -> Unreadable:
-    return Unreadable(f"it is nested too deeply, in more than {MAX_JSON_DEPTH} levels")
+    return Unreadable(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
 
 
 def _may_be_deep(text: str | bytes) -> bool:

@@ -29,12 +29,12 @@ from jinja2.visitor import NodeTransformer
 
 from stillhouse.inputs.cells import NotText, cell_text
 
-MOST_STEPS = 1_000_000  # loop iterations and calls per rendering
-_MOST_ITEMS = 10_000_000  # length of a text or list made by `*`
-_MOST_BITS = 100_000  # size of an integer made by `**`
+MAX_STEPS = 1_000_000  # loop iterations and calls per rendering
+_MAX_ITEMS = 10_000_000  # length of a text or list made by `*`
+_MAX_BITS = 100_000  # size of an integer made by `**`
 
 # Filters that convert their value to text with Python's str().
-_PRINTING = [
+_TEXT_FILTERS = [
     "capitalize",
     "center",
     "e",
@@ -83,8 +83,8 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, finalize=as_text)
         self.steps = 0  # of the current rendering
-        self.filters |= {name: _printing(FILTERS[name], 1) for name in _PRINTING}
-        self.filters |= {"replace": _printing(FILTERS["replace"], 3), "join": _join, "format": _format}
+        self.filters |= {name: _with_text_arguments(FILTERS[name], 1) for name in _TEXT_FILTERS}
+        self.filters |= {"replace": _with_text_arguments(FILTERS["replace"], 3), "join": _join, "format": _format}
         self.filters |= {"urlencode": _urlencode, _AS_TEXT: as_text, _COUNTED: self._counted}
         self.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _json_value}
 
@@ -96,7 +96,7 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
         """
         tree = self.parse(text)
         variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
-        return self.from_string(_Guarded().visit(tree)), variables
+        return self.from_string(_FilterInserter().visit(tree)), variables
 
     def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
         """Return a template rendered with `values`.
@@ -119,9 +119,9 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "*":
             for many, count in ((left, right), (right, left)):
                 if isinstance(many, (str, bytes, Sequence)) and isinstance(count, int):
-                    _refuse_above(_MOST_ITEMS, len(many) * count, "items")
+                    _check_limit(_MAX_ITEMS, len(many) * count, "items")
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _refuse_above(_MOST_BITS, left.bit_length() * right, "bits")
+            _check_limit(_MAX_BITS, left.bit_length() * right, "bits")
         return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -136,8 +136,8 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
 
     def _count(self, steps: int) -> None:
         self.steps += steps
-        if self.steps > MOST_STEPS:
-            raise TemplateLimitExceeded(f"it takes more than {MOST_STEPS:,} turns of loops and calls")
+        if self.steps > MAX_STEPS:
+            raise TemplateLimitExceeded(f"it takes more than {MAX_STEPS:,} loop iterations and calls")
 
     def _counted(self, items: Iterable[Any]) -> Iterable[Any]:
         """Return the iterable of a loop, counting its items as steps."""
@@ -158,7 +158,7 @@ _AS_TEXT = "as_text"
 _COUNTED = "counted"
 
 
-class _Guarded(NodeTransformer):
+class _FilterInserter(NodeTransformer):
     """Insert our filters where Jinja has no hook: around the operands of `~`, and around the iterable of a loop."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802  named by Jinja
@@ -218,7 +218,7 @@ def _formatted_all(given: Any) -> Any:
     return _FormattedItems(given) if isinstance(given, Mapping) else _formatted(given)
 
 
-def _printing(filter_: Callable[..., Any], count: int) -> Callable[..., Any]:
+def _with_text_arguments(filter_: Callable[..., Any], count: int) -> Callable[..., Any]:
     """Wrap a Jinja filter so that its first `count` arguments are converted to text."""
     first = 1 if hasattr(filter_, "jinja_pass_arg") else 0  # skip the argument that Jinja itself passes
 
@@ -252,6 +252,6 @@ def _json_value(value: Any) -> Any:
     return cell_text(value)
 
 
-def _refuse_above(most: int, size: int, unit: str) -> None:
+def _check_limit(most: int, size: int, unit: str) -> None:
     if size > most:
-        raise TemplateLimitExceeded(f"it makes something of {size:,} {unit}, and may make {most:,}")
+        raise TemplateLimitExceeded(f"it creates a value of {size:,} {unit}; the limit is {most:,}")

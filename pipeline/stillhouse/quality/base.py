@@ -50,18 +50,18 @@ class Verdict:
     detail: str
 
 
-def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> list[NamedFilter]:
-    """Open the filters of a recipe, in order; `where` is the path of the setting, for messages.
+def open_filters(settings: Sequence[FilterSettings], path: str = "quality") -> list[NamedFilter]:
+    """Open the filters of a recipe, in order; `path` is the path of the setting, for messages.
 
     Raises:
         RecipeError: a filter's kind does not exist or an option is wrong; the error lists all faults.
     """
     opened: list[NamedFilter] = []
     faults: list[RecipeError] = []
-    for place, one in enumerate(settings):
+    for index, one in enumerate(settings):
         try:
             build: Callable[[dict[str, Any]], Filter] = load_kind(
-                f"{where}.{place}.kind", one.kind, stillhouse.quality, "open_filter", group=FILTERS
+                f"{path}.{index}.kind", one.kind, stillhouse.quality, "open_filter", group=FILTERS
             )
             opened.append(NamedFilter(one.kind, build(one.options)))
         except RecipeError as error:
@@ -90,6 +90,6 @@ def first_rejection(completion: Completion, filters: Sequence[NamedFilter]) -> V
 def record_kept(completion: Completion, filters: Sequence[NamedFilter]) -> None:
     """Pass a kept completion to the filters that have `record_kept`."""
     for one in filters:
-        asked: object = one.check
-        if isinstance(asked, StatefulFilter):
-            asked.record_kept(completion)
+        check: object = one.check
+        if isinstance(check, StatefulFilter):
+            check.record_kept(completion)

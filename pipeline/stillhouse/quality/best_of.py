@@ -37,7 +37,9 @@ class BestOfOptions(Settings):
     @classmethod
     def _no_best_of_inside(cls, verifiers: tuple[FilterSettings, ...]) -> tuple[FilterSettings, ...]:
         if any(one.kind == "best-of" for one in verifiers):
-            raise ValueError("best-of cannot be a verifier of best-of: raise `keep`, or list its verifiers here")
+            raise ValueError(
+                "best-of cannot be a verifier of best-of: raise `keep`, or list its verifiers here instead"
+            )
         return verifiers
 
 
@@ -63,7 +65,7 @@ class BestOf:
         if completion.prompt.id != self._prompt or completion.id in self._kept or len(self._kept) < self._keep:
             return None
         samples = ", ".join(map(str, self._kept.values()))
-        return f"enough was kept of this prompt (keep={self._keep}): sample {samples}"
+        return f"this prompt already has keep={self._keep} kept: sample {samples}"
 
     def record_kept(self, completion: Completion) -> None:
         """Count a kept sample."""

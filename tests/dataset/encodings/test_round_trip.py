@@ -9,7 +9,7 @@ import duckdb
 import numpy as np
 import polars
 import pyarrow as pa
-import pyarrow.parquet_encodings as pq
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from stillhouse.dataset.columns import completion_at, completion_row, completion
 from stillhouse.dataset.encodings import PackedLabels, find_encoding
 from stillhouse.dataset.encodings.base import flatten_lists
 from stillhouse.dataset.encodings.top_k import round_logprobs
-from stillhouse.dataset.parquet_encodings import write_options
+from stillhouse.dataset.parquet import write_options
 from stillhouse.records import EncodingName, SampledLabels, SoftLabels
 from tests.dataset.encodings.made import HIGHEST, SEEDS, completion, draws, top_k_labels
 
@@ -140,7 +140,7 @@ def test_parquet_keeps_them_and_others_read_it(name: EncodingName, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_the_columns_have_the_parquet_encodings_that_were_asked_for(name: EncodingName) -> None:
+def test_the_columns_have_the_encodings_that_were_asked_for(name: EncodingName) -> None:
     table = pa.Table.from_batches([batch_of(name, made(name, np.random.default_rng(1), [40, 9], 50))])
     stream = io.BytesIO()
     pq.write_table(table, stream, **write_options(table))

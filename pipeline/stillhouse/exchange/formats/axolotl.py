@@ -47,7 +47,7 @@ from stillhouse.exchange.tokens import (
 from stillhouse.records import TokenTrace
 
 _IGNORED = -100
-_NOTHING = -1e9  # the log-probability of padding, as in Axolotl
+_PADDING = -1e9  # the log-probability of padding, as in Axolotl
 _LABELS = pa.list_(pa.int64())
 _SCHEMA = pa.schema(
     [
@@ -79,9 +79,9 @@ class Axolotl:
             )
 
         note = (
-            "sampled labels: set kd_normalize_topk to false, and they stay unbiased"
+            "sampled labels: set kd_normalize_topk to false to keep them unbiased"
             if encoding.name == "sampled"
-            else "Axolotl renormalises over the top-k, and so does this export: the mass of all other tokens is lost"
+            else "Axolotl renormalises over the top-k, and so does this export: the tail mass is lost"
         )
         return ExportPlan(
             _SCHEMA,
@@ -89,14 +89,14 @@ class Axolotl:
             convert,
             file_type="parquet",
             notes=(note,),
-            why_left_out="they have no soft labels",
+            why_skipped="they have no soft labels",
         )
 
     def read_rows(self, source: ImportSource) -> Iterator[Read]:
-        tokens = PromptDecoder.of(source.tokenizer, "axolotl")
+        tokens = PromptDecoder.open(source.tokenizer, "axolotl")
         for file in source.files:
             for place, row in read_rows(file, _SCHEMA.names):
-                yield _read(row, place, tokens, source)
+                yield _parse_row(row, place, tokens, source)
 
 
 def _columns(row: TokenRow) -> dict[str, npt.NDArray[Any]]:
@@ -106,9 +106,9 @@ def _columns(row: TokenRow) -> dict[str, npt.NDArray[Any]]:
     labels = np.full(len(input_ids), _IGNORED)
     labels[len(row.prompt) :] = row.completion
     token_ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int8)
-    logprobs = np.full(shape, _NOTHING, np.float32)
+    logprobs = np.full(shape, _PADDING, np.float32)
     token_ids[known], mask[known] = row.token_ids, row.valid
-    logprobs[known] = np.where(row.valid, _renormalised(row.logprobs), _NOTHING)
+    logprobs[known] = np.where(row.valid, _renormalised(row.logprobs), _PADDING)
     return {
         "input_ids": input_ids,
         "attention_mask": np.ones(len(input_ids), np.int8),
@@ -126,34 +126,36 @@ def _renormalised(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return listed
 
 
-def _read(row: Json, place: SourceLine, tokens: PromptDecoder, source: ImportSource) -> Read:
+def _parse_row(row: Json, place: SourceLine, tokens: PromptDecoder, source: ImportSource) -> Read:
     for name in _SCHEMA.names:
         if row.get(name) is None and name != "attention_mask":
-            raise UsageError(f"{place} has no {name!r}: all of {', '.join(_SCHEMA.names)} are needed")
+            raise UsageError(f"{place} has no {name!r}", fix=f"write all of {', '.join(_SCHEMA.names)}")
     try:
         input_ids, labels = np.asarray(row["input_ids"], np.int32), np.asarray(row["labels"], np.int64)
         targets = np.asarray(row["target_token_ids"], np.int32)
         logprobs = np.asarray(row["target_logprobs"], np.float32)
         mask = np.asarray(row["target_mask"], np.int8) > 0
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{place}: there should be lists of numbers, inner ones of one length: {error}") from None
+        raise UsageError(
+            f"{place}: the columns are not lists of numbers, with inner lists of equal length: {error}"
+        ) from None
     if not len(input_ids) == len(labels) == len(targets) == len(logprobs) == len(mask) or targets.shape != mask.shape:
-        raise UsageError(f"{place}: the columns have unlike lengths; each has one item a token of input_ids")
+        raise UsageError(f"{place}: the columns differ in length; each must have one item per token of input_ids")
     learnt = np.flatnonzero(labels != _IGNORED)
     if not len(learnt) or not learnt[0]:
-        return SkippedRow("no-prompt", "labels mark no completion behind a prompt", place)
+        return SkippedRow("no-prompt", "labels mark no completion after a prompt", place)
     first, last = int(learnt[0]), int(learnt[-1]) + 1
     if len(learnt) != last - first:
         return SkippedRow("several-answers", "labels mark more than one answer in the conversation", place)
     known = slice(first - 1, last - 1)
     if not mask[known].any(axis=1).all() or mask[: first - 1].any():
         raise UsageError(
-            f"{place}: target_mask does not begin one row before the first label, where Axolotl documents it to; "
-            "export the data set anew, with a release that keeps to that"
+            f"{place}: target_mask does not begin one row before the first label, as Axolotl documents",
+            fix="export the data set again, with a release that follows this",
         )
     prompt = tokens.prompt(input_ids[:first].tolist())
     if prompt is None:
-        return SkippedRow("other-template", "the tokenizer's chat template does not make such a prompt", place)
+        return SkippedRow("other-template", "the tokenizer's chat template cannot produce this prompt", place)
     completion = input_ids[first:last]
     text, ended = tokens.completion(completion.tolist())
     trace = TokenTrace(

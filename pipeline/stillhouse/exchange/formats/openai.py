@@ -31,10 +31,10 @@ class OpenAi:
             for place, row in read_rows(file):
                 if "messages" not in row:
                     raise UsageError(
-                        f"{place} has no 'messages', but {', '.join(row)}: is it a file of another format?"
+                        f"{place} has no 'messages', only {', '.join(row)}", fix="import the file with its own format"
                     )
                 if row.get("tools") or row.get("functions"):
-                    yield SkippedRow("tool-calls", "the answer was written with tools at hand", place)
+                    yield SkippedRow("tool-calls", "the request offered tools to the model", place)
                 else:
                     yield parse_conversation(row["messages"], place, finish_reason=row.get("finish_reason"))
 

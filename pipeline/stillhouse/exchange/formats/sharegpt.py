@@ -33,7 +33,10 @@ class ShareGpt:
             for place, row in read_rows(file):
                 turns = row.get("conversations", row.get("conversation"))
                 if turns is None:
-                    raise UsageError(f"{place} has no 'conversations', but {', '.join(row)}: is it of another format?")
+                    raise UsageError(
+                        f"{place} has no 'conversations', only {', '.join(row)}",
+                        fix="import the file with its own format",
+                    )
                 if isinstance(turns, list) and isinstance(row.get("system"), str) and row["system"]:
                     turns = [{"from": "system", "value": row["system"]}, *turns]
                 yield parse_conversation(

@@ -54,19 +54,24 @@ def _reference(row: Json, place: SourceLine) -> str | None:
     try:
         return cell_text(row.get("reference"))
     except NotText as problem:
-        raise UsageError(f"{place}: 'reference' is {problem}: make it one text, or take the column out") from None
+        raise UsageError(f"{place}: 'reference' is {problem}", fix="write it as a text, or remove the column") from None
 
 
 def _turns(row: Json, place: SourceLine) -> Any:
     if row.get("messages") is not None:
         return row["messages"]
     if "prompt" not in row or "completion" not in row:
-        raise UsageError(f"{place} has no 'prompt' and 'completion', but {', '.join(row)}: is it of another format?")
+        raise UsageError(
+            f"{place} has no 'prompt' and 'completion', only {', '.join(row)}",
+            fix="import the file with its own format",
+        )
     turns: list[Any] = []
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         value = row[name]
         if not isinstance(value, (str, list)):
-            raise UsageError(f"{place}: {name!r} is a {type(value).__name__}: make it a text, or a list of turns")
+            raise UsageError(
+                f"{place}: {name!r} is a {type(value).__name__}", fix="write it as a text, or as a list of turns"
+            )
         turns += [{"role": role, "content": value}] if isinstance(value, str) else value
     return turns
 
