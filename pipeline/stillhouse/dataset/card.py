@@ -23,11 +23,11 @@ from stillhouse.records import TeacherIdentity
 from stillhouse.storage.durable import write_atomically
 from stillhouse.storage.location import Location
 
-_MADE = {
+_MADE_BY = {
     "label": "labelled",
-    "merge": "merged out of other versions",
-    "filter": "filtered out of another version",
-    "split": "split anew out of another version",
+    "merge": "merged from other versions",
+    "filter": "filtered from another version",
+    "split": "re-split from another version",
     "import": "imported",
 }
 Reasons = Mapping[tuple[str, str], int]  # (stage, reason) -> rows
@@ -48,7 +48,7 @@ def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
     recipe = manifest.recipe
     body = template.render(
         manifest=manifest,
-        made=_MADE[manifest.made_by],
+        made=_MADE_BY[manifest.made_by],
         teachers=[describe_teacher(one) for one in (manifest.teacher, *manifest.more_teachers)],
         rows=sum(manifest.rows.values()),
         prompts_from={"source": None, "template": None} | (recipe.get("prompts") or {}),
@@ -78,16 +78,17 @@ def describe_label_error(soft: SoftSettings) -> str:
     if soft.encoding == "sampled":
         draws = soft.draws or 1
         return (
-            f"{draws} draws at random, with replacement, from the teacher's full distribution at every position: count / "
-            "draws is an unbiased estimate of each probability p, with a standard error of sqrt(p (1 - p) / draws), "
+            f"{draws} random draws with replacement from the teacher's full distribution at every position: count / draws "
+            "is an unbiased estimate of each probability p, with a standard error of sqrt(p (1 - p) / draws), "
             f"{0.5 / draws**0.5:.3f} at most."
         )
     k = soft.k or 0
     return (
-        f"the {k} most likely tokens at every position. A stored log-probability is off by 1/256 at most for tokens above "
-        f"a probability of 1/4, and by 1/16 for the rarest; over the {k + 1} outcomes ({k} tokens, and all others as one) "
-        f"the KL divergence from what the teacher gave to what is stored is below {min(1e-5 * (k + 1), 2e-3):.1e} nats. "
-        "Of all other tokens the mass is known, and how it is shared among them is not."
+        f"the {k} most likely tokens at every position. A stored log-probability is off by at most 1/256 for tokens above "
+        f"a probability of 1/4, and by at most 1/16 for the rarest; over the {k + 1} outcomes ({k} tokens, and all others "
+        "together) the KL divergence from the teacher's values to the stored ones is below "
+        f"{min(1e-5 * (k + 1), 2e-3):.1e} nats. The total mass of all other tokens is stored, its distribution among them "
+        "is not."
     )
 
 
@@ -126,7 +127,7 @@ def describe_teacher(teacher: TeacherIdentity) -> str:
         f"at {teacher.endpoint}" if teacher.endpoint else "",
         f"weights {teacher.content_sha256[:12]}…" if teacher.content_sha256 else "",
         f"fingerprint {teacher.fingerprint}" if teacher.fingerprint else "",
-        "" if teacher.revision or teacher.content_sha256 else "revision not known",
+        "" if teacher.revision or teacher.content_sha256 else "revision unknown",
     ]
     return f"{name} ({escape_table_cell(', '.join(part for part in known if part))})"
 
@@ -144,10 +145,10 @@ def _filter(settings: Mapping[str, Any]) -> str:
 def _cost(manifest: Manifest) -> str:
     totals = manifest.totals
     if totals.cost_usd is None:
-        return "not known"
+        return "unknown"
     spent = totals.spent_usd
     more = (
-        f" for these rows; ${spent:,.4f} were spent on this dataset so far, failed attempts included" if spent else ""
+        f" for these rows; ${spent:,.4f} was spent on this dataset so far, including failed attempts" if spent else ""
     )
     return f"${totals.cost_usd:,.4f}{more}"
 

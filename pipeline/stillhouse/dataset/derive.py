@@ -67,10 +67,11 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
         masks[entry.path] = mask.fill_null(False)
         kept += masks[entry.path].true_count
     if not kept:
-        unsure = f" ({unknown} cannot be told, a column is null)" if unknown else ""
+        undecided = f" ({unknown} are undecided because a column is null)" if unknown else ""
         raise UsageError(
-            f"--where {condition.text!r} is true for none of the {total} rows of {manifest.label}{unsure}: "
-            "nothing was written"
+            f"it is true for none of the {total} rows of {manifest.label}{undecided}. Nothing was written",
+            setting="--where",
+            value=condition.text,
         )
     notes = (f"{kept} of {pluralize(total, 'row')} kept",) + (
         (f"{pluralize(unknown, 'row')} left out because a column is null there",) if unknown else ()
@@ -81,8 +82,8 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
             start = 0
             with dataset.open(entry) as parquet:
                 for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
-                    kept_here = masks[entry.path].slice(start, batch.num_rows)
-                    version.add(_split(entry.kind), _rows(batch.filter(kept_here), manifest))
+                    mask = masks[entry.path].slice(start, batch.num_rows)
+                    version.add(_split(entry.kind), _rows(batch.filter(mask), manifest))
                     start += batch.num_rows
     return Derived(version.dataset, {"rows_read": total, "kept": kept, "unknown": unknown}, notes)
 
@@ -102,17 +103,24 @@ def resplit(dataset: Dataset, root: Location, name: str, validation: float) -> D
     """
     check_name(name)
     if not 0 <= validation < 1:
-        raise UsageError(f"--validation is {validation}: give the share to hold out, from 0 to below 1, such as 0.1")
+        raise UsageError(
+            "it is out of range",
+            setting="--validation",
+            value=validation,
+            fix="use the share to hold out, from 0 to below 1, such as 0.1",
+        )
     manifest = dataset.manifest
     dataset.check()
     counts = dict.fromkeys(SPLITS, 0)
-    for _, went in _split_batches(dataset, validation, ["prompt", "reference"]):
-        for split in went:
+    for _, splits in _split_batches(dataset, validation, ["prompt", "reference"]):
+        for split in splits:
             counts[split] += 1
     if not counts["train"]:
         raise UsageError(
-            f"--validation {validation} would hold out all {counts['validation']} rows of {manifest.label} and leave none "
-            "to learn from: give a smaller share"
+            f"it would hold out all {counts['validation']} rows of {manifest.label} and leave none for training",
+            setting="--validation",
+            value=validation,
+            fix="use a smaller share",
         )
     notes = (
         (f"no prompt was held out: {pluralize(counts['train'], 'row')} are too few for a share of {validation}",)
@@ -120,10 +128,10 @@ def resplit(dataset: Dataset, root: Location, name: str, validation: float) -> D
         else ()
     )
     with new_version(root, name, _origin(manifest, "split", f"validation {validation}, by prompt")) as version:
-        for batch, went in _split_batches(dataset, validation):
+        for batch, splits in _split_batches(dataset, validation):
             rows = _rows(batch, manifest)
             for split in SPLITS:
-                version.add(split, filter_by_mask(rows, [one == split for one in went]))
+                version.add(split, filter_by_mask(rows, [one == split for one in splits]))
     return Derived(version.dataset, {split: counts[split] for split in SPLITS}, notes)
 
 
@@ -147,7 +155,10 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"--into is {name!r}: a dataset's name has letters, digits, `.`, `_` and `-`; its version is counted by itself"
+            "it is not a valid name of a dataset",
+            setting="--into",
+            value=name,
+            fix="use letters, digits, `.`, `_` and `-`; the version number is assigned automatically",
         )
 
 

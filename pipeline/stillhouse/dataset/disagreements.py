@@ -45,9 +45,9 @@ class Disagreements:
     # prompt -> indexes of the versions that answer it, for prompts whose sets of answers are not all equal
     unequal: Mapping[bytes, frozenset[int]] = field(default_factory=dict)
 
-    def keeps_rows(self, prompt: bytes, place: int, preferred: int | None) -> bool:
+    def keeps_rows(self, prompt: bytes, index: int, preferred: int | None) -> bool:
         """Whether to take a version's rows of a prompt: yes, unless the preferred version answers it differently."""
-        return preferred is None or place == preferred or preferred not in self.unequal.get(prompt, ())
+        return preferred is None or index == preferred or preferred not in self.unequal.get(prompt, ())
 
     def count_settled(self, preferred: int | None) -> int:
         """Return how many of the prompts the preferred version answers."""
@@ -58,13 +58,13 @@ def find_disagreements(datasets: Sequence[Dataset]) -> Disagreements:
     """Find the prompts that these versions answer differently; only answers to shared prompts are read."""
     first: dict[bytes, int] = {}
     shared: set[bytes] = set()
-    for place, dataset in enumerate(datasets):
+    for index, dataset in enumerate(datasets):
         for (prompt,) in columns(dataset, "prompt_id"):
-            if first.setdefault(hash_text(prompt), place) != place:
+            if first.setdefault(hash_text(prompt), index) != index:
                 shared.add(hash_text(prompt))
     answers: dict[bytes, dict[int, set[bytes]]] = {}
-    for place, prompt, text in _answers(datasets, shared):
-        answers.setdefault(prompt, {}).setdefault(place, set()).add(hash_text(text))
+    for index, prompt, text in _answers(datasets, shared):
+        answers.setdefault(prompt, {}).setdefault(index, set()).add(hash_text(text))
     unequal = {
         prompt: frozenset(by_version)
         for prompt, by_version in answers.items()
@@ -84,13 +84,13 @@ def index_of_preferred(datasets: Sequence[Dataset], prefer: str) -> int:
     wanted = prefer.rstrip("/").replace("@", "/")
     labels = [dataset.manifest.label for dataset in datasets]
     found = [
-        place
-        for place, dataset in enumerate(datasets)
+        index
+        for index, dataset in enumerate(datasets)
         if wanted in {dataset.manifest.label, dataset.manifest.name, str(dataset.folder)}
     ]
     if len(found) != 1:
-        why = "several of the merged versions have this name" if found else "none of the merged versions has this name"
-        raise UsageError(f"--prefer is {prefer!r}, and {why}: give one of {', '.join(labels)}")
+        problem = "several merged versions have this name" if found else "none of the merged versions has this name"
+        raise UsageError(problem, setting="--prefer", value=prefer, fix=f"use one of {', '.join(labels)}")
     return found[0]
 
 
@@ -120,24 +120,24 @@ def _answers(datasets: Sequence[Dataset], prompts: set[bytes]) -> Iterator[tuple
     """Yield (version index, prompt key, answer) for every row of the given prompts."""
     if not prompts:
         return
-    for place, dataset in enumerate(datasets):
+    for index, dataset in enumerate(datasets):
         for prompt, turns in columns(dataset, "prompt_id", "completion"):
             if hash_text(prompt) in prompts:
-                yield place, hash_text(prompt), _text(turns)
+                yield index, hash_text(prompt), _text(turns)
 
 
 def _examples(datasets: Sequence[Dataset], wanted: Mapping[bytes, Mapping[int, set[bytes]]]) -> Iterator[Example]:
-    own = {
-        (prompt, place): answers - set[bytes].intersection(*by_version.values())
+    unshared = {
+        (prompt, index): answers - set[bytes].intersection(*by_version.values())
         for prompt, by_version in wanted.items()
-        for place, answers in by_version.items()
+        for index, answers in by_version.items()
     }
     prompts: dict[bytes, str] = {}
     texts: dict[bytes, dict[str, str]] = {prompt: {} for prompt in wanted}
-    for place, dataset in enumerate(datasets if wanted else ()):
+    for index, dataset in enumerate(datasets if wanted else ()):
         for prompt, turns, answer in columns(dataset, "prompt_id", "prompt", "completion"):
             key = hash_text(prompt)
-            if key in wanted and hash_text(_text(answer)) in own[key, place]:
+            if key in wanted and hash_text(_text(answer)) in unshared[key, index]:
                 prompts.setdefault(key, "\n".join(turn["content"] for turn in turns if turn["role"] != "system"))
                 texts[key].setdefault(dataset.manifest.label, _text(answer))
     for key in wanted:

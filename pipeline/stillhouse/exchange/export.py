@@ -178,8 +178,7 @@ def _check_replaceable(folder: Path, force: bool) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in {NOTE, *note.get("files", ())})
     if foreign or not note:
         raise UsageError(
-            f"the folder contains files that no export wrote ({', '.join(foreign[:3]) or NOTE}), so even --force does not replace "
-            "it",
+            f"it has files that no export wrote ({', '.join(foreign[:3]) or NOTE}); even --force does not replace it",
             setting="--out",
             value=str(folder),
             fix="name another folder, or empty this one",

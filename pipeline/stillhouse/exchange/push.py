@@ -234,7 +234,7 @@ def _hub_errors(repo: str, endpoint: str, token: SecretStr) -> Iterator[None]:
 
 
 def _explain(error: BaseException, repo: str, endpoint: str) -> tuple[str, str]:
-    """Return an error's problem and fix. The library raises RuntimeError for a failed upload, ValueError for a rejected one."""
+    """Return an error's problem and fix. The library raises RuntimeError for a failed upload, ValueError if rejected."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 

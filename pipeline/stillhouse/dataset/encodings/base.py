@@ -74,7 +74,7 @@ def find_encoding(name: EncodingName) -> Encoding[Any]:
     """
     if name not in get_args(EncodingName):
         raise KeyError(
-            f"there is no encoding of soft labels {name!r}: it is one of {', '.join(get_args(EncodingName))}"
+            f"the encoding of soft labels {name!r} does not exist: use one of {', '.join(get_args(EncodingName))}"
         )
     encoding: Encoding[Any] = import_module(f"stillhouse.dataset.encodings.{name.replace('-', '_')}").ENCODING
     return encoding
