@@ -117,9 +117,9 @@ def test_a_phone(page_file: Path) -> None:
 def test_other_labels(tmp_path: Path, soft: SoftSettings | None) -> None:
     make_dataset(tmp_path / "labels", "words", [completion("kettle", soft=soft)], soft=soft)
     text = written(tmp_path).read_text()
-    assert ("Only text is known of this teacher" in text) == (soft is None)
+    assert ("This dataset has no log-probabilities" in text) == (soft is None)
     assert ("of the frequencies of 8 draws" in text) == (soft == SAMPLED)
-    assert ("tokens are ids" in text) == (soft is not None)
+    assert ("tokens are shown as ids" in text) == (soft is not None)
     assert 'class="t ' in text or soft is None
     assert "A kettle is a thing." in text or soft is not None
 

@@ -1,4 +1,4 @@
-"""New versions out of finished ones: merged, filtered, split anew; nothing leaks, and the parents stay as they are."""
+"""New versions out of finished ones: merged, filtered, re-split; nothing leaks, and the parents stay as they are."""
 
 import hashlib
 from dataclasses import replace
@@ -113,11 +113,11 @@ def test_samples_of_one_version_and_repeats_differ_from_nothing(root: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("prefer", "words"), [("otter", "none of the merged versions"), ("words", "several of the merged versions")]
+    ("prefer", "words"), [("otter", "none of the merged versions"), ("words", "several merged versions")]
 )
 def test_a_preference_for_no_one_version_is_refused(root: Path, prefer: str, words: str) -> None:
     datasets = [make_dataset(root, "words", [completion("kettle", text=text)]) for text in ("a", "b")]
-    with pytest.raises(UsageError, match=f"--prefer is '{prefer}', and {words}.*: give one of words/v001, words/v002"):
+    with pytest.raises(UsageError, match=f"--prefer is '{prefer}': {words}.* Use one of words/v001, words/v002"):
         merge(datasets, root, "both", prefer=prefer)
     assert versions(root / "both") == []
 
@@ -157,18 +157,18 @@ def test_soft_labels_come_along_bit_by_bit(root: Path) -> None:
     [
         ({"soft": SAMPLED}, "labels top-k, k = 4 and sampled, 8 draws"),
         ({"soft": TOP_K.model_copy(update={"k": 8})}, "labels top-k, k = 4 and top-k, k = 8"),
-        ({"soft": None}, "labels top-k, k = 4 and text alone"),
+        ({"soft": None}, "labels top-k, k = 4 and text only"),
         ({"teacher": replace(TEACHER, tokenizer_sha256="b" * 64)}, "tokenizer aaaaaaaaaaaa… and bbbbbbbbbbbb…"),
         ({"teacher": replace(TEACHER, vocabulary_size=65)}, "vocabulary size 64 and 65"),
         ({"teacher": replace(TEACHER, encoder_decoder=True)}, "teachers causal and encoder-decoder"),
-        ({"teacher": replace(TEACHER, model="x", tokenizer_sha256=None)}, "tokenizer aaaaaaaaaaaa… and not known"),
+        ({"teacher": replace(TEACHER, model="x", tokenizer_sha256=None)}, "tokenizer aaaaaaaaaaaa… and unknown"),
     ],
 )
 def test_soft_labels_that_mean_something_else_are_refused(root: Path, changes: dict[str, object], words: str) -> None:
     one = make_dataset(root, "one", [completion("kettle", soft=TOP_K)], soft=TOP_K)
     soft = changes.get("soft", TOP_K)
     two = make_dataset(root, "two", [completion("otter", soft=soft)], **{"soft": TOP_K, **changes})  # type: ignore[arg-type]
-    with pytest.raises(DatasetRefused, match="one/v001 and two/v001 have soft labels that do not go together") as told:
+    with pytest.raises(DatasetRefused, match="one/v001 and two/v001 have incompatible soft labels") as told:
         merge([one, two], root, "both")
     assert words in str(told.value)
     assert "--text-only" in str(told.value)
@@ -191,7 +191,7 @@ def test_two_teachers_and_two_licences(root: Path) -> None:
 def test_merging_needs_two_versions(root: Path) -> None:
     one = make_dataset(root, "one", [completion("kettle")])
     for datasets in ([one], [one, one]):
-        with pytest.raises(UsageError, match="name two or more different versions"):
+        with pytest.raises(UsageError, match="Name two or more different versions"):
             merge(datasets, root, "both")
 
 

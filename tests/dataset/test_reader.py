@@ -121,7 +121,7 @@ def test_what_does_not_fit_the_manifest_is_refused(counted: Dataset) -> None:
         SplitReader(counted, "train", ["top_token_ids"])
     files = tuple(entry.model_copy(update={"rows": 5}) for entry in counted.manifest.files)
     other = dataclasses.replace(counted, manifest=counted.manifest.model_copy(update={"files": files}))
-    with pytest.raises(DatasetRefused, match="has 4 rows, the manifest says 5"):
+    with pytest.raises(DatasetRefused, match="has 4 rows, and the manifest lists 5"):
         SplitReader(other, "train", ["id"])
 
 
@@ -174,5 +174,5 @@ def test_a_window_at_a_time_decodes_every_group_once(sizes: list[int], capacity:
         assert len(part) == 1 or sum(sizes[number] for number in part) <= capacity
         for number in shuffled.choice(part, 20):
             assert cache[int(number)] == number * 10
-            assert len(cache) == 1 or sum(sizes[held] for held in cache._held) <= capacity
+            assert len(cache) == 1 or sum(sizes[held] for held in cache._cached) <= capacity
     assert len(decoded) == len(set(decoded))

@@ -117,7 +117,7 @@ def test_texts_of_the_teacher_and_of_no_other(tmp_path: Path, tiny_model: Path) 
     assert texts(99_999) == "#99999"
 
     other = make_tiny_model(tmp_path / "other", merges=2)
-    with pytest.raises(UsageError, match="another tokenizer than the one that own/v001"):
+    with pytest.raises(UsageError, match="own/v001 was labelled with another tokenizer"):
         find_token_texts(own, other)
     with pytest.raises(UsageError, match=r"has no tokenizer\.json"):
         find_token_texts(own, tmp_path)
@@ -182,4 +182,4 @@ def test_show_for_people_and_for_programs(tmp_path: Path) -> None:
     assert said["statistics"]["lengths"]["mean"] == 5
     assert said["teacher"]["model"] == "teacher-a"
     missing = runner.invoke(app, ["datasets", "show", "wrods", "--root", str(tmp_path)])
-    assert missing.exit_code == 1 and "Finished ones: words/v001" in missing.stderr
+    assert missing.exit_code == 1 and "Finished datasets: words/v001" in missing.stderr

@@ -165,16 +165,16 @@ def test_what_shapes_nothing_is_no_part_of_a_key(tmp_path: Path) -> None:
     ("change", "base_url", "why"),
     [
         ({"max_tokens": None}, OPENAI_URL, "max_tokens is not in the request"),
-        ({"max_completion_tokens": 5}, OPENAI_URL, "two limits of tokens are set"),
+        ({"max_completion_tokens": 5}, OPENAI_URL, "the request has two token limits"),
         (
             {"temperature": None},
             NOWHERE,
-            f"the temperature is not in the request, and what {NOWHERE} takes is not known",
+            f"the temperature is not in the request, and the default of {NOWHERE} is unknown",
         ),
         ({"model": None}, OPENAI_URL, "the model is not in the request"),
-        ({"temperature": -1}, OPENAI_URL, "no recipe can ask so: sampling.temperature"),
+        ({"temperature": -1}, OPENAI_URL, "a recipe cannot send this request: sampling.temperature"),
         ({"messages": [{"role": "developer", "content": "x"}]}, OPENAI_URL, "a message's role is 'developer'"),
-        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, OPENAI_URL, "more than a role and a text"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, OPENAI_URL, "more than a role and text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, OPENAI_URL, "more than a role"),
         ({"best_of": 3}, OPENAI_URL, "best_of is set"),
     ],
@@ -322,17 +322,17 @@ def test_a_refusal_and_an_empty_answer_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["{"], r"log.jsonl line 1 is no JSON"),
-        ([{"x": 1}], "line 1 holds no request and no answer, but x"),
-        ([{"body": body("q")}], "line 1 holds a request alone, without a custom_id"),
-        ([{"response": answer()}], "line 1 holds an answer alone, without a custom_id"),
-        ([{"custom_id": "a", "body": body("q")}] * 2, r"line 2 has the custom_id 'a', which .* line 1 has too"),
+        (["{"], r"log.jsonl line 1 is not valid JSON"),
+        ([{"x": 1}], "line 1 has neither a request nor a response, only x"),
+        ([{"body": body("q")}], "line 1 has only a request, and no custom_id"),
+        ([{"response": answer()}], "line 1 has only an answer, and no custom_id"),
+        ([{"custom_id": "a", "body": body("q")}] * 2, r"line 2 has the custom_id 'a', which .* line 1 also has"),
         ([{"request": 5, "response": answer()}], "the request is '5'"),
-        ([{"request": body("q"), "response": 5}], "the answer is '5'"),
-        ([{"request": {"input": "x"}, "response": answer()}], "nothing can be imported from .*other-endpoint"),
+        ([{"request": body("q"), "response": 5}], "the response is '5'"),
+        ([{"request": {"input": "x"}, "response": answer()}], "no row of .* can be imported: .*other-endpoint"),
     ],
 )
-def test_errors_name_file_line_and_mend(tmp_path: Path, lines: list[Any], words: str) -> None:
+def test_errors_name_file_line_and_fix(tmp_path: Path, lines: list[Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         read(tmp_path, write(tmp_path, "log.jsonl", *lines))
     assert not (tmp_path / "labels/api/v001").exists()

@@ -255,7 +255,7 @@ def test_axolotl_as_json_lines(dataset: Dataset, tiny_model: Path, tmp_path: Pat
     export_dataset(dataset, "axolotl", tmp_path / "out", ExportOptions("jsonl"))
     back = back_in(tmp_path, "axolotl", tmp_path / "out", tiny_model)
     assert [one.text for one in completions(back)] == [one.text for one in completions(dataset)]
-    with pytest.raises(UsageError, match="--files is jsonl, and the format distillkit is parquet alone"):
+    with pytest.raises(UsageError, match="--files is 'jsonl': the format distillkit only has parquet files"):
         export_dataset(dataset, "distillkit", tmp_path / "two", ExportOptions("jsonl"))
 
 
@@ -274,7 +274,7 @@ def test_the_folder_opens_with_the_datasets_library(dataset: Dataset, tmp_path: 
 @pytest.mark.parametrize("to", SOFT)
 def test_text_alone_has_no_soft_labels(scripted_recipe: MakeRecipe, tmp_path: Path, to: str) -> None:
     text = asyncio.run(label(scripted_recipe(label={"soft": None}))).dataset
-    with pytest.raises(UsageError, match=f"--to is '{to}', a format of soft labels, and words/v001 has text alone"):
+    with pytest.raises(UsageError, match=f"--to is '{to}': the format requires soft labels, and words/v001 has only text"):
         export_dataset(text, to, tmp_path / "out")
 
 
@@ -283,17 +283,17 @@ def test_what_a_reader_needs_and_does_not_have(
 ) -> None:
     export_dataset(dataset, "axolotl", tmp_path / "a")
     export_dataset(dataset, "distillkit", tmp_path / "d")
-    with pytest.raises(UsageError, match="name the tokenizer that made them"):
+    with pytest.raises(UsageError, match="Name the tokenizer that produced them"):
         back_in(tmp_path, "axolotl", tmp_path / "a", None)
     other = make_tiny_model(tmp_path_factory.mktemp("other"), merges=3)
-    with pytest.raises(UsageError, match=f"--tokenizer is {other}, and the files were exported with another one"):
+    with pytest.raises(UsageError, match=f"--tokenizer is '{other}': the files were exported with another tokenizer"):
         back_in(tmp_path, "axolotl", tmp_path / "a", other)
     (tmp_path / "a" / "export.json").unlink()
     strange = make_tiny_model(tmp_path_factory.mktemp("strange"), template=False)
-    with pytest.raises(UsageError, match="nothing can be imported from .* other-template"):
+    with pytest.raises(UsageError, match="no row of .* can be imported: .*other-template"):
         back_in(tmp_path, "axolotl", tmp_path / "a", strange)
     (tmp_path / "d" / CONFIG).write_text(yaml.safe_dump({"d": 300, "k": 16, "exact_k": 2, "delta_encoding": False}))
-    with pytest.raises(UsageError, match="says exact_k 2 of k 16"):
+    with pytest.raises(UsageError, match="has exact_k 2 with k 16"):
         back_in(tmp_path, "distillkit", tmp_path / "d", tiny_model)
     (tmp_path / "d" / CONFIG).unlink()
     with pytest.raises(UsageError, match=f"{CONFIG} cannot be read"):
@@ -304,8 +304,8 @@ def test_what_a_reader_needs_and_does_not_have(
     ("change", "words"),
     [
         ({"labels": None}, "line 1 has no 'labels'"),
-        ({"labels": [0]}, "line 1: the columns have unlike lengths"),
-        ({"input_ids": ["x"]}, "line 1: there should be lists of numbers"),
+        ({"labels": [0]}, "line 1: the columns differ in length"),
+        ({"input_ids": ["x"]}, "line 1: the columns are not lists of numbers"),
         ({"target_mask": "shifted"}, "does not begin one row before the first label"),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_url_and_a_key_with_white_space_around_them_are_meant_without_it(
             {"OPENAI_BASE_URL": "http://127.0.0.1:9\n/v1"},
             r"OPENAI_BASE_URL is 'http://127.0.0.1:9\n/v1': it holds white",
         ),
-        ({"OPENAI_BASE_URL": "http://me:s3cret@127.0.0.1:9/v1"}, "carries a user, a password or a query with a key"),
+        ({"OPENAI_BASE_URL": "http://me:s3cret@127.0.0.1:9/v1"}, "contains a user, a password or a key"),
         ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "s3cret\ns3cret"}, "OPENAI_API_KEY holds"),
         ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_ORG_ID": "org–s3cret"}, "OPENAI_ORG_ID holds"),
     ],

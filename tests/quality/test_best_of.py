@@ -32,14 +32,14 @@ def test_the_first_that_passes_is_kept() -> None:
     assert verdicts(samples("41", "42", "It is 42."), {"kind": "best-of", "verifiers": [NUMBER]}) == [
         "the verifier reference-match rejects it: '41' disagrees with the reference '#### 42' (number)",
         None,
-        "enough was kept of this prompt (keep=1): sample 1",
+        "this prompt already has keep=1 kept: sample 1",
     ]
 
 
 def test_keep_more_than_one() -> None:
     kept = verdicts(samples("42", "41", "42", "42"), {"kind": "best-of", "keep": 2, "verifiers": [NUMBER]})
     assert [detail is None for detail in kept] == [True, False, True, False]
-    assert kept[3] == "enough was kept of this prompt (keep=2): sample 0, 2"
+    assert kept[3] == "this prompt already has keep=2 kept: sample 0, 2"
 
 
 def test_each_prompt_has_its_own_count() -> None:

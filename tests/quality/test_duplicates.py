@@ -34,7 +34,7 @@ def test_the_same_words_are_a_duplicate_whatever_their_form() -> None:
     one, other, third = rows("Don’t panic!", "don't   PANIC", "Do panic.")
     keep = open_filter({"near": None})
     keep.record_kept(one)
-    assert keep(other) == "the same words as 0, which was kept"
+    assert keep(other) == "the same words as the kept 0"
     assert keep(third) is None
 
 
@@ -45,7 +45,7 @@ def test_a_near_duplicate_is_named_with_its_similarity() -> None:
     said = keep(other)
     assert said is not None
     similarity, rest = said.removeprefix("similarity ").split(" ", 1)
-    assert rest == "to 0, which was kept"
+    assert rest == "to the kept 0"
     assert 0.8 <= float(similarity) < 1
     assert open_filter({"near": None})(other) is None
 
@@ -57,7 +57,7 @@ def test_the_most_alike_is_named() -> None:
         keep.record_kept(row)
     said = keep(completion(f"{NEARLY} here", id_="new"))
     assert said is not None
-    assert said.endswith("to 1, which was kept")
+    assert said.endswith("to the kept 1")
 
 
 def test_a_row_is_no_duplicate_of_itself() -> None:
@@ -157,7 +157,7 @@ def test_what_was_kept_lies_in_a_file_that_is_gone_afterwards() -> None:
     every = rows(*(" ".join(draw.choices(LONG.split(), k=30)) for _ in range(500)))
     for row in every:
         keep.record_kept(row)
-    assert all(keep(completion(row.text, id_="new")) == f"the same words as {row.id}, which was kept" for row in every)
+    assert all(keep(completion(row.text, id_="new")) == f"the same words as the kept {row.id}" for row in every)
     assert connection.execute("PRAGMA database_list").fetchall()[0][2] == ""
     del keep
     gc.collect()
@@ -171,7 +171,7 @@ def test_any_text_has_a_fingerprint(text: str) -> None:
     keep = open_filter({})
     assert keep(one) is None
     keep.record_kept(one)
-    assert keep(other) == "the same words as 0, which was kept"
+    assert keep(other) == "the same words as the kept 0"
 
 
 def test_a_threshold_of_one_asks_for_the_same_runs_of_words() -> None:

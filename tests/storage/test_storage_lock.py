@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DatasetBusy, StorageFailed
-from stillhouse.storage import holder, lock
+from stillhouse.storage import lock, lock_holder
 from stillhouse.storage.durable import write_atomically, write_lock
 from stillhouse.storage.location import Location, RemotePath, location
 from stillhouse.storage.lock import StoreLock
@@ -24,9 +24,9 @@ from tests.s3_server import Window
 
 _HOLD = (
     "import sys, time\n"
-    "from stillhouse.storage.durable import sole_writer\n"
+    "from stillhouse.storage.durable import write_lock\n"
     "from stillhouse.storage.location import location\n"
-    "with sole_writer(location(sys.argv[1])):\n"
+    "with write_lock(location(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)\n"
 )
@@ -142,15 +142,15 @@ def test_a_writer_that_lost_its_lock_writes_no_manifest(
     folder = location(s3_root) / "words"
     with write_lock(folder):
         write_atomically(folder / "v001" / "recipe.yaml", b"name: words")
-        monkeypatch.setattr(lock, "_CERTAIN_FOR", 0.0)
+        monkeypatch.setattr(lock, "_FRESH_FOR", 0.0)
         if how == "taken over":
             left_by_another_machine(folder)
-            reason = "held by process 7 on far-away"
+            reason = "process 7 on far-away.* holds it"
         else:
             _remove(folder / lock.FILE_NAME)
-            reason = "its lock was removed"
+            reason = "it was removed"
         for _ in range(2):
-            with pytest.raises(DatasetBusy, match=f"no longer held by this run: .*{reason}"):
+            with pytest.raises(DatasetBusy, match=f"this run no longer holds the lock of .*{reason}"):
                 write_atomically(folder / "v001" / "manifest.json", b"{}")
     assert not (folder / "v001" / "manifest.json").exists()
     assert (folder / lock.FILE_NAME).exists() is (how == "taken over")  # what is another's is left to it
@@ -166,7 +166,7 @@ def _remove(path: Location) -> None:
 def test_a_renewal_whose_answer_was_lost_loses_no_lock(
     s3: Window, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "_CERTAIN_FOR", 0.0)
+    monkeypatch.setattr(lock, "_FRESH_FOR", 0.0)
     folder = location(s3_root) / "words"
     with write_lock(folder):
         s3.forget = 1  # the next PUT is done, and its answer does not come
@@ -179,7 +179,7 @@ def test_a_renewal_whose_answer_was_lost_loses_no_lock(
 def test_a_store_without_conditional_writes_still_has_one_writer(
     s3: Window, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "_CERTAIN_FOR", 0.0)
+    monkeypatch.setattr(lock, "_FRESH_FOR", 0.0)
     s3.answer = lambda request: 501 if {"If-None-Match", "If-Match"} & set(request.headers) else None
     folder = location(s3_root) / "words"
     assert isinstance(folder, RemotePath)
@@ -211,7 +211,7 @@ def test_only_a_process_of_this_machine_is_known_to_have_ended(monkeypatch: pyte
     assert replace(this, started="1").has_ended()  # the number was given to another process
     assert replace(this, process=2**22 + 1).has_ended()
     assert not replace(this, process=2**22 + 1, machine="another").has_ended()
-    monkeypatch.setattr(holder, "_machine", lambda: "")  # a system that tells nothing
+    monkeypatch.setattr(lock_holder, "_machine_id", lambda: "")  # a system without these files
     assert not replace(this_process(), process=2**22 + 1).has_ended()
 
 
@@ -225,7 +225,7 @@ def test_only_a_process_of_this_machine_is_known_to_have_ended(monkeypatch: pyte
     ],
 )
 def test_a_command_line_is_shown_without_its_values(arguments: list[str], shown: str) -> None:
-    assert holder._command(arguments) == shown
+    assert lock_holder._command(arguments) == shown
 
 
 def test_what_a_lock_says_can_be_read_again() -> None:
@@ -238,8 +238,8 @@ def test_what_a_lock_says_can_be_read_again() -> None:
 
 def test_a_store_that_is_away_is_no_lost_lock(s3: Window, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEW_EVERY", 0.1)
-    monkeypatch.setattr(lock, "_CERTAIN_FOR", 0.0)
-    monkeypatch.setattr("stillhouse.storage.service._PATIENCE", 0.5)
+    monkeypatch.setattr(lock, "_FRESH_FOR", 0.0)
+    monkeypatch.setattr("stillhouse.storage.service._RETRY_SECONDS", 0.5)
     folder = location(s3_root) / "words"
     with write_lock(folder):
         s3.answer = lambda _: 503

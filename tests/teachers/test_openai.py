@@ -451,9 +451,9 @@ def test_an_answer_tells_that_nothing_remains(server: RunningStandIn) -> None:
     [
         ({"base_url": "https://example.org/v1"}, "OPENAI_API_KEY is not set"),
         ({"base_url": "https://example.org/v1", "api_key_env": "MY_KEY"}, "MY_KEY is not set"),
-        ({"base_url": "http://user:pass@127.0.0.1/v1"}, "carries a user, a password or a query"),
-        ({"base_url": "http://user@127.0.0.1/v1"}, "carries a user, a password or a query"),
-        ({"base_url": "http://127.0.0.1/v1?key=hidden"}, "carries a user, a password or a query"),
+        ({"base_url": "http://user:pass@127.0.0.1/v1"}, "contains a user, a password or a key"),
+        ({"base_url": "http://user@127.0.0.1/v1"}, "contains a user, a password or a key"),
+        ({"base_url": "http://127.0.0.1/v1?key=hidden"}, "contains a user, a password or a key"),
         ({"base_url": "127.0.0.1:8000/v1"}, "give a URL such as"),
         ({"base_url": "ftp://127.0.0.1/v1"}, "give a URL such as"),
         ({"label": {"soft": {"k": 4}}}, "label.soft is set"),

@@ -164,7 +164,7 @@ def test_row_groups_are_small_enough_to_hold() -> None:
 
 
 def test_an_unknown_encoding_is_named() -> None:
-    with pytest.raises(KeyError, match="it is one of top-k, sampled"):
+    with pytest.raises(KeyError, match="use one of top-k, sampled"):
         find_encoding("top-p")  # type: ignore[arg-type]
 
 

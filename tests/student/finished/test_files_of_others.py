@@ -114,7 +114,7 @@ def test_a_page_is_not_written_over_another_file(tmp_path: Path) -> None:
     for _ in range(2):  # the second page over the first
         assert datasets(tmp_path, "show", "words", "--html", page).exit_code == 0
     done = datasets(tmp_path, "show", "words", "--html", thesis)
-    assert (done.exit_code, "is no page of a dataset" in done.stderr) == (2, True)
+    assert (done.exit_code, "is not a dataset page" in done.stderr) == (2, True)
     assert thesis.read_text() == "<title>My thesis</title>"
 
 

@@ -135,9 +135,9 @@ def test_a_training_that_was_killed_is_in_nobody_s_way(labelled: Labelled, tmp_p
     recipe, student, dataset = labelled
     place = student_folder(recipe, student, "white-box", dataset)
     hold = (
-        "import sys, time; from pathlib import Path; from stillhouse.storage.durable import sole_writer\n"
+        "import sys, time; from pathlib import Path; from stillhouse.storage.durable import write_lock\n"
         "from stillhouse.errors import StudentBusy\n"
-        "with sole_writer(Path(sys.argv[1]), StudentBusy): print('held', flush=True); time.sleep(60)"
+        "with write_lock(Path(sys.argv[1]), StudentBusy): print('held', flush=True); time.sleep(60)"
     )
     run = [sys.executable, "-c", hold, str(place.base)]
     with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as first:
