@@ -1,4 +1,4 @@
-"""docs/tutorial.md is walked through as a reader would: its files are written and its commands run, from an empty folder."""
+"""docs/tutorial.md, walked through as a reader would: its files are written, its commands run, from an empty folder."""
 
 import os
 import re
