@@ -90,7 +90,7 @@ def init_recipe(
         "recipe": str(recipe),
     }
     text = re.sub(
-        r"(?m)^(.*\S) {2,}# (.*)$", lambda line: f"{line[1]:<{_COMMENTS}}# {line[2]}", _render(_RECIPE, values)
+        r"(?m)^(.*\S) {2,}# (.*)$", lambda line: f"{line[1]:<{_COMMENTS - 2}}  # {line[2]}", _render(_RECIPE, values)
     )
     recipe_from(parse_yaml(text), origin=str(recipe))
     others = [one for one in columns if one not in (asked, reference)]
