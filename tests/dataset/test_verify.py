@@ -107,9 +107,7 @@ def test_a_renamed_file_is_known_by_its_checksum(dataset: Dataset) -> None:
     folder = folder_of(dataset)
     data = folder / "data"
     (data / "train-00000-of-00001.parquet").rename(data / "train.parquet")
-    assert told(folder) == [
-        "data/train-00000-of-00001.parquet was renamed to data/train.parquet: restore its name"
-    ]
+    assert told(folder) == ["data/train-00000-of-00001.parquet was renamed to data/train.parquet: restore its name"]
 
 
 def test_two_files_that_changed_places(dataset: Dataset) -> None:

@@ -236,11 +236,15 @@ def test_what_cannot_be_a_row_is_counted_and_told(
     ("format_", "rows", "words"),
     [
         ("openai", ["{"], r"given.jsonl line 1 is not valid JSON .*Correct the line"),
-        ("openai", [{"messages": []}], "line 1: '\[\]' is not a list of turns"),
+        ("openai", [{"messages": []}], r"line 1: '\[\]' is not a list of turns"),
         ("openai", ["[1]"], r"begins with .\[. and is not a valid JSON array"),
         ("openai", ["7"], "line 1 is 7, not an object. Write one JSON object"),
         ("openai", [{"conversations": []}], "has no 'messages', only conversations"),
-        ("openai", [{"messages": [{"role": "wizard", "content": "x"}]}], "the role 'wizard' is unknown. Use one of system"),
+        (
+            "openai",
+            [{"messages": [{"role": "wizard", "content": "x"}]}],
+            "the role 'wizard' is unknown. Use one of system",
+        ),
         ("openai", [{"messages": ["hi"]}], "a turn has no 'role'"),
         ("sharegpt", [{"messages": []}], "has no 'conversations'"),
         ("trl", [{"prompt": "a"}], "has no 'prompt' and 'completion'"),
@@ -368,7 +372,9 @@ def test_a_reference_that_is_a_list_is_named_with_its_line(tmp_path: Path) -> No
 @pytest.mark.parametrize("format_", ["openai", "sharegpt", "trl"])
 def test_json_that_is_nested_too_deeply_is_named_with_its_line(tmp_path: Path, format_: str, levels: int) -> None:
     line = '{"messages": ' + "[" * levels + "]" * levels + "}"
-    with pytest.raises(UsageError, match=r"given\.jsonl line 1 is not valid JSON \(it is nested more than 200 levels deep"):
+    with pytest.raises(
+        UsageError, match=r"given\.jsonl line 1 is not valid JSON \(it is nested more than 200 levels deep"
+    ):
         bring_in(tmp_path, format_, write(tmp_path, line))
     with pytest.raises(UsageError, match=r"is not a valid JSON array \(it is nested more than 200 levels deep"):
         bring_in(tmp_path, format_, write(tmp_path, "[" + line + "]", name="array.json"))

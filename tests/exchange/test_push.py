@@ -225,7 +225,10 @@ def test_a_wrong_token_and_no_network(push: Push, monkeypatch: pytest.MonkeyPatc
     assert (away.exit_code, f"{nobody} cannot be reached" in away.stderr) == (1, True), away.stderr
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     offline = push()
-    assert (offline.exit_code, "HF_HUB_OFFLINE: nothing can be pushed while it is set" in offline.stderr) == (2, True), offline.stderr
+    assert (offline.exit_code, "HF_HUB_OFFLINE: nothing can be pushed while it is set" in offline.stderr) == (
+        2,
+        True,
+    ), offline.stderr
 
 
 def test_a_push_that_broke_off_is_done_by_the_next(push: Push, hub: Hub) -> None:

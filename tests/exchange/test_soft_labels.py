@@ -274,7 +274,9 @@ def test_the_folder_opens_with_the_datasets_library(dataset: Dataset, tmp_path: 
 @pytest.mark.parametrize("to", SOFT)
 def test_text_alone_has_no_soft_labels(scripted_recipe: MakeRecipe, tmp_path: Path, to: str) -> None:
     text = asyncio.run(label(scripted_recipe(label={"soft": None}))).dataset
-    with pytest.raises(UsageError, match=f"--to is '{to}': the format requires soft labels, and words/v001 has only text"):
+    with pytest.raises(
+        UsageError, match=f"--to is '{to}': the format requires soft labels, and words/v001 has only text"
+    ):
         export_dataset(text, to, tmp_path / "out")
 
 

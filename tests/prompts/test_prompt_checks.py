@@ -46,7 +46,11 @@ HALF = [{"text": "a", "reference": "A"}, {"text": "b", "reference": " "}, {"text
 @pytest.mark.parametrize(
     ("parts", "reason", "fix"),
     [
-        ({"teacher": {"kind": "transformers", "model": "", "finetune": {"config": {}}}}, "teacher.finetune is set", "remove teacher.finetune"),
+        (
+            {"teacher": {"kind": "transformers", "model": "", "finetune": {"config": {}}}},
+            "teacher.finetune is set",
+            "remove teacher.finetune",
+        ),
         ({"student": {**STUDENT, "mode": "gold"}}, "student.mode is 'gold'", "set student.mode to 'black-box'"),
         (
             {"student": STUDENT, "evaluate": {"baselines": ["gold"]}},
@@ -111,7 +115,10 @@ def test_with_references_of_their_own_the_prompts_need_none(recipe: Make, tmp_pa
     tuned = {"kind": "transformers", "model": "", "finetune": {"config": {}}}
     check_prompts(recipe(HALF, teacher=tuned, references={"source": str(gold)}))
     gold.write_text('{"text": "a", "reference": "A"}\n{"text": "b"}\n')
-    with pytest.raises(PromptError, match=r"references\.reference is null: .*row 2 of .*gold\.jsonl has none.* set references\.reference"):
+    with pytest.raises(
+        PromptError,
+        match=r"references\.reference is null: .*row 2 of .*gold\.jsonl has none.* set references\.reference",
+    ):
         check_prompts(recipe(HALF, teacher=tuned, references={"source": str(gold)}))
 
 

@@ -207,7 +207,9 @@ def test_what_is_null_is_not_there(tmp_path: Path, nothing: Any) -> None:
         ({"messages": [ANSWER]}, "row 2 of {file} has no user turn, only assistant"),
     ],
 )
-def test_a_conversation_without_a_question_is_reported_with_its_row(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+def test_a_conversation_without_a_question_is_reported_with_its_row(
+    tmp_path: Path, row: dict[str, Any], words: str
+) -> None:
     settings = write(tmp_path, [{"prompt": "fine"}, row])
     assert words.format(file=settings.source) in refusal(settings)
 
@@ -298,7 +300,9 @@ def test_references_of_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "what"), [(["A"], "a list"), ([], "a list"), ({"text": ["A"]}, "an object")])
 def test_a_reference_that_is_no_text_names_row_and_column(tmp_path: Path, value: Any, what: str) -> None:
     settings = write(tmp_path, [{"prompt": "a", "gold": "A"}, {"prompt": "b", "gold": value}], reference="gold")
-    assert f"the column 'gold' of row 2 of {settings.source} is {what}, and a reference must be a text" in refusal(settings)
+    assert f"the column 'gold' of row 2 of {settings.source} is {what}, and a reference must be a text" in refusal(
+        settings
+    )
     assert "prompts.reference is null: the column 'reference'" in refusal(
         write(tmp_path, [{"prompt": "b", "reference": value}])
     )
@@ -317,8 +321,11 @@ def test_json_lines_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> Non
     ("line", "words"),
     [
         (b'{"prompt": "na\xefve"}', "line 2 of {file} is not valid JSON: it is not valid UTF-8"),
-        (b'{"prompt": ' + b"[" * 100_000, "line 2 of {file} is not valid JSON: it is nested more than 200 levels deep"),
-        (b'{"prompt": ' + b"[" * 300 + b"]" * 300 + b"}", "line 2 of {file} is not valid JSON: it is nested more than 200 levels deep"),
+        (b'{"prompt": ' + b"[" * 100_000, "line 2 of {file} is not valid JSON: it is nested more than 200"),
+        (
+            b'{"prompt": ' + b"[" * 300 + b"]" * 300 + b"}",
+            "line 2 of {file} is not valid JSON: it is nested more than 200",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: bytes, words: str) -> None:

@@ -50,7 +50,9 @@ def test_the_threshold_of_f1() -> None:
 def test_a_row_without_a_reference(how: str, reference: str | None) -> None:
     one = completion("42", reference=reference)
     assert open_filter({"how": how})(one) is None
-    assert open_filter({"how": how, "without_reference": "reject"})(one) == "the prompt has no reference to compare with"
+    assert (
+        open_filter({"how": how, "without_reference": "reject"})(one) == "the prompt has no reference to compare with"
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,4 +123,6 @@ def test_a_blank_reference_is_none(how: str, blank: str) -> None:
     one = completion("42", reference=blank)
     assert one.prompt.reference is None
     assert open_filter({"how": how})(one) is None
-    assert open_filter({"how": how, "without_reference": "reject"})(one) == "the prompt has no reference to compare with"
+    assert (
+        open_filter({"how": how, "without_reference": "reject"})(one) == "the prompt has no reference to compare with"
+    )

@@ -254,14 +254,20 @@ def test_what_a_store_refuses_is_said_in_words(
 ) -> None:
     recipe = at(scripted_recipe, s3_root)
     nowhere = at(scripted_recipe, "s3://no-such-bucket/labels")
-    assert "s3://no-such-bucket/labels/words: the bucket s3://no-such-bucket does not exist" in told(lambda: asyncio.run(label(nowhere)))
-    assert "the bucket s3://no-such-bucket does not exist" in told(lambda: all_datasets(location("s3://no-such-bucket/labels")))
+    assert "s3://no-such-bucket/labels/words: the bucket s3://no-such-bucket does not exist" in told(
+        lambda: asyncio.run(label(nowhere))
+    )
+    assert "the bucket s3://no-such-bucket does not exist" in told(
+        lambda: all_datasets(location("s3://no-such-bucket/labels"))
+    )
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
     forget_stores()
     assert all_datasets(location(s3_root)) == []
-    assert f"{s3_root}/words/.lock: the store denies access: 403: Access Denied" in told(lambda: asyncio.run(label(recipe)))
+    assert f"{s3_root}/words/.lock: the store denies access: 403: Access Denied" in told(
+        lambda: asyncio.run(label(recipe))
+    )
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     forget_stores()

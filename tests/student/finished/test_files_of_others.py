@@ -55,7 +55,7 @@ def test_a_version_that_is_a_link_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "labels/words").mkdir(parents=True)
     (tmp_path / "labels/words/v001").symlink_to(tmp_path / "elsewhere/words/v001")
     done = datasets(tmp_path / "labels", "rm", "words", "--yes")
-    assert (done.exit_code, "is a link to" in done.stderr) == (1, True)
+    assert (done.exit_code, "is a symbolic link to" in done.stderr) == (1, True)
     assert (tmp_path / "elsewhere/words/v001" / FILE_NAME).is_file()
 
 
