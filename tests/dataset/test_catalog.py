@@ -204,7 +204,7 @@ def test_a_version_is_removed_children_first(root: Path, three: list[Dataset]) -
 def test_several_versions_are_removed_only_when_that_is_said(root: Path) -> None:
     make_dataset(root, "words", [completion("kettle")])
     make_dataset(root, "words", [completion("otter")], parents=["words/v001"])
-    with pytest.raises(UsageError, match="words/v001, words/v002. Name one of them, or remove all with --all"):
+    with pytest.raises(UsageError, match="words/v001, words/v002. Name one of them, or remove all of them with --all"):
         find_versions(root, "words")
     with pytest.raises(DatasetRefused, match="parent of words/v002"):
         remove(root, find_versions(root, "words/v001"))

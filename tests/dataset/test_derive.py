@@ -253,7 +253,7 @@ def test_soft_rows_can_be_filtered(root: Path) -> None:
 
 def test_an_empty_result_writes_nothing(mixed: Dataset, root: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"true for none of the 6 rows of mixed/v001 \(1 cannot be told, a column is null\)"
+        UsageError, match=r"true for none of the 6 rows of mixed/v001 \(1 are undecided because a column is null\)"
     ):
         filter_rows(mixed, root, "none", "completion_tokens < 0")
     assert not (root / "none").exists()

@@ -54,7 +54,7 @@ class ImportRequest:
     teacher: str | None = None  # the model that wrote the answers; None: from the files
     tokenizer: Path | None = None
     validation: float | None = None  # share of prompts to hold out; None: by file names, else a tenth
-    interpret: Interpret | None = None  # see Source
+    interpret: Interpret | None = None  # see ImportSource
 
 
 @dataclass

@@ -103,7 +103,7 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
 
         Raises:
             NotText: the template prints a value without a text form.
-            TooMuchWork: the template exceeds the limit on steps or memory.
+            TemplateLimitExceeded: the template exceeds the limit on steps or memory.
             Exception: an expression of the template raises another error.
         """
         self.steps = 0

@@ -71,7 +71,7 @@ def open_filters(settings: Sequence[FilterSettings], path: str = "quality") -> l
 
 
 def apply_filters(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
-    """Return the first rejection by a filter; or None, and the completion is kept and remembered."""
+    """Return the first rejection by a filter; or None, and the completion is kept and recorded."""
     verdict = first_rejection(completion, filters)
     if verdict is None:
         record_kept(completion, filters)
@@ -79,7 +79,7 @@ def apply_filters(completion: Completion, filters: Sequence[NamedFilter]) -> Ver
 
 
 def first_rejection(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
-    """Return the first rejection by a filter, or None; nothing is remembered."""
+    """Return the first rejection by a filter, or None; nothing is recorded."""
     for one in filters:
         detail = one.check(completion)
         if detail is not None:

@@ -92,13 +92,13 @@ class Banding(NamedTuple):
 
 
 class Duplicates:
-    """Compares a completion with the remembered ones."""
+    """Compares a completion with the recorded ones."""
 
     def __init__(self, options: DuplicatesOptions) -> None:
         self._options = options
         self._banding = Banding.for_threshold(options.near or 1.0, options.permutations)
         self._blank = MinHash(num_perm=options.permutations)
-        self._fingerprint = lru_cache(maxsize=1)(self._compute_fingerprint)  # judged, then remembered
+        self._fingerprint = lru_cache(maxsize=1)(self._compute_fingerprint)  # checked, then recorded
         self._kept = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._kept.close)
         self._kept.executescript(_CREATE)
