@@ -25,7 +25,7 @@ from stillhouse.records import Completion, Message, Prompt
 from stillhouse.stages.checks import check_finetune, check_labels, check_run
 from stillhouse.stages.stages import distill_students, plan_stage
 from stillhouse.student.data.examples import read_examples
-from stillhouse.student.start.used import tokenised_texts
+from stillhouse.student.start.used_tokens import tokenised_texts
 from stillhouse.teachers.base import Refusal, Request, Terms, open_teacher
 from stillhouse.teachers.serving.check import _rendered_talk
 from tests.conftest import CHAT_TEMPLATE, MakeRecipe, make_tiny_model

@@ -318,7 +318,7 @@ def test_a_gold_student_learns_from_the_references_and_keeps_its_key(tuned: Tune
     assert (result.card.variant, result.card.key, result.card.dataset) == ("gold", key, "words-gold/v001")
     assert not result.card.is_teacher
     other = student.model_copy(update={"labels": "stored"})
-    assert student_folder(plain, other, "gold", gold).finished() is not None  # neither shapes it
+    assert student_folder(plain, other, "gold", gold).finished_card() is not None  # neither shapes it
 
 
 def test_the_baselines_are_trained_before_the_student_gold_first(tuned: Tuned) -> None:

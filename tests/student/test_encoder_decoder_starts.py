@@ -30,7 +30,7 @@ from stillhouse.models.generate import generate
 from stillhouse.models.load import load_language_model
 from stillhouse.recipe.load import Recipe
 from stillhouse.stages.checks import check_labels, check_student
-from stillhouse.student.start.start_config import check_start, without_weights
+from stillhouse.student.start.start_config import check_start, meta_model
 from stillhouse.student.training.frozen import freeze
 from tests.encoder_decoders import tiny_bart, tiny_t5
 from tests.student.starts import Make, made, refused, start
@@ -360,7 +360,10 @@ def test_a_decoder_start_that_is_not_set(start: Make, t5: Path, tmp_path: Path) 
     assert "teacher.model is" in refused(start({"from": "teacher", "layers": 1}, folder))
     for config in ({"d_ff": 8}, {"model_type": "t5", "d_model": 8}):
         message = refused(start({"config": config}, folder))
-        assert "has no decoder_start_token_id that it could take over: add student.init.config.decoder_start" in message
+        assert (
+            "has no decoder_start_token_id that it could take over: add student.init.config.decoder_start_token_id"
+            in message
+        )
     recipe = start({"config": {"model_type": "t5", "d_model": 8, "decoder_start_token_id": 0}}, folder)
     check_start(recipe, recipe.student)
 
@@ -450,7 +453,7 @@ def test_t5_smalls_own_config_is_a_start(start: Make, tmp_path: Path) -> None:
         recipe = start({"config": config}, tmp_path / "t5-small")
         assert recipe.student is not None
         check_start(recipe, recipe.student)
-        shapes = without_weights(recipe, recipe.student)
+        shapes = meta_model(recipe, recipe.student)
         assert sum(weight.numel() for weight in shapes.parameters()) == parameters
     words = "student.init.layers.decoder is 7, and the teacher's decoder has only 6"
     assert words in refused(start({"from": "teacher", "layers": {"encoder": 3, "decoder": 7}}, tmp_path / "t5-small"))

@@ -64,7 +64,7 @@ class ModelFiles:
         return None
 
     @cached_property
-    def own_code(self) -> dict[str, str]:
+    def custom_code(self) -> dict[str, str]:
         """The auto classes of transformers for which the model ships code: AutoModelForCausalLM -> modeling_x.XModel."""
         maps = [self._tokenizer_settings.get("auto_map"), self.config.get("auto_map")]
         named = [{"AutoTokenizer": one} if isinstance(one, list) else one or {} for one in maps]  # older: a list
@@ -72,8 +72,8 @@ class ModelFiles:
 
     @property
     def needed_code(self) -> list[str]:
-        """The model's own code that loading needs: entries of `own_code` that transformers has no class for."""
-        if not self.own_code:
+        """The model's own code that loading needs: entries of `custom_code` that transformers has no class for."""
+        if not self.custom_code:
             return []
         from transformers import CONFIG_MAPPING
         from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
@@ -83,7 +83,7 @@ class ModelFiles:
         tokenizer_known = kind in TOKENIZER_MAPPING_NAMES or tokenizer is not None
         return [
             code
-            for name, code in self.own_code.items()
+            for name, code in self.custom_code.items()
             if not (tokenizer_known if name == "AutoTokenizer" else kind in CONFIG_MAPPING)
         ]
 
@@ -231,7 +231,7 @@ def teacher_files(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
         RecipeError: the teacher has no files to take layers or a tokenizer from, no name, or no safetensors weights.
         TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
     """
-    if not has_files(recipe.teacher):
+    if not has_local_files(recipe.teacher):
         raise RecipeError(
             f"student.init takes from the teacher, and a teacher of kind {recipe.teacher.kind!r} has no weights and no "
             "tokenizer here: set student.init to {model: a folder or a hub id}"
@@ -256,7 +256,7 @@ def labelling_files(teacher: TeacherSettings, *, weights: bool = True) -> ModelF
     return find_model(teacher.finetune.folder, setting="the fine-tuned teacher", weights=weights)
 
 
-def start_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> ModelFiles:
+def init_model_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> ModelFiles:
     """Return the files that a student starts from: a model of its own, or the teacher, whose tokenizer it then has.
 
     Raises:
@@ -268,7 +268,7 @@ def start_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> 
     return teacher_files(recipe, weights=weights and init.config is None)
 
 
-def refuse_own_code(files: ModelFiles, setting: str, trust: str, *, trusted: bool) -> None:
+def refuse_untrusted_code(files: ModelFiles, setting: str, trust: str, *, trusted: bool) -> None:
     """Refuse a model that only its own code can load, unless that code is trusted.
 
     Args:
@@ -305,12 +305,12 @@ def without_decoder_start(which: str) -> str:
     )
 
 
-def has_files(teacher: TeacherSettings) -> bool:
+def has_local_files(teacher: TeacherSettings) -> bool:
     """Whether this kind of teacher is a model whose files are accessible."""
     return teacher.kind in {"transformers", "vllm"}
 
 
-def runs_here(teacher: TeacherSettings) -> bool:
+def can_load_in_process(teacher: TeacherSettings) -> bool:
     """Whether the teacher can be loaded in this process: by its kind, or because a server's weights are on this machine."""
     return teacher.kind == "transformers" or (teacher.kind == "vllm" and Path(teacher.model).is_dir())
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from stillhouse.models.layout import at_least_float32, foretelling
+from stillhouse.models.layout import at_least_float32, completion_mask
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Parts:
             arguments: the model's other inputs: `attention_mask`, `position_ids`, `decoder_input_ids`.
         """
         states = self.decoder(input_ids=input_ids, use_cache=False, **arguments)[0]  # (batch, time, width)
-        mask = foretelling(labels, arguments.get("decoder_input_ids"))
+        mask = completion_mask(labels, arguments.get("decoder_input_ids"))
         selected: Tensor = states[:, : mask.shape[1]][mask]
         return selected
 

@@ -91,7 +91,7 @@ def load_language_model(
     model.eval()
     model.generation_config = token_ids_alone(model.generation_config)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    return LanguageModel(model.to(choose_device(device)), tokenizer, decoder_start(model))
+    return LanguageModel(model.to(choose_device(device)), tokenizer, decoder_start_token_id(model))
 
 
 def load_weights(folder: Path, *, dtype: torch.dtype | str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -126,7 +126,7 @@ def auto_class(config: PretrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def decoder_start(model: PreTrainedModel) -> int | None:
+def decoder_start_token_id(model: PreTrainedModel) -> int | None:
     """Return an encoder-decoder's decoder start token; None for a causal model.
 
     Raises:
@@ -185,7 +185,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     turns = [message.as_dict() for message in messages]
     goes_on = turns[-1]["role"] == "assistant"
     opened = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
-    with template_errors():
+    with convert_template_errors():
         encoded = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **opened)
     if not (token_ids := _ids(encoded["input_ids"])):
         raise TemplateRefused("it renders no text")
@@ -193,7 +193,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 
 @contextmanager
-def template_errors() -> Iterator[None]:
+def convert_template_errors() -> Iterator[None]:
     """Convert any exception of a chat template into one error.
 
     A template is a program by the model's author: it refuses by `raise_exception`, and it fails on inputs that its author

@@ -29,7 +29,7 @@ from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.load import Recipe, TeacherSettings
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.launch import check_launch
-from stillhouse.student.finished.folder import StudentFolder, place_of, read_card, student_folder
+from stillhouse.student.finished.folder import StudentFolder, folder_for, read_card, student_folder
 from stillhouse.teachers.base import open_teacher
 
 _NAMES = (  # settings of a student -> where they stand in a recipe whose teacher is fine-tuned
@@ -189,7 +189,7 @@ def before_finetuning(recipe: Recipe) -> Recipe:
         return recipe.model_copy(update={"teacher": tuning.recipe.teacher})
     place = student_folder(tuning.recipe, tuning.student, "untrained", None)
     with told_of_the_teacher(), _one_by_one():
-        if place.finished() is None:
+        if place.finished_card() is None:
             from stillhouse.student.training.train import prepare_untrained
 
             prepare_untrained(tuning.recipe, tuning.student)
@@ -211,8 +211,8 @@ def check_finetuned(recipe: Recipe, *, read_prompts: bool = False) -> None:
     if tuning is None:
         return
     plan = open_gold(recipe).manifest.plan_sha256 if has_gold(recipe) and not read_prompts else _gold_plan(recipe)
-    place = place_of(tuning.recipe, tuning.student, "gold", [plan])
-    if place.finished() is not None:
+    place = folder_for(tuning.recipe, tuning.student, "gold", [plan])
+    if place.finished_card() is not None:
         return
     found = read_card(place.path)
     was = f"was fine-tuned {found.created_at} with other settings or other references" if found else "is not there"

@@ -138,9 +138,9 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, tell: Tell | Non
         return None
     gold = make_gold(recipe, progress)
     place = tuning.place(gold)
-    card = place.finished()
+    card = place.finished_card()
     if card is not None:
-        return StudentResult(place.named_anew(card), str(place.path), trained=False)
+        return StudentResult(place.with_current_key(card), str(place.path), trained=False)
     if _is_to_be_launched(tuning.student):
         with told_of_the_teacher():
             card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
@@ -189,10 +189,10 @@ def distill_stage(
         RecipeError, DatasetRefused, TrainingError: as `distill` and `launch` do.
     """
     place = student_folder(recipe, student, student.mode, dataset)
-    card = place.finished()
+    card = place.finished_card()
     if card is not None:
-        return StudentResult(place.named_anew(card), str(place.path), trained=False)
-    there = place.trained() is not None  # all of it but its quantised copy
+        return StudentResult(place.with_current_key(card), str(place.path), trained=False)
+    there = place.trained_card() is not None  # all of it but its quantised copy
     if _is_to_be_launched(student) and not there:
         theirs = recipe if student.mode == "gold" else of_version(recipe, dataset)
         card = _launched(theirs, student, place, ["distill", "--only", student.mode], progress, tell)
@@ -217,9 +217,9 @@ def _launched(
     tell: Tell | None,
 ) -> StudentCard:
     """The card of a student that other processes trained."""
-    with place.held():
+    with place.lock():
         launch(recipe, student, place.work, [*command, "--no-flow"], tell or to_standard_error, progress)
-    card = place.finished()
+    card = place.finished_card()
     if card is None:
         raise TrainingError(
             f"student.launch: the processes ended well, and {place.path} is not there: do all see the same disk and files?"

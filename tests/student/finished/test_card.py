@@ -308,7 +308,7 @@ def test_the_code_of_a_card_runs(tiny_recipe: MakeRecipe, tmp_path: Path, kind: 
     recipe = tiny_recipe(teacher=parts["teacher"] | {"model": str(teacher), "task_prefix": "say: "})
     assert recipe.student is not None
     place = prepare_untrained(recipe, recipe.student)
-    card = place.trained()
+    card = place.trained_card()
     assert card is not None
     copy = quantize(place.path, place.int8)
     write_cards(place.path, card.model_copy(update={"int8": copy}), recipe, None)
@@ -380,7 +380,7 @@ def test_a_student_trained_anew_has_no_figures_of_the_old_one(labelled: Labelled
 def test_a_card_that_says_the_same_is_left_alone(labelled: Labelled) -> None:
     recipe, student, _ = labelled
     place = prepare_untrained(recipe, student)
-    card = place.trained()
+    card = place.trained_card()
     assert card is not None
     before = (place.path / "README.md").stat().st_ino
     write_cards(place.path, card, recipe, None)

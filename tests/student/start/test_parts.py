@@ -17,7 +17,7 @@ from stillhouse.recipe.load import Recipe, recipe_from
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.finetune import gold_dataset
 from stillhouse.stages.stages import distill_stage
-from stillhouse.student.finished.folder import StudentFolder, Variant, place_of, student_folder
+from stillhouse.student.finished.folder import StudentFolder, Variant, folder_for, student_folder
 from stillhouse.student.start import choice, parts
 from stillhouse.student.start.importance import greedy
 from stillhouse.student.start.record import Start, read_start
@@ -265,4 +265,4 @@ def test_students_of_older_versions_stay_valid(kind: str, tmp_path: Path) -> Non
     variants: tuple[Variant, ...] = ("untrained", "white-box", "gold")
     for variant, key in zip(variants, keys, strict=True):
         rows = [] if variant == "untrained" else ["a" * 64]
-        assert place_of(recipe, recipe.student, variant, rows).key == key
+        assert folder_for(recipe, recipe.student, variant, rows).key == key

@@ -55,7 +55,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch, at_step: int | None) -> None:
             if at_step is not None:
                 self.add_callback(StopAt(at_step))
 
-        def whole_weights(self) -> dict[str, torch.Tensor]:
+        def gather_weights(self) -> dict[str, torch.Tensor]:
             raise RuntimeError("power cut")
 
     monkeypatch.setattr(training, "StudentTrainer", Breaking)
@@ -299,7 +299,7 @@ def test_liger_is_used_where_there_is_any(given: dict[str, Any], model_type: str
         "fused_linear_cross_entropy": False,
     }
     arguments = types.SimpleNamespace(**settings)
-    liger.settle_liger(arguments, model_type, asked="use_liger_kernel" in given)
+    liger.disable_unsupported_liger(arguments, model_type, asked="use_liger_kernel" in given)
     assert arguments.use_liger_kernel == used
 
 
@@ -307,7 +307,7 @@ def test_liger_is_used_where_there_is_any(given: dict[str, Any], model_type: str
 def test_kernels_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: Any = types.SimpleNamespace(**liger.liger_arguments({"use_liger_kernel": True}))
     with pytest.raises(RecipeError, match="Liger has no kernels for a gpt2 model"):
-        liger.settle_liger(arguments, "gpt2", asked=True)
+        liger.disable_unsupported_liger(arguments, "gpt2", asked=True)
     monkeypatch.setattr(liger.importlib.util, "find_spec", lambda *_: None)
     assert not liger.liger_arguments({})["use_liger_kernel"]
     with pytest.raises(RecipeError, match="pip install liger-kernel"):
@@ -316,7 +316,7 @@ def test_kernels_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_exchanged_for_a_training_is_taken_back() -> None:
     before = modeling_llama.LlamaRMSNorm
-    with liger.kernels_for_this_alone(family("llama")):
+    with liger.restore_patched_module(family("llama")):
         modeling_llama.LlamaRMSNorm = torch.nn.Identity
     assert modeling_llama.LlamaRMSNorm is before
 

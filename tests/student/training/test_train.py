@@ -26,7 +26,7 @@ from stillhouse.student.data.examples import read_examples
 from stillhouse.student.finished.folder import read_card, student_folder
 from stillhouse.student.training import train as training
 from stillhouse.student.training.arguments import training_arguments
-from stillhouse.student.training.objective import open_objective
+from stillhouse.student.training.objective import load_objective
 from stillhouse.student.training.train import distill, prepare_untrained
 from stillhouse.student.training.trainer import StudentTrainer
 from tests.conftest import MakeRecipe, make_tiny_model
@@ -140,7 +140,7 @@ def test_the_gradient_is_a_mean_over_tokens_however_the_step_is_cut(
         assert len(set(rows.lengths[:8].tolist())) > 1
         eight: Any = torch.utils.data.Subset(rows, range(8))
         trainer = StudentTrainer(
-            lm, open_objective(one), training_arguments(recipe, one, tmp_path / str(size)), eight, eight
+            lm, load_objective(one), training_arguments(recipe, one, tmp_path / str(size)), eight, eight
         )
         trainer.train()
         results.append((trainer.state.log_history[0]["loss"], lm.model.state_dict()))
@@ -158,7 +158,7 @@ def test_the_mean_over_no_token_is_zero(
     recipe, student, dataset = labelled
     lm = load_language_model(prepare_untrained(recipe, student).path)
     rows = read_examples(dataset, "train", lm, soft=True, by_text=False, max_length=100)
-    trainer = StudentTrainer(lm, open_objective(student), training_arguments(recipe, student, tmp_path), rows, rows)
+    trainer = StudentTrainer(lm, load_objective(student), training_arguments(recipe, student, tmp_path), rows, rows)
     loss = trainer.compute_loss(lm.model.train(), collator(lm.pad_id)([]), num_items_in_batch=tokens)
     loss.backward()
     assert float(loss.detach()) == 0

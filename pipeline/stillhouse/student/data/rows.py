@@ -23,8 +23,8 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TemplateRefused, TrainingError
 from stillhouse.models.load import LanguageModel, encode_completion, encode_prompt
 from stillhouse.records import Completion, Message, SampledLabels, SoftLabels, Split, ends_its_turn
-from stillhouse.student.data.vocabulary import known_labels
-from stillhouse.student.renumbering import Renumbering
+from stillhouse.student.data.vocabulary import labels_for_student
+from stillhouse.student.vocabulary_map import VocabularyMap
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +109,11 @@ class TokenRows:
         vocabulary: int,
         encoding: Encoding[SoftLabels | SampledLabels] | None,
         capacity: int = CACHE_BYTES,
-        renumbering: Renumbering | None = None,
+        vocabulary_map: VocabularyMap | None = None,
     ) -> None:
         self._encoding = encoding
         self._vocabulary = vocabulary
-        self._renumbering = renumbering
+        self._renumbering = vocabulary_map
         # Where the teacher's tokenizer is known to be the student's, ids past its tokens are padding: vocabulary.py.
         self._padded = dataset.manifest.teacher.tokenizer_sha256 is not None
         self._reader = SplitReader(dataset, split, [_PROMPT, _COMPLETION, *(encoding.columns if encoding else ())])
@@ -202,7 +202,7 @@ class TokenRows:
         labels = self._encoding.decode(table)
         if not self._padded:
             self._check_tokens(number, labels.token_ids, labels.offsets[bounds])
-        return known_labels(labels, self._vocabulary, self._encoding.name, self._renumbering)
+        return labels_for_student(labels, self._vocabulary, self._encoding.name, self._renumbering)
 
     def _check_tokens(self, number: int, ids: Ids, bounds: npt.NDArray[np.int64]) -> None:
         """Refuse token ids outside the vocabulary; row i's ids are between bounds i and i + 1, `bounds` is (rows + 1,)."""
@@ -248,14 +248,14 @@ class TextRows:
         capacity: int,
         *,
         tokens: bool,
-        renumbering: Renumbering | None = None,
+        vocabulary_map: VocabularyMap | None = None,
     ) -> None:
         columns = ["id", "prompt", "completion", "reference", "finish_reason"]
         columns += (_PROMPT, _COMPLETION) if tokens else ()
         self._reader = SplitReader(dataset, split, columns)
         self._lm = lm
         self._tokens = tokens
-        self._renumbering = renumbering  # applied to the token ids that are kept
+        self._renumbering = vocabulary_map  # applied to the token ids that are kept
         self._refusals: dict[str, str] = {}  # row -> why the chat template cannot render its prompt
         self._cache = Cache(self.groups, self._decode, capacity)
 
@@ -324,7 +324,7 @@ class TextRows:
 
 
 def example_of(
-    row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool, renumbering: Renumbering | None = None
+    row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool, vocabulary_map: VocabularyMap | None = None
 ) -> Example:
     """Return one completion as token ids of this model; the arguments are those of `read_examples`.
 
@@ -335,11 +335,11 @@ def example_of(
     if trace is None:
         prompt, completion = _token_ids(lm, row.prompt.messages, row.text, ends_its_turn(row.finish_reason))
     else:
-        prompt, completion = _own_ids(row.id, trace.prompt_token_ids, trace.completion_token_ids, renumbering)
+        prompt, completion = _own_ids(row.id, trace.prompt_token_ids, trace.completion_token_ids, vocabulary_map)
     labels = None
     if trace is not None and trace.soft is not None and soft:
         vocabulary = int(lm.model.config.vocab_size)
-        labels = known_labels(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name, renumbering)
+        labels = labels_for_student(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name, vocabulary_map)
     if soft and labels is None:
         raise TrainingError(
             f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
@@ -364,14 +364,14 @@ def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str, ended:
     return prompt, np.asarray(encode_completion(lm, text, ended=ended), dtype=np.int32)
 
 
-def _own_ids(id_: str, prompt: Ids, completion: Ids, renumbering: Renumbering | None) -> tuple[Ids, Ids]:
+def _own_ids(id_: str, prompt: Ids, completion: Ids, vocabulary_map: VocabularyMap | None) -> tuple[Ids, Ids]:
     """Return a row's token ids as the student numbers them."""
-    if renumbering is None:
+    if vocabulary_map is None:
         return prompt, completion
     for ids in (prompt, completion):
-        if len(gone := ids[renumbering.student_ids(ids) < 0]):
-            raise _gone_token(id_, int(gone[0]), len(renumbering))
-    return renumbering.student_ids(prompt), renumbering.student_ids(completion)
+        if len(gone := ids[vocabulary_map.student_ids(ids) < 0]):
+            raise _gone_token(id_, int(gone[0]), len(vocabulary_map))
+    return vocabulary_map.student_ids(prompt), vocabulary_map.student_ids(completion)
 
 
 def _refuse_unknown(id_: str, prompt: Ids, completion: Ids, lm: LanguageModel) -> None:

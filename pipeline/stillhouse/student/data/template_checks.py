@@ -18,7 +18,7 @@ from stillhouse.dataset.columns import prompt_at
 from stillhouse.dataset.reader import SplitReader
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TemplateRefused
-from stillhouse.models.files import ModelFiles, find_model, has_files, labelling_files, start_files
+from stillhouse.models.files import ModelFiles, find_model, has_local_files, init_model_files, labelling_files
 from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.load import PromptSettings, Recipe, TeacherSettings
 from stillhouse.recipe.student import StudentSettings
@@ -41,7 +41,7 @@ def check_teacher_template(recipe: Recipe) -> None:
         TeacherUnavailable: the model cannot be found.
     """
     teacher = recipe.teacher
-    if not has_files(teacher):
+    if not has_local_files(teacher):
         return
     trusted = teacher.options.get("trust_remote_code") is True
     files = _tokenizer_files(teacher)
@@ -64,7 +64,7 @@ def check_student_template(recipe: Recipe, student: StudentSettings) -> None:
     """
     if student.init.model is None:
         return
-    files = start_files(recipe, student.init, weights=False)
+    files = init_model_files(recipe, student.init, weights=False)
     sources = [recipe.prompts]
     if student.mode == "gold" and recipe.references is not None:
         sources.append(recipe.references)
@@ -81,7 +81,7 @@ def check_template_on_rows(recipe: Recipe, student: StudentSettings, dataset: Da
     """
     if student.init.model is None:
         return
-    files = start_files(recipe, student.init, weights=False)
+    files = init_model_files(recipe, student.init, weights=False)
     if files.has_chat_template and (tokenizer := _load(files, trusted=student.trust_remote_code)) is not None:
         where = f"dataset {dataset.manifest.label}"
         _refuse_unless_one_renders(

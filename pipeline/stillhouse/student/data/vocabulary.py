@@ -1,6 +1,6 @@
 """Whether teacher and student share token ids, and how labels that name ids unknown to the student are handled.
 
-A student with a part of the teacher's tokens (`student.init.vocabulary: used`) renumbers them (student/renumbering.py).
+A student with a part of the teacher's tokens (`student.init.vocabulary: used`) renumbers them (student/vocabulary_map.py).
 Labels that name a removed token are treated like labels that name padding.
 
 Models with the same tokenizer may have more rows in their output layers than the tokenizer has tokens, padded to a round
@@ -25,18 +25,18 @@ import numpy as np
 from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError
-from stillhouse.models.files import ModelFiles, has_files, start_files, teacher_files
+from stillhouse.models.files import ModelFiles, has_local_files, init_model_files, teacher_files
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
-from stillhouse.student.losses.base import NO_TOKEN
-from stillhouse.student.renumbering import Renumbering, shares_tokenizer
+from stillhouse.student.losses.base import PAD_TOKEN_ID
+from stillhouse.student.vocabulary_map import VocabularyMap, shares_tokenizer
 
 
-def known_labels(
-    labels: PackedLabels, vocabulary: int, encoding: EncodingName, renumbering: Renumbering | None = None
+def labels_for_student(
+    labels: PackedLabels, vocabulary: int, encoding: EncodingName, vocabulary_map: VocabularyMap | None = None
 ) -> PackedLabels:
-    """Return the labels for a student with `vocabulary` rows; entries it has no row for become `NO_TOKEN`.
+    """Return the labels for a student with `vocabulary` rows; entries it has no row for become `PAD_TOKEN_ID`.
 
     The module's docstring says what happens to their mass.
 
@@ -44,10 +44,10 @@ def known_labels(
         labels: labels of some positions, with the teacher's token ids.
         vocabulary: rows of the student's output layer.
         encoding: the encoding of the labels.
-        renumbering: map to the tokens of a student with a part of the teacher's; None: both share their ids.
+        vocabulary_map: map to the tokens of a student with a part of the teacher's; None: both share their ids.
     """
-    if renumbering is not None:
-        labels = replace(labels, token_ids=renumbering.student_ids(labels.token_ids))
+    if vocabulary_map is not None:
+        labels = replace(labels, token_ids=vocabulary_map.student_ids(labels.token_ids))
     lacking = (labels.token_ids < 0) | (labels.token_ids >= vocabulary)  # (entries,)
     entries = np.diff(labels.offsets)  # (positions,)
     full = bool(entries.max(initial=0) >= vocabulary)
@@ -65,7 +65,7 @@ def known_labels(
         tail = np.where((left == 0) & (entries > 0), 0.0, tail)
     return replace(
         labels,
-        token_ids=np.where(lacking, np.int32(NO_TOKEN), labels.token_ids),
+        token_ids=np.where(lacking, np.int32(PAD_TOKEN_ID), labels.token_ids),
         logprobs=np.where(lacking, np.float32(-np.inf), labels.logprobs),
         tail_logprob=tail.astype(np.float32),
     )
@@ -78,10 +78,10 @@ def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
         RecipeError: the tokenizers differ.
         TeacherUnavailable: a model cannot be found or has no tokenizer.
     """
-    if student.mode != "white-box" or student.init.model is None or not has_files(recipe.teacher):
+    if student.mode != "white-box" or student.init.model is None or not has_local_files(recipe.teacher):
         return
     teacher = teacher_files(recipe, weights=False)
-    own = start_files(recipe, student.init, weights=False)
+    own = init_model_files(recipe, student.init, weights=False)
     if not shares_tokenizer(own, teacher.tokenizer_sha256):
         raise RecipeError(
             f"student.mode is 'white-box', and student.init.model ({own.name}) has another tokenizer (sha256 "
@@ -91,7 +91,7 @@ def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
         )
 
 
-def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> bool:
+def has_other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> bool:
     """Whether the rows' token ids are laid out for the other kind of model than the student: causal, or encoder-decoder.
 
     A causal teacher's prompts end where the answer begins, an encoder-decoder's end with the end token.
@@ -112,7 +112,7 @@ def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> b
     return True
 
 
-def other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
+def has_other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
     """Whether the student's tokens differ from those of the dataset's teacher; a renumbered part of them does not count.
 
     Raises:

@@ -28,7 +28,7 @@ from stillhouse.dataset.card import cell, describe_teacher, public, settings_lin
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.plain_json import to_json
-from stillhouse.models.files import ModelFiles, has_files
+from stillhouse.models.files import ModelFiles, has_local_files
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import InitSettings, LossSettings, StudentSettings
 from stillhouse.records import TeacherIdentity
@@ -158,7 +158,7 @@ def megabytes_in_words(size: float) -> str:
     return f"{size:,.0f}" if size >= 10 else f"{size:.2f}"
 
 
-def told_arguments(arguments: Any) -> dict[str, Any]:
+def reported_arguments(arguments: Any) -> dict[str, Any]:
     """Return the training arguments that shape a training most, as plain values.
 
     Of epochs and steps it has only the limit that applies.
@@ -226,7 +226,7 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
 
 def _base_models(recipe: Recipe, init: InitSettings) -> tuple[str, ...]:
     """Return the hub models that a student comes from: the one whose weights it starts from, and its teacher."""
-    teacher = recipe.teacher.model if has_files(recipe.teacher) else ""
+    teacher = recipe.teacher.model if has_local_files(recipe.teacher) else ""
     named = (_hub_id(name) for name in (init.model or "", teacher))
     return tuple(dict.fromkeys(name for name in named if name))
 

@@ -39,9 +39,9 @@ def check_quantizable(recipe: Recipe, student: StudentSettings) -> None:
     if student.quantize is None:
         return
     require_torchao()
-    from stillhouse.student.start.start_config import without_weights
+    from stillhouse.student.start.start_config import meta_model
 
-    model = without_weights(recipe, student)
+    model = meta_model(recipe, student)
     if not _linear_layers(model):
         raise RecipeError(
             f"student.quantize is int8, and a {model.config.model_type} model has no linear layers that torchao could take "
@@ -70,7 +70,7 @@ def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dat
         TrainingError: the student does not exist.
     """
     require_torchao()
-    card = place.trained()
+    card = place.trained_card()
     if card is None:
         raise TrainingError(f"{place.path} holds no student of this recipe to quantise: run `stillhouse distill`")
     made = place.work / INT8
@@ -81,7 +81,7 @@ def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dat
     place.publish_int8(made)
     write_cards(place.path, card, recipe, dataset.manifest)
     write_atomically(place.path / RECIPE, recipe.as_yaml().encode())
-    place.record(card)
+    place.write_card(card)
     return card
 
 

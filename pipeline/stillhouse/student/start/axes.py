@@ -22,7 +22,7 @@ from transformers import PretrainedConfig
 from stillhouse.errors import RecipeError
 from stillhouse.models.load import auto_class
 from stillhouse.student.start.kinds import LANGUAGE_MODELS
-from stillhouse.student.start.stacks import own_name
+from stillhouse.student.start.stacks import native_key
 
 KEY = "student.init.width"
 
@@ -127,11 +127,11 @@ def with_sizes(config: PretrainedConfig, sizes: Sizes) -> PretrainedConfig:
     """
     settings: dict[str, Any] = config.to_dict()
     widths = {
-        own_name(config, "hidden_size"): sizes.hidden,
+        native_key(config, "hidden_size"): sizes.hidden,
         _neurons_key(config): sizes.neurons,
-        own_name(config, "num_attention_heads"): sizes.heads,
-        own_name(config, "num_key_value_heads"): sizes.groups,
-        own_name(config, "head_dim"): sizes.of_a_head,
+        native_key(config, "num_attention_heads"): sizes.heads,
+        native_key(config, "num_key_value_heads"): sizes.groups,
+        native_key(config, "head_dim"): sizes.of_a_head,
     }
     implied = {"num_key_value_heads": sizes.heads, "head_dim": sizes.hidden // sizes.heads}
     settings |= {key: value for key, value in widths.items() if key in settings or value != implied.get(key)}
@@ -182,4 +182,4 @@ def _fits(tensor: Tensor, axes: tuple[Axis, ...], sizes: Sizes) -> bool:
 
 
 def _neurons_key(config: PretrainedConfig) -> str:
-    return "d_ff" if hasattr(config, "d_ff") else own_name(config, "intermediate_size")
+    return "d_ff" if hasattr(config, "d_ff") else native_key(config, "intermediate_size")

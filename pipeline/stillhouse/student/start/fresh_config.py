@@ -1,7 +1,7 @@
 """The config of a student with random weights: the teacher's with changes, or an independent one.
 
     made = fresh_config(recipe, student)         # for student.init {config: ...}
-    try_out(made, trust_remote_code=False)
+    dry_run(made, trust_remote_code=False)
 
 transformers silently accepts any key in a config, and detects mismatched widths only during a forward pass. Here keys are
 checked against the config's class, and a model of the config runs on a few tokens without allocating memory
@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.models.files import ModelFiles, start_files
+from stillhouse.models.files import ModelFiles, init_model_files
 from stillhouse.models.load import auto_class, load_tokenizer
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -33,10 +33,10 @@ from stillhouse.student.start.kinds import (
     LANGUAGE_MODELS,
     first_line,
     read_config,
-    refuse_others,
-    refuse_the_other_kind,
+    refuse_mismatched_kind,
+    refuse_unsupported_model,
 )
-from stillhouse.student.start.stacks import Kept, evenly_spaced, own_name, stacks_of, with_layers
+from stillhouse.student.start.stacks import Kept, config_for_layers, evenly_spaced, native_key, stacks_of
 
 _KEY = "student.init.config"
 _WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
@@ -64,7 +64,7 @@ def fresh_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig:
         RecipeError: a key is unknown, the values make no model, or the model is of the other kind than the teacher.
     """
     given = dict(student.init.config or {})
-    files = start_files(recipe, student.init)
+    files = init_model_files(recipe, student.init)
     teacher = read_config(files, "teacher.model", trust_remote_code=student.trust_remote_code)
     own = "model_type" in given
     made = _config_of_its_own(recipe, given, files, teacher) if own else _changed(given, files, teacher)
@@ -85,7 +85,7 @@ def fresh_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig:
     return made
 
 
-def ending(files: ModelFiles, config: PretrainedConfig) -> GenerationConfig:
+def special_tokens(files: ModelFiles, config: PretrainedConfig) -> GenerationConfig:
     """Return the tokens that begin, end and pad a model's answers."""
     file = files.folder / "generation_config.json"
     own = GenerationConfig.from_pretrained(files.folder) if file.is_file() else config.get_text_config()
@@ -93,10 +93,10 @@ def ending(files: ModelFiles, config: PretrainedConfig) -> GenerationConfig:
     return GenerationConfig(**tokens | {_START: files.decoder_start_id if config.is_encoder_decoder else None})
 
 
-def ending_of_fresh(files: ModelFiles, teacher: PretrainedConfig, student: StudentSettings) -> GenerationConfig:
+def special_tokens_of_fresh(files: ModelFiles, teacher: PretrainedConfig, student: StudentSettings) -> GenerationConfig:
     """Return these tokens for a student of `student.init.config`: the teacher's, unless the config sets them."""
     given = student.init.config or {}
-    tokens = ending(files, teacher).to_dict() | {name: given[name] for name in _TOKENS if name in given}
+    tokens = special_tokens(files, teacher).to_dict() | {name: given[name] for name in _TOKENS if name in given}
     return GenerationConfig(**{name: tokens.get(name) for name in _TOKENS})
 
 
@@ -117,8 +117,8 @@ def _config_of_its_own(
     made = CONFIG_MAPPING[kind]
     with _refused_widths(given):
         bare = made(**{key: value for key, value in given.items() if key in ("is_decoder", "is_encoder_decoder")})
-    refuse_others(bare, f"{_KEY}.model_type", kind)
-    refuse_the_other_kind(recipe, bare, f"{_KEY}.model_type", kind)
+    refuse_unsupported_model(bare, f"{_KEY}.model_type", kind)
+    refuse_mismatched_kind(recipe, bare, f"{_KEY}.model_type", kind)
     if bare.get_text_config() is not bare:
         mend = f"name its text part, {bare.get_text_config().model_type!r}"
         raise RecipeError(
@@ -127,12 +127,12 @@ def _config_of_its_own(
         )
     _refuse_unknown(given, _keys(made), kind)
     _refuse_no_counts(given, made)
-    tokens = {name: id_ for name, id_ in ending(files, teacher).to_diff_dict().items() if name in _TOKENS}
+    tokens = {name: id_ for name, id_ in special_tokens(files, teacher).to_diff_dict().items() if name in _TOKENS}
     if not bare.is_encoder_decoder:
         tokens.pop(_START, None)
-    known = {own_name(made, key): value for key, value in {"vocab_size": files.vocabulary_size, **tokens}.items()}
+    known = {native_key(made, key): value for key, value in {"vocab_size": files.vocabulary_size, **tokens}.items()}
     known.setdefault("pad_token_id", None)  # not the class's own, which may be no token here
-    own = {own_name(made, key): value for key, value in _for_both_stacks(given, made).items()}
+    own = {native_key(made, key): value for key, value in _for_both_stacks(given, made).items()}
     with _refused_widths(own):
         return made(**(known | own))
 
@@ -150,10 +150,10 @@ def _changed(given: dict[str, Any], files: ModelFiles, teacher: PretrainedConfig
         )
     _refuse_unknown(given, _keys(type(teacher)) | teacher.to_dict().keys(), teacher.model_type)
     _refuse_no_counts(given, type(teacher))
-    changes = {own_name(teacher, key): value for key, value in _for_both_stacks(given, type(teacher)).items()}
+    changes = {native_key(teacher, key): value for key, value in _for_both_stacks(given, type(teacher)).items()}
     depths = [(stack, changes.get(stack.count, stack.depth)) for stack in stacks_of(teacher)]
     kept = [Kept(stack, tuple(evenly_spaced(depth, stack.depth))) for stack, depth in depths]
-    settings = with_layers(teacher, kept) | _followers(teacher, given) | {"dtype": None}
+    settings = config_for_layers(teacher, kept) | _followers(teacher, given) | {"dtype": None}
     if teacher.is_encoder_decoder:
         settings[_START] = files.decoder_start_id
     for key in given.keys() & _DERIVED.keys():
@@ -187,7 +187,7 @@ def _for_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dic
     known = _keys(kind)
     both = dict(given)
     for key in given:
-        own = own_name(kind, key)
+        own = native_key(kind, key)
         twin = "num_decoder_layers" if key == "num_hidden_layers" and own == "num_layers" else None
         twin = own.replace("encoder_", "decoder_") if own.startswith("encoder_") and own != key else twin
         if twin in known:
@@ -206,7 +206,7 @@ def _refuse_unknown(given: dict[str, Any], known: set[str], kind: str) -> None:
 
 
 def _refuse_no_counts(given: dict[str, Any], kind: type[PretrainedConfig]) -> None:
-    counts = {*_COUNTS, *(own_name(kind, key) for key in _COUNTS), *_WIDTHS_OF_TWO, *_DEPTHS_OF_TWO}
+    counts = {*_COUNTS, *(native_key(kind, key) for key in _COUNTS), *_WIDTHS_OF_TWO, *_DEPTHS_OF_TWO}
     for key, value in given.items():
         if key in counts and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise RecipeError(f"{_KEY}.{key} is {value!r}: give a whole number from 1 up")
@@ -219,7 +219,7 @@ def _keys(kind: type[PretrainedConfig]) -> set[str]:
     return named | set(kind.attribute_map) | ({_START} if encoder_decoder else set())
 
 
-def try_out(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
+def dry_run(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
     """Run a model of this config on a few tokens, without weights and without allocating memory.
 
     Raises:

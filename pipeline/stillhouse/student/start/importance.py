@@ -1,6 +1,6 @@
 """The importance of each layer of a teacher, measured on rows of the dataset.
 
-    measured = Measured(model, batches)
+    measured = MeasuredTeacher(model, batches)
     leave_one_out(measured)               # {"model": (8.8, 4.2, ...)}: nats per completion token lost without each layer
     greedy(measured, "model", remove=14)  # layers 17, 18, ... in the order of their removal, with the KL after each
     block_influence(measured)             # {"model": (0.41, 0.22, ...)}, from one forward pass
@@ -51,7 +51,7 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTeacher:
     """A teacher in evaluation mode, and the rows on which its layers are measured."""
 
     model: PreTrainedModel
@@ -91,7 +91,7 @@ class Measured:
 
 
 @torch.inference_mode()
-def leave_one_out(measured: Measured, progress: Progress = silent) -> Scores:
+def leave_one_out(measured: MeasuredTeacher, progress: Progress = silent) -> Scores:
     """Return KL(teacher || teacher without the layer) for each layer of each stack, in nats per completion token."""
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
     tokens = measured.tokens  # runs the whole teacher, before any layer is omitted
@@ -109,7 +109,7 @@ def leave_one_out(measured: Measured, progress: Progress = silent) -> Scores:
 
 @torch.inference_mode()
 def greedy(
-    measured: Measured,
+    measured: MeasuredTeacher,
     stack: str,
     remove: int,
     begin: Removal,
@@ -145,7 +145,7 @@ def greedy(
     return done
 
 
-def _tried(measured: Measured, stack: str, gone: Sequence[int], tried: Iterable[int]) -> dict[int, float]:
+def _tried(measured: MeasuredTeacher, stack: str, gone: Sequence[int], tried: Iterable[int]) -> dict[int, float]:
     """Return, for each layer in `tried`, the KL with it and the layers `gone` omitted."""
     sums = dict.fromkeys(tried, 0.0)
     tokens = measured.tokens  # runs the whole teacher, before any layer is omitted
@@ -160,7 +160,7 @@ def _tried(measured: Measured, stack: str, gone: Sequence[int], tried: Iterable[
 
 
 @torch.inference_mode()
-def block_influence(measured: Measured, progress: Progress = silent) -> Scores:
+def block_influence(measured: MeasuredTeacher, progress: Progress = silent) -> Scores:
     """Return 1 - cos(input, output) of each layer of each stack, averaged over all tokens without padding: 0 to 2."""
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
     tokens = dict.fromkeys(sums, 0)
@@ -224,7 +224,7 @@ class _Switches:
         for layer in layers:
             self.of[stack][layer].left_out = True
 
-    def remember(self, measured: Measured, batch: TokenBatch) -> None:
+    def remember(self, measured: MeasuredTeacher, batch: TokenBatch) -> None:
         """Run a batch and record the input and output of every layer."""
         self._set("remembers", True)
         measured.hidden(batch)
@@ -258,7 +258,7 @@ def _states(output: Any) -> Tensor:
 
 
 @contextmanager
-def _switched(measured: Measured) -> Iterator[_Switches]:
+def _switched(measured: MeasuredTeacher) -> Iterator[_Switches]:
     """Replace the layers' `forward` with switches inside the block."""
     switches = _Switches({name: [_Switch(one.forward) for one in layers] for name, layers in measured.layers.items()})
     try:

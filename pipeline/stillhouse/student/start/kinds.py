@@ -1,8 +1,8 @@
 """Read configs with transformers, and check that they are a student's: a causal model's or an encoder-decoder's.
 
 config = read_config(files, "student.init.model", trust_remote_code=False)
-refuse_others(config, "student.init.model", files.name)          # no classifier, no headless model
-refuse_the_other_kind(recipe, config, "student.init.model", files.name)   # a T5 does not learn from a Llama
+refuse_unsupported_model(config, "student.init.model", files.name)          # no classifier, no headless model
+refuse_mismatched_kind(recipe, config, "student.init.model", files.name)   # a T5 does not learn from a Llama
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from stillhouse.errors import RecipeError, TeacherUnavailable
-from stillhouse.models.files import ModelFiles, find_model, has_files
+from stillhouse.models.files import ModelFiles, find_model, has_local_files
 from stillhouse.models.load import quiet_transformers
 from stillhouse.recipe.load import Recipe
 
@@ -49,7 +49,7 @@ def first_line(error: Exception) -> str:
     return re.sub(r"^\w+Error: ", "", line).rstrip(".")
 
 
-def refuse_others(config: PretrainedConfig, setting: str, name: str) -> None:
+def refuse_unsupported_model(config: PretrainedConfig, setting: str, name: str) -> None:
     """Refuse a model that is neither a causal language model nor an encoder-decoder of text.
 
     Raises:
@@ -98,7 +98,7 @@ def _what(config: PretrainedConfig) -> str:
     return ", ".join(config.architectures or []) or f"model of type {config.model_type}"
 
 
-def refuse_the_other_kind(recipe: Recipe, config: PretrainedConfig, setting: str, name: str) -> None:
+def refuse_mismatched_kind(recipe: Recipe, config: PretrainedConfig, setting: str, name: str) -> None:
     """Refuse a student of the other kind than its teacher, causal or encoder-decoder.
 
     A teacher behind an API returns text, from which either kind learns; a teacher whose files are missing is not checked.
@@ -112,7 +112,7 @@ def refuse_the_other_kind(recipe: Recipe, config: PretrainedConfig, setting: str
     Raises:
         RecipeError: one is causal, and the other an encoder-decoder.
     """
-    if not has_files(recipe.teacher):
+    if not has_local_files(recipe.teacher):
         return
     try:
         teacher = find_model(recipe.teacher.model, recipe.teacher.revision, weights=False)

@@ -1,8 +1,8 @@
 """The stacks of layers of a model, from its config: one in a causal model, else an encoder's and a decoder's.
 
     kept = kept_layers(config, {"encoder": 3, "decoder": [0, 5]})     # the layers of each stack that a student keeps
-    settings = with_layers(config, kept)                              # the config for these layers
-    weights = renumbered(teacher.state_dict(), kept)                  # their weights, under their new numbers
+    settings = config_for_layers(config, kept)                              # the config for these layers
+    weights = weights_for_layers(teacher.state_dict(), kept)                  # their weights, under their new numbers
 
 T5 has one table of relative positions for a whole stack, stored in the first layer: it moves to the first layer of the
 student, whichever that was in the teacher.
@@ -62,12 +62,12 @@ def stacks_of(config: PretrainedConfig) -> tuple[Stack, ...]:
     """Return the stacks of a model: one, or the encoder and the decoder; none if the config does not describe them."""
     if not config.is_encoder_decoder:
         depth = getattr(config, "num_hidden_layers", None)
-        return () if depth is None else (Stack("model", depth, own_name(config, "num_hidden_layers")),)
+        return () if depth is None else (Stack("model", depth, native_key(config, "num_hidden_layers")),)
     stacks = []
     for name, counts in _COUNTS.items():
         section = getattr(config, name, None)  # T5Gemma's
         if section is not None and getattr(section, "num_hidden_layers", None) is not None:
-            stacks.append(Stack(name, section.num_hidden_layers, own_name(section, "num_hidden_layers"), name))
+            stacks.append(Stack(name, section.num_hidden_layers, native_key(section, "num_hidden_layers"), name))
         elif count := next((key for key in counts if isinstance(getattr(config, key, None), int)), None):
             stacks.append(Stack(name, getattr(config, count), count))
     return tuple(stacks) if len(stacks) == len(_COUNTS) else ()
@@ -92,7 +92,7 @@ def layer_modules(model: PreTrainedModel, stack: Stack) -> list[nn.Module]:
     return [found[layer] for layer in range(stack.depth)]
 
 
-def own_name(config: PretrainedConfig | type[PretrainedConfig], key: str) -> str:
+def native_key(config: PretrainedConfig | type[PretrainedConfig], key: str) -> str:
     """Return this kind of config's own name for a setting: GPT-2 has n_layer for num_hidden_layers."""
     return str(config.attribute_map.get(key, key))
 
@@ -146,7 +146,7 @@ def evenly_spaced(layers: int, of: int) -> list[int]:
     return [round(place * (of - 1) / (layers - 1)) for place in range(layers)]
 
 
-def with_layers(config: PretrainedConfig, kept: Sequence[Kept]) -> dict[str, Any]:
+def config_for_layers(config: PretrainedConfig, kept: Sequence[Kept]) -> dict[str, Any]:
     """Return a config's settings for the kept layers, also where it has one value per layer (layer_types of Gemma)."""
     settings: dict[str, Any] = config.to_dict()
     for one in kept:
@@ -164,7 +164,7 @@ def _choose(settings: dict[str, Any], kept: Kept) -> None:
             settings[key] = [value[layer] for layer in kept.layers]
 
 
-def renumbered(weights: Mapping[str, Tensor], kept: Sequence[Kept]) -> dict[str, Tensor]:
+def weights_for_layers(weights: Mapping[str, Tensor], kept: Sequence[Kept]) -> dict[str, Tensor]:
     """Return the weights of the kept layers under their new numbers, and all weights outside the layers."""
     by_stack = {one.stack.name: one.layers for one in kept}
     pattern = _OF_ONE if "model" in by_stack else _OF_TWO

@@ -31,7 +31,7 @@ _LOOK_EVERY = 0.2  # seconds between attempts to lock the cache while another ru
 _LAYERS, _WIDTHS = "layers.json", "widths.npz"
 
 
-class Known(BaseModel):
+class LayerMeasurements(BaseModel):
     """The measurements of layers; see importance.py for the units."""
 
     model_config = ConfigDict(frozen=True)
@@ -55,7 +55,7 @@ class ImportanceStore:
         return cls(Path(recipe.students) / FOLDER / key[:16])
 
     @contextmanager
-    def in_turn(self, progress: Progress) -> Iterator[None]:
+    def lock(self, progress: Progress) -> Iterator[None]:
         """Hold the store's lock, so that one run measures at a time; a run that waited finds the other's measurements."""
         told = False
         while True:
@@ -76,12 +76,12 @@ class ImportanceStore:
         """The file of the activation statistics."""
         return self.folder / _WIDTHS
 
-    def read(self) -> Known:
+    def read(self) -> LayerMeasurements:
         """Return the measurements so far; a damaged file counts as empty."""
         try:
-            return Known.model_validate_json((self.folder / _LAYERS).read_bytes())
+            return LayerMeasurements.model_validate_json((self.folder / _LAYERS).read_bytes())
         except (FileNotFoundError, ValidationError):
-            return Known()
+            return LayerMeasurements()
 
     def add(self, **known: object) -> None:
         """Add measurements and write all of them."""

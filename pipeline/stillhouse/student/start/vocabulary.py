@@ -23,24 +23,24 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
-from stillhouse.models.files import ModelFiles, has_files, teacher_files
-from stillhouse.models.load import LanguageModel, decoder_start, load_tokenizer, token_ids_alone
+from stillhouse.models.files import ModelFiles, has_local_files, teacher_files
+from stillhouse.models.load import LanguageModel, decoder_start_token_id, load_tokenizer, token_ids_alone
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import write_atomically
-from stillhouse.student.renumbering import Renumbering
 from stillhouse.student.start.layers import untie_head
 from stillhouse.student.start.tokenizer import (
     TokenIds,
     Tokenizer,
-    closure,
     cut_tokenizer,
     named_tokens,
     renumbered_settings,
     token_ids,
-    why_not,
+    tokens_to_keep,
+    why_uncuttable,
 )
-from stillhouse.student.start.used import tokenised_texts, used_tokens
+from stillhouse.student.start.used_tokens import tokenised_texts, used_tokens
+from stillhouse.student.vocabulary_map import VocabularyMap
 
 _GENERATION = "generation_config.json"
 _PROBE = 8  # tokens on which the cut model is compared with the whole one
@@ -74,13 +74,13 @@ def check_used_vocabulary(recipe: Recipe, student: StudentSettings, files: Model
             f"{setting}, and {files.name} has no tokenizer.json (it has a slow tokenizer alone). {mend}, or save the model "
             "with a fast tokenizer"
         )
-    if "AutoTokenizer" in files.own_code:
+    if "AutoTokenizer" in files.custom_code:
         raise RecipeError(f"{setting}, and {files.name} has a tokenizer of its own code, which cannot be cut. {mend}")
-    if (reason := why_not(_read(files.folder / "tokenizer.json"))) is not None:
+    if (reason := why_uncuttable(_read(files.folder / "tokenizer.json"))) is not None:
         raise RecipeError(f"{setting}, and {files.name} does not allow it: {reason}. {mend}")
     if student.init.model is None:
         return
-    if not has_files(recipe.teacher):
+    if not has_local_files(recipe.teacher):
         raise RecipeError(
             f"{setting}, and the tokenizer of a teacher of kind {recipe.teacher.kind!r} is not known, whose tokens it "
             f"keeps. {mend}"
@@ -98,7 +98,7 @@ def cut_vocabulary(
 ) -> CutModel:
     """Return the model with only the tokens that the dataset uses.
 
-    Its tokenizer, its generation settings and the renumbering are written to `scratch`, for `write_model`.
+    Its tokenizer, its generation settings and the vocabulary map are written to `scratch`, for `write_model`.
 
     Args:
         model: a model with the tokenizer of `source`; it is not changed.
@@ -116,18 +116,20 @@ def cut_vocabulary(
     tokenizer.save_pretrained(scratch)
     whole = _read(scratch / "tokenizer.json")  # as transformers runs it, which may differ from the file that it read
     rows = int(model.get_input_embeddings().weight.shape[0])
-    lm = LanguageModel(model, tokenizer, decoder_start(model))
+    lm = LanguageModel(model, tokenizer, decoder_start_token_id(model))
     named = {*tokenizer.all_special_ids, *lm.end_ids, *_named(model, source)}
-    kept = closure(whole, {*used_tokens(labelled, lm, rows).tolist(), *named})
+    kept = tokens_to_keep(whole, {*used_tokens(labelled, lm, rows).tolist(), *named})
     kept = kept[kept < rows]  # Gemma's tokenizer has a token for images that its text models have no row for
     cut = _cut_model(model, kept)
     _write_scratch(scratch, source, whole, kept)
     cut.config.save_pretrained(scratch)  # transformers reads the tokenizer's class from it
     load_tokenizer(scratch, trust_remote_code=trust_remote_code).save_pretrained(scratch)  # as the student's will be
-    renumbering = Renumbering(kept, source.tokenizer_sha256, ModelFiles("", scratch).tokenizer_sha256)
-    renumbering.write(scratch)
-    smaller = LanguageModel(cut, load_tokenizer(scratch, trust_remote_code=trust_remote_code), decoder_start(cut))
-    _refuse_other_texts(labelled, lm, smaller, renumbering)
+    vocabulary_map = VocabularyMap(kept, source.tokenizer_sha256, ModelFiles("", scratch).tokenizer_sha256)
+    vocabulary_map.write(scratch)
+    smaller = LanguageModel(
+        cut, load_tokenizer(scratch, trust_remote_code=trust_remote_code), decoder_start_token_id(cut)
+    )
+    _refuse_other_texts(labelled, lm, smaller, vocabulary_map)
     _refuse_other_logits(model, cut, kept)
     return CutModel(cut, len(kept), len(token_ids(whole)))
 
@@ -222,19 +224,21 @@ def _refuse_other_tokens(labelled: Dataset, source: ModelFiles) -> None:
         )
 
 
-def _refuse_other_texts(labelled: Dataset, whole: LanguageModel, cut: LanguageModel, renumbering: Renumbering) -> None:
-    """Refuse a cut tokenizer in which a text of the dataset has other tokens, apart from the renumbering."""
+def _refuse_other_texts(
+    labelled: Dataset, whole: LanguageModel, cut: LanguageModel, vocabulary_map: VocabularyMap
+) -> None:
+    """Refuse a cut tokenizer in which a text of the dataset has other tokens, apart from the vocabulary_map."""
     both = zip(tokenised_texts(labelled, whole), tokenised_texts(labelled, cut), strict=True)
     for before, after in both:
-        if _own_ids(renumbering, before.token_ids) != after.token_ids:
+        if _own_ids(vocabulary_map, before.token_ids) != after.token_ids:
             raise TrainingError(
                 f"student.init.vocabulary is 'used', and the {before.what} of row {before.row} has other tokens in the "
                 f"smaller tokenizer ({type(cut.tokenizer).__name__}): {before.text[:80]!r}. Set it to 'all'"
             )
 
 
-def _own_ids(renumbering: Renumbering, ids: Sequence[int]) -> list[int]:
-    own: list[int] = renumbering.student_ids(np.array(ids, dtype=np.int32)).tolist()
+def _own_ids(vocabulary_map: VocabularyMap, ids: Sequence[int]) -> list[int]:
+    own: list[int] = vocabulary_map.student_ids(np.array(ids, dtype=np.int32)).tolist()
     return own
 
 

@@ -102,7 +102,7 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
                 disable_tqdm=True,
                 **settings,
             )
-        _try_out(arguments)
+        _dry_run(arguments)
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         raise RecipeError(f"student.train is wrong: {error}") from None
     check_reporting(arguments.report_to)
@@ -112,7 +112,7 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
     return arguments
 
 
-def without_validation(arguments: TrainingArguments, student: StudentSettings) -> None:
+def disable_evaluation(arguments: TrainingArguments, student: StudentSettings) -> None:
     """Turn evaluation off for a dataset without held-out rows.
 
     Raises:
@@ -127,7 +127,7 @@ def without_validation(arguments: TrainingArguments, student: StudentSettings) -
     arguments.eval_strategy = IntervalStrategy.NO
 
 
-def refuse_to_drop_all(arguments: TrainingArguments, rows: int) -> None:
+def check_drop_last(arguments: TrainingArguments, rows: int) -> None:
     """Refuse `dataloader_drop_last` if the rows do not fill one batch over all processes.
 
     Args:
@@ -200,7 +200,7 @@ def _precision(given: dict[str, Any]) -> dict[str, Any]:
     return {"use_cpu": True} if on_cpu else {}  # without it, each of several processes takes itself for the only one
 
 
-def _try_out(arguments: TrainingArguments) -> None:
+def _dry_run(arguments: TrainingArguments) -> None:
     """Build the optimizer and the schedule for one dummy weight, so that their errors show now, not after labelling."""
     if not arguments.max_steps > 0 and not arguments.num_train_epochs > 0:
         raise ValueError(f"num_train_epochs is {arguments.num_train_epochs}: give more than 0, or max_steps")

@@ -51,7 +51,7 @@ def liger_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def settle_liger(arguments: TrainingArguments, model_type: str, *, asked: bool) -> None:
+def disable_unsupported_liger(arguments: TrainingArguments, model_type: str, *, asked: bool) -> None:
     """Turn the kernels off if Liger has none for this type of model.
 
     Raises:
@@ -70,7 +70,7 @@ def settle_liger(arguments: TrainingArguments, model_type: str, *, asked: bool) 
 
 
 @contextmanager
-def kernels_for_this_alone(model: torch.nn.Module) -> Iterator[None]:
+def restore_patched_module(model: torch.nn.Module) -> Iterator[None]:
     """Restore, on exit, everything that is replaced in the module that defines the model's class.
 
     Liger replaces classes and functions there, so that every later model of that type, on any device, would use them: a

@@ -1,7 +1,7 @@
 """LoRA (Hu et al., arXiv 2106.09685), by peft: only adapters are trained, the student's own weights are frozen.
 
     adapted = add_adapters(model, settings, seed=0)      # this is trained, and saved in checkpoints
-    merged(start, settings, weights, folder)             # the finished student, an ordinary model
+    merge_adapters(start, settings, weights, folder)             # the finished student, an ordinary model
 
 A new adapter adds nothing, so the initial loss is that of the student without adapters.
 """
@@ -25,7 +25,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.models.load import LanguageModel
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import LoraSettings, StudentSettings
-from stillhouse.student.start.start_config import without_weights
+from stillhouse.student.start.start_config import meta_model
 
 _LINEAR = (nn.Linear, Conv1D)  # GPT-2 uses Conv1D, whose weights are transposed
 ALL = "all-linear"
@@ -77,15 +77,17 @@ def check_adapters(recipe: Recipe, student: StudentSettings) -> None:
         TeacherUnavailable: the model that the student starts from cannot be found.
     """
     if student.lora is not None:
-        add_adapters(without_weights(recipe, student), student.lora, seed=0)
+        add_adapters(meta_model(recipe, student), student.lora, seed=0)
 
 
-def trainable(model: nn.Module) -> int:
+def count_trainable(model: nn.Module) -> int:
     """Return the number of a model's trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def merged(start: LanguageModel, settings: LoraSettings, weights: Mapping[str, Tensor], adapter: Path) -> LanguageModel:
+def merge_adapters(
+    start: LanguageModel, settings: LoraSettings, weights: Mapping[str, Tensor], adapter: Path
+) -> LanguageModel:
     """Return the student with its adapters merged into its own weights; `start` is modified.
 
     Args:

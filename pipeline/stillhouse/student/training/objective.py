@@ -38,7 +38,7 @@ from stillhouse.plugins import LOSSES, built_in_kinds, load_kind
 from stillhouse.recipe.student import LossSettings, StudentSettings
 from stillhouse.settings import Settings, nearest, parse_options
 from stillhouse.student.losses import forward_kl
-from stillhouse.student.losses.base import DenseLabels, Divergence, SparseLabels, outcomes
+from stillhouse.student.losses.base import DenseLabels, Divergence, SparseLabels, paired_outcomes
 
 Labels = SparseLabels | DenseLabels
 
@@ -74,10 +74,10 @@ class Objective:
             return total
         if labels is None:
             raise ValueError("a white-box objective needs soft labels")
-        both = outcomes(labels, logits, self.temperature)
+        both = paired_outcomes(labels, logits, self.temperature)
         return total + self.weight * self.temperature**2 * self.divergence(both.teacher, both.student).sum()
 
-    def measured(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
+    def held_out_metrics(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
         """Return the metrics of held-out rows, summed over positions: (3,).
 
         They are the loss, the forward KL at temperature 1 (NaN without labels), and the cross-entropy. Without positions
@@ -87,13 +87,13 @@ class Objective:
             return logits.sum().expand(3)
         divergence = logits.new_full((), torch.nan)
         if labels is not None:
-            both = outcomes(labels, logits, 1.0)
+            both = paired_outcomes(labels, logits, 1.0)
             divergence = forward_kl.divergence(both.teacher, both.student).sum()
         cross_entropy = F.cross_entropy(logits, targets, reduction="sum")
         return torch.stack([self(logits, targets, labels), divergence, cross_entropy])
 
 
-def open_objective(settings: StudentSettings, encoding: str | None = None) -> Objective:
+def load_objective(settings: StudentSettings, encoding: str | None = None) -> Objective:
     """Return the objective of a recipe; a student that learns from text alone has plain cross-entropy.
 
     Args:

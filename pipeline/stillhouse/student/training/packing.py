@@ -1,6 +1,6 @@
 """Whether a model can learn from packed rows: several rows in one sequence that do not attend to each other.
 
-    check_both(student, teacher)
+    check_packing_of_models(student, teacher)
 
 `batches.py` packs. From position ids that restart and a missing attention mask, the models of transformers detect a packed
 sequence, and mask attention between examples (`masking_utils.find_packed_sequence_indices`). Models that take no position
@@ -20,7 +20,7 @@ from stillhouse.models.head import split
 from stillhouse.models.load import LanguageModel
 from stillhouse.recipe.load import Recipe
 from stillhouse.recipe.student import StudentSettings
-from stillhouse.student.data.batches import collator, side_by_side
+from stillhouse.student.data.batches import collator, pack_first_fit
 from stillhouse.student.data.rows import Example
 from stillhouse.student.start.start_config import student_config
 from stillhouse.student.training.forward import LiveTeacher
@@ -54,7 +54,7 @@ def refuse_packed_encoder_decoder(recipe: Recipe, student: StudentSettings) -> N
         )
 
 
-def check_both(lm: LanguageModel, teacher: LiveTeacher | None) -> None:
+def check_packing_of_models(lm: LanguageModel, teacher: LiveTeacher | None) -> None:
     """Check packing for a student, and for the live teacher that gets the same batches.
 
     Raises:
@@ -82,7 +82,7 @@ def check_packing(hidden: Hidden, vocabulary_size: int, device: torch.device, wh
     random = np.random.default_rng(0)
     rows = [[random.integers(vocabulary_size, size=tokens, dtype=np.int32) for tokens in row] for row in _PROBE]
     examples = [Example(prompt, completion, None) for prompt, completion in rows]
-    order = [place for sequence in side_by_side([len(one) for one in examples], _WIDTH) for place in sequence]
+    order = [place for sequence in pack_first_fit([len(one) for one in examples], _WIDTH) for place in sequence]
     alone, packed = (
         {name: tensor.to(device) for name, tensor in batch.items()}
         for batch in (collator(0)([examples[place] for place in order]), collator(0, pack_to=_WIDTH)(examples))

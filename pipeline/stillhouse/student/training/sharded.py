@@ -51,7 +51,7 @@ def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool
     return True
 
 
-def with_one_embedding(model: PreTrainedModel) -> None:
+def share_embedding_module(model: PreTrainedModel) -> None:
     """Replace layers of an encoder and a decoder that share the embedding's weights with the embedding itself, in place.
 
     accelerate puts the embedding and the head into one FSDP2 group, and does not handle a third and a fourth layer with the

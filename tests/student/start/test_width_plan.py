@@ -14,7 +14,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.recipe.student import WidthSettings
 from stillhouse.student.start import axes
 from stillhouse.student.start.axes import sizes_of, with_sizes
-from stillhouse.student.start.planned import check_widths, planned_sizes
+from stillhouse.student.start.width_plan import check_widths, student_sizes
 from tests.conftest import make_tiny_model
 from tests.student.start.families import CONFIGS
 from tests.student.starts import Make, refused, start
@@ -52,7 +52,7 @@ def t5() -> PretrainedConfig:
 def test_widths_in_numbers(
     config: Callable[[], PretrainedConfig], width: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
-    sizes = planned_sizes(config(), WidthSettings(**width))
+    sizes = student_sizes(config(), WidthSettings(**width))
     assert (sizes.hidden, sizes.neurons, sizes.heads, sizes.groups, sizes.of_a_head) == (*expected, 64)
     check_widths(config(), WidthSettings(**width))
     assert sizes_of(with_sizes(config(), sizes)) == sizes
@@ -65,7 +65,7 @@ def test_widths_in_numbers(
 def test_of_every_share_there_is_a_model(family: str, shares: list[float]) -> None:
     config = CONFIGS[family]()
     width = WidthSettings(feed_forward=shares[0], heads=shares[1], hidden=shares[2])
-    sizes, whole = planned_sizes(config, width), sizes_of(config)
+    sizes, whole = student_sizes(config, width), sizes_of(config)
     assert sizes_of(with_sizes(config, sizes)) == sizes
     assert sizes.heads % whole.heads_of_a_group == 0
     assert 1 <= sizes.neurons <= whole.neurons and 1 <= sizes.heads <= whole.heads and 1 <= sizes.hidden <= whole.hidden

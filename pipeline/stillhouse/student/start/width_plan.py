@@ -1,7 +1,7 @@
 """The student's widths: `student.init.width` in numbers, or an error that lists the possible numbers.
 
     check_widths(config, width)              # from the teacher's config alone
-    planned_sizes(config, width)             # 384 hidden channels, 768 neurons, 6 heads in 2 groups of 64
+    student_sizes(config, width)             # 384 hidden channels, 768 neurons, 6 heads in 2 groups of 64
 
 A number is used as is, or refused. A share is rounded to the nearest possible width: heads come in whole groups that share
 a key-value head, and if a config's class requires the heads to divide the hidden size (Llama, Gemma 2 and 3), the hidden
@@ -28,10 +28,10 @@ def check_widths(config: PretrainedConfig, width: WidthSettings) -> None:
         RecipeError: the teacher is of a family that cannot be cut, or it does not have these widths.
     """
     refuse_unknown_parameters(config)
-    planned_sizes(config, width)
+    student_sizes(config, width)
 
 
-def planned_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
+def student_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
     """Return the student's widths.
 
     Args:

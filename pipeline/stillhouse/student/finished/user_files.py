@@ -28,7 +28,7 @@ def refuse_to_replace(folder: Path, card: str) -> None:
         )
 
 
-def carry_over(retired: Path, folder: Path) -> None:
+def move_user_files(retired: Path, folder: Path) -> None:
     """Move the user's own files from the folder of an earlier student to that of the new one."""
     for entry in retired.iterdir():
         if not _OURS.fullmatch(entry.name) and not (folder / entry.name).exists():
