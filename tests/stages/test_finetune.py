@@ -106,12 +106,12 @@ def test_a_mended_reference_is_a_new_row_and_another_key(tuned: Tuned, word_prom
     recipe = tuned()
     tuning = finetuning_of(recipe)
     assert tuning is not None
-    before = tuning.place(make_gold(recipe)).key
+    before = tuning.folder(make_gold(recipe)).key
     word_prompts.write_text(word_prompts.read_text().replace("A tram is a thing.", "A tram runs on rails."))
     gold = make_gold(recipe)
     assert gold.manifest.version == 2
     assert rows_of(gold)["Explain tram."] == "A tram runs on rails."
-    assert tuning.place(gold).key != before
+    assert tuning.folder(gold).key != before
 
 
 def test_references_that_are_written_anew_are_the_same_to_a_student(tuned: Tuned, tmp_path: Path) -> None:
@@ -119,12 +119,12 @@ def test_references_that_are_written_anew_are_the_same_to_a_student(tuned: Tuned
     tuning = finetuning_of(recipe)
     assert tuning is not None
     first = make_gold(recipe)
-    key = tuning.place(first).key
+    key = tuning.folder(first).key
     shutil.rmtree(tmp_path / "labels/words-gold")
     other = recipe.model_copy(
         update={"label": recipe.label.model_copy(update={"shard_size": 2, "samples": 3}), "name": "other"}
     )
-    assert tuning.place(make_gold(other)).key == key
+    assert tuning.folder(make_gold(other)).key == key
 
 
 @pytest.mark.parametrize(

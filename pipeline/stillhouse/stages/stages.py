@@ -28,7 +28,7 @@ from stillhouse.recipe.load import Recipe, TeacherSettings
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.sweep_points import points
 from stillhouse.stages.checks import check_plan, student_of
-from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold, told_of_the_teacher
+from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold
 from stillhouse.stages.launch import launch
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
@@ -137,18 +137,16 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, tell: Tell | Non
     if tuning is None:
         return None
     gold = make_gold(recipe, progress)
-    place = tuning.place(gold)
+    place = tuning.folder(gold)
     card = place.finished_card()
     if card is not None:
         return StudentResult(place.with_current_key(card), str(place.path), trained=False)
     if _is_to_be_launched(tuning.student):
-        with told_of_the_teacher():
-            card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
+        card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
         return StudentResult(card, str(place.path), trained=True)
     from stillhouse.student.training.train import distill
 
-    with told_of_the_teacher():
-        card = distill(tuning.recipe, tuning.student, gold, progress, is_teacher=True)
+    card = distill(tuning.recipe, tuning.student, gold, progress, is_teacher=True)
     return StudentResult(card, str(place.path), trained=True)
 
 

@@ -108,7 +108,7 @@ def test_nor_does_a_second_fine_tuning(tiny_recipe: MakeRecipe, tiny_model: Path
     recipe = tiny_recipe(teacher=teacher)
     tuning = finetuning_of(recipe)
     assert tuning is not None
-    base = tuning.place(make_gold(recipe)).base
+    base = tuning.folder(make_gold(recipe)).base
     with written_meanwhile(base):
         before = contents(base)
         with pytest.raises(StudentBusy, match="teachers/test is being written by another run"):

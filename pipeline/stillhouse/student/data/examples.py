@@ -104,8 +104,8 @@ def read_examples(
     vocabulary = int(lm.model.config.vocab_size)
     if soft and (settings is None or by_text):
         raise TrainingError(
-            f"dataset {dataset.manifest.label} has no soft labels that this student could learn from: label again with "
-            "label.soft set, or set student.mode to 'black-box'"
+            f"dataset {dataset.manifest.label} has no soft labels that this student could learn from",
+            fix="label again with label.soft set, or set student.mode to 'black-box'",
         )
     if settings is None or by_text:
         rows: Rows = TextRows(dataset, split, lm, capacity, tokens=False)

@@ -48,25 +48,25 @@ def labels_for_student(
     """
     if vocabulary_map is not None:
         labels = replace(labels, token_ids=vocabulary_map.student_ids(labels.token_ids))
-    lacking = (labels.token_ids < 0) | (labels.token_ids >= vocabulary)  # (entries,)
+    unknown = (labels.token_ids < 0) | (labels.token_ids >= vocabulary)  # (entries,)
     entries = np.diff(labels.offsets)  # (positions,)
     full = bool(entries.max(initial=0) >= vocabulary)
-    if not full and not lacking.any():
+    if not full and not unknown.any():
         return labels
     positions = len(entries)
-    of = np.repeat(np.arange(positions), entries)  # (entries,), the position of each
-    left = entries - np.bincount(of[lacking], minlength=positions)  # (positions,), entries that the student knows
+    position = np.repeat(np.arange(positions), entries)  # (entries,), the position of each
+    known = entries - np.bincount(position[unknown], minlength=positions)  # (positions,), entries the student knows
     tail = labels.tail_logprob.astype(np.float64)
     if encoding == "top-k":
-        mass = np.bincount(of[lacking], np.exp(labels.logprobs[lacking], dtype=np.float64), minlength=positions)
+        mass = np.bincount(position[unknown], np.exp(labels.logprobs[unknown], dtype=np.float64), minlength=positions)
         with np.errstate(divide="ignore"):
-            tail = np.where(left >= vocabulary, -np.inf, np.logaddexp(tail, np.log(mass)))
+            tail = np.where(known >= vocabulary, -np.inf, np.logaddexp(tail, np.log(mass)))
     else:
-        tail = np.where((left == 0) & (entries > 0), 0.0, tail)
+        tail = np.where((known == 0) & (entries > 0), 0.0, tail)
     return replace(
         labels,
-        token_ids=np.where(lacking, np.int32(PAD_TOKEN_ID), labels.token_ids),
-        logprobs=np.where(lacking, np.float32(-np.inf), labels.logprobs),
+        token_ids=np.where(unknown, np.int32(PAD_TOKEN_ID), labels.token_ids),
+        logprobs=np.where(unknown, np.float32(-np.inf), labels.logprobs),
         tail_logprob=tail.astype(np.float32),
     )
 
@@ -81,13 +81,14 @@ def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
     if student.mode != "white-box" or student.init.model is None or not has_local_files(recipe.teacher):
         return
     teacher = teacher_files(recipe, weights=False)
-    own = init_model_files(recipe, student.init, weights=False)
+    own = init_model_files(recipe, student, weights=False)
     if not shares_tokenizer(own, teacher.tokenizer_sha256):
         raise RecipeError(
-            f"student.mode is 'white-box', and student.init.model ({own.name}) has another tokenizer (sha256 "
-            f"{own.tokenizer_sha256[:12]}…) than teacher.model ({teacher.name}, sha256 {teacher.tokenizer_sha256[:12]}…): "
-            "the teacher's distributions are over its own tokens. Choose a student.init with the teacher's tokenizer, or "
-            "set student.mode to 'black-box', which learns from the text"
+            f"its tokenizer (sha256 {own.tokenizer_sha256[:12]}…) is not that of teacher.model ({teacher.name}, sha256 "
+            f"{teacher.tokenizer_sha256[:12]}…), and a white-box student learns distributions over the teacher's tokens",
+            setting="student.init.model",
+            value=own.name,
+            fix="use a model with the teacher's tokenizer, or set student.mode to 'black-box', which learns from the text",
         )
 
 
@@ -106,8 +107,9 @@ def has_other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) 
         kinds = ("a causal model", "an encoder-decoder")
         raise DatasetRefused(
             f"dataset {dataset.manifest.label} was labelled by {kinds[teacher.encoder_decoder]} ({teacher.model}), and the "
-            f"student is {kinds[encoder_decoder]}: choose a student.init of the teacher's kind, or set student.mode to "
-            "'black-box', which learns from the text"
+            f"student is {kinds[encoder_decoder]}",
+            setting="student.init",
+            fix="use a model of the teacher's kind, or set student.mode to 'black-box', which learns from the text",
         )
     return True
 
@@ -123,9 +125,10 @@ def has_other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool)
         return False
     if refused:
         raise DatasetRefused(
-            f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} "
-            f"(sha256 {teacher.tokenizer_sha256[:12]}…), and {student.name} has another "
-            f"(sha256 {student.tokenizer_sha256[:12]}…): choose a student.init with the teacher's tokenizer, or set "
-            "student.mode to 'black-box', which learns from the text"
+            f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} (sha256 "
+            f"{teacher.tokenizer_sha256[:12]}…), and {student.name} has another (sha256 "
+            f"{student.tokenizer_sha256[:12]}…)",
+            setting="student.init",
+            fix="use a model with the teacher's tokenizer, or set student.mode to 'black-box', which learns from the text",
         )
     return True

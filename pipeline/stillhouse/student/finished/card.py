@@ -40,7 +40,7 @@ from stillhouse.student.start.record import Start, read_start
 README = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft")
-_TOLD = (
+_REPORTED_ARGUMENTS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"),
     *("bf16", "fp16", "seed"),
@@ -93,12 +93,12 @@ def card_facts(
 ) -> CardFacts:
     """Collect the facts about the student in `folder`."""
     if recipe.student is None:
-        raise RecipeError(f"recipe {recipe.name} has no `student` that a card could be written of")
+        raise RecipeError(f"recipe {recipe.name} has no student to write a card for", setting="student")
     files = ModelFiles(str(folder), folder)
-    asked = TeacherIdentity(recipe.teacher.kind, recipe.teacher.model, recipe.teacher.revision)
+    requested = TeacherIdentity(recipe.teacher.kind, recipe.teacher.model, recipe.teacher.revision)
     return CardFacts(
         card=card,
-        teacher=manifest.teacher if manifest else asked,
+        teacher=manifest.teacher if manifest else requested,
         student=recipe.student,
         manifest=manifest,
         base_models=_base_models(recipe, recipe.student.init),
@@ -163,9 +163,9 @@ def reported_arguments(arguments: Any) -> dict[str, Any]:
 
     Of epochs and steps it has only the limit that applies.
     """
-    told = {name: getattr(arguments, name) for name in _TOLD}
-    told.pop("num_train_epochs" if told["max_steps"] > 0 else "max_steps")
-    return {name: str(value.value) if isinstance(value, Enum) else value for name, value in told.items()}
+    reported = {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS}
+    reported.pop("num_train_epochs" if reported["max_steps"] > 0 else "max_steps")
+    return {name: str(value.value) if isinstance(value, Enum) else value for name, value in reported.items()}
 
 
 def software_versions() -> dict[str, str]:
@@ -219,8 +219,8 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
         "lora": settings_line(student.lora.model_dump(mode="json")) if student.lora else None,
         "early_stopping": settings_line(student.early_stopping.model_dump()) if student.early_stopping else None,
     }
-    said = facts.card.training | ours
-    plain = {name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items()}
+    settings = facts.card.training | ours
+    plain = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
     return [(name, cell(value)) for name, value in plain.items() if value is not None and value is not False]
 
 

@@ -264,25 +264,25 @@ def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | 
     try:
         return open_dataset(dataset_folder(recipe.dataset), recipe.dataset.version)
     except DatasetMissing as error:
-        raise DatasetMissing(f"{_why_labelled(student)}, and {error}") from None
+        raise _needs_dataset(student, error) from None
 
 
-def _why_labelled(student: StudentSettings) -> str:
-    """Return which part of the start needs the teacher's completions, and how to start without them."""
+def _needs_dataset(student: StudentSettings, error: DatasetMissing) -> DatasetMissing:
+    """Return the error for a missing dataset: which part of the start needs it, and how to start without one."""
     init = student.init
     if init.vocabulary == "used":
-        return (
-            "student.init.vocabulary is 'used', which keeps the tokens of the dataset's texts (set it to 'all' to start "
-            "without a dataset)"
-        )
-    if init.width is not None:
-        return (
-            "student.init.width is set, and widths are ranked by importance on rows of the dataset (take it away to start "
-            "without a dataset)"
-        )
-    return (
-        f"student.init.choose is {init.choose!r}, which measures layers on rows of the dataset (set it to 'even', or list "
-        "the layers, such as layers: [0, 1, 2], to start without a dataset)"
+        setting, why, fix = "vocabulary", "it keeps the tokens of the dataset's texts", "set it to 'all'"
+    elif init.width is not None:
+        setting, why, fix = "width", "widths are ranked by importance on rows of the dataset", "remove it"
+    else:
+        setting, why = "choose", "layers are measured on rows of the dataset"
+        fix = "set it to 'even', or list the layers, such as layers: [0, 1, 2],"
+    value: dict[str, Any] = {} if setting == "width" else {"value": getattr(init, setting)}
+    return DatasetMissing(
+        f"{why}, and {error.problem}",
+        setting=f"student.init.{setting}",
+        fix=f"{error.fix or 'run `stillhouse label` first'}, or {fix} to start without a dataset",
+        **value,
     )
 
 
@@ -300,7 +300,7 @@ def folder_for(
         shaping["made_with"] = [file.sha256 for file in made_with.manifest.files]
     own = student.init.model
     if Path(own).is_dir() if own else has_local_files(recipe.teacher):  # a hub model is identified by name and revision
-        start = init_model_files(recipe, student.init)
+        start = init_model_files(recipe, student)
         shaping["start"], earlier["start"] = start.content_sha256, start.sampled_sha256
     if variant != "untrained":
         shaping |= {"student": student.shaping(variant), "rows": rows}

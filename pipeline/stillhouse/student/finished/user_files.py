@@ -23,8 +23,8 @@ def refuse_to_replace(folder: Path, card: str) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / card).exists():
         raise UsageError(
-            f"the student's place {folder} holds something else: it has no {card}. Move it elsewhere, or give the recipe "
-            "another name"
+            f"the student's folder {folder} contains other files and no {card}",
+            fix="move it elsewhere, or change the recipe's name",
         )
 
 

@@ -147,19 +147,21 @@ def refuse_unknown_parameters(config: PretrainedConfig) -> None:
         RecipeError: the model is of another family, or has a parameter of an unknown name or shape.
     """
     kind = config.model_type
-    mend = f"take {KEY} away (layers can be kept of it all the same), or set student.init to {{model: a smaller model}}"
+    fix = f"remove {KEY} (layers can still be chosen), or set student.init to {{model: a smaller model}}"
     if kind not in FAMILIES:
         unknown = next(_unknown(config), None) if kind in LANGUAGE_MODELS else None
         whose = "" if unknown is None else f" (its parameter {unknown} cannot be cut)"
         raise RecipeError(
-            f"{KEY} is set, and the teacher is a model of type {kind}{whose}: widths can be cut out of "
-            f"{', '.join(FAMILIES)}. For this teacher, {mend}"
+            f"the teacher is a model of type {kind}{whose}, and only the widths of {', '.join(FAMILIES)} can be cut",
+            setting=KEY,
+            fix=fix,
         )
     unknown = next(_unknown(config, sizes_of(config)), None)
     if unknown is not None:
         raise RecipeError(
-            f"{KEY} is set, and this {kind} has the parameter {unknown}, which is not laid out as in other models of its "
-            f"type: {mend}"
+            f"this {kind} has the parameter {unknown}, which has another layout than in other models of its type",
+            setting=KEY,
+            fix=fix,
         )
 
 

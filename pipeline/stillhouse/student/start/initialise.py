@@ -57,7 +57,7 @@ def initialise(
     check_start(recipe, student)
     torch.manual_seed(recipe.seed)
     init, trusted = student.init, student.trust_remote_code
-    files = init_model_files(recipe, init)
+    files = init_model_files(recipe, student)
     start: Start | None = None
     if init.config is not None:
         model = _fresh(recipe, student, files)

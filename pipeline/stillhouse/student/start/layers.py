@@ -24,8 +24,9 @@ def copy_layers(teacher: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedMod
     missing, unexpected = student.load_state_dict(weights_for_layers(teacher.state_dict(), kept), strict=False)
     if missing or unexpected:
         raise TrainingError(
-            f"layers of a {config.model_type} model cannot be copied: {[*missing, *unexpected][:3]} do not match. "
-            "Set student.init.model to a small model of the same tokenizer instead."
+            f"layers of a {config.model_type} model cannot be copied: {[*missing, *unexpected][:3]} do not match",
+            setting="student.init.layers",
+            fix="set student.init.model to a small model of the same tokenizer instead",
         )
     student.generation_config = token_ids_alone(teacher.generation_config)
     return student

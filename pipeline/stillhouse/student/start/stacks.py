@@ -86,8 +86,9 @@ def layer_modules(model: PreTrainedModel, stack: Stack) -> list[nn.Module]:
             found[int(match["layer"])] = module
     if sorted(found) != list(range(stack.depth)):
         raise RecipeError(
-            f"student.init.choose: the layers of a {model.config.model_type} model cannot be told apart, so none can be "
-            "left out to measure it: set choose to even, or list the layers"
+            f"the layers of a {model.config.model_type} model cannot be identified, so none can be left out to measure it",
+            setting="student.init.choose",
+            fix="set it to 'even', or list the layers in student.init.layers",
         )
     return [found[layer] for layer in range(stack.depth)]
 
@@ -110,32 +111,42 @@ def kept_layers(config: PretrainedConfig, layers: Layers | StackLayers) -> list[
     stacks = stacks_of(config)
     if not stacks:
         raise RecipeError(
-            f"student.init takes layers of the teacher, and a {config.model_type} model has several parts with layers: set "
-            "student.init to {model: a small text model of the same tokenizer}"
+            f"the teacher's config does not say which layers a {config.model_type} model has: it has several parts with "
+            "layers",
+            setting=_KEY,
+            fix="set student.init to {model: a small text model of the same tokenizer}",
         )
     if not isinstance(layers, StackLayers):
         return [_kept(stack, layers, _KEY) for stack in stacks]
     if len(stacks) == 1:
         named = " and ".join(name for name, of in layers if of is not None)
         raise RecipeError(
-            f"{_KEY} names layers of the {named}, and the teacher, a {config.model_type}, is a causal model with one "
-            f"stack of {stacks[0].depth} layers: give a number such as {stacks[0].depth // 2 or 1}, or a list"
+            f"it names layers of the {named}, but the teacher, a {config.model_type}, is a causal model with one stack of "
+            f"{stacks[0].depth} layers",
+            setting=_KEY,
+            fix=f"set it to a number such as {stacks[0].depth // 2 or 1}, or to a list",
         )
     return [_kept(stack, getattr(layers, stack.name) or stack.depth, f"{_KEY}.{stack.name}") for stack in stacks]
 
 
 def _kept(stack: Stack, layers: Layers, setting: str) -> Kept:
     depth = stack.depth
-    each = "" if stack.name == "model" else ", or give each stack its own: {encoder: ..., decoder: ...}"
+    each = ", or set the layers of each stack: {encoder: ..., decoder: ...}"
     if isinstance(layers, int) and layers > depth:
         raise RecipeError(
-            f"{setting} is {layers}, and {stack.words} has only {depth}: choose 1 to {depth}"
-            + (each if setting == _KEY else "")
+            f"{stack.words} has only {depth} layers",
+            setting=setting,
+            value=layers,
+            fix=f"set it to a number from 1 to {depth}" + (each if setting == _KEY and stack.name != "model" else ""),
         )
     kept = evenly_spaced(layers, depth) if isinstance(layers, int) else [*layers]
     if max(kept) >= depth:
-        theirs = "the teacher's" if stack.name == "model" else f"those of {stack.words}"
-        raise RecipeError(f"{setting} names layer {max(kept)}, and {theirs} are 0 to {depth - 1}")
+        raise RecipeError(
+            f"{stack.words} has no layer {max(kept)}",
+            setting=setting,
+            value=kept,
+            fix=f"use layers from 0 to {depth - 1}",
+        )
     return Kept(stack, tuple(kept))
 
 
@@ -143,7 +154,7 @@ def evenly_spaced(layers: int, of: int) -> list[int]:
     """Return the layers that a shallower student keeps: evenly spaced, including the first and the last."""
     if layers == 1:
         return [0]
-    return [round(place * (of - 1) / (layers - 1)) for place in range(layers)]
+    return [round(index * (of - 1) / (layers - 1)) for index in range(layers)]
 
 
 def config_for_layers(config: PretrainedConfig, kept: Sequence[Kept]) -> dict[str, Any]:

@@ -38,26 +38,30 @@ def check_start(recipe: Recipe, student: StudentSettings) -> None:
         TeacherUnavailable: a model cannot be found.
     """
     init = student.init
-    files = init_model_files(recipe, init, weights=False)
-    setting = "teacher.model" if init.model is None else "student.init.model"
-    refuse_untrusted_code(files, setting, "student.trust_remote_code", trusted=student.trust_remote_code)
+    files = init_model_files(recipe, student, weights=False)
+    setting = "teacher.model" if init.model is None else student.setting("init.model")
+    refuse_untrusted_code(files, setting, student.setting("trust_remote_code"), trusted=student.trust_remote_code)
     config = read_config(files, setting, trust_remote_code=student.trust_remote_code)
     if init.config is None or "model_type" not in init.config:
         refuse_unsupported_model(config, setting, files.name)
     if init.config is not None:
-        dry_run(fresh_config(recipe, student), trust_remote_code=student.trust_remote_code)
+        dry_run(
+            fresh_config(recipe, student), student.setting("init.config"), trust_remote_code=student.trust_remote_code
+        )
         return
     if getattr(config, "quantization_config", None):
         raise RecipeError(
-            f"{setting} is {files.name}, whose weights are quantised: a student learns with whole ones, start from the "
-            "model that it was made of"
+            "its weights are quantised, and a student cannot be trained from quantised weights",
+            setting=setting,
+            value=files.name,
+            fix="use the model that it was quantised from",
         )
     refuse_mismatched_kind(recipe, config, setting, files.name)
     refuse_without_decoder_start(files, setting)
     if init.layers is not None:
         kept = kept_layers(config, init.layers)
         if config.is_encoder_decoder:
-            _refuse_no_copies(config, kept, trust_remote_code=student.trust_remote_code)
+            _refuse_unlike_layers(config, kept, trust_remote_code=student.trust_remote_code)
     if init.width is not None:
         check_widths(config, init.width)
     if init.vocabulary == "used":
@@ -87,8 +91,9 @@ def student_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig
     """
     if student.init.config is not None:
         return fresh_config(recipe, student)
-    files = init_model_files(recipe, student.init, weights=False)
-    return read_config(files, "student.init", trust_remote_code=student.trust_remote_code)
+    files = init_model_files(recipe, student, weights=False)
+    setting = "teacher.model" if student.init.model is None else student.setting("init.model")
+    return read_config(files, setting, trust_remote_code=student.trust_remote_code)
 
 
 def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -96,7 +101,7 @@ def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedM
         return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
-def _refuse_no_copies(config: PretrainedConfig, kept: Sequence[Kept], *, trust_remote_code: bool) -> None:
+def _refuse_unlike_layers(config: PretrainedConfig, kept: Sequence[Kept], *, trust_remote_code: bool) -> None:
     """Refuse layers that do not make a model of the same kind: every other layer may be of another type (Switch)."""
     teacher = _shapes(config, trust_remote_code=trust_remote_code)
     student = _shapes(type(config).from_dict(config_for_layers(config, kept)), trust_remote_code=trust_remote_code)
@@ -104,7 +109,7 @@ def _refuse_no_copies(config: PretrainedConfig, kept: Sequence[Kept], *, trust_r
     wanted = {name: weight.shape for name, weight in student.state_dict().items()}
     if unlike := sorted(name for name in copied.keys() | wanted.keys() if copied.get(name) != wanted.get(name)):
         raise RecipeError(
-            f"student.init.layers: layers of a {config.model_type} model cannot be copied one by one ("
-            f"{', '.join(unlike[:3])} do not match): "
-            "set student.init to {model: a small encoder-decoder of the same tokenizer}, or to {config: ...}"
+            f"the layers of a {config.model_type} model cannot be copied one by one: {', '.join(unlike[:3])} do not match",
+            setting="student.init.layers",
+            fix="set student.init to {model: a small encoder-decoder of the same tokenizer}, or to {config: ...}",
         )

@@ -27,7 +27,7 @@ from stillhouse.storage.durable import sole_writer, write_atomically
 from stillhouse.student.start.importance import Removal, Scores
 
 FOLDER = ".importance"
-_LOOK_EVERY = 0.2  # seconds between attempts to lock the cache while another run measures
+_POLL_SECONDS = 0.2  # seconds between attempts to lock the cache while another run measures
 _LAYERS, _WIDTHS = "layers.json", "widths.npz"
 
 
@@ -57,19 +57,19 @@ class ImportanceStore:
     @contextmanager
     def lock(self, progress: Progress) -> Iterator[None]:
         """Hold the store's lock, so that one run measures at a time; a run that waited finds the other's measurements."""
-        told = False
+        reported = False
         while True:
             with ExitStack() as held:
                 try:
                     held.enter_context(sole_writer(self.folder, StudentBusy, keep_lock=False))
                 except StudentBusy as busy:
-                    if not told:
+                    if not reported:
                         progress(f"Waiting for {busy.holder}, which measures the same teacher", 0, 1)
-                        told = True
+                        reported = True
                 else:
                     yield
                     return
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
 
     @property
     def widths(self) -> Path:

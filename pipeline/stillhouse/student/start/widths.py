@@ -87,11 +87,11 @@ def _scores(model: PreTrainedModel, activations: Activations, kept: Sequence[Kep
     """Return the statistics under the names of the model's own modules."""
     scores = {name: torch.from_numpy(array.copy()) for name, array in activations.scores.items()}
     scores = weights_for_layers(scores, kept) if kept else scores
-    wanted = {_owner(name) for name in model.state_dict() if _owner(name) is not None}
-    if lacking := sorted(str(name) for name in wanted - scores.keys()):
+    required = {_owner(name) for name in model.state_dict() if _owner(name) is not None}
+    if lacking := sorted(str(name) for name in required - scores.keys()):
         raise TrainingError(
-            f"activations were measured on another model: they lack {', '.join(lacking[:3])}. Remove the file that they "
-            "were kept in, and they are measured again"
+            f"the activations were measured on another model: they lack {', '.join(lacking[:3])}",
+            fix="remove their file, and they are measured again",
         )
     return scores
 

@@ -162,7 +162,7 @@ def _train(
         start = _prepare_untrained(recipe, student, work.labelled, progress)
         if is_first():
             place.resume_earlier_work()
-        checkpoint = _last_whole_checkpoint(place.work)
+        checkpoint = _last_complete_checkpoint(place.work)
     files = ModelFiles("the student", start.path)
     other_tokens = has_other_tokenizer(dataset, files, refused=student.needs_soft_labels)
     vocabulary_map = vocabulary_map_for(files, dataset.manifest.teacher.tokenizer_sha256)
@@ -171,8 +171,8 @@ def _train(
     rows = _rows(dataset, student, lm, vocabulary_map, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
         disable_evaluation(arguments, student)
-    check_drop_last(arguments, len(rows.train))
-    disable_unsupported_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
+    check_drop_last(arguments, student, len(rows.train))
+    disable_unsupported_liger(arguments, student, lm.model.config.model_type)
     trainer, learning = _trainer(student, lm, work.objective, arguments, rows, open_teacher() if open_teacher else None)
     doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
     trainer.add_callback(ProgressCallback(progress, doing))
@@ -187,7 +187,10 @@ def _train(
     wait_for_all()
     finished = place.finished_card()
     if finished is None:
-        raise TrainingError(f"{place.path} was written and is not there: do all processes see the same disk?")
+        raise TrainingError(
+            f"the first process wrote {place.path}, but this process cannot see it",
+            fix="use a disk that all processes share",
+        )
     return finished
 
 
@@ -223,8 +226,8 @@ def _rows(
     )
     if len(rows.train) == 0:
         raise TrainingError(
-            f"dataset {dataset.manifest.label} leaves no row to learn from: {rows.train.too_long} are longer than "
-            f"student.max_length={student.max_length}, {rows.train.empty} have no completion token, "
+            f"dataset {dataset.manifest.label} has no row to learn from: {rows.train.too_long} are longer than "
+            f"{student.setting('max_length')} ({student.max_length}), {rows.train.empty} have no completion token, "
             f"{rows.train.unrendered} have a prompt that the student's chat template refuses, "
             f"{sum(dataset.manifest.rejected.values())} were rejected"
         )
@@ -241,12 +244,18 @@ def _trainer(
 ) -> tuple[StudentTrainer, int]:
     """Return the trainer of a student, and the number of its trainable parameters."""
     if student.packing:
-        check_packing_of_models(lm, teacher)
+        check_packing_of_models(student, lm, teacher)
     freeze(lm.model, student.freeze)
     adapted = None
     if student.lora:
         checkpointing = bool(arguments.activation_checkpointing)
-        adapted = add_adapters(lm.model, student.lora, seed=arguments.seed, checkpointing=checkpointing)
+        adapted = add_adapters(
+            lm.model,
+            student.lora,
+            seed=arguments.seed,
+            checkpointing=checkpointing,
+            setting=student.setting("lora.target_modules"),
+        )
     learning = count_trainable(lm.model)
     trainer = StudentTrainer(
         lm,
@@ -260,7 +269,8 @@ def _trainer(
         adapted=adapted,
     )
     if student.early_stopping:
-        trainer.add_callback(StopEarly(student.early_stopping.patience, student.early_stopping.min_delta))
+        stopping = student.early_stopping
+        trainer.add_callback(StopEarly(stopping.patience, stopping.min_delta, student.setting("train.learning_rate")))
     return trainer, learning
 
 
@@ -284,15 +294,15 @@ def _finish(
         add_int8(place, recipe, student, training.dataset)
 
 
-def _last_whole_checkpoint(work: Path) -> str | None:
+def _last_complete_checkpoint(work: Path) -> str | None:
     """Return the newest complete checkpoint; remove those that a crash left incomplete."""
-    whole: dict[int, Path] = {}
+    complete: dict[int, Path] = {}
     for checkpoint in work.glob("checkpoint-*"):
         if (checkpoint / COMPLETE_MARKER).is_file():
-            whole[int(checkpoint.name.rpartition("-")[2])] = checkpoint
+            complete[int(checkpoint.name.rpartition("-")[2])] = checkpoint
         else:
             shutil.rmtree(checkpoint)
-    return str(whole[max(whole)]) if whole else None
+    return str(complete[max(complete)]) if complete else None
 
 
 def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: bool) -> PreTrainedModel:

@@ -83,7 +83,7 @@ class StudentTrainer(Trainer):
         self.is_fsdp_enabled: bool = shard_on_cpu(self.accelerator, self.args) or self.is_fsdp_enabled
 
     def get_train_dataloader(self) -> DataLoader[Example]:
-        """Return this process's batches, by ShardedBatchSampler: the library's loader ignores row groups and uneven ends."""
+        """Return this process's batches (ShardedBatchSampler): the library's loader ignores row groups and uneven ends."""
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order: Order = range(len(self._train_rows))
         if self.args.train_sampling_strategy == "random":
