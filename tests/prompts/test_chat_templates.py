@@ -233,7 +233,7 @@ def test_rows_that_a_student_s_template_refuses_are_left_out_and_counted(
     with caplog.at_level(logging.WARNING):
         (result,) = distill_students(recipe)
     assert (result.card.rows, result.card.rows_unrendered, result.card.rows_too_long) == (6, 2, 0)
-    assert "is left out, and every other whose prompt the chat template refuses: Conversation roles" in caplog.text
+    assert ", and every other row whose prompt the chat template refuses: Conversation roles" in caplog.text
     shown.print_student(result)
     assert "2 rows were left out: its chat template refuses their prompts" in capsys.readouterr().out
     lm = load_language_model(folder)

@@ -64,7 +64,7 @@ def custom_code(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_code_of_its_own_is_not_run_unless_it_is_trusted(start: Make, custom_code: Path) -> None:
     message = refused(start({"model": str(custom_code)}))
-    assert f"student.init.model is {custom_code}, which only code of its own can load" in message
+    assert f"student.init.model is '{custom_code}': only code that comes with the model can load it" in message
     assert "set student.trust_remote_code to true" in message
     teacher = start({"from": "teacher", "layers": 2}, custom_code)
     assert "teacher.model is" in refused(teacher)

@@ -146,13 +146,17 @@ def test_some_layers_are_the_teacher_without_the_others(
     [
         (
             4,
-            "student.init.layers is 4, and the teacher's decoder has only 3: choose 1 to 3, or give each stack its own",
+            "student.init.layers is 4: the teacher's decoder has only 3 layers. Set it to a number from 1 to 3, or set the "
+            "layers of each stack",
         ),
-        ([0, 3], "student.init.layers names layer 3, and those of the teacher's decoder are 0 to 2"),
-        ({"encoder": 5}, "student.init.layers.encoder is 5, and the teacher's encoder has only 4: choose 1 to 4"),
+        ([0, 3], "student.init.layers is [0, 3]: the teacher's decoder has no layer 3. Use layers from 0 to 2."),
+        (
+            {"encoder": 5},
+            "student.init.layers.encoder is 5: the teacher's encoder has only 4 layers. Set it to a number from 1 to 4.",
+        ),
         (
             {"decoder": [0, 7]},
-            "student.init.layers.decoder names layer 7, and those of the teacher's decoder are 0 to 2",
+            "student.init.layers.decoder is [0, 7]: the teacher's decoder has no layer 7. Use layers from 0 to 2.",
         ),
     ],
     ids=str,
@@ -164,8 +168,8 @@ def test_layers_that_a_stack_lacks(start: Make, t5: Path, bart: Path, layers: An
 
 def test_a_causal_teacher_has_one_stack(start: Make) -> None:
     message = refused(start({"from": "teacher", "layers": {"encoder": 2, "decoder": 1}}))
-    assert "student.init.layers names layers of the encoder and decoder" in message
-    assert "is a causal model with one stack of 4 layers: give a number such as 2" in message
+    assert "student.init.layers: it names layers of the encoder and decoder" in message
+    assert "is a causal model with one stack of 4 layers. Set it to a number such as 2" in message
 
 
 def test_layers_that_are_of_two_sorts_are_not_copied(start: Make, t5: Path, tmp_path: Path) -> None:
@@ -330,9 +334,11 @@ def test_a_student_is_of_its_teachers_kind(start: Make, t5: Path, tiny_model: Pa
             with pytest.raises(RecipeError) as caught:
                 check(recipe)
             message = str(caught.value)
-            assert f"teacher.model is {teacher}, {names[teacher]} (" in message
-            assert re.search(rf"student\.init\.(model|config\.model_type) is .*, {names[student]} \(", message)
-            assert f"Name a student that is {names[teacher]}, or a teacher that is {names[student]}" in message
+            assert f"teacher.model ({teacher}) is {names[teacher]} (" in message
+            assert re.search(
+                rf"student\.init\.(model|config\.model_type) is .*: the student is {names[student]} \(", message
+            )
+            assert f"Use a student that is {names[teacher]}, or a teacher that is {names[student]}" in message
 
 
 def test_of_a_teacher_behind_an_api_any_student_learns(start: Make, t5: Path, bart: Path, tiny_model: Path) -> None:
@@ -356,12 +362,14 @@ def without_start(model: Path, folder: Path) -> Path:
 def test_a_decoder_start_that_is_not_set(start: Make, t5: Path, tmp_path: Path) -> None:
     folder = without_start(t5, tmp_path / "unset")
     message = refused(start({"model": str(folder)}, t5))
-    assert f"student.init.model is {folder}, an encoder-decoder without a decoder_start_token_id" in message
+    assert (
+        f"student.init.model is '{folder}': the model is an encoder-decoder without a decoder_start_token_id" in message
+    )
     assert "teacher.model is" in refused(start({"from": "teacher", "layers": 1}, folder))
     for config in ({"d_ff": 8}, {"model_type": "t5", "d_model": 8}):
         message = refused(start({"config": config}, folder))
         assert (
-            "has no decoder_start_token_id that it could take over: add student.init.config.decoder_start_token_id"
+            "has no decoder_start_token_id that it could inherit. Add student.init.config.decoder_start_token_id"
             in message
         )
     recipe = start({"config": {"model_type": "t5", "d_model": 8, "decoder_start_token_id": 0}}, folder)
@@ -380,9 +388,9 @@ def test_models_that_are_no_start(start: Make, t5: Path, tmp_path: Path) -> None
         tie_word_embeddings=False,
     )  # fmt: skip
     others = {
-        "a T5EncoderModel: a student foretells the next token": T5EncoderModel(t5_config),
-        "a T5Model: an encoder-decoder student reads text": T5Model(T5Config.from_pretrained(t5)),
-        "a BartModel: an encoder-decoder student reads text": BartModel(bart),
+        "a T5EncoderModel, but a student predicts the next token": T5EncoderModel(t5_config),
+        "a T5Model, but an encoder-decoder student reads text": T5Model(T5Config.from_pretrained(t5)),
+        "a BartModel, but an encoder-decoder student reads text": BartModel(bart),
         "reads one vocabulary (30 tokens) and writes another (40)": FSMTForConditionalGeneration(fsmt),
     }
     for place, (words, model) in enumerate(others.items()):
@@ -391,7 +399,7 @@ def test_models_that_are_no_start(start: Make, t5: Path, tmp_path: Path) -> None
         AutoTokenizer.from_pretrained(t5).save_pretrained(folder)
         message = refused(start({"model": str(folder)}, t5))
         assert words in message
-        assert f"student.init.model is {folder}" in message
+        assert f"student.init.model is '{folder}'" in message
         assert "...ForConditionalGeneration" in message or "with one vocabulary" in message
 
 
@@ -455,7 +463,7 @@ def test_t5_smalls_own_config_is_a_start(start: Make, tmp_path: Path) -> None:
         check_start(recipe, recipe.student)
         shapes = meta_model(recipe, recipe.student)
         assert sum(weight.numel() for weight in shapes.parameters()) == parameters
-    words = "student.init.layers.decoder is 7, and the teacher's decoder has only 6"
+    words = "student.init.layers.decoder is 7: the teacher's decoder has only 6 layers"
     assert words in refused(start({"from": "teacher", "layers": {"encoder": 3, "decoder": 7}}, tmp_path / "t5-small"))
 
 

@@ -189,10 +189,10 @@ def test_a_text_with_a_token_that_is_gone_is_refused_before_training(
     first = next(number for number in range(11) if gone in _tokens(number))
     own = vocabulary_map([token for token in kept_by(range(11), "top-k") if token != gone])
     lm = model_of(len(own))
-    expected = rf"row row-{first} has the teacher's token {gone}, which is not among the {len(own)} tokens"
+    expected = rf"row row-{first} has the teacher's token {gone}, which is not among the student's {len(own)} tokens"
     with pytest.raises(TrainingError, match=expected) as caught:
         read(dataset, lm=lm, vocabulary_map=own, soft=soft)
-    assert "student.init: {from: teacher, vocabulary: used}" in str(caught.value)
+    assert "Set student.init to {from: teacher, vocabulary: used}" in str(caught.value)
     with pytest.raises(TrainingError, match=expected):
         example_of(completion(first, "top-k"), lm, soft=soft, by_text=False, vocabulary_map=own)
 

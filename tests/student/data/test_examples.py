@@ -198,7 +198,7 @@ def test_a_row_without_labels_is_refused_before_training(
     groups = numbered([3, 4], encoding)
     groups[1][2] = without_labels(groups[1][2], tokens=tokens)
     dataset = write(tmp_path, groups, encoding, monkeypatch)
-    with pytest.raises(TrainingError, match=r"row row-5 has no soft labels: label again with label\.soft set"):
+    with pytest.raises(TrainingError, match=r"row row-5 has no soft labels\. Label again with label\.soft set"):
         read(dataset)
 
 
@@ -219,7 +219,7 @@ def test_a_token_that_the_student_does_not_know_is_refused_before_training(datas
     assert len(read(dataset, lm=model_of(max(highest) + 1))) == len(rows)
     unknown = max(highest)
     with pytest.raises(
-        TrainingError, match=rf"has the token {unknown}, and the student knows only {unknown}"
+        TrainingError, match=rf"has the token {unknown}, and the student has only {unknown} tokens"
     ) as caught:
         read(dataset, lm=model_of(unknown))
     named = int(str(caught.value).split()[1].removeprefix("row-"))

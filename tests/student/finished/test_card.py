@@ -112,7 +112,7 @@ def test_the_body_says_where_the_student_comes_from(facts: CardFacts) -> None:
     assert "63.7 million parameters" in text
     assert "63,713,088 parameters, 127 MB on disk" in text
     assert "stillhouse 0.1.0, torch 2.13.0" in text
-    assert "## What the figures do not say" in text
+    assert "## Limitations" in text
 
 
 @pytest.mark.parametrize(("kept", "loss", "kl"), [(None, "2.7500", "1.2500"), (25, "3.2500", "1.5000")])
@@ -120,7 +120,7 @@ def test_held_out_figures_are_those_of_the_student_that_was_kept(
     facts: CardFacts, kept: int | None, loss: str, kl: str
 ) -> None:
     text = render_card(dataclasses.replace(facts, card=made_card(kept_step=kept)))
-    assert f"after step {kept or 50}, in nats a token" in text
+    assert f"after step {kept or 50}, in nats per token" in text
     assert f"| loss, as above | {loss} |" in text
     assert f"temperature 1 | {kl} |" in text
 

@@ -239,7 +239,7 @@ def test_a_baseline_has_no_copy(tiny_recipe: MakeRecipe) -> None:
 
 def test_what_cannot_be_quantised_is_refused_before_training(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     gpt2 = {"config": {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2}}
-    with pytest.raises(RecipeError, match=r"student.quantize is int8, and a gpt2 model has no linear layers"):
+    with pytest.raises(RecipeError, match=r"student.quantize is 'int8': a gpt2 model has no linear layers"):
         check_student(tiny_recipe(student={"init": gpt2, "quantize": "int8"}))
     check_student(tiny_recipe(student={"init": gpt2}))
     folder = make_tiny_model(tmp_path / "gpt2")

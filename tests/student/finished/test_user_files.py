@@ -140,7 +140,7 @@ def test_a_student_takes_no_other_folders_place(tmp_path: Path) -> None:
     place.path.mkdir()
     assert place.finished_card() is None
     (place.path / "model.safetensors").write_text(THEIRS)
-    with pytest.raises(UsageError, match=f"holds something else: it has no {CARD}"):
+    with pytest.raises(UsageError, match=f"contains other files and no {CARD}"):
         place.finished_card()
 
 

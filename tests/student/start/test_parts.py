@@ -188,11 +188,12 @@ def test_a_gold_student_s_layers_are_measured_on_the_teacher_s_completions(label
 def test_a_start_without_its_dataset_says_why_and_which_command_makes_it(tiny_recipe: MakeRecipe) -> None:
     for init, words in (
         (TWO, r"choose is 'importance'.*set it to 'even'"),
-        ({"from": "teacher", "width": {"heads": 2}}, r"width is set.*take it away"),
+        ({"from": "teacher", "width": {"heads": 2}}, r"student\.init\.width: widths .*remove it"),
         ({"from": "teacher", "vocabulary": "used"}, r"vocabulary is 'used'.*set it to 'all'"),
     ):
-        with pytest.raises(DatasetMissing, match=words + ".*run `stillhouse label` with this recipe first$"):
+        with pytest.raises(DatasetMissing, match=words + r".* to start without a dataset\.$") as caught:
             prepare_untrained(*of(tiny_recipe(), init))
+        assert "`stillhouse label`" in str(caught.value)
     assert not Path(tiny_recipe().students).exists()
 
 

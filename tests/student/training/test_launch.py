@@ -129,7 +129,7 @@ def test_more_processes_than_gpus_are_refused(launched: MakeLaunched, monkeypatc
 
 def test_sharding_may_be_launched(launched: MakeLaunched) -> None:
     check_student(launched({"fsdp": True}, num_processes=2))
-    assert "set student.launch to {num_processes: 2}" in refused(launched({"fsdp": True}, num_processes=1))
+    assert "Set student.launch to {num_processes: 2}" in refused(launched({"fsdp": True}, num_processes=1))
 
 
 def test_another_number_of_processes_than_asked_for_is_told(

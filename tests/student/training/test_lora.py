@@ -154,11 +154,11 @@ def test_resuming_gives_the_student_of_an_unbroken_run(
     [
         (
             ("q_proj", "v_porj"),
-            "is ['q_proj', 'v_porj']: the student has no module v_porj. It has down_proj, gate_proj, ",
+            "is ['q_proj', 'v_porj']: the student has no module v_porj. Choose from its modules down_proj, gate_proj, ",
         ),
-        ("q_proj", "A text is a pattern of a module's whole name: give a list, [q_proj]"),
+        ("q_proj", "(a string is a pattern for a module's whole name; for its last part use a list, [q_proj])"),
         (r".*\.(query|value)", "the student has no module"),
-        ("*proj", "it is no regular expression"),
+        ("*proj", "it is not a regular expression"),
         (("input_layernorm",), "is ['input_layernorm']: "),
         (("embed_tokens",), "share their weights"),
         (("lm_head",), "share their weights"),
@@ -169,7 +169,7 @@ def test_wrong_target_modules(tiny_model: Path, targets: str | tuple[str, ...], 
     lm = load_language_model(tiny_model, device="cpu")
     with pytest.raises(RecipeError) as caught:
         add_adapters(lm.model, LoraSettings(target_modules=targets), seed=0)
-    assert str(caught.value).startswith("student.lora.target_modules is ")
+    assert caught.value.setting == "student.lora.target_modules"
     assert words in str(caught.value)
     assert "q_proj" in str(caught.value) or "all-linear" in str(caught.value)
 

@@ -174,9 +174,10 @@ def test_models_that_do_not_are_refused(name: str, fresh: bool) -> None:
     for parameter in model.parameters() if not fresh else []:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    with pytest.raises(TrainingError, match="student.packing is true, and the student does not keep rows") as caught:
+    with pytest.raises(TrainingError, match="the student does not separate rows that share a sequence") as caught:
         check(model)
-    assert "Set student.packing to false" in str(caught.value)
+    assert (caught.value.setting, caught.value.value) == ("student.packing", True)
+    assert caught.value.fix == "set it to false"
 
 
 @pytest.mark.numeric
