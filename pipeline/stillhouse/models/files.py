@@ -356,7 +356,7 @@ def _from_hub(name: str, revision: str | None, setting: str, files: list[str]) -
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise TeacherUnavailable(
-            f"no such folder exists, and the hub has no such model or cannot be reached ({reason.rstrip('.')})",
+            f"there is no such folder, and the hub has no such model or cannot be reached ({reason.rstrip('.')})",
             setting=setting,
             value=name,
             fix="check the path or the id" + (demo if "smollm2" in name.lower() else ""),

@@ -127,7 +127,7 @@ class TokenRows:
     @property
     def whole(self) -> bool:
         """Whether, by the Parquet footers, every row has token ids."""
-        return all(group.facts[place].nulls == 0 for group in self.groups for place in (0, 1))
+        return all(group.facts[column].nulls == 0 for group in self.groups for column in (0, 1))
 
     def lengths(self) -> RowLengths:
         """Return the row lengths. Decodes row groups with suspicious footers, to refuse them before any training.

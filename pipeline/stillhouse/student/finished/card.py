@@ -1,7 +1,7 @@
 """README.md of a student: a Hugging Face model card, so that the folder documents itself wherever it is copied.
 
-    write_cards(place.path, card, recipe, manifest)             # for a student that was just trained
-    write_cards(place.path, card, recipe, manifest, figures)    # again, with the figures of an evaluation
+    write_cards(folder.path, card, recipe, manifest)             # for a student that was just trained
+    write_cards(folder.path, card, recipe, manifest, figures)    # again, with the figures of an evaluation
 
 It is ready to publish: the teacher, the rows, the loss and the settings, the measurements, and the limits of the figures.
 The text is a function of `CardFacts` alone; its layout is card.md.j2. It is always written whole: figures appear only with

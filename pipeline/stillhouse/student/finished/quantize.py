@@ -1,7 +1,7 @@
 """An int8 copy of a finished student for small devices: weight-only quantisation of linear layers, by torchao.
 
     check_quantizable(recipe, student)                  # before anything is sent or trained
-    card = add_int8(place, recipe, student, dataset)    # data/students/<recipe>/<variant>/int8/, a model's folder too
+    card = add_int8(folder, recipe, student, dataset)    # data/students/<recipe>/<variant>/int8/, a model's folder too
 
 Each row of a linear layer's weight is stored as 8-bit integers with one scale. Embeddings, norms and the head are not
 quantised: transformers 5.23 with torchao 0.18 skips a tied head, and a head untied by its own option computes other logits
@@ -67,7 +67,7 @@ def require_torchao() -> None:
         )
 
 
-def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dataset: Dataset) -> StudentCard:
+def add_int8(folder: StudentFolder, recipe: Recipe, student: StudentSettings, dataset: Dataset) -> StudentCard:
     """Make the quantised copy of an existing student, in a subfolder of its folder.
 
     Raises:
@@ -75,18 +75,18 @@ def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dat
         TrainingError: the student does not exist.
     """
     require_torchao()
-    card = place.trained_card()
+    card = folder.trained_card()
     if card is None:
-        raise TrainingError(f"{place.path} has no student of this recipe to quantise", fix="run `stillhouse distill`")
-    made = place.work / INT8
+        raise TrainingError(f"{folder.path} has no student of this recipe to quantise", fix="run `stillhouse distill`")
+    made = folder.work / INT8
     shutil.rmtree(made, ignore_errors=True)
-    copy = quantize(place.path, made, trust_remote_code=student.trust_remote_code)
+    copy = quantize(folder.path, made, trust_remote_code=student.trust_remote_code)
     card = card.model_copy(update={"int8": copy})
     fsync_files(made)
-    place.publish_int8(made)
-    write_cards(place.path, card, recipe, dataset.manifest)
-    write_atomically(place.path / RECIPE, recipe.as_yaml().encode())
-    place.write_card(card)
+    folder.publish_int8(made)
+    write_cards(folder.path, card, recipe, dataset.manifest)
+    write_atomically(folder.path / RECIPE, recipe.as_yaml().encode())
+    folder.write_card(card)
     return card
 
 

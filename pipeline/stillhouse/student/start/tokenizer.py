@@ -103,12 +103,12 @@ def merged_from(token: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """
     parts, made = list(token), []
     while len(parts) > 1:
-        mergeable = [(ranks[pair], place) for place, pair in enumerate(pairwise(parts)) if pair in ranks]
+        mergeable = [(ranks[pair], index) for index, pair in enumerate(pairwise(parts)) if pair in ranks]
         if not mergeable:
             return []
-        _, place = min(mergeable)
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-        made.append(parts[place])
+        _, index = min(mergeable)
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
+        made.append(parts[index])
     return made
 
 
@@ -242,7 +242,7 @@ def _renumbered(key: str, value: Any, new: dict[int, int]) -> Any:
 
 def _renumbered_list(key: str, listed: list[Any], new: dict[int, int]) -> list[Any]:
     if key == "forced_decoder_ids":  # [[position, token], ...]
-        return [[place, new[token]] for place, token in listed if token in new]
+        return [[position, new[token]] for position, token in listed if token in new]
     if any(isinstance(one, list) for one in listed):  # words of several tokens, which need all of them
         return [[new[token] for token in word] for word in listed if all(token in new for token in word)]
     return [new[token] for token in listed if token in new]

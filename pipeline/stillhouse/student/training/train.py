@@ -78,11 +78,11 @@ def prepare_untrained(
         StudentBusy: another run is training this recipe's students.
     """
     labelled = start_dataset(recipe, student, labelled)
-    place = student_folder(recipe, student, "untrained", None, labelled)
-    if place.finished_card():
-        return place
+    folder = student_folder(recipe, student, "untrained", None, labelled)
+    if folder.finished_card():
+        return folder
     check_start(recipe, student)  # before anything is written, the lock included
-    with place.lock():
+    with folder.lock():
         return _prepare_untrained(recipe, student, labelled, progress)
 
 
@@ -90,16 +90,16 @@ def _prepare_untrained(
     recipe: Recipe, student: StudentSettings, labelled: Dataset | None, progress: Progress
 ) -> StudentFolder:
     """Do the work of `prepare_untrained`, with the folder's lock held."""
-    place = student_folder(recipe, student, "untrained", None, labelled)
-    if place.finished_card():
-        return place
-    made = place.work / "model"
+    folder = student_folder(recipe, student, "untrained", None, labelled)
+    if folder.finished_card():
+        return folder
+    made = folder.work / "model"
     shutil.rmtree(made, ignore_errors=True)
-    make_folder(place.work)
+    make_folder(folder.work)
     initialise(recipe, student, made, labelled, progress)
     model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
-    _publish(recipe, place, made, _card(recipe, place, made, model))
-    return place
+    _publish(recipe, folder, made, _card(recipe, folder, made, model))
+    return folder
 
 
 def distill(
@@ -123,20 +123,20 @@ def distill(
         TrainingError: this student cannot learn from the rows, or the training has diverged.
     """
     labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
-    place = student_folder(recipe, student, student.mode, dataset, labelled)
-    card = place.finished_card()
+    folder = student_folder(recipe, student, student.mode, dataset, labelled)
+    card = folder.finished_card()
     if card is not None:
         return card
-    arguments = training_arguments(recipe, student, place.work)
+    arguments = training_arguments(recipe, student, folder.work)
     objective = load_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
     check_template_on_rows(recipe, student, dataset)
-    with place.lock():  # nothing is written before this
-        if (card := place.finished_card()) is not None:  # trained by another run in the meantime
+    with folder.lock():  # nothing is written before this
+        if (card := folder.finished_card()) is not None:  # trained by another run in the meantime
             return card
-        if (card := place.trained_card()) is not None:  # complete except for its quantised copy
-            return add_int8(place, recipe, student, dataset) if is_first() else card
-        work = _Work(recipe, student, dataset, labelled, place, arguments, objective)
+        if (card := folder.trained_card()) is not None:  # complete except for its quantised copy
+            return add_int8(folder, recipe, student, dataset) if is_first() else card
+        work = _Work(recipe, student, dataset, labelled, folder, arguments, objective)
         return _train(work, progress, open_teacher, is_teacher=is_teacher)
 
 
@@ -148,7 +148,7 @@ class _Work:
     student: StudentSettings
     dataset: Dataset
     labelled: Dataset | None
-    place: StudentFolder
+    folder: StudentFolder
     arguments: TrainingArguments
     objective: Objective
 
@@ -157,12 +157,12 @@ def _train(
     work: _Work, progress: Progress, open_teacher: Callable[[], LiveTeacher] | None, *, is_teacher: bool
 ) -> StudentCard:
     """Train the student with the folder's lock held; the arguments are those of `distill`."""
-    recipe, student, dataset, place, arguments = work.recipe, work.student, work.dataset, work.place, work.arguments
+    recipe, student, dataset, folder, arguments = work.recipe, work.student, work.dataset, work.folder, work.arguments
     with first_process_first():
         start = _prepare_untrained(recipe, student, work.labelled, progress)
         if is_first():
-            place.resume_earlier_work()
-        checkpoint = _last_complete_checkpoint(place.work)
+            folder.resume_earlier_work()
+        checkpoint = _last_complete_checkpoint(folder.work)
     files = ModelFiles("the student", start.path)
     other_tokens = has_other_tokenizer(dataset, files, refused=student.needs_soft_labels)
     vocabulary_map = vocabulary_map_for(files, dataset.manifest.teacher.tokenizer_sha256)
@@ -176,19 +176,19 @@ def _train(
     trainer, learning = _trainer(student, lm, work.objective, arguments, rows, open_teacher() if open_teacher else None)
     doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
     trainer.add_callback(ProgressCallback(progress, doing))
-    make_folder(place.work)
+    make_folder(folder.work)
     began = time.monotonic()
     with restore_patched_module(lm.model):
         trainer.train(resume_from_checkpoint=checkpoint)
     training = _Trained(dataset, time.monotonic() - began, trainer, rows.train, learning, is_teacher)
     weights = trainer.gather_weights()
     if is_first():
-        _finish(recipe, student, place, start.path, weights, training)
+        _finish(recipe, student, folder, start.path, weights, training)
     wait_for_all()
-    finished = place.finished_card()
+    finished = folder.finished_card()
     if finished is None:
         raise TrainingError(
-            f"the first process wrote {place.path}, but this process cannot see it",
+            f"the first process wrote {folder.path}, but this process cannot see it",
             fix="use a disk that all processes share",
         )
     return finished
@@ -277,21 +277,21 @@ def _trainer(
 def _finish(
     recipe: Recipe,
     student: StudentSettings,
-    place: StudentFolder,
+    folder: StudentFolder,
     start: Path,
     weights: dict[str, Tensor],
     training: _Trained,
 ) -> None:
     """Write the trained student and move it to its final folder; called in the first process only."""
-    made = place.work / "model"
+    made = folder.work / "model"
     shutil.rmtree(made, ignore_errors=True)
     if student.lora:
         untrained = load_language_model(start, device="cpu", trust_remote_code=student.trust_remote_code)
         weights = merge_adapters(untrained, student.lora, weights, made / "adapter").model.state_dict()
     model = _save(weights, start, made, trusted=student.trust_remote_code)
-    _publish(recipe, place, made, _card(recipe, place, made, model, training), training.dataset)
-    if place.wants_int8:
-        add_int8(place, recipe, student, training.dataset)
+    _publish(recipe, folder, made, _card(recipe, folder, made, model, training), training.dataset)
+    if folder.wants_int8:
+        add_int8(folder, recipe, student, training.dataset)
 
 
 def _last_complete_checkpoint(work: Path) -> str | None:
@@ -316,12 +316,12 @@ def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: boo
 
 
 def _publish(
-    recipe: Recipe, place: StudentFolder, made: Path, card: StudentCard, dataset: Dataset | None = None
+    recipe: Recipe, folder: StudentFolder, made: Path, card: StudentCard, dataset: Dataset | None = None
 ) -> None:
     write_cards(made, card, recipe, dataset.manifest if dataset else None)
     write_atomically(made / RECIPE, recipe.as_yaml().encode())
     fsync_files(made)
-    place.publish(made, card)
+    folder.publish(made, card)
 
 
 @dataclass(frozen=True)
@@ -337,16 +337,16 @@ class _Trained:
 
 
 def _card(
-    recipe: Recipe, place: StudentFolder, made: Path, model: torch.nn.Module, training: _Trained | None = None
+    recipe: Recipe, folder: StudentFolder, made: Path, model: torch.nn.Module, training: _Trained | None = None
 ) -> StudentCard:
     trainer = training.trainer if training else None
     history = trainer.state.log_history if trainer else []
     measured = [entry for entry in history if {"loss", "eval_loss"} & entry.keys()]
     return StudentCard(
         recipe=recipe.name,
-        variant=place.variant,
+        variant=folder.variant,
         is_teacher=training is not None and training.is_teacher,
-        key=place.key,
+        key=folder.key,
         names_weights_by="content",
         dataset=training.dataset.manifest.label if training else "",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
