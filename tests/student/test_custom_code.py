@@ -118,7 +118,7 @@ def test_an_encoder_decoder_of_its_own_code_is_a_start(
         "layers": {"from": "teacher", "layers": {"encoder": [1, 2], "decoder": 1}},
         "config": {"config": {"d_ff": 8}},
     }
-    assert "which only code of its own can load" in refused(start(inits[init], folder))
+    assert "only code that comes with the model can load it" in refused(start(inits[init], folder))
     recipe = start(inits[init], folder, trust_remote_code=True)
     assert recipe.student is not None
     initialise(recipe, recipe.student, tmp_path / "made")

@@ -75,9 +75,8 @@ def _reference_score(asked: Sequence[Completion], written: Written, settings: Ev
 
 def with_labels(models: Models, asked: Asked, recipe: Recipe) -> Models:
     """Return `models`; if the teacher does not run on this machine, add a row for it, made from its labels."""
-    if (
-        can_load_in_process(recipe.teacher) or recipe.label.mode != "generate"
-    ):  # in other modes the labels are the references
+    references = recipe.label.mode != "generate"  # in other modes the labels are the references
+    if can_load_in_process(recipe.teacher) or references:
         return models
     labels = written_as_labels(asked.rows)
     score = _reference_score(asked.rows, labels, recipe.evaluate)
