@@ -283,11 +283,11 @@ def gpu_with_liger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liger.importlib.util, "find_spec", lambda *_: object())
 
 
-@pytest.mark.usefixtures("gpu_with_liger")
 def with_train(train: dict[str, Any]) -> StudentSettings:
     return StudentSettings.model_validate({"init": {"model": "x"}, "train": train})
 
 
+@pytest.mark.usefixtures("gpu_with_liger")
 @pytest.mark.parametrize(
     ("given", "model_type", "used"),
     [
