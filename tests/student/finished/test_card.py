@@ -148,7 +148,7 @@ def test_a_broken_student_s_card_begins_with_what_is_wrong(facts: CardFacts) -> 
     text = render_card(broken)
     assert f"# quick: white-box student\n\n> **Warning.** {said}\n\nA causal language model" in text
     assert "| **white-box student** | 38.0 % [35.0, 41.0] |" in text
-    assert "What the answers to held-out prompts look like:\n\n| model | repeat themselves |\n| --- | --- |\n" in text
+    assert "Statistics of the answers to held-out prompts:\n\n| model | repeat themselves |\n| --- | --- |\n" in text
     assert "Warning" not in render_card(broken, int8=True)  # of the copy nothing is wrong
     assert "Warning" not in render_card(dataclasses.replace(broken, figures=FIGURES))
     untrained = dataclasses.replace(figures, warnings={"untrained student": said})
@@ -162,7 +162,7 @@ def test_the_card_of_the_copy_is_about_the_copy(facts: CardFacts) -> None:
     text = render_card(with_copy, int8=True)
     assert front_of(text)["tags"][-2:] == ["int8", "torchao"]
     assert "35.4 million of its parameters" in text
-    assert "92 MB on disk in place of 127 MB" in text
+    assert "92 MB on disk instead of 127 MB" in text
     assert "| **white-box student, int8** |" in text
     assert "pip install torchao" in text
     assert "pip install torchao" not in render_card(with_copy)
