@@ -189,12 +189,12 @@ class PromptDecoder:
 
 
 def _pattern(tokenizer: Any, roles: Sequence[str]) -> re.Pattern[str] | None:
-    from stillhouse.models.load import template_errors
+    from stillhouse.models.load import convert_template_errors
 
     marks = [f"⟦{number}⟧" for number in range(len(roles))]
     turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     try:
-        with template_errors():
+        with convert_template_errors():
             text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except TemplateRefused:
         return None  # for instance, the template does not support a system turn

@@ -108,7 +108,7 @@ def test_nor_does_a_second_fine_tuning(tiny_recipe: MakeRecipe, tiny_model: Path
     recipe = tiny_recipe(teacher=teacher)
     tuning = finetuning_of(recipe)
     assert tuning is not None
-    base = tuning.place(make_gold(recipe)).base
+    base = tuning.folder(make_gold(recipe)).base
     with written_meanwhile(base):
         before = contents(base)
         with pytest.raises(StudentBusy, match="teachers/test is being written by another run"):
@@ -202,11 +202,11 @@ def test_one_run_measures_importance_at_a_time_and_the_other_finds_it(labelled: 
     found: list[object] = []
 
     def second() -> None:
-        with store.in_turn(lambda activity, done, total: told.append(activity)):
+        with store.lock(lambda activity, done, total: told.append(activity)):
             found.append(store.read().leave_one_out)
 
     thread = threading.Thread(target=second)
-    with store.in_turn(lambda *_: None):
+    with store.lock(lambda *_: None):
         thread.start()
         until = time.monotonic() + 30
         while not told and time.monotonic() < until:
@@ -304,7 +304,7 @@ def test_once_they_have_a_key_of_today_an_edited_start_makes_another_student(
         file.write(bytes([last[0] ^ 1]))
     place = place_of_student(earlier)
     assert place.earlier_key == KEYS["greedy"]["white-box"]
-    assert place.finished() is None
+    assert place.finished_card() is None
 
 
 def test_checkpoints_of_an_earlier_release_are_gone_on_with(earlier: Recipe) -> None:

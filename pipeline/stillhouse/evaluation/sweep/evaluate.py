@@ -107,7 +107,7 @@ def _finished(point: Point, dataset: Dataset) -> _Finished:
     mode = point.student.mode
     learnt_from = learning_dataset(point.recipe, mode, dataset) or dataset
     place = student_folder(point.recipe, point.student, mode, learnt_from, dataset)
-    card = place.finished()
+    card = place.finished_card()
     if card is None:
         raise StudentMissing(
             f"sweep, {point.label}: there is no finished {mode} student of this recipe and dataset "

@@ -136,12 +136,12 @@ def test_a_report_is_not_written_over_another_file(tmp_path: Path, name: str) ->
 
 def test_a_student_takes_no_other_folders_place(tmp_path: Path) -> None:
     place = StudentFolder(tmp_path, "white-box", "a" * 64)
-    assert place.finished() is None
+    assert place.finished_card() is None
     place.path.mkdir()
-    assert place.finished() is None
+    assert place.finished_card() is None
     (place.path / "model.safetensors").write_text(THEIRS)
-    with pytest.raises(UsageError, match=f"holds something else: it has no {CARD}"):
-        place.finished()
+    with pytest.raises(UsageError, match=f"contains other files and no {CARD}"):
+        place.finished_card()
 
 
 def test_a_newer_student_takes_over_files_of_others(tmp_path: Path) -> None:
