@@ -224,7 +224,7 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
         "lora": settings_line(student.lora.model_dump(mode="json")) if student.lora else None,
         "early_stopping": settings_line(student.early_stopping.model_dump()) if student.early_stopping else None,
     }
-    settings = statistics.card.training | ours
+    settings = facts.card.training | ours
     plain = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
     return [
         (name, escape_table_cell(value)) for name, value in plain.items() if value is not None and value is not False
