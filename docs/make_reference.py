@@ -27,7 +27,7 @@ import stillhouse.student.losses
 import stillhouse.teachers
 from stillhouse.cli.main import app
 from stillhouse.plugins import built_in_kinds
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.settings import Settings
 
 DOCS = Path(__file__).parent

@@ -22,7 +22,7 @@ from stillhouse.dataset.manifest import Manifest, version_label
 from stillhouse.errors import StillhouseError, UsageError, error_from
 from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.progress import PlainProgress, Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 
 # Persistent caching stays off: whether a shard or a student is done is for the store to say (docs/architecture.md).
 ENDED = "prefect.flow-run.ended"  # the last event of a run of ours
@@ -36,7 +36,7 @@ RecipePath = Annotated[str, Field(min_length=1)]
 Overrides = list[Annotated[str, Field(pattern=r"^[^=\s]+=")]] | None
 
 
-def tell_ended(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+def emit_ended_event(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
     """Say that a run has ended, after its heartbeats and by the same way.
 
     The server learns of a state at once, and of a heartbeat some seconds after it was sent: of a short run often after its
@@ -59,7 +59,7 @@ def tell_ended(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
 FLOW: dict[str, Any] = {
     "persist_result": False,
     "validate_parameters": True,
-    **{when: [tell_ended] for when in ("on_completion", "on_failure", "on_crashed", "on_cancellation")},
+    **{when: [emit_ended_event] for when in ("on_completion", "on_failure", "on_crashed", "on_cancellation")},
 }
 
 
@@ -69,7 +69,7 @@ def logged_progress() -> Progress:
     return PlainProgress(get_run_logger().info, LOG_EVERY)
 
 
-def another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def retry_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """What the recipe says wrongly stays wrong; whatever else it was, the store decides what is done."""
     return not isinstance(state.data, UsageError)
 

@@ -10,7 +10,8 @@ from prefect.states import Completed
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.evaluate import EvaluationResult
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_evaluate
 from stillhouse.stages.stages import evaluate_stage, recipe_dataset
 from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger, task
 
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_finetune
 from stillhouse.stages.stages import finetune_stage
 from stillhouse.student.finished.folder import StudentResult
-from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, another_try_may_help, logged_progress, name_run
+from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run, retry_may_help
 from stillhouse_flows.watching import show_models
 
 
@@ -17,7 +18,7 @@ from stillhouse_flows.watching import show_models
     task_run_name="fine-tune teacher",
     retries=1,
     retry_delay_seconds=10,
-    retry_condition_fn=another_try_may_help,
+    retry_condition_fn=retry_may_help,
     **TASK,
 )
 def finetune_teacher(recipe: Recipe) -> StudentResult | None:

@@ -23,7 +23,7 @@ from stillhouse_flows.watching import show_dataset, show_plan, watched
 from stillhouse_flows.work_pool import runner_of
 
 
-async def _another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+async def _retry_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """What the recipe, the account or the budget forbids stays forbidden."""
     try:
         await state.aresult()
@@ -39,7 +39,7 @@ async def _another_try_may_help(task: Task[..., Any], run: TaskRun, state: State
     task_run_name="label {name}",
     retries=2,
     retry_delay_seconds=10,
-    retry_condition_fn=_another_try_may_help,
+    retry_condition_fn=_retry_may_help,
     **TASK,
 )
 async def label_shard(job: LabelJob, number: int, name: str) -> None:

@@ -3,7 +3,7 @@
 A flow run says every 30 seconds that it lives. Where its process and its worker are both killed, or its machine is lost,
 nobody is left to say that it failed, and Prefect would show it as Running for ever, or as Pending where it had not begun.
 Two automations of the server wait for the next word of it, and end a run that gives none as Crashed. The last word of a run
-that ends by itself is its own event (common.tell_ended), which follows its last heartbeat. Nothing is retried by itself: a
+that ends by itself is its own event (common.emit_ended_event), which follows its last heartbeat. Nothing is retried by itself: a
 retry goes on where the journal, or the last checkpoint, stands.
 """
 

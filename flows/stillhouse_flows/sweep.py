@@ -22,7 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from stillhouse.stages.stages import distill_stage
 from stillhouse.stages.sweep import Children, PointTraining, train_apart, train_points
 from stillhouse.student.finished.folder import StudentResult
-from stillhouse_flows.common import TASK, another_try_may_help, logged_progress
+from stillhouse_flows.common import TASK, logged_progress, retry_may_help
 
 _OF_A_STUDENT: dict[str, Any] = {
     "name": "train student",
@@ -33,7 +33,7 @@ _OF_A_STUDENT: dict[str, Any] = {
 }
 
 
-@task(retry_condition_fn=another_try_may_help, **_OF_A_STUDENT)
+@task(retry_condition_fn=retry_may_help, **_OF_A_STUDENT)
 def train_here(training: PointTraining, label: str) -> StudentResult:
     """Train one student in this process."""
     here = partial(distill_stage, tell=get_run_logger().info)
@@ -59,7 +59,7 @@ def train_sweep(trainings: Sequence[PointTraining], at_a_time: int) -> list[Stud
     children = Children(at_a_time)
 
     def may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-        return not children.stopped and another_try_may_help(task, run, state)
+        return not children.stopped and retry_may_help(task, run, state)
 
     apart = train_in_a_process.with_options(retry_condition_fn=may_help)
     threads: ThreadPoolTaskRunner[StudentResult] = ThreadPoolTaskRunner(max_workers=at_a_time)

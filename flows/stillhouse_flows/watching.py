@@ -43,7 +43,7 @@ from stillhouse.evaluation.sweep.verdict import sweep_warnings
 from stillhouse.labelling.engine import LabelJob, LabelResult
 from stillhouse.labelling.metrics import Metrics, dollars, duration
 from stillhouse.labelling.parts import FOLDER as PARTS
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.student.finished.folder import StudentResult
 
 EVERY = 10.0  # seconds between two looks at a run

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stillhouse import __version__
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 
 Stillhouse = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -18,7 +18,7 @@ from stillhouse.evaluation.results import Interval
 from stillhouse.evaluation.sweep.evaluate import evaluate_sweep
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import load_weights
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.stages import distill_students
 from stillhouse.student.training.train import distill
 from tests.conftest import MakeRecipe, make_tiny_model

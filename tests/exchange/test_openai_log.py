@@ -15,7 +15,7 @@ from stillhouse.exchange.imports import Imported, ImportRequest, import_dataset
 from stillhouse.exchange.openai_log import OPENAI_URL, LogReader
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import estimate_labelling
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 
 BODY: dict[str, Any] = {
     "model": "gpt-4o-mini",

@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests import compose
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS

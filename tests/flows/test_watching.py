@@ -12,7 +12,7 @@ import pytest
 
 from stillhouse.evaluation.evaluate import EvaluationResult
 from stillhouse.evaluation.report.report import ReportFiles
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.evaluation.reports import BROKEN, SEPARATE
 from tests.flows import PREFECTS_WARNINGS

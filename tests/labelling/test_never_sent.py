@@ -18,7 +18,8 @@ from stillhouse.exchange.push import push_dataset
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.journal_view import JournalView
 from stillhouse.recipe.label import LabelSettings, RunnerSettings
-from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Message, Prompt
 from stillhouse.storage import service
 from stillhouse.teachers.base import Refusal, Request, Terms, open_teacher

@@ -13,7 +13,9 @@ from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRe
 from stillhouse.labelling.engine import LabelResult, job_in_turn, label, open_job
 from stillhouse.labelling.holding import held_dataset
 from stillhouse.labelling.journal_view import JournalView
-from stillhouse.recipe.load import DatasetSettings, Recipe, load_recipe, recipe_from
+from stillhouse.recipe.dataset import DatasetSettings
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.stages.stages import label_stage
 from tests.conftest import WORDS, MakeRecipe
 from tests.stand_in import running_stand_in

@@ -14,7 +14,7 @@ from stillhouse.errors import TeacherUnavailable, UsageError
 from stillhouse.labelling import sender
 from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.labelling.retrying import Retry
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import Canned, RunningStandIn, running_stand_in

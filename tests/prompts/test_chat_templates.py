@@ -14,13 +14,13 @@ from transformers import AutoTokenizer
 from stillhouse.dataset.columns import completion_at
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TemplateRefused
-from stillhouse.evaluation.measures.rendered import rendered_by_all
-from stillhouse.evaluation.measures.subject import Subject
+from stillhouse.evaluation.measures.chat_templates import select_rendered
+from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
 from stillhouse.exchange.tokens import Tokens
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import encode_prompt, load_language_model, load_tokenizer
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion, Message, Prompt
 from stillhouse.stages.checks import check_finetune, check_labels, check_run
 from stillhouse.stages.stages import distill_students, plan_stage
@@ -197,7 +197,7 @@ def test_a_row_that_the_teacher_s_template_refuses_is_that_row_s_rejection(
 
 def test_a_server_is_not_asked_what_its_template_refuses(model: Make) -> None:
     """No server listens there: the refusal is made before anything is sent."""
-    from stillhouse.recipe.load import TeacherSettings
+    from stillhouse.recipe.teacher import TeacherSettings
 
     folder = model(GEMMA)
     settings = TeacherSettings(kind="vllm", model=str(folder), options={"base_urls": ["http://127.0.0.1:9/v1"]})
@@ -254,15 +254,15 @@ def test_models_are_compared_on_the_rows_that_all_of_them_render(
         )
         for number, turns in enumerate(numbered(number, twice=number % 2 == 0) for number in range(4))
     ]
-    both = [Subject("teacher", "t", tiny_model), Subject("student", "s", model(GEMMA))]
+    both = [ModelToMeasure("teacher", "t", tiny_model), ModelToMeasure("student", "s", model(GEMMA))]
     with caplog.at_level(logging.WARNING):
-        assert [row.id for row in rendered_by_all(rows, both)] == ["1", "3"]
+        assert [row.id for row in select_rendered(rows, both)] == ["1", "3"]
     assert "2 of 4 held-out rows are left out of the report: the chat template of the student" in caplog.text
-    assert rendered_by_all(rows, both[:1]) == tuple(rows)
+    assert select_rendered(rows, both[:1]) == tuple(rows)
     with pytest.raises(
         RecipeError, match="the chat template of the student .* refuses the prompts of all 2 held-out rows"
     ):
-        rendered_by_all(rows[::2], both)
+        select_rendered(rows[::2], both)
 
 
 def test_a_server_is_checked_by_a_talk_that_its_template_renders(model: Make, tmp_path: Path) -> None:

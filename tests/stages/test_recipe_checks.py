@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from stillhouse.cli.main import app
 from stillhouse.errors import RecipeError, RecipeFaults, TeacherUnavailable
-from stillhouse.recipe.faults import raise_all, tell_all
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.faults import raise_all, run_checks
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_distill, check_evaluate, check_finetune, check_labels, check_plan, check_run
 from stillhouse.stages.stages import plan_stage
 from tests.conftest import MakeRecipe
@@ -89,18 +89,18 @@ def test_a_model_that_is_not_there_is_told_only_where_nothing_is_wrong() -> None
         return check
 
     with pytest.raises(RecipeError, match="^wrong$"):
-        tell_all(raising(away), raising(wrong))
+        run_checks(raising(away), raising(wrong))
     with pytest.raises(TeacherUnavailable, match="^away$"):
-        tell_all(raising(away), raising(TeacherUnavailable("far")))
+        run_checks(raising(away), raising(TeacherUnavailable("far")))
     with pytest.raises(RecipeFaults) as raised:
-        tell_all(raising(RecipeFaults.of([wrong, RecipeError("odd\nvery")])), raising(wrong))
+        run_checks(raising(RecipeFaults.of([wrong, RecipeError("odd\nvery")])), raising(wrong))
     assert str(raised.value) == "the recipe has 2 faults:\n  wrong\n  odd\n  very"
     raise_all([])
 
 
 def test_a_defect_is_no_fault_of_the_recipe() -> None:
     with pytest.raises(ZeroDivisionError):
-        tell_all(lambda: 1 / 0)
+        run_checks(lambda: 1 / 0)
 
 
 @pytest.mark.parametrize("command", ["plan", "label", "run", "distill", "evaluate"])

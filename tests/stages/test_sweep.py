@@ -20,7 +20,7 @@ from stillhouse.errors import DatasetRefused, RecipeError, StillhouseError, Stud
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation, evaluate_sweep
 from stillhouse.labelling.engine import label
 from stillhouse.progress import silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.sweep_points import points
 from stillhouse.stages import sweep as sweeping
 from stillhouse.stages.stages import (

@@ -26,7 +26,7 @@ from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, Stora
 from stillhouse.labelling import engine, sender
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import estimate_labelling
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.storage import location as locations
 from stillhouse.storage import service
 from stillhouse.storage.durable import atomic_file, sha256_of_file, write_atomically

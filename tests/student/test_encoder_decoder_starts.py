@@ -28,7 +28,7 @@ from transformers import (
 from stillhouse.errors import RecipeError
 from stillhouse.models.generate import generate
 from stillhouse.models.load import load_language_model
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_labels, check_student
 from stillhouse.student.start.start_config import check_start, without_weights
 from stillhouse.student.training.frozen import freeze

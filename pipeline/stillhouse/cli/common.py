@@ -35,7 +35,7 @@ Root = Annotated[  # a Location, which Typer knows nothing of
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
+def reporting_errors() -> Iterator[None]:
     """End with one clear line and the right exit status; SIGTERM is an interruption like Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what a script starts with `&`
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

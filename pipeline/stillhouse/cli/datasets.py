@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse.cli import results as shown
-from stillhouse.cli.common import AsJson, Root, errors_told, tell
+from stillhouse.cli.common import AsJson, Root, reporting_errors, tell
 
 if TYPE_CHECKING:
     from stillhouse.dataset.catalog import Listed
@@ -25,7 +25,7 @@ Into = Annotated[str, typer.Option("--into", metavar="NAME", help="The dataset w
 @datasets_app.command("list")
 def datasets_list(root: Root = _ROOT, as_json: AsJson = False) -> None:
     """Every finished version, by name; a damaged one is listed with what is wrong."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.catalog import catalog
         from stillhouse.dataset.listing import catalog_lines, listed_json
@@ -54,7 +54,7 @@ def datasets_show(
     as_json: AsJson = False,
 ) -> None:
     """What a dataset is: teacher, rows, rejections, lengths, the teacher's entropy, and some samples."""
-    with errors_told():
+    with reporting_errors():
         from dataclasses import asdict
 
         from stillhouse.cli.terminal import output
@@ -98,7 +98,7 @@ def datasets_show(
 @datasets_app.command("verify")
 def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> None:
     """Hold every file, its rows, and the manifest itself against the checksums; exit status 1 if one differs."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.store import find_dataset
         from stillhouse.dataset.verify import has_seal
@@ -136,7 +136,7 @@ def datasets_merge(
     as_json: AsJson = False,
 ) -> None:
     """Several datasets as one new version, each row once; what one of them holds out stays held out."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.dataset.merge import merge
         from stillhouse.dataset.store import find_dataset
 
@@ -155,7 +155,7 @@ def datasets_filter(
     as_json: AsJson = False,
 ) -> None:
     """The rows for which a condition is true, as a new version."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.dataset.derive import filter_rows
         from stillhouse.dataset.store import find_dataset
 
@@ -171,7 +171,7 @@ def datasets_split(
     as_json: AsJson = False,
 ) -> None:
     """The same rows split anew, by prompt, as a new version."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.dataset.derive import split_anew
         from stillhouse.dataset.store import find_dataset
 
@@ -187,7 +187,7 @@ def datasets_rm(
     as_json: AsJson = False,
 ) -> None:
     """Remove a version for good; refused while another version was made from it, or a run is writing it."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.catalog import find_versions, remove
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse.cli import results as shown
-from stillhouse.cli.common import AsJson, Root, errors_told, tell
+from stillhouse.cli.common import AsJson, Root, reporting_errors, tell
 from stillhouse.cli.datasets import Into, Name, datasets_app
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def datasets_export(
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset in another project's format."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.store import find_dataset
         from stillhouse.exchange.base import ExportOptions
@@ -85,7 +85,7 @@ def datasets_import(
     as_json: AsJson = False,
 ) -> None:
     """Make a dataset of answers from elsewhere: another project's files, or a log of what was paid for."""
-    with errors_told():
+    with reporting_errors():
         import os
 
         from stillhouse.cli.terminal import output
@@ -125,7 +125,7 @@ def datasets_push(
     as_json: AsJson = False,
 ) -> None:
     """Push a version to the Hugging Face hub, with its card; the token comes from HF_TOKEN."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.store import find_dataset
         from stillhouse.exchange.push import push_dataset

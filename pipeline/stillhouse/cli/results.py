@@ -153,7 +153,7 @@ def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:
 def print_report(result: EvaluationResult | SweepEvaluation) -> None:
     """What is wrong with the students, the report's tables, and where the page lies; of a sweep, which student to take."""
     from stillhouse.cli.terminal import output, show_comparison
-    from stillhouse.evaluation.report.report import LOOKS
+    from stillhouse.evaluation.report.report import ANSWER_QUALITY_TITLE
     from stillhouse.evaluation.report.tables import answer_quality_table, comparison_table
     from stillhouse.evaluation.sweep.report import sweep_table
     from stillhouse.evaluation.sweep.results import SweepReport
@@ -166,7 +166,7 @@ def print_report(result: EvaluationResult | SweepEvaluation) -> None:
     headers, *rows = sweep_table(report) if isinstance(report, SweepReport) else comparison_table(report)
     show_comparison(headers, rows)
     if looks := answer_quality_table(report):
-        output.print(f"\n{LOOKS}", markup=False)
+        output.print(f"\n{ANSWER_QUALITY_TITLE}", markup=False)
         show_comparison(looks[0], looks[1:])
     if isinstance(report, SweepReport):
         output.print(f"\n{sweep_findings(report)}", markup=False)

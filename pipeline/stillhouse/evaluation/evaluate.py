@@ -28,8 +28,8 @@ from stillhouse.evaluation.measures.held_out import (
     shown_answers,
     versions_of,
 )
-from stillhouse.evaluation.measures.subject import Subject
-from stillhouse.evaluation.measures.subjects import student_subjects, teacher_subjects
+from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
+from stillhouse.evaluation.measures.recipe_models import student_models, teacher_models
 from stillhouse.evaluation.report.importance_plot import layers_of
 from stillhouse.evaluation.report.notes import notes, of_the_vocabularies
 from stillhouse.evaluation.report.report import ReportFiles, write_report
@@ -39,7 +39,7 @@ from stillhouse.evaluation.stored import figures_of, report_key, stored_report
 from stillhouse.models.files import find_model
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import sole_writer
 from stillhouse.student.finished.card import write_cards
@@ -75,7 +75,7 @@ def evaluate(
     """
     students = _students(recipe, student, dataset)
     named = [[place.key, place.wants_int8] for place in students]
-    key = report_key(recipe, dataset, named, key_of_settings(recipe.evaluate))
+    key = report_key(recipe, dataset, named, settings_key(recipe.evaluate))
     folder = Path(recipe.evaluate.reports) / recipe.name
     files = ReportFiles.in_folder(folder)
     stored = stored_report(_STORED, files, key)
@@ -93,7 +93,7 @@ def evaluate(
     return EvaluationResult(report, files, fresh=True)
 
 
-def key_of_settings(settings: EvaluateSettings) -> dict[str, Any]:
+def settings_key(settings: EvaluateSettings) -> dict[str, Any]:
     """Return the settings that the figures depend on; without an empty `metrics`, so that older reports keep their keys."""
     return settings.model_dump(exclude=_WITHOUT_EFFECT | (set() if settings.metrics else {"metrics"}))
 
@@ -112,7 +112,7 @@ def _measured(
     student: StudentSettings,
     dataset: Dataset,
     students: list[StudentFolder],
-    subjects: Sequence[Subject],
+    subjects: Sequence[ModelToMeasure],
     held_out: HeldOut,
     key: str,
     progress: Progress,
@@ -144,15 +144,15 @@ def _measured(
 
 def _subjects(
     recipe: Recipe, student: StudentSettings, dataset: Dataset, students: Sequence[StudentFolder]
-) -> list[Subject]:
+) -> list[ModelToMeasure]:
     """Return the teacher, if it is a model that can run on this machine, and the students."""
-    subjects = teacher_subjects(recipe)
+    subjects = teacher_models(recipe)
     if subjects and _told_of_its_start(recipe):
         start = find_model(recipe.teacher.model, recipe.teacher.revision)
         trusted = subjects[0].trust_remote_code
-        subjects.append(Subject(BEFORE, start.name, start.folder, trust_remote_code=trusted))
+        subjects.append(ModelToMeasure(BEFORE, start.name, start.folder, trust_remote_code=trusted))
     for place in students:
-        subjects += student_subjects(f"{place.variant} student", place, student, dataset)
+        subjects += student_models(f"{place.variant} student", place, student, dataset)
     return subjects
 
 

@@ -31,7 +31,7 @@ from stillhouse.processes import ranks
 from stillhouse.processes.environment import child_environment
 from stillhouse.processes.events import progress_event
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.durable import write_atomically
 
 RECIPE = "{recipe}"  # in a command: the file of the recipe

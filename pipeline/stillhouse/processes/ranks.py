@@ -86,7 +86,7 @@ def leave_failure(error: StillhouseError) -> None:
     sys.stdout.flush()
 
 
-def one_process(command: str) -> None:
+def require_one_process(command: str) -> None:
     """Refuse to run a command in several processes at once.
 
     Raises:

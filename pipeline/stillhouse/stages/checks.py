@@ -21,9 +21,9 @@ from stillhouse.labelling.engine import filters_of
 from stillhouse.plugins import refuse_unknown_kind
 from stillhouse.prompts.checks import check_prompts
 from stillhouse.quality.base import open_filters
-from stillhouse.recipe.faults import tell_all
+from stillhouse.recipe.faults import run_checks
 from stillhouse.recipe.label import encoding_of
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.finetune import before_finetuning, check_finetuned, check_finetuning
 from stillhouse.stages.launch import check_launch
@@ -58,7 +58,7 @@ def check_run(recipe: Recipe) -> None:
         TeacherUnavailable: a model that it starts from is not there.
     """
     student_of(recipe)
-    tell_all(
+    run_checks(
         partial(_check_kinds, recipe),
         partial(_check_teacher, recipe),
         partial(check_prompts, recipe),
@@ -81,7 +81,7 @@ def check_finetune(recipe: Recipe) -> None:
             "the recipe has no `teacher.finetune`: add it, for instance {train: {num_train_epochs: 3}}, or go on with "
             "`stillhouse label`"
         )
-    tell_all(
+    run_checks(
         partial(_check_kinds, recipe),
         partial(_check_teacher, recipe),
         partial(check_prompts, recipe),
@@ -109,7 +109,7 @@ def check_plan(recipe: Recipe) -> None:
     ]
     if recipe.student is not None:
         checks.append(partial(_check_students, recipe, _check_learner))
-    tell_all(*checks)
+    run_checks(*checks)
 
 
 def check_labels(recipe: Recipe) -> None:
@@ -119,7 +119,7 @@ def check_labels(recipe: Recipe) -> None:
         PromptError, RecipeError: as `check_plan` does.
         TeacherUnavailable: the teacher's model is not there, or has still to be fine-tuned.
     """
-    tell_all(partial(check_plan, recipe), partial(check_finetuned, recipe, read_prompts=True))
+    run_checks(partial(check_plan, recipe), partial(check_finetuned, recipe, read_prompts=True))
 
 
 def check_distill(recipe: Recipe) -> None:
@@ -129,7 +129,7 @@ def check_distill(recipe: Recipe) -> None:
         RecipeError, TeacherUnavailable: as `check_student` does.
     """
     student_of(recipe)
-    tell_all(partial(check_finetuned, recipe), partial(check_student, recipe))
+    run_checks(partial(check_finetuned, recipe), partial(check_student, recipe))
 
 
 def check_evaluate(recipe: Recipe) -> None:
@@ -140,7 +140,7 @@ def check_evaluate(recipe: Recipe) -> None:
         TeacherUnavailable: the teacher has still to be fine-tuned.
     """
     student_of(recipe)
-    tell_all(partial(_check_kinds, recipe), partial(check_finetuned, recipe))
+    run_checks(partial(_check_kinds, recipe), partial(check_finetuned, recipe))
 
 
 def check_student(recipe: Recipe) -> None:
@@ -152,7 +152,7 @@ def check_student(recipe: Recipe) -> None:
         RecipeError: the recipe has no student, or a kind, its start, its loss or its training arguments are wrong.
         TeacherUnavailable: the model that it starts from is not there.
     """
-    tell_all(partial(_check_kinds, recipe), partial(_check_students, recipe, _check_trainable))
+    run_checks(partial(_check_kinds, recipe), partial(_check_students, recipe, _check_trainable))
 
 
 # ----------------------------------------------------------------------------------------------------------- what is seen
@@ -160,7 +160,7 @@ def check_student(recipe: Recipe) -> None:
 
 def _check_kinds(recipe: Recipe) -> None:
     """Refuse a kind that is not there, and wrong options of filters and metrics."""
-    tell_all(
+    run_checks(
         partial(find_kind, recipe.teacher.kind),
         lambda: open_filters(filters_of(recipe)),
         partial(open_metrics, recipe.evaluate.metrics),
@@ -194,7 +194,7 @@ def _check_trainable(recipe: Recipe) -> None:
     from stillhouse.student.training.arguments import training_arguments
 
     student = student_of(recipe)
-    tell_all(
+    run_checks(
         partial(_check_loss, recipe),
         partial(training_arguments, recipe, student, Path(recipe.students)),
         partial(check_launch, recipe, student),
@@ -232,7 +232,7 @@ def _check_making(recipe: Recipe) -> None:
 
 def _check_learner(recipe: Recipe) -> None:
     """Refuse labels that the student could not learn from."""
-    tell_all(partial(_check_loss, recipe), partial(_check_learner_files, recipe))
+    run_checks(partial(_check_loss, recipe), partial(_check_learner_files, recipe))
 
 
 def _check_learner_files(recipe: Recipe) -> None:

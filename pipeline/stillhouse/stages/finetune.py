@@ -26,8 +26,9 @@ from stillhouse.processes.ranks import first_process_first, is_first, processes
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.launch import check_launch
 from stillhouse.student.finished.folder import StudentFolder, place_of, read_card, student_folder
 from stillhouse.teachers.base import open_teacher
@@ -143,7 +144,7 @@ def finetuning_of(recipe: Recipe) -> Finetuning | None:
 
 
 @contextmanager
-def told_of_the_teacher() -> Iterator[None]:
+def naming_the_teacher() -> Iterator[None]:
     """What is refused within names the settings of `teacher.finetune`, and not a student's."""
     try:
         yield
@@ -169,7 +170,7 @@ def check_finetuning(recipe: Recipe) -> None:
     from stillhouse.student.training.lora import check_adapters
     from stillhouse.student.training.packing import refuse_packed_encoder_decoder
 
-    with told_of_the_teacher():
+    with naming_the_teacher():
         training_arguments(tuning.recipe, tuning.student, Path(tuning.recipe.students))
         check_launch(tuning.recipe, tuning.student)
         check_start(tuning.recipe, tuning.student)
@@ -188,7 +189,7 @@ def before_finetuning(recipe: Recipe) -> Recipe:
     if tuning.student.init.config is None:
         return recipe.model_copy(update={"teacher": tuning.recipe.teacher})
     place = student_folder(tuning.recipe, tuning.student, "untrained", None)
-    with told_of_the_teacher(), _one_by_one():
+    with naming_the_teacher(), _one_by_one():
         if place.finished() is None:
             from stillhouse.student.training.train import prepare_untrained
 

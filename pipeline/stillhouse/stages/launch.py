@@ -27,7 +27,7 @@ from stillhouse.inputs.user_files import Unreadable, decode_text
 from stillhouse.processes import ranks
 from stillhouse.processes.children import RECIPE, Tell, follow
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import LaunchSettings, StudentSettings
 
 _LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch")

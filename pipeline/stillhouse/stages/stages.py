@@ -24,11 +24,12 @@ from stillhouse.processes.children import Tell, to_standard_error
 from stillhouse.processes.event_loop import run_to_end
 from stillhouse.processes.ranks import is_launched
 from stillhouse.progress import Progress, silent
-from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.sweep_points import points
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.checks import check_plan, student_of
-from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold, told_of_the_teacher
+from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold, naming_the_teacher
 from stillhouse.stages.launch import launch
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
@@ -142,12 +143,12 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, tell: Tell | Non
     if card is not None:
         return StudentResult(place.named_anew(card), str(place.path), trained=False)
     if _is_to_be_launched(tuning.student):
-        with told_of_the_teacher():
+        with naming_the_teacher():
             card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
         return StudentResult(card, str(place.path), trained=True)
     from stillhouse.student.training.train import distill
 
-    with told_of_the_teacher():
+    with naming_the_teacher():
         card = distill(tuning.recipe, tuning.student, gold, progress, is_teacher=True)
     return StudentResult(card, str(place.path), trained=True)
 

@@ -24,7 +24,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, StillhouseError, TrainingError
 from stillhouse.processes.children import RECIPE, Tell, follow, to_standard_error
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.sweep_points import Point
 from stillhouse.student.finished.folder import StudentResult, student_folder

@@ -13,7 +13,7 @@ from functools import partial
 from stillhouse.errors import RecipeError, StillhouseError, TeacherUnavailable
 from stillhouse.processes import ranks
 from stillhouse.recipe.faults import faults_of, raise_all
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.sweep_points import Point, points
 from stillhouse.records import content_hash
 from stillhouse.stages.finetune import before_finetuning

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import RecipeError
 from stillhouse.models.files import refuse_own_code, runs_here, teacher_files
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.settings import parse_options
 from stillhouse.teachers.transformers import TransformersOptions
 

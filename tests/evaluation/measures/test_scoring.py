@@ -9,7 +9,7 @@ import pytest
 from sacrebleu.metrics.chrf import CHRF
 
 from stillhouse.errors import RecipeError
-from stillhouse.evaluation.measures.scoring import asked_rows, reference_score, score
+from stillhouse.evaluation.measures.scoring import reference_score, score, select_prompts
 from stillhouse.evaluation.metrics.base import NamedMetric, open_metrics
 from stillhouse.evaluation.results import Interval
 from stillhouse.recipe.evaluate import EvaluateSettings, MetricSettings
@@ -138,9 +138,9 @@ def row(text: str, reference: str | None) -> Completion:
 
 def test_each_prompt_is_asked_once_by_its_first_row() -> None:
     rows = [row("a", None), row("a", None), row("b", "x"), row("c", " "), row("d", "y"), row("d", "y"), row("e", "z")]
-    asked = asked_rows(rows, EvaluateSettings(answers=3, metrics=("chrf",)))
+    asked = select_prompts(rows, EvaluateSettings(answers=3, metrics=("chrf",)))
     assert [one.prompt.messages[-1].content for one in asked.rows] == ["a", "b", "c", "d", "e"]
     assert (asked.shown, asked.scored, asked.without) == (3, (1, 3, 4), 2)
-    assert asked == asked_rows(rows, EvaluateSettings(answers=3))  # with metrics or without
+    assert asked == select_prompts(rows, EvaluateSettings(answers=3))  # with metrics or without
     assert asked.rows[0] is rows[0]
-    assert asked_rows(rows, EvaluateSettings(answers=30)).shown == 5
+    assert select_prompts(rows, EvaluateSettings(answers=30)).shown == 5

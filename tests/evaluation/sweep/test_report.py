@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from stillhouse.evaluation.report.report import LOOKS, ReportFiles
+from stillhouse.evaluation.report.report import ANSWER_QUALITY_TITLE, ReportFiles
 from stillhouse.evaluation.report.warnings import fault_of, warning_of
 from stillhouse.evaluation.results import (
     AnswerQuality,
@@ -22,7 +22,7 @@ from stillhouse.evaluation.results import (
     ModelRow,
     Overlap,
 )
-from stillhouse.evaluation.sweep.choice import choose, front
+from stillhouse.evaluation.sweep.choice import choose, pareto_front
 from stillhouse.evaluation.sweep.report import sweep_html, sweep_markdown, sweep_table, write_sweep_report
 from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
 from stillhouse.evaluation.sweep.verdict import sweep_findings, sweep_verdict, sweep_warnings
@@ -99,7 +99,7 @@ def test_the_front_is_what_no_other_point_is_preferable_to(points: list[tuple[fl
         return (one[0] <= other[0] and one[1] > other[1]) or (one[0] < other[0] and one[1] >= other[1])
 
     expected = {place for place, point in enumerate(points) if not any(preferable(other, point) for other in points)}
-    assert front(points) == expected
+    assert pareto_front(points) == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.5, 1.1)), min_size=1, max_size=6), st.floats(0.6, 1))
@@ -259,12 +259,12 @@ def test_a_broken_copy_is_told_where_its_student_is_sound() -> None:
 def test_what_the_answers_look_like_has_its_table() -> None:
     one = with_looks(report(EXACT), s1=BROKEN)
     text = sweep_markdown(one)
-    assert f"## {LOOKS}" in text
+    assert f"## {ANSWER_QUALITY_TITLE}" in text
     assert "| 16 layers | 38.0 % [35.0, 41.0] |" in text
     page = sweep_html(one)
-    assert f"<h2>{LOOKS}</h2>" in page
+    assert f"<h2>{ANSWER_QUALITY_TITLE}</h2>" in page
     assert page.count("38.0 %") == 1
-    assert LOOKS not in sweep_html(report(EXACT)) + sweep_markdown(report(EXACT))
+    assert ANSWER_QUALITY_TITLE not in sweep_html(report(EXACT)) + sweep_markdown(report(EXACT))
 
 
 def test_quantised_copies_have_a_line_and_are_not_chosen_among() -> None:

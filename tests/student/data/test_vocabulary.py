@@ -23,7 +23,7 @@ from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
 from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.labelling.engine import label
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
 from stillhouse.stages.checks import check_labels, check_student

@@ -22,7 +22,8 @@ from stillhouse.errors import Busy, ReportBusy, StudentBusy
 from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.models import files as model_files
 from stillhouse.models.files import ModelFiles
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import LaunchSettings, StudentSettings
 from stillhouse.recipe.sweep_points import points
 from stillhouse.stages.finetune import finetuning_of, make_gold

@@ -13,7 +13,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetMissing, RecipeError
 from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.labelling.engine import label
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.finetune import gold_dataset
 from stillhouse.stages.stages import distill_stage
@@ -199,7 +199,7 @@ def test_a_start_without_its_dataset_says_why_and_which_command_makes_it(tiny_re
 @pytest.mark.parametrize(
     ("init", "words"),
     [
-        ({**TWO, "rows": 0}, "student.init.rows: Input should be greater than or equal to 1 (it is 0)"),
+        ({**TWO, "rows": 0}, "student.init.rows is 0: it must be greater than or equal to 1"),
         ({**TWO, "choose": "evn"}, "student.init.choose: Input should be 'importance', 'greedy', "),
         ({"from": "teacher", "layers": [0, 1], "choose": "greedy"}, "choose is 'greedy', and `layers` gives no number"),
         ({"from": "teacher", "layers": 0.5}, "student.init.layers: layers is 0.5: give how many"),

@@ -23,7 +23,7 @@ from stillhouse.labelling.engine import label
 from stillhouse.models.files import ModelFiles
 from stillhouse.models.load import LanguageModel, decoder_start, load_language_model
 from stillhouse.recipe.label import SoftSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.checks import check_labels, check_student
 from stillhouse.stages.finetune import gold_dataset

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from stillhouse.labelling.engine import label
 from stillhouse.prompts.load import split_of
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt
 from stillhouse.stages.checks import student_of
 from stillhouse.stages.stages import distill_stage, recipe_dataset

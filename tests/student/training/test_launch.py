@@ -12,7 +12,7 @@ import yaml
 
 from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.processes import children, ranks
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages import launch
 from stillhouse.stages.checks import check_distill, check_student, student_of
 from stillhouse.stages.finetune import check_finetuning
@@ -64,7 +64,7 @@ def test_launching_is_no_part_of_what_a_student_is(launched: MakeLaunched) -> No
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_processes": 0}, "student.launch.num_processes: Input should be greater than or equal to 1 (it is 0)"),
+        ({"num_processes": 0}, "student.launch.num_processes is 0: it must be greater than or equal to 1"),
         ({"processes": 2}, "student.launch.processes: there is no such setting. Did you mean 'num_processes'?"),
     ],
 )

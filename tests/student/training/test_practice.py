@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TrainingError
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import EarlyStoppingSettings, LoraSettings, StudentSettings
 from stillhouse.student.finished.folder import StudentCard
 from stillhouse.student.training import liger

@@ -1,6 +1,6 @@
 """Select the prompts that every model answers, and score the answers with the task metrics.
 
-    asked = asked_rows(rows, settings)                          # the prompts that every model answers
+    asked = select_prompts(rows, settings)                          # the prompts that every model answers
     scores = score(metrics, answers, references, student=..., teacher=...)  # with intervals and paired differences
 
 All models are scored on the same prompts with the same resamples, so differences between models are paired: their
@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillhouse.errors import RecipeError
-from stillhouse.evaluation.measures.bootstrap import Floats, interval_of, mean_per_prompt, resampled_totals
+from stillhouse.evaluation.measures.bootstrap import Floats, interval, mean_per_prompt, resampled_totals
 from stillhouse.evaluation.metrics.base import NamedMetric
 from stillhouse.evaluation.results import Interval, MetricColumn
 from stillhouse.recipe.evaluate import EvaluateSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion
 from stillhouse.text import token_f1
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationPrompts:
     """The rows whose prompts every model answers."""
 
     rows: tuple[Completion, ...]
@@ -45,14 +45,14 @@ class Scores:
     shares: tuple[dict[str, Interval], ...]  # the same quotient for every model
 
 
-def asked_rows(rows: Sequence[Completion], settings: EvaluateSettings) -> Asked:
+def select_prompts(rows: Sequence[Completion], settings: EvaluateSettings) -> EvaluationPrompts:
     """Return the first row of each held-out prompt."""
     first: dict[str, Completion] = {}
     for row in rows:
         first.setdefault(row.prompt.id, row)
     asked = tuple(first.values())
     scored = tuple(place for place, row in enumerate(asked) if has_reference(row))
-    return Asked(asked, min(settings.answers, len(asked)), scored, len(asked) - len(scored))
+    return EvaluationPrompts(asked, min(settings.answers, len(asked)), scored, len(asked) - len(scored))
 
 
 def has_reference(row: Completion) -> bool:
@@ -60,7 +60,7 @@ def has_reference(row: Completion) -> bool:
     return bool(row.prompt.reference and row.prompt.reference.strip())
 
 
-def refuse_without_references(recipe: Recipe, metrics: Sequence[NamedMetric], asked: Asked) -> None:
+def require_references(recipe: Recipe, metrics: Sequence[NamedMetric], asked: EvaluationPrompts) -> None:
     """Refuse metrics if no held-out prompt has a reference.
 
     Raises:
@@ -139,7 +139,7 @@ def reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Inter
 
 def _interval(figures: Floats) -> Interval:
     """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
-    return interval_of(figures[0], figures[1:])
+    return interval(figures[0], figures[1:])
 
 
 def _column(one: NamedMetric) -> MetricColumn:

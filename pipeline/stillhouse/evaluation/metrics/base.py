@@ -7,8 +7,8 @@ A metric is a module in this folder (or an entry point `stillhouse.metrics`) wit
     def open_metric(options: dict[str, Any]) -> Metric
 
 Each answer yields a few numbers, its statistics, and the score is a function of their sums over the answers. For a mean,
-the statistics are (value, 1) and the score is the quotient of the sums; for an error rate they are (edits, words), with the
-same quotient; a corpus-level score sums its counts. So a bootstrap resample of the prompts is one weighted sum, and every
+the statistics are (value, 1) and the score is the ratio of the sums; for an error rate they are (edits, words), with the
+same ratio; a corpus-level score sums its counts. So a bootstrap resample of the prompts is one weighted sum, and every
 metric gets its confidence interval the same way.
 """
 
@@ -65,7 +65,7 @@ class NamedMetric:
     metric: Metric
 
 
-def quotient(totals: Floats) -> Floats:
+def ratio(totals: Floats) -> Floats:
     """Divide the first sum by the second, 0 if that is 0: (..., 2) -> (...). The score of means and rates."""
     above, below = totals[..., 0], totals[..., 1]
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)

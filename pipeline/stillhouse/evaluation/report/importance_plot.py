@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stillhouse.evaluation.report.svg import short, svg, text_at
+from stillhouse.evaluation.report.svg import format_value, svg, text_at
 from stillhouse.evaluation.results import LayerImportance
 from stillhouse.student.start.descriptions import rows_in_words
 from stillhouse.student.start.record import Start
@@ -68,7 +68,7 @@ def about(one: LayerImportance) -> str:
 
 def line(one: LayerImportance) -> str:
     """Return the kept layers and every layer's score in one line."""
-    scores = ", ".join(f"{layer}: {short(score)}" for layer, score in enumerate(one.scores))
+    scores = ", ".join(f"{layer}: {format_value(score)}" for layer, score in enumerate(one.scores))
     which = "Layers" if one.stack == "model" else f"{one.stack.capitalize()} layers"
     rows = rows_in_words(one.rows, one.dataset)
     how = f"{_NAMES[one.method]}{rows}" + (f", {one.unit}" if one.unit != _INFLUENCE else "")
@@ -83,10 +83,10 @@ def bars(one: LayerImportance) -> str:
     for value in scale.ticks:
         y = scale.place(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}"/>')
-        parts.append(text_at(_LEFT - 8, y + 5, short(value), "end"))
+        parts.append(text_at(_LEFT - 8, y + 5, format_value(value), "end"))
     for layer, score in enumerate(one.scores):
         y = min(scale.place(score), _BOTTOM - _THINNEST)
-        said = f"layer {layer}: {short(score)} {one.unit}, {_fate(layer, one)}"
+        said = f"layer {layer}: {format_value(score)} {one.unit}, {_fate(layer, one)}"
         parts.append(_bar(_LEFT + slot * (layer + 0.14), y, slot * 0.72, _BOTTOM - y, said, kept=layer in one.kept))
     parts.append(_highest(one.scores, slot, scale))
     step = next((step for step in (1, 2, 5, 10, 20, 50) if step * slot >= _NUMBER), 100)
@@ -94,7 +94,7 @@ def bars(one: LayerImportance) -> str:
         parts.append(text_at(_LEFT + slot * (layer + 0.5), _BOTTOM + 20, str(layer), "middle"))
     named = "layer" if one.stack == "model" else f"{one.stack} layer"
     parts.append(text_at((_LEFT + _RIGHT) / 2, _HEIGHT - 8, named, "middle"))
-    worth = "; ".join(f"{layer}: {short(score)}, {_fate(layer, one)}" for layer, score in enumerate(one.scores))
+    worth = "; ".join(f"{layer}: {format_value(score)}, {_fate(layer, one)}" for layer, score in enumerate(one.scores))
     return svg(_WIDTH, _HEIGHT, f"{TITLE}, {one.unit}, of {whose(one)}: {worth}", parts)
 
 
@@ -147,7 +147,7 @@ def _highest(scores: Sequence[float], slot: float, scale: _Scale) -> str:
         x, anchor = _LEFT + slot * (layer + 0.14), "start"
     elif middle > _RIGHT - 40:
         x, anchor = _LEFT + slot * (layer + 0.86), "end"
-    return text_at(x, scale.place(scores[layer]) - 6, short(scores[layer]), anchor, "value")
+    return text_at(x, scale.place(scores[layer]) - 6, format_value(scores[layer]), anchor, "value")
 
 
 def _fate(layer: int, one: LayerImportance) -> str:

@@ -6,17 +6,22 @@ from collections.abc import Iterator, Sequence
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.measures.copying import COPYABLE_WORDS
-from stillhouse.evaluation.measures.scoring import Asked
+from stillhouse.evaluation.measures.scoring import EvaluationPrompts
 from stillhouse.evaluation.report.warnings import CLEARLY_MORE, MUCH_LONGER, percent
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.models.files import runs_here
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.text import GRAM, REPEATED_SHARE
 
 
 def notes(
-    recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int, asked: Asked, metrics: Sequence[MetricColumn]
+    recipe: Recipe,
+    student: StudentSettings,
+    dataset: Dataset,
+    rows: int,
+    asked: EvaluationPrompts,
+    metrics: Sequence[MetricColumn],
 ) -> Iterator[str]:
     """Yield the report's notes; `rows` is the number of held-out completions."""
     yield from measurement_notes(recipe, student, dataset, rows, asked, metrics)
@@ -24,7 +29,12 @@ def notes(
 
 
 def measurement_notes(
-    recipe: Recipe, student: StudentSettings, dataset: Dataset, rows: int, asked: Asked, metrics: Sequence[MetricColumn]
+    recipe: Recipe,
+    student: StudentSettings,
+    dataset: Dataset,
+    rows: int,
+    asked: EvaluationPrompts,
+    metrics: Sequence[MetricColumn],
 ) -> Iterator[str]:
     """Yield the notes on how the figures were measured."""
     settings = recipe.evaluate
@@ -75,7 +85,7 @@ def of_the_vocabularies(
             )
 
 
-def _of_the_answers(recipe: Recipe, asked: Asked) -> Iterator[str]:
+def _of_the_answers(recipe: Recipe, asked: EvaluationPrompts) -> Iterator[str]:
     """Yield the notes on who answers which prompts, and on how the answers are judged."""
     prompts = (
         f"each of the {len(asked.rows)} held-out prompts once, in at most {recipe.label.sampling.max_tokens} tokens"
@@ -102,7 +112,7 @@ def _of_the_answers(recipe: Recipe, asked: Asked) -> Iterator[str]:
     )
 
 
-def _of_the_task(asked: Asked, metrics: Sequence[MetricColumn]) -> Iterator[str]:
+def _of_the_task(asked: EvaluationPrompts, metrics: Sequence[MetricColumn]) -> Iterator[str]:
     names = [f"{one.name} ({'lower' if one.lower_is_better else 'higher'} is better)" for one in metrics]
     yield f"Of {len(asked.scored)} held-out prompts with a reference: {', '.join(names)}."
     if asked.without:

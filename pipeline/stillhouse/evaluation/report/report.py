@@ -36,7 +36,7 @@ from stillhouse.storage.durable import write_atomically
 _HEAD_BYTES = 4096
 _TITLE = re.compile("– Stillhouse report</title>".encode())  # identifies the HTML page
 _KEYS = re.compile(rb'^{\s*"recipe"')  # identifies the JSON
-LOOKS = "Answers: what they look like"
+ANSWER_QUALITY_TITLE = "Answers: what they look like"
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -157,7 +157,7 @@ def closing_lines(report: Shown, *, narrow: bool = False) -> list[str]:
     """Return the last lines of a report: held-out prompts and their answers, labels, notes, versions."""
     lines = ["## Held-out prompts", "", overlap_text(report), ""]
     if looks := answer_quality_table(report):
-        lines += [f"## {LOOKS}", "", *models_table(looks, narrow=narrow), ""]
+        lines += [f"## {ANSWER_QUALITY_TITLE}", "", *models_table(looks, narrow=narrow), ""]
     lines += ["## Answers side by side", ""]
     for one in report.answers:
         said = [("prompt", one.prompt)] + ([("reference", one.reference)] if one.reference else [])
@@ -243,7 +243,7 @@ def html(report: Report) -> str:
             (importance_plot.whose(one), importance_plot.about(one), Markup(importance_plot.bars(one)))
             for one in report.starts
         ],
-        curves=[(curve.role, Markup(plots.curve(curve, _place(report, curve.role)))) for curve in report.curves],
+        curves=[(curve.role, Markup(plots.loss_plot(curve, _place(report, curve.role)))) for curve in report.curves],
     )
 
 
@@ -257,7 +257,7 @@ def page(template: str, report: Shown, **parts: Any) -> str:
     return environment.get_template(template).render(
         report=report,
         shares=[(row.parameters or largest) / largest for row in report.models],
-        looks_title=LOOKS,
+        looks_title=ANSWER_QUALITY_TITLE,
         looks=answer_quality_table(report),
         overlap=overlap_text(report),
         facts=label_facts(report),

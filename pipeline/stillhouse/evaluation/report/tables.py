@@ -27,7 +27,10 @@ def comparison_table(report: Compared) -> list[list[str]]:
     headers = ["model", "parameters", "MB", *(one.name for one in report.metrics)]
     headers += ["peak MB", "tokens/s", "p50 ms", "p95 ms", "KL/token", "agreement", "perplexity"]
     scored = any(row.reference_score for row in report.models)
-    rows = [_cells(row, report.metrics) + ([shown(row.reference_score, 2)] if scored else []) for row in report.models]
+    rows = [
+        _cells(row, report.metrics) + ([format_interval(row.reference_score, 2)] if scored else [])
+        for row in report.models
+    ]
     return [headers + (["reference F1"] if scored else []), *rows]
 
 
@@ -42,7 +45,7 @@ def answer_quality_table(report: Compared) -> list[list[str]]:
     if not any(row.answer_quality for row in report.models):
         return []
     headers = ["model", "repeat themselves", "reach the token limit", "empty", "copied", "mean tokens"]
-    return [headers, *([row.role, *_looks(row.answer_quality)] for row in report.models)]
+    return [headers, *([row.role, *_answer_quality_cells(row.answer_quality)] for row in report.models)]
 
 
 def judged(difference: Interval, *, lower_is_better: bool) -> str:
@@ -57,29 +60,29 @@ def _cells(row: ModelRow, metrics: tuple[MetricColumn, ...]) -> list[str]:
         row.role,
         DASH if row.parameters is None else count_in_words(row.parameters).replace(" million", " M"),
         DASH if row.megabytes is None else megabytes_in_words(row.megabytes),
-        *(shown(row.scores.get(one.name), one.digits, percent=one.percent) for one in metrics),
+        *(format_interval(row.scores.get(one.name), one.digits, percent=one.percent) for one in metrics),
         _whole(row.peak_memory_megabytes),
-        shown(row.tokens_per_second, 1),
+        format_interval(row.tokens_per_second, 1),
         _whole(row.latency_p50_ms),
         _whole(row.latency_p95_ms),
-        shown(row.kl_per_token, 2),
-        shown(row.agreement, 1, percent=True),
-        shown(row.perplexity, 1),
+        format_interval(row.kl_per_token, 2),
+        format_interval(row.agreement, 1, percent=True),
+        format_interval(row.perplexity, 1),
     ]
 
 
-def _looks(quality: AnswerQuality | None) -> list[str]:
+def _answer_quality_cells(quality: AnswerQuality | None) -> list[str]:
     if quality is None:
         return [DASH] * 5
     shares = (quality.repeats, quality.cut, quality.empty, quality.copied)
-    return [*(shown(share, 1, percent=True) for share in shares), shown(quality.tokens, 1)]
+    return [*(format_interval(share, 1, percent=True) for share in shares), format_interval(quality.tokens, 1)]
 
 
 def _whole(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
 
 
-def shown(interval: Interval | None, digits: int, *, percent: bool = False) -> str:
+def format_interval(interval: Interval | None, digits: int, *, percent: bool = False) -> str:
     """Format a figure as `2.57 [2.35, 2.77]`; a dash if it was not measured, no brackets if the interval is a point."""
     if interval is None:
         return DASH

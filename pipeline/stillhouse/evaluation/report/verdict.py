@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stillhouse.evaluation.report.tables import judged, shown
+from stillhouse.evaluation.report.tables import format_interval, judged
 from stillhouse.evaluation.report.warnings import warnings
 from stillhouse.evaluation.results import Interval, MetricColumn, ModelRow, Report
 
@@ -52,7 +52,7 @@ def _by_metric(report: Report, metric: MetricColumn, teacher: ModelRow | None) -
     student, role = report.student, report.student.role
 
     def figure(row: ModelRow) -> str:
-        return shown(row.scores[metric.name], metric.digits, percent=metric.percent).partition(" [")[0]
+        return format_interval(row.scores[metric.name], metric.digits, percent=metric.percent).partition(" [")[0]
 
     against = {
         row.role: judged(row.scores[metric.name], lower_is_better=metric.lower_is_better) for row in report.differences

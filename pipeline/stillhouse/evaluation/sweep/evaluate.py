@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import ReportBusy, StudentMissing
-from stillhouse.evaluation.evaluate import key_of_settings, learning_dataset
+from stillhouse.evaluation.evaluate import learning_dataset, settings_key
 from stillhouse.evaluation.measures.held_out import (
     HeldOut,
     label_summary,
@@ -29,9 +29,9 @@ from stillhouse.evaluation.measures.held_out import (
     shown_answers,
     versions_of,
 )
-from stillhouse.evaluation.measures.models import Models
-from stillhouse.evaluation.measures.subject import Subject
-from stillhouse.evaluation.measures.subjects import student_subjects, teacher_subjects
+from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
+from stillhouse.evaluation.measures.models import MeasuredModels
+from stillhouse.evaluation.measures.recipe_models import student_models, teacher_models
 from stillhouse.evaluation.report.notes import measurement_notes, of_the_vocabularies
 from stillhouse.evaluation.report.report import ReportFiles
 from stillhouse.evaluation.stored import figures_of, report_key, stored_report
@@ -39,7 +39,7 @@ from stillhouse.evaluation.sweep.choice import choose
 from stillhouse.evaluation.sweep.report import NAME, sweep_table, write_sweep_report
 from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
 from stillhouse.progress import Progress, silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.sweep_points import Point, points
 from stillhouse.storage.durable import sole_writer
 from stillhouse.student.finished.card import write_cards
@@ -80,7 +80,7 @@ def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent
     """
     students = [_finished(point, dataset) for point in points(recipe)]
     named = [[one.point.label, one.place.key, one.place.wants_int8] for one in students]
-    settings = {name: value for name, value in key_of_settings(recipe.evaluate).items() if name != "baselines"}
+    settings = {name: value for name, value in settings_key(recipe.evaluate).items() if name != "baselines"}
     key = report_key(recipe, dataset, named, settings)
     folder = Path(recipe.evaluate.reports) / recipe.name
     files = ReportFiles.in_folder(folder, NAME)
@@ -126,12 +126,12 @@ def _held_out(recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]) -
 
 def _subjects(
     recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]
-) -> tuple[list[Subject], list[dict[str, Any]]]:
+) -> tuple[list[ModelToMeasure], list[dict[str, Any]]]:
     """Return the teacher and the students with their copies, and the sweep settings of each student and copy."""
-    subjects = teacher_subjects(recipe)
+    subjects = teacher_models(recipe)
     settings: list[dict[str, Any]] = []
     for one in students:
-        own = student_subjects(one.point.label, one.place, one.point.student, dataset)
+        own = student_models(one.point.label, one.place, one.point.student, dataset)
         settings += [one.point.settings] * len(own)
         subjects += own
     return subjects, settings
@@ -161,7 +161,7 @@ def _measured(
     )
 
 
-def _swept(models: Models, settings: Sequence[dict[str, Any]]) -> tuple[SweptStudent, ...]:
+def _swept(models: MeasuredModels, settings: Sequence[dict[str, Any]]) -> tuple[SweptStudent, ...]:
     """Return the students and their copies, which are the last rows."""
     rows = models.rows[-len(settings) :]
     shares = models.shares[-len(settings) :] if models.shares else [{} for _ in settings]
@@ -169,7 +169,7 @@ def _swept(models: Models, settings: Sequence[dict[str, Any]]) -> tuple[SweptStu
 
 
 def _notes(
-    recipe: Recipe, students: Sequence[_Finished], dataset: Dataset, held_out: HeldOut, models: Models
+    recipe: Recipe, students: Sequence[_Finished], dataset: Dataset, held_out: HeldOut, models: MeasuredModels
 ) -> tuple[str, ...]:
     quantised = next((one for one in students if one.place.wants_int8), students[0])
     rows = len(held_out.task.rows)

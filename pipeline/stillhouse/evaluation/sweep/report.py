@@ -22,7 +22,7 @@ from stillhouse.evaluation.report.report import (
     page,
     write_files,
 )
-from stillhouse.evaluation.report.tables import DASH, comparison_table, shown
+from stillhouse.evaluation.report.tables import DASH, comparison_table, format_interval
 from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.evaluation.sweep.choice import DISTANCE
@@ -53,7 +53,7 @@ def sweep_table(report: SweepReport) -> list[list[str]]:
     place = headers.index("peak MB")
     table = [[*headers[:place], *(["kept"] if kept else []), "front", *headers[place:]]]
     for model, cells in zip(report.models, rows, strict=True):
-        own = [shown(kept.get(cells[0]), 1, percent=True)] if kept else []
+        own = [format_interval(kept.get(cells[0]), 1, percent=True)] if kept else []
         own.append(fault_of(model) or ("yes" if model.role in report.choice.front else DASH))
         table.append([*cells[:place], *own, *cells[place:]])
     return table

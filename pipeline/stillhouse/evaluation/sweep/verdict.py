@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillhouse.evaluation.report.tables import shown
+from stillhouse.evaluation.report.tables import format_interval
 from stillhouse.evaluation.report.warnings import fault_of, warning_of
 from stillhouse.evaluation.results import Interval, MetricColumn
 from stillhouse.evaluation.sweep.choice import quality
@@ -105,4 +105,4 @@ def _share(kept: Interval) -> str:
 
 
 def _figure(score: Interval | None, metric: MetricColumn) -> str:
-    return shown(score, metric.digits, percent=metric.percent).partition(" [")[0]
+    return format_interval(score, metric.digits, percent=metric.percent).partition(" [")[0]

@@ -32,7 +32,7 @@ from stillhouse.errors import DatasetMissing, StudentBusy
 from stillhouse.models.files import has_files, start_files, teacher_files
 from stillhouse.plugins import LOSSES, code_of
 from stillhouse.processes.ranks import is_first, works_in
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
 from stillhouse.storage.durable import fsync_folder, sole_writer, write_atomically

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from stillhouse.errors import RecipeError
 from stillhouse.models.files import refuse_own_code, refuse_pickles, refuse_without_decoder_start, start_files
 from stillhouse.models.load import auto_class
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.start.fresh_config import fresh_config, try_out
 from stillhouse.student.start.kinds import read_config, refuse_others, refuse_the_other_kind

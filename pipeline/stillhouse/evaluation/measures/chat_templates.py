@@ -6,14 +6,14 @@ import logging
 from collections.abc import Sequence
 
 from stillhouse.errors import RecipeError, TemplateRefused
-from stillhouse.evaluation.measures.subject import Subject
+from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
 from stillhouse.models.files import ModelFiles
 from stillhouse.records import Completion
 
 log = logging.getLogger(__name__)
 
 
-def rendered_by_all(rows: Sequence[Completion], subjects: Sequence[Subject]) -> tuple[Completion, ...]:
+def select_rendered(rows: Sequence[Completion], subjects: Sequence[ModelToMeasure]) -> tuple[Completion, ...]:
     """Return the rows whose prompt every model renders: figures are comparable only on the same prompts.
 
     Raises:
@@ -25,9 +25,9 @@ def rendered_by_all(rows: Sequence[Completion], subjects: Sequence[Subject]) -> 
     return left
 
 
-def _with_their_own_template(subjects: Sequence[Subject]) -> list[Subject]:
+def _with_their_own_template(subjects: Sequence[ModelToMeasure]) -> list[ModelToMeasure]:
     """Return the first model with each distinct chat template."""
-    first: dict[str, Subject] = {}
+    first: dict[str, ModelToMeasure] = {}
     for subject in subjects:
         template = ModelFiles(subject.name, subject.folder).chat_template_sha256
         if template is not None:
@@ -35,7 +35,7 @@ def _with_their_own_template(subjects: Sequence[Subject]) -> list[Subject]:
     return list(first.values())
 
 
-def _rendered_by(subject: Subject, rows: Sequence[Completion]) -> tuple[Completion, ...]:
+def _rendered_by(subject: ModelToMeasure, rows: Sequence[Completion]) -> tuple[Completion, ...]:
     from stillhouse.models.load import encode_prompt, load_tokenizer
 
     tokenizer = load_tokenizer(subject.folder, trust_remote_code=subject.trust_remote_code)

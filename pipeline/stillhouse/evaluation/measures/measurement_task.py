@@ -11,7 +11,7 @@ from stillhouse.student.renumbering import Renumbering
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelToMeasure:
     """One model to measure."""
 
     role: str  # its label in the report
@@ -25,7 +25,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Task:
+class MeasurementTask:
     """The rows and settings of a measurement."""
 
     rows: tuple[Completion, ...]  # held out
