@@ -263,7 +263,7 @@ def test_the_endpoint_of_the_hub_is_checked_before_it_is_asked(
 
 @pytest.mark.parametrize("address", ["127.0.0.1:99999", "ray://127.0.0.1:0", "127.0.0.1 :6379"])
 def test_the_address_of_a_ray_cluster_is_checked_with_the_recipe(address: str) -> None:
-    with pytest.raises(ValidationError, match="host:port, the port from 1 to 65535"):
+    with pytest.raises(ValidationError, match="host:port, with a port from 1 to 65535"):
         RunnerSettings(kind="ray", address=address)
 
 

@@ -23,7 +23,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "loss": ({"loss": {"kind": "forward-lk"}}, "student.loss.kind is 'forward-lk'"),
     "teacher": ({"teacher": {"kind": "transfomers"}}, "teacher.kind is 'transfomers'"),
 }
-MENDS = {"metric": "exact-match", "filter": "length", "loss": "forward-kl", "teacher": "transformers"}
+FIXES = {"metric": "exact-match", "filter": "length", "loss": "forward-kl", "teacher": "transformers"}
 
 
 def with_parts(make: MakeRecipe, **parts: Any) -> Recipe:
@@ -38,16 +38,16 @@ def test_an_unknown_kind_is_refused_by_every_command_with_the_nearest_one(tiny_r
     for check in ALL:
         with pytest.raises(RecipeError) as raised:
             check(recipe)
-        assert f"{words}: there is no such kind. Did you mean '{MENDS[what]}'?" in str(raised.value), check
+        assert f"{words}: there is no such kind. Did you mean '{FIXES[what]}'?" in str(raised.value), check
 
 
-def test_all_faults_of_a_recipe_are_told_at_once(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_all_faults_of_a_recipe_are_reported_together(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     parts = {key: value for own, _ in WRONG.values() for key, value in own.items()}
     parts["evaluate"] = {"metrics": [{"kind": "exact-mach"}, "exact-match", {"kind": "rouge", "variant": "x"}]}
     parts["quality"] = [{"kind": "lenght"}, {"kind": "length", "most": 1}]
     recipe = with_parts(tiny_recipe, **parts)
     words = [words.replace("quality.1", "quality.0") for _, words in WRONG.values()]
-    words += ["evaluate.metrics.rouge.variant: ", "quality.length.most: there is no such setting."]
+    words += ["evaluate.metrics.rouge.variant is 'x': ", "quality.length.most: there is no such setting."]
     for check in (plan_stage, check_labels, check_run):
         with pytest.raises(RecipeFaults) as raised:
             check(recipe)

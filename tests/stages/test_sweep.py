@@ -343,10 +343,10 @@ def test_the_commands_know_a_sweep(
 @pytest.mark.parametrize(
     ("sweep", "words"),
     [
-        ({"teacher.model": ["a"]}, "teacher.model is a setting of `teacher`"),
+        ({"teacher.model": ["a"]}, "sweep.teacher.model: a sweep varies only settings of the student"),
         ({LAYERS: [2, 2]}, "`2 layers` and `2 layers` are the same student"),
         ({LAYERS: [2, 9]}, "sweep, 9 layers: student.init.layers is 9, and the teacher has only 4"),
-        ({LAYERS: []}, "student.init.layers is an empty list"),
+        ({LAYERS: []}, "student.init.layers: the list is empty"),
     ],
 )
 @pytest.mark.slow

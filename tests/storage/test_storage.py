@@ -314,7 +314,7 @@ def test_no_secret_is_taken_in_a_url(scripted_recipe: MakeRecipe) -> None:
 
 
 def test_a_journal_needs_a_disk(scripted_recipe: MakeRecipe) -> None:
-    with pytest.raises(RecipeError, match="journal is a URL"):
+    with pytest.raises(RecipeError, match="dataset.journal is .* a journal must be on a local disk"):
         scripted_recipe(dataset={"root": "s3://bucket/labels", "name": "words", "journal": "s3://bucket/journals"})
 
 

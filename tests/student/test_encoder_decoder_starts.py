@@ -405,14 +405,14 @@ def test_copied_layers_have_the_teachers_width(start: Make, t5: Path) -> None:
     [
         (
             {"encodr": 2},
-            r"student\.init\.layers: layers is \{'encodr': 2\}: name the layers of an encoder-decoder's stacks",
+            r"student\.init\.layers is \{'encodr': 2\}: the stacks of an encoder-decoder are",
         ),
-        ({}, r"student\.init\.layers: layers is \{\}: name the layers"),
-        ({"encoder": None, "decoder": None}, r"student\.init\.layers: layers is .*: name the layers"),
-        ({"encoder": 0}, r"layers\.encoder is 0: give 1 or more"),
+        ({}, r"student\.init\.layers is \{\}: the stacks"),
+        ({"encoder": None, "decoder": None}, r"student\.init\.layers is .*: the stacks"),
+        ({"encoder": 0}, r"layers\.encoder is 0: it must be at least 1"),
         (
             {"encoder": 1, "decoder": [2, 1]},
-            r"layers\.decoder is \[2, 1\]: list layers of the teacher from 0 in rising",
+            r"layers\.decoder is \[2, 1\]: it is not a rising list",
         ),
     ],
     ids=str,

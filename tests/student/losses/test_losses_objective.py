@@ -132,9 +132,9 @@ def test_a_white_box_objective_without_labels_is_refused() -> None:
         ({"kind": "forward-kl", "temprature": 2}, r"Did you mean 'temperature'"),
         ({"kind": "forward-kl", "beta": 0.5}, r"student\.loss\.beta: forward-kl has no such setting"),
         ({"kind": "skewed-kl", "alpha": 1}, r"student\.loss\.alpha is 1: it must be less than 1"),
-        ({"kind": "skewed-reverse-kl", "alpha": 0}, r"student\.loss\.alpha: Input should be greater than 0"),
-        ({"kind": "generalized-jsd", "beta": "half"}, r"student\.loss\.beta: Input should be a valid number"),
-        ({"kind": "adaptive-kl", "head_mass": float("nan")}, r"student\.loss\.head_mass: Input should be"),
+        ({"kind": "skewed-reverse-kl", "alpha": 0}, r"student\.loss\.alpha is 0: it must be greater than 0"),
+        ({"kind": "generalized-jsd", "beta": "half"}, r"student\.loss\.beta is 'half': it must be a valid number"),
+        ({"kind": "adaptive-kl", "head_mass": float("nan")}, r"student\.loss\.head_mass is nan: it must be"),
         ({"kind": "skewed-lk"}, r"Did you mean 'skewed-kl'"),
     ],
 )

@@ -429,7 +429,7 @@ def test_a_teacher_whose_tokenizer_is_not_known_is_refused(make: Make, teacher: 
 
 
 def test_a_live_teacher_is_refused() -> None:
-    with pytest.raises(ValidationError, match="labels is 'live' and init.vocabulary is 'used'"):
+    with pytest.raises(ValidationError, match="labels is 'live': init.vocabulary is 'used'"):
         StudentSettings.model_validate({"init": USED, "labels": "live"})
     StudentSettings.model_validate({"init": USED, "labels": "live", "mode": "black-box"})
 

@@ -355,5 +355,5 @@ def test_a_head_of_its_own_is_frozen_alone() -> None:
 
 def test_adapters_leave_nothing_to_freeze(labelled: Labelled) -> None:
     _, settings, _ = labelled
-    with pytest.raises(ValidationError, match=r"freeze is \['head'\] and lora is set.*take freeze away"):
+    with pytest.raises(ValidationError, match=r"freeze is \['head'\]: lora is set.*Remove freeze"):
         StudentSettings.model_validate(settings.model_dump(by_alias=True) | {"freeze": ["head"], "lora": {}})
