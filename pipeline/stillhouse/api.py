@@ -27,7 +27,7 @@ from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
 from stillhouse.labelling.engine import LabelResult
 from stillhouse.labelling.estimate import Estimate
 from stillhouse.labelling.retrying import Retry
-from stillhouse.processes.event_loop import run_to_end
+from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.progress import Bars, Progress
 from stillhouse.recipe.load import load_recipe as load_recipe_file
@@ -93,7 +93,7 @@ def label(
         BudgetSpent: the next request could exceed `label.budget_usd`; answers so far are kept.
         DatasetBusy: another run is writing this dataset.
     """
-    return run_to_end(label_async(recipe, retry_rejected=retry_rejected, progress=progress))
+    return run_coroutine(label_async(recipe, retry_rejected=retry_rejected, progress=progress))
 
 
 async def label_async(

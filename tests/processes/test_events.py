@@ -48,14 +48,14 @@ CHILD = """
 import sys
 from stillhouse.errors import *
 from stillhouse.processes.events import EventProgress
-from stillhouse.processes.ranks import leave_failure
+from stillhouse.processes.ranks import write_failure
 print("from a library", flush=True)
 progress = EventProgress()
 progress.tell_more("Training", lambda: ["loss 0.5"])
 progress("Training", 1, 2)
 progress("Training", 2, 2)
 if sys.argv[1] == "refused":
-    leave_failure(RecipeError("too many", setting="student.packing", value=3, fix="take 2"))
+    write_failure(RecipeError("too many", setting="student.packing", value=3, fix="take 2"))
     print("a traceback that nobody wants", file=sys.stderr)
     sys.exit(2)
 sys.exit(int(sys.argv[1]))

@@ -395,7 +395,7 @@ def test_models_that_are_no_start(start: Make, t5: Path, tmp_path: Path) -> None
 def test_copied_layers_have_the_teachers_width(start: Make, t5: Path) -> None:
     for init in ({"from": "teacher", "layers": 2, "config": {"d_model": 64}}, {"layers": 2, "config": {"d_model": 64}}):
         with pytest.raises(
-            RecipeError, match=r"student\.init: config is .*'d_model': 64.*copied layers have the teacher's w"
+            RecipeError, match=r"student\.init\.config is .*'d_model': 64.*copied layers have the teacher's w"
         ):
             start(init, t5)
 

@@ -45,9 +45,8 @@ class DatasetSettings(Settings):
             raise SettingError(str(error), setting="root") from None
         if self.journal is not None and "://" in self.journal:
             raise SettingError(
-                "a journal must be on a local disk",
+                "it is a URL, and a journal must be on a local disk",
                 setting="journal",
-                value=self.journal,
                 fix="set it to a folder of this machine",
             )
         return self

@@ -21,7 +21,7 @@ from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, vers
 from stillhouse.errors import StillhouseError, TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
-from stillhouse.processes.event_loop import run_to_end
+from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.ranks import first_process_first, is_first, processes
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
@@ -95,7 +95,7 @@ def has_gold(recipe: Recipe) -> bool:
 
 def _label_gold(recipe: Recipe, progress: Progress) -> Dataset:
     told = partial(progress, "Collecting the references")
-    return run_to_end(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
+    return run_coroutine(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
 
 
 def _one_by_one() -> AbstractContextManager[None]:
@@ -144,7 +144,7 @@ def finetuning_of(recipe: Recipe) -> Finetuning | None:
 
 
 @contextmanager
-def naming_the_teacher() -> Iterator[None]:
+def told_of_the_teacher() -> Iterator[None]:
     """What is refused within names the settings of `teacher.finetune`, and not a student's."""
     try:
         yield
@@ -170,7 +170,7 @@ def check_finetuning(recipe: Recipe) -> None:
     from stillhouse.student.training.lora import check_adapters
     from stillhouse.student.training.packing import refuse_packed_encoder_decoder
 
-    with naming_the_teacher():
+    with told_of_the_teacher():
         training_arguments(tuning.recipe, tuning.student, Path(tuning.recipe.students))
         check_launch(tuning.recipe, tuning.student)
         check_start(tuning.recipe, tuning.student)
@@ -189,7 +189,7 @@ def before_finetuning(recipe: Recipe) -> Recipe:
     if tuning.student.init.config is None:
         return recipe.model_copy(update={"teacher": tuning.recipe.teacher})
     place = student_folder(tuning.recipe, tuning.student, "untrained", None)
-    with naming_the_teacher(), _one_by_one():
+    with told_of_the_teacher(), _one_by_one():
         if place.finished() is None:
             from stillhouse.student.training.train import prepare_untrained
 

@@ -62,7 +62,7 @@ def check_launch(recipe: Recipe, student: StudentSettings) -> None:
     if settings is None:
         return
     if ranks.is_launched():
-        if settings.num_processes not in (None, ranks.processes()) and ranks.by_recipe():
+        if settings.num_processes not in (None, ranks.processes()) and ranks.launched_by_recipe():
             raise RecipeError(
                 f"student.launch.num_processes is {settings.num_processes}, and `accelerate launch` started "
                 f"{ranks.processes()}: look for what says so in student.launch.config_file and student.launch.arguments"

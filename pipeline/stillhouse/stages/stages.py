@@ -20,8 +20,8 @@ from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.labelling.estimate import Estimate, estimate_labelling
 from stillhouse.labelling.retrying import Retry
 from stillhouse.labelling.runners.base import open_runner
-from stillhouse.processes.children import Tell, to_standard_error
-from stillhouse.processes.event_loop import run_to_end
+from stillhouse.processes.children import Tell, log_to_standard_error
+from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.ranks import is_launched
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
@@ -29,7 +29,7 @@ from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.sweep_points import points
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.checks import check_plan, student_of
-from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold, naming_the_teacher
+from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold, told_of_the_teacher
 from stillhouse.stages.launch import launch
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
@@ -143,12 +143,12 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, tell: Tell | Non
     if card is not None:
         return StudentResult(place.named_anew(card), str(place.path), trained=False)
     if _is_to_be_launched(tuning.student):
-        with naming_the_teacher():
+        with told_of_the_teacher():
             card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
         return StudentResult(card, str(place.path), trained=True)
     from stillhouse.student.training.train import distill
 
-    with naming_the_teacher():
+    with told_of_the_teacher():
         card = distill(tuning.recipe, tuning.student, gold, progress, is_teacher=True)
     return StudentResult(card, str(place.path), trained=True)
 
@@ -219,7 +219,7 @@ def _launched(
 ) -> StudentCard:
     """The card of a student that other processes trained."""
     with place.held():
-        launch(recipe, student, place.work, [*command, "--no-flow"], tell or to_standard_error, progress)
+        launch(recipe, student, place.work, [*command, "--no-flow"], tell or log_to_standard_error, progress)
     card = place.finished()
     if card is None:
         raise TrainingError(
@@ -277,7 +277,7 @@ def run_stages(recipe: Recipe, progress: Progress = silent) -> RunResult:
     finetuned = finetune_stage(recipe, progress)
     if recipe.needs_gold and finetuned is None:
         make_gold(recipe, progress)
-    labelled = run_to_end(label(recipe, progress, runner=runner))
+    labelled = run_coroutine(label(recipe, progress, runner=runner))
     recipe = of_version(recipe, labelled.dataset)
     students = distill_students(recipe, progress)
     return RunResult(finetuned, labelled, students, evaluate_stage(recipe, recipe_dataset(recipe), progress))

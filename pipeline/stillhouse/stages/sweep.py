@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, StillhouseError, TrainingError
-from stillhouse.processes.children import RECIPE, Tell, follow, to_standard_error
+from stillhouse.processes.children import RECIPE, Tell, follow, log_to_standard_error
 from stillhouse.progress import Progress
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -79,7 +79,7 @@ def train_points(
     children = Children(at_a_time)
     pool = ThreadPoolExecutor(at_a_time)
     try:
-        futures = [pool.submit(train_apart, one, children, to_standard_error, progress) for one in trainings]
+        futures = [pool.submit(train_apart, one, children, log_to_standard_error, progress) for one in trainings]
         wait(futures, return_when=FIRST_EXCEPTION)
         pool.shutdown(cancel_futures=True)  # those that were begun come to their end
     except BaseException:

@@ -31,7 +31,7 @@ from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import DatasetMissing, StudentBusy
 from stillhouse.models.files import has_files, start_files, teacher_files
 from stillhouse.plugins import LOSSES, code_of
-from stillhouse.processes.ranks import is_first, works_in
+from stillhouse.processes.ranks import is_first, is_launched_for
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
@@ -158,7 +158,7 @@ class StudentFolder:
         Raises:
             StudentBusy: another run is training the recipe's students; the message names that run.
         """
-        if works_in(self.base) or not is_first():
+        if is_launched_for(self.base) or not is_first():
             yield
             return
         with sole_writer(self.base, StudentBusy, keep_lock=False):
