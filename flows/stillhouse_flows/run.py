@@ -7,7 +7,7 @@ from prefect import flow
 from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import check_run
 from stillhouse.stages.finetune import make_gold
-from stillhouse.stages.stages import RunResult, of_version
+from stillhouse.stages.stages import RunResult, with_version
 from stillhouse_flows.common import FLOW, Overrides, RecipePath, logged_progress, name_run
 from stillhouse_flows.distill import distill_flow
 from stillhouse_flows.evaluate import evaluate_flow
@@ -35,7 +35,7 @@ def run_flow(recipe: RecipePath, overrides: Overrides = None) -> RunResult:
         make_gold(loaded, logged_progress())
     labelled = run_label_flow(recipe, overrides)
     name_run("run", loaded, labelled.dataset.manifest)
-    version = of_version(loaded, labelled.dataset).dataset.version  # whatever others add to the dataset meanwhile
+    version = with_version(loaded, labelled.dataset).dataset.version  # whatever others add to the dataset meanwhile
     kept = [*(overrides or []), f"dataset.version={version}"]
     students = distill_flow(recipe, kept)
     return RunResult(finetuned, labelled, students, evaluate_flow(recipe, kept))

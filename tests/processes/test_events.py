@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import BudgetSpent, RecipeError, TrainingError
-from stillhouse.processes.children import follow
+from stillhouse.processes.children import run_command
 from stillhouse.processes.events import EventProgress, ProgressEvent, progress_event
 from tests.conftest import MakeRecipe
 
@@ -78,7 +78,7 @@ def run(recipe: Any, folder: Path, ends: str) -> tuple[list[str], Told]:
     lines: list[str] = []
     told = Told()
     try:
-        follow(recipe, folder, [sys.executable, "-c", CHILD, ends], lines.append, told, what="the training")
+        run_command(recipe, folder, [sys.executable, "-c", CHILD, ends], lines.append, told, what="the training")
     finally:
         assert lines == ["from a library"]
         assert told.progress == [("Training", 1, 2), ("Training", 2, 2)]

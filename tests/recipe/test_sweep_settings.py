@@ -120,10 +120,10 @@ def test_evenly_spaced_layers_are_those_that_are_listed(tiny_recipe: MakeRecipe)
 def test_several_at_a_time_and_several_processes_each_are_refused(
     tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RecipeError, match="sweep.at_a_time is 2 and student.launch is set"):
+    with pytest.raises(RecipeError, match="sweep.at_a_time is 2: student.launch is set"):
         check_distill(tiny_recipe(sweep={LAYERS: [2], "student.launch": [{"num_processes": 2}], "at_a_time": 2}))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="sweep.at_a_time is 2, and 2 processes were started"):
+    with pytest.raises(RecipeError, match="sweep.at_a_time is 2: 2 processes were started"):
         check_distill(tiny_recipe(sweep={LAYERS: [2, 1], "at_a_time": 2}))
 
 

@@ -27,12 +27,12 @@ from stillhouse.stages.stages import (
     distill_stage,
     distill_students,
     evaluate_stage,
-    of_version,
     points_to_train,
     recipe_dataset,
     run_stages,
+    with_version,
 )
-from stillhouse.stages.sweep import Children, train_points
+from stillhouse.stages.sweep import ParallelChildren, train_points
 from stillhouse.student.finished.folder import read_card
 from stillhouse.student.training import train as training
 from tests.conftest import MakeRecipe
@@ -140,7 +140,7 @@ def test_one_student_under_two_names_is_refused_before_it_is_trained(
 
 
 def test_all_students_learn_from_the_version_that_the_recipe_names(recipe: Recipe) -> None:
-    named = of_version(recipe, recipe_dataset(recipe))
+    named = with_version(recipe, recipe_dataset(recipe))
     assert [point.recipe.dataset.version for point in points(named)] == [1, 1]
     assert [one.point.recipe.dataset.version for one in points_to_train(recipe)] == [1, 1]
 
@@ -231,7 +231,7 @@ def test_no_student_is_begun_after_one_has_failed(recipe: Recipe, monkeypatch: p
         begun.append(training.point.label)
         raise TrainingError("it failed")
 
-    monkeypatch.setattr(sweeping, "train_apart", train)
+    monkeypatch.setattr(sweeping, "train_in_child", train)
     listed = ([0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3], [0], [1])
     many = swept(recipe, **{"student.init": [{"from": "teacher", "layers": layers} for layers in listed]})
     with pytest.raises(StillhouseError, match="it failed"):
@@ -242,7 +242,7 @@ def test_no_student_is_begun_after_one_has_failed(recipe: Recipe, monkeypatch: p
 @pytest.mark.parametrize(("given", "at_a_time", "share"), [("8", 2, "4"), ("8", 3, "2"), ("1", 4, "1"), ("2", 1, "2")])
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch, given: str, at_a_time: int, share: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    children = Children(at_a_time)
+    children = ParallelChildren(at_a_time)
     assert children.environment(0) == {"OMP_NUM_THREADS": share}
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
@@ -252,7 +252,7 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch, given: str, at_
 def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    children = Children(3)
+    children = ParallelChildren(3)
     assert [children.environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [children.environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["5", "7", "5"]
