@@ -1,10 +1,10 @@
 """The students of a sweep, one task run each, several in parallel if the recipe sets `at_a_time`.
 
-Each is a task run, not a flow run: a flow run that another one starts blocks its thread until it ends, and training in
-this process must run in the main thread, where an interrupt reaches it at once. One after another, students are trained in this
+Each is a task run, not a flow run: a flow run that another one starts blocks its thread until it ends, and training in this
+process must run in the main thread, where an interrupt reaches it at once. One after another, students are trained in this
 process; in parallel, each task waits in a thread for a process that trains its student (`stillhouse.stages.sweep`). Those
-processes end with this one. A retry of a task resumes from its student's last checkpoint, a retry of the flow skips finished
-students, and a student that fails does not stop the others.
+processes end with this one. A retry of a task resumes from its student's last checkpoint, a retry of the flow skips
+finished students, and a student that fails does not stop the others.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def test_a_teacher_that_is_fine_tuned_first(
     assert "Fine-tuning the teacher: 6 of 6" in done.stderr
     assert json.loads(done.stdout)["teacher"]["trained"] is True
     again = stillhouse("finetune", recipe)
-    assert re.search(r"^teacher +.*teachers/test/gold: .* was there already", again.stdout, re.M)
+    assert re.search(r"^teacher +.*teachers/test/gold: .* already trained", again.stdout, re.M)
     assert stillhouse("label", recipe).returncode == 0
 
 

@@ -46,7 +46,7 @@ def test_the_last_event_is_one_that_the_guard_waits_for(monkeypatch: pytest.Monk
     (event,) = sent
     assert event["resource"]["prefect.resource.id"] == f"prefect.flow-run.{run.id}"
     for watch in (recovery._BEGUN, recovery._TAKEN):
-        automation = watch.automation(watch.seconds)
+        automation = watch.build(watch.seconds)
         trigger = EventTrigger.model_validate(automation.trigger.model_dump())
         assert trigger.expects(event["event"]) and not trigger.starts_after(event["event"])
         assert trigger.match.matches(event["resource"])

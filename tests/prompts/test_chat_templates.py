@@ -235,7 +235,7 @@ def test_rows_that_a_student_s_template_refuses_are_left_out_and_counted(
     assert (result.card.rows, result.card.rows_unrendered, result.card.rows_too_long) == (6, 2, 0)
     assert "is left out, and every other whose prompt the chat template refuses: Conversation roles" in caplog.text
     shown.print_student(result)
-    assert "2 rows were left out: its chat template refuses their prompts" in capsys.readouterr().out
+    assert "2 rows were skipped: its chat template rejects their prompts" in capsys.readouterr().out
     lm = load_language_model(folder)
     read = read_examples(dataset, "train", lm, soft=False, by_text=True, max_length=200)
     assert (len(read), read.unrendered) == (6, 2)

@@ -133,7 +133,7 @@ def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json
 
 @app.command()
 def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Estimate labelling before anything is sent: prompts, requests and those already answered, tokens, cost, bytes, time."""
+    """Estimate labelling before anything is sent: prompts, requests (new, answered), tokens, cost, bytes, time."""
     with reporting_errors(as_json):
         import dataclasses
 

@@ -92,7 +92,7 @@ def print_labels(result: LabelResult) -> None:
     rejected = f", rejected {format_counts(manifest.rejected)}" if manifest.rejected else ""
     output.print(
         f"labels   {result.dataset.folder}{source}: {format_counts(manifest.rows)}{rejected}; "
-        f"{result.sent} requests sent, {result.reused} already answered",
+        f"{result.sent} requests sent, {result.reused} answered before",
         markup=False,
     )
     _print_retry_hint(result)

@@ -46,7 +46,7 @@ def launched_by_recipe() -> bool:
 
 
 def is_launched_for(folder: Path) -> bool:
-    """Whether another Stillhouse process, which holds this folder's lock, launched this one to train in it."""
+    """Whether a Stillhouse process that holds this folder's lock launched this one to train in it."""
     return launched_by_recipe() and folder.resolve() in Path(os.environ[LAUNCH]).resolve().parents
 
 

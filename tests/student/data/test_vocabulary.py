@@ -314,7 +314,7 @@ def test_labels_are_not_made_for_a_student_that_cannot_learn_from_them(
     check_labels(
         tiny_recipe(student=parts["student"] | {"init": {"model": "not/here"}})
     )  # it may be where it is trained
-    assert "the student is not looked at before labelling: student.init.model is 'not/here'" in caplog.text
+    assert "the student is not checked before labelling: student.init.model is 'not/here'" in caplog.text
 
 
 def test_black_box_goes_on_by_text(foreign: Any) -> None:

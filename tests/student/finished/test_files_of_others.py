@@ -15,6 +15,7 @@ from stillhouse.evaluation.report.report import ReportFiles, write_report
 from stillhouse.exchange.lines import NOTE
 from stillhouse.labelling.engine import label
 from stillhouse.processes.children import run_command
+from stillhouse.progress import silent
 from stillhouse.student.finished.folder import CARD, StudentCard, StudentFolder
 from tests.conftest import MakeRecipe
 from tests.dataset.made import completion, make_dataset
@@ -169,7 +170,7 @@ def test_a_launched_command_removes_nothing_of_others(scripted_recipe: MakeRecip
 def test_the_demo_teacher_is_not_put_among_other_files(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text(THEIRS)
     done = CliRunner().invoke(app, ["teacher", "fetch-demo", "--folder", str(tmp_path)])
-    assert (done.exit_code, "name a new or an empty folder" in done.stderr) == (2, True)
+    assert (done.exit_code, "Give a new or an empty folder" in done.stderr) == (2, True)
     assert [file.name for file in tmp_path.iterdir()] == ["weights.bin"]
 
 

@@ -202,7 +202,7 @@ def test_two_processes_killed_at_any_step_go_on_to_the_same_student(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["label"], "`stillhouse label` was started in 2 processes, and runs in one"),
+        (["label"], "`stillhouse label` was started in 2 processes, and runs only in one"),
         (
             ["distill", "--set", "student.train.fsdp=true", "--set", "student.train.fsdp_config={version: 1}"],
             "FSDP1 does",

@@ -203,7 +203,7 @@ def test_the_command_says_how_many_rows_were_cut_off(
     done = CliRunner().invoke(app, ["distill", str(recipe_file(recipe))])
     assert done.exit_code == 0, done.output
     told = " ".join(done.output.split())
-    assert f"{cut} of its {len(reasons)} rows are text that the teacher did not end" in told
+    assert f"{cut} of its {len(reasons)} rows are completions without an end token" in told
     card = json.loads((Path(recipe.students) / "test/black-box/student.json").read_text())
     assert (card["rows_cut_off"], card["rows_empty"]) == (cut, 0)
     readme = (Path(recipe.students) / "test/black-box/README.md").read_text()
