@@ -56,7 +56,7 @@ def artifact_key(stage: str, recipe: Recipe) -> str:
     """Return the key of one of a recipe's artifacts: lower-case letters, digits and dashes, as Prefect requires.
 
     A name with other characters gets a part of its hash, so that no two recipes share a key. The part of a dataset that a
-    worker labels (pipeline/stillhouse/labelling/parts.py) has the recipe's name and separate keys: `part-labels-quickstart`.
+    worker labels (pipeline/stillhouse/labelling/parts.py) has the recipe's name and its own keys: `part-labels-quickstart`.
     """
     name = re.sub(r"[^a-z0-9]+", "-", recipe.name.lower()).strip("-")
     if name != recipe.name:

@@ -56,7 +56,7 @@ async def label_flow(
     Args:
         recipe: A recipe file, such as flows/recipes/quickstart.yaml.
         overrides: Settings of the recipe to change, as for --set, such as label.sampling.temperature=0.5
-        retry_rejected: Send again the requests that the teacher's errors rejected for these reasons; an empty list: for any.
+        retry_rejected: Retry requests that the teacher's errors rejected for these reasons; an empty list: for any.
     """
     log = get_run_logger()
     async with reported_errors():

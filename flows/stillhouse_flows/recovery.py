@@ -3,8 +3,8 @@
 A flow run sends a heartbeat every 30 seconds. If its process and its worker are both killed, or its machine is lost, no
 process reports the failure, and Prefect would show the run as Running, or as Pending before it begins, for ever. Two
 automations of the server wait for the next event of a run, and set a run without one to Crashed. A run that ends normally
-emits an event of its own (common.emit_ended_event) after its last heartbeat. Retries are not automatic; a retry resumes from
-the journal or the last checkpoint.
+emits a last event (common.emit_ended_event) after its last heartbeat. Retries are not automatic; a retry resumes from the
+journal or the last checkpoint.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parts of a labelling job as runs of a deployment: `label.runner: {kind: work-pool}`.
 
-The deployment `label/part` (flows/prefect.yaml) is the labelling flow in a work pool: Prefect assigns its runs to workers on
-one or more machines. A run that is lost is set to Crashed (recovery.py), and its part is dispatched again.
+The deployment `label/part` (flows/prefect.yaml) is the labelling flow in a work pool: Prefect assigns its runs to workers
+on one or more machines. A run that is lost is set to Crashed (recovery.py), and its part is dispatched again.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def stored_report(kind: TypeAdapter[Found], files: ReportFiles, key: str) -> Fou
     Raises:
         UsageError: a file with a report's name was not written by Stillhouse; it is not overwritten.
     """
-    files.refuse_others()
+    files.refuse_foreign_files()
     if not all(file.is_file() for file in (files.markdown, files.html, files.json)):
         return None
     try:

@@ -94,8 +94,8 @@ def require_one_process(command: str) -> None:
     if processes() > 1:
         raise UsageError(
             f"`stillhouse {command}` was started in {processes()} processes, and runs only in one",
-            fix="start it without torchrun or accelerate; `torchrun --nproc_per_node 2 -m stillhouse distill RECIPE` trains "
-            "in several",
+            fix="start it without torchrun or accelerate; to train in several, run `torchrun --nproc_per_node 2 -m "
+            "stillhouse distill RECIPE`",
         )
 
 

@@ -42,7 +42,7 @@ def interval(value: float, resampled: Floats) -> Interval:
 def ratio_of_sums(
     sums: Sequence[float], tokens: Sequence[float], transform: Callable[[Floats], Floats] = np.asarray
 ) -> Interval:
-    """Return transform(sum(sums) / sum(tokens)) over prompts with its 95 % interval; works for any quotient of sums.
+    """Return transform(sum(sums) / sum(tokens)) over prompts with its 95 % interval; works for any ratio of sums.
 
     The sum of all `tokens` must be above 0. Resamples whose token sum is 0 are dropped.
     """

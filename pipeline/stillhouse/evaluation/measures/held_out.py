@@ -41,7 +41,7 @@ class HeldOut:
 
     task: MeasurementTask
     metrics: tuple[NamedMetric, ...]
-    asked: EvaluationPrompts
+    prompts: EvaluationPrompts
 
 
 def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[ModelToMeasure]) -> HeldOut:
@@ -56,22 +56,24 @@ def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[ModelToMe
     rows = tuple(_rows(dataset, recipe.evaluate.limit))
     if not rows:
         raise RecipeError(
-            f"prompts.holdout is {recipe.prompts.holdout}, and dataset {dataset.manifest.label} has no validation rows: "
-            "set prompts.holdout to a share such as 0.2"
+            f"dataset {dataset.manifest.label} has no validation rows",
+            setting="prompts.holdout",
+            value=recipe.prompts.holdout,
+            fix="set it to a share such as 0.2, and label again",
         )
     rows = select_rendered(rows, subjects)
     metrics = open_metrics(recipe.evaluate.metrics)
-    asked = select_prompts(rows, recipe.evaluate)
-    require_references(recipe, metrics, asked)
+    prompts = select_prompts(rows, recipe.evaluate)
+    require_references(recipe, metrics, prompts)
     task = MeasurementTask(
         rows=rows,
         settings=recipe.evaluate,
         max_tokens=recipe.label.sampling.max_tokens,
         vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
         soft=dataset.manifest.soft is not None,
-        asked=asked.rows,
+        prompts=prompts.rows,
     )
-    return HeldOut(task, tuple(metrics), asked)
+    return HeldOut(task, tuple(metrics), prompts)
 
 
 def measured_models(
@@ -88,17 +90,19 @@ def measured_models(
     Raises:
         RecipeError: a metric returns statistics or scores of a wrong shape, or that are not finite.
     """
-    asked = held_out.asked
+    prompts = held_out.prompts
     once = {one.manifest.plan_sha256: one for one in learnt_from}
-    measured = with_labels(measure_all(subjects, held_out.task, progress), asked, recipe)
-    return with_scores(with_answer_quality(measured, asked, training_answers(once.values())), held_out.metrics, asked)
+    measured = with_labels(measure_all(subjects, held_out.task, progress), prompts, recipe)
+    return with_scores(
+        with_answer_quality(measured, prompts, training_answers(once.values())), held_out.metrics, prompts
+    )
 
 
-def shown_answers(asked: EvaluationPrompts, models: MeasuredModels) -> tuple[Answers, ...]:
-    """Return the first `asked.shown` prompts with every model's answer."""
+def shown_answers(prompts: EvaluationPrompts, models: MeasuredModels) -> tuple[Answers, ...]:
+    """Return the first `answers_shown` prompts with every model's answer."""
     return tuple(
         Answers(row.prompt.text, row.prompt.reference, tuple(written.texts[place] for written in models.answers))
-        for place, row in enumerate(asked.rows[: asked.shown])
+        for place, row in enumerate(prompts.rows[: prompts.answers_shown])
     )
 
 

@@ -34,7 +34,7 @@ class ModelMeasurement:
     tokens_per_second: Interval
     latency_p50_ms: float
     latency_p95_ms: float
-    written: ModelAnswers  # answers to `task.asked`
+    answers: ModelAnswers  # answers to `task.prompts`
 
 
 def measure(subject: ModelToMeasure, task: MeasurementTask) -> ModelMeasurement:
@@ -52,7 +52,7 @@ def measure(subject: ModelToMeasure, task: MeasurementTask) -> ModelMeasurement:
         tokens_per_second=ratio_of_sums(tokens, seconds),
         latency_p50_ms=float(p50),
         latency_p95_ms=float(p95),
-        written=_answers(lm, task),
+        answers=_answers(lm, task),
     )
 
 
@@ -72,7 +72,7 @@ def _timed_answers(lm: LanguageModel, task: MeasurementTask) -> tuple[list[float
 
 def _answers(lm: LanguageModel, task: MeasurementTask) -> ModelAnswers:
     """Return the model's greedy answers to all prompts, in batches of prompts of similar length."""
-    prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in task.asked]
+    prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in task.prompts]
     by_length = sorted(
         range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True
     )  # longest prompts first

@@ -33,4 +33,4 @@ class MeasurementTask:
     max_tokens: int  # of an answer
     vocabulary: int  # size of the teacher's; 0: unknown
     soft: bool  # whether the rows have soft labels
-    asked: tuple[Completion, ...] = ()  # rows whose prompts every model answers
+    prompts: tuple[Completion, ...] = ()  # rows whose prompts every model answers

@@ -58,48 +58,48 @@ def measure_all(subjects: Sequence[ModelToMeasure], task: MeasurementTask, progr
             kl_per_token=distance.kl,
             agreement=distance.agreement,
             perplexity=distance.perplexity,
-            reference_score=_reference_score(task.asked, one.written, task.settings),
+            reference_score=_reference_score(task.prompts, one.answers, task.settings),
             is_int8=subject.is_int8,
             lost_mass=distance.lost_mass,
         )
         for subject, one, distance in zip(subjects, measured, compared, strict=True)
     )
-    return MeasuredModels(rows, tuple(one.written for one in measured))
+    return MeasuredModels(rows, tuple(one.answers for one in measured))
 
 
-def _reference_score(asked: Sequence[Completion], written: ModelAnswers, settings: EvaluateSettings) -> Interval | None:
+def _reference_score(rows: Sequence[Completion], written: ModelAnswers, settings: EvaluateSettings) -> Interval | None:
     """Return the token F1 of the answers shown in the report; None if the recipe has metrics."""
     shown = settings.answers
-    return None if settings.metrics else reference_score(asked[:shown], written.texts[:shown])
+    return None if settings.metrics else reference_score(rows[:shown], written.texts[:shown])
 
 
-def with_labels(models: MeasuredModels, asked: EvaluationPrompts, recipe: Recipe) -> MeasuredModels:
+def with_labels(models: MeasuredModels, prompts: EvaluationPrompts, recipe: Recipe) -> MeasuredModels:
     """Return `models`; if the teacher does not run on this machine, add a row for it, made from its labels."""
     if runs_here(recipe.teacher) or recipe.label.mode != "generate":  # in other modes the labels are the references
         return models
-    labels = answers_from_labels(asked.rows)
-    score = _reference_score(asked.rows, labels, recipe.evaluate)
+    labels = answers_from_labels(prompts.rows)
+    score = _reference_score(prompts.rows, labels, recipe.evaluate)
     row = ModelRow("teacher", recipe.teacher.model, reference_score=score)
     return MeasuredModels((row, *models.rows), (labels, *models.answers))
 
 
 def with_answer_quality(
-    models: MeasuredModels, asked: EvaluationPrompts, training: Iterable[tuple[str, str]]
+    models: MeasuredModels, prompts: EvaluationPrompts, training: Iterable[tuple[str, str]]
 ) -> MeasuredModels:
     """Return `models` with the quality of their answers; `training` yields (prompt id, text) of every training answer.
 
     MeasuredModels are compared with the teacher's answers, or with the labels if the teacher has no row.
     """
     roles = [row.role for row in models.rows]
-    written = [*models.answers, *([] if "teacher" in roles else [answers_from_labels(asked.rows)])]
-    copied = find_copies([one.texts for one in written], [row.prompt.id for row in asked.rows], training)
+    written = [*models.answers, *([] if "teacher" in roles else [answers_from_labels(prompts.rows)])]
+    copied = find_copies([one.texts for one in written], [row.prompt.id for row in prompts.rows], training)
     teacher = roles.index("teacher") if "teacher" in roles else len(roles)
     qualities = answer_qualities(written, copied, teacher)[: len(roles)]
     rows = tuple(dataclasses.replace(row, answer_quality=one) for row, one in zip(models.rows, qualities, strict=True))
     return dataclasses.replace(models, rows=rows)
 
 
-def with_scores(models: MeasuredModels, metrics: Sequence[NamedMetric], asked: EvaluationPrompts) -> MeasuredModels:
+def with_scores(models: MeasuredModels, metrics: Sequence[NamedMetric], prompts: EvaluationPrompts) -> MeasuredModels:
     """Return `models` with their scores by the task metrics.
 
     Raises:
@@ -111,8 +111,8 @@ def with_scores(models: MeasuredModels, metrics: Sequence[NamedMetric], asked: E
     student = max(place for place, row in enumerate(models.rows) if not row.is_int8)
     scores = score(
         metrics,
-        [[written.texts[place] for place in asked.scored] for written in models.answers],
-        [asked.rows[place].prompt.reference or "" for place in asked.scored],
+        [[written.texts[place] for place in prompts.with_reference] for written in models.answers],
+        [prompts.rows[place].prompt.reference or "" for place in prompts.with_reference],
         student=student,
         teacher=roles.index("teacher") if "teacher" in roles else None,
     )

@@ -37,7 +37,7 @@ def intervals(models: Sequence[ModelRow]) -> str:
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="8" x2="{x:.1f}" y2="{bottom}"/>')
         parts.append(text_at(x, bottom + 18, format_value(tick), "middle"))
     parts.append(
-        text_at((left + axis.end) / 2, bottom + 38, "KL to the teacher, nats a token (nearer is better)", "middle")
+        text_at((left + axis.end) / 2, bottom + 38, "KL to the teacher, nats per token (lower is better)", "middle")
     )
     for number, (place, row, kl) in enumerate(shown):
         y = 8 + height * (number + 0.5)
@@ -67,7 +67,7 @@ def size_and_distance(models: Sequence[ModelRow]) -> str:
     parts = grid_lines(up, left, width - 20)
     parts += [text_at(across.place(tick), bottom + 20, format_value(tick), "middle") for tick in across.ticks]
     parts.append(text_at((left + width) / 2, height - 8, "megabytes on disk", "middle"))
-    parts.append(text_at(left, 14, "KL, nats a token", "start"))
+    parts.append(text_at(left, 14, "KL, nats per token", "start"))
     labels = spread_labels([up.place(kl.mean) + 4 for _, _, kl, _ in shown], bottom)
     for (place, row, kl, megabytes), label in zip(shown, labels, strict=True):
         x, y = across.place(megabytes), up.place(kl.mean)

@@ -8,6 +8,7 @@ from stillhouse.evaluation.results import AnswerQuality, Difference, Interval, M
 from stillhouse.student.finished.card import count_in_words, megabytes_in_words
 
 DASH = "–"
+UNCLEAR = "not distinguishable"  # the interval of a difference contains 0
 
 
 class Compared(Protocol):
@@ -36,7 +37,7 @@ def comparison_table(report: Compared) -> list[list[str]]:
 
 def differences_table(report: Report) -> list[list[str]]:
     """Return headers, then the student's scores minus each other model's, and whether the difference is clear."""
-    headers = ["the student less", *(one.name for one in report.metrics)]
+    headers = ["student minus", *(one.name for one in report.metrics)]
     return [headers, *([row.role, *(_difference(row, one) for one in report.metrics)] for row in report.differences)]
 
 
@@ -49,9 +50,9 @@ def answer_quality_table(report: Compared) -> list[list[str]]:
 
 
 def judged(difference: Interval, *, lower_is_better: bool) -> str:
-    """Return whether a difference (student minus other) makes the student `better`, `worse` or `not told apart`."""
+    """Return whether a difference (student minus other) makes the student `better`, `worse` or `not distinguishable`."""
     if difference.low <= 0 <= difference.high:
-        return "not told apart"
+        return UNCLEAR
     return "better" if (difference.low > 0) != lower_is_better else "worse"
 
 

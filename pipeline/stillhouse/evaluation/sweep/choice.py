@@ -13,11 +13,11 @@ from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.evaluation.sweep.results import Choice, SweptStudent
 
-DISTANCE = MetricColumn("KL to the teacher, nats a token", lower_is_better=True, percent=False, digits=2)
+DISTANCE = MetricColumn("KL to the teacher, nats per token", lower_is_better=True, percent=False, digits=2)
 
 
 def choose(students: Sequence[SweptStudent], metrics: Sequence[MetricColumn], keep: float) -> Choice:
-    """Choose by the first metric; without metrics the front is of size and KL, and no student is named.
+    """Choose by the first metric; without metrics the front is of size and KL, and no student is chosen.
 
     Args:
         students: all students of the sweep; quantised copies and students with a warning are ignored.

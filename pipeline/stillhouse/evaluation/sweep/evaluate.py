@@ -32,7 +32,7 @@ from stillhouse.evaluation.measures.held_out import (
 from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
 from stillhouse.evaluation.measures.models import MeasuredModels
 from stillhouse.evaluation.measures.recipe_models import student_models, teacher_models
-from stillhouse.evaluation.report.notes import measurement_notes, of_the_vocabularies
+from stillhouse.evaluation.report.notes import measurement_notes, vocabulary_notes
 from stillhouse.evaluation.report.report import ReportFiles
 from stillhouse.evaluation.stored import figures_of, report_key, stored_report
 from stillhouse.evaluation.sweep.choice import choose
@@ -87,14 +87,14 @@ def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent
     stored = stored_report(_STORED, files, key)
     held_out = _held_out(recipe, dataset, students) if stored is None else None
     with sole_writer(folder, ReportBusy, keep_lock=False):
-        report = _measured(recipe, dataset, students, held_out, key, progress) if held_out is not None else stored
+        report = _measure(recipe, dataset, students, held_out, key, progress) if held_out is not None else stored
         assert report is not None
         if report.choice.keep != recipe.evaluate.keep:
             choice = choose(report.students, report.metrics, recipe.evaluate.keep)
             report = dataclasses.replace(report, choice=choice, recipe_yaml=recipe.as_yaml())
         if report is not stored:
             write_sweep_report(report, folder)
-        _tell_cards(report, students)
+        _update_cards(report, students)
     return SweepEvaluation(report, files, fresh=stored is None)
 
 
@@ -110,8 +110,9 @@ def _finished(point: Point, dataset: Dataset) -> _Finished:
     card = place.finished()
     if card is None:
         raise StudentMissing(
-            f"sweep, {point.label}: there is no finished {mode} student of this recipe and dataset "
-            f"{dataset.manifest.label} in {place.path}: run `stillhouse distill` with the same recipe first"
+            f"sweep, {point.label}: {place.path} has no finished {mode} student of this recipe and dataset "
+            f"{dataset.manifest.label}",
+            fix="run `stillhouse distill` with the same recipe first",
         )
     return _Finished(point, place, card, learnt_from)
 
@@ -137,7 +138,7 @@ def _subjects(
     return subjects, settings
 
 
-def _measured(
+def _measure(
     recipe: Recipe, dataset: Dataset, students: Sequence[_Finished], held_out: HeldOut, key: str, progress: Progress
 ) -> SweepReport:
     subjects, settings = _subjects(recipe, dataset, students)
@@ -153,7 +154,7 @@ def _measured(
         teacher=others[0] if others else None,
         students=swept,
         choice=choose(swept, models.metrics, recipe.evaluate.keep),
-        answers=shown_answers(held_out.asked, models),
+        answers=shown_answers(held_out.prompts, models),
         recipe_yaml=recipe.as_yaml(),
         notes=_notes(recipe, students, dataset, held_out, models),
         key=key,
@@ -173,20 +174,20 @@ def _notes(
 ) -> tuple[str, ...]:
     quantised = next((one for one in students if one.place.wants_int8), students[0])
     rows = len(held_out.task.rows)
-    measured = measurement_notes(recipe, quantised.point.student, dataset, rows, held_out.asked, models.metrics)
+    measured = measurement_notes(recipe, quantised.point.student, dataset, rows, held_out.prompts, models.metrics)
     return (
         *measured,
-        *of_the_vocabularies(models.rows, recipe, dataset, article=""),
-        "All students learnt from the same labels with the same seed. What another seed would change is not in the "
-        "intervals: a difference between two sizes that is small may be chance in training.",
-        "A student keeps a share of the teacher's score if its own score divided by the teacher's, on the same prompts, is "
-        "at least that share. A student is on the front if no other is as small and better, or smaller and as good, "
-        "whatever the intervals say. A student that is broken, runs on or copies is neither named nor on the front, "
-        "however well it scores: the column of the front has the word.",
+        *vocabulary_notes(models.rows, recipe, dataset, article=""),
+        "All students learnt from the same labels with the same seed. The intervals do not include what another seed would "
+        "change: a small difference between two sizes may be chance in training.",
+        "A student keeps a share of the teacher's score if its score divided by the teacher's, on the same prompts, is at "
+        "least that share. A student is on the front if no other one is as small and better, or smaller and as good; "
+        "intervals are not considered. A student that is broken, runs on or copies is neither chosen nor on the "
+        "front, even if its scores are good; the column of the front says so.",
     )
 
 
-def _tell_cards(report: SweepReport, students: Sequence[_Finished]) -> None:
+def _update_cards(report: SweepReport, students: Sequence[_Finished]) -> None:
     """Write the report's figures into the students' model cards."""
     table = sweep_table(report)
     for one in students:

@@ -80,8 +80,8 @@ def sweep_html(report: SweepReport) -> str:
         rows=rows,
         caption=(
             f"Parameters against {metric.name}, with 95 % intervals. Ringed, and joined by the dashed line: the front, "
-            "students to which no other is preferable in both"
-            f"{'; one with a warning is not on it' if sweep_warnings(report) else ''}"
+            "students that no other one beats in both"
+            f"{'; students with a warning are not on it' if sweep_warnings(report) else ''}"
         ),
         plot=Markup(size_and_quality(models, metric, on_front)),
         kl_plot=Markup(plots.intervals(report.models)),
