@@ -212,7 +212,9 @@ def commands_page() -> str:
         _DO_NOT_EDIT,
         "Exit status: 0 done; 1 failed; 2 the recipe or the arguments are wrong, and nothing was sent; 3 done, but more "
         "prompts were rejected than `label.max_rejected` allows; 130 interrupted. With `--json` the result is one JSON "
-        "object on standard output, and everything else goes to standard error.\n",
+        "object on standard output, and everything else goes to standard error. A command that fails prints one JSON object "
+        "too: `error`, with the fields `kind` (the error's class), `message`, `problem`, `setting`, `value` and `fix`; "
+        "unknown fields are null. An interrupted command prints none.\n",
     ]
     for name, command in _commands(typer.main.get_command(app), "stillhouse"):
         parts += _command_section(name, command)

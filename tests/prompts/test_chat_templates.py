@@ -260,7 +260,7 @@ def test_models_are_compared_on_the_rows_that_all_of_them_render(
     assert "2 of 4 held-out rows are left out of the report: the chat template of the student" in caplog.text
     assert select_rendered(rows, both[:1]) == tuple(rows)
     with pytest.raises(
-        RecipeError, match="the chat template of the student .* refuses the prompts of all 2 held-out rows"
+        RecipeError, match="the chat template of the student .* rejects the prompts of all 2 held-out rows"
     ):
         select_rendered(rows[::2], both)
 

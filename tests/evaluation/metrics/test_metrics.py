@@ -135,7 +135,7 @@ def test_columns_have_names() -> None:
         ([{"kind": "edit-distance", "unit": "phonemes"}], r"edit-distance\.unit: .*'words' or 'characters'"),
         ([{"kind": "chrf", "beta": 0}], r"chrf\.beta: "),
         ([{"kind": "token-f1", "case": True}], r"token-f1\.case: there is no such setting"),
-        (["rouge", "rouge"], r"metrics\.1: the metric 'ROUGE-L' is there twice"),
+        (["rouge", "rouge"], r"metrics\.1: the metric 'ROUGE-L' is listed twice"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(given: list[Any], said: str) -> None:

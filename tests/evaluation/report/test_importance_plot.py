@@ -67,18 +67,18 @@ def test_only_layers_that_were_measured_are_shown() -> None:
 
 def test_the_words_say_what_was_kept_how_and_on_what() -> None:
     assert about(ONE) == (
-        "Kept: 6 of the teacher's 10 layers (0, 1, 2, 6, 7, 8). They are the ones whose removal costs most. A bar is the "
-        "KL to the whole teacher with that layer alone left out, in nats a token, measured on 64 rows of words/v001."
+        "Kept: 6 of the teacher's 10 layers (0, 1, 2, 6, 7, 8). They are the layers whose removal costs most. A bar is the "
+        "KL to the whole teacher if only that layer is removed, in nats per token, measured on 64 rows of words/v001."
     )
     assert about(dataclasses.replace(ONE, method="greedy")).startswith(
-        "Kept: 6 of the teacher's 10 layers (0, 1, 2, 6, 7, 8). Greedy removal chose them"
+        "Kept: 6 of the teacher's 10 layers (0, 1, 2, 6, 7, 8). They were chosen by greedy removal"
     )
     assert about(INFLUENCE).startswith(
-        "Kept: 6 of the teacher's 10 decoder layers (0, 1, 2, 6, 7, 8). They are the ones"
+        "Kept: 6 of the teacher's 10 decoder layers (0, 1, 2, 6, 7, 8). They are the layers"
     )
-    assert about(INFLUENCE).endswith("its input and its output, measured on 64 rows of words/v001.")
+    assert about(INFLUENCE).endswith("its input and output, measured on 64 rows of words/v001.")
     assert line(ONE).startswith(
-        "Layers kept: 0, 1, 2, 6, 7, 8 of 10 (leave-one-out on 64 rows of words/v001, nats a token when left out: 0: 8.34,"
+        "Layers kept: 0, 1, 2, 6, 7, 8 of 10 (leave-one-out on 64 rows of words/v001, nats per token if removed: 0: 8.34,"
     )
     assert line(INFLUENCE).startswith(
         "Decoder layers kept: 0, 1, 2, 6, 7, 8 of 10 (block influence on 64 rows of words/v001: 0: 0, 1: 2.85,"

@@ -294,7 +294,7 @@ def test_the_whole_way(soft: dict[str, Any], make: Make, teacher: Path) -> None:
         assert model.agreement is not None
         assert 0 < model.kl_per_token.mean < math.inf
         assert 0 < model.lost_mass.mean < 1
-        note = f"The {model.role} has a part of the teacher's tokens: {model.lost_mass.mean:.2%} of the teacher's"
+        note = f"The {model.role} has only some of the teacher's tokens: {model.lost_mass.mean:.2%} of the teacher's"
         assert any(line.startswith(note) for line in report.notes)
 
 

@@ -159,7 +159,9 @@ def test_distances_are_taken_on_what_the_teacher_wrote(tmp_path: Path) -> None:
         ModelToMeasure("student", "other", folders[1]),
     ]
     rows = (row_that_ended(0, "length"), row_that_ended(1, "stop"), row_that_ended(2, "length", text=""))
-    task = MeasurementTask(rows=rows, settings=EvaluateSettings(), max_tokens=9, vocabulary=300, soft=False, asked=rows)
+    task = MeasurementTask(
+        rows=rows, settings=EvaluateSettings(), max_tokens=9, vocabulary=300, soft=False, prompts=rows
+    )
     found = distances(subjects, task)[1]
     lms = [load_language_model(folder, device="cpu") for folder in folders]
     surprise = kl = 0.0
