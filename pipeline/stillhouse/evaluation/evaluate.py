@@ -30,7 +30,7 @@ from stillhouse.evaluation.measures.held_out import (
 )
 from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
 from stillhouse.evaluation.measures.recipe_models import student_models, teacher_models
-from stillhouse.evaluation.report.importance_plot import layers_of
+from stillhouse.evaluation.report.importance_plot import layer_importance
 from stillhouse.evaluation.report.notes import notes, vocabulary_notes
 from stillhouse.evaluation.report.report import ReportFiles, write_report
 from stillhouse.evaluation.report.tables import comparison_table
@@ -138,7 +138,7 @@ def _measure(
         metrics=models.metrics,
         differences=models.differences,
         kept=models.kept,
-        starts=layers_of(read_start(students[-1].path)),
+        starts=layer_importance(read_start(students[-1].path)),
     )
 
 

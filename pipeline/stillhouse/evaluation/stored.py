@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.report.report import ReportFiles
-from stillhouse.evaluation.report.tables import Compared, answer_quality_table
+from stillhouse.evaluation.report.tables import ComparedModels, answer_quality_table
 from stillhouse.evaluation.report.warnings import warning_of
 from stillhouse.models.files import find_model, labelling_files, runs_here
 from stillhouse.plugins import METRICS, code_of
@@ -53,7 +53,7 @@ def _teacher(teacher: TeacherSettings) -> list[str]:
     return [files.content_sha256 for files in measured]
 
 
-class MeasuredReport(Compared, Protocol):
+class MeasuredReport(ComparedModels, Protocol):
     """A report with the facts of its measurement."""
 
     @property

@@ -122,7 +122,7 @@ def test_an_interval_is_that_of_the_resamples_alone() -> None:
     [
         ([(1.0, 1.0), (1.0,)], r"the metric 'odd' returns \[1, 2\] statistics per answer"),
         ([()], r"the metric 'odd' returns \[0\] statistics per answer"),
-        ([(1.0, 1.0), (float("nan"), 1.0)], r"gives \(nan, 1.0\) for the answer 'word1 and 1 more': .* finite"),
+        ([(1.0, 1.0), (float("nan"), 1.0)], r"returns \(nan, 1.0\) for the answer 'word1 and 1 more': .* finite"),
         ([(1.0, 0.0)], r"scores the sums \[200.0, 0.0\] as inf: scores must be finite"),
     ],
 )  # fmt: skip

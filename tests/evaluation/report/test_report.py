@@ -105,7 +105,7 @@ def test_html_shows_every_model_and_every_answer() -> None:
     for one in SEPARATE.models:
         assert page.count(one.role) >= 2
     assert page.count("<svg") == 3
-    assert "(nothing)" in page
+    assert "(empty)" in page
 
 
 @pytest.mark.parametrize("near", [(), (("a b", "a c", 0.85),)])

@@ -149,7 +149,7 @@ def test_without_a_metric_that_can_be_kept_it_says_how_to_have_one() -> None:
     assert "On the Pareto front of size and quality: 24 layers, 16 layers, 8 layers." in words
     lower = report(ERRORS, EXACT)
     words = sweep_verdict(lower)
-    assert "Of error rate lower is better" in words
+    assert "because a lower error rate is better" in words
     assert "If a metric of which higher is better is first in evaluate.metrics" in words
     assert "The best is 8 layers, at 42.0 %." in words
     assert lower.choice.front == ("8 layers",)

@@ -1,7 +1,7 @@
 """The importance of the teacher's layers: as an SVG bar chart, as a line of Markdown, and how it was measured.
 
-    starts = layers_of(read_start(folder))     # of the student in this folder
-    bars(starts[0]), line(starts[0]), about(starts[0])
+    starts = layer_importance(read_start(folder))     # of the student in this folder
+    bar_chart(starts[0]), summary_line(starts[0]), explanation(starts[0])
 
 The first layers of a model often score a hundred times as high as others, so the plot has a square-root scale.
 """
@@ -17,7 +17,7 @@ from stillhouse.evaluation.results import LayerImportance
 from stillhouse.student.start.descriptions import rows_in_words
 from stillhouse.student.start.record import Start
 
-TITLE = "Importance of the teacher's layers"
+TITLE = "Layer importance"
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 306, 60, 626, 52, 250
 _BETWEEN = 26  # minimum pixels between two ticks
 _NUMBER = 34  # pixels for a layer's number, on a phone
@@ -34,7 +34,7 @@ _MEASURED = {
 _ALONE = "A bar is the KL to the whole teacher if only that layer is removed, in nats per token{measured}."
 
 
-def layers_of(start: Start | None) -> tuple[LayerImportance, ...]:
+def layer_importance(start: Start | None) -> tuple[LayerImportance, ...]:
     """Return the layer importance of each stack; empty if the layers were listed or evenly spaced."""
     if start is None:
         return ()
@@ -53,20 +53,20 @@ def layers_of(start: Start | None) -> tuple[LayerImportance, ...]:
     )
 
 
-def whose(one: LayerImportance, count: str = "") -> str:
+def layers_phrase(one: LayerImportance, count: str = "") -> str:
     """Return a phrase such as "the teacher's 24 encoder layers"; `count` is the number in it."""
     return " ".join(filter(None, ["the teacher's", count, one.stack if one.stack != "model" else "", "layers"]))
 
 
-def about(one: LayerImportance) -> str:
+def explanation(one: LayerImportance) -> str:
     """Return sentences on which layers were kept, how they were chosen, and on which rows."""
     rows = rows_in_words(one.rows, one.dataset)
     measured = f", measured{rows}" if rows else ""
     chosen = _MEASURED[one.method].format(alone=_ALONE.format(measured=measured), measured=measured)
-    return f"Kept: {len(one.kept)} of {whose(one, str(len(one.scores)))} ({_listed(one.kept)}). {chosen}"
+    return f"Kept: {len(one.kept)} of {layers_phrase(one, str(len(one.scores)))} ({_listed(one.kept)}). {chosen}"
 
 
-def line(one: LayerImportance) -> str:
+def summary_line(one: LayerImportance) -> str:
     """Return the kept layers and every layer's score in one line."""
     scores = ", ".join(f"{layer}: {format_value(score)}" for layer, score in enumerate(one.scores))
     which = "Layers" if one.stack == "model" else f"{one.stack.capitalize()} layers"
@@ -75,7 +75,7 @@ def line(one: LayerImportance) -> str:
     return f"{which} kept: {_listed(one.kept)} of {len(one.scores)} ({how}: {scores})."
 
 
-def bars(one: LayerImportance) -> str:
+def bar_chart(one: LayerImportance) -> str:
     """Return a bar chart with one bar per layer: filled if the layer was kept, outlined if it was left out."""
     scale = _Scale(max(one.scores) if max(one.scores) > 0 else 1.0)
     slot = (_RIGHT - _LEFT) / len(one.scores)
@@ -97,7 +97,7 @@ def bars(one: LayerImportance) -> str:
     worth = "; ".join(
         f"{layer}: {format_value(score)}, {_outcome(layer, one)}" for layer, score in enumerate(one.scores)
     )
-    return svg(_WIDTH, _HEIGHT, f"{TITLE}, {one.unit}, of {whose(one)}: {worth}", parts)
+    return svg(_WIDTH, _HEIGHT, f"{TITLE}, {one.unit}, of {layers_phrase(one)}: {worth}", parts)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from stillhouse.evaluation.report import importance_plot, plots
 from stillhouse.evaluation.report.svg import SHAPES, role_class
 from stillhouse.evaluation.report.tables import (
     DASH,
-    Compared,
+    ComparedModels,
     answer_quality_table,
     comparison_table,
     differences_table,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-class RenderedReport(Compared, Protocol):
+class RenderedReport(ComparedModels, Protocol):
     """A report of either kind, with everything it shows besides its table."""
 
     @property
@@ -145,7 +145,7 @@ def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
         lines += ["## Differences from the student", "", *markdown_table(headers, rows), ""]
     if report.starts:
         lines += [f"## {importance_plot.TITLE}", ""]
-        lines += [part for one in report.starts for part in (importance_plot.line(one), "")]
+        lines += [part for one in report.starts for part in (importance_plot.summary_line(one), "")]
     return "\n".join([*lines, *closing_lines(report, narrow=narrow)])
 
 
@@ -236,16 +236,22 @@ def html(report: Report) -> str:
         headers=headers,
         rows=rows,
         difference_headers=difference_headers,
-        differences=[(_place(report, row[0]), row) for row in differences],
+        differences=[(_row_index(report, row[0]), row) for row in differences],
         score_plots=[(name, Markup(plot)) for name, plot in score_plots if plot],
         kl_plot=Markup(plots.intervals(report.models)),
         size_plot=Markup(plots.size_and_distance(report.models)),
         layers_title=importance_plot.TITLE,
         layers=[
-            (importance_plot.whose(one), importance_plot.about(one), Markup(importance_plot.bars(one)))
+            (
+                importance_plot.layers_phrase(one),
+                importance_plot.explanation(one),
+                Markup(importance_plot.bar_chart(one)),
+            )
             for one in report.starts
         ],
-        curves=[(curve.role, Markup(plots.loss_plot(curve, _place(report, curve.role)))) for curve in report.curves],
+        curves=[
+            (curve.role, Markup(plots.loss_plot(curve, _row_index(report, curve.role)))) for curve in report.curves
+        ],
     )
 
 
@@ -269,6 +275,6 @@ def page(template: str, report: RenderedReport, **parts: Any) -> str:
     )
 
 
-def _place(report: Report, role: str) -> int:
+def _row_index(report: Report, role: str) -> int:
     """Return a model's row in the table, which determines its colour and mark."""
     return next((place for place, row in enumerate(report.models) if row.role == role), 0)

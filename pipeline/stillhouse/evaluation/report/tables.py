@@ -11,7 +11,7 @@ DASH = "–"
 UNCLEAR = "not distinguishable"  # the interval of a difference contains 0
 
 
-class Compared(Protocol):
+class ComparedModels(Protocol):
     """A report with a row for each model."""
 
     @property
@@ -23,7 +23,7 @@ class Compared(Protocol):
         """The task metrics, the most important first."""
 
 
-def comparison_table(report: Compared) -> list[list[str]]:
+def comparison_table(report: ComparedModels) -> list[list[str]]:
     """Return headers, then one row per model: size and task metrics, then cost, then distance from the teacher."""
     headers = ["model", "parameters", "MB", *(one.name for one in report.metrics)]
     headers += ["peak MB", "tokens/s", "p50 ms", "p95 ms", "KL/token", "agreement", "perplexity"]
@@ -41,7 +41,7 @@ def differences_table(report: Report) -> list[list[str]]:
     return [headers, *([row.role, *(_difference(row, one) for one in report.metrics)] for row in report.differences)]
 
 
-def answer_quality_table(report: Compared) -> list[list[str]]:
+def answer_quality_table(report: ComparedModels) -> list[list[str]]:
     """Return headers, then each model's answer quality; empty if it was not measured."""
     if not any(row.answer_quality for row in report.models):
         return []
@@ -49,7 +49,7 @@ def answer_quality_table(report: Compared) -> list[list[str]]:
     return [headers, *([row.role, *_answer_quality_cells(row.answer_quality)] for row in report.models)]
 
 
-def judged(difference: Interval, *, lower_is_better: bool) -> str:
+def classify_difference(difference: Interval, *, lower_is_better: bool) -> str:
     """Return whether a difference (student minus other) makes the student `better`, `worse` or `not distinguishable`."""
     if difference.low <= 0 <= difference.high:
         return UNCLEAR
@@ -100,7 +100,7 @@ def _difference(row: Difference, metric: MetricColumn) -> str:
         f"{value * scale:+,.{metric.digits}f}".replace("-", "−")
         for value in (interval.mean, interval.low, interval.high)
     )
-    return f"{mean} [{low}, {high}] {judged(interval, lower_is_better=metric.lower_is_better)}"
+    return f"{mean} [{low}, {high}] {classify_difference(interval, lower_is_better=metric.lower_is_better)}"
 
 
 def _number(value: float, digits: int) -> str:

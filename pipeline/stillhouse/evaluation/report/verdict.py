@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stillhouse.evaluation.report.tables import UNCLEAR, format_interval, judged
+from stillhouse.evaluation.report.tables import UNCLEAR, classify_difference, format_interval
 from stillhouse.evaluation.report.warnings import warnings
 from stillhouse.evaluation.results import Interval, MetricColumn, ModelRow, Report
 
@@ -55,7 +55,8 @@ def _by_metric(report: Report, metric: MetricColumn, teacher: ModelRow | None) -
         return format_interval(row.scores[metric.name], metric.digits, percent=metric.percent).partition(" [")[0]
 
     against = {
-        row.role: judged(row.scores[metric.name], lower_is_better=metric.lower_is_better) for row in report.differences
+        row.role: classify_difference(row.scores[metric.name], lower_is_better=metric.lower_is_better)
+        for row in report.differences
     }
     if teacher is None:
         yield f"The {metric.name} of the {role} is {figure(student)}."

@@ -12,7 +12,7 @@ clearly higher, by the same rule as the other shares.
 
 from __future__ import annotations
 
-from stillhouse.evaluation.report.tables import Compared
+from stillhouse.evaluation.report.tables import ComparedModels
 from stillhouse.evaluation.results import AnswerQuality, FromTeacher, Interval, ModelRow, Report
 
 CLEARLY_MORE = 0.05  # of the answers, 0..1
@@ -27,7 +27,7 @@ def warnings(report: Report) -> list[str]:
     return [one for one in copies if one]
 
 
-def warning_of(report: Compared, row: ModelRow, who: str = "This student") -> str:
+def warning_of(report: ComparedModels, row: ModelRow, who: str = "This student") -> str:
     """Return the warning about one model, a sentence or two; empty if there is none, or answers were not measured.
 
     `who` is the subject of the sentences.
