@@ -24,7 +24,7 @@ from stillhouse.errors import StorageFailed
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.journal_view import JournalView
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.durable import write_atomically
 from tests.conftest import MakeRecipe
 from tests.power import PowerFailures, whole_versions
