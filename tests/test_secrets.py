@@ -104,7 +104,7 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
 def test_no_file_of_a_dataset_and_no_journal_holds_the_key(
     key: str, server: RunningStandIn, api_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "forget", lambda *_: None)  # as a run that was stopped leaves it
+    monkeypatch.setattr(Journal, "delete", lambda *_: None)  # as a run that was stopped leaves it
     result = asyncio.run(label(api_recipe(server.base_url, TELLING)))
     with closing(JournalView(result.dataset.folder.parent)) as journal:
         assert len(list(journal.ids())) == len(TELLING)

@@ -32,7 +32,7 @@ from stillhouse.labelling.tokens import likely_prompt_tokens, likely_tokens, mos
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.load import Recipe
 from stillhouse.records import Message, Prompt, TeacherIdentity
-from stillhouse.teachers.base import Request, Terms
+from stillhouse.teachers.base import AnswerSettings, Request
 from stillhouse.teachers.prices import Flat
 from tests.conftest import MakeRecipe
 from tests.paths import ROOT
@@ -42,7 +42,7 @@ from tests.stand_in import COMPLETION_TOKENS, PROMPT_TOKENS, RunningStandIn, run
 PRICE = {"input_usd_per_million": 1.0, "output_usd_per_million": 10.0}
 ANSWER_USD = PROMPT_TOKENS * 1e-6 + COMPLETION_TOKENS * 1e-5  # as the server bills it
 MAX_TOKENS = 16
-TERMS = Terms(TeacherIdentity("openai", "stand-in"), None)
+TERMS = AnswerSettings(TeacherIdentity("openai", "stand-in"), None)
 DUST = 1e-9
 
 
@@ -382,13 +382,13 @@ class Ledger:
     def lent(self) -> dict[str, float]:
         return {}
 
-    def later(self, change: Change) -> "asyncio.Future[None]":
+    def commit_soon(self, change: Change) -> "asyncio.Future[None]":
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((change, done))
         return done
 
     async def commit(self, change: Change) -> None:
-        await self.later(change)
+        await self.commit_soon(change)
 
     def write(self) -> None:
         for change, done in self.waiting:
@@ -462,7 +462,7 @@ class AnyOrder(RuleBasedStateMachine):
         cost = None if share is None else share * reservation.worst_usd
 
         async def settled() -> None:
-            self.ledger.later(self.budget.settle(reservation, cost))
+            self.ledger.commit_soon(self.budget.settle(reservation, cost))
 
         self.spent += reservation.worst_usd if cost is None else cost
         self.loop.run_until_complete(settled())
@@ -549,7 +549,7 @@ def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Pat
         await leases.lend("a", 3.0)
         await leases.lend("b", 2.0)
         assert budget.spent_usd == pytest.approx(5.0)
-        leases.returned()
+        leases.release()
         leases.repay("a", 0.5)
         assert budget.spent_usd == pytest.approx(2.5)
         leases.repay("a", 0.5)
@@ -577,7 +577,7 @@ def test_what_is_left_of_a_budget_is_shared_among_the_workers_that_have_nothing_
         leases, budget = leases_of(journal, 9.0, workers=3)
         for part in "abc":
             await leases.lend(part, 100.0)
-        assert [leases.of(part).budget_usd for part in "abc"] == [pytest.approx(3.0)] * 3
+        assert [leases.settings_for(part).budget_usd for part in "abc"] == [pytest.approx(3.0)] * 3
         assert budget.spent_usd == pytest.approx(9.0)
 
     with Journal(tmp_path, soft=None) as journal:
@@ -588,7 +588,7 @@ def test_a_part_is_labelled_with_its_own_lease_and_fails_for_no_share_of_rejecti
     async def lend(journal: Journal) -> None:
         leases, _ = leases_of(journal, 9.0)
         await leases.lend("a", 2.0)
-        label = leases.of("a")
+        label = leases.settings_for("a")
         assert (label.budget_usd, label.runner.kind, label.max_rejected) == (2.0, "local", 1.0)
 
     with Journal(tmp_path, soft=None) as journal:
@@ -600,13 +600,13 @@ def test_who_asks_for_more_lets_others_bring_back_theirs_first_though_some_is_le
         leases, _ = leases_of(journal, 10.0)
         await leases.lend("a", 2.0)
         await leases.lend("b", 2.0)
-        leases.returned()  # a is out of money
+        leases.release()  # a is out of money
         more = asyncio.create_task(leases.lend("a", 2.0, more=True))
         await asyncio.sleep(0)
         assert not more.done()
-        leases.returned()  # b
+        leases.release()  # b
         await asyncio.wait_for(more, timeout=5)
-        assert leases.of("a").budget_usd == pytest.approx(4.0)
+        assert leases.settings_for("a").budget_usd == pytest.approx(4.0)
 
     with Journal(tmp_path, soft=None) as journal:
         asyncio.run(wait_for_more(journal))
@@ -620,15 +620,15 @@ def test_a_part_that_has_spent_its_lease_waits_for_another_and_is_told_where_not
         leases, _ = leases_of(journal, 6.0)
         await leases.lend("a", 3.0)
         await leases.lend("b", 3.0)
-        leases.returned()  # a is out of money
+        leases.release()  # a is out of money
         more = asyncio.create_task(leases.lend("a", 3.0, more=True))
         await asyncio.sleep(0)
         assert not more.done()
-        leases.returned()  # b is done, or out of money too
+        leases.release()  # b is done, or out of money too
         if brings_back:
             leases.repay("b", 3.0 - brings_back)
             await asyncio.wait_for(more, timeout=5)
-            assert leases.of("a").budget_usd == pytest.approx(3.0 + brings_back / 2)
+            assert leases.settings_for("a").budget_usd == pytest.approx(3.0 + brings_back / 2)
         else:
             with pytest.raises(BudgetSpent, match="set aside for parts that are not done"):
                 await asyncio.wait_for(more, timeout=5)
@@ -642,12 +642,12 @@ def test_money_that_comes_back_wakes_who_waits_for_it_while_others_are_still_at_
         leases, _ = leases_of(journal, 6.0, workers=3)
         for part in "abc":
             await leases.lend(part, 2.0)
-        leases.returned()  # a is out of money
+        leases.release()  # a is out of money
         more = asyncio.create_task(leases.lend("a", 1.0, more=True))
         await asyncio.sleep(0)
         leases.repay("b", 0.5)  # taken in; c is at work
         await asyncio.wait_for(more, timeout=5)
-        assert leases.of("a").budget_usd > 2.0
+        assert leases.settings_for("a").budget_usd > 2.0
 
     with Journal(tmp_path, soft=None) as journal:
         asyncio.run(wait_for_more(journal))
@@ -687,7 +687,7 @@ def test_the_worst_case_grows_with_all_that_is_sent() -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     plain = request_for("word " * 100)
     assert most_prompt_tokens(plain) > 500
-    shaped = Request(plain.prompt, 0, Terms(TERMS.teacher, None, response_format=schema))
+    shaped = Request(plain.prompt, 0, AnswerSettings(TERMS.teacher, None, response_format=schema))
     assert most_prompt_tokens(shaped) >= most_prompt_tokens(plain) + len(json.dumps(schema))
     assert most_prompt_tokens(request_for("ü" * 100)) == most_prompt_tokens(request_for("u" * 200))
 

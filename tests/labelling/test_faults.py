@@ -16,7 +16,7 @@ from stillhouse.labelling.sender import ATTEMPTS
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.load import Recipe
 from stillhouse.records import TeacherIdentity
-from stillhouse.teachers.base import Outcome, Request, TryAgain, open_teacher
+from stillhouse.teachers.base import AttemptFailed, Outcome, Request, open_teacher
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import RunningStandIn, running_stand_in
@@ -335,7 +335,7 @@ class Gate:
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         self.calls += 1
         await self.opened.wait()
-        raise TryAgain("server-error", "the gate is shut")
+        raise AttemptFailed("server-error", "the gate is shut")
 
     async def close(self) -> None:
         pass

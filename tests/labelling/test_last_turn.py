@@ -13,7 +13,7 @@ from stillhouse.labelling.plan import make_plan
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.load import Recipe, recipe_from
 from stillhouse.records import Message, Prompt, TeacherIdentity
-from stillhouse.teachers.base import Request, Terms
+from stillhouse.teachers.base import AnswerSettings, Request
 from tests.conftest import MakeRecipe
 from tests.labelling.test_parts import InThisProcess, in_parts, rows, split_up
 from tests.stand_in import running_stand_in
@@ -79,7 +79,7 @@ def test_continue_body_may_set_no_more_than_extra_body(api_recipe: MakeRecipe, t
 
 def key(continuing: str | None, prompt: Prompt) -> str:
     teacher = TeacherIdentity("transformers", "m", content_sha256="a" * 8, options_sha256="b", continuing=continuing)
-    return Request(prompt, 0, Terms.of(teacher, LabelSettings())).key
+    return Request(prompt, 0, AnswerSettings.from_label(teacher, LabelSettings())).key
 
 
 def test_a_key_differs_only_where_something_else_is_sent() -> None:

@@ -21,7 +21,7 @@ from stillhouse.recipe.label import LabelSettings, RunnerSettings
 from stillhouse.recipe.load import Recipe, TeacherSettings
 from stillhouse.records import Message, Prompt
 from stillhouse.storage import service
-from stillhouse.teachers.base import Refusal, Request, Terms, open_teacher
+from stillhouse.teachers.base import AnswerSettings, Refusal, Request, open_teacher
 from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Timeouts
 from tests.conftest import MakeRecipe
 from tests.paths import ROOT
@@ -178,7 +178,9 @@ def test_a_prompt_that_json_cannot_carry_is_refused_for_itself_alone(
 
     async def ask() -> object:
         try:
-            (outcome,) = await teacher.answer([Request(half, 0, Terms.of(teacher.identity, recipe.label))])
+            (outcome,) = await teacher.answer(
+                [Request(half, 0, AnswerSettings.from_label(teacher.identity, recipe.label))]
+            )
             return outcome
         finally:
             await teacher.close()

@@ -10,8 +10,8 @@ import pytest
 
 from stillhouse.dataset.store import dataset_folder, journal_folder, open_dataset
 from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRefused, WorkerLost
-from stillhouse.labelling.engine import LabelResult, job_in_turn, label, open_job
-from stillhouse.labelling.holding import held_dataset
+from stillhouse.labelling.dataset_lock import lock_dataset
+from stillhouse.labelling.engine import LabelResult, label, open_job, open_job_when_free
 from stillhouse.labelling.journal_view import JournalView
 from stillhouse.recipe.load import DatasetSettings, Recipe, load_recipe, recipe_from
 from stillhouse.stages.stages import label_stage
@@ -42,9 +42,9 @@ class InThisProcess:
 
 def in_parts(recipe: Recipe, runner: InThisProcess | None) -> LabelResult:
     async def run() -> LabelResult:
-        async with job_in_turn(recipe) as job:
+        async with open_job_when_free(recipe) as job:
             try:
-                await job.ask_elsewhere(runner)
+                await job.run_parts(runner)
                 await job.run(job.label_shard)
             finally:
                 await job.close()
@@ -287,7 +287,7 @@ def test_a_part_is_not_handed_out_while_its_old_worker_is_still_at_work(scripted
     runner = InThisProcess()
 
     async def both() -> None:
-        with held_dataset(zombie):
+        with lock_dataset(zombie):
             going = asyncio.create_task(asyncio.to_thread(in_parts, recipe, runner))
             await asyncio.sleep(1.5)
             assert not runner.recipes

@@ -16,7 +16,7 @@ from stillhouse.labelling.plan import make_plan
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.load import Recipe
 from stillhouse.records import Message, Prompt, TeacherIdentity
-from stillhouse.teachers.base import Request, Terms
+from stillhouse.teachers.base import AnswerSettings, Request
 from tests.conftest import MakeRecipe
 from tests.labelling.test_parts import InThisProcess, in_parts, rows, split_up
 
@@ -110,11 +110,13 @@ def test_a_missing_reference_names_its_row(recipe: Any) -> None:
 def test_keys_are_what_they_were_before_prompts_had_several_references() -> None:
     """Literal values, of the release that labelled a prompt's first reference alone."""
     prompt = Prompt((Message("user", "one"),), "gold")
-    drawn = Terms.of(
+    drawn = AnswerSettings.from_label(
         TeacherIdentity("transformers", "m", content_sha256="a" * 8, options_sha256="b", continuing="x"),
         LabelSettings(),
     )
     assert Request(prompt, 0, drawn).key == "49a1c24b70c33c307b8ce6030249d951"
     assert Request(prompt, 1, drawn).key == "e972209d436c6cbe5481804b7f0e5e8e"
-    scored = Terms.of(TeacherIdentity("reference", "references", continuing=""), LabelSettings(mode="score"))
+    scored = AnswerSettings.from_label(
+        TeacherIdentity("reference", "references", continuing=""), LabelSettings(mode="score")
+    )
     assert Request(prompt, 0, scored, "gold").key == "d65220d988de4bf71076951a47c340db"

@@ -26,7 +26,7 @@ from stillhouse.stages.checks import check_finetune, check_labels, check_run
 from stillhouse.stages.stages import distill_students, plan_stage
 from stillhouse.student.data.examples import read_examples
 from stillhouse.student.start.used import tokenised_texts
-from stillhouse.teachers.base import Refusal, Request, Terms, open_teacher
+from stillhouse.teachers.base import AnswerSettings, Refusal, Request, open_teacher
 from stillhouse.teachers.serving.check import _rendered_talk
 from tests.conftest import CHAT_TEMPLATE, MakeRecipe, make_tiny_model
 from tests.labelled_rows import completion
@@ -204,7 +204,9 @@ def test_a_server_is_not_asked_what_its_template_refuses(model: Make) -> None:
     settings = settings.model_copy(update={"options": {**settings.options, "check": {"parity": False}}})
     opened = open_teacher(settings, LabelSettings(), 0)
     request = Request(
-        Prompt((Message("system", "Be brief."), Message("user", "Hi"))), 0, Terms.of(opened.identity, LabelSettings())
+        Prompt((Message("system", "Be brief."), Message("user", "Hi"))),
+        0,
+        AnswerSettings.from_label(opened.identity, LabelSettings()),
     )
     (outcome,) = asyncio.run(opened.answer([request]))
     assert isinstance(outcome, Refusal)

@@ -16,7 +16,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.load import TeacherSettings
 from stillhouse.records import Message, Prompt
-from stillhouse.teachers.base import Answer, Refusal, Request, Terms, open_teacher
+from stillhouse.teachers.base import Answer, AnswerSettings, Refusal, Request, open_teacher
 from tests.encoder_decoders import tiny_bart, tiny_t5
 
 pytestmark = pytest.mark.numeric
@@ -43,7 +43,7 @@ def ask(
 ) -> list[Any]:
     settings = LabelSettings.model_validate(label)
     opened = open_teacher(TeacherSettings(kind="transformers", model=str(model), options=options), settings, seed=0)
-    terms = Terms.of(opened.identity, settings)
+    terms = AnswerSettings.from_label(opened.identity, settings)
     said = forced if settings.mode == "score" else [None] * len(texts)
     requests = [Request(Prompt((Message("user", text),)), 0, terms, one) for text, one in zip(texts, said, strict=True)]
     return list(asyncio.run(opened.answer(requests)))

@@ -15,7 +15,7 @@ from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.load import PriceSettings, TeacherSettings
 from stillhouse.records import Message, Prompt, TokenLogprob
-from stillhouse.teachers.base import Answer, Outcome, Refusal, Request, Terms, TryAgain
+from stillhouse.teachers.base import Answer, AnswerSettings, AttemptFailed, Outcome, Refusal, Request
 from stillhouse.teachers.openai import OpenAiTeacher, open_teacher
 from stillhouse.teachers.serving import openai_api
 from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
@@ -53,7 +53,7 @@ def teacher_at(base_url: str | None, *, price: PriceSettings | None = None, **pa
 
 def request_of(teacher: OpenAiTeacher, prompt: Prompt | str = QUESTION) -> Request:
     asked = Prompt((Message("user", prompt),)) if isinstance(prompt, str) else prompt
-    return Request(asked, 0, Terms.of(teacher.identity, LabelSettings()))
+    return Request(asked, 0, AnswerSettings.from_label(teacher.identity, LabelSettings()))
 
 
 def ask(teacher: OpenAiTeacher, prompt: Prompt | str = QUESTION) -> Outcome:
@@ -171,7 +171,7 @@ def test_what_shapes_an_answer_is_part_of_the_identity(
 
 
 @pytest.mark.parametrize(
-    ("word", "reason", "of_server", "overloaded", "wait", "cost"),
+    ("word", "reason", "server_at_fault", "overloaded", "wait", "cost"),
     [
         ("429", "overloaded", True, True, 0.0, 0.0),
         ("429:1.5", "overloaded", True, True, 1.5, 0.0),
@@ -195,21 +195,27 @@ def test_what_shapes_an_answer_is_part_of_the_identity(
     ],
 )
 def test_a_failed_attempt_says_whose_fault_it_is_and_what_it_may_have_cost(
-    server: RunningStandIn, word: str, reason: str, of_server: bool, overloaded: bool, wait: float, cost: float | None
+    server: RunningStandIn,
+    word: str,
+    reason: str,
+    server_at_fault: bool,
+    overloaded: bool,
+    wait: float,
+    cost: float | None,
 ) -> None:
     limits: dict[str, Any] = {"timeouts": {"read": 0.5, "total": 0.7}} if reason == "timeout" else {}
     teacher = teacher_at(server.base_url, **limits)
-    with pytest.raises(TryAgain) as told:
+    with pytest.raises(AttemptFailed) as told:
         ask(teacher, f"Name a colour. !{word}*")
     trouble = told.value
-    assert (trouble.reason, trouble.of_server, trouble.overloaded) == (reason, of_server, overloaded)
+    assert (trouble.reason, trouble.server_at_fault, trouble.overloaded) == (reason, server_at_fault, overloaded)
     assert (trouble.wait, trouble.cost_usd) == (wait, cost)
 
 
 def test_a_refused_connection_is_the_server_s_and_costs_nothing(server: RunningStandIn) -> None:
-    with pytest.raises(TryAgain, match="cannot be reached") as told:
+    with pytest.raises(AttemptFailed, match="cannot be reached") as told:
         ask(teacher_at("http://127.0.0.1:9/v1"))
-    assert (told.value.reason, told.value.of_server, told.value.cost_usd) == ("unreachable", True, 0.0)
+    assert (told.value.reason, told.value.server_at_fault, told.value.cost_usd) == ("unreachable", True, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +337,7 @@ def test_a_structured_refusal_is_a_rejection_with_its_words() -> None:
 @pytest.mark.parametrize("choices", [None, [], {}, "none", [None], [7], [{}], [[]]])
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_a_body_without_a_choice_is_asked_for_again_and_may_have_cost(choices: Any, api: str) -> None:
-    with pytest.raises(TryAgain) as told:
+    with pytest.raises(AttemptFailed) as told:
         canned({"choices": choices, "error": {"message": "upstream is away"}}, api=api)
     assert (told.value.reason, told.value.cost_usd) == ("malformed", None)
     assert "upstream is away" in told.value.detail
@@ -346,10 +352,10 @@ def test_half_an_answer_with_an_error_is_asked_for_again_at_what_it_cost(text: s
         finish_reason="error",
         error=error,
     )
-    with pytest.raises(TryAgain, match="went away") as told:
+    with pytest.raises(AttemptFailed, match="went away") as told:
         canned(body, price=PRICE)
     assert told.value.cost_usd == pytest.approx(26.0)
-    with pytest.raises(TryAgain, match="finish_reason 'error'"):
+    with pytest.raises(AttemptFailed, match="finish_reason 'error'"):
         canned(chat_body({"role": "assistant", "content": text}, finish_reason="error"))
 
 
@@ -500,7 +506,7 @@ def test_what_went_wrong_never_shows_the_key(
     teacher = teacher_at(server.base_url)
     try:
         told = repr(ask(teacher, f"Name a colour. !{word}"))
-    except (TryAgain, TeacherUnavailable) as error:
+    except (AttemptFailed, TeacherUnavailable) as error:
         told = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
         told += repr(pickle.dumps(str(error)))
     assert key not in told

@@ -34,7 +34,7 @@ def listed_model(provider: str, model: str) -> ModelInfo:
 def test_the_recipe_s_price_stands_before_the_library_s_and_is_the_same_for_every_token() -> None:
     price = priced("gpt-4o-mini", price={"input_usd_per_million": 2.0, "output_usd_per_million": 8.0})
     assert price == Flat(2e-6, 8e-6)
-    assert price.cost(1000, 100) == price.cost(1000, 100, cached_tokens=900) == price.worst(1000, 100)
+    assert price.cost(1000, 100) == price.cost(1000, 100, cached_tokens=900) == price.max_cost(1000, 100)
     assert price.cost(1_000_000, 1_000_000) == pytest.approx(10.0)
 
 
@@ -118,7 +118,7 @@ def test_a_fee_for_every_request_is_part_of_the_price() -> None:
     price = priced("sonar", "https://api.perplexity.ai")
     assert price is not None
     assert price.cost(0, 0) > 0
-    assert price.worst(100, 100) >= price.cost(100, 100) > price.cost(0, 0)
+    assert price.max_cost(100, 100) >= price.cost(100, 100) > price.cost(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_no_answer_costs_more_than_the_worst(
 ) -> None:
     """Fewer tokens than the most, a cache that reads or writes them, at any minute of the coming day."""
     listed = listed_model(provider, model)
-    most = Listed(listed).worst(prompt, completion)
+    most = Listed(listed).max_cost(prompt, completion)
     used = data.draw(st.integers(0, prompt))
     cached = min(cached, used)
     usage = Usage(

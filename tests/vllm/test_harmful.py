@@ -40,9 +40,9 @@ def test_bfloat16_is_judged_by_what_it_does(vllm_recipe: MakeVllmRecipe, demo_te
     asyncio.run(server.start())
     recipe = vllm_recipe({"base_urls": [server.base_url]})
     try:
-        found = {one.what: one for one in asyncio.run(check_teacher(recipe))}
+        found = {one.check: one for one in asyncio.run(check_teacher(recipe))}
         behind = max(behind_the_best(demo_teacher, question, greedy(server, question)) for question in QUESTIONS)
-        assert found["parity"].well == (behind < 0.5), (found["parity"].said, behind)
+        assert found["parity"].passed == (behind < 0.5), (found["parity"].detail, behind)
         strict = vllm_recipe({"base_urls": [server.base_url], "check": {"kl": 1e-5}})  # as if float32 had been promised
         with pytest.raises(TeacherRefused, match=r"parity: KL .* largest difference .*--dtype float32"):
             asyncio.run(label(strict))

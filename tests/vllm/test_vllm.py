@@ -103,10 +103,10 @@ def test_a_prompt_past_the_window_is_rejected_and_the_others_go_on(
 
 def test_the_check_finds_a_good_server_good(server: VllmServer, vllm_recipe: MakeVllmRecipe) -> None:
     findings = asyncio.run(check_teacher(vllm_recipe({"base_urls": [server.base_url]})))
-    said = {finding.what: finding for finding in findings}
-    assert all(finding.well for finding in findings), findings
+    said = {finding.check: finding for finding in findings}
+    assert all(finding.passed for finding in findings), findings
     assert {"reachable", "model", "max_logprobs", "tokenizer", "parity", "speed"} == set(said)
-    assert "KL" in said["parity"].said and "tokens a second" in said["speed"].said
+    assert "KL" in said["parity"].detail and "tokens a second" in said["speed"].detail
 
 
 def perturbed(model: Path, folder: Path) -> Path:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from stillhouse.errors import UsageError
 from stillhouse.exchange.base import MESSAGES, Answered, LeftOut, Place
 from stillhouse.records import Message, Prompt, Role, finish_reason_of
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -63,11 +63,11 @@ def messages(turns: Any, place: Place, *, role: str = "role", content: str = "co
         UsageError: `turns` is not a list of objects with these two keys, or has an unknown role.
     """
     if not isinstance(turns, list) or not turns:
-        raise UsageError(f"{place}: where a list of turns should be there is {shortened(repr(turns))}. {_mend(role)}")
+        raise UsageError(f"{place}: where a list of turns should be there is {short_quote(repr(turns))}. {_mend(role)}")
     read: list[Message] = []
     for turn in turns:
         if not isinstance(turn, Mapping) or not isinstance(turn.get(role), str):
-            raise UsageError(f"{place}: a turn has no {role!r}: {shortened(repr(turn))}. {_mend(role)}")
+            raise UsageError(f"{place}: a turn has no {role!r}: {short_quote(repr(turn))}. {_mend(role)}")
         speaker = turn[role].lower()
         if speaker in _TOOLS or turn.get("tool_calls") or turn.get("function_call"):
             return LeftOut("tool-calls", f"a turn of {turn[role]!r} calls a tool or is its answer", place)
@@ -76,7 +76,7 @@ def messages(turns: Any, place: Place, *, role: str = "role", content: str = "co
         text = plain_text(turn.get(content))
         if text is None:
             return LeftOut(
-                "not-text", f"a turn of {turn[role]!r} is no text: {shortened(repr(turn.get(content)))}", place
+                "not-text", f"a turn of {turn[role]!r} is no text: {short_quote(repr(turn.get(content)))}", place
             )
         read.append(Message(_ROLES[speaker], text))
     return read

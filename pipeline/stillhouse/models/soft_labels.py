@@ -72,7 +72,7 @@ def sampled(logits: Tensor, draws: int, seed: int) -> SampledLabels:
     parts = [
         draw(part, torch.stack([_uniform(draws, generator) for _ in part])) for part in logits.split(_POSITIONS_AT_ONCE)
     ]
-    return SampledLabels.of(torch.cat(parts).cpu().numpy())
+    return SampledLabels.from_draws(torch.cat(parts).cpu().numpy())
 
 
 def _uniform(draws: int, generator: torch.Generator) -> Tensor:
@@ -128,7 +128,7 @@ class _SampledNotes:
         self._steps.append(draw(logits, uniform))
 
     def labels(self, row: int, length: int) -> SampledLabels:
-        return SampledLabels.of(torch.stack([step[row] for step in self._steps[:length]]).cpu().numpy())
+        return SampledLabels.from_draws(torch.stack([step[row] for step in self._steps[:length]]).cpu().numpy())
 
 
 class SoftLabelRecorder:

@@ -18,7 +18,7 @@ from stillhouse.prompts.templates import PromptTemplate
 from stillhouse.recipe.load import PromptSettings
 from stillhouse.records import Message, Prompt, Role, Split
 from stillhouse.settings import nearest
-from stillhouse.text import shown_value
+from stillhouse.text import short_repr
 
 _PLAIN_COLUMNS = ("messages", "prompt")  # columns of rows that need no template
 
@@ -78,13 +78,13 @@ def _message(turn: Any, where: str) -> Message:
     roles = get_args(Role)
     if not isinstance(turn, Mapping):
         raise PromptError(
-            f"{where} is {shown_value(turn)}: write each turn as {{role, content}} with a role out of {roles}"
+            f"{where} is {short_repr(turn)}: write each turn as {{role, content}} with a role out of {roles}"
         )
     role: Any = turn.get("role")
     if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
         raise PromptError(f"{where} calls a tool or is a tool's answer, which a prompt cannot hold: take the row out")
     if role not in roles:
-        raise PromptError(f"{where} has the role {shown_value(role)}: choose one out of {roles}")
+        raise PromptError(f"{where} has the role {short_repr(role)}: choose one out of {roles}")
     content = turn.get("content")
     if isinstance(content, list):
         content = _joined_parts(content, where)
@@ -95,7 +95,7 @@ def _joined_parts(parts: list[Any], where: str) -> str:
     """Join the text parts of a message's content, in the format of OpenAI's API."""
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise PromptError(f"{where} has a part that is no text, {shown_value(part)}: only texts can be asked")
+            raise PromptError(f"{where} has a part that is no text, {short_repr(part)}: only texts can be asked")
     return "".join(part["text"] for part in parts)
 
 

@@ -21,7 +21,7 @@ from stillhouse.prompts.csv_rows import csv_rows
 from stillhouse.recipe.load import PromptSettings, find_input
 from stillhouse.settings import nearest
 from stillhouse.storage.location import Location, readable
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -175,5 +175,5 @@ def _hub_error(settings: PromptSettings, error: Exception) -> PromptError:
     config = f", config {settings.config!r}" if settings.config is not None else ""
     return PromptError(
         f"prompts.source is {settings.source!r} (split {settings.split!r}{config}), which is no file here and cannot be "
-        f"read from the hub: {type(error).__name__}: {shortened(said, _MESSAGE)}. Mend: {mend}."
+        f"read from the hub: {type(error).__name__}: {short_quote(said, _MESSAGE)}. Mend: {mend}."
     )

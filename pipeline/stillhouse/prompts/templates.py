@@ -19,7 +19,7 @@ from stillhouse.inputs.user_files import Unreadable, decode_text
 from stillhouse.prompts.template_text import TextEnvironment
 from stillhouse.recipe.load import PromptSettings, find_input
 from stillhouse.settings import nearest
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 _MESSAGE = 200  # maximum length of an exception's message, characters
 
@@ -118,4 +118,4 @@ def _words(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it calls itself too often, or its expressions are nested too deeply"
     said = str(error) or type(error).__name__
-    return said if len(said) <= _MESSAGE else shortened(said, _MESSAGE)
+    return said if len(said) <= _MESSAGE else short_quote(said, _MESSAGE)

@@ -8,7 +8,7 @@ Opening is cheap: it identifies the teacher and checks its options, and loads no
 requests left to send never loads a model.
 
 A teacher makes one attempt per call and reports the result: an `Answer`, a `Refusal` of one prompt, or, by raising,
-`TryAgain` or `TeacherUnavailable`. Retries, pacing, limits and the budget are handled by the engine.
+`AttemptFailed` or `TeacherUnavailable`. Retries, pacing, limits and the budget are handled by the engine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stillhouse.teachers.prices import Price
 
 
 @dataclass(frozen=True)
-class Terms:
+class AnswerSettings:
     """The settings that shape every answer of a run."""
 
     teacher: TeacherIdentity
@@ -40,7 +40,7 @@ class Terms:
     response_format: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, teacher: TeacherIdentity, label: LabelSettings) -> Terms:
+    def from_label(cls, teacher: TeacherIdentity, label: LabelSettings) -> AnswerSettings:
         """Return the terms of a recipe's labelling."""
         drawn = label.sampling if label.mode == "generate" else None
         return cls(teacher, drawn, label.soft, label.top_logprobs, label.response_format)
@@ -77,12 +77,12 @@ class Request:
 
     prompt: Prompt
     sample: int
-    terms: Terms
+    answer_settings: AnswerSettings
     forced: str | None = None  # in score mode: the text to score (teacher forcing)
 
     @cached_property
     def key(self) -> str:
-        return self.terms.key(self.prompt.id, self.sample, self.forced, continues=self.prompt.continues)
+        return self.answer_settings.key(self.prompt.id, self.sample, self.forced, continues=self.prompt.continues)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def template_refusal(error: TemplateRefused) -> Refusal:
     return Refusal("template", f"the model's chat template refuses the prompt: {error}")
 
 
-class TryAgain(Exception):
+class AttemptFailed(Exception):
     """An attempt failed, and another may succeed. The engine retries; users never see this error."""
 
     def __init__(
@@ -127,7 +127,7 @@ class TryAgain(Exception):
         reason: str,
         detail: str,
         *,
-        of_server: bool = False,
+        server_at_fault: bool = False,
         overloaded: bool = False,
         wait: float = 0.0,
         cost_usd: float | None = 0.0,
@@ -136,7 +136,7 @@ class TryAgain(Exception):
         Args:
             reason: one or two words, used as a counting key if all retries fail: "timeout".
             detail: a message for people.
-            of_server: whether the failure says nothing about this prompt (a refused connection, 429); it is then retried
+            server_at_fault: whether the failure says nothing about this prompt (a refused connection, 429); it is then retried
                 for `label.patience` seconds rather than for a few attempts.
             overloaded: whether fewer concurrent requests may help.
             wait: seconds to wait, as requested by the server.
@@ -144,7 +144,7 @@ class TryAgain(Exception):
         """
         super().__init__(detail)
         self.reason, self.detail = reason, detail
-        self.of_server, self.overloaded = of_server, overloaded
+        self.server_at_fault, self.overloaded = server_at_fault, overloaded
         self.wait, self.cost_usd = wait, cost_usd
 
 
@@ -170,7 +170,7 @@ class Teacher(Protocol):
         """Make one attempt and return one outcome per request, in the order of the requests.
 
         Raises:
-            TryAgain: this attempt failed, and another may succeed.
+            AttemptFailed: this attempt failed, and another may succeed.
             TeacherUnavailable: the teacher can answer no request at all.
         """
 
@@ -207,10 +207,10 @@ class Prepares(Protocol):
 class Finding:
     """The result of one check of a teacher."""
 
-    where: str  # a server's base URL
-    what: str
-    well: bool
-    said: str  # the figures and, if the check failed, the fix
+    server: str  # a server's base URL
+    check: str
+    passed: bool
+    detail: str  # the figures and, if the check failed, the fix
 
 
 @runtime_checkable
@@ -235,7 +235,7 @@ class Serves(Protocol):
 
 
 @dataclass(frozen=True)
-class AskedWith:
+class OmittedSetting:
     """A recipe setting that shaped answers but was not part of the name under which they are stored."""
 
     path: str  # dotted: "teacher.options.serve.dtype"
@@ -247,11 +247,11 @@ class AskedWith:
 class FormerIdentity:
     """Another name under which this teacher's answers may be stored: from an earlier release, or from other settings.
 
-    Such answers are valid if the recipe that produced them has the same `asked_with` values.
+    Such answers are valid if the recipe that produced them has the same `omitted_settings` values.
     """
 
     identity: TeacherIdentity
-    asked_with: tuple[AskedWith, ...] = ()
+    omitted_settings: tuple[OmittedSetting, ...] = ()
 
 
 @runtime_checkable
@@ -272,10 +272,10 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
         RecipeError: the kind does not exist, or its options are wrong.
         TeacherUnavailable: the model's files are missing.
     """
-    return find_kind(settings.kind)(settings, label, seed)
+    return find_teacher_kind(settings.kind)(settings, label, seed)
 
 
-def find_kind(kind: str) -> OpenTeacher:
+def find_teacher_kind(kind: str) -> OpenTeacher:
     """Return the function that opens a kind of teacher.
 
     Raises:

@@ -25,9 +25,9 @@ from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.load import TeacherSettings
 from stillhouse.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
 from stillhouse.settings import Settings, parse_options
-from stillhouse.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
+from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
 from stillhouse.teachers.prices import Price, find_price, why_no_price
-from stillhouse.teachers.serving.environment import SENT_ALONG, read_header, read_key
+from stillhouse.teachers.serving.environment import HEADER_VARIABLES, read_header, read_key
 from stillhouse.teachers.serving.error_bodies import read_error
 from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
 
@@ -86,7 +86,7 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     for place, fields in (("extra_body", options.extra_body), ("continue_body", options.continue_body or {})):
         _refuse_fields(f"teacher.options.{place}", fields, label)
     _check_encodable(settings, options, label)
-    for name in SENT_ALONG:
+    for name in HEADER_VARIABLES:
         read_header(name)
     base_url = _base_url(options)
     return OpenAiTeacher(settings, options, label, Endpoint(base_url, _key(options, base_url), options.timeouts))
@@ -207,15 +207,15 @@ class OpenAiTeacher:
         prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         cost = self._cost(prompt_tokens, completion_tokens, usage)
         if error := read_error(data):
-            return self._api.judge(200, error, cost_usd=cost)
+            return self._api.classify(200, error, cost_usd=cost)
         try:
             choice = data["choices"][0]
             message = _mapping(choice["message"]) if self._options.api == "chat" else {"content": choice["text"]}
             finish = str(choice.get("finish_reason") or "other").lower()
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise TryAgain("malformed", "status 200 without a choice to read", cost_usd=cost) from None
+            raise AttemptFailed("malformed", "status 200 without a choice to read", cost_usd=cost) from None
         if finish == "error":  # a partial text or none, without a reason
-            raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=cost)
+            raise AttemptFailed("server-error", "status 200 with finish_reason 'error'", cost_usd=cost)
         self._fingerprint = _text(data.get("system_fingerprint")) or self._fingerprint
         answer = Answer(
             text=_text(message.get("content")),

@@ -38,7 +38,7 @@ class Price(Protocol):
             written_tokens: prompt tokens written to the server's cache.
         """
 
-    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def max_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the highest cost of one answer within the next day, for any cache state and any hour."""
 
 
@@ -54,7 +54,7 @@ class Flat:
     ) -> float:
         return prompt_tokens * self.prompt + completion_tokens * self.completion
 
-    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def max_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return self.cost(prompt_tokens, completion_tokens)
 
 
@@ -73,7 +73,7 @@ class Listed:
         prices = self.model.get_prices(datetime.now(UTC))
         return _dollars(prices, prompt_tokens, completion_tokens, cached_tokens, written_tokens)
 
-    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def max_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return max(
             _dollars(prices, prompt_tokens, completion_tokens, 0, written)
             for prices in self._coming_day

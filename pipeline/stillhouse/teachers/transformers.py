@@ -30,12 +30,12 @@ from stillhouse.records import SampledLabels, SoftLabels, TeacherIdentity, Token
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import (
     Answer,
-    AskedWith,
+    AnswerSettings,
     FormerIdentity,
+    OmittedSetting,
     Outcome,
     Refusal,
     Request,
-    Terms,
     template_refusal,
 )
 from stillhouse.teachers.prices import FREE
@@ -120,7 +120,7 @@ class TransformersTeacher:
     def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
         """Return the name that earlier releases used: from samples of the weight files, and without the seed."""
         seeded = self.identity.seed is not None
-        return [FormerIdentity(self._sampled_identity, (AskedWith("seed", self._seed, 0),) if seeded else ())]
+        return [FormerIdentity(self._sampled_identity, (OmittedSetting("seed", self._seed, 0),) if seeded else ())]
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return await asyncio.to_thread(self._answer, requests)
@@ -255,8 +255,8 @@ class TransformersTeacher:
         return replace(self.identity, content_sha256=self._files.sampled_sha256, seed=None)
 
     @cached_property
-    def _drawn_under(self) -> Terms:
-        return Terms.of(self._sampled_identity, self._label)
+    def _drawn_under(self) -> AnswerSettings:
+        return AnswerSettings.from_label(self._sampled_identity, self._label)
 
     def _drawn_by(self, request: Request) -> str:
         """Return the request's key in earlier releases; it seeds the draws, so a seed gives the same draws as before."""

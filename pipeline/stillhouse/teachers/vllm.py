@@ -31,22 +31,22 @@ from stillhouse.records import FinishReason, TeacherIdentity, TokenTrace
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import (
     Answer,
+    AttemptFailed,
     Finding,
     FormerIdentity,
     Outcome,
     Refusal,
     Request,
-    TryAgain,
     template_refusal,
 )
 from stillhouse.teachers.prices import FREE, Price, find_price
-from stillhouse.teachers.serving.check import CheckSettings, Expected, look, require
+from stillhouse.teachers.serving.check import CheckSettings, Expected, require, run_checks
 from stillhouse.teachers.serving.environment import read_key
 from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts, error_in
 from stillhouse.teachers.serving.replicas import Replicas
-from stillhouse.teachers.serving.turns import Turns
+from stillhouse.teachers.serving.shared_lock import SharedLock
 from stillhouse.teachers.serving.vllm_answers import VllmAnswer, read_generated, read_scored
-from stillhouse.teachers.serving.vllm_names import former_vllm_identities, vllm_identity
+from stillhouse.teachers.serving.vllm_identity import former_vllm_identities, vllm_identity
 from stillhouse.teachers.serving.vllm_server import ServeSettings, VllmServer
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class VllmTeacher:
         self._label = label
         self._files = files
         self._k = label.soft.k if label.soft else None
-        self._turns = Turns()
+        self._lock = SharedLock()
         self._suspected: Counter[str] = Counter()  # request key -> engines that died while it was in flight
         self._starting = asyncio.Lock()
         self._window = 0  # the servers' context window in tokens, set by `prepare`
@@ -137,7 +137,7 @@ class VllmTeacher:
         return vllm_identity(self._files, self._options.serve, self._fingerprint)
 
     def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
-        """Return the former names of this teacher; see vllm_names.py."""
+        """Return the former names of this teacher; see vllm_identity.py."""
         return former_vllm_identities(self._files, self._options.serve, kept)
 
     @cached_property
@@ -157,7 +157,7 @@ class VllmTeacher:
         """Start the server of `options.serve`, if set, and run every check on every server."""
         self._progress = progress
         await self._see_that_it_runs()
-        looked = [await look(api, self._expected, self._options.check, progress) for api in self._apis]
+        looked = [await run_checks(api, self._expected, self._options.check, progress) for api in self._apis]
         return [finding for checked in looked for finding in checked.findings]
 
     async def serve(self, progress: Progress) -> str:
@@ -239,11 +239,11 @@ class VllmTeacher:
             )
         body = self._body(request, prompt, forced)
         suspected = self._suspected[request.key] > 0
-        async with self._turns.alone() if suspected else self._turns.together():
+        async with self._lock.exclusive() if suspected else self._lock.shared():
             await self._see_that_it_runs()
             try:
-                content = await self._replicas.fetch("/completions", body, surely_well=suspected)
-            except TryAgain as trouble:
+                content = await self._replicas.fetch("/completions", body, check_health=suspected)
+            except AttemptFailed as trouble:
                 return self._after(trouble, request, alone=suspected)
         if isinstance(content, Refusal):
             return content
@@ -256,7 +256,7 @@ class VllmTeacher:
         except ValueError as error:
             return self._unreadable(content.body, error)
         if read.finish_reason == "error":
-            raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=None)
+            raise AttemptFailed("server-error", "status 200 with finish_reason 'error'", cost_usd=None)
         self._fingerprint = read.fingerprint or self._fingerprint
         return self._as_answer(request, prompt, forced, read)
 
@@ -265,12 +265,12 @@ class VllmTeacher:
         api = self._apis[0]  # all servers get the same requests and the same key
         said = error_in(body)
         return (
-            api.judge(200, said, cost_usd=None)
+            api.classify(200, said, cost_usd=None)
             if said
-            else api.unreadable(body, f"an answer that cannot be read ({why})")
+            else api.raise_unreadable(body, f"an answer that cannot be read ({why})")
         )
 
-    def _after(self, trouble: TryAgain, request: Request, *, alone: bool) -> Refusal:
+    def _after(self, trouble: AttemptFailed, request: Request, *, alone: bool) -> Refusal:
         """Handle a failed attempt: if the engine died, suspect the request; if it was already alone, reject it."""
         died = trouble.reason == "cut-off" or any(word in trouble.detail for word in _DIED)
         if not died:
@@ -280,7 +280,7 @@ class VllmTeacher:
             return Refusal(
                 "killed-engine", f"the engine died twice with this request, once with it alone: {trouble.detail}"
             )
-        raise TryAgain("engine-died", trouble.detail, of_server=True)
+        raise AttemptFailed("engine-died", trouble.detail, server_at_fault=True)
 
     def _encode(self, request: Request) -> tuple[list[int], list[int]]:
         from stillhouse.models.load import completion_ids, encode_prompt

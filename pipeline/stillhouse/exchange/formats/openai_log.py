@@ -31,7 +31,7 @@ from stillhouse.errors import UsageError
 from stillhouse.exchange.base import ExportOptions, Json, LeftOut, Outgoing, Place, Read, Source, only_imported
 from stillhouse.exchange.lines import rows_of
 from stillhouse.inputs.user_files import Unreadable, parse_json
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 _OF_ANSWERS = {"response", "error", "choices", "usage", "created", "object", "system_fingerprint", "id", "status_code"}
 _OF_LINES = {"custom_id", "method", "url", "timestamp", "metadata"}
@@ -149,7 +149,7 @@ def _line(row: Json, place: Place) -> _Line:
     if isinstance(response, str):
         response = {"choices": [{"message": {"role": "assistant", "content": response}, "text": response}]}
     if failure is None and response is not None and not isinstance(response, dict):
-        raise UsageError(f"{place}: the answer is {shortened(repr(response))}: it must be the body that the API gave")
+        raise UsageError(f"{place}: the answer is {short_quote(repr(response))}: it must be the body that the API gave")
     if request is None and response is None and failure is None:
         known = "custom_id, body, request, response, messages, choices"
         raise UsageError(f"{place} holds no request and no answer, but {', '.join(row)}: it may have {known}")
@@ -164,7 +164,7 @@ def _request(row: Json, place: Place) -> Json | None:
     if isinstance(request, dict) and isinstance(request.get("body"), (dict, str)):
         request = _body(request["body"])
     if request is not None and not isinstance(request, dict):
-        raise UsageError(f"{place}: the request is {shortened(repr(request))}: it must be the body that was sent")
+        raise UsageError(f"{place}: the request is {short_quote(repr(request))}: it must be the body that was sent")
     return request
 
 
@@ -185,10 +185,10 @@ def _failure(row: Json, response: Any) -> tuple[str, str] | None:
         error = inner["body"].get("error")
     error = error or inner.get("error")
     if isinstance(status, int) and status != 200:
-        return f"status-{status}", shortened(_words(error) or "without a word")
+        return f"status-{status}", short_quote(_words(error) or "without a word")
     if error:
         word = error.get("code") or error.get("type") if isinstance(error, dict) else None
-        return str(word or "error"), shortened(_words(error))
+        return str(word or "error"), short_quote(_words(error))
     if "response" in row and response is None:
         return "no-answer", "the response is null"
     return None

@@ -1,7 +1,7 @@
 """Check that a vLLM server is the recipe's teacher, and that its log-probabilities are correct.
 
     checked = await require(api, expected, settings, progress)        # before a run: a failed check refuses the server
-    checked = await look(api, expected, settings, progress)           # `stillhouse teacher check`: all, with figures
+    checked = await run_checks(api, expected, settings, progress)           # `stillhouse teacher check`: all, with figures
 
 The checks are: the model's name; whether the server returns as many log-probabilities as the recipe needs; tokenizer and
 chat template (by comparing the token ids of the whole vocabulary's text and of a conversation, since a server reports no
@@ -29,7 +29,7 @@ from stillhouse.models.files import ModelFiles
 from stillhouse.progress import Progress, silent
 from stillhouse.records import Message, SoftLabels
 from stillhouse.settings import Settings
-from stillhouse.teachers.base import Finding, Refusal, TryAgain
+from stillhouse.teachers.base import AttemptFailed, Finding, Refusal
 from stillhouse.teachers.serving.openai_api import Content, OpenAiApi
 from stillhouse.teachers.serving.vllm_answers import read_generated, read_scored
 
@@ -94,15 +94,15 @@ async def require(api: OpenAiApi, expected: Expected, settings: CheckSettings, p
         TeacherUnavailable: the server cannot be reached.
         TeacherRefused: a check failed; the message has the figures and the fix.
     """
-    checked = await look(api, expected, settings, progress, speed=False)
+    checked = await run_checks(api, expected, settings, progress, speed=False)
     for one in checked.findings:
-        if not one.well:
-            error = TeacherUnavailable if one.what == "reachable" else TeacherRefused
-            raise error(f"the vLLM server at {checked.base_url} is not the recipe's teacher: {one.what}: {one.said}")
+        if not one.passed:
+            error = TeacherUnavailable if one.check == "reachable" else TeacherRefused
+            raise error(f"the vLLM server at {checked.base_url} is not the recipe's teacher: {one.check}: {one.detail}")
     return checked
 
 
-async def look(
+async def run_checks(
     api: OpenAiApi, expected: Expected, settings: CheckSettings, progress: Progress = silent, *, speed: bool = True
 ) -> Checked:
     """Run the checks in order; stop at the first that fails, since later checks depend on it."""
@@ -113,7 +113,7 @@ async def look(
         try:
             if not await step(api, expected, settings, checked):
                 break
-        except (TryAgain, TeacherRefused) as error:
+        except (AttemptFailed, TeacherRefused) as error:
             checked.add("reachable", False, f"{error}. Start the server, or check teacher.options.base_urls.")
             break
     progress(f"Checking {api.base_url}", len(steps), len(steps))

@@ -21,7 +21,7 @@ from stillhouse.inputs.urls import without_secrets
 if TYPE_CHECKING:
     import httpx2
 
-SENT_ALONG = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # sent as headers by the `openai` package, besides the key
+HEADER_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # sent as headers by the `openai` package, besides the key
 
 
 def read_key(variable: str) -> SecretStr | None:

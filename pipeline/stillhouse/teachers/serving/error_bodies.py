@@ -57,7 +57,7 @@ class ErrorBody:
         return " ".join(part for part in (self.message, self.code, self.kind) if part)
 
     @property
-    def is_of_settings(self) -> bool:
+    def is_settings_error(self) -> bool:
         """Whether the server refuses a parameter that every request has."""
         named = {self.code.lower(), self.kind.lower()} & _OF_SETTINGS
         return bool(named) and not self.parameter.lower().startswith(_OF_MESSAGES)

@@ -6,7 +6,7 @@
 
 The `openai` package determines the form of a request (URL, authorization, organization) and provides its aiohttp transport.
 Bodies are encoded and decoded by orjson as bytes, bypassing the client's typed parameters, responses and retries: these
-cost three times as much as the request itself (docs/benchmarks.md). Every failure is raised as `TryAgain` or
+cost three times as much as the request itself (docs/benchmarks.md). Every failure is raised as `AttemptFailed` or
 `TeacherRefused`, or returned as a `Refusal`; the API key is redacted from every message.
 """
 
@@ -26,13 +26,13 @@ from pydantic import Field, SecretStr
 from stillhouse.errors import TeacherRefused
 from stillhouse.inputs import urls
 from stillhouse.settings import Settings
-from stillhouse.teachers.base import Refusal, TryAgain
+from stillhouse.teachers.base import AttemptFailed, Refusal
 from stillhouse.teachers.serving.connection_errors import without_status
 from stillhouse.teachers.serving.context_words import TOO_LONG, TOO_LONG_CODE
-from stillhouse.teachers.serving.environment import SENT_ALONG, Proxy, find_proxy, read_header, unusable_proxy
+from stillhouse.teachers.serving.environment import HEADER_VARIABLES, Proxy, find_proxy, read_header, unusable_proxy
 from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
-from stillhouse.teachers.serving.hiding import Hiding
-from stillhouse.teachers.serving.waits import pause_asked, retry_after
+from stillhouse.teachers.serving.redaction import Redactor
+from stillhouse.teachers.serving.retry_after import pause_asked, retry_after
 
 if TYPE_CHECKING:
     import httpx2
@@ -109,7 +109,7 @@ class OpenAiApi:
         """Make one attempt and return the JSON object of the response.
 
         Raises:
-            TryAgain: the attempt failed or the response is not a JSON object, and another attempt may succeed.
+            AttemptFailed: the attempt failed or the response is not a JSON object, and another attempt may succeed.
             TeacherRefused: the server answers no request with this key and model.
         """
         content = await self.fetch(path, body)
@@ -117,7 +117,7 @@ class OpenAiApi:
             return content
         data = _json_object(content.body)
         if data is None:
-            self.unreadable(content.body, "what is no JSON object")
+            self.raise_unreadable(content.body, "what is no JSON object")
         return Reply(data, content.pause)
 
     async def fetch(
@@ -131,7 +131,7 @@ class OpenAiApi:
             beside_v1: whether the path is below the base URL without its `/v1`, as vLLM's management endpoints are.
 
         Raises:
-            TryAgain: the attempt failed, and another may succeed.
+            AttemptFailed: the attempt failed, and another may succeed.
             TeacherRefused: the server answers no request with this key and model.
         """
         import aiohttp
@@ -148,29 +148,29 @@ class OpenAiApi:
         except (httpx2.HTTPError, aiohttp.ClientError) as error:
             self._lost(error, proxy)
         except ValueError as error:  # a status line or headers that cannot be decoded
-            said = self.shown(str(error))
-            raise TryAgain("malformed", f"an answer that cannot be read ({said})", cost_usd=None) from None
+            said = self.sanitize(str(error))
+            raise AttemptFailed("malformed", f"an answer that cannot be read ({said})", cost_usd=None) from None
         except TimeoutError:
             total = self._endpoint.timeouts.total
-            raise TryAgain("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
+            raise AttemptFailed("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
         if response.status_code != 200:
             return self._refused(response)
         return Content(response.content, pause_asked(response.headers))
 
-    def unreadable(self, body: bytes, why: str) -> NoReturn:
+    def raise_unreadable(self, body: bytes, why: str) -> NoReturn:
         """Raise the error for a body with status 200 that cannot be read.
 
         Raises:
             TeacherRefused: the server streams its answers although the request does not ask for it.
-            TryAgain: another attempt may get a readable answer.
+            AttemptFailed: another attempt may get a readable answer.
         """
-        said = self.shown(body.decode("utf-8", "replace"))
+        said = self.sanitize(body.decode("utf-8", "replace"))
         if _STREAM.match(body):
             raise TeacherRefused(
                 f"{self._endpoint.base_url} streams its answers, and is read as a whole ({said[:80]}): take a server or a "
                 "gateway that answers requests without `stream`."
             )
-        raise TryAgain("malformed", f"status 200 with {why}: {said}", cost_usd=None)
+        raise AttemptFailed("malformed", f"status 200 with {why}: {said}", cost_usd=None)
 
     async def close(self) -> None:
         """Close the connections, if any are open."""
@@ -217,7 +217,7 @@ class OpenAiApi:
         import openai
 
         key = self._endpoint.key.get_secret_value()
-        organization, project = (read_header(name) or None for name in SENT_ALONG)
+        organization, project = (read_header(name) or None for name in HEADER_VARIABLES)
         client = openai.AsyncOpenAI(
             api_key=key,
             organization=organization,
@@ -247,22 +247,24 @@ class OpenAiApi:
 
     def _lost(self, error: Exception, proxy: Proxy | None) -> NoReturn:
         """Raise the error for a request that got no status: not sent, server not reached, or connection broken."""
-        raise without_status(error, self._endpoint.base_url, proxy, self._endpoint.timeouts.read, self.shown) from None
+        raise without_status(
+            error, self._endpoint.base_url, proxy, self._endpoint.timeouts.read, self.sanitize
+        ) from None
 
     def _refused(self, response: httpx2.Response) -> Refusal:
         """Handle a response with an error status."""
         status = response.status_code
         if status < 400:
-            moved = self.shown(response.headers.get("location", ""))
+            moved = self.sanitize(response.headers.get("location", ""))
             raise TeacherRefused(
-                f"{self._where} said {status}: {self.shown(response.text)}, which is no answer"
+                f"{self._where} said {status}: {self.sanitize(response.text)}, which is no answer"
                 f"{f' but leads to {moved}' if moved else ''}. Check teacher.options.base_url."
             )
         data = _json_object(response.content) or {}
         error = read_error(data) or ErrorBody(str(data.get("message") or data.get("detail") or response.text))
-        return self.judge(status, error, wait=retry_after(response.headers))
+        return self.classify(status, error, wait=retry_after(response.headers))
 
-    def judge(self, status: int, error: ErrorBody, *, wait: float = 0.0, cost_usd: float | None = 0.0) -> Refusal:
+    def classify(self, status: int, error: ErrorBody, *, wait: float = 0.0, cost_usd: float | None = 0.0) -> Refusal:
         """Classify an error: it concerns this prompt, the server at this moment, or every request.
 
         Args:
@@ -272,11 +274,11 @@ class OpenAiApi:
             cost_usd: the cost of the attempt; None if it may have been billed and the cost is not known.
 
         Raises:
-            TryAgain: the attempt failed, and another may succeed.
+            AttemptFailed: the attempt failed, and another may succeed.
             TeacherRefused: the server answers no request with this key, model and settings.
         """
         said, status = status, error.status_of(status)
-        told = f"{self._where} said {said}{' with an error' * (said == 200)}: {self.shown(error.words)}"
+        told = f"{self._where} said {said}{' with an error' * (said == 200)}: {self.sanitize(error.words)}"
         if status == 403 and _POLICY.search(error.words):
             return Refusal("policy", told, suspect="403")
         if status == 402 or (status == 429 and re.search("insufficient_quota|billing", error.words)):
@@ -285,19 +287,21 @@ class OpenAiApi:
             raise TeacherRefused(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
         if status in _BUSY:
             overloaded = status != 502
-            raise TryAgain("overloaded", told, of_server=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd)
+            raise AttemptFailed(
+                "overloaded", told, server_at_fault=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd
+            )
         if status == 504:  # a gateway timed out; the model behind it may still be generating
-            raise TryAgain("timeout", told, overloaded=True, wait=wait, cost_usd=None)
+            raise AttemptFailed("timeout", told, overloaded=True, wait=wait, cost_usd=None)
         if status == 500 and TOO_LONG_CODE.search(error.words):  # llama.cpp, and gateways in front of other servers
             return Refusal("too-long", told, suspect="500")
         if status >= 500 or status in _PASSING:
-            raise TryAgain("server-error", told, wait=wait, cost_usd=cost_usd)
-        if error.is_of_settings or _OF_EVERYBODY.search(error.words):
+            raise AttemptFailed("server-error", told, wait=wait, cost_usd=cost_usd)
+        if error.is_settings_error or _OF_EVERYBODY.search(error.words):
             raise TeacherRefused(
                 f"{told}. No prompt can be answered so: check teacher.options, label, the API key and the account."
             )
         if status == 200:
-            raise TryAgain("malformed", told, cost_usd=cost_usd)
+            raise AttemptFailed("malformed", told, cost_usd=cost_usd)
         if status not in _OF_A_PROMPT:
             raise TeacherRefused(f"{told}, a status that says nothing of the prompt. Check teacher.options.base_url.")
         reason = (
@@ -305,14 +309,14 @@ class OpenAiApi:
         )
         return Refusal(reason, told, suspect=str(status))
 
-    def shown(self, text: str) -> str:
+    def sanitize(self, text: str) -> str:
         """Sanitize a server's text for a message: truncated, on one line, without the key."""
-        return " ".join(self._hide(text).split())[:_SHOWN]
+        return " ".join(self._redact(text).split())[:_SHOWN]
 
     @cached_property
-    def _hide(self) -> Hiding:
+    def _redact(self) -> Redactor:
         key = self._endpoint.key.get_secret_value()
-        return Hiding("" if key == NO_KEY else key)
+        return Redactor("" if key == NO_KEY else key)
 
 
 def _json_object(content: bytes) -> Mapping[str, Any] | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from stillhouse.errors import TeacherRefused, TeacherUnavailable
-from stillhouse.teachers.base import Refusal, TryAgain
+from stillhouse.teachers.base import AttemptFailed, Refusal
 from stillhouse.teachers.serving.openai_api import Content
 
 _FIRST_REST = 1.0  # seconds that a failed server is set aside; doubled at each failure, up to
@@ -47,31 +47,31 @@ class Replicas:
     def __init__(self, apis: Sequence[Api]) -> None:
         self._replicas = [_Replica(api) for api in apis]
 
-    async def fetch(self, path: str, body: Mapping[str, Any], *, surely_well: bool = False) -> Content | Refusal:
+    async def fetch(self, path: str, body: Mapping[str, Any], *, check_health: bool = False) -> Content | Refusal:
         """Try the servers that are not set aside, the least busy first, until one answers.
 
         Args:
             path: the path below the base URL.
             body: the JSON body to post.
-            surely_well: whether to check a server's health before sending, so that an engine's death can be attributed to
+            check_health: whether to check a server's health before sending, so that an engine's death can be attributed to
                 this request.
 
         Raises:
-            TryAgain: the attempt failed, or every server is set aside.
+            AttemptFailed: the attempt failed, or every server is set aside.
             TeacherUnavailable: every server is set aside, the last one because it can answer no request.
         """
         tried: set[int] = set()
-        trouble: TryAgain | None = None
+        trouble: AttemptFailed | None = None
         while (replica := self._least_busy(tried)) is not None:
             tried.add(id(replica))
             replica.outstanding += 1
             try:
-                if surely_well:
+                if check_health:
                     await _see_that_it_is_well(replica.api)
                 content = await replica.api.fetch(path, body)
-            except TryAgain as caught:
+            except AttemptFailed as caught:
                 trouble = caught
-                if not caught.of_server:
+                if not caught.server_at_fault:
                     raise
                 replica.failed()
             except TeacherUnavailable:
@@ -86,7 +86,9 @@ class Replicas:
         if trouble is not None:
             raise trouble
         wait = max(0.0, min(one.back_at for one in self._replicas) - time.monotonic())
-        raise TryAgain("unreachable", f"none of {len(self._replicas)} servers is well", of_server=True, wait=wait)
+        raise AttemptFailed(
+            "unreachable", f"none of {len(self._replicas)} servers is well", server_at_fault=True, wait=wait
+        )
 
     def _least_busy(self, tried: set[int]) -> _Replica | None:
         now = time.monotonic()
@@ -95,10 +97,10 @@ class Replicas:
 
 
 async def _see_that_it_is_well(api: Api) -> None:
-    """Raise `TryAgain` if vLLM's /health fails, which it does once the engine is dead, even if the process still runs."""
+    """Raise `AttemptFailed` if vLLM's /health fails, which it does once the engine is dead, even if the process still runs."""
     try:
         await api.fetch("/health", beside_v1=True)
-    except TryAgain as trouble:
-        raise TryAgain("unreachable", f"the server is not well: {trouble.reason}", of_server=True) from None
+    except AttemptFailed as trouble:
+        raise AttemptFailed("unreachable", f"the server is not well: {trouble.reason}", server_at_fault=True) from None
     except TeacherRefused:  # a gateway that does not forward /health
         return

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import httpx2
 import pytest
 
-from stillhouse.teachers.serving.waits import pause_asked, retry_after
+from stillhouse.teachers.serving.retry_after import pause_asked, retry_after
 
 NOW = 1_764_400_000.0  # Sat, 29 Nov 2025 07:06:40 GMT
 

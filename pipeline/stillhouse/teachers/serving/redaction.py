@@ -1,6 +1,6 @@
 """Redact a secret from texts of other programs, in any encoding.
 
-    hide = Hiding(key)
+    hide = Redactor(key)
     hide(server_words)          # "you came with Bearer ***"
 
 A server repeats a key as it received it, or as its framework escapes it: percent-encoded in a URL, escaped in JSON, HTML or
@@ -19,7 +19,7 @@ _KNOWN_FORM = re.compile(r"\bsk-[\w*-]{6,}")  # matches other keys, and keys tha
 _USER = re.compile(r"(?<=://)[^/\s@]+@")  # user and password in a URL, such as a proxy's
 
 
-class Hiding:
+class Redactor:
     """A callable that returns a text without the secret. An empty secret is never matched."""
 
     def __init__(self, secret: str) -> None:

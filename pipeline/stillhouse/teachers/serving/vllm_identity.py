@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from stillhouse.models.files import ModelFiles
 from stillhouse.records import TeacherIdentity, content_hash
-from stillhouse.teachers.base import AskedWith, FormerIdentity
+from stillhouse.teachers.base import FormerIdentity, OmittedSetting
 from stillhouse.teachers.serving.vllm_server import ServeSettings
 
 _COMPUTING = ("dtype", "quantization")
@@ -61,11 +61,11 @@ def former_vllm_identities(
         same = [one for one in kept() if _same_model(own, one)]
         contents += [] if files.has_weights else [one.content_sha256 for one in same]
         options += [] if serve is not None else [one.options_sha256 for one in same]
-    asked_with = () if serve is None else tuple(_asked_with(serve, name) for name in _COMPUTING)
+    omitted_settings = () if serve is None else tuple(_omitted_setting(serve, name) for name in _COMPUTING)
     return [
         FormerIdentity(
             replace(own, content_sha256=content, options_sha256=option),
-            asked_with if option != own.options_sha256 or option is None else (),
+            omitted_settings if option != own.options_sha256 or option is None else (),
         )
         for content in dict.fromkeys(contents)
         for option in dict.fromkeys(options)
@@ -73,8 +73,10 @@ def former_vllm_identities(
     ]
 
 
-def _asked_with(serve: ServeSettings, name: str) -> AskedWith:
-    return AskedWith(f"teacher.options.serve.{name}", getattr(serve, name), ServeSettings.model_fields[name].default)
+def _omitted_setting(serve: ServeSettings, name: str) -> OmittedSetting:
+    return OmittedSetting(
+        f"teacher.options.serve.{name}", getattr(serve, name), ServeSettings.model_fields[name].default
+    )
 
 
 def _same_model(one: TeacherIdentity, other: TeacherIdentity) -> bool:

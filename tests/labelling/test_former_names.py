@@ -23,7 +23,7 @@ from stillhouse.models import files as model_files
 from stillhouse.models.files import ModelFiles
 from stillhouse.progress import Progress
 from stillhouse.recipe.load import Recipe, load_recipe
-from stillhouse.teachers.base import Answer, Request, Terms, open_teacher
+from stillhouse.teachers.base import Answer, AnswerSettings, Request, open_teacher
 from stillhouse.teachers.transformers import TransformersTeacher
 from stillhouse.teachers.vllm import VllmTeacher
 from tests.paths import EARLIER
@@ -110,7 +110,7 @@ def test_what_is_added_is_asked_and_the_rest_taken_over_as_it_is(earlier: Path, 
     for place, row in before.items():
         assert after[place] | {"id": None} == row | {"id": None}
     recipe = recipe_of(name)
-    terms = Terms.of(open_teacher(recipe.teacher, recipe.label, recipe.seed).identity, recipe.label)
+    terms = AnswerSettings.from_label(open_teacher(recipe.teacher, recipe.label, recipe.seed).identity, recipe.label)
     assert all(
         row["id"] == terms.key(prompt, sample, row["reference"] if recipe.label.mode == "score" else None)
         for (prompt, sample), row in after.items()
@@ -236,7 +236,7 @@ def test_keys_that_said_all_are_what_they_were(
     monkeypatch.setattr(model_files, "_SAMPLED_WHOLE", 1 << 22)
     recipe = recipe_of(name)
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
-    assert Terms.of(teacher.identity, recipe.label).id == terms
+    assert AnswerSettings.from_label(teacher.identity, recipe.label).id == terms
     assert terms in [one["terms"] for one in KEYS.values()]
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class SharedLock:
     """A shared/exclusive lock for one event loop. A waiter for exclusive access goes before all later ones."""
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class Turns:
         self._wanting_alone = 0
 
     @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
         """Shared access: wait until no exclusive access is held or waited for."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._alone and not self._wanting_alone)
@@ -30,7 +30,7 @@ class Turns:
                 self._changed.notify_all()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[None]:
         """Exclusive access: wait until no other access is held."""
         async with self._changed:
             self._wanting_alone += 1
