@@ -240,6 +240,6 @@ def test_an_edited_teacher_is_told_of_and_asked_for_nothing_again(
     project.version("0.2")
     result = labelled(recipe)
     assert (result.sent, result.fresh) == (0, False)
-    assert "whose code has changed since it labelled words/v001 (outside 0.1, sha256 " in caplog.text
+    assert "code of this plug-in has changed since it labelled words/v001 (outside 0.1, sha256 " in caplog.text
     assert ", outside 0.2, sha256 " in caplog.text.replace("… then", "")
-    assert "label into another dataset.name" in caplog.text
+    assert "set another dataset.name" in caplog.text

@@ -118,7 +118,7 @@ def test_no_exception_of_a_failed_run_holds_the_key(
     key: str, server: RunningStandIn, api_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = api_recipe(server.base_url, [*TELLING, STOPPING])
-    with pytest.raises(TeacherUnavailable, match=r"said 401: you came with Bearer \*\*\*") as told:
+    with pytest.raises(TeacherUnavailable, match=r"returned 401: you came with Bearer \*\*\*") as told:
         asyncio.run(label(recipe))
     shown = "".join(traceback.format_exception(told.value)) + repr(told.value) + repr(recipe) + recipe.as_yaml()
     assert key not in shown

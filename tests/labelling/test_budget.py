@@ -103,7 +103,7 @@ def billed_usd(server: RunningStandIn) -> float:
 def test_the_server_never_bills_more_than_the_budget(server: RunningStandIn, budgeted: MakeRecipe, word: str) -> None:
     prompts = [f"Question {n}? {word if n % 2 else ''}" for n in range(150)]
     recipe = budgeted(prompts, 0.01, concurrency=64, shard_size=20)
-    with pytest.raises(BudgetSpent, match=r"label\.budget_usd is 0\.01: \$0\.\d+ are spent.*to go on"):
+    with pytest.raises(BudgetSpent, match=r"label\.budget_usd is 0\.01: \$0\.\d+ of it are spent.*Raise it"):
         run(recipe)
     assert billed_usd(server) <= spent_usd(recipe) + DUST <= 0.01 + 2 * DUST
     assert spent_usd(recipe) + max(map(worst_usd, prompts)) > 0.01  # and stops no earlier than it must
@@ -263,7 +263,7 @@ def test_a_budget_without_a_price_is_refused_before_anything_is_written(
 ) -> None:
     recipe = api_recipe(server.base_url, ["Name a colour."], price=price, budget_usd=0.5)
     if price is None:
-        with pytest.raises(RecipeError, match="set teacher.price to"):
+        with pytest.raises(RecipeError, match="Set teacher.price to"):
             run(recipe)
         assert server.stats.requests == 0
         assert not dataset_folder(recipe.dataset).exists()
@@ -630,7 +630,7 @@ def test_a_part_that_has_spent_its_lease_waits_for_another_and_is_told_where_not
             await asyncio.wait_for(more, timeout=5)
             assert leases.settings_for("a").budget_usd == pytest.approx(3.0 + brings_back / 2)
         else:
-            with pytest.raises(BudgetSpent, match="set aside for parts that are not done"):
+            with pytest.raises(BudgetSpent, match="reserved for parts that are not finished"):
                 await asyncio.wait_for(more, timeout=5)
 
     with Journal(tmp_path, soft=None) as journal:

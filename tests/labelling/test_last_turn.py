@@ -73,7 +73,7 @@ def test_texts_go_on_by_themselves(api_recipe: MakeRecipe, tmp_path: Path) -> No
 
 def test_continue_body_may_set_no_more_than_extra_body(api_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = with_rows(api_recipe("http://127.0.0.1:9/v1", [], options={"continue_body": {"n": 2}}), tmp_path, OPEN)
-    with pytest.raises(RecipeError, match=r"teacher\.options\.continue_body\.n cannot be set there"):
+    with pytest.raises(RecipeError, match=r"teacher\.options\.continue_body\.n: it cannot be set here"):
         asyncio.run(label(recipe))
 
 
@@ -117,5 +117,5 @@ def test_a_teacher_of_another_package_that_says_nothing_is_not_asked(
     scripted_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = with_rows(scripted_recipe(), tmp_path, OPEN)
-    with pytest.raises(PromptError, match=r"teacher\.kind 'parrot' is not known to go on from one"):
+    with pytest.raises(PromptError, match=r"teacher\.kind is 'parrot': .*continue_body"):
         make_plan(recipe, TeacherIdentity("parrot", "p"))

@@ -89,9 +89,9 @@ def test_a_prompt_that_is_asked_once_keeps_its_first_reference_and_says_so(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         labelled(recipe([*PAIRS, ("three", None)], mode="generate"))
-    (told,) = [record.getMessage() for record in caplog.records if "another reference" in record.getMessage()]
-    assert "repeats prompts with another reference than their first one: row 3, 5 (2 in all)" in told
-    assert "label.mode is score" in told
+    (told,) = [record.getMessage() for record in caplog.records if "a different reference" in record.getMessage()]
+    assert "repeats prompts with a different reference: row 3, 5 (2 in all)" in told
+    assert "label.mode: score" in told
     kept = {row["prompt"][-1]["content"]: row["reference"] for row in rows(recipe([]))}
     assert kept == {"one": "I", "two": "II", "three": "III"}
 
@@ -103,7 +103,7 @@ def test_repeats_with_the_same_reference_are_no_news(recipe: Any, caplog: pytest
 
 
 def test_a_missing_reference_names_its_row(recipe: Any) -> None:
-    with pytest.raises(PromptError, match=r"label\.mode is 'score', and the prompt 'two' of row 2 has no reference"):
+    with pytest.raises(PromptError, match=r"label\.mode is 'score': the prompt 'two' of row 2 has no reference"):
         make_plan(recipe([("one", "I"), ("two", "\n")]), TeacherIdentity("scripted", "x"))
 
 

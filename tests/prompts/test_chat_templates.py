@@ -273,7 +273,7 @@ def test_a_server_is_checked_by_a_talk_that_its_template_renders(model: Make, tm
     assert [turn.role for turn in talk] == ["user"]
     assert ids == encode_prompt(tokenizer, talk)
     tokenizer.chat_template = NEVER["raises"][0]
-    with pytest.raises(TeacherUnavailable, match="refuses a single question of a user: Only tools are welcome"):
+    with pytest.raises(TeacherUnavailable, match="cannot render a single user message: Only tools are welcome"):
         _rendered_talk(tokenizer)
 
 

@@ -204,7 +204,7 @@ def test_prompt_and_answer_have_a_window_each(
     for answer in answers:
         if isinstance(answer, Refusal):
             assert answer.reason == "too-long"
-            assert "and the model reads 32 of either" in answer.detail
+            assert "the model allows 32 for each" in answer.detail
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
@@ -241,7 +241,7 @@ def test_the_decoder_start_token_is_found_in_either_file(tmp_path: Path, file: s
 
 
 def test_vllm_has_no_encoder_decoders(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="an encoder-decoder \\(t5\\), and teacher.kind is 'vllm'.*to transformers"):
+    with pytest.raises(RecipeError, match="an encoder-decoder \\(t5\\), and teacher.kind 'vllm'.*to transformers"):
         opened(tiny_t5(tmp_path / "t5"), "vllm", base_urls=["http://127.0.0.1:1/v1"])
 
 

@@ -143,7 +143,7 @@ def test_a_prompt_past_the_window_is_refused_and_the_others_go_on(tiny_model: Pa
     first, long, last = ask(tiny_model, label, texts=["Hi", "y" * 400, "Explain tram."])
     assert isinstance(long, Refusal)
     assert long.reason == "too-long"
-    assert "256 of the model's window" in long.detail
+    assert "the model's context window of 256" in long.detail
     check_labels(tiny_model, "Hi", first)
     check_labels(tiny_model, "Explain tram.", last)
 

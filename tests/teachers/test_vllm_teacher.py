@@ -83,11 +83,11 @@ def test_a_sound_server_is_found_well_in_everything_that_is_looked_at(tiny_model
 @pytest.mark.parametrize(
     ("parts", "what", "words"),
     [
-        ({"name": "another"}, "model", "it serves another, not 'teacher'"),
+        ({"name": "another"}, "model", "the server serves another, not 'teacher'"),
         ({"faults": Faults(max_logprobs=5)}, "max_logprobs", "at most 5 log-probabilities.*--max-logprobs 20"),
-        ({"faults": Faults(token_shift=1)}, "tokenizer", "other token ids there"),
-        ({"faults": Faults(temperature=0.5)}, "parity", "KL .*nats a token.*--dtype float32"),
-        ({"faults": Faults(temperature=1.5)}, "parity", "KL .*nats a token.*--dtype float32"),
+        ({"faults": Faults(token_shift=1)}, "tokenizer", "other token ids on the server"),
+        ({"faults": Faults(temperature=0.5)}, "parity", "KL .*nats per token.*--dtype float32"),
+        ({"faults": Faults(temperature=1.5)}, "parity", "KL .*nats per token.*--dtype float32"),
     ],
 )
 def test_a_server_that_is_not_the_recipe_s_teacher_is_refused_before_anything_is_asked(
@@ -160,7 +160,7 @@ def test_a_prompt_that_the_window_has_no_room_for_is_not_sent(tiny_model: Path) 
         outcomes = asked(teacher, request_of(teacher, fits), request_of(teacher, passes))
     assert isinstance(outcomes[0], Answer)
     assert isinstance(outcomes[1], Refusal) and outcomes[1].reason == "too-long"
-    assert f"more than the {server.window} of the server's window" in outcomes[1].detail
+    assert f"more than the server's context window of {server.window}" in outcomes[1].detail
     assert len(server.bodies) == before + 1
 
 

@@ -35,7 +35,7 @@ def stillhouse(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_check_tells_what_it_found(server: VllmServer, vllm_recipe: MakeVllmRecipe, recipe_file: RecipeFile) -> None:
     done = stillhouse("teacher", "check", recipe_file(vllm_recipe({"base_urls": [server.base_url]})))
     assert done.returncode == 0, done.stderr
-    for what in ("reachable", "max_logprobs", "tokenizer", "parity", "speed", "tokens a second"):
+    for what in ("reachable", "max_logprobs", "tokenizer", "parity", "speed", "tokens per second"):
         assert what in done.stdout
 
 

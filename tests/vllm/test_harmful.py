@@ -81,12 +81,12 @@ def test_a_request_that_kills_the_engine_twice_is_rejected_and_the_rest_is_saved
     """A seed, a temperature, and a prompt that is read in pieces: together they end vLLM's engine on a CPU."""
     with word_prompts.open("a") as stream:
         stream.write('{"word": "' + "very " * 2500 + 'long"}\n')
-    without_seed = VllmTeacher._generating
+    without_seed = VllmTeacher._generation_body
 
     def deadly(teacher: VllmTeacher, prompt: Sequence[int]) -> Mapping[str, Any]:
         return {**without_seed(teacher, prompt), **({"seed": 7} if len(prompt) > 2048 else {})}
 
-    monkeypatch.setattr(VllmTeacher, "_generating", deadly)
+    monkeypatch.setattr(VllmTeacher, "_generation_body", deadly)
     serve = {"dtype": "float32", "max_model_len": 4096, "enforce_eager": True, "cpu_kvcache_gib": 1}
     starts: list[VllmServer] = []
     start = VllmServer.start

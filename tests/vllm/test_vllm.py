@@ -106,7 +106,7 @@ def test_the_check_finds_a_good_server_good(server: VllmServer, vllm_recipe: Mak
     said = {finding.check: finding for finding in findings}
     assert all(finding.passed for finding in findings), findings
     assert {"reachable", "model", "max_logprobs", "tokenizer", "parity", "speed"} == set(said)
-    assert "KL" in said["parity"].detail and "tokens a second" in said["speed"].detail
+    assert "KL" in said["parity"].detail and "tokens per second" in said["speed"].detail
 
 
 def perturbed(model: Path, folder: Path) -> Path:
@@ -125,8 +125,8 @@ def perturbed(model: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"options": {"served_name": "other"}}, "it serves teacher, not 'other'"),
-        ({"label": {"soft": {"k": 60}}}, "at most 50 log-probabilities a token.*--max-logprobs 60"),
+        ({"options": {"served_name": "other"}}, "the server serves teacher, not 'other'"),
+        ({"label": {"soft": {"k": 60}}}, "at most 50 log-probabilities per token.*--max-logprobs 60"),
         ({"options": {"check": {"kl": 1e-12}}}, "parity: KL .* largest difference .* over .* tokens"),
     ],
 )

@@ -72,8 +72,8 @@ class Budget:
         while self._spent + self._reserved + worst_usd > self._limit + _TOLERANCE_USD:
             if not self._open:
                 raise BudgetSpent(
-                    f"${self._spent:.4g} of it are spent, and the next request could cost ${worst_usd:.4g}; all answers are "
-                    "kept",
+                    f"${self._spent:.4g} of it are spent, and the next request could cost ${worst_usd:.4g}; all answers so "
+                    "far are kept",
                     setting="label.budget_usd",
                     value=self._limit,
                     fix="raise it (--set label.budget_usd=...) and run again",
@@ -125,7 +125,7 @@ def check_budget(recipe: Recipe, teacher: Teacher) -> None:
     if recipe.label.budget_usd is not None and teacher.price is None:
         why = why_no_price(teacher)
         raise RecipeError(
-            f"it cannot be enforced, because the price of {recipe.teacher.model!r} is not known{f' ({why})' if why else ''}",
+            f"the price of {recipe.teacher.model!r} is not known{f' ({why})' if why else ''}, so it cannot be enforced",
             setting="label.budget_usd",
             value=recipe.label.budget_usd,
             fix="set teacher.price to {input_usd_per_million: ..., output_usd_per_million: ...}, or set this to null",

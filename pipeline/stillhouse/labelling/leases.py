@@ -84,7 +84,7 @@ class Leases:
                 if available > _ROUNDING:
                     break
                 raise BudgetSpent(
-                    "all of it is spent, or reserved for parts that are not finished; all answers are kept",
+                    "all of it is spent, or reserved for parts that are not finished; all answers so far are kept",
                     setting="label.budget_usd",
                     value=limit,
                     fix="raise it (--set label.budget_usd=...) and run again",

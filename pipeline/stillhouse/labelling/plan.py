@@ -197,7 +197,7 @@ class LabelPlan:
         """Return the answer settings with which this plan made the version; None if another plan made it."""
         if manifest.plan_sha256 == self.sha256:
             return self.answer_settings
-        former = FormerNames(self.former, get_note).of(manifest.recipe)
+        former = FormerNames(self.former, get_note).valid_for(manifest.recipe)
         return next((one for one in former if manifest.plan_sha256 == self.sha256_with(one.answer_settings)), None)
 
     # ---------------------------------------------------------------------------------------------------------- shards
@@ -317,8 +317,8 @@ def make_plan(recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former]
         raise
     if plan.other_references:
         _LOG.warning(
-            "%s repeats prompts with a different reference: row %s%s (%s in all). A prompt is sent once and keeps its first "
-            "reference; with label.mode: score, each reference is a row of its own.",
+            "%s repeats prompts with a different reference: row %s%s (%s in all). A prompt is sent once and keeps its "
+            "first reference; with label.mode: score, each reference is a row of its own.",
             recipe.prompts.source,
             ", ".join(map(str, plan.first_other_references)),
             ", ..." if plan.other_references > _MAX_LISTED_ROWS else "",

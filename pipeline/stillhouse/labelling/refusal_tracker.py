@@ -42,9 +42,7 @@ class RefusalTracker:
         self._limit = limit
         self._open = 0  # requests without an outcome, including those held back
         self._held: dict[asyncio.Future[None], Refusal] = {}
-        self._counts: Counter[str] = (
-            Counter()
-        )  # refusals since the last answer, by status (and reason, if it explains the refusal)
+        self._counts: Counter[str] = Counter()  # refusals since the last answer, by status (and reason, if explained)
         self._unreadable: set[str] = set()  # keys of requests with unreadable answers, before the first answer
         self._any_answer = False
 
@@ -135,8 +133,8 @@ class RefusalTracker:
     def _error(self, refusal: Refusal, prompts: str) -> TeacherUnavailable:
         kind = TeacherRefused if refusal.suspect and refusal.suspect.isdigit() else TeacherUnavailable
         return kind(
-            f"{refusal.detail}; the server refused {prompts} in this way and answered none, so the prompts are probably not "
-            "the cause, and none of them is rejected",
+            f"{refusal.detail}; the server refused {prompts} in this way and answered none, so the prompts are probably "
+            "not the cause, and none of them is rejected",
             fix="check teacher.model, teacher.options, the API key and the account, and run again; if the prompts are the "
             f"cause, set label.refusals_in_a_row (now {self._limit}) to null, and each becomes a rejection",
         )

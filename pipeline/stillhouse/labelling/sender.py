@@ -142,7 +142,7 @@ class Sender:
         except AttemptFailed as failure:
             if failure.server_at_fault and self._is_out_of_patience():
                 raise TeacherUnavailable(
-                    f"{failure.detail}; no request has been answered for {self._label.patience:g} s (label.patience), and all "
+                    f"{failure.detail}; no request has been answered for {self._label.patience:g} s (label.patience); all "
                     "answers so far are kept",
                     fix="run again when the server works",
                 ) from None
@@ -248,7 +248,8 @@ class Sender:
             self._limiter.overloaded(attempts.sent)
         if failure.wait > self._label.patience:
             raise TeacherUnavailable(
-                f"{failure.detail}; the server asks to wait {failure.wait:,.0f} s, which is longer; all answers so far are kept",
+                f"{failure.detail}; the server asks to wait {failure.wait:,.0f} s, which is longer; all answers so far "
+                "are kept",
                 setting="label.patience",
                 value=self._label.patience,
                 fix="run again after that time, or set it higher",

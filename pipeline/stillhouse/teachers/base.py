@@ -41,13 +41,13 @@ class AnswerSettings:
 
     @classmethod
     def from_label(cls, teacher: TeacherIdentity, label: LabelSettings) -> AnswerSettings:
-        """Return the terms of a recipe's labelling."""
-        drawn = label.sampling if label.mode == "generate" else None
-        return cls(teacher, drawn, label.soft, label.top_logprobs, label.response_format)
+        """Return the answer settings of a recipe's labelling."""
+        sampling = label.sampling if label.mode == "generate" else None
+        return cls(teacher, sampling, label.soft, label.top_logprobs, label.response_format)
 
     @cached_property
     def id(self) -> str:
-        """A hash of all terms, part of every request's key."""
+        """A hash of all these settings, part of every request's key."""
         shaping = {
             "teacher": self.teacher.shaping(),
             "sampling": self.sampling.model_dump() if self.sampling else None,
@@ -66,9 +66,9 @@ class AnswerSettings:
             forced: in score mode, the text that the teacher scores.
             continues: `Prompt.continues`; it changes the key if the teacher is then called differently.
         """
-        way = f"+{self.teacher.continuing}" if continues and self.teacher.continuing else ""
-        told = f"{self.id}:{prompt_id}{way}:{sample}:{'' if forced is None else 'forced:' + forced}"
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        continuing = f"+{self.teacher.continuing}" if continues and self.teacher.continuing else ""
+        identified = f"{self.id}:{prompt_id}{continuing}:{sample}:{'' if forced is None else 'forced:' + forced}"
+        return hashlib.sha256(identified.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ Outcome = Answer | Refusal
 
 def template_refusal(error: TemplateRefused) -> Refusal:
     """Return the refusal of a prompt that the chat template cannot render; the prompt is not sent."""
-    return Refusal("template", f"the model's chat template refuses the prompt: {error}")
+    return Refusal("template", f"the model's chat template cannot render the prompt: {error}")
 
 
 class AttemptFailed(Exception):
@@ -136,8 +136,8 @@ class AttemptFailed(Exception):
         Args:
             reason: one or two words, used as a counting key if all retries fail: "timeout".
             detail: a message for people.
-            server_at_fault: whether the failure says nothing about this prompt (a refused connection, 429); it is then retried
-                for `label.patience` seconds rather than for a few attempts.
+            server_at_fault: whether the failure says nothing about this prompt (a refused connection, 429); it is then
+                retried for `label.patience` seconds rather than for a few attempts.
             overloaded: whether fewer concurrent requests may help.
             wait: seconds to wait, as requested by the server.
             cost_usd: the cost of this attempt; None if it may have been billed and the cost is not known.
@@ -258,8 +258,8 @@ class FormerIdentity:
 class Renamed(Protocol):
     """A teacher whose answers may be stored under another name than its current identity."""
 
-    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
-        """Return those names; `kept` reads the teacher identities from the manifests of the dataset's versions."""
+    def former(self, stored: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+        """Return those names; `stored` reads the teacher identities from the manifests of the dataset's versions."""
 
 
 OpenTeacher = Callable[[TeacherSettings, LabelSettings, int], Teacher]
@@ -281,5 +281,5 @@ def find_teacher_kind(kind: str) -> OpenTeacher:
     Raises:
         RecipeError: the kind does not exist.
     """
-    build: OpenTeacher = load_kind("teacher.kind", kind, stillhouse.teachers, "open_teacher", group=TEACHERS)
-    return build
+    open_kind: OpenTeacher = load_kind("teacher.kind", kind, stillhouse.teachers, "open_teacher", group=TEACHERS)
+    return open_kind

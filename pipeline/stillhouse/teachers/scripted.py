@@ -69,21 +69,21 @@ class ScriptedTeacher:
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         if self.asked is not None:
             self.asked += requests
-        return [self._one(request) for request in requests]
+        return [self._answer(request) for request in requests]
 
     async def close(self) -> None:
         """Do nothing: there are no resources to free."""
 
-    def _one(self, request: Request) -> Outcome:
-        said = request.prompt.text
-        if said in self._options.refuse:
+    def _answer(self, request: Request) -> Outcome:
+        message = request.prompt.text
+        if message in self._options.refuse:
             return Refusal("refused", "the script refuses this prompt")
-        text = request.forced if request.forced is not None else self._options.answers.get(said, f"echo: {said}")
+        text = request.forced if request.forced is not None else self._options.answers.get(message, f"echo: {message}")
         if request.sample and request.forced is None:
             text = f"{text} ({request.sample})"
         tokens = scripted_tokens(text, self._options.vocabulary)
         limit = request.answer_settings.sampling.max_tokens if request.answer_settings.sampling else len(tokens)
-        prompt_tokens = scripted_tokens(said, self._options.vocabulary)
+        prompt_tokens = scripted_tokens(message, self._options.vocabulary)
         return Answer(
             text=text,
             finish_reason="stop" if len(tokens) <= limit else "length",

@@ -112,9 +112,9 @@ def test_a_server_error_is_a_full_context_only_where_its_code_says_so(body: dict
     response = httpx2.Response(500, json={"error": body})
     if reason is None:
         with pytest.raises(AttemptFailed):
-            api._refused(response)
+            api._handle_error_status(response)
     else:
-        assert api._refused(response).reason == reason
+        assert api._handle_error_status(response).reason == reason
 
 
 @pytest.mark.parametrize("words", OTHERWISE_SAID)

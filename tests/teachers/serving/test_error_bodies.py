@@ -34,7 +34,7 @@ def api() -> OpenAiApi:
 def test_an_error_is_found_wherever_it_stands(data: Mapping[str, Any], words: str, status: int) -> None:
     error = read_error(data)
     assert error is not None
-    assert (error.words, error.status_of(200)) == (words, status)
+    assert (error.text, error.status_of(200)) == (words, status)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from stillhouse.errors import TeacherRefused
 from stillhouse.teachers.base import AttemptFailed, Refusal
-from stillhouse.teachers.serving.connection_errors import without_status
+from stillhouse.teachers.serving.connection_errors import connection_error
 from stillhouse.teachers.serving.openai_api import Content, Endpoint, OpenAiApi, Timeouts
 from tests.stand_in import RunningStandIn, running_stand_in
 
@@ -86,7 +86,7 @@ def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, server: 
     with pytest.raises(AttemptFailed, match="cannot be reached") as told:
         ask(server.base_url)
     assert f"through the proxy http://127.0.0.1:9 ({variable})" in told.value.detail
-    assert "set NO_PROXY=127.0.0.1 to go around it" in told.value.detail
+    assert "set NO_PROXY=127.0.0.1 to bypass it" in told.value.detail
     assert (told.value.server_at_fault, told.value.cost_usd) == (True, 0.0)
     assert "s3cret" not in told.value.detail
     assert server.stats.requests == 0
@@ -122,7 +122,7 @@ def test_a_proxy_that_no_request_can_go_through_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, server: RunningStandIn, variable: str, url: str
 ) -> None:
     monkeypatch.setenv(variable, url)
-    with pytest.raises(TeacherRefused, match=f"{variable}.*http://.*Nothing was sent") as told:
+    with pytest.raises(TeacherRefused, match=f"{variable}.*http://.*nothing was sent") as told:
         ask(server.base_url)
     assert "s3cret" not in str(told.value)
     assert "127.0.0.1:" in str(told.value)
@@ -136,7 +136,7 @@ def test_a_proxy_that_refuses_a_tunnel_is_named_and_no_prompt_is_blamed(
     proxy = Refusing(status)
     with listening(proxy, monkeypatch, "HTTPS_PROXY"), pytest.raises(TeacherRefused if ends else AttemptFailed) as told:
         ask("https://example.invalid/v1")
-    assert f"(HTTPS_PROXY) said {status} when it was asked for https://example.invalid/v1" in str(told.value)
+    assert f"(HTTPS_PROXY) answered {status} to a request for https://example.invalid/v1" in str(told.value)
     assert "set NO_PROXY=example.invalid" in str(told.value)
     assert "s3cret" not in str(told.value)
     assert isinstance(told.value, TeacherRefused) or told.value.server_at_fault
@@ -151,7 +151,7 @@ def test_what_a_proxy_answers_in_the_place_of_a_server_names_the_proxy(
     with listening(proxy, monkeypatch, "HTTP_PROXY"), pytest.raises((TeacherRefused, AttemptFailed)) as told:
         ask("http://example.invalid/v1")
     assert "http://example.invalid/v1 through the proxy http://127.0.0.1:" in str(told.value)
-    assert f"(HTTP_PROXY) said {status}" in str(told.value)
+    assert f"(HTTP_PROXY) returned {status}" in str(told.value)
     assert "s3cret" not in str(told.value)
 
 
@@ -159,6 +159,6 @@ def test_what_a_proxy_answers_in_the_place_of_a_server_names_the_proxy(
     "error", [aiohttp.InvalidURL("http://127.0.0.1:99999"), httpx2.UnsupportedProtocol("ftp://127.0.0.1")]
 )
 def test_a_url_that_only_the_transport_refuses_ends_the_run(error: Exception) -> None:
-    told = without_status(error, "http://127.0.0.1:9/v1", None, 300, str)
+    told = connection_error(error, "http://127.0.0.1:9/v1", None, 300, str)
     assert isinstance(told, TeacherRefused)
-    assert "Nothing was sent" in str(told)
+    assert "nothing was sent" in str(told)
