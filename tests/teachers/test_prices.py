@@ -90,7 +90,7 @@ def test_what_is_not_known_is_none_and_never_free(model: str, url: str) -> None:
         (
             "whisper-large-v3",
             "https://api.groq.com/openai/v1",
-            "does not charge for 'whisper-large-v3' by text tokens alone",
+            "does not charge for 'whisper-large-v3' by text tokens",
         ),
     ],
 )
