@@ -33,7 +33,7 @@ from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.load import Recipe
 from stillhouse.records import Message, Prompt, TeacherIdentity
 from stillhouse.teachers.base import AnswerSettings, Request
-from stillhouse.teachers.prices import Flat
+from stillhouse.teachers.prices import FlatPrice
 from tests.conftest import MakeRecipe
 from tests.paths import ROOT
 from tests.rows import rows_by_prompt
@@ -417,7 +417,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.limit = 20 * UNIT
         self.ledger = Ledger()
-        self.budget = Budget(self.limit, Flat(0.0, UNIT), self.ledger)  # type: ignore[arg-type]
+        self.budget = Budget(self.limit, FlatPrice(0.0, UNIT), self.ledger)  # type: ignore[arg-type]
         self.asked: dict[asyncio.Task[Reservation], int] = {}  # still waiting, for money or for the disk
         self.open: list[Reservation] = []  # attempts under way
         self.spent = 0.0
@@ -523,7 +523,7 @@ TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=30, deadli
 
 def test_one_who_gives_up_takes_back_his_own_reservation_and_no_other(tmp_path: Path) -> None:
     async def give_up(journal: Journal) -> None:
-        budget = Budget(10.0, Flat(0.0, UNIT), journal)
+        budget = Budget(10.0, FlatPrice(0.0, UNIT), journal)
         impatient = asyncio.create_task(budget.reserve([request_for("?")], 1))
         await asyncio.sleep(0)
         patient = asyncio.create_task(budget.reserve([request_for("?")], 2))
@@ -544,7 +544,7 @@ def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Pat
     settings = LabelSettings.model_validate({"budget_usd": 10.0, "runner": {"kind": "ray", "workers": 2}})
 
     async def lend_and_repay(journal: Journal) -> None:
-        budget = Budget(10.0, Flat(0.0, UNIT), journal)
+        budget = Budget(10.0, FlatPrice(0.0, UNIT), journal)
         leases = Leases(settings, budget, journal)
         await leases.lend("a", 3.0)
         await leases.lend("b", 2.0)
@@ -559,7 +559,7 @@ def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Pat
     with Journal(tmp_path, soft=None) as journal:
         asyncio.run(lend_and_repay(journal))
     with Journal(tmp_path, soft=None) as journal:  # the next run
-        budget = Budget(10.0, Flat(0.0, UNIT), journal)
+        budget = Budget(10.0, FlatPrice(0.0, UNIT), journal)
         assert budget.spent_usd == pytest.approx(2.5)
         Leases(settings, budget, journal).repay("a", 0.5)
         assert not journal.repay("a", 0.5)
@@ -568,7 +568,7 @@ def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Pat
 
 def leases_of(journal: Journal, budget_usd: float, workers: int = 2) -> tuple[Leases, Budget]:
     label = LabelSettings.model_validate({"budget_usd": budget_usd, "runner": {"kind": "ray", "workers": workers}})
-    budget = Budget(budget_usd, Flat(0.0, UNIT), journal)
+    budget = Budget(budget_usd, FlatPrice(0.0, UNIT), journal)
     return Leases(label, budget, journal), budget
 
 
@@ -658,7 +658,7 @@ def test_rounding_leaves_nobody_waiting(tmp_path: Path, dollars: float) -> None:
     """Sums of tenths are not exact, whatever the price: the last one is told, and not left to wait."""
 
     async def use_up(journal: Journal) -> None:
-        budget = Budget(1000 * dollars, Flat(0.0, dollars / 10), journal)
+        budget = Budget(1000 * dollars, FlatPrice(0.0, dollars / 10), journal)
         random = Random(0)
         for _ in range(10):
             opened = [await budget.reserve([request_for("?")], random.randint(1, 300)) for _ in range(20)]
@@ -674,7 +674,7 @@ def test_rounding_leaves_nobody_waiting(tmp_path: Path, dollars: float) -> None:
 
 def test_without_a_budget_nothing_is_reserved_and_everything_is_counted(tmp_path: Path) -> None:
     async def pay(journal: Journal) -> None:
-        budget = Budget(None, Flat(0.0, UNIT), journal)
+        budget = Budget(None, FlatPrice(0.0, UNIT), journal)
         reservation = await budget.reserve([request_for("?")], 1000)
         await journal.commit(budget.settle(reservation, 0.5))
 
@@ -700,7 +700,7 @@ def test_the_worst_case_has_room_for_every_message_and_what_a_template_puts_arou
 def test_a_text_that_a_teacher_is_forced_along_is_part_of_the_prompt_and_nothing_is_written() -> None:
     plain = request_for("Name a colour.")
     forced = Request(plain.prompt, 0, TERMS, forced="blüe")
-    budget = Budget(None, Flat(1.0, 10.0), Ledger())  # type: ignore[arg-type]
+    budget = Budget(None, FlatPrice(1.0, 10.0), Ledger())  # type: ignore[arg-type]
     assert most_prompt_tokens(forced) == most_prompt_tokens(plain) + 5  # bytes
     assert budget.worst_usd([forced], 100) == most_prompt_tokens(forced)
     assert budget.worst_usd([plain, forced], 100) == most_prompt_tokens(plain) + 1000 + most_prompt_tokens(forced)

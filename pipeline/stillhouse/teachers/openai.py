@@ -32,7 +32,7 @@ from stillhouse.teachers.serving.error_bodies import read_error
 from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
 
 _DEFAULT_URL = "https://api.openai.com/v1"
-_URL_VARIABLE = "the environment variable OPENAI_BASE_URL"
+_URL_VARIABLE = "OPENAI_BASE_URL"
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 _FORBIDDEN_FIELDS = {  # not allowed in extra_body, since prices, budgets or answers would be wrong; with the fix
     "model": "use teacher.model",
