@@ -4,7 +4,7 @@
 # make test-numeric the tests that compare sums with a formula, as other processors compute them
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make mutants      change one place of the code at a time: does a test fail? (docs/mutants.md) SAMPLE=200 SEED=0
-# make check        lint and types
+# make check        lint, types, and plain English
 # make bench-*      PART=name measures one part again (label, vllm, train)
 # make docs         the documentation as a site in data/site, its reference written from the code
 # make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
@@ -27,7 +27,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -66,9 +66,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 # Three processes at a time: much of a test is waiting. `make test WORKERS=0` runs them one after another.
+# Each computes with one thread: several with two on two cores take three times as long.
+test: export OMP_NUM_THREADS ?= 1
 test: install-dev
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: install-dev
 	$(BIN)/python -m pytest -m "not slow and not vllm"
@@ -93,7 +95,7 @@ docs: install-dev
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/mkdocs build --quiet
 
-check: lint types
+check: lint types words
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -101,6 +103,10 @@ lint: install-dev
 
 types: install-dev
 	$(BIN)/mypy
+
+# Words that a reader would have to look up, or to read twice (tests/words.toml).
+words: install-dev
+	$(BIN)/python -m tests.plain_english
 
 format: install-dev
 	$(BIN)/ruff check --fix .

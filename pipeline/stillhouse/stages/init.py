@@ -28,6 +28,7 @@ from stillhouse.storage.durable import write_atomically
 
 TeacherChoice = Literal["demo", "api", "vllm"]
 _ROWS_LOOKED_AT = 100
+_COMMENTS = 44  # the column where comments of the recipe begin
 _PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "input", "text", "sentence", "document", "article")
 _REFERENCE_COLUMNS = ("reference", "answer", "output", "response", "completion", "label", "summary", "target")
 _READY_COLUMNS = ("prompt", "messages")  # columns that need no template
@@ -88,7 +89,9 @@ def init_recipe(
         "teacher": teacher,
         "recipe": str(recipe),
     }
-    text = _render(_RECIPE, values)
+    text = re.sub(
+        r"(?m)^(.*\S) {2,}# (.*)$", lambda line: f"{line[1]:<{_COMMENTS - 2}}  # {line[2]}", _render(_RECIPE, values)
+    )
     recipe_from(parse_yaml(text), origin=str(recipe))
     others = [one for one in columns if one not in (asked, reference)]
     files = {recipe: text} | ({template: _render(_TEMPLATE, {"asked": variable, "others": others})} if template else {})
@@ -233,6 +236,6 @@ student:
 evaluate:
   baselines: [untrained]                    # beside teacher and student in the report
 {% if reference %}
-  metrics: [{kind: exact-match}, {kind: token-f1}]      # against the gold answers
+  metrics: [{kind: token-f1}]      # of the answers against the gold answers
 {% endif %}
 """
