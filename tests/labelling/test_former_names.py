@@ -257,5 +257,5 @@ def test_a_seed_draws_what_it_drew_in_that_release(earlier: Path, name: str) -> 
     assert isinstance(teacher, TransformersTeacher)
     with make_plan(recipe, teacher.identity) as plan:
         requests = [request for number in range(plan.shards) for request in plan.shard(number).requests]
-    begun = {(one.prompt.id, one.sample): teacher._drawn_by(one) for one in requests}
+    begun = {(one.prompt.id, one.sample): teacher._seeding_key(one) for one in requests}
     assert begun == {place: row["id"] for place, row in rows(earlier / f"labels/{name}/v001").items()}

@@ -394,7 +394,7 @@ def test_forgetting_does_not_break_into_a_transaction(tmp_path: Path, monkeypatc
         journal.copy_from(rows_of(completion_schema(soft=None), completion_row(completion(1), soft=None)))
         asyncio.run(leave(journal))
         assert half_written.wait(timeout=10)
-        forgetting = threading.Thread(target=journal.forget, args=([completion(1).id], 1))
+        forgetting = threading.Thread(target=journal.delete, args=([completion(1).id], 1))
         forgetting.start()
         forgetting.join(timeout=0.1)
         with closing(JournalView(tmp_path)) as view:

@@ -1,7 +1,7 @@
 """The journal: makes answers durable before they count, and keeps the account of money spent.
 
-One SQLite file per dataset, next to its versions, keyed by request: whatever happens to shards, prompt files or the
-process, an answer in the journal is never requested again. Answers committed together are stored in one Arrow record batch
+One SQLite file per dataset, next to its versions, keyed by request: an answer in the journal is never requested
+again, even if shards or prompt files change or the process is killed. Answers committed together are stored in one Arrow record batch
 with the columns of the shard's Parquet file, so nothing is converted twice. Rows are deleted from the journal once the
 manifest of the version that contains them is on disk.
 

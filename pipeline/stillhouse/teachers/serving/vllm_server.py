@@ -121,9 +121,9 @@ class VllmServer:
             if waited > self._settings.startup_seconds:
                 self.stop()
                 raise TeacherUnavailable(
-                    self._describe_failure(
-                        f"was not ready after {waited:.0f} s (teacher.options.serve.startup_seconds)"
-                    )
+                    self._describe_failure(f"was not ready after {waited:.0f} s"),
+                    setting="teacher.options.serve.startup_seconds",
+                    value=self._settings.startup_seconds,
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
