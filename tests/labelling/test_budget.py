@@ -222,7 +222,7 @@ def test_an_attempt_that_was_stopped_under_way_counts_in_full(
     asyncio.run(stopped())
     with closing(JournalView(dataset_folder(recipe.dataset))) as view:
         assert view.spent() == pytest.approx(sum(map(worst_usd, prompts)))
-        assert not view._one("SELECT count(*) FROM reserved")
+        assert not view._scalar("SELECT count(*) FROM reserved")
 
 
 def test_a_refusal_of_everybody_costs_nothing_and_leaves_nothing_set_aside(
@@ -233,7 +233,7 @@ def test_a_refusal_of_everybody_costs_nothing_and_leaves_nothing_set_aside(
         run(recipe)
     assert spent_usd(recipe) == 0.0
     with closing(JournalView(dataset_folder(recipe.dataset))) as view:
-        assert not view._one("SELECT count(*) FROM reserved")
+        assert not view._scalar("SELECT count(*) FROM reserved")
 
 
 def test_a_defect_of_a_teacher_counts_in_full(
@@ -288,7 +288,7 @@ def test_money_is_reserved_on_the_disk_before_anything_is_sent(
         async def answer(requests: Sequence[Request]) -> Any:
             under_way.add(requests[0].prompt.text)
             with closing(JournalView(dataset_folder(recipe.dataset))) as view:
-                held = float(view._one("SELECT sum(usd) FROM reserved") or 0.0)
+                held = float(view._scalar("SELECT sum(usd) FROM reserved") or 0.0)
             missing.append(sum(map(worst_usd, under_way)) - held)
             try:
                 return await plain(requests)

@@ -228,7 +228,7 @@ def test_a_server_that_stays_away_ends_the_run_and_what_was_answered_is_kept(
 
 def test_a_wait_longer_than_the_patience_ends_the_run_at_once(server: RunningStandIn, api_recipe: MakeRecipe) -> None:
     prompts = [*ORDINARY, "Come back tomorrow. !429:86400"]
-    with pytest.raises(TeacherUnavailable, match=r"label\.patience is 300\.0: .* asks to wait 86,400 s"):
+    with pytest.raises(TeacherUnavailable, match=r"label\.patience is 300: .* asks to wait 86,400 s"):
         run(api_recipe(server.base_url, prompts))
     result = run(api_recipe(server.base_url, prompts))
     assert reasons(result) == dict.fromkeys(prompts)
@@ -262,7 +262,7 @@ def test_a_point_of_time_is_waited_for_and_not_half_a_century(
     moment = int((time.time() + ahead) * unit)
     prompts = [f"Name a very long word. !429:{moment}", *ORDINARY]
     if ends:
-        with pytest.raises(TeacherUnavailable, match=r"label\.patience is 300\.0: .* asks to wait 86,[34]\d\d s"):
+        with pytest.raises(TeacherUnavailable, match=r"label\.patience is 300: .* asks to wait 86,[34]\d\d s"):
             run(api_recipe(server.base_url, prompts))
     else:
         assert set(reasons(run(api_recipe(server.base_url, prompts, patience=5))).values()) == {None}

@@ -210,7 +210,7 @@ def test_weights_that_are_edited_once_a_name_was_used_are_another_teacher(
     monkeypatch.setattr(ModelFiles, "sampled_sha256", sampled)
     assert labelled(name).sent == 0
     told = [record.getMessage() for record in caplog.records if "earlier name" in record.getMessage()]
-    assert len(told) == 1 and told[0].startswith(f"{name}/v001: its answers are kept under an earlier name")
+    assert len(told) == 1 and told[0].startswith(f"{name}/v001: the answers are stored under an earlier name")
     assert labelled(name).sent == 0
     assert len([one for one in caplog.records if "earlier name" in one.getMessage()]) == 1, "it is told once"
     kept = (earlier / "model/model.safetensors").read_bytes()

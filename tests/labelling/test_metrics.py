@@ -20,7 +20,7 @@ ANSWER_USD = (PROMPT_TOKENS + COMPLETION_TOKENS) / 1000
 
 
 def test_rates_are_those_of_the_last_minute_and_time_left_follows_from_them() -> None:
-    counts = Counts(began=100.0)
+    counts = Counts(started_at=100.0)
     meter = Meter(counts)
 
     def look(now: float) -> Metrics:
@@ -40,7 +40,7 @@ def test_rates_are_those_of_the_last_minute_and_time_left_follows_from_them() ->
 
 
 def test_looks_that_are_kept_stay_few_however_often_somebody_looks() -> None:
-    counts = Counts(began=0.0, answered=1)
+    counts = Counts(started_at=0.0, answered=1)
     meter = Meter(counts)
     for tick in range(20_000):
         meter.snapshot(10, 1, 0.0, None, now=tick / 50)

@@ -128,5 +128,6 @@ def check_budget(recipe: Recipe, teacher: Teacher) -> None:
             f"the price of {recipe.teacher.model!r} is not known{f' ({why})' if why else ''}, so it cannot be enforced",
             setting="label.budget_usd",
             value=recipe.label.budget_usd,
-            fix="set teacher.price to {input_usd_per_million: ..., output_usd_per_million: ...}, or label.budget_usd to null",
+            fix="set teacher.price to {input_usd_per_million: ..., output_usd_per_million: ...}, or label.budget_usd to "
+            "null",
         )

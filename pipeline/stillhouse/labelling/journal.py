@@ -1,7 +1,7 @@
 """The journal: makes answers durable before they count, and keeps the account of money spent.
 
-One SQLite file per dataset, next to its versions, keyed by request: an answer in the journal is never requested
-again, even if shards or prompt files change or the process is killed. Answers committed together are stored in one Arrow record batch
+One SQLite file per dataset, next to its versions, keyed by request: an answer in the journal is never requested again, even
+if shards or prompt files change or the process is killed. Answers committed together are stored in one Arrow record batch
 with the columns of the shard's Parquet file, so nothing is converted twice. Rows are deleted from the journal once the
 manifest of the version that contains them is on disk.
 
@@ -131,8 +131,8 @@ class Journal:
         new = rows.filter(pa.array([id_ not in known for id_ in ids], pa.bool_()))
         by_kind: dict[Kind, pa.RecordBatch] = {"completion": new}
         if "stage" in rows.schema.names:
-            lost = pc.equal(new.column("stage"), "teacher")
-            by_kind = {"completion": new.filter(pc.invert(lost)), "rejection": new.filter(lost)}
+            by_teacher = pc.equal(new.column("stage"), "teacher")
+            by_kind = {"completion": new.filter(pc.invert(by_teacher)), "rejection": new.filter(by_teacher)}
         with self._storage(), self._writing, self._writer:
             for kind, part in by_kind.items():
                 schema = self._schemas[kind]
@@ -149,8 +149,8 @@ class Journal:
         with self._storage(), self._writing, self._writer:
             for kind, table in found.tables.items():
                 ids = [names[id_] for id_ in table.column("id").to_pylist()]
-                place = table.schema.get_field_index("id")
-                named = table.set_column(place, table.schema.field(place), pa.array(ids, pa.string()))
+                column = table.schema.get_field_index("id")
+                named = table.set_column(column, table.schema.field(column), pa.array(ids, pa.string()))
                 new = named.filter(pa.array([id_ not in known for id_ in ids], pa.bool_()))
                 for batch in new.to_batches(max_chunksize=_COPY_BATCH):
                     self._insert(kind, batch)
@@ -265,11 +265,11 @@ class Journal:
         self._writer.executescript(_CREATE)
         kind = {None: False, "top-k": True}.get(self._soft, self._soft)  # None, top-k: as older releases wrote them
         name, columns = f"columns, soft={kind}", content_hash([str(schema) for schema in self._schemas.values()])
-        noted = self._writer.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
-        if noted is None:
+        stored = self._writer.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        if stored is None:
             with self._writer:
                 self._writer.execute("INSERT INTO notes VALUES (?, ?)", (name, columns))
-        elif noted[0] != columns:
+        elif stored[0] != columns:
             raise StorageFailed(
                 f"{self._file} was written by a release of Stillhouse whose rows have other columns",
                 fix="finish the dataset with that release, or delete the file (its answers are then requested again)",
@@ -311,13 +311,13 @@ class Journal:
 
     def _write(self, changes: Sequence[Change]) -> None:
         outcomes = [outcome for change in changes for outcome in change.outcomes]
-        kept = [completion_row(one, soft=self._soft) for one in outcomes if isinstance(one, Completion)]
-        lost = [rejection_row(one, soft=self._soft) for one in outcomes if isinstance(one, Rejection)]
+        completions = [completion_row(one, soft=self._soft) for one in outcomes if isinstance(one, Completion)]
+        rejections = [rejection_row(one, soft=self._soft) for one in outcomes if isinstance(one, Rejection)]
         with self._writer:
-            if kept:
-                self._insert("completion", record_batch(kept, self._schemas["completion"]))
-            if lost:
-                self._insert("rejection", record_batch(lost, self._schemas["rejection"]))
+            if completions:
+                self._insert("completion", record_batch(completions, self._schemas["completion"]))
+            if rejections:
+                self._insert("rejection", record_batch(rejections, self._schemas["rejection"]))
             reserved = [change.reserve for change in changes if change.reserve]
             if reserved:
                 self._writer.executemany("INSERT INTO reserved VALUES (?, ?)", reserved)

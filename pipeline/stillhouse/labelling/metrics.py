@@ -23,7 +23,7 @@ class Counts:
     rejected: int = 0  # of these, rejected by the teacher; filters run later, shard by shard
     in_flight: int = 0  # requests sent whose answers are not yet durable
     completion_tokens: int = 0  # as counted by the teacher, rejected answers included
-    began: float | None = None  # time.monotonic() when the teacher was ready and the first request was sent
+    started_at: float | None = None  # time.monotonic() when the teacher was ready and the first request was sent
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,17 @@ class Meter:
     def _rates(self, now: float) -> tuple[float | None, float | None, float | None]:
         """Return answers and tokens per second over the last minute, and tokens per second since the first request."""
         counts = self._counts
-        if counts.began is None or not counts.answered:
+        if counts.started_at is None or not counts.answered:
             return None, None, None
         samples = self._samples
         if not samples:
-            samples.append((counts.began, 0, 0))
+            samples.append((counts.started_at, 0, 0))
         while len(samples) > 1 and samples[1][0] <= now - _WINDOW:
             samples.popleft()
         then, answered, tokens = samples[0]
         if now - samples[-1][0] >= _SAMPLE_EVERY:
             samples.append((now, counts.answered, counts.completion_tokens))
-        seconds, whole = max(now - then, 1e-3), max(now - counts.began, 1e-3)
+        seconds, whole = max(now - then, 1e-3), max(now - counts.started_at, 1e-3)
         return (
             (counts.answered - answered) / seconds,
             (counts.completion_tokens - tokens) / seconds,

@@ -107,8 +107,8 @@ class Sender:
         if not batches:
             return
         await self._prepare_teacher()
-        if self.counts.began is None:
-            self.counts.began = time.monotonic()
+        if self.counts.started_at is None:
+            self.counts.started_at = time.monotonic()
         tasks = {asyncio.create_task(self._send_batch(_Attempts(batch), answered)) for batch in batches}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)

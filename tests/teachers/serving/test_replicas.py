@@ -30,11 +30,11 @@ class Api:
     asked: list[str] = field(default_factory=list)
 
     async def fetch(
-        self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
+        self, path: str, body: Mapping[str, Any] | None = None, *, outside_v1: bool = False
     ) -> Content | Refusal:
         self.asked.append(path)
         await asyncio.sleep(self.seconds)
-        trouble = self.health if beside_v1 else self.trouble
+        trouble = self.health if outside_v1 else self.trouble
         if trouble is not None:
             raise trouble
         return Content(self.name, 0.0)

@@ -314,14 +314,14 @@ async def _tokens_per_second(api: OpenAiApi, expected: Expected, k: int | None) 
 
 
 async def _server_token_ids(api: OpenAiApi, body: dict[str, Any]) -> list[int]:
-    answer = await _json(api, "/tokenize", body, beside_v1=True)
+    answer = await _json(api, "/tokenize", body, outside_v1=True)
     return [int(token) for token in answer.get("tokens") or []]
 
 
 async def _json(
-    api: OpenAiApi, path: str, body: dict[str, Any] | None = None, *, beside_v1: bool = False
+    api: OpenAiApi, path: str, body: dict[str, Any] | None = None, *, outside_v1: bool = False
 ) -> dict[str, Any]:
-    content = await api.fetch(path, body, beside_v1=beside_v1)
+    content = await api.fetch(path, body, outside_v1=outside_v1)
     if isinstance(content, Refusal):
         raise TeacherRefused(content.detail)
     try:

@@ -121,14 +121,14 @@ class OpenAiApi:
         return Reply(data, content.pause)
 
     async def fetch(
-        self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
+        self, path: str, body: Mapping[str, Any] | None = None, *, outside_v1: bool = False
     ) -> Content | Refusal:
         """Make one attempt and return the body of the response.
 
         Args:
             path: the path below the base URL.
             body: the JSON body to post; None for a GET request.
-            beside_v1: whether the path is below the base URL without its `/v1`, as vLLM's management endpoints are.
+            outside_v1: whether the path is below the base URL without its `/v1`, as vLLM's management endpoints are.
 
         Raises:
             AttemptFailed: the attempt failed, and another may succeed.
@@ -139,7 +139,7 @@ class OpenAiApi:
 
         http, proxy = self._http, self._proxy
         try:
-            request = self._request(path, body, beside=beside_v1)
+            request = self._request(path, body, outside_v1=outside_v1)
         except orjson.JSONEncodeError as error:
             return Refusal(
                 "unencodable", f"the prompt has a character that cannot be encoded ({error}); nothing was sent"
@@ -239,11 +239,11 @@ class OpenAiApi:
                 )
         return httpx2.Headers(sent)
 
-    def _request(self, path: str, body: Mapping[str, Any] | None, *, beside: bool) -> httpx2.Request:
+    def _request(self, path: str, body: Mapping[str, Any] | None, *, outside_v1: bool) -> httpx2.Request:
         """Build a request from parts parsed once: the client would parse URL and headers for every request."""
         import httpx2
 
-        base = urls.beside_v1(self._endpoint.base_url) if beside else self._endpoint.base_url
+        base = urls.beside_v1(self._endpoint.base_url) if outside_v1 else self._endpoint.base_url
         url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(urls.below(base, path)))
         method, content = ("GET", None) if body is None else ("POST", orjson.dumps(body))
         limits = {"timeout": self._timeout.as_dict()}

@@ -25,7 +25,7 @@ class Api(Protocol):
     """A client of one server, such as `OpenAiApi`."""
 
     async def fetch(
-        self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
+        self, path: str, body: Mapping[str, Any] | None = None, *, outside_v1: bool = False
     ) -> Content | Refusal: ...
 
 
@@ -99,7 +99,7 @@ class Replicas:
 async def _check_health(api: Api) -> None:
     """Raise `AttemptFailed` if vLLM's /health fails, as it does once the engine is dead, even if the process still runs."""
     try:
-        await api.fetch("/health", beside_v1=True)
+        await api.fetch("/health", outside_v1=True)
     except AttemptFailed as failure:
         raise AttemptFailed(
             "unreachable", f"the server's health check failed: {failure.reason}", server_at_fault=True
