@@ -149,7 +149,7 @@ def test_wrong_arithmetic_is_caught_with_its_figures(
 
 
 def test_another_tokenizer_is_refused(server: VllmServer, vllm_recipe: MakeVllmRecipe, tiny_model: Path) -> None:
-    with pytest.raises(TeacherRefused, match="other token ids there"):
+    with pytest.raises(TeacherRefused, match="other token ids on the server"):
         asyncio.run(label(vllm_recipe({"base_urls": [server.base_url], "check": {"parity": False}}, model=tiny_model)))
 
 

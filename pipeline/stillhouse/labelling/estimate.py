@@ -76,7 +76,7 @@ class Estimate:
         tokens = f"about {self.expected_completion_tokens:,}, at most {self.worst_completion_tokens:,}"
         return [
             ["prompts", f"{self.prompts:,}{duplicates}"],
-            ["requests", f"{self.requests:,}: {self.answered:,} already answered, {sending}"],
+            ["requests", f"{self.requests:,}: {self.answered:,} answered already, {sending}"],
             ["prompt tokens", f"about {self.expected_prompt_tokens:,}, at most {self.worst_prompt_tokens:,}"],
             ["completion tokens", tokens],
             ["cost", self._cost()],

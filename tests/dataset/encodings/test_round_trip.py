@@ -192,7 +192,7 @@ def test_more_draws_than_a_count_holds_are_refused() -> None:
 
 
 def test_sampled_labels_of_unlike_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="unlike lengths"):
+    with pytest.raises(ValueError, match="lengths of sampled labels differ"):
         SampledLabels(np.zeros(2, np.int32), np.ones(2, np.uint16), np.array([0, 1]))
 
 
