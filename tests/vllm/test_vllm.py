@@ -163,11 +163,11 @@ def test_nobody_there_is_told(vllm_recipe: MakeVllmRecipe) -> None:
 
 def test_a_taken_port_and_a_missing_model_are_told(demo_teacher: Path, tmp_path: Path, server: VllmServer) -> None:
     port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
-    with pytest.raises(TeacherUnavailable, match="something listens there already"):
+    with pytest.raises(TeacherUnavailable, match="another program listens on this port"):
         asyncio.run(make_server(demo_teacher, port=port).start())
     (tmp_path / "empty").mkdir()
     broken = make_server(tmp_path / "empty")
-    with pytest.raises(TeacherUnavailable, match="ended with status 1. The end of its log"):
+    with pytest.raises(TeacherUnavailable, match="exited with status 1. The end of its log"):
         asyncio.run(broken.start())
     assert not broken.running
 
