@@ -75,7 +75,7 @@ def test_serve_runs_until_it_is_interrupted_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("serve", "words"),
     [
-        ({"port": "taken"}, "something listens there already"),
+        ({"port": "taken"}, "another program listens on this port"),
         ({"cpu_kvcache_gib": 100_000}, "memory"),
         ({"max_model_len": 100_000}, "max_model_len"),
     ],
