@@ -123,7 +123,7 @@ def test_a_teacher_that_is_fine_tuned_first(
         (["teacher.finetune.train={learning_rat: 1}"], 2, "teacher.finetune.train.learning_rat: there is no such"),
         (["prompts.reference=gold"], 2, "prompts.reference is 'gold'"),
         (["label.sampling.temprature=1"], 2, "Did you mean 'temperature'?"),
-        (["prompts.source=none.jsonl"], 2, "no such file"),
+        (["prompts.source=none.jsonl"], 2, "the file does not exist"),
         (["teacher.kind=transformer"], 2, "Did you mean 'transformers'?"),
         (["teacher.model=no/such-model"], 1, "there is no such folder"),
         (["quality=[{kind: lenght}]"], 2, "Did you mean 'length'?"),

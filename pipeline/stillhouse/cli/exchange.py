@@ -14,7 +14,7 @@ from stillhouse.cli.common import AsJson, Root, errors_told, tell
 from stillhouse.cli.datasets import Into, Name, datasets_app
 
 if TYPE_CHECKING:
-    from stillhouse.exchange.imports import Findings
+    from stillhouse.exchange.imports import ImportCounts
 
 _ROOT = Path("data/labels")
 _FORMATS = "trl, axolotl, distillkit, openai, sharegpt"
@@ -93,25 +93,25 @@ def datasets_import(
         from stillhouse.exchange.openai_log import OPENAI_URL, LogReader
         from stillhouse.inputs.urls import check_base_url
 
-        setting = "--base-url" if base_url else "the environment variable OPENAI_BASE_URL"
+        setting = "--base-url" if base_url else "OPENAI_BASE_URL"
         given = base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_URL
         reader = LogReader(check_base_url(given, setting))
         request = ImportRequest(format_, files, root, into, teacher, tokenizer, validation, reader)
         done = import_dataset(request)
-        manifest, findings = done.dataset.manifest, done.findings
+        manifest, counts = done.dataset.manifest, done.counts
         if as_json:
             shown.print_json(
                 shown.manifest_json(manifest)
                 | {
                     "folder": str(done.dataset.folder),
-                    "left_out": dict(findings.left_out),
-                    "known_keys": findings.keyed,
+                    "left_out": dict(counts.skipped),
+                    "known_keys": counts.keyed,
                 }
-                | {"unknown_keys": dict(findings.unkeyed)}
+                | {"unknown_keys": dict(counts.unkeyed)}
             )
         else:
             output.print(f"import   {done.dataset.folder}: {shown.counted(manifest.rows)}", markup=False)
-        _tell_findings(findings)
+        _report_counts(counts)
 
 
 @datasets_app.command("push")
@@ -140,13 +140,11 @@ def datasets_push(
             tell(f"{to} also has files that no push put there; they were left as they are: {', '.join(done.kept[:3])}")
 
 
-def _tell_findings(findings: Findings) -> None:
-    for reason, count in findings.left_out.most_common():
-        example = findings.examples.get(reason)
+def _report_counts(counts: ImportCounts) -> None:
+    for reason, count in counts.skipped.most_common():
+        example = counts.examples.get(reason)
         tell(f"left out: {count} {reason}" + (f", first {example}" if example else ""))
-    if findings.keyed:
-        tell(
-            f"{findings.keyed} rows have their requests' keys: labelling into this dataset finds them, and pays nothing"
-        )
-    for why, count in findings.unkeyed.most_common():
+    if counts.keyed:
+        tell(f"{counts.keyed} rows have their requests' keys: labelling into this dataset finds them, and pays nothing")
+    for why, count in counts.unkeyed.most_common():
         tell(f"{count} rows cannot be found by labelling: {why}")

@@ -21,7 +21,7 @@ from stillhouse.labelling.journal import FILE_NAME, Journal
 from stillhouse.progress import Progress
 from stillhouse.recipe.load import DatasetSettings
 from stillhouse.records import EncodingName
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from stillhouse.storage.location import Location, RemotePath
 
 _LOG = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def lock_dataset(settings: DatasetSettings) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for folder in dict.fromkeys((dataset_folder(settings), journal_folder(settings))):
-            stack.enter_context(sole_writer(folder))
+            stack.enter_context(write_lock(folder))
         yield
 
 

@@ -44,7 +44,7 @@ from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.load import DatasetSettings, PromptSettings, Recipe
 from stillhouse.records import Prompt, content_hash
 from stillhouse.storage.durable import write_atomically
-from stillhouse.storage.location import Location, folders_in, remove_tree
+from stillhouse.storage.location import Location, remove_tree, subfolders
 
 _LOG = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Parts:
             settings.id[:8]
             for settings in (self._plan.answer_settings, *(one.answer_settings for one in self._plan.former))
         }
-        for folder in folders_in(self._folder):
+        for folder in subfolders(self._folder):
             if folder.name[:8] in known and (folder / _PROMPTS).is_file():
                 yield self._part(folder.name, list(read_prompts(_settings(folder))))
 

@@ -28,7 +28,7 @@ from stillhouse.recipe.load import Recipe, TeacherSettings
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.sweep_points import points
 from stillhouse.stages.checks import check_plan, student_of
-from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold, told_of_the_teacher
+from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold
 from stillhouse.stages.launch import launch
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
@@ -137,18 +137,16 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, tell: Tell | Non
     if tuning is None:
         return None
     gold = make_gold(recipe, progress)
-    place = tuning.place(gold)
-    card = place.finished()
+    place = tuning.folder(gold)
+    card = place.finished_card()
     if card is not None:
-        return StudentResult(place.named_anew(card), str(place.path), trained=False)
+        return StudentResult(place.with_current_key(card), str(place.path), trained=False)
     if _is_to_be_launched(tuning.student):
-        with told_of_the_teacher():
-            card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
+        card = _launched(recipe, tuning.student, place, ["finetune"], progress, tell)
         return StudentResult(card, str(place.path), trained=True)
     from stillhouse.student.training.train import distill
 
-    with told_of_the_teacher():
-        card = distill(tuning.recipe, tuning.student, gold, progress, is_teacher=True)
+    card = distill(tuning.recipe, tuning.student, gold, progress, is_teacher=True)
     return StudentResult(card, str(place.path), trained=True)
 
 
@@ -189,10 +187,10 @@ def distill_stage(
         RecipeError, DatasetRefused, TrainingError: as `distill` and `launch` do.
     """
     place = student_folder(recipe, student, student.mode, dataset)
-    card = place.finished()
+    card = place.finished_card()
     if card is not None:
-        return StudentResult(place.named_anew(card), str(place.path), trained=False)
-    there = place.trained() is not None  # all of it but its quantised copy
+        return StudentResult(place.with_current_key(card), str(place.path), trained=False)
+    there = place.trained_card() is not None  # all of it but its quantised copy
     if _is_to_be_launched(student) and not there:
         theirs = recipe if student.mode == "gold" else of_version(recipe, dataset)
         card = _launched(theirs, student, place, ["distill", "--only", student.mode], progress, tell)
@@ -217,9 +215,9 @@ def _launched(
     tell: Tell | None,
 ) -> StudentCard:
     """The card of a student that other processes trained."""
-    with place.held():
+    with place.lock():
         launch(recipe, student, place.work, [*command, "--no-flow"], tell or to_standard_error, progress)
-    card = place.finished()
+    card = place.finished_card()
     if card is None:
         raise TrainingError(
             f"student.launch: the processes ended well, and {place.path} is not there: do all see the same disk and files?"

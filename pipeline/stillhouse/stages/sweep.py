@@ -114,12 +114,12 @@ def train_apart(training: PointTraining, children: Children, tell: Tell, progres
     """
     point, mode = training.point, training.point.student.mode
     place = student_folder(point.recipe, point.student, mode, training.dataset)
-    card = place.finished()
+    card = place.finished_card()
     if card is not None:
-        return StudentResult(place.named_anew(card), str(place.path), trained=False, label=point.label)
-    there = place.trained() is not None  # all of it but its quantised copy
+        return StudentResult(place.with_current_key(card), str(place.path), trained=False, label=point.label)
+    there = place.trained_card() is not None  # all of it but its quantised copy
     command = [sys.executable, "-m", "stillhouse", "distill", RECIPE, "--only", mode, "--no-flow"]
-    with children.place() as number, told_of(point), place.held():
+    with children.place() as number, told_of(point), place.lock():
         follow(
             point.recipe,
             place.work / "launch",
@@ -130,7 +130,7 @@ def train_apart(training: PointTraining, children: Children, tell: Tell, progres
             environment=children.environment(number),
             on_start=children.started,
         )
-        card = place.finished()
+        card = place.finished_card()
         if card is None:
             raise TrainingError(f"the training ended well, and {place.path} is not there: was it removed meanwhile?")
     return StudentResult(card, str(place.path), trained=not there, label=point.label)

@@ -13,7 +13,7 @@ from stillhouse.evaluation.measures.scoring import Asked, reference_score, score
 from stillhouse.evaluation.measures.subject import Subject, Task
 from stillhouse.evaluation.metrics.base import NamedMetric
 from stillhouse.evaluation.results import Difference, Interval, MetricColumn, ModelRow
-from stillhouse.models.files import runs_here
+from stillhouse.models.files import can_load_in_process
 from stillhouse.progress import Progress
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.load import Recipe
@@ -75,7 +75,8 @@ def _reference_score(asked: Sequence[Completion], written: Written, settings: Ev
 
 def with_labels(models: Models, asked: Asked, recipe: Recipe) -> Models:
     """Return `models`; if the teacher does not run on this machine, add a row for it, made from its labels."""
-    if runs_here(recipe.teacher) or recipe.label.mode != "generate":  # in other modes the labels are the references
+    references = recipe.label.mode != "generate"  # in other modes the labels are the references
+    if can_load_in_process(recipe.teacher) or references:
         return models
     labels = written_as_labels(asked.rows)
     score = _reference_score(asked.rows, labels, recipe.evaluate)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from stillhouse.errors import RecipeError, TeacherRefused
-from stillhouse.inputs.urls import without_secrets
+from stillhouse.inputs.urls import mask_secrets
 
 if TYPE_CHECKING:
     import httpx2
@@ -72,10 +72,10 @@ def find_proxy(client: httpx2.AsyncClient, base_url: str) -> Proxy | None:
     used = getattr(client._transport_for_url(httpx2.URL(base_url)), "proxy", None)
     if used is None:
         return None
-    proxy = Proxy(_proxy_variable(urlsplit(base_url).scheme), without_secrets(str(used.url)).rstrip("/"))
+    proxy = Proxy(_proxy_variable(urlsplit(base_url).scheme), mask_secrets(str(used.url)).rstrip("/"))
     if used.url.scheme not in {"http", "https"} or used.url.port == 0 or (used.url.port or 1) > 65_535:
         raise TeacherRefused(
-            f"no request to {without_secrets(base_url)} can go through this proxy; nothing was sent",
+            f"no request to {mask_secrets(base_url)} can go through this proxy; nothing was sent",
             setting=proxy.variable,
             value=proxy.url,
             fix=f"use an http:// or https:// proxy, or {bypass_advice(base_url)}",
@@ -86,7 +86,7 @@ def find_proxy(client: httpx2.AsyncClient, base_url: str) -> Proxy | None:
 def proxy_error() -> TeacherRefused:
     """Return the error to raise if the client cannot be created with the proxies of the environment."""
     proxies = {name: os.environ[name] for name in _proxy_variables("http", "https", "all") if os.environ.get(name)}
-    listed = ", ".join(f"{name} is {without_secrets(url)!r}" for name, url in proxies.items())
+    listed = ", ".join(f"{name} is {mask_secrets(url)!r}" for name, url in proxies.items())
     return TeacherRefused(
         f"a proxy of the environment cannot be used ({listed}); nothing was sent",
         fix="set it to an http:// or https:// URL with a port, or unset the variable",

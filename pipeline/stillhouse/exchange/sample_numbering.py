@@ -15,7 +15,7 @@ class Numbering:
         self._store = sqlite3.connect("", isolation_level=None)
         self._store.execute("PRAGMA journal_mode=OFF")
         self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-        self._store.execute("CREATE TABLE asked (name TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID")
+        self._store.execute("CREATE TABLE seen (name TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID")
         self._store.execute("BEGIN")
 
     def __enter__(self) -> Numbering:
@@ -28,10 +28,10 @@ class Numbering:
 
     def next(self, name: str) -> int:
         """Return how often this was called with `name` before: 0, 1, 2, ..."""
-        query = "INSERT INTO asked VALUES (?, 0) ON CONFLICT (name) DO UPDATE SET times = times + 1 RETURNING times"
+        query = "INSERT INTO seen VALUES (?, 0) ON CONFLICT (name) DO UPDATE SET times = times + 1 RETURNING times"
         (times,) = self._store.execute(query, (f"n:{name}",)).fetchone()
         return int(times)
 
     def is_new(self, name: str) -> bool:
         """Whether this is the first call with `name`."""
-        return self._store.execute("INSERT OR IGNORE INTO asked VALUES (?, 0)", (f"a:{name}",)).rowcount > 0
+        return self._store.execute("INSERT OR IGNORE INTO seen VALUES (?, 0)", (f"a:{name}",)).rowcount > 0

@@ -55,7 +55,7 @@ def test_a_version_that_is_a_link_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "labels/words").mkdir(parents=True)
     (tmp_path / "labels/words/v001").symlink_to(tmp_path / "elsewhere/words/v001")
     done = datasets(tmp_path / "labels", "rm", "words", "--yes")
-    assert (done.exit_code, "is a link to" in done.stderr) == (1, True)
+    assert (done.exit_code, "is a symbolic link to" in done.stderr) == (1, True)
     assert (tmp_path / "elsewhere/words/v001" / FILE_NAME).is_file()
 
 
@@ -114,7 +114,7 @@ def test_a_page_is_not_written_over_another_file(tmp_path: Path) -> None:
     for _ in range(2):  # the second page over the first
         assert datasets(tmp_path, "show", "words", "--html", page).exit_code == 0
     done = datasets(tmp_path, "show", "words", "--html", thesis)
-    assert (done.exit_code, "is no page of a dataset" in done.stderr) == (2, True)
+    assert (done.exit_code, "is not a dataset page" in done.stderr) == (2, True)
     assert thesis.read_text() == "<title>My thesis</title>"
 
 
@@ -136,12 +136,12 @@ def test_a_report_is_not_written_over_another_file(tmp_path: Path, name: str) ->
 
 def test_a_student_takes_no_other_folders_place(tmp_path: Path) -> None:
     place = StudentFolder(tmp_path, "white-box", "a" * 64)
-    assert place.finished() is None
+    assert place.finished_card() is None
     place.path.mkdir()
-    assert place.finished() is None
+    assert place.finished_card() is None
     (place.path / "model.safetensors").write_text(THEIRS)
-    with pytest.raises(UsageError, match=f"holds something else: it has no {CARD}"):
-        place.finished()
+    with pytest.raises(UsageError, match=f"contains other files and no {CARD}"):
+        place.finished_card()
 
 
 def test_a_newer_student_takes_over_files_of_others(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Holder:
 
     def has_ended(self) -> bool:
         """Whether the process has certainly ended: it ran on this machine and no longer exists."""
-        return bool(self.machine) and self.machine == _machine() and _started(self.process) != self.started
+        return bool(self.machine) and self.machine == _machine_id() and _start_time(self.process) != self.started
 
     @property
     def name(self) -> str:
@@ -55,9 +55,9 @@ def this_process() -> Holder:
     """Return a new hold of this process."""
     return Holder(
         host=socket.gethostname(),
-        machine=_machine(),
+        machine=_machine_id(),
         process=os.getpid(),
-        started=_started(os.getpid()),
+        started=_start_time(os.getpid()),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         command=_command(sys.argv),
         id=uuid.uuid4().hex,
@@ -76,15 +76,15 @@ def _command(arguments: list[str]) -> str:
     """Return a command line without values: `stillhouse label recipe.yaml --set label.samples=…`."""
     words = [re.sub(r"=.*", "=…", word, flags=re.DOTALL) for word in arguments[1:]]
     words = [re.sub(r"//[^/]*@", "//…@", word) for word in words]
-    return f"{Path(arguments[0]).name} {' '.join(map(_quoted, words))}".strip() if arguments else ""
+    return f"{Path(arguments[0]).name} {' '.join(map(_quote, words))}".strip() if arguments else ""
 
 
-def _quoted(word: str) -> str:
+def _quote(word: str) -> str:
     return word if "…" in word else shlex.quote(word)
 
 
 @cache
-def _machine() -> str:
+def _machine_id() -> str:
     """Return an id of this boot and PID namespace (a container has its own); empty if the system has none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -93,7 +93,7 @@ def _machine() -> str:
         return ""
 
 
-def _started(process: int) -> str:
+def _start_time(process: int) -> str:
     """Return the start time of a process in kernel ticks, or "" if there is no such process."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]

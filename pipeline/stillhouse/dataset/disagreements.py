@@ -1,7 +1,7 @@
 """Find the prompts that several versions answer differently, before a merge; a preferred version can settle them.
 
-    differing = find_differing(datasets)
-    differing.prompts, differing.examples
+    disagreements = find_disagreements(datasets)
+    disagreements.prompts, disagreements.examples
 
 Several answers to a prompt within one version are samples, not a difference. Two versions differ on a prompt when each has
 an answer that the other lacks.
@@ -37,34 +37,34 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Differing:
+class Disagreements:
     """The prompts that merged versions answer differently."""
 
-    prompts: frozenset[bytes] = frozenset()  # by `key_of`
+    prompts: frozenset[bytes] = frozenset()  # by `hash_text`
     examples: tuple[Example, ...] = ()
     # prompt -> indexes of the versions that answer it, for prompts whose sets of answers are not all equal
     unequal: Mapping[bytes, frozenset[int]] = field(default_factory=dict)
 
-    def wins(self, prompt: bytes, place: int, preferred: int | None) -> bool:
+    def keeps_rows(self, prompt: bytes, index: int, preferred: int | None) -> bool:
         """Whether to take a version's rows of a prompt: yes, unless the preferred version answers it differently."""
-        return preferred is None or place == preferred or preferred not in self.unequal.get(prompt, ())
+        return preferred is None or index == preferred or preferred not in self.unequal.get(prompt, ())
 
-    def settled(self, preferred: int | None) -> int:
+    def count_settled(self, preferred: int | None) -> int:
         """Return how many of the prompts the preferred version answers."""
         return sum(preferred in self.unequal[prompt] for prompt in self.prompts)
 
 
-def find_differing(datasets: Sequence[Dataset]) -> Differing:
+def find_disagreements(datasets: Sequence[Dataset]) -> Disagreements:
     """Find the prompts that these versions answer differently; only answers to shared prompts are read."""
     first: dict[bytes, int] = {}
     shared: set[bytes] = set()
-    for place, dataset in enumerate(datasets):
+    for index, dataset in enumerate(datasets):
         for (prompt,) in columns(dataset, "prompt_id"):
-            if first.setdefault(key_of(prompt), place) != place:
-                shared.add(key_of(prompt))
+            if first.setdefault(hash_text(prompt), index) != index:
+                shared.add(hash_text(prompt))
     answers: dict[bytes, dict[int, set[bytes]]] = {}
-    for place, prompt, text in _answers(datasets, shared):
-        answers.setdefault(prompt, {}).setdefault(place, set()).add(key_of(text))
+    for index, prompt, text in _answers(datasets, shared):
+        answers.setdefault(prompt, {}).setdefault(index, set()).add(hash_text(text))
     unequal = {
         prompt: frozenset(by_version)
         for prompt, by_version in answers.items()
@@ -72,10 +72,10 @@ def find_differing(datasets: Sequence[Dataset]) -> Differing:
     }
     prompts = [prompt for prompt in unequal if _differ(answers[prompt])]
     examples = _examples(datasets, {prompt: answers[prompt] for prompt in prompts[:_EXAMPLES]})
-    return Differing(frozenset(prompts), tuple(examples), unequal)
+    return Disagreements(frozenset(prompts), tuple(examples), unequal)
 
 
-def place_of_preferred(datasets: Sequence[Dataset], prefer: str) -> int:
+def index_of_preferred(datasets: Sequence[Dataset], prefer: str) -> int:
     """Return the index of the version that `prefer` names, as name, name/v002, name@v002 or its folder.
 
     Raises:
@@ -84,13 +84,13 @@ def place_of_preferred(datasets: Sequence[Dataset], prefer: str) -> int:
     wanted = prefer.rstrip("/").replace("@", "/")
     labels = [dataset.manifest.label for dataset in datasets]
     found = [
-        place
-        for place, dataset in enumerate(datasets)
+        index
+        for index, dataset in enumerate(datasets)
         if wanted in {dataset.manifest.label, dataset.manifest.name, str(dataset.folder)}
     ]
     if len(found) != 1:
-        why = "several of the merged versions have this name" if found else "none of the merged versions has this name"
-        raise UsageError(f"--prefer is {prefer!r}, and {why}: give one of {', '.join(labels)}")
+        problem = "several merged versions have this name" if found else "none of the merged versions has this name"
+        raise UsageError(problem, setting="--prefer", value=prefer, fix=f"use one of {', '.join(labels)}")
     return found[0]
 
 
@@ -102,7 +102,7 @@ def columns(dataset: Dataset, *names: str, splits: Sequence[Split] = SPLITS) -> 
                 yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
 
 
-def key_of(text: str) -> bytes:
+def hash_text(text: str) -> bytes:
     """Return a 16-byte hash of a text (an id or an answer)."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
@@ -120,24 +120,24 @@ def _answers(datasets: Sequence[Dataset], prompts: set[bytes]) -> Iterator[tuple
     """Yield (version index, prompt key, answer) for every row of the given prompts."""
     if not prompts:
         return
-    for place, dataset in enumerate(datasets):
+    for index, dataset in enumerate(datasets):
         for prompt, turns in columns(dataset, "prompt_id", "completion"):
-            if key_of(prompt) in prompts:
-                yield place, key_of(prompt), _text(turns)
+            if hash_text(prompt) in prompts:
+                yield index, hash_text(prompt), _text(turns)
 
 
 def _examples(datasets: Sequence[Dataset], wanted: Mapping[bytes, Mapping[int, set[bytes]]]) -> Iterator[Example]:
-    own = {
-        (prompt, place): answers - set[bytes].intersection(*by_version.values())
+    unshared = {
+        (prompt, index): answers - set[bytes].intersection(*by_version.values())
         for prompt, by_version in wanted.items()
-        for place, answers in by_version.items()
+        for index, answers in by_version.items()
     }
     prompts: dict[bytes, str] = {}
     texts: dict[bytes, dict[str, str]] = {prompt: {} for prompt in wanted}
-    for place, dataset in enumerate(datasets if wanted else ()):
+    for index, dataset in enumerate(datasets if wanted else ()):
         for prompt, turns, answer in columns(dataset, "prompt_id", "prompt", "completion"):
-            key = key_of(prompt)
-            if key in wanted and key_of(_text(answer)) in own[key, place]:
+            key = hash_text(prompt)
+            if key in wanted and hash_text(_text(answer)) in unshared[key, index]:
                 prompts.setdefault(key, "\n".join(turn["content"] for turn in turns if turn["role"] != "system"))
                 texts[key].setdefault(dataset.manifest.label, _text(answer))
     for key in wanted:

@@ -49,7 +49,7 @@ class Own5ForTalk(T5ForConditionalGeneration):
 
 
 @pytest.fixture
-def own_code(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def custom_code(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model that only code of its own can load."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -62,31 +62,31 @@ def own_code(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return folder
 
 
-def test_code_of_its_own_is_not_run_unless_it_is_trusted(start: Make, own_code: Path) -> None:
-    message = refused(start({"model": str(own_code)}))
-    assert f"student.init.model is {own_code}, which only code of its own can load" in message
+def test_code_of_its_own_is_not_run_unless_it_is_trusted(start: Make, custom_code: Path) -> None:
+    message = refused(start({"model": str(custom_code)}))
+    assert f"student.init.model is '{custom_code}': only code that comes with the model can load it" in message
     assert "set student.trust_remote_code to true" in message
-    teacher = start({"from": "teacher", "layers": 2}, own_code)
+    teacher = start({"from": "teacher", "layers": 2}, custom_code)
     assert "teacher.model is" in refused(teacher)
     with pytest.raises(RecipeError, match=r"set teacher\.options\.trust_remote_code to true"):
         asyncio.run(label(teacher))
 
 
-def test_a_built_in_class_is_taken_where_there_is_one(start: Make, own_code: Path, tmp_path: Path) -> None:
-    config = json.loads((own_code / "config.json").read_text())
-    (own_code / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    (own_code / "modeling_own.py").write_text("raise RuntimeError('run')")
-    assert type(made(start({"model": str(own_code)}), tmp_path / "made")).__name__ == "LlamaForCausalLM"
+def test_a_built_in_class_is_taken_where_there_is_one(start: Make, custom_code: Path, tmp_path: Path) -> None:
+    config = json.loads((custom_code / "config.json").read_text())
+    (custom_code / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    (custom_code / "modeling_own.py").write_text("raise RuntimeError('run')")
+    assert type(made(start({"model": str(custom_code)}), tmp_path / "made")).__name__ == "LlamaForCausalLM"
 
 
 @pytest.mark.parametrize("init", ["model", "layers", "config"])
-def test_trusted_code_trains_and_goes_with_the_student(start: Make, own_code: Path, init: str) -> None:
+def test_trusted_code_trains_and_goes_with_the_student(start: Make, custom_code: Path, init: str) -> None:
     inits = {
-        "model": {"model": str(own_code)},
+        "model": {"model": str(custom_code)},
         "layers": {"from": "teacher", "layers": 2},
         "config": {"config": {"hidden_size": 16}},
     }
-    recipe = start(inits[init], own_code, trust_remote_code=True)
+    recipe = start(inits[init], custom_code, trust_remote_code=True)
     options = {"batch_size": 4, "trust_remote_code": True}
     recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"options": options})})
     check_student(recipe)
@@ -118,7 +118,7 @@ def test_an_encoder_decoder_of_its_own_code_is_a_start(
         "layers": {"from": "teacher", "layers": {"encoder": [1, 2], "decoder": 1}},
         "config": {"config": {"d_ff": 8}},
     }
-    assert "which only code of its own can load" in refused(start(inits[init], folder))
+    assert "only code that comes with the model can load it" in refused(start(inits[init], folder))
     recipe = start(inits[init], folder, trust_remote_code=True)
     assert recipe.student is not None
     initialise(recipe, recipe.student, tmp_path / "made")

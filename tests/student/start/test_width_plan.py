@@ -14,7 +14,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.recipe.student import WidthSettings
 from stillhouse.student.start import axes
 from stillhouse.student.start.axes import sizes_of, with_sizes
-from stillhouse.student.start.planned import check_widths, planned_sizes
+from stillhouse.student.start.width_plan import check_widths, student_sizes
 from tests.conftest import make_tiny_model
 from tests.student.start.families import CONFIGS
 from tests.student.starts import Make, refused, start
@@ -52,7 +52,7 @@ def t5() -> PretrainedConfig:
 def test_widths_in_numbers(
     config: Callable[[], PretrainedConfig], width: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
-    sizes = planned_sizes(config(), WidthSettings(**width))
+    sizes = student_sizes(config(), WidthSettings(**width))
     assert (sizes.hidden, sizes.neurons, sizes.heads, sizes.groups, sizes.of_a_head) == (*expected, 64)
     check_widths(config(), WidthSettings(**width))
     assert sizes_of(with_sizes(config(), sizes)) == sizes
@@ -65,7 +65,7 @@ def test_widths_in_numbers(
 def test_of_every_share_there_is_a_model(family: str, shares: list[float]) -> None:
     config = CONFIGS[family]()
     width = WidthSettings(feed_forward=shares[0], heads=shares[1], hidden=shares[2])
-    sizes, whole = planned_sizes(config, width), sizes_of(config)
+    sizes, whole = student_sizes(config, width), sizes_of(config)
     assert sizes_of(with_sizes(config, sizes)) == sizes
     assert sizes.heads % whole.heads_of_a_group == 0
     assert 1 <= sizes.neurons <= whole.neurons and 1 <= sizes.heads <= whole.heads and 1 <= sizes.hidden <= whole.hidden
@@ -74,16 +74,16 @@ def test_of_every_share_there_is_a_model(family: str, shares: list[float]) -> No
 @pytest.mark.parametrize(
     ("config", "width", "said"),
     [
-        (demo, {"feed_forward": 1537}, ["feed_forward is 1537", "only 1536", "give 1 to 1536"]),
+        (demo, {"feed_forward": 1537}, ["feed_forward is 1537", "only 1536", "a number from 1 to 1536"]),
         (demo, {"hidden": 577}, ["hidden is 577", "only 576"]),
         (demo, {"heads": 10}, ["heads is 10", "only 9"]),
-        (demo, {"heads": 4}, ["heads is 4", "9 heads share 3 key-value heads", "give 3, 6 or 9"]),
-        (demo, {"hidden": 512}, ["hidden is 512", "a llama", "heads, 9", "give 504 or 513"]),
-        (demo, {"hidden": 575}, ["hidden is 575", "give 567 or 576"]),
-        (demo, {"hidden": 5}, ["hidden is 5", "give 9"]),
-        (demo, {"heads": 6, "hidden": 512}, ["heads is 6", "here 512", "hidden: 510 or 516"]),
-        (demo, {"heads": 6, "hidden": 9}, ["heads is 6", "here 9", "give heads: 3 or 9, or hidden: 6 or 12"]),
-        (demo, {"heads": 0.7, "hidden": 511}, ["heads is 0.7", "here 511", "hidden: 510 or 516"]),
+        (demo, {"heads": 4}, ["heads is 4", "9 heads share 3 key-value heads", "Set it to 3, 6 or 9"]),
+        (demo, {"hidden": 512}, ["hidden is 512", "a llama", "heads, 9", "Set it to 504 or 513"]),
+        (demo, {"hidden": 575}, ["hidden is 575", "Set it to 567 or 576"]),
+        (demo, {"hidden": 5}, ["hidden is 5", "Set it to 9"]),
+        (demo, {"heads": 6, "hidden": 512}, ["heads is 6", "(512 here)", "Set hidden to 510 or 516"]),
+        (demo, {"heads": 6, "hidden": 9}, ["heads is 6", "(9 here)", "Set heads to 3 or 9, or set hidden to 6 or 12"]),
+        (demo, {"heads": 0.7, "hidden": 511}, ["heads is 0.7", "(511 here)", "Set hidden to 510 or 516"]),
         (t5, {"heads": 9}, ["heads is 9", "only 8"]),
     ],
 )
@@ -99,15 +99,21 @@ def test_widths_that_there_cannot_be(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (GPT2Config(n_layer=1), ["type gpt2 (its parameter transformer.wte.weight cannot be cut): widths"]),
+        (
+            GPT2Config(n_layer=1),
+            ["type gpt2 (its parameter transformer.wte.weight cannot be cut), and only the widths"],
+        ),
         (MixtralConfig(num_hidden_layers=1), ["type mixtral", "mlp.gate.weight"]),
-        (CohereConfig(num_hidden_layers=1), ["type cohere: widths"]),  # known names, and norms that subtract the mean
+        (
+            CohereConfig(num_hidden_layers=1),
+            ["type cohere, and only the widths"],
+        ),  # known names, and norms that subtract the mean
     ],
 )
 def test_other_families_are_refused_by_name(config: PretrainedConfig, said: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         check_widths(config, WidthSettings(hidden=0.5))
-    for part in [*said, "llama", "umt5", "student.init.width away"]:
+    for part in [*said, "llama", "umt5", "Remove student.init.width"]:
         assert part in str(caught.value)
 
 
@@ -129,4 +135,5 @@ def test_a_recipe_is_refused_before_weights_are_loaded(start: Make, tmp_path: An
     teacher = make_tiny_model(tmp_path / "teacher")
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"no weights")
     said = refused(start({"from": "teacher", "width": {"heads": 3}}, teacher))
-    assert said == "student.init.width.heads is 3, and the teacher's 4 heads share 2 key-value heads: give 2 or 4"
+    expected = "student.init.width.heads is 3: the teacher's 4 heads share 2 key-value heads. Set it to 2 or 4."
+    assert said == expected

@@ -1,7 +1,7 @@
 """The student's widths: `student.init.width` in numbers, or an error that lists the possible numbers.
 
     check_widths(config, width)              # from the teacher's config alone
-    planned_sizes(config, width)             # 384 hidden channels, 768 neurons, 6 heads in 2 groups of 64
+    student_sizes(config, width)             # 384 hidden channels, 768 neurons, 6 heads in 2 groups of 64
 
 A number is used as is, or refused. A share is rounded to the nearest possible width: heads come in whole groups that share
 a key-value head, and if a config's class requires the heads to divide the hidden size (Llama, Gemma 2 and 3), the hidden
@@ -28,10 +28,10 @@ def check_widths(config: PretrainedConfig, width: WidthSettings) -> None:
         RecipeError: the teacher is of a family that cannot be cut, or it does not have these widths.
     """
     refuse_unknown_parameters(config)
-    planned_sizes(config, width)
+    student_sizes(config, width)
 
 
-def planned_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
+def student_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
     """Return the student's widths.
 
     Args:
@@ -49,7 +49,10 @@ def planned_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
     ):
         if isinstance(given, int) and given > of:
             raise RecipeError(
-                f"{KEY}.{name} is {given}, and the teacher has only {of}: give 1 to {of}, or a share such as 0.5"
+                f"the teacher has only {of}",
+                setting=f"{KEY}.{name}",
+                value=given,
+                fix=f"set it to a number from 1 to {of}, or to a share such as 0.5",
             )
     neurons = whole.neurons if width.feed_forward is None else _nearest(width.feed_forward, range(1, whole.neurons + 1))
     dividing = _heads_divide_hidden(config, whole)
@@ -60,8 +63,10 @@ def planned_sizes(config: PretrainedConfig, width: WidthSettings) -> Sizes:
         hidden = _nearest(width.hidden, range(step, whole.hidden + 1, step))
         if isinstance(width.hidden, int) and hidden != width.hidden:
             raise RecipeError(
-                f"{KEY}.hidden is {width.hidden}, and the hidden size of a {config.model_type} is a multiple of its "
-                f"number of heads, {heads}: give {_around(width.hidden, step, whole.hidden)}, or another number of heads"
+                f"the hidden size of a {config.model_type} must be a multiple of its number of heads, {heads}",
+                setting=f"{KEY}.hidden",
+                value=width.hidden,
+                fix=f"set it to {_around(width.hidden, step, whole.hidden)}, or change the number of heads",
             )
     return replace(whole, neurons=neurons, heads=heads, groups=heads // whole.heads_of_a_group, hidden=hidden)
 
@@ -74,7 +79,10 @@ def _heads(width: WidthSettings, whole: Sizes, dividing: str | None) -> int:
     if isinstance(width.heads, int) and width.heads not in groups:
         shared = f"{whole.groups} key-value head{'s' if whole.groups > 1 else ''}"
         raise RecipeError(
-            f"{KEY}.heads is {width.heads}, and the teacher's {whole.heads} heads share {shared}: give {_listed(groups)}"
+            f"the teacher's {whole.heads} heads share {shared}",
+            setting=f"{KEY}.heads",
+            value=width.heads,
+            fix=f"set it to {_listed(groups)}",
         )
     hidden = whole.hidden if width.hidden is None else width.hidden
     if dividing is None or isinstance(hidden, float):  # a share is rounded to a size that the heads divide
@@ -82,11 +90,13 @@ def _heads(width: WidthSettings, whole: Sizes, dividing: str | None) -> int:
     fitting = [heads for heads in groups if hidden % heads == 0]
     if not fitting or (isinstance(width.heads, int) and width.heads not in fitting):
         heads = width.heads if isinstance(width.heads, int) else _nearest(width.heads, groups)
-        mends = [f"heads: {_listed(fitting)}"] if fitting else []
-        mends.append(f"hidden: {_around(hidden, heads, whole.hidden)}")
+        fixes = [f"set heads to {_listed(fitting)}"] if fitting else []
+        fixes.append(f"set hidden to {_around(hidden, heads, whole.hidden)}")
         raise RecipeError(
-            f"{KEY}.heads is {width.heads}, and the hidden size of a {dividing}, here {hidden}, is a multiple of its "
-            f"number of heads: give {', or '.join(mends)}"
+            f"the hidden size of a {dividing} ({hidden} here) must be a multiple of its number of heads",
+            setting=f"{KEY}.heads",
+            value=width.heads,
+            fix=", or ".join(fixes),
         )
     return _nearest(width.heads, fitting)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from stillhouse.dataset import where
+from stillhouse.dataset import condition
 from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
-from stillhouse.dataset.where import Condition, DuckDBMissing
+from stillhouse.dataset.condition import Condition, DuckDBMissing
 from stillhouse.errors import UsageError
 from tests.dataset.made import SAMPLED, TOP_K, completion
 
@@ -51,14 +51,14 @@ ROWS = record_batch(
     ],
 )
 def test_what_can_be_said(text: str, expected: list[bool | None]) -> None:
-    assert Condition(text, SCHEMA).holds(ROWS).to_pylist() == expected
+    assert Condition(text, SCHEMA).evaluate(ROWS).to_pylist() == expected
 
 
 @pytest.mark.parametrize("soft", [TOP_K, SAMPLED])
 def test_columns_of_soft_labels(soft: Any) -> None:
     schema = completion_schema(soft=soft.encoding)
     rows = record_batch([completion_row(completion("kettle", 5, soft=soft), soft=soft.encoding)], schema)
-    assert Condition("list_avg(completion_logprobs) < -0.5", schema).holds(rows).to_pylist() == [True]
+    assert Condition("list_avg(completion_logprobs) < -0.5", schema).evaluate(rows).to_pylist() == [True]
 
 
 def test_only_what_is_named_is_read() -> None:
@@ -70,21 +70,21 @@ def test_only_what_is_named_is_read() -> None:
     ("text", "words"),
     [
         ("", "is empty"),
-        ("completion_tokns < 200", "no column 'completion_tokns'. Did you mean 'completion_tokens'?"),
+        ("completion_tokns < 200", "the column 'completion_tokns' does not exist. Did you mean 'completion_tokens'?"),
         ("lenght(prompt_text) > 1", "did you mean 'length'?"),
-        ("completion_tokens", "gives int32, not true or false"),
+        ("completion_tokens", "evaluates to int32, not to true or false"),
         ("finish_reason < 5", "Cannot compare values of type VARCHAR"),
         ("completion_tokens < 'many'", "Could not convert string 'many' to INT32"),
         ("finish_reason = 'stop' and", "syntax error"),
         ("finish_reason = 'stop", "unterminated"),
-        ("null", "not true or false"),
+        ("null", "not to true or false"),
     ],
 )
 def test_what_is_wrong_is_told(text: str, words: str) -> None:
     with pytest.raises(UsageError) as told:
-        Condition(text, SCHEMA).holds(ROWS)
+        Condition(text, SCHEMA).evaluate(ROWS)
     assert words.lower() in str(told.value).lower()
-    assert "--where" in str(told.value)
+    assert told.value.setting == "--where"
     assert told.value.exit_status == 2
 
 
@@ -119,9 +119,10 @@ def test_what_is_wrong_is_told(text: str, words: str) -> None:
 )
 def test_nothing_but_an_expression_gets_through(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[str] = []
-    monkeypatch.setattr(Condition, "_evaluate", lambda self, rows: run.append(self.text))
-    with pytest.raises(UsageError, match="cannot be used"):
+    monkeypatch.setattr(Condition, "_query", lambda self, rows: run.append(self.text))
+    with pytest.raises(UsageError) as refused:
         Condition(text, SCHEMA)
+    assert (refused.value.setting, refused.value.value) == ("--where", text)
     assert run == []
 
 
@@ -130,7 +131,7 @@ def test_the_connection_itself_can_read_no_file(tmp_path: Path) -> None:
 
     secret = tmp_path / "secret.csv"
     secret.write_text("a\n1\n")
-    connection = where._connect()
+    connection = condition._connect()
     for statement in (
         f"select * from read_csv('{secret}')",
         f"copy (select 1) to '{tmp_path / 'out'}'",
@@ -154,7 +155,7 @@ def test_without_duckdb_the_mend_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_tree_has_the_parts_that_are_looked_at() -> None:
     """A DuckDB whose syntax trees look otherwise must not let anything through."""
-    connection = where._connect()
-    tree = json.dumps(where._tree(connection, "select (\nlower(id) = 'a'\n) as keep from rows"))
+    connection = condition._connect()
+    tree = json.dumps(condition._tree(connection, "select (\nlower(id) = 'a'\n) as keep from rows"))
     for part in ('"class": "FUNCTION"', '"function_name": "lower"', '"column_names": ["id"]', '"select_list"'):
         assert part in tree

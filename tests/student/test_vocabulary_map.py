@@ -20,14 +20,14 @@ from stillhouse.models.files import ModelFiles
 from stillhouse.models.load import encode_completion, encode_prompt, load_language_model
 from stillhouse.records import EncodingName
 from stillhouse.student.data.rows import example_of, packed
-from stillhouse.student.data.vocabulary import known_labels
-from stillhouse.student.renumbering import (
+from stillhouse.student.data.vocabulary import labels_for_student
+from stillhouse.student.vocabulary_map import (
     FILE,
-    Renumbering,
-    copy_renumbering,
-    read_renumbering,
-    renumbering_of,
+    VocabularyMap,
+    copy_vocabulary_map,
+    read_vocabulary_map,
     shares_tokenizer,
+    vocabulary_map_for,
 )
 from tests.conftest import make_tiny_model
 from tests.labelled_rows import VOCABULARY, completion, numbered, without_labels, write
@@ -47,8 +47,8 @@ TEACHER = 12  # tokens
 parts = st.sets(st.integers(0, TEACHER - 1), min_size=2)
 
 
-def renumbering(kept: set[int] | list[int]) -> Renumbering:
-    return Renumbering(np.array(sorted(kept), dtype=np.int32), "teacher's", "student's")
+def vocabulary_map(kept: set[int] | list[int]) -> VocabularyMap:
+    return VocabularyMap(np.array(sorted(kept), dtype=np.int32), "teacher's", "student's")
 
 
 def brute_force(teacher: Tensor, student: Tensor, k: int, kept: list[int], temperature: float) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def test_top_k_labels_of_tokens_that_are_gone_are_part_of_the_rest(
     seed: int, kept: set[int], k: int, temperature: float
 ) -> None:
     teacher, student = logits(seed, TEACHER), logits(seed + 1, len(kept))
-    known = known_labels(top_k_labels(teacher, k), len(kept), "top-k", renumbering(kept))
+    known = labels_for_student(top_k_labels(teacher, k), len(kept), "top-k", vocabulary_map(kept))
     assert known.token_ids.max() < len(kept)
     value, gradient = value_and_gradient(known, student, temperature)
     expected, wanted = brute_force(teacher, student, k, sorted(kept), temperature)
@@ -89,7 +89,7 @@ def test_top_k_labels_of_tokens_that_are_gone_are_part_of_the_rest(
 @given(draws=st.lists(st.integers(0, TEACHER - 1), min_size=1, max_size=30), seed=st.integers(0, 10_000), kept=parts)
 def test_draws_of_tokens_that_are_gone_are_dropped(draws: list[int], seed: int, kept: set[int]) -> None:
     student = logits(seed, len(kept))[:1]
-    known = known_labels(sampled_labels(tuple(draws)), len(kept), "sampled", renumbering(kept))
+    known = labels_for_student(sampled_labels(tuple(draws)), len(kept), "sampled", vocabulary_map(kept))
     _, gradient = value_and_gradient(known, student)
     left = [sorted(kept).index(token) for token in draws if token in kept]
     share = torch.bincount(torch.tensor(left, dtype=torch.int64), minlength=len(kept)).double() / max(len(left), 1)
@@ -100,7 +100,7 @@ def test_draws_of_tokens_that_are_gone_are_dropped(draws: list[int], seed: int, 
 @given(kept=st.sets(st.integers(0, 50), min_size=1), ids=st.lists(st.integers(-1, 60), max_size=20))
 def test_ids_by_a_dictionary(kept: set[int], ids: list[int]) -> None:
     expected = {token: number for number, token in enumerate(sorted(kept))}
-    found = renumbering(kept).student_ids(np.array(ids, dtype=np.int32))
+    found = vocabulary_map(kept).student_ids(np.array(ids, dtype=np.int32))
     assert found.tolist() == [expected.get(token, -1) for token in ids]
     assert found.dtype == np.int32
 
@@ -108,7 +108,7 @@ def test_ids_by_a_dictionary(kept: set[int], ids: list[int]) -> None:
 @given(seed=st.integers(0, 10_000), kept=parts)
 def test_the_distance_is_over_common_tokens_and_the_most_likely_one_over_all(seed: int, kept: set[int]) -> None:
     known, own = logits(seed, TEACHER).log_softmax(-1), logits(seed + 1, len(kept)).log_softmax(-1)
-    kl, agrees, lost = against_teacher_of_more(own, known, renumbering(kept))
+    kl, agrees, lost = against_teacher_of_more(own, known, vocabulary_map(kept))
     for position in range(POSITIONS):
         p, q = known[position].exp(), dict(zip(sorted(kept), own[position].exp(), strict=True))
         mass = sum(float(p[token]) for token in kept)
@@ -121,7 +121,7 @@ def test_the_distance_is_over_common_tokens_and_the_most_likely_one_over_all(see
 @given(seed=st.integers(0, 10_000), kept=parts, k=st.integers(1, TEACHER))
 def test_what_stored_labels_say_of_tokens_that_are_gone(seed: int, kept: set[int], k: int) -> None:
     p = logits(seed, TEACHER).softmax(-1)
-    likeliest, mass = of_more_tokens(top_k_labels(logits(seed, TEACHER), k), renumbering(kept))
+    likeliest, mass = of_more_tokens(top_k_labels(logits(seed, TEACHER), k), vocabulary_map(kept))
     expected = {token: number for number, token in enumerate(sorted(kept))}
     assert likeliest.tolist() == [expected.get(token, -1) for token in p.argmax(-1).tolist()]
     listed = p.argsort(descending=True)[:, :k]
@@ -132,7 +132,7 @@ def test_what_stored_labels_say_of_tokens_that_are_gone(seed: int, kept: set[int
 def test_positions_without_labels_have_no_most_likely_token() -> None:
     nothing = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
     empty = PackedLabels(*nothing, np.zeros(3, dtype=np.int64), np.full(2, -np.inf, dtype=np.float32))
-    likeliest, mass = of_more_tokens(empty, renumbering([0, 1]))
+    likeliest, mass = of_more_tokens(empty, vocabulary_map([0, 1]))
     assert likeliest.tolist() == [-1, -1]
     assert mass.tolist() == [0.0, 0.0]
 
@@ -160,12 +160,12 @@ def test_rows_are_renumbered_when_they_are_read(
 ) -> None:
     dataset = of_known_tokenizer(write(tmp_path, numbered([6, 5], encoding), encoding, monkeypatch))
     kept = kept_by(range(11), encoding)
-    own, lm = renumbering(kept), model_of(len(kept))
+    own, lm = vocabulary_map(kept), model_of(len(kept))
     new = {token: number for number, token in enumerate(kept)}
-    hard = read(dataset, lm=lm, renumbering=own, soft=False)
-    for number, example in enumerate(read(dataset, lm=lm, renumbering=own)):  # type: ignore[arg-type,var-annotated]
+    hard = read(dataset, lm=lm, vocabulary_map=own, soft=False)
+    for number, example in enumerate(read(dataset, lm=lm, vocabulary_map=own)):  # type: ignore[arg-type,var-annotated]
         row = completion(number, encoding)
-        alone = example_of(row, lm, soft=True, by_text=False, renumbering=own)
+        alone = example_of(row, lm, soft=True, by_text=False, vocabulary_map=own)
         assert row.trace is not None
         assert row.trace.soft is not None
         for one in (example, alone, hard[number]):
@@ -187,14 +187,14 @@ def test_a_text_with_a_token_that_is_gone_is_refused_before_training(
     dataset = of_known_tokenizer(write(tmp_path, numbered([6, 5], "top-k"), "top-k", monkeypatch))
     gone = _tokens(10)[-1]
     first = next(number for number in range(11) if gone in _tokens(number))
-    own = renumbering([token for token in kept_by(range(11), "top-k") if token != gone])
+    own = vocabulary_map([token for token in kept_by(range(11), "top-k") if token != gone])
     lm = model_of(len(own))
-    expected = rf"row row-{first} has the teacher's token {gone}, which is not among the {len(own)} tokens"
+    expected = rf"row row-{first} has the teacher's token {gone}, which is not among the student's {len(own)} tokens"
     with pytest.raises(TrainingError, match=expected) as caught:
-        read(dataset, lm=lm, renumbering=own, soft=soft)
-    assert "student.init: {from: teacher, vocabulary: used}" in str(caught.value)
+        read(dataset, lm=lm, vocabulary_map=own, soft=soft)
+    assert "Set student.init to {from: teacher, vocabulary: used}" in str(caught.value)
     with pytest.raises(TrainingError, match=expected):
-        example_of(completion(first, "top-k"), lm, soft=soft, by_text=False, renumbering=own)
+        example_of(completion(first, "top-k"), lm, soft=soft, by_text=False, vocabulary_map=own)
 
 
 def test_rows_of_text_among_rows_with_tokens(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,16 +204,16 @@ def test_rows_of_text_among_rows_with_tokens(tiny_model: Path, tmp_path: Path, m
     groups[1][2] = without_labels(groups[1][2], tokens=False)
     dataset = of_known_tokenizer(write(tmp_path, groups, "top-k", monkeypatch))
     kept = kept_by(range(7), "top-k")
-    examples = read(dataset, soft=False, lm=lm, renumbering=renumbering(kept))
+    examples = read(dataset, soft=False, lm=lm, vocabulary_map=vocabulary_map(kept))
     for number, row in enumerate(row for group in groups for row in group):
         if row.trace is None:
             assert examples[number].prompt.tolist() == encode_prompt(lm.tokenizer, row.prompt.messages)
             assert examples[number].completion.tolist() == encode_completion(lm, "some words")
         else:
             assert [kept[token] for token in examples[number].prompt.tolist()] == row.trace.prompt_token_ids.tolist()
-    without = renumbering([token for token in kept if token != _tokens(0)[0]])
+    without = vocabulary_map([token for token in kept if token != _tokens(0)[0]])
     with pytest.raises(TrainingError, match=f"row row-0 has the teacher's token {_tokens(0)[0]}, which is not"):
-        read(dataset, soft=False, lm=lm, renumbering=without)
+        read(dataset, soft=False, lm=lm, vocabulary_map=without)
 
 
 def _tokens(number: int) -> list[int]:
@@ -224,20 +224,20 @@ def _tokens(number: int) -> list[int]:
 
 def test_the_file_belongs_to_two_tokenizers(tmp_path: Path) -> None:
     student = ModelFiles("student", make_tiny_model(tmp_path / "student"))
-    assert read_renumbering(student.folder) is None
+    assert read_vocabulary_map(student.folder) is None
     assert shares_tokenizer(student, student.tokenizer_sha256)
     assert shares_tokenizer(student, None)
     assert not shares_tokenizer(student, "teacher's")
-    written = Renumbering(np.array([0, 2, 5], dtype=np.int32), "teacher's", student.tokenizer_sha256)
+    written = VocabularyMap(np.array([0, 2, 5], dtype=np.int32), "teacher's", student.tokenizer_sha256)
     written.write(student.folder)
-    found = renumbering_of(student, "teacher's")
+    found = vocabulary_map_for(student, "teacher's")
     assert found is not None
     assert found.teacher_ids.tolist() == [0, 2, 5]
     assert shares_tokenizer(student, "teacher's")
-    assert renumbering_of(student, student.tokenizer_sha256) is None  # it numbers its tokens as itself
-    assert renumbering_of(student, None) is None
+    assert vocabulary_map_for(student, student.tokenizer_sha256) is None  # it numbers its tokens as itself
+    assert vocabulary_map_for(student, None) is None
     assert not shares_tokenizer(student, "another")
     other = ModelFiles("other", make_tiny_model(tmp_path / "other", merges=2))
-    copy_renumbering(student.folder, other.folder)
+    copy_vocabulary_map(student.folder, other.folder)
     assert (other.folder / FILE).read_bytes() == (student.folder / FILE).read_bytes()
-    assert renumbering_of(other, "teacher's") is None  # the file is not about this tokenizer
+    assert vocabulary_map_for(other, "teacher's") is None  # the file is not about this tokenizer

@@ -23,12 +23,12 @@ def refuse_to_replace(folder: Path, card: str) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / card).exists():
         raise UsageError(
-            f"the student's place {folder} holds something else: it has no {card}. Move it elsewhere, or give the recipe "
-            "another name"
+            f"the student's folder {folder} contains other files and no {card}",
+            fix="move it elsewhere, or change the recipe's name",
         )
 
 
-def carry_over(retired: Path, folder: Path) -> None:
+def move_user_files(retired: Path, folder: Path) -> None:
     """Move the user's own files from the folder of an earlier student to that of the new one."""
     for entry in retired.iterdir():
         if not _OURS.fullmatch(entry.name) and not (folder / entry.name).exists():

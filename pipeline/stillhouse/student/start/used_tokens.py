@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from stillhouse.dataset.columns import prompt_at
 from stillhouse.dataset.encodings import find_encoding
-from stillhouse.dataset.encodings.base import list_values
+from stillhouse.dataset.encodings.base import flatten_column
 from stillhouse.dataset.reader import SplitReader
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TemplateRefused
@@ -89,7 +89,7 @@ def used_tokens(dataset: Dataset, lm: LanguageModel, vocabulary: int) -> npt.NDA
     if dataset.manifest.soft is not None:
         for table in _tables(dataset, _TOKENS):
             for column in _TOKENS:
-                _mark(used, list_values(table, column))
+                _mark(used, flatten_column(table, column))
         for ids in _labelled(dataset, dataset.manifest.soft):
             _mark(used, ids)
     return np.flatnonzero(used).astype(np.int32)
