@@ -21,9 +21,8 @@ import stillhouse.models.load
 import stillhouse.teachers.serving.vllm_answers  # noqa: F401
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
-from stillhouse.labelling.send_order import in_order
-from stillhouse.recipe.load import load_recipe
-from stillhouse.recipe.recipe import Recipe
+from stillhouse.labelling.send_order import order_requests
+from stillhouse.recipe.load import Recipe, load_recipe
 from stillhouse.teachers.base import open_teacher
 from stillhouse.teachers.vllm import VllmTeacher
 
@@ -34,7 +33,7 @@ def write_bodies(recipe: Recipe, file: Path) -> None:
     assert isinstance(teacher, VllmTeacher)
     with make_plan(recipe, teacher.identity) as plan, file.open("wb") as lines:
         for number in range(plan.shards):
-            for request in in_order(plan.shard(number).requests, batched=False):
+            for request in order_requests(plan.shard(number).requests, batched=False):
                 lines.write(orjson.dumps(teacher.body(request)) + b"\n")
 
 

@@ -150,7 +150,7 @@ def labels_of(way: str, logits: Tensor, seeds: Sequence[int], number: int) -> Se
     drawn = sample_tokens(
         logits, torch.cat(uniform, dim=1)
     )  # (time, seeds * draws): one cumulative distribution for all
-    return [packed(SampledLabels.of(part.cpu().numpy())) for part in drawn.split(int(size), dim=1)]
+    return [packed(SampledLabels.from_draws(part.cpu().numpy())) for part in drawn.split(int(size), dim=1)]
 
 
 @torch.inference_mode()

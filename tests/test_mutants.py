@@ -57,9 +57,11 @@ def test_every_room_has_its_files_and_its_quickest_test_first() -> None:
         assert all(list(ROOT.glob(test)) for test in room.tests)
         assert all((ROOT / way).is_file() for way in room.without)
         assert len(room.test_files()) == len(set(room.test_files()))
-    labelling = room_of("pipeline/stillhouse/labelling/pace.py")
-    assert labelling.tests_of("pipeline/stillhouse/labelling/pace.py")[0] == "tests/labelling/test_pace.py"
-    assert sorted(labelling.tests_of("pipeline/stillhouse/labelling/pace.py")) == sorted(labelling.test_files())
+    labelling = room_of("pipeline/stillhouse/labelling/rate_limiter.py")
+    assert (
+        labelling.tests_of("pipeline/stillhouse/labelling/rate_limiter.py")[0] == "tests/labelling/test_rate_limiter.py"
+    )
+    assert sorted(labelling.tests_of("pipeline/stillhouse/labelling/rate_limiter.py")) == sorted(labelling.test_files())
     found = {str(file.relative_to(ROOT)) for file in (ROOT / "tests/labelling").rglob("test_*.py")}
     assert found - set(labelling.test_files()) == {"tests/labelling/runners/test_ray.py"}
 

@@ -41,7 +41,7 @@ from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
 from stillhouse.evaluation.sweep.report import sweep_markdown
 from stillhouse.evaluation.sweep.verdict import sweep_warnings
 from stillhouse.labelling.engine import LabelJob, LabelResult
-from stillhouse.labelling.metrics import Metrics, dollars, duration
+from stillhouse.labelling.metrics import Metrics, format_duration, format_usd
 from stillhouse.labelling.parts import FOLDER as PARTS
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.student.finished.folder import StudentResult
@@ -114,7 +114,7 @@ async def _publish_progress(job: LabelJob, key: str, ended: asyncio.Event) -> No
 def metrics_text(metrics: Metrics) -> str:
     """Return metrics of labelling as text: a summary line, which lists of artifacts show, and a Markdown table."""
     rate, mean, left = metrics.tokens_per_second, metrics.mean_tokens_per_second, metrics.seconds_left
-    budget = f" of {dollars(metrics.budget_usd)}" if metrics.budget_usd is not None else ""
+    budget = f" of {format_usd(metrics.budget_usd)}" if metrics.budget_usd is not None else ""
     lines = [
         ["done", f"{metrics.done:,} of {metrics.requests:,}"],
         ["answered before", f"{metrics.earlier:,}"],
@@ -122,8 +122,8 @@ def metrics_text(metrics: Metrics) -> str:
         ["in flight", f"{metrics.in_flight:,}"],
         ["tokens/s, last minute", "-" if rate is None else f"{rate:,.0f}"],
         ["tokens/s, whole run", "-" if mean is None else f"{mean:,.0f}"],
-        ["spent", f"{dollars(metrics.spent_usd)}{budget}"],
-        ["time left", duration(left) if left else "-"],
+        ["spent", f"{format_usd(metrics.spent_usd)}{budget}"],
+        ["time left", format_duration(left) if left else "-"],
         ["as of", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")],
     ]
     return f"Labelling: {metrics}\n\n{_table(['requests', ''], lines)}"
@@ -156,7 +156,7 @@ def publish_models(stage: str, description: str, models: Sequence[StudentResult]
             model.label or model.card.variant,
             f"{model.card.parameters:,}",
             f"{model.card.steps:,}",
-            duration(model.card.seconds),
+            format_duration(model.card.seconds),
             f"`{model.folder}`",
         ]
         for model in models

@@ -14,7 +14,7 @@ from prefect.context import SyncClientContext
 from prefect.states import Completed
 
 from stillhouse.errors import BudgetSpent, TeacherRefused, UsageError
-from stillhouse.labelling.engine import LabelJob, LabelResult, job_in_turn
+from stillhouse.labelling.engine import LabelJob, LabelResult, open_job_when_free
 from stillhouse.labelling.retrying import Retry
 from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import check_labels
@@ -63,11 +63,11 @@ async def label_flow(
         loaded = load_recipe(recipe, overrides or [])
         name_run("label", loaded)
         check_labels(loaded)
-        async with job_in_turn(loaded, logged_progress(), Retry.of(retry_rejected)) as job:
+        async with open_job_when_free(loaded, logged_progress(), Retry.from_reasons(retry_rejected)) as job:
             try:
                 await publish_plan(job, loaded)
                 async with publishing_progress(job, loaded):
-                    await job.ask_elsewhere(runner_of(loaded.label.runner))
+                    await job.run_parts(runner_of(loaded.label.runner))
                     await job.run(lambda number: label_shard(job, number, job.describe(number)))
             finally:
                 await job.close()

@@ -103,7 +103,9 @@ async def label_async(
     loaded = load_recipe(recipe)
     await asyncio.to_thread(check_labels, loaded)
     with _bars(progress) as shown:
-        return await label_stage(loaded, shown, Retry.of(None if retry_rejected is None else [*retry_rejected]))
+        return await label_stage(
+            loaded, shown, Retry.from_reasons(None if retry_rejected is None else [*retry_rejected])
+        )
 
 
 def distill(recipe: RecipeLike, *, only: str | None = None, progress: Progress | None = None) -> list[StudentResult]:

@@ -23,30 +23,32 @@ from stillhouse.records import content_hash
 
 def plugin_code(point: EntryPoint) -> dict[str, str]:
     """Return the identity of an entry point's code; it has no hash if the code has no files, as in a zip file."""
-    named = {} if point.dist is None else {"distribution": point.dist.name, "version": point.dist.version}
-    files = _own_files(point.module, point.dist)
+    identity = {} if point.dist is None else {"distribution": point.dist.name, "version": point.dist.version}
+    files = _project_files(point.module, point.dist)
     if files:
-        named["sha256"] = content_hash(
+        identity["sha256"] = content_hash(
             {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
         )
-    return named
+    return identity
 
 
-def _own_files(module: str, distribution: Distribution | None) -> dict[str, Path]:
+def _project_files(module: str, distribution: Distribution | None) -> dict[str, Path]:
     """Return {name: file} of a module, its parent packages, and the modules of its project that it imports."""
-    beside = _modules_beside(module, distribution)
+    project = _project_modules(module, distribution)
     found: dict[str, Path] = {}
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
+    pending = [module]
+    while pending:
+        name = pending.pop()
         for parent in _with_parents(name):
             top = parent.partition(".")[0]
             file = (
-                _file_of(parent) if parent not in found and (top == module.partition(".")[0] or top in beside) else None
+                _file_of(parent)
+                if parent not in found and (top == module.partition(".")[0] or top in project)
+                else None
             )
             if file is not None:
                 found[parent] = file
-                waiting += _imports(parent, file)
+                pending += _imports(parent, file)
     return found
 
 
@@ -77,14 +79,14 @@ def _imports(name: str, file: Path) -> Iterator[str]:
 
 def _file_of(name: str) -> Path | None:
     """Return the file of a module, found without importing it; None if there is no such module."""
-    top, *rest = name.split(".")
+    top, *below = name.split(".")
     spec = _spec(top)
     if spec is None:
         return None
-    if not rest:
-        return _existing(Path(spec.origin)) if spec.has_location and spec.origin else None
-    *parents, last = rest
-    for folder in (Path(place, *parents) for place in spec.submodule_search_locations or ()):
+    if not below:
+        return _if_file(Path(spec.origin)) if spec.has_location and spec.origin else None
+    *parents, last = below
+    for folder in (Path(path, *parents) for path in spec.submodule_search_locations or ()):
         candidates = [folder / last / "__init__.py", folder / f"{last}.py"]
         candidates += [folder / f"{last}{suffix}" for suffix in EXTENSION_SUFFIXES]
         if found := next((file for file in candidates if file.is_file()), None):
@@ -92,7 +94,7 @@ def _file_of(name: str) -> Path | None:
     return None
 
 
-def _existing(file: Path) -> Path | None:
+def _if_file(file: Path) -> Path | None:
     return file if file.is_file() else None
 
 
@@ -103,22 +105,22 @@ def _spec(top: str) -> ModuleSpec | None:
         return None
 
 
-def _modules_beside(module: str, distribution: Distribution | None) -> set[str]:
+def _project_modules(module: str, distribution: Distribution | None) -> set[str]:
     """Return other top-level modules of the project: those of its distribution and, if editable, those next to it."""
     if distribution is None:
         return set()
     listed = {file.parts[0] for file in distribution.files or () if file.suffix == ".py"}
     if _is_editable(distribution):
         spec = _spec(module.partition(".")[0])
-        places = (
+        paths = (
             [spec.origin]
             if spec is not None and spec.origin
             else list(spec.submodule_search_locations or ())
             if spec
             else []
         )
-        for place in places:
-            folder = Path(place).parent.parent if Path(place).name == "__init__.py" else Path(place).parent
+        for path in paths:
+            folder = Path(path).parent.parent if Path(path).name == "__init__.py" else Path(path).parent
             listed |= {
                 file.name for file in folder.iterdir() if file.suffix == ".py" or (file / "__init__.py").is_file()
             }
@@ -128,7 +130,7 @@ def _modules_beside(module: str, distribution: Distribution | None) -> set[str]:
 def _is_editable(distribution: Distribution) -> bool:
     """Whether the distribution was installed with `pip install -e`."""
     try:
-        told = json.loads(distribution.read_text("direct_url.json") or "{}")
+        direct_url = json.loads(distribution.read_text("direct_url.json") or "{}")
     except ValueError:
         return False
-    return isinstance(told, dict) and bool((told.get("dir_info") or {}).get("editable"))
+    return isinstance(direct_url, dict) and bool((direct_url.get("dir_info") or {}).get("editable"))

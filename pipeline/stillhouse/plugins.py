@@ -4,9 +4,9 @@ A kind is a module in the folder of its group (`forward-kl` is student/losses/fo
 package (group `stillhouse.teachers`, `stillhouse.filters`, `stillhouse.losses` or `stillhouse.metrics`). There is no table
 to edit, and a heavy library is imported only when its kind is used.
 
-A plug-in's code may change while a recipe stays the same, so its hash is part of the key of what it shapes (`code_of`): a
-filter's of a dataset version, a loss's of a student, a metric's of a report. A teacher's is not, because every edit would
-request and pay for all answers again: the teacher's identity must include what shapes its answers.
+A plug-in's code may change while a recipe stays the same, so its hash is part of the key of what it shapes
+(`plugin_code_key`): a filter's of a dataset version, a loss's of a student, a metric's of a report. A teacher's is not,
+because every edit would request and pay for all answers again: the teacher's identity must include what shapes its answers.
 """
 
 from __future__ import annotations
@@ -33,21 +33,24 @@ def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, grou
         RecipeError: the kind does not exist (the message names `setting`), or a library that it needs is not installed.
     """
     built_in = built_in_kinds(package)
-    outside = _outside(group)
+    plugins = _plugin_kinds(group)
     try:
-        if kind in outside:
-            return outside[kind].load()
+        if kind in plugins:
+            return plugins[kind].load()
         if kind in built_in:
             return getattr(importlib.import_module(f"{package.__name__}.{built_in[kind]}"), attribute)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         raise RecipeError(
-            f"{setting} is {kind!r}, which needs the library {library!r}: run `pip install {library}`"
+            f"it needs the library {library!r}, which is not installed",
+            setting=setting,
+            value=kind,
+            fix=f"run `pip install {library}`",
         ) from error
-    raise _unknown(setting, kind, {*built_in, *outside})
+    raise _unknown_kind(setting, kind, {*built_in, *plugins})
 
 
-def refuse_unknown_kind(setting: str, kind: str, package: ModuleType, group: str) -> None:
+def check_kind_exists(setting: str, kind: str, package: ModuleType, group: str) -> None:
     """Refuse a kind that does not exist, without importing its module.
 
     Raises:
@@ -55,20 +58,20 @@ def refuse_unknown_kind(setting: str, kind: str, package: ModuleType, group: str
     """
     known = {*built_in_kinds(package), *(point.name for point in entry_points(group=group))}
     if kind not in known:
-        raise _unknown(setting, kind, known)
+        raise _unknown_kind(setting, kind, known)
 
 
-def _unknown(setting: str, kind: str, known: Collection[str]) -> RecipeError:
-    return RecipeError(f"{setting} is {kind!r}: there is no such kind.{nearest(kind, sorted(known))}")
+def _unknown_kind(setting: str, kind: str, known: Collection[str]) -> RecipeError:
+    return RecipeError(f"there is no such kind.{nearest(kind, sorted(known))}", setting=setting, value=kind)
 
 
-def code_of(group: str, kind: str) -> dict[str, dict[str, str]]:
+def plugin_code_key(group: str, kind: str) -> dict[str, dict[str, str]]:
     """Return what a key must include about a plug-in's code, as {"code": ...}; empty for a kind of Stillhouse."""
-    point = _outside(group).get(kind)
+    point = _plugin_kinds(group).get(kind)
     return {} if point is None else {"code": plugin_code(point)}
 
 
-def _outside(group: str) -> dict[str, EntryPoint]:
+def _plugin_kinds(group: str) -> dict[str, EntryPoint]:
     """Return the kinds of other packages."""
     return {point.name: point for point in entry_points(group=group)}
 

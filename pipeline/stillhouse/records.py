@@ -56,7 +56,7 @@ def finish_reason_of(word: str) -> FinishReason:
     return _FINISH_WORDS.get(word.lower(), "other")
 
 
-def ends_its_turn(finish_reason: str | None) -> bool:
+def is_complete(finish_reason: str | None) -> bool:
     """Whether a completion's text is complete, so that a student should learn the end token after it.
 
     True for `stop`. A text without a finish reason (None) counts as complete too: a person wrote it, or another project
@@ -184,7 +184,7 @@ class SoftLabels:
     def __post_init__(self) -> None:
         if self.token_ids.shape != self.logprobs.shape or self.token_ids.shape[:1] != self.tail_logprob.shape:
             raise ValueError(
-                f"soft labels of unlike shapes: token_ids {self.token_ids.shape}, logprobs {self.logprobs.shape}, "
+                f"the shapes of soft labels differ: token_ids {self.token_ids.shape}, logprobs {self.logprobs.shape}, "
                 f"tail_logprob {self.tail_logprob.shape}"
             )
 
@@ -212,16 +212,16 @@ class SampledLabels:
     def __post_init__(self) -> None:
         if self.token_ids.shape != self.counts.shape or self.offsets[-1] != len(self.token_ids):
             raise ValueError(
-                f"sampled labels of unlike lengths: token_ids {self.token_ids.shape}, counts {self.counts.shape}, "
-                f"offsets that end at {self.offsets[-1]}"
+                f"the lengths of sampled labels differ: token_ids {self.token_ids.shape}, counts {self.counts.shape}, "
+                f"offsets end at {self.offsets[-1]}"
             )
 
     @classmethod
-    def of(cls, drawn: npt.NDArray[np.integer[Any]]) -> SampledLabels:
+    def from_draws(cls, drawn: npt.NDArray[np.integer[Any]]) -> SampledLabels:
         """Return labels from the same number of draws at every position: (time, draws) token ids, in any order."""
         time, draws = drawn.shape
         if draws > np.iinfo(np.uint16).max:
-            raise ValueError(f"{draws} draws a position: counts are kept as uint16, draw at most 65,535")
+            raise ValueError(f"{draws} draws per position: counts are stored as uint16, so draw at most 65,535")
         ordered = np.sort(drawn, axis=1)
         first = np.ones((time, draws), dtype=bool)  # marks the first of equal tokens at a position
         first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]

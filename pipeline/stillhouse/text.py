@@ -16,10 +16,10 @@ from collections import Counter
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−"), "-")
 _QUOTES = re.compile("[\"'`´‘’‚‛“”„«»‹›]")
 _MARKS = re.compile(r"[.,:](?!\d)|[;!?…¿¡。、]")
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs: written without spaces
-_WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:]\d+)*|[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs: written without spaces
+_WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:]\d+)*|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _PLAIN_WORD = re.compile(r"\w+")
-_BARE_WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
+_BARE_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 GRAM = 4  # words
 REPEATED_SHARE = 0.2  # least share of repeated n-grams at which a text counts as repetitive
@@ -58,19 +58,19 @@ def repeats_itself(text: str) -> bool:
 
 def shingles(text: str, size: int = 3) -> set[str]:
     """Return every run of `size` consecutive words of a text; a shorter text is one run."""
-    own = words(text)
-    return {" ".join(own[start : start + size]) for start in range(max(1, len(own) - size + 1))}
+    listed = words(text)
+    return {" ".join(listed[start : start + size]) for start in range(max(1, len(listed) - size + 1))}
 
 
 def token_f1(answer: str, reference: str) -> float:
     """Return the harmonic mean of word precision and recall, ignoring case and punctuation (SQuAD, arXiv 1606.05250)."""
-    written, expected = Counter(_PLAIN_WORD.findall(answer.lower())), Counter(_PLAIN_WORD.findall(reference.lower()))
-    shared = sum((written & expected).values())
-    total = sum(written.values()) + sum(expected.values())
+    given, expected = Counter(_PLAIN_WORD.findall(answer.lower())), Counter(_PLAIN_WORD.findall(reference.lower()))
+    shared = sum((given & expected).values())
+    total = sum(given.values()) + sum(expected.values())
     return 2 * shared / total if total else 1.0
 
 
-class _Shown(reprlib.Repr):
+class _ShortRepr(reprlib.Repr):
     """A repr that truncates before it is built, since a table's cell may be very large."""
 
     def __init__(self) -> None:
@@ -78,16 +78,16 @@ class _Shown(reprlib.Repr):
         self.maxstring = self.maxother = 200
 
 
-_SHOWN = _Shown()
+_SHORT_REPR = _ShortRepr()
 
 
-def shown_value(value: object, limit: int = 80) -> str:
+def short_repr(value: object, limit: int = 80) -> str:
     """Return a value's Python repr on one line, truncated: for messages."""
-    line = " ".join(_SHOWN.repr(value).split())
+    line = " ".join(_SHORT_REPR.repr(value).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def shortened(text: str, limit: int = 80) -> str:
+def short_quote(text: str, limit: int = 80) -> str:
     """Return a text in quotes on one line, truncated to `limit` characters: for messages."""
     line = " ".join(text.split())
     return repr(line if len(line) <= limit else line[: limit - 1] + "…")

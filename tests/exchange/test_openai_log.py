@@ -130,14 +130,14 @@ def test_what_the_teacher_would_send_has_the_key_that_the_engine_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shaping: dict[str, Any]
 ) -> None:
     from stillhouse.prompts.load import read_prompts
-    from stillhouse.teachers.base import Request, Terms, open_teacher
+    from stillhouse.teachers.base import AnswerSettings, Request, open_teacher
     from stillhouse.teachers.openai import OpenAiTeacher
 
     monkeypatch.setenv("OPENAI_API_KEY", "sk-nobody-listens")
     one = recipe(tmp_path, ["What is a kettle?"], **shaping)
     teacher = open_teacher(one.teacher, one.label, 0)
     assert isinstance(teacher, OpenAiTeacher)
-    request = Request(next(read_prompts(one.prompts)), 0, Terms.of(teacher.identity, one.label))
+    request = Request(next(read_prompts(one.prompts)), 0, AnswerSettings.from_label(teacher.identity, one.label))
     sent = teacher._body(request)
     done = read(tmp_path, write(tmp_path, "log.jsonl", {"request": sent, "response": answer()}))
     assert [row["id"] for row in rows_of(done)] == [request.key]

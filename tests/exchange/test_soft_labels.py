@@ -94,7 +94,7 @@ def made_up_labels(
     probabilities = generator.dirichlet(np.full(vocabulary, 0.05), size=time)
     if soft.draws is not None:
         drawn = [generator.choice(vocabulary, soft.draws, p=one) for one in probabilities]
-        return SampledLabels.of(np.array(drawn))
+        return SampledLabels.from_draws(np.array(drawn))
     order = np.argsort(-probabilities, axis=1)[:, : soft.k]
     listed = np.take_along_axis(probabilities, order, axis=1)
     tail = np.log(1 - listed.sum(axis=1))

@@ -154,10 +154,10 @@ def test_a_server_that_takes_no_artifact_fails_no_run(
         (["label.sampling.temprature=1"], "Did you mean 'temperature'?"),
         (
             ["teacher.options.base_url=http://127.0.0.1:9/v1", "label.patience=0.5"],
-            "nobody has been answered for 0.5 s (label.patience). What was answered before is kept: "
-            "run again when the server is well.",
+            "no request has been answered for 0.5 s (label.patience); all answers so far are kept. "
+            "Run again when the server works.",
         ),
-        (["label.budget_usd=0.01"], "raise the budget (--set label.budget_usd=...) to go on."),
+        (["label.budget_usd=0.01"], "Raise it (--set label.budget_usd=...) and run again."),
     ],
     ids=["wrong recipe", "no teacher", "no money"],
 )

@@ -331,13 +331,13 @@ def test_space_that_ends_between_an_answer_and_its_file_costs_no_answer(
 def test_a_power_failure_at_any_instant_leaves_whole_versions_and_no_answer_is_forgotten_before(
     api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    forget, forgotten = Journal.forget, []
+    forget, forgotten = Journal.delete, []
 
     def forgetting(journal: Journal, *given: Any) -> None:
         forgotten.append(disk.survivors())
         forget(journal, *given)
 
-    monkeypatch.setattr(Journal, "forget", forgetting)
+    monkeypatch.setattr(Journal, "delete", forgetting)
     with running_stand_in() as server, PowerFailures(tmp_path, whole_versions) as disk:
         recipe = api_recipe(server.base_url, PROMPTS[:10], shard_size=5)
         folder = asyncio.run(label(recipe)).dataset.folder

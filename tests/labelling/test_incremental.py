@@ -186,7 +186,7 @@ def test_an_unchanged_plan_takes_over_once_and_still_knows_its_parents(
     write_words(word_prompts, [*WORDS, "anchor", "basket"])
     assert run(scripted_recipe(), asked, leaves_after=1) is None
     with monkeypatch.context() as patch:
-        patch.setattr(version, "take_over", None)  # is not called
+        patch.setattr(version, "copy_earlier_answers", None)  # is not called
         second = done(scripted_recipe(), asked)
     assert (second.sent, second.reused) == (1, 13)
     assert second.dataset.manifest.parents == ("words/v001",)

@@ -22,7 +22,7 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Message, Prompt
 from stillhouse.storage import service
-from stillhouse.teachers.base import Refusal, Request, Terms, open_teacher
+from stillhouse.teachers.base import AnswerSettings, Refusal, Request, open_teacher
 from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Timeouts
 from tests.conftest import MakeRecipe
 from tests.paths import ROOT
@@ -94,8 +94,14 @@ def test_a_url_and_a_key_with_white_space_around_them_are_meant_without_it(
             r"OPENAI_BASE_URL is 'http://127.0.0.1:9\n/v1': it contains white",
         ),
         ({"OPENAI_BASE_URL": "http://me:s3cret@127.0.0.1:9/v1"}, "contains a user, a password or a key"),
-        ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "s3cret\ns3cret"}, "OPENAI_API_KEY holds"),
-        ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_ORG_ID": "org–s3cret"}, "OPENAI_ORG_ID holds"),
+        (
+            {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "s3cret\ns3cret"},
+            "OPENAI_API_KEY: the environment",
+        ),
+        (
+            {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_ORG_ID": "org–s3cret"},
+            "OPENAI_ORG_ID: the environment",
+        ),
     ],
 )
 def test_what_no_request_can_be_made_of_ends_with_status_2_and_nothing_is_written(
@@ -118,9 +124,17 @@ def test_what_no_request_can_be_made_of_ends_with_status_2_and_nothing_is_writte
 @pytest.mark.parametrize(
     ("url", "environment", "words"),
     [
-        ("https://127.0.0.1:{port}/v1", {}, "give an http:// URL if the server speaks no TLS"),
-        ("http://127.0.0.1:{port}/v1", {"ALL_PROXY": "socks5://me:s3cret@127.0.0.1:9"}, "ALL_PROXY names the proxy"),
-        ("http://127.0.0.1:{port}/v1", {"HTTP_PROXY": "http://127.0.0.1:99999"}, "HTTP_PROXY names the proxy"),
+        ("https://127.0.0.1:{port}/v1", {}, "use an http:// URL if the server has no TLS"),
+        (
+            "http://127.0.0.1:{port}/v1",
+            {"ALL_PROXY": "socks5://me:s3cret@127.0.0.1:9"},
+            "ALL_PROXY is 'socks5://127.0.0.1:9'",
+        ),
+        (
+            "http://127.0.0.1:{port}/v1",
+            {"HTTP_PROXY": "http://127.0.0.1:99999"},
+            "HTTP_PROXY is 'http://127.0.0.1:99999'",
+        ),
     ],
 )
 def test_a_run_that_cannot_send_ends_at_once_and_rejects_nobody(
@@ -179,7 +193,9 @@ def test_a_prompt_that_json_cannot_carry_is_refused_for_itself_alone(
 
     async def ask() -> object:
         try:
-            (outcome,) = await teacher.answer([Request(half, 0, Terms.of(teacher.identity, recipe.label))])
+            (outcome,) = await teacher.answer(
+                [Request(half, 0, AnswerSettings.from_label(teacher.identity, recipe.label))]
+            )
             return outcome
         finally:
             await teacher.close()
@@ -211,8 +227,8 @@ def test_every_replica_of_a_vllm_teacher_is_checked_before_its_model_is_looked_f
 @pytest.mark.parametrize(
     ("base_url", "key", "words"),
     [
-        ("http://127.0.0.1:9/v1", "two\nlines", "Authorization holds"),
-        ("http://127.0.0.1:9/v1", "a–dash", "Authorization holds"),
+        ("http://127.0.0.1:9/v1", "two\nlines", "the header Authorization contains"),
+        ("http://127.0.0.1:9/v1", "a–dash", "the header Authorization contains"),
         ("http://127.0.0.1:99999/v1", "key", "its port"),
         ("http://a..b/v1", "key", "not a valid host name"),
         ("http://127.0.0.1:9\n/v1", "key", "white space"),

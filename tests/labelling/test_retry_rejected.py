@@ -36,7 +36,7 @@ def server() -> Iterator[RunningStandIn]:
 
 
 def run(recipe: Recipe, reasons: Sequence[str] | None = None) -> LabelResult:
-    return asyncio.run(label(recipe, retry=Retry.of(reasons)))
+    return asyncio.run(label(recipe, retry=Retry.from_reasons(reasons)))
 
 
 def reasons(result: LabelResult) -> dict[str, str | None]:

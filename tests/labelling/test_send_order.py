@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.labelling.send_order import in_order
+from stillhouse.labelling.send_order import order_requests
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.records import Message, Prompt, TeacherIdentity
-from stillhouse.teachers.base import Request, Terms
+from stillhouse.teachers.base import AnswerSettings, Request
 
-TERMS = Terms.of(TeacherIdentity(kind="scripted", model="x"), LabelSettings())
+TERMS = AnswerSettings.from_label(TeacherIdentity(kind="scripted", model="x"), LabelSettings())
 
 
 def requests(*texts: str, samples: int = 1) -> list[Request]:
@@ -27,12 +27,12 @@ def texts(ordered: Sequence[Request]) -> list[str]:
 
 def test_the_longest_goes_first() -> None:
     listed = ["a", "bb bb bb", "cccc", "dd"]
-    assert texts(in_order(requests(*listed), batched=False)) == ["bb bb bb", "cccc", "dd", "a"]
-    assert texts(in_order(requests(*listed), batched=True)) == ["bb bb bb", "cccc", "dd", "a"]
+    assert texts(order_requests(requests(*listed), batched=False)) == ["bb bb bb", "cccc", "dd", "a"]
+    assert texts(order_requests(requests(*listed), batched=True)) == ["bb bb bb", "cccc", "dd", "a"]
 
 
 def test_samples_of_one_prompt_are_sent_together() -> None:
-    ordered = texts(in_order(requests("Name a tree.", "Name it well", samples=3), batched=False))
+    ordered = texts(order_requests(requests("Name a tree.", "Name it well", samples=3), batched=False))
     assert sorted(ordered[:3]) == [ordered[0]] * 3
     assert sorted(ordered[3:]) == [ordered[3]] * 3
 
@@ -45,13 +45,13 @@ def test_questions_about_one_text_follow_each_other() -> None:
         first + "Where does it swim?",
         second + "Why?",
     ]
-    ordered = texts(in_order(requests(*asked), batched=False))
+    ordered = texts(order_requests(requests(*asked), batched=False))
     assert [text[:8] for text in ordered] == ["The otte", "The otte", "A tram h", "A tram h"]
     assert ordered[0] == asked[2]  # the longest of the longest group
-    mixed = texts(in_order(requests(*asked), batched=True))
+    mixed = texts(order_requests(requests(*asked), batched=True))
     assert [len(text) for text in mixed] == sorted(map(len, asked), reverse=True)  # a batch is padded: length alone
 
 
 @given(st.lists(st.text(max_size=12), max_size=30), st.booleans())
 def test_nothing_is_lost_or_doubled(listed: list[str], batched: bool) -> None:
-    assert sorted(texts(in_order(requests(*listed), batched=batched))) == sorted(listed)
+    assert sorted(texts(order_requests(requests(*listed), batched=batched))) == sorted(listed)

@@ -418,7 +418,7 @@ def test_half_a_character_is_told_before_anything_is_sent(
     recipe = stream()
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
-    with pytest.raises(PromptError, match=r"cannot be stored.*Mend its row"):
+    with pytest.raises(PromptError, match=r"cannot be stored.*Correct its row"):
         run(recipe)
     assert answered == []
     assert not dataset_folder(recipe.dataset).exists()

@@ -50,7 +50,7 @@ def test_chosen_logprobs_are_the_log_softmax() -> None:
 
 
 def test_soft_labels_of_unlike_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="unlike shapes"):
+    with pytest.raises(ValueError, match="shapes of soft labels differ"):
         SoftLabels(np.zeros((2, 3), np.int32), np.zeros((2, 3), np.float16), np.zeros(3, np.float32))
 
 

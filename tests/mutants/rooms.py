@@ -58,7 +58,7 @@ ROOMS = (
             "tests/labelling/test_journal.py",
             "tests/labelling/test_budget.py",
             "tests/labelling/test_send_order.py",
-            "tests/labelling/test_pace.py",
+            "tests/labelling/test_rate_limiter.py",
             "tests/labelling/test_estimate.py",
             "tests/labelling/test_metrics.py",
             "tests/labelling/test_engine.py",

@@ -18,7 +18,7 @@ from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Completion, TeacherIdentity
 from stillhouse.settings import Settings, parse_options
-from stillhouse.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
+from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
 from stillhouse.teachers.prices import FREE
 
 
@@ -95,7 +95,7 @@ class Parrot:
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         if self._sleepy:
             self._sleepy -= 1
-            raise TryAgain("asleep", "the parrot sleeps", wait=0.01)
+            raise AttemptFailed("asleep", "the parrot sleeps", wait=0.01)
         return [self._repeat(request.prompt.text) for request in requests]
 
     def _repeat(self, heard: str) -> Outcome:

@@ -26,8 +26,8 @@ from stillhouse.stages.checks import check_finetune, check_labels, check_run
 from stillhouse.stages.stages import distill_students, plan_stage
 from stillhouse.student.data.examples import read_examples
 from stillhouse.student.start.used_tokens import tokenised_texts
-from stillhouse.teachers.base import Refusal, Request, Terms, open_teacher
-from stillhouse.teachers.serving.check import _rendered_talk
+from stillhouse.teachers.base import AnswerSettings, Refusal, Request, open_teacher
+from stillhouse.teachers.serving.check import _encode_conversation
 from tests.conftest import CHAT_TEMPLATE, MakeRecipe, make_tiny_model
 from tests.labelled_rows import completion
 
@@ -205,7 +205,9 @@ def test_a_server_is_not_asked_what_its_template_refuses(model: Make) -> None:
     settings = settings.model_copy(update={"options": {**settings.options, "check": {"parity": False}}})
     opened = open_teacher(settings, LabelSettings(), 0)
     request = Request(
-        Prompt((Message("system", "Be brief."), Message("user", "Hi"))), 0, Terms.of(opened.identity, LabelSettings())
+        Prompt((Message("system", "Be brief."), Message("user", "Hi"))),
+        0,
+        AnswerSettings.from_label(opened.identity, LabelSettings()),
     )
     (outcome,) = asyncio.run(opened.answer([request]))
     assert isinstance(outcome, Refusal)
@@ -268,12 +270,12 @@ def test_models_are_compared_on_the_rows_that_all_of_them_render(
 
 def test_a_server_is_checked_by_a_talk_that_its_template_renders(model: Make, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(model(GEMMA))
-    talk, ids = _rendered_talk(tokenizer)
+    talk, ids = _encode_conversation(tokenizer)
     assert [turn.role for turn in talk] == ["user"]
     assert ids == encode_prompt(tokenizer, talk)
     tokenizer.chat_template = NEVER["raises"][0]
-    with pytest.raises(TeacherUnavailable, match="refuses a single question of a user: Only tools are welcome"):
-        _rendered_talk(tokenizer)
+    with pytest.raises(TeacherUnavailable, match="cannot render a single user message: Only tools are welcome"):
+        _encode_conversation(tokenizer)
 
 
 def test_token_ids_are_read_back_with_a_template_that_knows_no_system_turn(model: Make) -> None:

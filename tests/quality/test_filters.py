@@ -108,7 +108,7 @@ def test_a_wrong_filter_is_refused(settings: dict[str, object], words: str) -> N
 def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
     monkeypatch.delitem(sys.modules, "stillhouse.quality.duplicates", raising=False)
-    with pytest.raises(RecipeError, match="'duplicates', which needs the library 'datasketch': run `pip install data"):
+    with pytest.raises(RecipeError, match="'duplicates': it needs the library 'datasketch'.*Run `pip install data"):
         filters({"kind": "duplicates"})
 
 

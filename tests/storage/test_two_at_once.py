@@ -16,7 +16,7 @@ import pytest
 
 from stillhouse.dataset.store import dataset_folder, versions
 from stillhouse.errors import DatasetBusy
-from stillhouse.labelling import holding as begin
+from stillhouse.labelling import dataset_lock
 from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage import lock
@@ -33,7 +33,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     """Where datasets lie: a folder of this machine, or a store."""
     if request.param == "local":
         return str(tmp_path / "labels")
-    monkeypatch.setattr(begin, "_LOOK_AWAY_EVERY", 0.3)
+    monkeypatch.setattr(dataset_lock, "_RETRY_REMOTE_EVERY", 0.3)
     return str(request.getfixturevalue("s3_root"))
 
 
@@ -68,17 +68,18 @@ def test_by_default_the_second_leaves_and_names_the_first(
     recipe = with_busy(scripted_recipe(), root, tmp_path / "journal")
     with (
         written_meanwhile(dataset_folder(recipe.dataset)),
-        pytest.raises(DatasetBusy, match=r"being written by another run \(process \d+ on .*dataset.when_busy") as told,
+        pytest.raises(DatasetBusy, match=r"being written by another run \(process \d+ on ") as error_info,
     ):
         labelled(recipe)
-    assert told.value.holder.startswith("process ")
+    assert (error_info.value.setting, error_info.value.value) == ("dataset.when_busy", "leave")
+    assert error_info.value.holder.startswith("process ")
     assert versions(dataset_folder(recipe.dataset)) == []
 
 
 def test_one_that_waits_tells_for_whom_and_goes_on_with_what_the_source_is_then(
     scripted_recipe: MakeRecipe, word_prompts: Path, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(begin, "_TELL_EVERY", 0.2)
+    monkeypatch.setattr(dataset_lock, "_REPORT_EVERY", 0.2)
     recipe = with_busy(scripted_recipe(), root, tmp_path / "journal", when_busy="wait", patience=60)
     write_words(word_prompts, WORDS[:4])
     first = labelled(recipe)
@@ -118,15 +119,16 @@ def test_patience_has_an_end(scripted_recipe: MakeRecipe, root: str, tmp_path: P
     recipe = with_busy(scripted_recipe(), root, tmp_path / "journal", when_busy="wait", patience=1.5)
     with (
         written_meanwhile(dataset_folder(recipe.dataset)),
-        pytest.raises(DatasetBusy, match=r"process \d+ on .* has waited for 2 s \(dataset.patience\)"),
+        pytest.raises(DatasetBusy, match=r"process \d+ on .* has waited for 2 s") as error_info,
     ):
         labelled(recipe)
+    assert (error_info.value.setting, error_info.value.value) == ("dataset.patience", 1.5)
 
 
 def test_a_store_s_holder_that_died_is_waited_for_no_longer_than_its_lock_lasts(
     scripted_recipe: MakeRecipe, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(begin, "_LOOK_AWAY_EVERY", 0.3)
+    monkeypatch.setattr(dataset_lock, "_RETRY_REMOTE_EVERY", 0.3)
     monkeypatch.setattr(lock, "STALE_AFTER", 2.0)
     recipe = with_busy(scripted_recipe(), s3_root, tmp_path / "journal", when_busy="wait", patience=60)
     write_atomically(location(s3_root) / "words" / lock.FILE_NAME, b"of a machine that is gone")

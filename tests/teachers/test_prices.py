@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from stillhouse.errors import RecipeError
 from stillhouse.labelling.estimate import estimate_labelling
-from stillhouse.recipe.teacher import TeacherSettings
-from stillhouse.teachers.prices import FREE, Flat, Listed, Price, find_price, why_no_price
+from stillhouse.recipe.load import TeacherSettings
+from stillhouse.teachers.prices import FREE, FlatPrice, ListedPrice, Price, find_price, why_no_price
 from tests.conftest import MakeRecipe
 
 PRICE = {"input_usd_per_million": 1.0, "output_usd_per_million": 2.0}
@@ -33,8 +33,8 @@ def listed_model(provider: str, model: str) -> ModelInfo:
 
 def test_the_recipe_s_price_stands_before_the_library_s_and_is_the_same_for_every_token() -> None:
     price = priced("gpt-4o-mini", price={"input_usd_per_million": 2.0, "output_usd_per_million": 8.0})
-    assert price == Flat(2e-6, 8e-6)
-    assert price.cost(1000, 100) == price.cost(1000, 100, cached_tokens=900) == price.worst(1000, 100)
+    assert price == FlatPrice(2e-6, 8e-6)
+    assert price.cost(1000, 100) == price.cost(1000, 100, cached_tokens=900) == price.max_cost(1000, 100)
     assert price.cost(1_000_000, 1_000_000) == pytest.approx(10.0)
 
 
@@ -79,11 +79,19 @@ def test_what_is_not_known_is_none_and_never_free(model: str, url: str) -> None:
 @pytest.mark.parametrize(
     ("model", "url", "words"),
     [
-        ("gpt-4o-mini", "http://127.0.0.1:8000/v1", "the list has it at OpenAI, but requests go to 127.0.0.1,"),
-        ("claude-3-5-haiku-latest", "http://[::1]:8000/v1", "the list has it at Anthropic, but requests go to ::1,"),
-        ("my-own", "http://gpu-7.local:8000/v1", "requests go to gpu-7.local, whose prices no list has"),
-        ("gpt-99-nonsense", OPENAI, "has no such model at api.openai.com"),
-        ("whisper-large-v3", "https://api.groq.com/openai/v1", "charges for 'whisper-large-v3' by something else"),
+        ("gpt-4o-mini", "http://127.0.0.1:8000/v1", "the price list has it at OpenAI, but requests go to 127.0.0.1,"),
+        (
+            "claude-3-5-haiku-latest",
+            "http://[::1]:8000/v1",
+            "the price list has it at Anthropic, but requests go to ::1,",
+        ),
+        ("my-own", "http://gpu-7.local:8000/v1", "requests go to gpu-7.local, which is in no price list"),
+        ("gpt-99-nonsense", OPENAI, "does not have this model at api.openai.com"),
+        (
+            "whisper-large-v3",
+            "https://api.groq.com/openai/v1",
+            "does not charge for 'whisper-large-v3' by text tokens",
+        ),
     ],
 )
 def test_the_reason_is_told_where_a_price_is_not_known(model: str, url: str, words: str) -> None:
@@ -96,11 +104,11 @@ def test_plan_and_a_refused_budget_tell_the_reason(api_recipe: MakeRecipe) -> No
     recipe = api_recipe("http://127.0.0.1:9/v1", ["one"])
     recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"model": "gpt-4o-mini"})})
     estimate = estimate_labelling(recipe)
-    reason = "the list has it at OpenAI, but requests go to 127.0.0.1, whose prices no list has"
+    reason = "the price list has it at OpenAI, but requests go to 127.0.0.1, which is in no price list"
     assert (estimate.expected_usd, estimate.why_no_price) == (None, reason)
     assert ["cost", f"not known: {reason} (set teacher.price)"] in estimate.lines()
     limited = recipe.model_copy(update={"label": recipe.label.model_copy(update={"budget_usd": 1.0})})
-    with pytest.raises(RecipeError, match=f"is not known \\({reason}\\): set teacher.price to {{input_usd"):
+    with pytest.raises(RecipeError, match=f"is not known \\({reason}\\).*Set teacher.price to {{input_usd"):
         estimate_labelling(limited)
     priced = recipe.model_copy(
         update={"teacher": TeacherSettings.model_validate(recipe.teacher.model_dump() | {"price": PRICE})}
@@ -118,7 +126,7 @@ def test_a_fee_for_every_request_is_part_of_the_price() -> None:
     price = priced("sonar", "https://api.perplexity.ai")
     assert price is not None
     assert price.cost(0, 0) > 0
-    assert price.worst(100, 100) >= price.cost(100, 100) > price.cost(0, 0)
+    assert price.max_cost(100, 100) >= price.cost(100, 100) > price.cost(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +146,7 @@ def test_no_answer_costs_more_than_the_worst(
 ) -> None:
     """Fewer tokens than the most, a cache that reads or writes them, at any minute of the coming day."""
     listed = listed_model(provider, model)
-    most = Listed(listed).worst(prompt, completion)
+    most = ListedPrice(listed).max_cost(prompt, completion)
     used = data.draw(st.integers(0, prompt))
     cached = min(cached, used)
     usage = Usage(
@@ -152,9 +160,9 @@ def test_no_answer_costs_more_than_the_worst(
 
 
 def test_writing_into_a_cache_is_dearer_where_the_list_says_so() -> None:
-    price = Listed(listed_model("openai", "gpt-6-sol"))
+    price = ListedPrice(listed_model("openai", "gpt-6-sol"))
     assert price.cost(1000, 0, written_tokens=1000) > price.cost(1000, 0) > price.cost(1000, 0, cached_tokens=1000)
-    plain = Listed(listed_model("openai", "gpt-4o-mini"))
+    plain = ListedPrice(listed_model("openai", "gpt-4o-mini"))
     assert plain.cost(1000, 0, written_tokens=1000) == plain.cost(1000, 0)
 
 

@@ -35,7 +35,7 @@ def stillhouse(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_check_tells_what_it_found(server: VllmServer, vllm_recipe: MakeVllmRecipe, recipe_file: RecipeFile) -> None:
     done = stillhouse("teacher", "check", recipe_file(vllm_recipe({"base_urls": [server.base_url]})))
     assert done.returncode == 0, done.stderr
-    for what in ("reachable", "max_logprobs", "tokenizer", "parity", "speed", "tokens a second"):
+    for what in ("reachable", "max_logprobs", "tokenizer", "parity", "speed", "tokens per second"):
         assert what in done.stdout
 
 
@@ -75,7 +75,7 @@ def test_serve_runs_until_it_is_interrupted_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("serve", "words"),
     [
-        ({"port": "taken"}, "something listens there already"),
+        ({"port": "taken"}, "another program listens on this port"),
         ({"cpu_kvcache_gib": 100_000}, "memory"),
         ({"max_model_len": 100_000}, "max_model_len"),
     ],

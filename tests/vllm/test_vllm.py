@@ -104,10 +104,10 @@ def test_a_prompt_past_the_window_is_rejected_and_the_others_go_on(
 
 def test_the_check_finds_a_good_server_good(server: VllmServer, vllm_recipe: MakeVllmRecipe) -> None:
     findings = asyncio.run(check_teacher(vllm_recipe({"base_urls": [server.base_url]})))
-    said = {finding.what: finding for finding in findings}
-    assert all(finding.well for finding in findings), findings
+    said = {finding.check: finding for finding in findings}
+    assert all(finding.passed for finding in findings), findings
     assert {"reachable", "model", "max_logprobs", "tokenizer", "parity", "speed"} == set(said)
-    assert "KL" in said["parity"].said and "tokens a second" in said["speed"].said
+    assert "KL" in said["parity"].detail and "tokens per second" in said["speed"].detail
 
 
 def perturbed(model: Path, folder: Path) -> Path:
@@ -126,8 +126,8 @@ def perturbed(model: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"options": {"served_name": "other"}}, "it serves teacher, not 'other'"),
-        ({"label": {"soft": {"k": 60}}}, "at most 50 log-probabilities a token.*--max-logprobs 60"),
+        ({"options": {"served_name": "other"}}, "the server serves teacher, not 'other'"),
+        ({"label": {"soft": {"k": 60}}}, "at most 50 log-probabilities per token.*--max-logprobs 60"),
         ({"options": {"check": {"kl": 1e-12}}}, "parity: KL .* largest difference .* over .* tokens"),
     ],
 )
@@ -150,7 +150,7 @@ def test_wrong_arithmetic_is_caught_with_its_figures(
 
 
 def test_another_tokenizer_is_refused(server: VllmServer, vllm_recipe: MakeVllmRecipe, tiny_model: Path) -> None:
-    with pytest.raises(TeacherRefused, match="other token ids there"):
+    with pytest.raises(TeacherRefused, match="other token ids on the server"):
         asyncio.run(label(vllm_recipe({"base_urls": [server.base_url], "check": {"parity": False}}, model=tiny_model)))
 
 
@@ -164,11 +164,11 @@ def test_nobody_there_is_told(vllm_recipe: MakeVllmRecipe) -> None:
 
 def test_a_taken_port_and_a_missing_model_are_told(demo_teacher: Path, tmp_path: Path, server: VllmServer) -> None:
     port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
-    with pytest.raises(TeacherUnavailable, match="something listens there already"):
+    with pytest.raises(TeacherUnavailable, match="another program listens on this port"):
         asyncio.run(make_server(demo_teacher, port=port).start())
     (tmp_path / "empty").mkdir()
     broken = make_server(tmp_path / "empty")
-    with pytest.raises(TeacherUnavailable, match="ended with status 1. The end of its log"):
+    with pytest.raises(TeacherUnavailable, match="exited with status 1. The end of its log"):
         asyncio.run(broken.start())
     assert not broken.running
 

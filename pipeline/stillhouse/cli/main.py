@@ -217,7 +217,7 @@ def label(
             result = run_label_flow(recipe, set_, retried)
         else:
             with progress_display() as progress:
-                result = asyncio.run(label_stage(loaded, progress, Retry.of(retried)))
+                result = asyncio.run(label_stage(loaded, progress, Retry.from_reasons(retried)))
         results.print_json(results.label_json(result)) if as_json else results.print_labels(result)
         _exit_for_rejections(result, loaded.label.max_rejected)
 
@@ -292,7 +292,7 @@ def teacher_check(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = 
             results.print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
         else:
             show_findings(findings)
-        if not all(finding.well for finding in findings):
+        if not all(finding.passed for finding in findings):
             raise typer.Exit(1)
 
 

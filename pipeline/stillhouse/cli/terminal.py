@@ -119,9 +119,9 @@ def show_estimate(estimate: Estimate) -> None:
 def show_findings(findings: Sequence[Finding]) -> None:
     """Print the results of a teacher's checks, server by server."""
     for place, finding in enumerate(findings):
-        if not place or finding.where != findings[place - 1].where:
-            output.print(finding.where, markup=False)
-        output.print(f"  {'ok   ' if finding.well else 'WRONG'} {finding.what}: {finding.said}", markup=False)
+        if not place or finding.server != findings[place - 1].server:
+            output.print(finding.server, markup=False)
+        output.print(f"  {'ok   ' if finding.passed else 'WRONG'} {finding.check}: {finding.detail}", markup=False)
 
 
 def show_pairs(lines: Sequence[Sequence[str]]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
 from stillhouse.records import Split
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 _EXAMPLES = 3
@@ -149,4 +149,4 @@ def _text(turns: Sequence[Mapping[str, str]]) -> str:
 
 
 def _short(text: str) -> str:
-    return shortened(text, _EXAMPLE_CHARACTERS)
+    return short_quote(text, _EXAMPLE_CHARACTERS)

@@ -12,7 +12,7 @@ from stillhouse.evaluation.report.report import ReportFiles
 from stillhouse.evaluation.report.tables import ComparedModels, answer_quality_table
 from stillhouse.evaluation.report.warnings import warning_of
 from stillhouse.models.files import can_load_in_process, find_model, labelling_files
-from stillhouse.plugins import METRICS, code_of
+from stillhouse.plugins import METRICS, plugin_code_key
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import content_hash
@@ -35,7 +35,7 @@ def report_key(recipe: Recipe, dataset: Dataset, students: object, settings: Map
             "students": students,
             "dataset": [dataset.manifest.plan_sha256, [file.sha256 for file in dataset.manifest.files]],
             "settings": settings,
-            "metrics": [code_of(METRICS, one.kind) for one in recipe.evaluate.metrics],
+            "metrics": [plugin_code_key(METRICS, one.kind) for one in recipe.evaluate.metrics],
             "teacher": _teacher(recipe.teacher),
             "answers": [recipe.label.mode, recipe.label.sampling.max_tokens],
             "figures": FIGURES_VERSION,

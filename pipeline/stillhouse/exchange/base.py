@@ -69,7 +69,7 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class RequestKey:
-    """The key that labelling would give to the logged request; see `Terms.key` in teachers/base.py."""
+    """The key that labelling would give to the logged request; see `AnswerSettings.key` in teachers/base.py."""
 
     terms: str  # hash of everything that shapes an answer except prompt and sample number
     compute: Callable[[str, int], str]  # (prompt id, sample number) -> key

@@ -14,7 +14,7 @@ import pyarrow as pa
 from stillhouse.errors import UsageError
 from stillhouse.exchange.base import MESSAGES, ImportedAnswer, SkippedRow, SourceLine
 from stillhouse.records import Message, Prompt, Role, finish_reason_of
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -65,11 +65,11 @@ def parse_messages(
         UsageError: `turns` is not a list of objects with these two keys, or has an unknown role.
     """
     if not isinstance(turns, list) or not turns:
-        raise UsageError(f"{place}: {shortened(repr(turns))} is not a list of turns", fix=_turn_format(role))
+        raise UsageError(f"{place}: {short_quote(repr(turns))} is not a list of turns", fix=_turn_format(role))
     read: list[Message] = []
     for turn in turns:
         if not isinstance(turn, Mapping) or not isinstance(turn.get(role), str):
-            raise UsageError(f"{place}: a turn has no {role!r}: {shortened(repr(turn))}", fix=_turn_format(role))
+            raise UsageError(f"{place}: a turn has no {role!r}: {short_quote(repr(turn))}", fix=_turn_format(role))
         speaker = turn[role].lower()
         if speaker in _TOOLS or turn.get("tool_calls") or turn.get("function_call"):
             return SkippedRow("tool-calls", f"a turn of {turn[role]!r} is a tool call or its result", place)
@@ -78,7 +78,7 @@ def parse_messages(
         text = plain_text(turn.get(content))
         if text is None:
             return SkippedRow(
-                "not-text", f"a turn of {turn[role]!r} is not text: {shortened(repr(turn.get(content)))}", place
+                "not-text", f"a turn of {turn[role]!r} is not text: {short_quote(repr(turn.get(content)))}", place
             )
         read.append(Message(_ROLES[speaker], text))
     return read

@@ -30,7 +30,7 @@ from stillhouse.exchange.find_format import find_format
 from stillhouse.exchange.lines import NOTE
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
-from stillhouse.records import Split, ends_its_turn
+from stillhouse.records import Split, is_complete
 from stillhouse.storage.durable import atomic_file, fsync_folder, make_folder, sha256_of_file, write_atomically
 
 _ROWS_AT_ONCE = 64  # rows with soft labels are large
@@ -97,7 +97,7 @@ def _truncation_notes(dataset: Dataset) -> Iterator[str]:
     for entry in dataset.files(*get_args(Split)):
         with dataset.open(entry) as parquet:
             for batch in parquet.iter_batches(columns=["finish_reason"]):
-                found.update(one for one in batch.column(0).to_pylist() if not ends_its_turn(one))
+                found.update(one for one in batch.column(0).to_pylist() if not is_complete(one))
     if found:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.most_common())
         yield (

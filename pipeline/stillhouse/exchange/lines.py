@@ -14,7 +14,7 @@ from typing import Any
 from stillhouse.errors import UsageError
 from stillhouse.exchange.base import Json, SourceLine
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json, text_lines
-from stillhouse.text import shown_value
+from stillhouse.text import short_repr
 
 NOTE = "export.json"  # the note that an export writes next to its files
 _SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -107,7 +107,7 @@ def _parquet_rows(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[S
 
 def _check_object(row: Any, place: SourceLine) -> Json:
     if not isinstance(row, dict):
-        raise UsageError(f"{place} is {shown_value(row)}, not an object", fix="write one JSON object there")
+        raise UsageError(f"{place} is {short_repr(row)}, not an object", fix="write one JSON object there")
     return row
 
 

@@ -23,7 +23,7 @@ from stillhouse.exchange.conversations import parse_messages
 from stillhouse.recipe.label import LabelSettings, SamplingSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Message, Prompt, content_hash
-from stillhouse.teachers.base import Answer, Refusal, Terms, TryAgain
+from stillhouse.teachers.base import Answer, AnswerSettings, AttemptFailed, Refusal
 from stillhouse.teachers.openai import OpenAiOptions, OpenAiTeacher
 from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, Reply, Timeouts
 
@@ -53,7 +53,7 @@ class _LoggedRequest:
     """The parameters of a request other than its messages, and what follows from them."""
 
     teacher: OpenAiTeacher  # parses answers and computes their cost; sends nothing
-    terms: Terms
+    answer_settings: AnswerSettings
     key_problem: str  # "" if the log has everything that shapes an answer
     sampling: SamplingSettings | None
 
@@ -92,7 +92,7 @@ class LogReader:
             return SkippedRow("tool-calls", "the answer is a tool call, which a row cannot contain", place)
         try:
             outcome = logged.teacher.read(Reply(data, 0.0))
-        except TryAgain as error:
+        except AttemptFailed as error:
             return SkippedRow(error.reason, str(error), place)
         if isinstance(outcome, Refusal):
             return SkippedRow(outcome.reason, outcome.detail, place)
@@ -114,7 +114,9 @@ class LogReader:
             teacher=replace(logged.teacher.identity, fingerprint=served if isinstance(served, str) else None),
             sampling=logged.sampling,
             request=logged.key_problem
-            or RequestKey(logged.terms.id, lambda prompt_id, sample: logged.terms.key(prompt_id, sample, None)),
+            or RequestKey(
+                logged.answer_settings.id, lambda prompt_id, sample: logged.answer_settings.key(prompt_id, sample, None)
+            ),
             answer_id=f"{answer_id}:{number}" if isinstance(answer_id, str) and answer_id else None,
         )
 
@@ -139,7 +141,9 @@ class LogReader:
         endpoint = Endpoint(self._base_url, SecretStr(NO_KEY), Timeouts())
         teacher = OpenAiTeacher(settings, options, label, endpoint)
         why = why or reason
-        return _LoggedRequest(teacher, Terms.of(teacher.identity, label), why, None if why else label.sampling)
+        return _LoggedRequest(
+            teacher, AnswerSettings.from_label(teacher.identity, label), why, None if why else label.sampling
+        )
 
     def _label(self, given: Json, api: str) -> tuple[LabelSettings, str]:
         """Return the label settings that give the same request, and why there are none ("" if there are)."""

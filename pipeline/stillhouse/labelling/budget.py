@@ -22,7 +22,7 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.teachers.base import Request, Teacher, why_no_price
 from stillhouse.teachers.prices import Price
 
-_CENT_OF_A_CENT = 1e-9  # tolerance, because float sums are not exact
+_TOLERANCE_USD = 1e-9  # tolerance, because float sums are not exact
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Budget:
         self._spent = journal.spent() + sum(journal.lent().values())
         self._reserved = 0.0
         self._open = 0  # reservations not yet settled
-        self._numbers = 0
+        self._last_number = 0
         self._changed = asyncio.Event()
 
     @property
@@ -56,7 +56,7 @@ class Budget:
         """Dollars spent on this dataset, failed attempts included."""
         return self._spent
 
-    def count(self, spent_usd: float) -> None:
+    def add_spent(self, spent_usd: float) -> None:
         """Add an amount that the journal already contains: dollars lent to a part, or (negative) dollars it returned."""
         self._spent += spent_usd
 
@@ -69,24 +69,27 @@ class Budget:
         worst_usd = self.worst_usd(requests, max_tokens)
         if self._limit is None:
             return Reservation(worst_usd)
-        while self._spent + self._reserved + worst_usd > self._limit + _CENT_OF_A_CENT:
+        while self._spent + self._reserved + worst_usd > self._limit + _TOLERANCE_USD:
             if not self._open:
                 raise BudgetSpent(
-                    f"label.budget_usd is {self._limit:g}: ${self._spent:.4g} are spent, and the next request could cost "
-                    f"${worst_usd:.4g}. What was answered is kept; raise the budget (--set label.budget_usd=...) to go on."
+                    f"${self._spent:.4g} of it are spent, and the next request could cost ${worst_usd:.4g}; all answers so "
+                    "far are kept",
+                    setting="label.budget_usd",
+                    value=self._limit,
+                    fix="raise it (--set label.budget_usd=...) and run again",
                 )
             self._changed.clear()
             await self._changed.wait()
         self._reserved += worst_usd
         self._open += 1
-        self._numbers += 1
-        number = self._numbers
+        self._last_number += 1
+        number = self._last_number
         reservation = Reservation(worst_usd, number)
         try:
             await self._journal.commit(Change(reserve=(number, worst_usd)))
         except BaseException:
             self._release(reservation)
-            self._journal.later(Change(settle=number))
+            self._journal.commit_soon(Change(settle=number))
             raise
         return reservation
 
@@ -102,7 +105,8 @@ class Budget:
         if self._price is None:
             return 0.0
         return sum(
-            self._price.worst(most_prompt_tokens(request), 0 if request.forced else max_tokens) for request in requests
+            self._price.max_cost(most_prompt_tokens(request), 0 if request.forced else max_tokens)
+            for request in requests
         )
 
     def _release(self, reservation: Reservation) -> None:
@@ -121,7 +125,9 @@ def check_budget(recipe: Recipe, teacher: Teacher) -> None:
     if recipe.label.budget_usd is not None and teacher.price is None:
         why = why_no_price(teacher)
         raise RecipeError(
-            f"label.budget_usd is {recipe.label.budget_usd:g}, and the price of {recipe.teacher.model!r} is not known"
-            f"{f' ({why})' if why else ''}: "
-            "set teacher.price to {input_usd_per_million: ..., output_usd_per_million: ...}, or label.budget_usd to null"
+            f"the price of {recipe.teacher.model!r} is not known{f' ({why})' if why else ''}, so it cannot be enforced",
+            setting="label.budget_usd",
+            value=recipe.label.budget_usd,
+            fix="set teacher.price to {input_usd_per_million: ..., output_usd_per_million: ...}, or label.budget_usd to "
+            "null",
         )

@@ -27,18 +27,24 @@ from stillhouse.dataset.manifest import Manifest, write_manifest
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, versions
 from stillhouse.errors import DatasetBusy
 from stillhouse.labelling.budget import Budget, check_budget
-from stillhouse.labelling.earlier_names import former_names, tell_of_other_code
+from stillhouse.labelling.dataset_lock import (
+    lock_dataset,
+    newest_manifest,
+    newest_version,
+    open_journal,
+    wait_for_dataset_lock,
+)
 from stillhouse.labelling.estimate import Estimate, ToSend, estimate_plan, still_to_send
-from stillhouse.labelling.holding import held_dataset, held_in_turn, newest_manifest, newest_version, opened_journal
+from stillhouse.labelling.filtering import FilteredShard, ShardFilter
+from stillhouse.labelling.former_names import former_names, warn_if_plugin_code_changed
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.metrics import Meter, Metrics
-from stillhouse.labelling.new_version import finished_version, let_go, shard_files, start_version
+from stillhouse.labelling.new_version import delete_journaled_answers, finished_version, shard_files, start_version
 from stillhouse.labelling.parts import Parts, Runner
 from stillhouse.labelling.plan import LabelPlan, Shard, ShardName, make_plan
 from stillhouse.labelling.retrying import Retry, teacher_rejections
-from stillhouse.labelling.sender import Sender, now
-from stillhouse.labelling.sorting import SortedOut, Sorter
-from stillhouse.plugins import TEACHERS, code_of
+from stillhouse.labelling.sender import Sender, utc_now
+from stillhouse.plugins import TEACHERS, plugin_code_key
 from stillhouse.progress import Progress, TellsMore, silent
 from stillhouse.quality.base import NamedFilter, open_filters
 from stillhouse.recipe.label import encoding_of
@@ -64,8 +70,8 @@ class LabelResult:
         manifest = self.dataset.manifest
         if not self.fresh:
             return f"nothing new: {manifest.label} has all {manifest.prompts:,} prompts"
-        come = f", from {' and '.join(manifest.parents)}" if manifest.parents else ""
-        return f"{manifest.label}{come}: {self.sent:,} requests sent, {self.reused:,} answered before"
+        source = f", from {' and '.join(manifest.parents)}" if manifest.parents else ""
+        return f"{manifest.label}{source}: {self.sent:,} requests sent, {self.reused:,} answered before"
 
     @property
     def rejected_by_teacher(self) -> int:
@@ -91,9 +97,9 @@ async def label(
         retry: which of the teacher's rejections to retry.
         runner: labels parts elsewhere (`open_runner`); without it, this process sends every request.
     """
-    async with job_in_turn(recipe, progress, retry) as job:
+    async with open_job_when_free(recipe, progress, retry) as job:
         try:
-            await job.ask_elsewhere(runner)
+            await job.run_parts(runner)
             await job.run(job.label_shard)
         finally:
             await job.close()
@@ -101,7 +107,7 @@ async def label(
 
 
 @asynccontextmanager
-async def job_in_turn(
+async def open_job_when_free(
     recipe: Recipe, progress: Progress = silent, retry: Retry | None = None
 ) -> AsyncIterator[LabelJob]:
     """Like `open_job`, but follow `dataset.when_busy` while another run is writing the dataset.
@@ -115,16 +121,16 @@ async def job_in_turn(
         except DatasetBusy as error:
             busy = error
         if busy is not None:
-            await opened.enter_async_context(held_in_turn(recipe.dataset, busy, progress))
-            job = opened.enter_context(open_job(recipe, progress, retry, held=True))
+            await opened.enter_async_context(wait_for_dataset_lock(recipe.dataset, busy, progress))
+            job = opened.enter_context(open_job(recipe, progress, retry, locked=True))
         yield job
 
 
 @contextmanager
 def open_job(
-    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, *, held: bool = False
+    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, *, locked: bool = False
 ) -> Iterator[LabelJob]:
-    """Plan a recipe's labelling and lock its dataset for writing, unless the caller holds the lock already (`held`).
+    """Plan a recipe's labelling and lock its dataset for writing, unless the caller holds the lock already (`locked`).
 
     Raises:
         UsageError: the recipe, the prompts, the filters or the retry are wrong; nothing was written.
@@ -135,16 +141,16 @@ def open_job(
     filters = open_filters(filters_of(recipe))
     folder = dataset_folder(recipe.dataset)
     with ExitStack() as opened:
-        newest = None if held else newest_version(folder)
+        newest = None if locked else newest_version(folder)
         former = former_names(teacher, recipe.label, folder)
         plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
-        if not held:
-            opened.enter_context(held_dataset(recipe.dataset))
+        if not locked:
+            opened.enter_context(lock_dataset(recipe.dataset))
             if newest_version(folder) != newest:  # another run finished meanwhile and may have read a newer source
                 former = former_names(teacher, recipe.label, folder)
                 plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
-        tell_of_other_code(recipe.teacher.kind, newest_manifest(folder))
-        journal = opened.enter_context(opened_journal(recipe.dataset, encoding_of(recipe.label.soft)))
+        warn_if_plugin_code_changed(recipe.teacher.kind, newest_manifest(folder))
+        journal = opened.enter_context(open_journal(recipe.dataset, encoding_of(recipe.label.soft)))
         yield LabelJob(recipe, plan, teacher, filters, journal, progress, retry)
 
 
@@ -168,15 +174,15 @@ class LabelJob:
         self._progress = progress
         self._base = dataset_folder(recipe.dataset)
         self._soft = encoding_of(recipe.label.soft)
-        self._sorter = Sorter(filters, soft=self._soft)
+        self._shard_filter = ShardFilter(filters, soft=self._soft)
         self._budget = Budget(recipe.label.budget_usd, teacher.price, journal)
         self._sender = Sender(teacher, recipe.label, journal, self._budget, progress)
         self._meter = Meter(self._sender.counts)
         self._answered = 0
-        self._begun: set[int] = set()  # shards whose earlier answers have been counted
+        self._counted_shards: set[int] = set()  # shards whose earlier answers have been counted
         self._written = 0  # number of shards written; they are written in order
-        self._sorted_out: SortedOut | None = None  # result of the shard being written, kept in case the write fails
-        self._turn = asyncio.Condition()
+        self._filtered: FilteredShard | None = None  # result of the shard being written, kept in case the write fails
+        self._shard_written = asyncio.Condition()
         self._parts = Parts(recipe, plan, journal, self._budget)
         self._finished = finished_version(self._base, plan, journal, retry)
         if self._finished is None:
@@ -197,7 +203,7 @@ class LabelJob:
     def metrics(self) -> Metrics:
         """Return the run's progress, speed and cost; call it from the thread that runs the job."""
         done = self._plan.requests if self._finished else max(self._answered, self._parts.answered)
-        return self._meter.look(self._plan.requests, done, self._budget.spent_usd, self._budget.limit_usd)
+        return self._meter.snapshot(self._plan.requests, done, self._budget.spent_usd, self._budget.limit_usd)
 
     def estimate(self) -> Estimate:
         """Estimate the requests still to send, as `stillhouse plan` does; the prompts are not read again."""
@@ -206,11 +212,11 @@ class LabelJob:
         manifest = newest.manifest if newest else None
         return estimate_plan(self._recipe, self._plan, to_send, manifest, self._teacher, self._budget.spent_usd)
 
-    async def ask_elsewhere(self, runner: Runner | None) -> None:
-        """Have the runner label unanswered requests; without a runner, finish parts left by an earlier run here."""
-        if self._finished is None and (runner or self._parts.left):
-            todo = [number for number in range(self.shards) if not self._is_written(number)] if runner else []
-            await self._parts.label(runner or _Here(), self._progress, todo)
+    async def run_parts(self, runner: Runner | None) -> None:
+        """Have the runner label unanswered requests; without a runner, finish parts of an earlier run in this process."""
+        if self._finished is None and (runner or self._parts.unfinished):
+            unwritten = [number for number in range(self.shards) if not self._is_written(number)] if runner else []
+            await self._parts.label(runner or _LocalRunner(), self._progress, unwritten)
 
     async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
         """Call `label_one` with every shard's number, several at a time; the first failure cancels the others.
@@ -219,19 +225,19 @@ class LabelJob:
         """
         requests = self._recipe.label.shard_size * self._recipe.label.samples
         at_once = max(self._recipe.label.concurrency, 2 * (self._recipe.label.refusals_in_a_row or 0))
-        places = asyncio.Semaphore(1 + math.ceil(2 * at_once / requests))
+        slots = asyncio.Semaphore(1 + math.ceil(2 * at_once / requests))
 
         async def one(number: int) -> None:
             try:
                 await label_one(number)
             finally:
-                places.release()
+                slots.release()
 
         try:
-            with _rare_collections():
+            with _collect_garbage_rarely():
                 async with asyncio.TaskGroup() as group:
                     for number in range(self.shards):
-                        await places.acquire()
+                        await slots.acquire()
                         group.create_task(one(number))
         except BaseExceptionGroup as failed:  # raise only the first failure, which cancelled the others
             raise failed.exceptions[0] from None
@@ -248,14 +254,14 @@ class LabelJob:
         key = self._shard_key(number)
         if self._is_written(number):
             self._count_earlier(number, self._plan.requests_in(number))
-            async with self._its_turn(number):
-                await asyncio.to_thread(self._sorter.remember, files.data)
+            async with self._write_in_order(number):
+                await asyncio.to_thread(self._shard_filter.remember, files.data)
             return
         shard = await asyncio.to_thread(self._plan.shard, number)
         known = await asyncio.to_thread(self._journal.answered, shard.ids)
         self._count_earlier(number, len(known))
-        await self._sender.ask([request for request in shard.requests if request.key not in known], self._count)
-        async with self._its_turn(number):
+        await self._sender.send([request for request in shard.requests if request.key not in known], self._count)
+        async with self._write_in_order(number):
             await asyncio.to_thread(self._write, shard, files, key)
 
     def commit(self) -> LabelResult:
@@ -268,11 +274,11 @@ class LabelJob:
             format_version=FORMAT_VERSION,
             name=self._recipe.dataset.name,
             version=int(self._folder.name[1:]),
-            created_at=now(),
+            created_at=utc_now(),
             stillhouse=stillhouse.__version__,
             licence=self._recipe.dataset.licence,
             teacher=self._teacher.identity,
-            teacher_code=code_of(TEACHERS, self._recipe.teacher.kind).get("code"),
+            teacher_code=plugin_code_key(TEACHERS, self._recipe.teacher.kind).get("code"),
             mode=self._recipe.label.mode,
             sampling=self._recipe.label.sampling,
             soft=self._recipe.label.soft,
@@ -289,7 +295,7 @@ class LabelJob:
         )
         write_card(self._folder, manifest)
         write_manifest(self._folder, manifest)
-        let_go(self._plan, self._journal)
+        delete_journaled_answers(self._plan, self._journal)
         sent = self._sender.sent + self._parts.answered
         return LabelResult(Dataset(self._folder, manifest), sent, self._plan.requests - sent)
 
@@ -300,20 +306,20 @@ class LabelJob:
     # --------------------------------------------------------------------------------------------------------- shards
 
     def _write(self, shard: Shard, files: ShardFiles, key: str) -> None:
-        if self._sorted_out is None:  # sort once, so stateful filters see no row twice if a write is retried
-            self._sorted_out = self._sorter.sort(shard, self._journal.read(shard.ids))
-        files.write(self._sorted_out.kept, self._sorted_out.rejected, key)
-        self._sorted_out = None
+        if self._filtered is None:  # filter once, so stateful filters see no row twice if a write is retried
+            self._filtered = self._shard_filter.apply(shard, self._journal.read(shard.ids))
+        files.write(self._filtered.kept, self._filtered.rejected, key)
+        self._filtered = None
 
     @asynccontextmanager
-    async def _its_turn(self, number: int) -> AsyncIterator[None]:
+    async def _write_in_order(self, number: int) -> AsyncIterator[None]:
         """Wait until every earlier shard is written: filters see the rows in one order, however the work is split."""
-        async with self._turn:
-            await self._turn.wait_for(lambda: self._written == number)
+        async with self._shard_written:
+            await self._shard_written.wait_for(lambda: self._written == number)
         yield
-        async with self._turn:
+        async with self._shard_written:
             self._written += 1
-            self._turn.notify_all()
+            self._shard_written.notify_all()
 
     def _files(self, shard: ShardName) -> ShardFiles:
         return shard_files(self._folder, shard)
@@ -326,8 +332,8 @@ class LabelJob:
         return f"{self._plan.sha256}:{name.split}:{name.index}:{self._plan.requests_in(number)}"
 
     def _count_earlier(self, number: int, requests: int) -> None:
-        if number not in self._begun:
-            self._begun.add(number)
+        if number not in self._counted_shards:
+            self._counted_shards.add(number)
             self._count(requests)
 
     def _count(self, requests: int) -> None:
@@ -335,7 +341,7 @@ class LabelJob:
         self._progress(_ACTIVITY, self._answered, self._plan.requests)
 
 
-class _Here:
+class _LocalRunner:
     """A runner that labels parts in this process."""
 
     async def label(self, recipe: str, name: str) -> None:
@@ -343,7 +349,7 @@ class _Here:
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
+def _collect_garbage_rarely() -> Iterator[None]:
     """Run Python's cyclic garbage collector less often: a request makes hundreds of objects and almost no cycles, and the
     collector took a fifth of the time (docs/benchmarks.md)."""
     before = gc.get_threshold()
@@ -356,10 +362,10 @@ def _rare_collections() -> Iterator[None]:
 
 def filters_of(recipe: Recipe) -> list[FilterSettings]:
     """Return the recipe's filters; if answers must match a JSON schema, that check comes first."""
-    wanted = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
-    if wanted is None:
+    schema = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
+    if schema is None:
         return list(recipe.quality)
     from stillhouse.quality.json_schema import make_validator
 
-    make_validator(wanted, "label.response_format.json_schema.schema")  # so an error names this setting
-    return [FilterSettings.model_validate({"kind": "json-schema", "schema": wanted}), *recipe.quality]
+    make_validator(schema, "label.response_format.json_schema.schema")  # so an error names this setting
+    return [FilterSettings.model_validate({"kind": "json-schema", "schema": schema}), *recipe.quality]

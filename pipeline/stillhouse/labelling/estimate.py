@@ -22,10 +22,10 @@ from rich.filesize import decimal
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
 from stillhouse.labelling.budget import check_budget
-from stillhouse.labelling.earlier_names import FormerNames, asked_with, former_names
+from stillhouse.labelling.former_names import FormerNames, former_names, recipe_of_old_answers
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.journal_view import JournalView
-from stillhouse.labelling.metrics import dollars
+from stillhouse.labelling.metrics import format_usd
 from stillhouse.labelling.plan import LabelPlan, Shard, make_plan
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from stillhouse.recipe.label import LabelSettings
@@ -65,24 +65,24 @@ class Estimate:
     def lines(self) -> list[list[str]]:
         """Return names and values to show: prompts, requests, tokens, cost, bytes and time."""
         sending = "nothing to send" if not self.to_send else f"{self.to_send:,} to send"
-        twice = f" ({self.duplicate_prompts:,} more are repeats)" if self.duplicate_prompts else ""
+        duplicates = f" ({self.duplicate_prompts:,} more are duplicates)" if self.duplicate_prompts else ""
         seconds = self.seconds_at_limits
-        how_long = (
-            "not known: label.limits sets none, the server decides"
+        time = (
+            "not known: label.limits is not set, so the server decides"
             if seconds is None
             else f"{timedelta(seconds=round(seconds))} (hours:minutes:seconds) at label.limits"
         )
-        budget = f" of a budget of {dollars(self.budget_usd)}" if self.budget_usd is not None else ""
+        budget = f" of a budget of {format_usd(self.budget_usd)}" if self.budget_usd is not None else ""
         tokens = f"about {self.expected_completion_tokens:,}, at most {self.worst_completion_tokens:,}"
         return [
-            ["prompts", f"{self.prompts:,}{twice}"],
+            ["prompts", f"{self.prompts:,}{duplicates}"],
             ["requests", f"{self.requests:,}: {self.answered:,} answered already, {sending}"],
             ["prompt tokens", f"about {self.expected_prompt_tokens:,}, at most {self.worst_prompt_tokens:,}"],
             ["completion tokens", tokens],
             ["cost", self._cost()],
-            ["spent before", f"{dollars(self.spent_usd)}{budget}"],
+            ["spent before", f"{format_usd(self.spent_usd)}{budget}"],
             ["dataset", f"about {decimal(self.expected_bytes)} on disk"],
-            ["time", how_long],
+            ["time", time],
             ["expecting", self.basis],
         ]
 
@@ -90,7 +90,7 @@ class Estimate:
         if self.expected_usd is None or self.worst_usd is None:
             why = f": {self.why_no_price}" if self.why_no_price else ""
             return f"not known{why} (set teacher.price)"
-        return f"about {dollars(self.expected_usd)}, at most {dollars(self.worst_usd)}"
+        return f"about {format_usd(self.expected_usd)}, at most {format_usd(self.worst_usd)}"
 
     def __str__(self) -> str:
         lines = self.lines()
@@ -119,15 +119,15 @@ def estimate_labelling(recipe: Recipe) -> Estimate:
     folder = dataset_folder(recipe.dataset)
     finished = [open_dataset(folder, number) for number in versions(folder)]
     newest = finished[-1].manifest if finished else None
-    carried = (newest.totals.spent_usd if newest and isinstance(folder, RemotePath) else None) or 0.0
+    carried_usd = (newest.totals.spent_usd if newest and isinstance(folder, RemotePath) else None) or 0.0
     former = former_names(teacher, recipe.label, folder)
     with (
         make_plan(recipe, teacher.identity, former) as plan,
         closing(JournalView(journal_folder(recipe.dataset))) as journal,
     ):
-        same = newest is not None and plan.name_of(newest, journal.noted) is not None
-        to_send = ToSend(0, 0, 0) if same else _to_send(plan, journal, folder, finished)
-        return estimate_plan(recipe, plan, to_send, newest, teacher, journal.spent() or carried)
+        is_finished = newest is not None and plan.settings_of_version(newest, journal.get_note) is not None
+        to_send = ToSend(0, 0, 0) if is_finished else _to_send(plan, journal, folder, finished)
+        return estimate_plan(recipe, plan, to_send, newest, teacher, journal.spent() or carried_usd)
 
 
 def estimate_plan(
@@ -135,9 +135,9 @@ def estimate_plan(
 ) -> Estimate:
     """Estimate a plan that has been read; `newest` is the newest version, `spent` the dollars spent so far."""
     label, price = recipe.label, teacher.price
-    most = label.sampling.max_tokens if label.mode == "generate" else 0
-    seen = _mean_completion(newest)
-    each = min(most, seen) if seen else most / 2
+    limit = label.sampling.max_tokens if label.mode == "generate" else 0
+    mean = _mean_completion(newest)
+    each = min(limit, mean) if mean else limit / 2
     count, expected_prompt, worst_prompt = to_send.requests, to_send.likely_prompt_tokens, to_send.worst_prompt_tokens
     return Estimate(
         prompts=plan.prompts,
@@ -148,15 +148,15 @@ def estimate_plan(
         expected_prompt_tokens=expected_prompt,
         worst_prompt_tokens=worst_prompt,
         expected_completion_tokens=round(count * each),
-        worst_completion_tokens=count * most,
+        worst_completion_tokens=count * limit,
         expected_usd=_dollars(price.cost if price else None, count, expected_prompt, each),
-        worst_usd=_dollars(price.worst if price else None, count, worst_prompt, most),
+        worst_usd=_dollars(price.max_cost if price else None, count, worst_prompt, limit),
         spent_usd=spent,
         budget_usd=label.budget_usd,
         expected_bytes=_bytes(label, plan, newest, each),
         seconds_at_limits=_seconds(label, count, expected_prompt + count * each),
         basis=f"answers as long as those of {newest.label}"
-        if newest and seen
+        if newest and mean
         else "answers half as long as max_tokens",
         why_no_price=why_no_price(teacher),
     )
@@ -166,8 +166,8 @@ def still_to_send(recipe: Recipe, plan: LabelPlan, journal: Journal) -> ToSend:
     """Return what a run holding the dataset still has to send; its journal already contains earlier versions' answers."""
     with closing(JournalView(journal_folder(recipe.dataset))) as view:
         if next(view.ids(), None) is None:
-            return _everything(plan)
-    return _counted(request for number in range(plan.shards) for request in _unanswered(plan.shard(number), journal))
+            return _all_requests(plan)
+    return _total(request for number in range(plan.shards) for request in _unanswered(plan.shard(number), journal))
 
 
 def _unanswered(shard: Shard, journal: Journal) -> list[Request]:
@@ -177,27 +177,27 @@ def _unanswered(shard: Shard, journal: Journal) -> list[Request]:
 
 def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: list[Dataset]) -> ToSend:
     """Return what has no answer in the journal or a finished version. Known keys are kept on disk, not in memory."""
-    names = FormerNames(plan.former, journal.noted)
+    names = FormerNames(plan.former, journal.get_note)
     with closing(sqlite3.connect("")) as known:
         known.execute("PRAGMA journal_mode=OFF")
-        known.execute("CREATE TABLE ids (terms TEXT, id TEXT, PRIMARY KEY (terms, id)) WITHOUT ROWID")
+        known.execute("CREATE TABLE ids (settings TEXT, id TEXT, PRIMARY KEY (settings, id)) WITHOUT ROWID")
 
-        def count(ids: Iterator[str], recipe: Mapping[str, Any]) -> None:
+        def store_keys(ids: Iterator[str], recipe: Mapping[str, Any]) -> None:
             """Store each key under every teacher name that may be valid for it."""
-            allowed = [plan.terms.id, *(one.terms.id for one in names.of(recipe))]
+            allowed = [plan.answer_settings.id, *(one.answer_settings.id for one in names.valid_for(recipe))]
             known.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", ((one, id_) for id_ in ids for one in allowed))
 
         def has_answer(request: Request) -> bool:
-            keys = [(one.id, one.key(request.prompt.id, request.sample, request.forced)) for one in terms]
-            return any(known.execute("SELECT 1 FROM ids WHERE terms = ? AND id = ?", key).fetchone() for key in keys)
+            keys = [(one.id, one.key(request.prompt.id, request.sample, request.forced)) for one in possible]
+            return any(known.execute("SELECT 1 FROM ids WHERE settings = ? AND id = ?", key).fetchone() for key in keys)
 
-        terms = [plan.terms, *(one.terms for one in plan.former)]
-        count(journal.ids(), asked_with(journal.noted, base))
+        possible = [plan.answer_settings, *(one.answer_settings for one in plan.former)]
+        store_keys(journal.ids(), recipe_of_old_answers(journal.get_note, base))
         for version in finished:
-            count(_paid_ids(version), version.manifest.recipe)
+            store_keys(_answered_ids(version), version.manifest.recipe)
         if not known.execute("SELECT 1 FROM ids LIMIT 1").fetchone():
-            return _everything(plan)
-        return _counted(
+            return _all_requests(plan)
+        return _total(
             request
             for number in range(plan.shards)
             for request in plan.shard(number).requests
@@ -205,11 +205,11 @@ def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: li
         )
 
 
-def _everything(plan: LabelPlan) -> ToSend:
+def _all_requests(plan: LabelPlan) -> ToSend:
     return ToSend(plan.requests, plan.likely_prompt_tokens, plan.worst_prompt_tokens)
 
 
-def _counted(requests: Iterable[Request]) -> ToSend:
+def _total(requests: Iterable[Request]) -> ToSend:
     count = likely = worst = 0
     for request in requests:
         count += 1
@@ -218,7 +218,7 @@ def _counted(requests: Iterable[Request]) -> ToSend:
     return ToSend(count, likely, worst)
 
 
-def _paid_ids(version: Dataset) -> Iterator[str]:
+def _answered_ids(version: Dataset) -> Iterator[str]:
     """Yield the id of every row of a finished version that has an answer, rejected rows included."""
     for entry in version.manifest.files:
         with version.open(entry) as parquet:
@@ -245,11 +245,13 @@ def _bytes(label: LabelSettings, plan: LabelPlan, newest: Manifest | None, each:
     rows = sum(newest.rows.values()) if newest else 0
     if newest is not None and rows:
         return round(plan.requests * sum(file.bytes for file in newest.files) / rows)
-    traced = 0.0
+    trace_bytes = 0.0
     if label.soft is not None:
-        traced = (_TRACE_BYTES + _TOP_K_BYTES * (label.soft.k or 0) + _SAMPLED_BYTES * (label.soft.draws or 0)) * each
+        trace_bytes = (
+            _TRACE_BYTES + _TOP_K_BYTES * (label.soft.k or 0) + _SAMPLED_BYTES * (label.soft.draws or 0)
+        ) * each
     text = (plan.likely_prompt_tokens + plan.requests * each) * _TEXT_BYTES
-    return round(plan.requests * (_ROW_BYTES + traced) + text)
+    return round(plan.requests * (_ROW_BYTES + trace_bytes) + text)
 
 
 def _seconds(label: LabelSettings, requests: int, tokens: float) -> float | None:

@@ -1,7 +1,7 @@
 """The journal: makes answers durable before they count, and keeps the account of money spent.
 
-One SQLite file per dataset, next to its versions, keyed by request: whatever happens to shards, prompt files or the
-process, an answer in the journal is never requested again. Answers committed together are stored in one Arrow record batch
+One SQLite file per dataset, next to its versions, keyed by request: an answer in the journal is never requested again, even
+if shards or prompt files change or the process is killed. Answers committed together are stored in one Arrow record batch
 with the columns of the shard's Parquet file, so nothing is converted twice. Rows are deleted from the journal once the
 manifest of the version that contains them is on disk.
 
@@ -43,11 +43,11 @@ CREATE TABLE IF NOT EXISTS answers (id TEXT PRIMARY KEY, batch INTEGER NOT NULL,
 CREATE TABLE IF NOT EXISTS reserved (number INTEGER PRIMARY KEY, usd REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
-_SELECT_AT_ONCE = 500  # well below SQLite's limit on variables per statement
-_BATCHES_AT_ONCE = 8  # batches loaded at once while rows are selected
-_ADOPT_TOGETHER = 100  # rows per batch: small, because reordered prompts find their answers in many batches
+_VALUES_PER_QUERY = 500  # well below SQLite's limit on variables per statement
+_BATCHES_PER_QUERY = 8  # batches loaded at once while rows are selected
+_COPY_BATCH = 100  # rows per batch: small, because reordered prompts find their answers in many batches
 
-LEASE = "lent to "  # prefix of the note on what a part may spend, before its name
+LEASE_NOTE = "lent to "  # prefix of the note on what a part may spend, before its name
 
 Kind = Literal["completion", "rejection"]
 
@@ -82,7 +82,7 @@ class Journal:
         with self._storage(), ExitStack() as opened:
             self._writer = opened.enter_context(closing(self._connect()))
             self._prepare()
-            self._settle_what_was_left()
+            self._settle_open_reservations()
             self._reader = opened.enter_context(closing(self._connect()))
             opened.pop_all()
         self._changes: queue.SimpleQueue[tuple[Change, asyncio.Future[None]] | None] = queue.SimpleQueue()
@@ -113,15 +113,15 @@ class Journal:
         Raises:
             StorageFailed: the disk is full or cannot be written; the change is not applied.
         """
-        await self.later(change)
+        await self.commit_soon(change)
 
-    def later(self, change: Change) -> asyncio.Future[None]:
+    def commit_soon(self, change: Change) -> asyncio.Future[None]:
         """Commit a change without waiting; the returned future completes when the change is durable."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changes.put((change, done))
         return done
 
-    def adopt(self, rows: pa.RecordBatch) -> int:
+    def copy_from(self, rows: pa.RecordBatch) -> int:
         """Copy answers of an earlier version that the journal does not have yet; return the number of rows given.
 
         Rows rejected by a filter are stored as completions; rows rejected by the teacher stay rejections.
@@ -131,13 +131,13 @@ class Journal:
         new = rows.filter(pa.array([id_ not in known for id_ in ids], pa.bool_()))
         by_kind: dict[Kind, pa.RecordBatch] = {"completion": new}
         if "stage" in rows.schema.names:
-            lost = pc.equal(new.column("stage"), "teacher")
-            by_kind = {"completion": new.filter(pc.invert(lost)), "rejection": new.filter(lost)}
+            by_teacher = pc.equal(new.column("stage"), "teacher")
+            by_kind = {"completion": new.filter(pc.invert(by_teacher)), "rejection": new.filter(by_teacher)}
         with self._storage(), self._writing, self._writer:
             for kind, part in by_kind.items():
                 schema = self._schemas[kind]
-                for start in range(0, part.num_rows, _ADOPT_TOGETHER):
-                    self._insert(kind, part.slice(start, _ADOPT_TOGETHER).select(schema.names).cast(schema))
+                for start in range(0, part.num_rows, _COPY_BATCH):
+                    self._insert(kind, part.slice(start, _COPY_BATCH).select(schema.names).cast(schema))
         return len(ids)
 
     def rename(self, names: Mapping[str, str]) -> int:
@@ -149,21 +149,21 @@ class Journal:
         with self._storage(), self._writing, self._writer:
             for kind, table in found.tables.items():
                 ids = [names[id_] for id_ in table.column("id").to_pylist()]
-                place = table.schema.get_field_index("id")
-                named = table.set_column(place, table.schema.field(place), pa.array(ids, pa.string()))
+                column = table.schema.get_field_index("id")
+                named = table.set_column(column, table.schema.field(column), pa.array(ids, pa.string()))
                 new = named.filter(pa.array([id_ not in known for id_ in ids], pa.bool_()))
-                for batch in new.to_batches(max_chunksize=_ADOPT_TOGETHER):
+                for batch in new.to_batches(max_chunksize=_COPY_BATCH):
                     self._insert(kind, batch)
             self._writer.executemany("DELETE FROM answers WHERE id = ?", ((id_,) for id_ in found.places))
             self._writer.execute("DELETE FROM batches WHERE number NOT IN (SELECT batch FROM answers)")
         return len(found.places)
 
-    def forget(self, ids: Iterable[str], count: int) -> None:
+    def delete(self, ids: Iterable[str], count: int) -> None:
         """Delete answers that a finished version now contains; `count` is their number, and all are in the journal."""
         with self._storage(), self._writing:
             with self._writer:
-                (here,) = self._writer.execute("SELECT count(*) FROM answers").fetchone()
-                if here == count:  # no other answers: SQLite can truncate the tables
+                (stored,) = self._writer.execute("SELECT count(*) FROM answers").fetchone()
+                if stored == count:  # no other answers: SQLite can truncate the tables
                     self._writer.execute("DELETE FROM answers")
                     self._writer.execute("DELETE FROM batches")
                 else:
@@ -176,26 +176,26 @@ class Journal:
         """Count the requests rejected by teacher errors, by (reason, whether an answer came with it)."""
         return Counter((reason, answered) for *_, reason, answered in self._teacher_rejections())
 
-    def drop_rejections(self, retry: Retry) -> None:
+    def delete_rejections(self, retry: Retry) -> None:
         """Delete the teacher rejections that `retry` selects."""
         found = self._teacher_rejections()
-        places = [place for *place, reason, answered in found if retry.wants(reason, answered=answered)]
+        places = [place for *place, reason, answered in found if retry.selects(reason, answered=answered)]
         with self._storage(), self._writing, self._writer:
             self._writer.executemany("DELETE FROM answers WHERE id = ? AND batch = ? AND row = ?", places)
 
-    def note(self, name: str, value: str) -> None:
+    def set_note(self, name: str, value: str) -> None:
         """Store a named value for the engine, such as which plan's answers were copied from earlier versions."""
         with self._storage(), self._writing, self._writer:
             self._writer.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def lend(self, part: str, usd: float) -> None:
         """Record the total that a part may spend elsewhere; it counts as spent until it is repaid."""
-        self.note(f"{LEASE}{part}", str(usd))
+        self.set_note(f"{LEASE_NOTE}{part}", str(usd))
 
     def repay(self, part: str, spent_usd: float) -> bool:
         """Replace a part's lease with the amount it spent; return False and change nothing if it has no lease."""
         with self._storage(), self._writing, self._writer:
-            lent = self._writer.execute("DELETE FROM notes WHERE name = ?", (f"{LEASE}{part}",)).rowcount > 0
+            lent = self._writer.execute("DELETE FROM notes WHERE name = ?", (f"{LEASE_NOTE}{part}",)).rowcount > 0
             if lent:
                 self._spend(spent_usd)
         return lent
@@ -221,7 +221,7 @@ class Journal:
         places: dict[str, tuple[Kind, int]] = {}
         lengths = dict.fromkeys(picked, 0)
         query = "SELECT number, kind, body FROM batches WHERE number IN ({})"
-        for number, kind, body in self._select(query, sorted(found), _BATCHES_AT_ONCE):
+        for number, kind, body in self._select(query, sorted(found), _BATCHES_PER_QUERY):
             batch = pa.ipc.read_record_batch(pa.py_buffer(body), self._schemas[kind])
             rows = found[number]
             places |= {id_: (kind, lengths[kind] + place) for place, id_ in enumerate(rows)}
@@ -232,22 +232,22 @@ class Journal:
         }
         return Answers(tables, places)
 
-    def noted(self, name: str) -> str | None:
-        """Return the value stored by `note`, or None."""
+    def get_note(self, name: str) -> str | None:
+        """Return the value stored by `set_note`, or None."""
         with self._storage(), self._lock:
             row = self._reader.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
 
     def spent(self) -> float:
         """Dollars spent on this dataset by all its runs."""
-        return float(self.noted("spent_usd") or 0.0)
+        return float(self.get_note("spent_usd") or 0.0)
 
     def lent(self) -> dict[str, float]:
         """Return the amount lent to each part that is not repaid yet."""
         query = "SELECT name, value FROM notes WHERE name LIKE ?"
         with self._storage(), self._lock:
-            rows = self._reader.execute(query, (f"{LEASE}%",)).fetchall()
-        return {name.removeprefix(LEASE): float(usd) for name, usd in rows}
+            rows = self._reader.execute(query, (f"{LEASE_NOTE}%",)).fetchall()
+        return {name.removeprefix(LEASE_NOTE): float(usd) for name, usd in rows}
 
     # ----------------------------------------------------------------------------------------------------- internals
 
@@ -265,22 +265,22 @@ class Journal:
         self._writer.executescript(_CREATE)
         kind = {None: False, "top-k": True}.get(self._soft, self._soft)  # None, top-k: as older releases wrote them
         name, columns = f"columns, soft={kind}", content_hash([str(schema) for schema in self._schemas.values()])
-        noted = self._writer.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
-        if noted is None:
+        stored = self._writer.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        if stored is None:
             with self._writer:
                 self._writer.execute("INSERT INTO notes VALUES (?, ?)", (name, columns))
-        elif noted[0] != columns:
+        elif stored[0] != columns:
             raise StorageFailed(
-                f"{self._file} was begun by a release of Stillhouse whose rows have other columns: finish the dataset with "
-                "that release, or delete the file (its answers would then be asked for again)."
+                f"{self._file} was written by a release of Stillhouse whose rows have other columns",
+                fix="finish the dataset with that release, or delete the file (its answers are then requested again)",
             )
 
-    def _settle_what_was_left(self) -> None:
+    def _settle_open_reservations(self) -> None:
         """Count the reservations of a killed run as spent: their answers may have been billed."""
         with self._writer:
-            (left,) = self._writer.execute("SELECT coalesce(sum(usd), 0) FROM reserved").fetchone()
+            (reserved,) = self._writer.execute("SELECT coalesce(sum(usd), 0) FROM reserved").fetchone()
             self._writer.execute("DELETE FROM reserved")
-            self._spend(left)
+            self._spend(reserved)
 
     def _spend(self, usd: float) -> None:
         if usd:
@@ -292,12 +292,12 @@ class Journal:
     def _commit_groups(self) -> None:
         """Run the commit thread: take all pending changes, commit them together, and notify the waiters."""
         pa.array([0])  # imports pandas, which is slow: do it before the first answers arrive
-        going = True
-        while going:
+        running = True
+        while running:
             group = [self._changes.get()]
             while not self._changes.empty():
                 group.append(self._changes.get())
-            going = None not in group
+            running = None not in group
             waiting = [one for one in group if one is not None]
             error: BaseException | None = None
             try:
@@ -307,17 +307,17 @@ class Journal:
                 error = caught
             for loop in {done.get_loop() for _, done in waiting}:
                 with suppress(RuntimeError):  # the loop is closed: there is no waiter left
-                    loop.call_soon_threadsafe(_tell, [done for _, done in waiting if done.get_loop() is loop], error)
+                    loop.call_soon_threadsafe(_notify, [done for _, done in waiting if done.get_loop() is loop], error)
 
     def _write(self, changes: Sequence[Change]) -> None:
         outcomes = [outcome for change in changes for outcome in change.outcomes]
-        kept = [completion_row(one, soft=self._soft) for one in outcomes if isinstance(one, Completion)]
-        lost = [rejection_row(one, soft=self._soft) for one in outcomes if isinstance(one, Rejection)]
+        completions = [completion_row(one, soft=self._soft) for one in outcomes if isinstance(one, Completion)]
+        rejections = [rejection_row(one, soft=self._soft) for one in outcomes if isinstance(one, Rejection)]
         with self._writer:
-            if kept:
-                self._insert("completion", record_batch(kept, self._schemas["completion"]))
-            if lost:
-                self._insert("rejection", record_batch(lost, self._schemas["rejection"]))
+            if completions:
+                self._insert("completion", record_batch(completions, self._schemas["completion"]))
+            if rejections:
+                self._insert("rejection", record_batch(rejections, self._schemas["rejection"]))
             reserved = [change.reserve for change in changes if change.reserve]
             if reserved:
                 self._writer.executemany("INSERT INTO reserved VALUES (?, ?)", reserved)
@@ -341,15 +341,15 @@ class Journal:
         for number, body in batches:
             batch = pa.ipc.read_record_batch(pa.py_buffer(body), self._schemas["rejection"])
             ids = batch.column("id").to_pylist()
-            here = {id_: row for id_, found, row in self._rows("id, batch, row", ids) if found == number}
-            for row, (id_, (of_teacher, reason, answered)) in enumerate(zip(ids, rejections_in(batch), strict=True)):
-                if of_teacher and here.get(id_) == row:
+            current = {id_: row for id_, found, row in self._rows("id, batch, row", ids) if found == number}
+            for row, (id_, (by_teacher, reason, answered)) in enumerate(zip(ids, rejections_in(batch), strict=True)):
+                if by_teacher and current.get(id_) == row:
                     yield id_, number, row, reason, answered
 
     def _rows(self, columns: str, ids: Sequence[str]) -> Iterable[tuple[Any, ...]]:
         return self._select(f"SELECT {columns} FROM answers WHERE id IN ({{}})", ids)
 
-    def _select(self, query: str, values: Sequence[Any], at_once: int = _SELECT_AT_ONCE) -> Iterable[tuple[Any, ...]]:
+    def _select(self, query: str, values: Sequence[Any], at_once: int = _VALUES_PER_QUERY) -> Iterable[tuple[Any, ...]]:
         """Run a query whose `{}` is a list of values, in chunks of `at_once` values, and yield its rows."""
         for start in range(0, len(values), at_once):
             part = values[start : start + at_once]
@@ -364,12 +364,12 @@ class Journal:
             yield
         except sqlite3.DatabaseError as error:
             raise StorageFailed(
-                f"{self._file} cannot be used: {error}. What was durable before is kept: mend the disk (free space, or the "
-                "right to write there) and run again."
+                f"{self._file} cannot be used: {error}; all answers stored before are kept",
+                fix="free disk space or give write permission, and run again",
             ) from None
 
 
-def _tell(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
+def _notify(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) -> None:
     for done in waiting:
         if done.done():  # cancelled
             continue
@@ -377,4 +377,4 @@ def _tell(waiting: Sequence[asyncio.Future[None]], error: BaseException | None) 
             done.set_result(None)
         else:
             done.set_exception(error)
-            done.exception()  # mark as retrieved: a future that nothing awaits (`later`) logs no warning
+            done.exception()  # mark as retrieved: a future that nothing awaits (`commit_soon`) logs no warning

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 _WINDOW = 60.0  # seconds over which a rate is computed
-_LOOK_EVERY = 1.0  # seconds between two stored samples, which bounds their number
+_SAMPLE_EVERY = 1.0  # seconds between two stored samples, which bounds their number
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Counts:
     rejected: int = 0  # of these, rejected by the teacher; filters run later, shard by shard
     in_flight: int = 0  # requests sent whose answers are not yet durable
     completion_tokens: int = 0  # as counted by the teacher, rejected answers included
-    began: float | None = None  # time.monotonic() when the teacher was ready and the first request was sent
+    started_at: float | None = None  # time.monotonic() when the teacher was ready and the first request was sent
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Metrics:
 
     def details(self) -> list[str]:
         """Return all but the progress as short phrases, most important first, without zero and unknown values."""
-        told = [
-            (self.seconds_left, f"{duration(self.seconds_left or 0)} left"),
+        phrases = [
+            (self.seconds_left, f"{format_duration(self.seconds_left or 0)} left"),
             (self.rejected, f"{self.rejected:,} rejected"),
             (self.tokens_per_second, f"{self.tokens_per_second or 0:,.0f} tokens/s"),
-            (self.spent_usd, dollars(self.spent_usd)),
+            (self.spent_usd, format_usd(self.spent_usd)),
             (self.in_flight, f"{self.in_flight:,} in flight"),
         ]
-        return [words for value, words in told if value]
+        return [words for value, words in phrases if value]
 
 
 class Meter:
@@ -67,9 +67,9 @@ class Meter:
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
-        self._looks: deque[tuple[float, int, int]] = deque()  # time.monotonic(), answered, tokens
+        self._samples: deque[tuple[float, int, int]] = deque()  # time.monotonic(), answered, tokens
 
-    def look(
+    def snapshot(
         self, requests: int, done: int, spent_usd: float, budget_usd: float | None, now: float | None = None
     ) -> Metrics:
         """Return the metrics at time `now` (time.monotonic()); call it from one thread."""
@@ -92,17 +92,17 @@ class Meter:
     def _rates(self, now: float) -> tuple[float | None, float | None, float | None]:
         """Return answers and tokens per second over the last minute, and tokens per second since the first request."""
         counts = self._counts
-        if counts.began is None or not counts.answered:
+        if counts.started_at is None or not counts.answered:
             return None, None, None
-        looks = self._looks
-        if not looks:
-            looks.append((counts.began, 0, 0))
-        while len(looks) > 1 and looks[1][0] <= now - _WINDOW:
-            looks.popleft()
-        then, answered, tokens = looks[0]
-        if now - looks[-1][0] >= _LOOK_EVERY:
-            looks.append((now, counts.answered, counts.completion_tokens))
-        seconds, whole = max(now - then, 1e-3), max(now - counts.began, 1e-3)
+        samples = self._samples
+        if not samples:
+            samples.append((counts.started_at, 0, 0))
+        while len(samples) > 1 and samples[1][0] <= now - _WINDOW:
+            samples.popleft()
+        then, answered, tokens = samples[0]
+        if now - samples[-1][0] >= _SAMPLE_EVERY:
+            samples.append((now, counts.answered, counts.completion_tokens))
+        seconds, whole = max(now - then, 1e-3), max(now - counts.started_at, 1e-3)
         return (
             (counts.answered - answered) / seconds,
             (counts.completion_tokens - tokens) / seconds,
@@ -110,12 +110,12 @@ class Meter:
         )
 
 
-def dollars(usd: float) -> str:
+def format_usd(usd: float) -> str:
     """Format dollars with cents, or with more digits if the sum is small."""
     return f"${usd:,.2f}" if usd >= 0.1 or not usd else f"${usd:.2g}" if usd >= 1e-4 else "less than $0.0001"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds for display: 40 s, 3 min, 2 h 5 min, 3 d 4 h."""
     if seconds < 60:
         return f"{round(seconds)} s"

@@ -1,7 +1,7 @@
 """Start and finish a dataset version.
 
     folder, parents = start_version(recipe, plan, journal)      # resumes an unfinished version, or starts the next
-    let_go(plan, journal)                                       # after its shards and its manifest are written
+    delete_journaled_answers(plan, journal)                     # after its shards and its manifest are written
 
 The engine writes the shards in between.
 """
@@ -15,20 +15,20 @@ from collections.abc import Sequence, Set
 from stillhouse.dataset.files import SHARD_NAME, ShardFiles
 from stillhouse.dataset.manifest import version_label
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
-from stillhouse.labelling.earlier_names import Former, rename_kept, settle
+from stillhouse.labelling.former_names import Former, claim_former_name, rename_journaled_answers
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.plan import LabelPlan, ShardName
 from stillhouse.labelling.retrying import Retry, teacher_rejections
-from stillhouse.labelling.reuse import take_all_but, take_over
+from stillhouse.labelling.reuse import copy_earlier_answers, copy_except_retried
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import EncodingName
 from stillhouse.storage.durable import write_atomically
 from stillhouse.storage.location import Location
 
-_HALF_WRITTEN = re.compile(rf"\.{SHARD_NAME.pattern}\.\d+\.tmp")  # temporary files left by a killed writer
-_ADOPTED = "adopted"  # the journal's note of the plan whose answers were copied from earlier versions
-_RETRYING = "retrying"  # its note of the plan and the version that retry rejections
+_TEMPORARY = re.compile(rf"\.{SHARD_NAME.pattern}\.\d+\.tmp")  # temporary files left by a killed writer
+_COPIED_NOTE = "adopted"  # the journal's note of the plan whose answers were copied from earlier versions
+_RETRY_NOTE = "retrying"  # its note of the plan and the version that retry rejections
 
 
 def same_version(base: Location, plan: LabelPlan, journal: Journal) -> Dataset | None:
@@ -36,10 +36,10 @@ def same_version(base: Location, plan: LabelPlan, journal: Journal) -> Dataset |
     if not versions(base):
         return None
     newest = open_dataset(base)
-    name = plan.name_of(newest.manifest, journal.noted)
-    if isinstance(name, Former):
-        settle(journal, name, newest.manifest.label)
-    return newest if name is not None else None
+    answer_settings = plan.settings_of_version(newest.manifest, journal.get_note)
+    if isinstance(answer_settings, Former):
+        claim_former_name(journal, answer_settings, newest.manifest.label)
+    return newest if answer_settings is not None else None
 
 
 def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: Retry | None) -> Dataset | None:
@@ -51,13 +51,13 @@ def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: R
         UsageError: the retry names a reason for which nothing was rejected.
     """
     newest = same_version(base, plan, journal)
-    wanted = False
+    has_rejections = False
     if retry is not None:
         rejected = journal.rejections() + (teacher_rejections(newest) if newest else Counter())
         retry.check(rejected)
-        wanted = any(retry.wants(reason, answered=answered) for reason, answered in rejected)
-    goes_on = (journal.noted(_RETRYING) or "").startswith(plan.sha256)
-    return None if wanted or goes_on else newest
+        has_rejections = any(retry.selects(reason, answered=answered) for reason, answered in rejected)
+    resumes_retry = (journal.get_note(_RETRY_NOTE) or "").startswith(plan.sha256)
+    return None if has_rejections or resumes_retry else newest
 
 
 def start_version(
@@ -70,22 +70,24 @@ def start_version(
     """
     base = dataset_folder(recipe.dataset)
     finished = versions(base)
-    begun = [number for number in started_versions(base) if number not in finished]
-    folder = base / version_label(begun[-1] if begun else max(finished, default=0) + 1)
-    _drop_stale(folder, plan)
-    rename_kept(journal, plan.former, plan.renamings, base)
+    started = [number for number in started_versions(base) if number not in finished]
+    folder = base / version_label(started[-1] if started else max(finished, default=0) + 1)
+    _delete_stale_shards(folder, plan)
+    rename_journaled_answers(journal, plan.former, plan.renamings, base)
     if retry is not None:
-        _begin_retry(retry, plan, journal, folder)
-    parents = _adopt(plan, journal, encoding_of(recipe.label.soft), [open_dataset(base, number) for number in finished])
+        _start_retry(retry, plan, journal, folder)
+    parents = _copy_once(
+        plan, journal, encoding_of(recipe.label.soft), [open_dataset(base, number) for number in finished]
+    )
     write_atomically(folder / "recipe.yaml", recipe.as_yaml().encode())
     return folder, parents
 
 
-def let_go(plan: LabelPlan, journal: Journal) -> None:
+def delete_journaled_answers(plan: LabelPlan, journal: Journal) -> None:
     """Delete a plan's answers from the journal, since its finished version contains them."""
-    journal.note(_RETRYING, "")
-    journal.note(_ADOPTED, "")  # if the version is deleted, the answers must be copied again
-    journal.forget(plan.ids(), plan.requests)
+    journal.set_note(_RETRY_NOTE, "")
+    journal.set_note(_COPIED_NOTE, "")  # if the version is deleted, the answers must be copied again
+    journal.delete(plan.ids(), plan.requests)
 
 
 def shard_files(folder: Location, shard: ShardName) -> ShardFiles:
@@ -93,38 +95,40 @@ def shard_files(folder: Location, shard: ShardName) -> ShardFiles:
     return ShardFiles(folder, shard.split, shard.index, shard.of)
 
 
-def _drop_stale(folder: Location, plan: LabelPlan) -> None:
+def _delete_stale_shards(folder: Location, plan: LabelPlan) -> None:
     """Delete shards of another plan from an unfinished version."""
-    _drop_shards(folder, kept={shard_files(folder, name).name for name in plan.names})
+    _delete_shards(folder, kept={shard_files(folder, name).name for name in plan.names})
 
 
-def _drop_shards(folder: Location, kept: Set[str] = frozenset()) -> None:
+def _delete_shards(folder: Location, kept: Set[str] = frozenset()) -> None:
     """Delete the shard files of an unfinished version, except those in `kept`; other files stay."""
     for part in ("data", "rejected"):
         for file in (folder / part).glob("*"):
-            ours = SHARD_NAME.fullmatch(file.name) or _HALF_WRITTEN.fullmatch(file.name)
-            if ours and file.name not in kept:
+            is_shard = SHARD_NAME.fullmatch(file.name) or _TEMPORARY.fullmatch(file.name)
+            if is_shard and file.name not in kept:
                 file.unlink()
 
 
-def _begin_retry(retry: Retry, plan: LabelPlan, journal: Journal, folder: Location) -> None:
+def _start_retry(retry: Retry, plan: LabelPlan, journal: Journal, folder: Location) -> None:
     """Delete the rejections to retry, once: a resumed retry keeps the rejections it has recorded since."""
-    begun = f"{plan.sha256} {folder.name}"
-    if journal.noted(_RETRYING) == begun:
+    started = f"{plan.sha256} {folder.name}"
+    if journal.get_note(_RETRY_NOTE) == started:
         return
-    journal.drop_rejections(retry)
-    _drop_shards(folder)  # they are written again from the journal
+    journal.delete_rejections(retry)
+    _delete_shards(folder)  # they are written again from the journal
     if (newest := same_version(folder.parent, plan, journal)) is not None:
-        taken = take_all_but(retry, plan, journal, newest)
-        journal.note(_ADOPTED, " ".join([plan.sha256, *([newest.manifest.label] if taken else [])]))
-    journal.note(_RETRYING, begun)
+        copied = copy_except_retried(retry, plan, journal, newest)
+        journal.set_note(_COPIED_NOTE, " ".join([plan.sha256, *([newest.manifest.label] if copied else [])]))
+    journal.set_note(_RETRY_NOTE, started)
 
 
-def _adopt(plan: LabelPlan, journal: Journal, soft: EncodingName | None, earlier: Sequence[Dataset]) -> list[str]:
+def _copy_once(plan: LabelPlan, journal: Journal, soft: EncodingName | None, earlier: Sequence[Dataset]) -> list[str]:
     """Copy this plan's answers from earlier versions into the journal, once per plan; return the parents' names."""
-    noted, _, parents = (journal.noted(_ADOPTED) or "").partition(" ")
-    if noted == plan.sha256:
+    plan_sha256, _, parents = (journal.get_note(_COPIED_NOTE) or "").partition(" ")
+    if plan_sha256 == plan.sha256:
         return parents.split()
-    taken = take_over(plan, journal, [version for version in earlier if encoding_of(version.manifest.soft) == soft])
-    journal.note(_ADOPTED, " ".join([plan.sha256, *taken]))
-    return taken
+    copied = copy_earlier_answers(
+        plan, journal, [version for version in earlier if encoding_of(version.manifest.soft) == soft]
+    )
+    journal.set_note(_COPIED_NOTE, " ".join([plan.sha256, *copied]))
+    return copied

@@ -34,11 +34,11 @@ from stillhouse.dataset.columns import MESSAGES
 from stillhouse.dataset.store import dataset_folder, open_dataset, versions
 from stillhouse.errors import BudgetSpent, DatasetBusy, RecipeError, WorkerLost
 from stillhouse.labelling.budget import Budget
-from stillhouse.labelling.holding import held_dataset
+from stillhouse.labelling.dataset_lock import lock_dataset
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.leases import Leases
 from stillhouse.labelling.plan import LabelPlan
-from stillhouse.labelling.reuse import take_part
+from stillhouse.labelling.reuse import copy_part
 from stillhouse.progress import Progress
 from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.dataset import DatasetSettings
@@ -55,7 +55,7 @@ _PROMPTS = "prompts.parquet"
 _RECIPE = "recipe.yaml"
 _COLUMNS = pa.schema([pa.field("messages", MESSAGES), pa.field("reference", pa.string())])
 _TRIES = 3  # dispatches of a part in all, before its lost worker fails the run
-_LOOK_EVERY = 1.0  # seconds between checks whether a worker still holds a part
+_POLL_SECONDS = 1.0  # seconds between checks whether a worker still holds a part
 
 
 class Runner(Protocol):
@@ -98,13 +98,13 @@ class Parts:
         self._budget = budget
         self._leases = Leases(recipe.label, budget, journal)
         self._folder = dataset_folder(recipe.dataset) / FOLDER
-        self._left = [part for part in self._read_left() if plan.has(part.prompts)]
+        self._unfinished = [part for part in self._read_unfinished() if plan.has(part.prompts)]
         self.answered = 0  # requests answered by other processes
 
     @property
-    def left(self) -> int:
+    def unfinished(self) -> int:
         """Number of parts that an earlier run dispatched and did not collect."""
-        return len(self._left)
+        return len(self._unfinished)
 
     async def label(self, runner: Runner, progress: Progress, shards: Sequence[int]) -> None:
         """Dispatch an earlier run's parts and the unanswered prompts of some shards; the first failure cancels the others.
@@ -118,63 +118,66 @@ class Parts:
             BudgetSpent, TeacherUnavailable, StorageFailed: a part stopped with this error.
             WorkerLost: the worker of one part was lost several times in a row.
         """
-        places = asyncio.Semaphore(self._recipe.label.runner.workers)
+        slots = asyncio.Semaphore(self._recipe.label.runner.workers)
 
-        async def one(part: Part, begun: bool) -> None:
+        async def one(part: Part, started: bool) -> None:
             try:
-                await self._label(part, runner, begun)
+                await self._label(part, runner, started)
             finally:
-                places.release()
-            self._take(part)
-            progress("Labelling elsewhere", self.answered, max(self.answered, self._plan.requests))
+                slots.release()
+            self._collect(part)
+            progress("Labelling in workers", self.answered, max(self.answered, self._plan.requests))
 
         try:
             async with asyncio.TaskGroup() as group:
-                for part in self._left:
-                    await places.acquire()
+                for part in self._unfinished:
+                    await slots.acquire()
                     group.create_task(one(part, True))
-                for part in self._new(shards):
-                    await places.acquire()
+                for part in self._new_parts(shards):
+                    await slots.acquire()
                     group.create_task(one(part, False))
         except BaseExceptionGroup as failed:  # raise only the first failure, which cancelled the others
             raise failed.exceptions[0] from None
         if isinstance(self._folder, Path):
-            with suppress(OSError):  # it has parts of other terms, or does not exist
+            with suppress(OSError):  # it has parts of other settings, or does not exist
                 self._folder.rmdir()
 
     # ----------------------------------------------------------------------------------------------------- which parts
 
-    def _read_left(self) -> Iterator[Part]:
+    def _read_unfinished(self) -> Iterator[Part]:
         """Yield earlier parts of this teacher and these settings; others stay: their answers may be needed again."""
-        begun = {terms.id[:8] for terms in (self._plan.terms, *(one.terms for one in self._plan.former))}
+        known = {
+            settings.id[:8]
+            for settings in (self._plan.answer_settings, *(one.answer_settings for one in self._plan.former))
+        }
         for folder in subfolders(self._folder):
-            if folder.name[:8] in begun and (folder / _PROMPTS).is_file():
+            if folder.name[:8] in known and (folder / _PROMPTS).is_file():
                 yield self._part(folder.name, list(read_prompts(_settings(folder))))
 
-    def _new(self, shards: Sequence[int]) -> Iterator[Part]:
+    def _new_parts(self, shards: Sequence[int]) -> Iterator[Part]:
         """Yield new parts of prompts with no answer, in no earlier part. Partly answered prompts are finished here."""
         runner = self._recipe.label.runner
         size = min(runner.shards, math.ceil(len(shards) / runner.workers)) * self._recipe.label.shard_size
-        taken = frozenset[str]().union(*(part.prompts for part in self._left))
+        taken = frozenset[str]().union(*(part.prompts for part in self._unfinished))
         waiting: list[Prompt] = []
         for number in shards:
             shard = self._plan.shard(number)
-            known = self._journal.answered(shard.ids)
-            begun = taken | {request.prompt.id for request in shard.requests if request.key in known}
-            waiting += [one.prompt for one in shard.requests if one.sample == 0 and one.prompt.id not in begun]
+            answered = self._journal.answered(shard.ids)
+            skipped = taken | {request.prompt.id for request in shard.requests if request.key in answered}
+            waiting += [one.prompt for one in shard.requests if one.sample == 0 and one.prompt.id not in skipped]
             while len(waiting) >= size:
-                yield self._written(waiting[:size])
+                yield self._write_part(waiting[:size])
                 del waiting[:size]
         if waiting:
-            yield self._written(waiting)
+            yield self._write_part(waiting)
 
-    def _written(self, prompts: Sequence[Prompt]) -> Part:
+    def _write_part(self, prompts: Sequence[Prompt]) -> Part:
         rows = [
             {"messages": [{"role": m.role, "content": m.content} for m in one.messages], "reference": one.reference}
             for one in prompts
         ]
         keys = [request.key for prompt in prompts for request in self._plan.requests_of(prompt)]
-        part = self._part(f"{self._plan.terms.id[:8]}-{content_hash(keys)[:12]}", prompts)
+        part = self._part(f"{self._plan.answer_settings.id[:8]}-{content_hash(keys)[:12]}", prompts)
         file = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, _COLUMNS), file, compression="zstd")
         write_atomically(part.folder / _PROMPTS, file.getvalue())
@@ -187,29 +190,29 @@ class Parts:
 
     # --------------------------------------------------------------------------------------------------------- one part
 
-    async def _label(self, part: Part, runner: Runner, begun: bool) -> None:
+    async def _label(self, part: Part, runner: Runner, started: bool) -> None:
         """Dispatch a part until it is done."""
         lost, more = 0, False
         while not versions(part.folder):
             await self._leases.lend(part.name, part.worst_usd, more=more)
             try:
-                if begun:
-                    await _nobody_at_work(part)
-                begun = True
+                if started:
+                    await _wait_until_unlocked(part)
+                started = True
                 recipe = self._recipe_of(part)
                 write_atomically(part.folder / _RECIPE, recipe.as_yaml().encode())
                 await runner.label(part.recipe, f"{self._recipe.dataset.name} {part.name}")
                 self._check_shared(part)
             except BudgetSpent:
                 more = True
-                _LOG.info("part %s has spent its lease: it gets another", part.name)
+                _LOG.info("part %s has spent its lease and gets another one", part.name)
             except WorkerLost as error:
                 lost, more = lost + 1, False
                 if lost == _TRIES:
                     raise
-                _LOG.warning("%s: part %s is handed out again", error, part.name)
+                _LOG.warning("%s; part %s is dispatched again", error, part.name)
             finally:
-                self._leases.returned()
+                self._leases.release()
 
     def _recipe_of(self, part: Part) -> Recipe:
         """Return a part's recipe, an ordinary one without filters: filters run here, over all rows in order."""
@@ -221,27 +224,29 @@ class Parts:
                 "finetune": None,
             }
         )
-        written = {"root": str(self._folder), "name": part.name, "version": None, "when_busy": "wait"}
+        dataset_settings = {"root": str(self._folder), "name": part.name, "version": None, "when_busy": "wait"}
         return Recipe(
             name=recipe.name,
             seed=recipe.seed,
             prompts=_settings(part.folder),
             teacher=teacher,
-            label=self._leases.of(part.name),
-            dataset=recipe.dataset.model_copy(update=written),
+            label=self._leases.settings_for(part.name),
+            dataset=recipe.dataset.model_copy(update=dataset_settings),
         )
 
     def _check_shared(self, part: Part) -> None:
         if not versions(part.folder):
             raise RecipeError(
-                f"dataset.root is {self._recipe.dataset.root!r}, and what a worker has labelled into {part.folder} is not "
-                "seen here: give a folder that all workers share under one path, or a URL such as s3://bucket/labels"
+                f"a worker labelled {part.folder}, but this process does not see its answers there",
+                setting="dataset.root",
+                value=self._recipe.dataset.root,
+                fix="set it to a folder that all workers share under one path, or to a URL such as s3://bucket/labels",
             )
 
-    def _take(self, part: Part) -> None:
+    def _collect(self, part: Part) -> None:
         """Copy a part's answers into the journal, then delete its folder. Idempotent if killed in between."""
         dataset = open_dataset(part.folder)
-        self.answered += take_part(self._plan, self._journal, dataset)
+        self.answered += copy_part(self._plan, self._journal, dataset)
         self._leases.repay(part.name, dataset.manifest.totals.spent_usd or 0.0)
         remove_tree(part.folder)
 
@@ -251,10 +256,10 @@ def _settings(folder: Location) -> PromptSettings:
     return PromptSettings(source=str(folder / _PROMPTS), holdout=0.0, last_turn="continue")
 
 
-async def _nobody_at_work(part: Part) -> None:
+async def _wait_until_unlocked(part: Part) -> None:
     """Wait until no worker of an earlier run, or one presumed lost, still labels this part."""
     settings = DatasetSettings(root=str(part.folder.parent), name=part.name)
     while True:
-        with suppress(DatasetBusy), held_dataset(settings):
+        with suppress(DatasetBusy), lock_dataset(settings):
             return
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_POLL_SECONDS)

@@ -26,24 +26,24 @@ import orjson
 
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.errors import PromptError
-from stillhouse.labelling.earlier_names import Former, FormerNames, Noted, Renaming
+from stillhouse.labelling.former_names import Former, FormerNames, GetNote, Renaming
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
-from stillhouse.plugins import FILTERS, code_of
+from stillhouse.plugins import FILTERS, plugin_code_key
 from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt, Split, TeacherIdentity, content_hash
-from stillhouse.teachers.base import Request, Terms
+from stillhouse.teachers.base import AnswerSettings, Request
 
 _LOG = logging.getLogger(__name__)
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 _CACHE_KIB = 1 << 16  # page cache of the temporary database
-_ASK_AT_ONCE = 500
-_ROWS_SHOWN = 5  # row numbers listed in a warning
-_CANNOT_CONTINUE = (
-    "and teacher.kind {!r} is not known to go on from one. An API that can is told so by teacher.options.continue_body "
-    "(of vLLM and SGLang {{continue_final_message: true, add_generation_prompt: false}}, {{}} where it needs no field); or "
-    "set prompts.last_turn to 'reference', or take a teacher of kind transformers or vllm"
+_IDS_PER_QUERY = 500
+_MAX_LISTED_ROWS = 5  # row numbers listed in a warning
+_CONTINUE_FIX = (
+    "set teacher.options.continue_body to the fields that make the API continue such a turn (vLLM and SGLang: "
+    "{continue_final_message: true, add_generation_prompt: false}; {} if it needs none), or set prompts.last_turn to "
+    "'reference', or use a teacher of kind transformers or vllm"
 )
 
 
@@ -80,8 +80,8 @@ class LabelPlan:
     reference.
     """
 
-    def __init__(self, recipe: Recipe, terms: Terms, former: Sequence[Former] = ()) -> None:
-        self.terms = terms
+    def __init__(self, recipe: Recipe, answer_settings: AnswerSettings, former: Sequence[Former] = ()) -> None:
+        self.answer_settings = answer_settings
         self.former = tuple(former)  # other names under which answers may be stored
         self.prompts = 0  # in score mode, (prompt, reference) pairs
         self.duplicate_prompts = 0
@@ -90,7 +90,7 @@ class LabelPlan:
         self.worst_prompt_tokens = 0  # sum over all requests
         self.likely_prompt_tokens = 0
         self._label = recipe.label
-        self._filters = [one.model_dump() | code_of(FILTERS, one.kind) for one in recipe.quality]
+        self._filters = [one.model_dump() | plugin_code_key(FILTERS, one.kind) for one in recipe.quality]
         self._counts = dict.fromkeys(SPLITS, 0)
         self._digests = {split: hashlib.sha256() for split in SPLITS}
         self._lock = threading.Lock()  # guards the store: several threads read shards
@@ -121,15 +121,20 @@ class LabelPlan:
             PromptError: the prompt has no reference and the mode needs one, or it ends with an assistant's turn and this
                 teacher cannot continue that.
         """
-        which = f"the prompt {prompt.text[:60]!r}" + ("" if row is None else f" of row {row}")
+        described = f"the prompt {prompt.text[:60]!r}" + ("" if row is None else f" of row {row}")
         if self._label.mode == "score" and prompt.reference is None:
             raise PromptError(
-                f"label.mode is 'score', and {which} has no reference to score: "
-                "add one to its row, name its column in prompts.reference, or set label.mode to 'generate'"
+                f"{described} has no reference to score",
+                setting="label.mode",
+                value="score",
+                fix="add a reference to its row, name its column in prompts.reference, or set label.mode to 'generate'",
             )
-        if prompt.continues and self.terms.teacher.continuing is None:
+        if prompt.continues and self.answer_settings.teacher.continuing is None:
             raise PromptError(
-                f"{which} ends with an assistant's turn, {_CANNOT_CONTINUE.format(self.terms.teacher.kind)}"
+                f"{described} ends with an assistant's turn, which this teacher is not known to continue",
+                setting="teacher.kind",
+                value=self.answer_settings.teacher.kind,
+                fix=_CONTINUE_FIX,
             )
         id_ = bytes.fromhex(prompt.id)
         if not self._is_new(prompt, id_, row):
@@ -138,7 +143,7 @@ class LabelPlan:
         try:
             body = orjson.dumps([[[turn.role, turn.content] for turn in prompt.messages], prompt.reference])
         except TypeError as error:
-            raise PromptError(f"{which} cannot be stored: {error}. Mend its row.") from None
+            raise PromptError(f"{described} cannot be stored: {error}", fix="correct its row") from None
         self._store.execute(f"INSERT INTO {split} VALUES (?, ?)", (self._counts[split], body))
         self._digests[split].update(
             id_ + (b"" if prompt.reference is None else b"=" + _bytes(prompt.reference)) + b"\0"
@@ -161,7 +166,7 @@ class LabelPlan:
             (first,) = self._store.execute("SELECT reference FROM ids WHERE id = ?", (id_,)).fetchone()
             if first != reference:
                 self.other_references += 1
-                if row is not None and len(self.first_other_references) < _ROWS_SHOWN:
+                if row is not None and len(self.first_other_references) < _MAX_LISTED_ROWS:
                     self.first_other_references.append(row)
         return is_first
 
@@ -180,18 +185,20 @@ class LabelPlan:
 
         Shard size, concurrency and limits are not part of it.
         """
-        return self.sha256_under(self.terms)
+        return self.sha256_with(self.answer_settings)
 
-    def sha256_under(self, terms: Terms) -> str:
-        """Return the plan's hash if its requests had these terms, as in a version made under a former name."""
-        return content_hash([terms.id, self._label.mode, self._label.samples, self.prompts_sha256, self._filters])
+    def sha256_with(self, answer_settings: AnswerSettings) -> str:
+        """Return the plan's hash if its requests had these settings, as in a version made under a former name."""
+        return content_hash(
+            [answer_settings.id, self._label.mode, self._label.samples, self.prompts_sha256, self._filters]
+        )
 
-    def name_of(self, manifest: Manifest, noted: Noted) -> Terms | Former | None:
-        """Return the terms under which this plan made the version; None if another plan made it."""
+    def settings_of_version(self, manifest: Manifest, get_note: GetNote) -> AnswerSettings | Former | None:
+        """Return the answer settings with which this plan made the version; None if another plan made it."""
         if manifest.plan_sha256 == self.sha256:
-            return self.terms
-        former = FormerNames(self.former, noted).of(manifest.recipe)
-        return next((one for one in former if manifest.plan_sha256 == self.sha256_under(one.terms)), None)
+            return self.answer_settings
+        former = FormerNames(self.former, get_note).valid_for(manifest.recipe)
+        return next((one for one in former if manifest.plan_sha256 == self.sha256_with(one.answer_settings)), None)
 
     # ---------------------------------------------------------------------------------------------------------- shards
 
@@ -235,7 +242,11 @@ class LabelPlan:
         return any(self._store.execute(query, (bytes.fromhex(id_),)).fetchone() for id_ in prompts)
 
     def claim(
-        self, rows: Sequence[tuple[str, str, int, str | None]], *, under: Terms | None = None, rejections: bool = False
+        self,
+        rows: Sequence[tuple[str, str, int, str | None]],
+        *,
+        stored_with: AnswerSettings | None = None,
+        rejections: bool = False,
     ) -> list[str | None]:
         """Match rows, each (key, prompt id, sample, text), to the requests that they answer; each request matches once.
 
@@ -243,39 +254,42 @@ class LabelPlan:
 
         Args:
             rows: rows of a dataset.
-            under: the terms with which their keys were made; None for the plan's terms.
+            stored_with: the answer settings with which their keys were made; None for the plan's.
             rejections: whether rows without a text count.
 
         Returns:
             For each row, the key of its request in this plan; None if it answers none, or one that was matched before.
         """
-        terms = under or self.terms
+        answer_settings = stored_with or self.answer_settings
         known: dict[bytes, int] = {}  # prompt id -> whether it continues an assistant turn
         prompts = list({bytes.fromhex(prompt) for _, prompt, _, _ in rows})
-        for start in range(0, len(prompts), _ASK_AT_ONCE):
-            part = prompts[start : start + _ASK_AT_ONCE]
+        for start in range(0, len(prompts), _IDS_PER_QUERY):
+            part = prompts[start : start + _IDS_PER_QUERY]
             marks = ",".join("?" * len(part))
             known |= dict(self._store.execute(f"SELECT id, continues FROM ids WHERE id IN ({marks})", part))
         claimed: list[str | None] = []
         for key, prompt, sample, text in rows:
             forced = text if self._label.mode == "score" else None
             continues = known.get(bytes.fromhex(prompt))
-            wanted = (
+            matches = (
                 (rejections or text is not None)
                 and sample < self._label.samples
                 and continues is not None
-                and key == terms.key(prompt, sample, forced, continues=bool(continues))
+                and key == answer_settings.key(prompt, sample, forced, continues=bool(continues))
             )
-            own = self.terms.key(prompt, sample, forced, continues=bool(continues)) if wanted else ""
+            current_key = self.answer_settings.key(prompt, sample, forced, continues=bool(continues)) if matches else ""
             new = (
-                wanted
-                and self._store.execute("INSERT OR IGNORE INTO claimed VALUES (?)", (bytes.fromhex(own),)).rowcount > 0
+                matches
+                and self._store.execute(
+                    "INSERT OR IGNORE INTO claimed VALUES (?)", (bytes.fromhex(current_key),)
+                ).rowcount
+                > 0
             )
-            claimed.append(own if new else None)
+            claimed.append(current_key if new else None)
         return claimed
 
     def renamings(self) -> Iterator[Renaming]:
-        """Yield, for each shard, a function from terms to {key under those terms: current key}."""
+        """Yield, for each shard, a function from answer settings to {key with those settings: current key}."""
         for number in range(self.shards):
             requests = self.shard(number).requests
             yield partial(_renamed, requests)
@@ -284,7 +298,7 @@ class LabelPlan:
         """Yield a prompt's requests, one per sample."""
         forced = prompt.reference if self._label.mode == "score" else None
         for sample in range(self._label.samples):
-            yield Request(prompt, sample, self.terms, forced)
+            yield Request(prompt, sample, self.answer_settings, forced)
 
 
 def make_plan(recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former] = ()) -> LabelPlan:
@@ -294,7 +308,7 @@ def make_plan(recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former]
         PromptError: a prompt cannot be read, has no reference where the mode needs one, or ends with an assistant's turn
             that this teacher cannot continue.
     """
-    plan = LabelPlan(recipe, Terms.of(teacher, recipe.label), former)
+    plan = LabelPlan(recipe, AnswerSettings.from_label(teacher, recipe.label), former)
     try:
         for row, prompt in enumerate(read_prompts(recipe.prompts), start=1):
             plan.add(prompt, split_of(prompt, recipe.prompts.holdout), row)
@@ -303,11 +317,11 @@ def make_plan(recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former]
         raise
     if plan.other_references:
         _LOG.warning(
-            "%s repeats prompts with another reference than their first one: row %s%s (%s in all). A prompt is asked once "
-            "and keeps its first reference; where label.mode is score, each reference is a row of its own.",
+            "%s repeats prompts with a different reference: row %s%s (%s in all). A prompt is sent once and keeps its "
+            "first reference; with label.mode: score, each reference is a row of its own.",
             recipe.prompts.source,
             ", ".join(map(str, plan.first_other_references)),
-            ", ..." if plan.other_references > _ROWS_SHOWN else "",
+            ", ..." if plan.other_references > _MAX_LISTED_ROWS else "",
             f"{plan.other_references:,}",
         )
     return plan
@@ -317,10 +331,11 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _renamed(requests: Sequence[Request], terms: Terms) -> dict[str, str]:
-    """Return {key under the given terms: current key}."""
+def _renamed(requests: Sequence[Request], answer_settings: AnswerSettings) -> dict[str, str]:
+    """Return {key with the given answer settings: current key}."""
     return {
-        terms.key(one.prompt.id, one.sample, one.forced, continues=one.prompt.continues): one.key for one in requests
+        answer_settings.key(one.prompt.id, one.sample, one.forced, continues=one.prompt.continues): one.key
+        for one in requests
     }
 
 

@@ -2,11 +2,11 @@
 
     retry = Retry(frozenset({"timeout"}))       # no reason: all of them
     retry.check(teacher_rejections(dataset))
-    retry.wants("timeout", answered=False)
+    retry.selects("timeout", answered=False)
 
 Only rejections of the stage `teacher` are retried, in a new version of the same plan. Rejections that came with an answer
 (an empty text, a refusal in words) were paid for, and are retried only if their reason is named. What a filter rejected has
-an answer too: it is judged again when the filters change.
+an answer too: the filters run again when they change.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Retry:
     reasons: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, reasons: Iterable[str] | None) -> Retry | None:
+    def from_reasons(cls, reasons: Iterable[str] | None) -> Retry | None:
         """Return a retry of these reasons, of all if there are none; None for None."""
         return None if reasons is None else cls(frozenset(reasons))
 
-    def wants(self, reason: str, *, answered: bool) -> bool:
+    def selects(self, reason: str, *, answered: bool) -> bool:
         """Whether to retry a rejection with this reason; `answered`: it came with an answer."""
         return reason in self.reasons if self.reasons else not answered
 
@@ -53,10 +53,12 @@ class Retry:
         for (reason, _), count in found.items():
             counts[reason] += count
         for reason in sorted(self.reasons - counts.keys()):
-            listed = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items())) or "nothing"
+            listed = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items())) or "none"
             raise UsageError(
-                f"--retry-rejected names {reason!r}, and the teacher's errors rejected {listed}: name one of these, or "
-                "none for all. What a filter rejected is judged again when `quality` is changed."
+                f"no request was rejected by the teacher for this reason; reasons in this dataset: {listed}",
+                setting="--retry-rejected",
+                value=reason,
+                fix="name one of these, or none to retry all; to filter the stored answers again, change `quality`",
             )
 
 
@@ -66,12 +68,12 @@ def teacher_rejections(dataset: Dataset) -> Counter[tuple[str, bool]]:
     for entry in dataset.files("rejected"):
         with dataset.open(entry) as parquet:
             rows = parquet.read(columns=list(COLUMNS))
-        found.update((reason, answered) for lost, reason, answered in rejections_in(rows) if lost)
+        found.update((reason, answered) for by_teacher, reason, answered in rejections_in(rows) if by_teacher)
     return found
 
 
 def rejections_in(rows: pa.RecordBatch | pa.Table) -> Iterator[tuple[bool, str, bool]]:
     """Yield for each row: whether the teacher rejected it, the reason, and whether an answer came with it."""
     stage, reason, completion = (rows[name] for name in COLUMNS)
-    of_teacher, answered = pc.equal(stage, STAGE), pc.is_valid(completion)
-    yield from zip(of_teacher.to_pylist(), reason.to_pylist(), answered.to_pylist(), strict=True)
+    by_teacher, answered = pc.equal(stage, STAGE), pc.is_valid(completion)
+    yield from zip(by_teacher.to_pylist(), reason.to_pylist(), answered.to_pylist(), strict=True)

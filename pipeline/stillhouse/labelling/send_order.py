@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from stillhouse.teachers.base import Request
 
 
-def in_order(requests: Sequence[Request], *, batched: bool) -> list[Request]:
+def order_requests(requests: Sequence[Request], *, batched: bool) -> list[Request]:
     """Return the requests in the order to send them.
 
     Args:
@@ -21,16 +21,18 @@ def in_order(requests: Sequence[Request], *, batched: bool) -> list[Request]:
     by_length = sorted(requests, key=lambda request: len(_text(request)), reverse=True)
     if batched:
         return by_length
-    groups = [sorted(group, key=lambda request: len(_text(request)), reverse=True) for group in _alike(by_length)]
+    groups = [
+        sorted(group, key=lambda request: len(_text(request)), reverse=True) for group in _prefix_groups(by_length)
+    ]
     groups.sort(key=lambda group: len(_text(group[0])), reverse=True)
     return [request for group in groups for request in group]
 
 
-def _alike(requests: Sequence[Request]) -> Iterator[list[Request]]:
+def _prefix_groups(requests: Sequence[Request]) -> Iterator[list[Request]]:
     """Yield groups of requests in which neighbours share a prefix of at least half the shorter text."""
     group: list[Request] = []
     for request in sorted(requests, key=_text):
-        if group and not _share_half(_text(group[-1]), _text(request)):
+        if group and not _share_prefix(_text(group[-1]), _text(request)):
             yield group
             group = []
         group.append(request)
@@ -38,7 +40,7 @@ def _alike(requests: Sequence[Request]) -> Iterator[list[Request]]:
         yield group
 
 
-def _share_half(one: str, other: str) -> bool:
+def _share_prefix(one: str, other: str) -> bool:
     half = (min(len(one), len(other)) + 1) // 2
     return one[:half] == other[:half]
 

@@ -13,7 +13,7 @@ _BYTES_A_TOKEN = 4  # bytes of text per token, as a rule of thumb
 def most_prompt_tokens(request: Request) -> int:
     """Return an upper bound: a token of any byte-level or SentencePiece tokenizer covers at least one byte."""
     messages = sum(len(message.content.encode()) + _MESSAGE_TOKENS for message in request.prompt.messages)
-    wanted = request.terms.response_format
+    wanted = request.answer_settings.response_format
     return messages + _TEMPLATE_TOKENS + len((request.forced or "").encode()) + (len(repr(wanted)) if wanted else 0)
 
 

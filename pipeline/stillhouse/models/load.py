@@ -233,7 +233,7 @@ def encode_completion(lm: LanguageModel, text: str, *, ended: bool = True) -> li
     Args:
         lm: the model whose tokens they are.
         text: the answer.
-        ended: whether the text is complete (`records.ends_its_turn`).
+        ended: whether the text is complete (`records.is_complete`).
     """
     if not lm.is_encoder_decoder:
         return completion_ids(lm.tokenizer, text, lm.end_ids[:1] if ended else [])

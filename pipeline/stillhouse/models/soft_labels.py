@@ -65,7 +65,7 @@ def sampled(logits: Tensor, draws: int, seed: int) -> SampledLabels:
         sample_tokens(part, torch.stack([_uniform(draws, generator) for _ in part]))
         for part in logits.split(_POSITIONS_AT_ONCE)
     ]
-    return SampledLabels.of(torch.cat(parts).cpu().numpy())
+    return SampledLabels.from_draws(torch.cat(parts).cpu().numpy())
 
 
 def _uniform(draws: int, generator: torch.Generator) -> Tensor:
@@ -121,7 +121,7 @@ class _SampledCollector:
         self._steps.append(sample_tokens(logits, uniform))
 
     def labels(self, row: int, length: int) -> SampledLabels:
-        return SampledLabels.of(torch.stack([step[row] for step in self._steps[:length]]).cpu().numpy())
+        return SampledLabels.from_draws(torch.stack([step[row] for step in self._steps[:length]]).cpu().numpy())
 
 
 class SoftLabelRecorder:

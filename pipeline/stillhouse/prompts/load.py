@@ -18,7 +18,7 @@ from stillhouse.prompts.templates import PromptTemplate
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.records import Message, Prompt, Role, Split
 from stillhouse.settings import nearest
-from stillhouse.text import shown_value
+from stillhouse.text import short_repr
 
 _PLAIN_COLUMNS = ("messages", "prompt")  # columns of rows that need no template
 
@@ -82,14 +82,14 @@ def _message(turn: Any, where: str) -> Message:
     roles = get_args(Role)
     if not isinstance(turn, Mapping):
         raise PromptError(
-            f"{where} is {shown_value(turn)}",
+            f"{where} is {short_repr(turn)}",
             fix=f"write each turn as {{role, content}}, with one of the roles {', '.join(roles)}",
         )
     role: Any = turn.get("role")
     if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
         raise PromptError(f"{where} is a tool call or its result, which prompts cannot contain", fix="remove the row")
     if role not in roles:
-        raise PromptError(f"{where} has the role {shown_value(role)}", fix=f"use one of {', '.join(roles)}")
+        raise PromptError(f"{where} has the role {short_repr(role)}", fix=f"use one of {', '.join(roles)}")
     content = turn.get("content")
     if isinstance(content, list):
         content = _joined_parts(content, where)
@@ -101,7 +101,7 @@ def _joined_parts(parts: list[Any], where: str) -> str:
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise PromptError(
-                f"{where} has a part that is not text, {shown_value(part)}",
+                f"{where} has a part that is not text, {short_repr(part)}",
                 fix="use only text parts, or remove the row",
             )
     return "".join(part["text"] for part in parts)

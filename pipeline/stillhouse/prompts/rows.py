@@ -22,7 +22,7 @@ from stillhouse.recipe.load import find_input
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.settings import nearest
 from stillhouse.storage.location import Location, open_for_library
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -189,7 +189,7 @@ def _hub_error(settings: PromptSettings, error: Exception) -> PromptError:
     config = f", config {settings.config!r}" if settings.config is not None else ""
     return PromptError(
         f"it is not a local file, and cannot be read from the hub (split {settings.split!r}{config}): "
-        f"{type(error).__name__}: {shortened(message, _MESSAGE)}",
+        f"{type(error).__name__}: {short_quote(message, _MESSAGE)}",
         setting="prompts.source",
         value=settings.source,
         fix=fix,

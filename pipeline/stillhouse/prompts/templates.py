@@ -20,7 +20,7 @@ from stillhouse.prompts.template_text import TextEnvironment
 from stillhouse.recipe.load import find_input
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.settings import nearest
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 _MESSAGE = 200  # maximum length of an exception's message, characters
 
@@ -136,4 +136,4 @@ def _describe(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it calls itself too often, or its expressions are nested too deeply"
     message = str(error) or type(error).__name__
-    return message if len(message) <= _MESSAGE else shortened(message, _MESSAGE)
+    return message if len(message) <= _MESSAGE else short_quote(message, _MESSAGE)

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from stillhouse.quality.base import Filter
 from stillhouse.records import Completion
 from stillhouse.settings import Settings, parse_options
-from stillhouse.text import shortened, token_f1, words
+from stillhouse.text import short_quote, token_f1, words
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d{1,1000}(?!\d))(?:\.\d{1,1000}(?!\d))?|\.\d{1,1000}(?!\d)"
 _AMOUNT = rf"(-?)(?:\\?[$€£¥₹]\s?)?(-?)({_DIGITS})(?:\s?/\s?({_DIGITS}))?"
@@ -61,7 +61,7 @@ def open_filter(options: dict[str, Any]) -> Filter:
             return "the prompt has no reference to compare with" if given.without_reference == "reject" else None
         if agrees[given.how](text, reference):
             return None
-        return f"{shortened(text[-200:])} disagrees with the reference {shortened(reference[-200:])} ({given.how})"
+        return f"{short_quote(text[-200:])} disagrees with the reference {short_quote(reference[-200:])} ({given.how})"
 
     return check
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from stillhouse.quality.base import Filter
 from stillhouse.records import Completion
 from stillhouse.settings import Settings, parse_options
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 _SENTENCES = re.compile(r"(?<=[.!?:\n])\s+")
 _OPENING = re.compile(  # "I'm sorry, but", "Unfortunately,", quotes and Markdown marks: skipped before a refusal
@@ -78,6 +78,6 @@ def open_filter(options: dict[str, Any]) -> Filter:
         beginning = completion.text.strip()[: given.within].translate(_STRAIGHT)
         declines = (_REFUSAL.match(_OPENING.sub("", one, count=1)) for one in _SENTENCES.split(beginning))
         found = next(filter(None, (*declines, *(one.search(beginning) for one in patterns))), None)
-        return f"it declines: {shortened(found.group().strip())}" if found else None
+        return f"it declines: {short_quote(found.group().strip())}" if found else None
 
     return check

@@ -16,7 +16,7 @@ from pydantic import Field
 from stillhouse.quality.base import Filter
 from stillhouse.records import Completion
 from stillhouse.settings import Settings, parse_options
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 
 class RegexOptions(Settings):
@@ -33,12 +33,12 @@ def open_filter(options: dict[str, Any]) -> Filter:
     """Build the filter, see the module's docstring."""
     given = parse_options("quality.regex", options, RegexOptions)
     find = given.pattern.search if given.mode == "search" else given.pattern.fullmatch
-    pattern = shortened(given.pattern.pattern)
+    pattern = short_quote(given.pattern.pattern)
 
     def check(completion: Completion) -> str | None:
         found = find(completion.text)
         if (found is not None) != given.reject:
             return None
-        return f"{shortened(found.group())} matches {pattern}" if found else f"the text does not match {pattern}"
+        return f"{short_quote(found.group())} matches {pattern}" if found else f"the text does not match {pattern}"
 
     return check

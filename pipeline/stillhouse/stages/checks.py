@@ -18,7 +18,7 @@ from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.evaluation.metrics.base import open_metrics
 from stillhouse.labelling.budget import check_budget
 from stillhouse.labelling.engine import filters_of
-from stillhouse.plugins import refuse_unknown_kind
+from stillhouse.plugins import check_kind_exists
 from stillhouse.prompts.checks import check_prompts
 from stillhouse.quality.base import open_filters
 from stillhouse.recipe.faults import run_checks
@@ -29,7 +29,7 @@ from stillhouse.stages.finetune import before_finetuning, check_finetuned, check
 from stillhouse.stages.launch import check_launch
 from stillhouse.stages.sweep_checks import check_sweep
 from stillhouse.student.data.template_checks import check_student_template, check_teacher_template
-from stillhouse.teachers.base import find_kind, open_teacher
+from stillhouse.teachers.base import find_teacher_kind, open_teacher
 from stillhouse.teachers.live import check_live_teacher, teacher_options
 
 _LOG = logging.getLogger(__name__)
@@ -163,9 +163,9 @@ def check_student(recipe: Recipe) -> None:
 
 
 def _check_kinds(recipe: Recipe) -> None:
-    """Check that all kinds exist, and the options of filters and metrics."""
+    """Refuse a kind that is not there, and wrong options of filters and metrics."""
     run_checks(
-        partial(find_kind, recipe.teacher.kind),
+        partial(find_teacher_kind, recipe.teacher.kind),
         lambda: open_filters(filters_of(recipe)),
         partial(open_metrics, recipe.evaluate.metrics),
         *([partial(_check_students, recipe, _check_loss_kind)] if recipe.student is not None else []),
@@ -174,7 +174,7 @@ def _check_kinds(recipe: Recipe) -> None:
 
 def _check_loss_kind(recipe: Recipe) -> None:
     kind = student_of(recipe).loss.kind
-    refuse_unknown_kind("student.loss.kind", kind, stillhouse.student.losses, "stillhouse.losses")
+    check_kind_exists("student.loss.kind", kind, stillhouse.student.losses, "stillhouse.losses")
 
 
 def _check_teacher(recipe: Recipe) -> None:
@@ -222,7 +222,7 @@ def _check_start(recipe: Recipe) -> None:
     from stillhouse.student.training.lora import check_adapters
     from stillhouse.student.training.packing import refuse_packed_encoder_decoder
 
-    find_kind(recipe.teacher.kind)  # the following checks need a known kind
+    find_teacher_kind(recipe.teacher.kind)  # nothing that follows can be said of a teacher of no kind
     student = student_of(recipe)
     recipe = before_finetuning(recipe)
     if student.needs_live_teacher:
@@ -244,7 +244,7 @@ def _check_learner_start(recipe: Recipe) -> None:
     from stillhouse.student.start.start_config import check_start
     from stillhouse.student.training.packing import refuse_packed_encoder_decoder
 
-    find_kind(recipe.teacher.kind)
+    find_teacher_kind(recipe.teacher.kind)
     student = student_of(recipe)
     try:
         check_start(recipe, student)

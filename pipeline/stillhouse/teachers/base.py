@@ -8,7 +8,7 @@ Opening is cheap: it identifies the teacher and checks its options, and loads no
 requests left to send never loads a model.
 
 A teacher makes one attempt per call and reports the result: an `Answer`, a `Refusal` of one prompt, or, by raising,
-`TryAgain` or `TeacherUnavailable`. Retries, pacing, limits and the budget are handled by the engine.
+`AttemptFailed` or `TeacherUnavailable`. Retries, pacing, limits and the budget are handled by the engine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stillhouse.teachers.prices import Price
 
 
 @dataclass(frozen=True)
-class Terms:
+class AnswerSettings:
     """The settings that shape every answer of a run."""
 
     teacher: TeacherIdentity
@@ -40,14 +40,14 @@ class Terms:
     response_format: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, teacher: TeacherIdentity, label: LabelSettings) -> Terms:
-        """Return the terms of a recipe's labelling."""
-        drawn = label.sampling if label.mode == "generate" else None
-        return cls(teacher, drawn, label.soft, label.top_logprobs, label.response_format)
+    def from_label(cls, teacher: TeacherIdentity, label: LabelSettings) -> AnswerSettings:
+        """Return the answer settings of a recipe's labelling."""
+        sampling = label.sampling if label.mode == "generate" else None
+        return cls(teacher, sampling, label.soft, label.top_logprobs, label.response_format)
 
     @cached_property
     def id(self) -> str:
-        """A hash of all terms, part of every request's key."""
+        """A hash of all these settings, part of every request's key."""
         shaping = {
             "teacher": self.teacher.shaping(),
             "sampling": self.sampling.model_dump() if self.sampling else None,
@@ -66,9 +66,9 @@ class Terms:
             forced: in score mode, the text that the teacher scores.
             continues: `Prompt.continues`; it changes the key if the teacher is then called differently.
         """
-        way = f"+{self.teacher.continuing}" if continues and self.teacher.continuing else ""
-        told = f"{self.id}:{prompt_id}{way}:{sample}:{'' if forced is None else 'forced:' + forced}"
-        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        continuing = f"+{self.teacher.continuing}" if continues and self.teacher.continuing else ""
+        identified = f"{self.id}:{prompt_id}{continuing}:{sample}:{'' if forced is None else 'forced:' + forced}"
+        return hashlib.sha256(identified.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class Request:
 
     prompt: Prompt
     sample: int
-    terms: Terms
+    answer_settings: AnswerSettings
     forced: str | None = None  # in score mode: the text to score (teacher forcing)
 
     @cached_property
     def key(self) -> str:
-        return self.terms.key(self.prompt.id, self.sample, self.forced, continues=self.prompt.continues)
+        return self.answer_settings.key(self.prompt.id, self.sample, self.forced, continues=self.prompt.continues)
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ Outcome = Answer | Refusal
 
 def template_refusal(error: TemplateRefused) -> Refusal:
     """Return the refusal of a prompt that the chat template cannot render; the prompt is not sent."""
-    return Refusal("template", f"the model's chat template refuses the prompt: {error}")
+    return Refusal("template", f"the model's chat template cannot render the prompt: {error}")
 
 
-class TryAgain(Exception):
+class AttemptFailed(Exception):
     """An attempt failed, and another may succeed. The engine retries; users never see this error."""
 
     def __init__(
@@ -127,7 +127,7 @@ class TryAgain(Exception):
         reason: str,
         detail: str,
         *,
-        of_server: bool = False,
+        server_at_fault: bool = False,
         overloaded: bool = False,
         wait: float = 0.0,
         cost_usd: float | None = 0.0,
@@ -136,15 +136,15 @@ class TryAgain(Exception):
         Args:
             reason: one or two words, used as a counting key if all retries fail: "timeout".
             detail: a message for people.
-            of_server: whether the failure says nothing about this prompt (a refused connection, 429); it is then retried
-                for `label.patience` seconds rather than for a few attempts.
+            server_at_fault: whether the failure says nothing about this prompt (a refused connection, 429); it is then
+                retried for `label.patience` seconds rather than for a few attempts.
             overloaded: whether fewer concurrent requests may help.
             wait: seconds to wait, as requested by the server.
             cost_usd: the cost of this attempt; None if it may have been billed and the cost is not known.
         """
         super().__init__(detail)
         self.reason, self.detail = reason, detail
-        self.of_server, self.overloaded = of_server, overloaded
+        self.server_at_fault, self.overloaded = server_at_fault, overloaded
         self.wait, self.cost_usd = wait, cost_usd
 
 
@@ -170,7 +170,7 @@ class Teacher(Protocol):
         """Make one attempt and return one outcome per request, in the order of the requests.
 
         Raises:
-            TryAgain: this attempt failed, and another may succeed.
+            AttemptFailed: this attempt failed, and another may succeed.
             TeacherUnavailable: the teacher can answer no request at all.
         """
 
@@ -207,10 +207,10 @@ class Prepares(Protocol):
 class Finding:
     """The result of one check of a teacher."""
 
-    where: str  # a server's base URL
-    what: str
-    well: bool
-    said: str  # the figures and, if the check failed, the fix
+    server: str  # a server's base URL
+    check: str
+    passed: bool
+    detail: str  # the figures and, if the check failed, the fix
 
 
 @runtime_checkable
@@ -235,7 +235,7 @@ class Serves(Protocol):
 
 
 @dataclass(frozen=True)
-class AskedWith:
+class OmittedSetting:
     """A recipe setting that shaped answers but was not part of the name under which they are stored."""
 
     path: str  # dotted: "teacher.options.serve.dtype"
@@ -247,19 +247,19 @@ class AskedWith:
 class FormerIdentity:
     """Another name under which this teacher's answers may be stored: from an earlier release, or from other settings.
 
-    Such answers are valid if the recipe that produced them has the same `asked_with` values.
+    Such answers are valid if the recipe that produced them has the same `omitted_settings` values.
     """
 
     identity: TeacherIdentity
-    asked_with: tuple[AskedWith, ...] = ()
+    omitted_settings: tuple[OmittedSetting, ...] = ()
 
 
 @runtime_checkable
 class Renamed(Protocol):
     """A teacher whose answers may be stored under another name than its current identity."""
 
-    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
-        """Return those names; `kept` reads the teacher identities from the manifests of the dataset's versions."""
+    def former(self, stored: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+        """Return those names; `stored` reads the teacher identities from the manifests of the dataset's versions."""
 
 
 OpenTeacher = Callable[[TeacherSettings, LabelSettings, int], Teacher]
@@ -272,14 +272,14 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
         RecipeError: the kind does not exist, or its options are wrong.
         TeacherUnavailable: the model's files are missing.
     """
-    return find_kind(settings.kind)(settings, label, seed)
+    return find_teacher_kind(settings.kind)(settings, label, seed)
 
 
-def find_kind(kind: str) -> OpenTeacher:
+def find_teacher_kind(kind: str) -> OpenTeacher:
     """Return the function that opens a kind of teacher.
 
     Raises:
         RecipeError: the kind does not exist.
     """
-    build: OpenTeacher = load_kind("teacher.kind", kind, stillhouse.teachers, "open_teacher", group=TEACHERS)
-    return build
+    open_kind: OpenTeacher = load_kind("teacher.kind", kind, stillhouse.teachers, "open_teacher", group=TEACHERS)
+    return open_kind

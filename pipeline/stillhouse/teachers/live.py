@@ -47,9 +47,10 @@ def check_live_teacher(recipe: Recipe) -> None:
     """
     if not can_load_in_process(recipe.teacher):
         raise RecipeError(
-            f"student.labels is 'live' and teacher.kind is {recipe.teacher.kind!r}: a live teacher is a model whose "
-            "weights are here. Set teacher.kind to transformers and teacher.model to its folder or hub id, or "
-            "student.labels to 'stored'"
+            f"a live teacher runs in this process, and teacher.kind {recipe.teacher.kind!r} does not",
+            setting="student.labels",
+            value="live",
+            fix="set teacher.kind to transformers and teacher.model to its folder or hub id, or student.labels to 'stored'",
         )
     trusted = teacher_options(recipe).trust_remote_code
     refuse_untrusted_code(teacher_files(recipe), "teacher.model", "teacher.options.trust_remote_code", trusted=trusted)

@@ -25,27 +25,27 @@ from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
 from stillhouse.settings import Settings, parse_options
-from stillhouse.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
+from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
 from stillhouse.teachers.prices import Price, find_price, why_no_price
-from stillhouse.teachers.serving.environment import SENT_ALONG, read_header, read_key
+from stillhouse.teachers.serving.environment import HEADER_VARIABLES, read_header, read_key
 from stillhouse.teachers.serving.error_bodies import read_error
 from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
 
 _DEFAULT_URL = "https://api.openai.com/v1"
-_URL_VARIABLE = "the environment variable OPENAI_BASE_URL"
-_LOCAL = {"localhost", "127.0.0.1", "::1"}
-_ELSEWHERE = {  # fields not allowed in extra_body, since prices, budgets or answers would be wrong, and where to set them
-    "model": "teacher.model",
-    "messages": "prompts",
-    "prompt": "prompts",
-    "max_tokens": "label.sampling.max_tokens and options.max_tokens_field",
-    "max_completion_tokens": "label.sampling.max_tokens and options.max_tokens_field",
-    "n": "label.samples",
-    "best_of": "label.samples",
-    "stream": "nothing: answers come whole",
+_URL_VARIABLE = "OPENAI_BASE_URL"
+_LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
+_FORBIDDEN_FIELDS = {  # not allowed in extra_body, since prices, budgets or answers would be wrong; with the fix
+    "model": "use teacher.model",
+    "messages": "use prompts",
+    "prompt": "use prompts",
+    "max_tokens": "use label.sampling.max_tokens and options.max_tokens_field",
+    "max_completion_tokens": "use label.sampling.max_tokens and options.max_tokens_field",
+    "n": "use label.samples",
+    "best_of": "use label.samples",
+    "stream": "remove it: answers are not streamed",
 }
-_DEARER = {"service_tier", "tools", "functions", "web_search_options"}  # cost more than any price or bound says
-_MOST = 2**31 - 1  # the largest token count that a row can store
+_UNPRICED_FIELDS = {"service_tier", "tools", "functions", "web_search_options"}  # cost more than a price includes
+_MAX_TOKENS = 2**31 - 1  # the largest token count that a row can store
 
 
 class OpenAiOptions(Settings):
@@ -70,36 +70,51 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     """Check the options and read the API key; nothing is sent yet."""
     options = parse_options("teacher.options", settings.options, OpenAiOptions)
     if not settings.model:
-        raise RecipeError("teacher.model is empty: name the model as the API does, for instance gpt-4o-mini")
+        raise RecipeError(
+            "the model has no name",
+            setting="teacher.model",
+            value="",
+            fix="set it to the API's name, such as gpt-4o-mini",
+        )
     if label.soft is not None and label.soft.encoding == "sampled":
         raise RecipeError(
-            "label.soft.encoding is 'sampled', and no API gives the full distribution to draw from: take teacher.kind "
-            "'transformers', or set label.soft to null and student.mode to 'black-box'"
+            "no API returns the full distribution to sample from",
+            setting="label.soft.encoding",
+            value="sampled",
+            fix="use teacher.kind 'transformers', or set label.soft to null and student.mode to 'black-box'",
         )
     if label.soft is not None:
         raise RecipeError(
-            "label.soft is set, and teacher.kind 'openai' gives no token ids: set label.soft to null and student.mode to "
-            "'black-box', or take a teacher of kind 'vllm' or 'transformers'"
+            "soft labels need token ids, which teacher.kind 'openai' does not return",
+            setting="label.soft",
+            fix="set it to null and student.mode to 'black-box', or use teacher.kind 'vllm' or 'transformers'",
         )
     if label.mode == "score":
-        raise RecipeError("label.mode is 'score', and teacher.kind 'openai' can only generate: take 'transformers'")
-    for place, fields in (("extra_body", options.extra_body), ("continue_body", options.continue_body or {})):
-        _refuse_fields(f"teacher.options.{place}", fields, label)
+        raise RecipeError(
+            "teacher.kind 'openai' can only generate",
+            setting="label.mode",
+            value="score",
+            fix="set it to 'generate', or use teacher.kind 'transformers' or 'vllm'",
+        )
+    for option, fields in (("extra_body", options.extra_body), ("continue_body", options.continue_body or {})):
+        _check_fields(f"teacher.options.{option}", fields, label)
     _check_encodable(settings, options, label)
-    for name in SENT_ALONG:
+    for name in HEADER_VARIABLES:
         read_header(name)
     base_url = _base_url(options)
     return OpenAiTeacher(settings, options, label, Endpoint(base_url, _key(options, base_url), options.timeouts))
 
 
-def _refuse_fields(setting: str, fields: Iterable[str], label: LabelSettings) -> None:
-    for name in set(fields) & _ELSEWHERE.keys():
-        raise RecipeError(f"{setting}.{name} cannot be set there: use {_ELSEWHERE[name]}")
+def _check_fields(setting: str, fields: Iterable[str], label: LabelSettings) -> None:
+    for name in set(fields) & _FORBIDDEN_FIELDS.keys():
+        raise RecipeError("it cannot be set here", setting=f"{setting}.{name}", fix=_FORBIDDEN_FIELDS[name])
     if label.budget_usd is not None:
-        for name in set(fields) & _DEARER:
+        for name in set(fields) & _UNPRICED_FIELDS:
             raise RecipeError(
-                f"{setting}.{name} changes what a request costs in ways that no price tells, and label.budget_usd is "
-                f"{label.budget_usd:g}: leave out one of the two"
+                "it changes the cost of a request in a way that the price does not include, so label.budget_usd "
+                f"({label.budget_usd:g}) cannot be enforced",
+                setting=f"{setting}.{name}",
+                fix="remove one of the two",
             )
 
 
@@ -109,17 +124,19 @@ def _check_encodable(settings: TeacherSettings, options: OpenAiOptions, label: L
     Raises:
         RecipeError: a setting contains a number of more than 64 bits or a lone surrogate.
     """
-    everywhere = {
+    sent_with_every_request = {
         "teacher.model": settings.model,
         "teacher.options.extra_body": options.extra_body,
         "teacher.options.continue_body": options.continue_body,
         "label.response_format": label.response_format,
     }
-    for name, value in everywhere.items():
+    for name, value in sent_with_every_request.items():
         try:
             orjson.dumps(value)
         except orjson.JSONEncodeError as error:
-            raise RecipeError(f"{name} holds what no request can carry ({error}): write it in another way") from None
+            raise RecipeError(
+                f"it contains a value that cannot be sent ({error})", setting=name, fix="write it in another way"
+            ) from None
 
 
 class OpenAiTeacher:
@@ -191,13 +208,15 @@ class OpenAiTeacher:
         else:
             body["prompt"] = "\n".join(message.content for message in request.prompt.messages)
         if label.top_logprobs is not None:
-            wanted = {"logprobs": True, "top_logprobs": label.top_logprobs}
-            body |= wanted if options.api == "chat" else {"logprobs": label.top_logprobs}
+            requested = {"logprobs": True, "top_logprobs": label.top_logprobs}
+            body |= requested if options.api == "chat" else {"logprobs": label.top_logprobs}
         if label.response_format is not None:
             body["response_format"] = label.response_format
-        more = options.continue_body if request.prompt.continues and options.api == "chat" else None
+        continue_body = options.continue_body if request.prompt.continues and options.api == "chat" else None
         return {
-            name: value for name, value in {**body, **options.extra_body, **(more or {})}.items() if value is not None
+            name: value
+            for name, value in {**body, **options.extra_body, **(continue_body or {})}.items()
+            if value is not None
         }
 
     def read(self, reply: Reply) -> Outcome:
@@ -207,15 +226,15 @@ class OpenAiTeacher:
         prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         cost = self._cost(prompt_tokens, completion_tokens, usage)
         if error := read_error(data):
-            return self._api.judge(200, error, cost_usd=cost)
+            return self._api.classify(200, error, cost_usd=cost)
         try:
             choice = data["choices"][0]
             message = _mapping(choice["message"]) if self._options.api == "chat" else {"content": choice["text"]}
             finish = str(choice.get("finish_reason") or "other").lower()
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise TryAgain("malformed", "status 200 without a choice to read", cost_usd=cost) from None
+            raise AttemptFailed("malformed", "status 200 without a readable choice", cost_usd=cost) from None
         if finish == "error":  # a partial text or none, without a reason
-            raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=cost)
+            raise AttemptFailed("server-error", "status 200 with finish_reason 'error'", cost_usd=cost)
         self._fingerprint = _text(data.get("system_fingerprint")) or self._fingerprint
         answer = Answer(
             text=_text(message.get("content")),
@@ -248,7 +267,7 @@ def _mapping(given: Any) -> Mapping[str, Any]:
 def _count(given: Mapping[str, Any], name: str) -> int | None:
     """Return a token count, or None if the field is not a valid one."""
     count = given.get(name)
-    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= _MOST:
+    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= _MAX_TOKENS:
         return None
     return int(count)
 
@@ -298,9 +317,10 @@ def _base_url(options: OpenAiOptions) -> str:
 def _key(options: OpenAiOptions, base_url: str) -> SecretStr:
     if key := read_key(options.api_key_env):
         return key
-    if urlsplit(base_url).hostname in _LOCAL:
+    if urlsplit(base_url).hostname in _LOCAL_HOSTS:
         return SecretStr(NO_KEY)
     raise RecipeError(
-        f"teacher.kind is 'openai' at {base_url}, and the environment variable {options.api_key_env} is not set: "
-        f"export {options.api_key_env}=..., or name another variable in teacher.options.api_key_env"
+        f"the environment variable is not set, and requests go to {base_url}",
+        setting=options.api_key_env,
+        fix=f"export {options.api_key_env}=..., or name another variable in teacher.options.api_key_env",
     )

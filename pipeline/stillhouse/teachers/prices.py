@@ -20,7 +20,7 @@ from stillhouse.recipe.teacher import TeacherSettings
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
 
-_NOT_TOLD = ("output_reasoning_mtok", "output_citation_mtok")  # charges for tokens that usage does not separate
+_NOT_REPORTED = ("output_reasoning_mtok", "output_citation_mtok")  # charges for tokens that usage does not separate
 
 
 class Price(Protocol):
@@ -38,12 +38,12 @@ class Price(Protocol):
             written_tokens: prompt tokens written to the server's cache.
         """
 
-    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def max_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the highest cost of one answer within the next day, for any cache state and any hour."""
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlatPrice:
     """One price per prompt token and one per completion token, in dollars."""
 
     prompt: float
@@ -54,15 +54,15 @@ class Flat:
     ) -> float:
         return prompt_tokens * self.prompt + completion_tokens * self.completion
 
-    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def max_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return self.cost(prompt_tokens, completion_tokens)
 
 
-FREE = Flat(0.0, 0.0)  # the price of a model in this process
+FREE = FlatPrice(0.0, 0.0)  # the price of a model in this process
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedPrice:
     """A price from the library's snapshot, with its tiers, times of day, and rates for cached and cache-written tokens."""
 
     model: ModelInfo
@@ -71,11 +71,11 @@ class Listed:
         self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
     ) -> float:
         prices = self.model.get_prices(datetime.now(UTC))
-        return _dollars(prices, prompt_tokens, completion_tokens, cached_tokens, written_tokens)
+        return _cost_usd(prices, prompt_tokens, completion_tokens, cached_tokens, written_tokens)
 
-    def worst(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def max_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         return max(
-            _dollars(prices, prompt_tokens, completion_tokens, 0, written)
+            _cost_usd(prices, prompt_tokens, completion_tokens, 0, written)
             for prices in self._coming_day
             for written in ([0] if prices.cache_write_mtok is None else [0, prompt_tokens])
         )
@@ -94,7 +94,7 @@ class Listed:
 def find_price(settings: TeacherSettings, base_url: str) -> Price | None:
     """Return the price of a recipe's teacher: from the recipe, else from the library, else None."""
     if settings.price is not None:
-        return Flat(settings.price.input_usd_per_million / 1e6, settings.price.output_usd_per_million / 1e6)
+        return FlatPrice(settings.price.input_usd_per_million / 1e6, settings.price.output_usd_per_million / 1e6)
     from genai_prices import Usage, calc_price
 
     try:
@@ -102,9 +102,9 @@ def find_price(settings: TeacherSettings, base_url: str) -> Price | None:
     except LookupError:
         return None
     prices = found.model_price
-    if prices.input_mtok is None or prices.output_mtok is None or any(getattr(prices, name) for name in _NOT_TOLD):
+    if prices.input_mtok is None or prices.output_mtok is None or any(getattr(prices, name) for name in _NOT_REPORTED):
         return None  # the model is listed, but not priced by text tokens alone
-    return Listed(found.model)
+    return ListedPrice(found.model)
 
 
 def why_no_price(settings: TeacherSettings, base_url: str) -> str:
@@ -116,15 +116,17 @@ def why_no_price(settings: TeacherSettings, base_url: str) -> str:
     try:
         prices.find_provider(None, None, base_url)
     except LookupError:
-        return f"{_known_elsewhere(settings.model)}requests go to {host}, whose prices no list has"
+        return f"{_other_provider_clause(settings.model)}requests go to {host}, which is in no price list"
     try:
         provider, _ = prices.find_provider_model(settings.model, None, None, base_url)
     except LookupError:
-        return f"the price list of genai-prices has no such model at {host}"
-    return f"{provider.name} charges for {settings.model!r} by something else than tokens of text, or its list has no price"
+        return f"the price list of genai-prices does not have this model at {host}"
+    return (
+        f"{provider.name} does not charge for {settings.model!r} by text tokens alone, or the price list has no price"
+    )
 
 
-def _known_elsewhere(model: str) -> str:
+def _other_provider_clause(model: str) -> str:
     """Return a clause that the list has the model at another provider; empty if it has not."""
     from genai_prices import Usage, calc_price
 
@@ -132,10 +134,10 @@ def _known_elsewhere(model: str) -> str:
         found = calc_price(Usage(input_tokens=1, output_tokens=1), model)
     except LookupError:
         return ""
-    return f"the list has it at {found.provider.name}, but "
+    return f"the price list has it at {found.provider.name}, but "
 
 
-def _dollars(prices: ModelPrice, prompt: int, completion: int, cached: int, written: int) -> float:
+def _cost_usd(prices: ModelPrice, prompt: int, completion: int, cached: int, written: int) -> float:
     from genai_prices import Usage
 
     cached = min(cached, prompt)  # some servers report more

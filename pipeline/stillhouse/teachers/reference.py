@@ -19,7 +19,7 @@ from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, Outcome, Refusal, Request
 from stillhouse.teachers.prices import FREE
 
-_AT_ONCE = 1000  # requests per call, and so per commit of the journal
+_BATCH_SIZE = 1000  # requests per call, and so per commit of the journal
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> ReferenceTeacher:
@@ -31,13 +31,17 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     parse_options("teacher.options", settings.options, Settings)  # this kind has no options
     if label.mode != "score":
         raise RecipeError(
-            f"teacher.kind is 'reference' and label.mode is {label.mode!r}: references are there and not drawn, set "
-            "label.mode to 'score'"
+            "with teacher.kind 'reference' nothing is generated",
+            setting="label.mode",
+            value=label.mode,
+            fix="set it to 'score'",
         )
     if label.soft is not None or label.top_logprobs:
         raise RecipeError(
-            "teacher.kind is 'reference', and label.soft or label.top_logprobs is set: references have no distribution, "
-            "set both to null"
+            "references have no distribution, and label.soft or label.top_logprobs is set",
+            setting="teacher.kind",
+            value="reference",
+            fix="set both to null",
         )
     return ReferenceTeacher(settings.model or "references")
 
@@ -45,7 +49,7 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
 class ReferenceTeacher:
     """Answers each prompt with its reference; the protocol is `Teacher` in base.py."""
 
-    batch_size = _AT_ONCE
+    batch_size = _BATCH_SIZE
     parallel = 1
     price = FREE
 
@@ -61,5 +65,5 @@ class ReferenceTeacher:
 
 def _answer(request: Request) -> Outcome:
     if request.forced is None:
-        return Refusal("no-reference", "the prompt came with no reference")
+        return Refusal("no-reference", "the prompt has no reference")
     return Answer(request.forced, "stop", prompt_tokens=None, completion_tokens=None, cost_usd=0.0)

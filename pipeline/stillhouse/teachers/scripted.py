@@ -69,28 +69,30 @@ class ScriptedTeacher:
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         if self.asked is not None:
             self.asked += requests
-        return [self._one(request) for request in requests]
+        return [self._answer(request) for request in requests]
 
     async def close(self) -> None:
         """Do nothing: there are no resources to free."""
 
-    def _one(self, request: Request) -> Outcome:
-        said = request.prompt.text
-        if said in self._options.refuse:
+    def _answer(self, request: Request) -> Outcome:
+        message = request.prompt.text
+        if message in self._options.refuse:
             return Refusal("refused", "the script refuses this prompt")
-        text = request.forced if request.forced is not None else self._options.answers.get(said, f"echo: {said}")
+        text = request.forced if request.forced is not None else self._options.answers.get(message, f"echo: {message}")
         if request.sample and request.forced is None:
             text = f"{text} ({request.sample})"
         tokens = scripted_tokens(text, self._options.vocabulary)
-        limit = request.terms.sampling.max_tokens if request.terms.sampling else len(tokens)
-        prompt_tokens = scripted_tokens(said, self._options.vocabulary)
+        limit = request.answer_settings.sampling.max_tokens if request.answer_settings.sampling else len(tokens)
+        prompt_tokens = scripted_tokens(message, self._options.vocabulary)
         return Answer(
             text=text,
             finish_reason="stop" if len(tokens) <= limit else "length",
             prompt_tokens=len(prompt_tokens),
             completion_tokens=min(len(tokens), limit),
             cost_usd=0.0,
-            trace=self._trace(prompt_tokens, tokens[:limit], request.terms.soft) if request.terms.soft else None,
+            trace=self._trace(prompt_tokens, tokens[:limit], request.answer_settings.soft)
+            if request.answer_settings.soft
+            else None,
         )
 
     def _trace(self, prompt: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32], soft: SoftSettings) -> TokenTrace:
@@ -112,7 +114,9 @@ def _top_k(full: npt.NDArray[np.float64], k: int) -> SoftLabels:
 def _sampled(full: npt.NDArray[np.float64], draws: int) -> SampledLabels:
     """Return deterministic labels: the tokens at evenly spaced quantiles of the distribution, (t + 1/2) / draws."""
     places = (np.arange(draws) + 0.5) / draws
-    return SampledLabels.of(np.stack([np.searchsorted(row, places * row[-1], side="right") for row in full.cumsum(1)]))
+    return SampledLabels.from_draws(
+        np.stack([np.searchsorted(row, places * row[-1], side="right") for row in full.cumsum(1)])
+    )
 
 
 def scripted_tokens(text: str, vocabulary: int) -> npt.NDArray[np.int32]:

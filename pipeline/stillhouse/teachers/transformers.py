@@ -30,12 +30,12 @@ from stillhouse.records import SampledLabels, SoftLabels, TeacherIdentity, Token
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import (
     Answer,
-    AskedWith,
+    AnswerSettings,
     FormerIdentity,
+    OmittedSetting,
     Outcome,
     Refusal,
     Request,
-    Terms,
     template_refusal,
 )
 from stillhouse.teachers.prices import FREE
@@ -77,7 +77,7 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
 class _Tokens:
     """A request that fits the context window, as token ids."""
 
-    place: int  # index among the requests of the call
+    index: int  # among the requests of the call
     request: Request
     prompt: list[int]
     forced: list[int]  # the text to score, in score mode
@@ -101,8 +101,8 @@ class TransformersTeacher:
 
     @cached_property
     def identity(self) -> TeacherIdentity:
-        drawn = self._label.mode == "generate" and self._label.sampling.temperature > 0
-        draws = self._label.soft is not None and self._label.soft.draws is not None
+        samples_text = self._label.mode == "generate" and self._label.sampling.temperature > 0
+        samples_labels = self._label.soft is not None and self._label.soft.draws is not None
         return TeacherIdentity(
             kind="transformers",
             model=self._files.name,
@@ -113,14 +113,14 @@ class TransformersTeacher:
             chat_template_sha256=self._files.chat_template_sha256,
             vocabulary_size=self._files.vocabulary_size,
             continuing=self._files.continuing,
-            seed=self._seed if drawn or draws else None,
+            seed=self._seed if samples_text or samples_labels else None,
             encoder_decoder=self._files.is_encoder_decoder,
         )
 
-    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+    def former(self, stored: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
         """Return the name that earlier releases used: from samples of the weight files, and without the seed."""
         seeded = self.identity.seed is not None
-        return [FormerIdentity(self._sampled_identity, (AskedWith("seed", self._seed, 0),) if seeded else ())]
+        return [FormerIdentity(self._sampled_identity, (OmittedSetting("seed", self._seed, 0),) if seeded else ())]
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return await asyncio.to_thread(self._answer, requests)
@@ -141,36 +141,34 @@ class TransformersTeacher:
             trust_remote_code=options.trust_remote_code,
         )
         if lm.tokenizer.chat_template is None and not lm.is_encoder_decoder:
-            log.warning(
-                "the tokenizer of %s has no chat template: prompts are given to it as plain text", self._files.name
-            )
+            log.warning("the tokenizer of %s has no chat template: prompts are sent as plain text", self._files.name)
         return lm
 
     def _answer(self, requests: Sequence[Request]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
         fitting: list[_Tokens] = []
-        for place, request in enumerate(requests):
+        for index, request in enumerate(requests):
             try:
-                tokens = self._encode(place, request)
+                tokens = self._encode(index, request)
             except TemplateRefused as error:
-                outcomes[place] = template_refusal(error)
+                outcomes[index] = template_refusal(error)
                 continue
             refusal = self._too_long(tokens)
             if refusal is not None:
-                outcomes[place] = refusal
+                outcomes[index] = refusal
             else:
                 fitting.append(tokens)
         if fitting:
             answers = self._generate(fitting) if self._label.mode == "generate" else self._score(fitting)
-            outcomes |= {tokens.place: answer for tokens, answer in zip(fitting, answers, strict=True)}
-        return [outcomes[place] for place in range(len(requests))]
+            outcomes |= {tokens.index: answer for tokens, answer in zip(fitting, answers, strict=True)}
+        return [outcomes[index] for index in range(len(requests))]
 
-    def _encode(self, place: int, request: Request) -> _Tokens:
+    def _encode(self, index: int, request: Request) -> _Tokens:
         from stillhouse.models.load import encode_completion, encode_prompt
 
         prompt = encode_prompt(self._lm.tokenizer, request.prompt.messages)
         forced = [] if request.forced is None else encode_completion(self._lm, request.forced)
-        return _Tokens(place, request, prompt, forced)
+        return _Tokens(index, request, prompt, forced)
 
     def _too_long(self, tokens: _Tokens) -> Refusal | None:
         answer = len(tokens.forced) or self._label.sampling.max_tokens
@@ -178,11 +176,11 @@ class TransformersTeacher:
             return None
         prompt, window = len(tokens.prompt), self._lm.window
         if self._lm.is_encoder_decoder:
-            detail = f"the prompt has {prompt} tokens and the answer {answer}, and the model reads {window} of either"
+            detail = f"the prompt has {prompt} tokens and the answer {answer}; the model allows {window} for each"
         else:
             detail = (
-                f"the prompt has {prompt} tokens, with {answer} for the answer more than the {window} of the model's "
-                "window"
+                f"the prompt has {prompt} tokens and the answer needs {answer}: more than the model's context window of "
+                f"{window}"
             )
         return Refusal("too-long", detail)
 
@@ -190,20 +188,20 @@ class TransformersTeacher:
         from stillhouse.models.generate import Sampling, generate
         from stillhouse.models.soft_labels import SoftLabelRecorder, label_collector
 
-        wanted, soft = self._label.sampling, self._label.soft
-        seeds = [int(content_hash([self._seed, self._drawn_by(tokens.request)])[:15], 16) for tokens in batch]
+        sampling, soft = self._label.sampling, self._label.soft
+        seeds = [int(content_hash([self._seed, self._seeding_key(tokens.request)])[:15], 16) for tokens in batch]
         recorder = (
             SoftLabelRecorder(label_collector(soft, [self._soft_seed(t.request) for t in batch])) if soft else None
         )
-        written = generate(
+        generated = generate(
             self._lm,
             [tokens.prompt for tokens in batch],
-            max_tokens=wanted.max_tokens,
-            sampling=Sampling(wanted.temperature, wanted.top_p, seeds) if wanted.temperature > 0 else None,
+            max_tokens=sampling.max_tokens,
+            sampling=Sampling(sampling.temperature, sampling.top_p, seeds) if sampling.temperature > 0 else None,
             **({"hooks": recorder.hooks} if recorder else {}),
         )
         answers = []
-        for row, (tokens, completion) in enumerate(zip(batch, written, strict=True)):
+        for row, (tokens, completion) in enumerate(zip(batch, generated, strict=True)):
             labels = recorder.labels(row, len(completion)) if recorder else None
             answers.append(self._as_answer(tokens, completion, labels))
         return answers
@@ -220,20 +218,20 @@ class TransformersTeacher:
         answers = []
         for start in range(0, len(batch), rows):
             part = batch[start : start + rows]
-            laid_out = make_token_batch(
+            layout = make_token_batch(
                 [tokens.prompt for tokens in part],
                 [tokens.forced for tokens in part],
                 self._lm.pad_id,
                 self._lm.start_id,
             ).to(self._lm.device)
             with torch.inference_mode():
-                logits = completion_logits(self._lm.model, laid_out)  # (completion tokens, vocabulary)
-            chosen = chosen_logprobs(logits, laid_out.targets).cpu().numpy().astype(np.float32)
+                logits = completion_logits(self._lm.model, layout)  # (completion tokens, vocabulary)
+            chosen = chosen_logprobs(logits, layout.targets).cpu().numpy().astype(np.float32)
             ends = np.cumsum([len(tokens.forced) for tokens in part])
             for tokens, end in zip(part, ends, strict=True):
-                own = slice(int(end) - len(tokens.forced), int(end))
-                soft = self._soft_labels(logits[own], tokens.request)
-                answers.append(self._as_answer(tokens, tokens.forced, (soft, chosen[own])))
+                tokens_slice = slice(int(end) - len(tokens.forced), int(end))
+                soft = self._soft_labels(logits[tokens_slice], tokens.request)
+                answers.append(self._as_answer(tokens, tokens.forced, (soft, chosen[tokens_slice])))
         return answers
 
     def _soft_labels(self, logits: Tensor, request: Request) -> SoftLabels | SampledLabels | None:
@@ -249,7 +247,7 @@ class TransformersTeacher:
 
     def _soft_seed(self, request: Request) -> int:
         """Return the seed of a request's sampled labels, different from the seed of its text."""
-        return int(content_hash([self._seed, self._drawn_by(request), "soft"])[:15], 16)
+        return int(content_hash([self._seed, self._seeding_key(request), "soft"])[:15], 16)
 
     @cached_property
     def _sampled_identity(self) -> TeacherIdentity:
@@ -257,12 +255,12 @@ class TransformersTeacher:
         return replace(self.identity, content_sha256=self._files.sampled_sha256, seed=None)
 
     @cached_property
-    def _drawn_under(self) -> Terms:
-        return Terms.of(self._sampled_identity, self._label)
+    def _seeding_settings(self) -> AnswerSettings:
+        return AnswerSettings.from_label(self._sampled_identity, self._label)
 
-    def _drawn_by(self, request: Request) -> str:
+    def _seeding_key(self, request: Request) -> str:
         """Return the request's key in earlier releases; it seeds the draws, so a seed gives the same draws as before."""
-        return self._drawn_under.key(request.prompt.id, request.sample, request.forced)
+        return self._seeding_settings.key(request.prompt.id, request.sample, request.forced)
 
     def _as_answer(
         self,

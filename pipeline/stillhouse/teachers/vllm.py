@@ -31,22 +31,22 @@ from stillhouse.records import FinishReason, TeacherIdentity, TokenTrace
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import (
     Answer,
+    AttemptFailed,
     Finding,
     FormerIdentity,
     Outcome,
     Refusal,
     Request,
-    TryAgain,
     template_refusal,
 )
 from stillhouse.teachers.prices import FREE, Price, find_price
-from stillhouse.teachers.serving.check import CheckSettings, Expected, look, require
+from stillhouse.teachers.serving.check import CheckSettings, Expected, require, run_checks
 from stillhouse.teachers.serving.environment import read_key
 from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts, error_in
 from stillhouse.teachers.serving.replicas import Replicas
-from stillhouse.teachers.serving.turns import Turns
+from stillhouse.teachers.serving.shared_lock import SharedLock
 from stillhouse.teachers.serving.vllm_answers import VllmAnswer, read_generated, read_scored
-from stillhouse.teachers.serving.vllm_names import former_vllm_identities, vllm_identity
+from stillhouse.teachers.serving.vllm_identity import former_vllm_identities, vllm_identity
 from stillhouse.teachers.serving.vllm_server import ServeSettings, VllmServer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 _DIED = ("EngineCore", "EngineDead")  # in vLLM's messages when the engine behind its API has died
-_PLAIN = {  # sample as the recipe says, not as the model's generation_config.json says
+_NEUTRAL_SAMPLING = {  # sample as the recipe says, not as the model's generation_config.json says
     "top_k": -1,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
@@ -78,7 +78,9 @@ class VllmOptions(Settings):
     @model_validator(mode="after")
     def _one_kind_of_server(self) -> VllmOptions:
         if bool(self.base_urls) == (self.serve is not None):
-            raise ValueError("give exactly one of `base_urls` (servers that run already) and `serve` (start one)")
+            raise ValueError(
+                "set exactly one of `base_urls` (servers that already run) and `serve` (a server to start)"
+            )
         return self
 
 
@@ -90,22 +92,32 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     options = options.model_copy(update={"base_urls": urls})
     if label.mode == "score" and label.soft is None:
         raise RecipeError(
-            "label.mode is 'score' and label.soft is null: nothing would be learnt, set label.soft to {k: 20}"
+            "scoring without soft labels stores nothing to learn from",
+            setting="label.soft",
+            value=None,
+            fix="set it to {k: 20}, or label.mode to 'generate'",
         )
     if label.soft is not None and label.soft.encoding != "top-k":
         raise RecipeError(
-            f"label.soft.encoding is {label.soft.encoding!r}, and vLLM gives the most likely tokens alone: set "
-            "label.soft to {encoding: top-k, k: 20}, or take teacher.kind 'transformers'"
+            "vLLM returns only the most likely tokens",
+            setting="label.soft.encoding",
+            value=label.soft.encoding,
+            fix="set label.soft to {encoding: top-k, k: 20}, or use teacher.kind 'transformers'",
         )
     if label.top_logprobs is not None:
         raise RecipeError(
-            "label.top_logprobs is for APIs that give no token ids: with teacher.kind 'vllm', set label.soft"
+            "it is for APIs that return no token ids",
+            setting="label.top_logprobs",
+            value=label.top_logprobs,
+            fix="remove it, and set label.soft, which teacher.kind 'vllm' supports",
         )
     files = find_model(settings.model, settings.revision, weights=options.check.parity)
     if files.is_encoder_decoder:
         raise RecipeError(
-            f"teacher.model is {files.name}, an encoder-decoder ({files.config.get('model_type')}), and teacher.kind is "
-            "'vllm', which runs causal models alone: set teacher.kind to transformers"
+            f"it is an encoder-decoder ({files.config.get('model_type')}), and teacher.kind 'vllm' runs only causal models",
+            setting="teacher.model",
+            value=files.name,
+            fix="set teacher.kind to transformers",
         )
     read_key(options.api_key_env)
     return VllmTeacher(settings, options, label, files)
@@ -125,7 +137,7 @@ class VllmTeacher:
         self._label = label
         self._files = files
         self._k = label.soft.k if label.soft else None
-        self._turns = Turns()
+        self._lock = SharedLock()
         self._suspected: Counter[str] = Counter()  # request key -> engines that died while it was in flight
         self._starting = asyncio.Lock()
         self._window = 0  # the servers' context window in tokens, set by `prepare`
@@ -136,9 +148,9 @@ class VllmTeacher:
     def identity(self) -> TeacherIdentity:
         return vllm_identity(self._files, self._options.serve, self._fingerprint)
 
-    def former(self, kept: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
-        """Return the former names of this teacher; see vllm_names.py."""
-        return former_vllm_identities(self._files, self._options.serve, kept)
+    def former(self, stored: Callable[[], Sequence[TeacherIdentity]]) -> Sequence[FormerIdentity]:
+        """Return the former names of this teacher; see vllm_identity.py."""
+        return former_vllm_identities(self._files, self._options.serve, stored)
 
     @cached_property
     def price(self) -> Price | None:
@@ -148,7 +160,7 @@ class VllmTeacher:
     async def prepare(self, progress: Progress) -> None:
         """Start the server of `options.serve`, if set, and check every server."""
         self._progress = progress
-        await self._see_that_it_runs()
+        await self._ensure_running()
         for api in self._apis:
             found = await require(api, self._expected, self._options.check, progress)
             self._window = min(self._window or found.window, found.window)
@@ -156,21 +168,23 @@ class VllmTeacher:
     async def check(self, progress: Progress) -> Sequence[Finding]:
         """Start the server of `options.serve`, if set, and run every check on every server."""
         self._progress = progress
-        await self._see_that_it_runs()
-        looked = [await look(api, self._expected, self._options.check, progress) for api in self._apis]
-        return [finding for checked in looked for finding in checked.findings]
+        await self._ensure_running()
+        checked_servers = [await run_checks(api, self._expected, self._options.check, progress) for api in self._apis]
+        return [finding for checked in checked_servers for finding in checked.findings]
 
     async def serve(self, progress: Progress) -> str:
         """Start the server of `options.serve`."""
         if self._server is None:
             raise RecipeError(
-                "teacher.options.serve is not set: give it, for instance {dtype: auto}, in the place of base_urls"
+                "it is not set, so there is no server to start",
+                setting="teacher.options.serve",
+                fix="set it, for instance to {dtype: auto}, instead of base_urls",
             )
         await self._server.start(progress)
         return self._server.base_url
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
-        return [await self._one(request) for request in requests]
+        return [await self._answer_one(request) for request in requests]
 
     def body(self, request: Request) -> Mapping[str, Any]:
         """Return the body sent to /v1/completions for a request."""
@@ -217,7 +231,7 @@ class VllmTeacher:
 
         return load_tokenizer(self._files.folder)
 
-    async def _see_that_it_runs(self) -> None:
+    async def _ensure_running(self) -> None:
         """Start the server of `options.serve` if it is not running."""
         if self._server is None or self._server.running:
             return
@@ -225,26 +239,26 @@ class VllmTeacher:
             if not self._server.running:
                 await self._server.start(*([self._progress] if self._progress else []))
 
-    async def _one(self, request: Request) -> Outcome:
+    async def _answer_one(self, request: Request) -> Outcome:
         try:
             prompt, forced = self._encode(request)
         except TemplateRefused as error:
             return template_refusal(error)
-        room = len(forced) if request.forced is not None else self._label.sampling.max_tokens
-        if self._window and len(prompt) + room > self._window:  # the server would silently truncate the answer
+        answer_tokens = len(forced) if request.forced is not None else self._label.sampling.max_tokens
+        if self._window and len(prompt) + answer_tokens > self._window:  # the server would silently truncate the answer
             return Refusal(
                 "too-long",
-                f"the prompt has {len(prompt)} tokens, with {room} for the answer more than the {self._window} of the "
-                "server's window",
+                f"the prompt has {len(prompt)} tokens and the answer needs {answer_tokens}: more than the server's context "
+                f"window of {self._window}",
             )
         body = self._body(request, prompt, forced)
         suspected = self._suspected[request.key] > 0
-        async with self._turns.alone() if suspected else self._turns.together():
-            await self._see_that_it_runs()
+        async with self._lock.exclusive() if suspected else self._lock.shared():
+            await self._ensure_running()
             try:
-                content = await self._replicas.fetch("/completions", body, surely_well=suspected)
-            except TryAgain as trouble:
-                return self._after(trouble, request, alone=suspected)
+                content = await self._replicas.fetch("/completions", body, check_health=suspected)
+            except AttemptFailed as failure:
+                return self._handle_failure(failure, request, was_alone=suspected)
         if isinstance(content, Refusal):
             return content
         try:
@@ -254,33 +268,35 @@ class VllmTeacher:
                 else read_scored(content.body, self._k or 0, forced)
             )
         except ValueError as error:
-            return self._unreadable(content.body, error)
+            return self._handle_unreadable(content.body, error)
         if read.finish_reason == "error":
-            raise TryAgain("server-error", "status 200 with finish_reason 'error'", cost_usd=None)
+            raise AttemptFailed("server-error", "status 200 with finish_reason 'error'", cost_usd=None)
         self._fingerprint = read.fingerprint or self._fingerprint
         return self._as_answer(request, prompt, forced, read)
 
-    def _unreadable(self, body: bytes, why: ValueError) -> Refusal:
-        """Handle a response that cannot be parsed: judge the error it reports, if any."""
+    def _handle_unreadable(self, body: bytes, why: ValueError) -> Refusal:
+        """Handle a response that cannot be parsed: classify the error it reports, if any."""
         api = self._apis[0]  # all servers get the same requests and the same key
-        said = error_in(body)
+        error = error_in(body)
         return (
-            api.judge(200, said, cost_usd=None)
-            if said
-            else api.unreadable(body, f"an answer that cannot be read ({why})")
+            api.classify(200, error, cost_usd=None)
+            if error
+            else api.raise_unreadable(body, f"a response that cannot be read ({why})")
         )
 
-    def _after(self, trouble: TryAgain, request: Request, *, alone: bool) -> Refusal:
+    def _handle_failure(self, failure: AttemptFailed, request: Request, *, was_alone: bool) -> Refusal:
         """Handle a failed attempt: if the engine died, suspect the request; if it was already alone, reject it."""
-        died = trouble.reason == "cut-off" or any(word in trouble.detail for word in _DIED)
+        died = failure.reason == "cut-off" or any(word in failure.detail for word in _DIED)
         if not died:
-            raise trouble
+            raise failure
         self._suspected[request.key] += 1
-        if alone:
+        if was_alone:
             return Refusal(
-                "killed-engine", f"the engine died twice with this request, once with it alone: {trouble.detail}"
+                "killed-engine",
+                "the engine died twice during this request, the second time with no other request in flight: "
+                f"{failure.detail}",
             )
-        raise TryAgain("engine-died", trouble.detail, of_server=True)
+        raise AttemptFailed("engine-died", failure.detail, server_at_fault=True)
 
     def _encode(self, request: Request) -> tuple[list[int], list[int]]:
         from stillhouse.models.load import completion_ids, encode_prompt
@@ -292,9 +308,9 @@ class VllmTeacher:
         return prompt, completion_ids(self._tokenizer, request.forced, [] if end is None else [int(end)])
 
     def _body(self, request: Request, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:
-        return self._generating(prompt) if request.forced is None else self._scoring(prompt, forced)
+        return self._generation_body(prompt) if request.forced is None else self._scoring_body(prompt, forced)
 
-    def _generating(self, prompt: Sequence[int]) -> Mapping[str, Any]:
+    def _generation_body(self, prompt: Sequence[int]) -> Mapping[str, Any]:
         sampling = self._label.sampling
         body: dict[str, Any] = {
             "model": self._served_name,
@@ -302,14 +318,14 @@ class VllmTeacher:
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            **_PLAIN,
+            **_NEUTRAL_SAMPLING,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
         # No seed: with a temperature it kills the engine on a CPU, and it would not make the text reproducible elsewhere.
         return body if self._k is None else body | {"logprobs": self._k}
 
-    def _scoring(self, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:
+    def _scoring_body(self, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:
         return {
             "model": self._served_name,
             "prompt": [*prompt, *forced],
@@ -326,9 +342,9 @@ class VllmTeacher:
 
         trace = None
         if read.soft is not None and read.logprobs is not None:
-            seen = read.prompt_token_ids
-            asked = np.asarray(prompt, np.int32) if seen is None or request.forced is not None else seen
-            trace = TokenTrace(asked, read.token_ids, read.logprobs, read.soft)
+            reported = read.prompt_token_ids
+            prompt_ids = np.asarray(prompt, np.int32) if reported is None or request.forced is not None else reported
+            trace = TokenTrace(prompt_ids, read.token_ids, read.logprobs, read.soft)
         completion_tokens = len(read.token_ids)
         cost = (
             self.price.cost(len(prompt), completion_tokens) if self.price is not None and self.price != FREE else None

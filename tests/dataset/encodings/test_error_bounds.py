@@ -75,7 +75,7 @@ def test_sampled_shares_sum_to_one_and_lie_where_the_docstring_says(count: int) 
     errors = []
     for _ in range(100 if count < 1000 else 3):
         places = np.searchsorted(cumulated, generator.random((1, count)) * cumulated[-1], side="right")
-        packed = find_encoding("sampled").decode(batch_of("sampled", [SampledLabels.of(places)]))
+        packed = find_encoding("sampled").decode(batch_of("sampled", [SampledLabels.from_draws(places)]))
         shares = np.exp(packed.logprobs.astype(np.float64))
         assert shares.sum() == pytest.approx(1, abs=1e-5)
         dense = np.zeros(len(p))

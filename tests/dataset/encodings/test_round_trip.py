@@ -35,7 +35,7 @@ def made(name: EncodingName, generator: np.random.Generator, times: list[int | N
         if time is None
         else top_k_labels(generator, time, size)
         if name == "top-k"
-        else SampledLabels.of(draws(generator, time, size))
+        else SampledLabels.from_draws(draws(generator, time, size))
         for time in times
     ]
 
@@ -172,7 +172,7 @@ def test_an_unknown_encoding_is_named() -> None:
 @given(seed=SEEDS, time=st.integers(1, 4), count=st.integers(1, 300))
 def test_counts_are_of_the_draws(seed: int, time: int, count: int) -> None:
     drawn = draws(np.random.default_rng(seed), time, count)
-    labels = SampledLabels.of(drawn)
+    labels = SampledLabels.from_draws(drawn)
     assert len(labels) == time and labels.draws.tolist() == [count] * time
     for t in range(time):
         own = slice(labels.offsets[t], labels.offsets[t + 1])
@@ -187,12 +187,12 @@ def test_counts_are_of_the_draws(seed: int, time: int, count: int) -> None:
 
 def test_more_draws_than_a_count_holds_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 65,535"):
-        SampledLabels.of(np.zeros((1, 65_536), np.int64))
-    assert SampledLabels.of(np.full((1, 65_535), HIGHEST)).counts.tolist() == [65_535]
+        SampledLabels.from_draws(np.zeros((1, 65_536), np.int64))
+    assert SampledLabels.from_draws(np.full((1, 65_535), HIGHEST)).counts.tolist() == [65_535]
 
 
 def test_sampled_labels_of_unlike_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="unlike lengths"):
+    with pytest.raises(ValueError, match="lengths of sampled labels differ"):
         SampledLabels(np.zeros(2, np.int32), np.ones(2, np.uint16), np.array([0, 1]))
 
 

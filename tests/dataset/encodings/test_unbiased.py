@@ -34,7 +34,7 @@ def angle(one: Vector, other: Vector) -> float:
 def mean_estimate(p: Vector, positions: int, seed: int) -> Vector:
     """The mean p_hat of many positions that have the same p, by way of the encoding: (vocabulary,)."""
     places = np.random.default_rng(seed).random((positions, DRAWS))
-    labels = SampledLabels.of(np.searchsorted(p.cumsum(), places * p.sum(), side="right"))
+    labels = SampledLabels.from_draws(np.searchsorted(p.cumsum(), places * p.sum(), side="right"))
     packed = find_encoding("sampled").decode(batch_of("sampled", [labels]))
     shares = np.exp(packed.logprobs.astype(np.float64))
     return np.bincount(packed.token_ids, weights=shares, minlength=VOCABULARY) / positions

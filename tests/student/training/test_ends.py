@@ -22,8 +22,8 @@ from stillhouse.evaluation.measures.measurement_task import MeasurementTask, Mod
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import LanguageModel, encode_completion, load_language_model
 from stillhouse.recipe.evaluate import EvaluateSettings
-from stillhouse.recipe.recipe import Recipe
-from stillhouse.records import Completion, FinishReason, ends_its_turn, finish_reason_of
+from stillhouse.recipe.load import Recipe
+from stillhouse.records import Completion, FinishReason, finish_reason_of, is_complete
 from stillhouse.student.data.batches import collator
 from stillhouse.student.data.examples import read_examples
 from stillhouse.student.data.rows import example_of
@@ -60,7 +60,7 @@ def spelled(lm: LanguageModel, ids: Any) -> str:
 
 def test_every_finish_reason_is_decided() -> None:
     assert {*get_args(FinishReason), None} == REASONS.keys()
-    assert {reason: ends_its_turn(reason) for reason in REASONS} == REASONS
+    assert {reason: is_complete(reason) for reason in REASONS} == REASONS
 
 
 @pytest.mark.parametrize(

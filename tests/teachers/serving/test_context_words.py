@@ -6,7 +6,7 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from stillhouse.teachers.base import TryAgain
+from stillhouse.teachers.base import AttemptFailed
 from stillhouse.teachers.serving.context_words import TOO_LONG
 from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Timeouts
 
@@ -111,10 +111,10 @@ def test_a_server_error_is_a_full_context_only_where_its_code_says_so(body: dict
     api = OpenAiApi(Endpoint("http://127.0.0.1:9/v1", SecretStr("key"), Timeouts()))
     response = httpx2.Response(500, json={"error": body})
     if reason is None:
-        with pytest.raises(TryAgain):
-            api._refused(response)
+        with pytest.raises(AttemptFailed):
+            api._handle_error_status(response)
     else:
-        assert api._refused(response).reason == reason
+        assert api._handle_error_status(response).reason == reason
 
 
 @pytest.mark.parametrize("words", OTHERWISE_SAID)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from stillhouse.errors import TeacherRefused
-from stillhouse.teachers.base import TryAgain
+from stillhouse.teachers.base import AttemptFailed
 from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
 from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Timeouts
 
@@ -34,7 +34,7 @@ def api() -> OpenAiApi:
 def test_an_error_is_found_wherever_it_stands(data: Mapping[str, Any], words: str, status: int) -> None:
     error = read_error(data)
     assert error is not None
-    assert (error.words, error.status_of(200)) == (words, status)
+    assert (error.text, error.status_of(200)) == (words, status)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_an_answer_without_an_error_has_none(data: Mapping[str, Any]) -> None:
 def test_what_may_pass_is_tried_again_at_its_cost(
     api: OpenAiApi, status: int, error: ErrorBody, reason: str, cost: float | None
 ) -> None:
-    with pytest.raises(TryAgain) as told:
-        api.judge(status, error, cost_usd=0.25)
+    with pytest.raises(AttemptFailed) as told:
+        api.classify(status, error, cost_usd=0.25)
     assert (told.value.reason, told.value.cost_usd) == (reason, cost)
 
 
@@ -88,7 +88,7 @@ def test_what_may_pass_is_tried_again_at_its_cost(
 )
 def test_what_every_prompt_would_get_is_refused_at_once(api: OpenAiApi, status: int, error: ErrorBody) -> None:
     with pytest.raises(TeacherRefused):
-        api.judge(status, error)
+        api.classify(status, error)
 
 
 @pytest.mark.parametrize(
@@ -103,5 +103,5 @@ def test_what_every_prompt_would_get_is_refused_at_once(api: OpenAiApi, status: 
 def test_what_may_be_of_one_prompt_is_a_refusal_under_suspicion(
     api: OpenAiApi, status: int, error: ErrorBody, reason: str
 ) -> None:
-    refusal = api.judge(status, error)
+    refusal = api.classify(status, error)
     assert (refusal.reason, refusal.suspect is not None) == (reason, True)

@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from stillhouse.errors import TeacherRefused
-from stillhouse.teachers.base import Refusal, TryAgain
-from stillhouse.teachers.serving.connection_errors import without_status
+from stillhouse.teachers.base import AttemptFailed, Refusal
+from stillhouse.teachers.serving.connection_errors import connection_error
 from stillhouse.teachers.serving.openai_api import Content, Endpoint, OpenAiApi, Timeouts
 from tests.stand_in import RunningStandIn, running_stand_in
 
@@ -83,11 +83,11 @@ def listening(proxy: Refusing, monkeypatch: pytest.MonkeyPatch, variable: str) -
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, server: RunningStandIn, variable: str) -> None:
     monkeypatch.setenv(variable, "http://me:s3cret@127.0.0.1:9")
-    with pytest.raises(TryAgain, match="cannot be reached") as told:
+    with pytest.raises(AttemptFailed, match="cannot be reached") as told:
         ask(server.base_url)
     assert f"through the proxy http://127.0.0.1:9 ({variable})" in told.value.detail
-    assert "set NO_PROXY=127.0.0.1 to go around it" in told.value.detail
-    assert (told.value.of_server, told.value.cost_usd) == (True, 0.0)
+    assert "set NO_PROXY=127.0.0.1 to bypass it" in told.value.detail
+    assert (told.value.server_at_fault, told.value.cost_usd) == (True, 0.0)
     assert "s3cret" not in told.value.detail
     assert server.stats.requests == 0
 
@@ -122,10 +122,11 @@ def test_a_proxy_that_no_request_can_go_through_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, server: RunningStandIn, variable: str, url: str
 ) -> None:
     monkeypatch.setenv(variable, url)
-    with pytest.raises(TeacherRefused, match=f"{variable}.*http://.*Nothing was sent") as told:
+    with pytest.raises(TeacherRefused, match=f"{variable}.*nothing was sent") as told:
         ask(server.base_url)
     assert "s3cret" not in str(told.value)
     assert "127.0.0.1:" in str(told.value)
+    assert told.value.fix is not None and "http://" in told.value.fix
     assert server.stats.requests == 0
 
 
@@ -134,12 +135,12 @@ def test_a_proxy_that_refuses_a_tunnel_is_named_and_no_prompt_is_blamed(
     monkeypatch: pytest.MonkeyPatch, status: int, ends: bool
 ) -> None:
     proxy = Refusing(status)
-    with listening(proxy, monkeypatch, "HTTPS_PROXY"), pytest.raises(TeacherRefused if ends else TryAgain) as told:
+    with listening(proxy, monkeypatch, "HTTPS_PROXY"), pytest.raises(TeacherRefused if ends else AttemptFailed) as told:
         ask("https://example.invalid/v1")
-    assert f"(HTTPS_PROXY) said {status} when it was asked for https://example.invalid/v1" in str(told.value)
+    assert f"(HTTPS_PROXY) answered {status} to a request for https://example.invalid/v1" in str(told.value)
     assert "set NO_PROXY=example.invalid" in str(told.value)
     assert "s3cret" not in str(told.value)
-    assert isinstance(told.value, TeacherRefused) or told.value.of_server
+    assert isinstance(told.value, TeacherRefused) or told.value.server_at_fault
     assert proxy.seen == ["CONNECT example.invalid:443 HTTP/1.1"]
 
 
@@ -148,10 +149,10 @@ def test_what_a_proxy_answers_in_the_place_of_a_server_names_the_proxy(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     proxy = Refusing(status)
-    with listening(proxy, monkeypatch, "HTTP_PROXY"), pytest.raises((TeacherRefused, TryAgain)) as told:
+    with listening(proxy, monkeypatch, "HTTP_PROXY"), pytest.raises((TeacherRefused, AttemptFailed)) as told:
         ask("http://example.invalid/v1")
     assert "http://example.invalid/v1 through the proxy http://127.0.0.1:" in str(told.value)
-    assert f"(HTTP_PROXY) said {status}" in str(told.value)
+    assert f"(HTTP_PROXY) returned {status}" in str(told.value)
     assert "s3cret" not in str(told.value)
 
 
@@ -159,6 +160,6 @@ def test_what_a_proxy_answers_in_the_place_of_a_server_names_the_proxy(
     "error", [aiohttp.InvalidURL("http://127.0.0.1:99999"), httpx2.UnsupportedProtocol("ftp://127.0.0.1")]
 )
 def test_a_url_that_only_the_transport_refuses_ends_the_run(error: Exception) -> None:
-    told = without_status(error, "http://127.0.0.1:9/v1", None, 300, str)
+    told = connection_error(error, "http://127.0.0.1:9/v1", None, 300, str)
     assert isinstance(told, TeacherRefused)
-    assert "Nothing was sent" in str(told)
+    assert "nothing was sent" in str(told)

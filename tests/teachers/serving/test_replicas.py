@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import TeacherRefused, TeacherUnavailable
-from stillhouse.teachers.base import Refusal, TryAgain
+from stillhouse.teachers.base import AttemptFailed, Refusal
 from stillhouse.teachers.serving import replicas as module
 from stillhouse.teachers.serving.openai_api import Content
 from stillhouse.teachers.serving.replicas import Replicas
 
-GONE = TryAgain("unreachable", "connection refused", of_server=True)
-DEAD = TryAgain("server-error", "EngineCore encountered an issue")
+GONE = AttemptFailed("unreachable", "connection refused", server_at_fault=True)
+DEAD = AttemptFailed("server-error", "EngineCore encountered an issue")
 
 
 @dataclass
@@ -30,18 +30,18 @@ class Api:
     asked: list[str] = field(default_factory=list)
 
     async def fetch(
-        self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
+        self, path: str, body: Mapping[str, Any] | None = None, *, outside_v1: bool = False
     ) -> Content | Refusal:
         self.asked.append(path)
         await asyncio.sleep(self.seconds)
-        trouble = self.health if beside_v1 else self.trouble
+        trouble = self.health if outside_v1 else self.trouble
         if trouble is not None:
             raise trouble
         return Content(self.name, 0.0)
 
 
-async def ask(replicas: Replicas, *, surely_well: bool = False) -> bytes:
-    content = await replicas.fetch("/completions", {}, surely_well=surely_well)
+async def ask(replicas: Replicas, *, check_health: bool = False) -> bytes:
+    content = await replicas.fetch("/completions", {}, check_health=check_health)
     assert isinstance(content, Content)
     return content.body
 
@@ -76,17 +76,17 @@ def test_one_that_fails_is_set_aside_and_taken_back(monkeypatch: pytest.MonkeyPa
 
 def test_where_nobody_is_well_the_wait_is_told() -> None:
     replicas = Replicas([Api(b"one", trouble=GONE), Api(b"two", trouble=GONE)])
-    with pytest.raises(TryAgain, match="connection refused"):
+    with pytest.raises(AttemptFailed, match="connection refused"):
         asyncio.run(ask(replicas))
-    with pytest.raises(TryAgain, match="none of 2 servers is well") as caught:
+    with pytest.raises(AttemptFailed, match="none of 2 servers is available") as caught:
         asyncio.run(ask(replicas))
     assert 0 < caught.value.wait <= 1
-    assert caught.value.of_server
+    assert caught.value.server_at_fault
 
 
 def test_what_is_of_the_request_is_raised_as_it_is() -> None:
     one, two = Api(b"one", trouble=DEAD), Api(b"two")
-    with pytest.raises(TryAgain, match="EngineCore"):
+    with pytest.raises(AttemptFailed, match="EngineCore"):
         asyncio.run(ask(Replicas([one, two])))
     assert two.asked == []
 
@@ -99,14 +99,14 @@ def test_what_every_server_says_ends_it(trouble: Exception) -> None:
 
 def test_a_suspected_request_never_meets_an_engine_that_is_dead_already() -> None:
     dead, well = Api(b"dead", trouble=DEAD, health=DEAD), Api(b"well", seconds=0.001)
-    assert asyncio.run(ask(Replicas([dead, well]), surely_well=True)) == b"well"
+    assert asyncio.run(ask(Replicas([dead, well]), check_health=True)) == b"well"
     assert dead.asked == ["/health"]
-    with pytest.raises(TryAgain, match="not well") as caught:
-        asyncio.run(ask(Replicas([Api(b"dead", trouble=DEAD, health=DEAD)]), surely_well=True))
-    assert caught.value.of_server
+    with pytest.raises(AttemptFailed, match="health check failed") as caught:
+        asyncio.run(ask(Replicas([Api(b"dead", trouble=DEAD, health=DEAD)]), check_health=True))
+    assert caught.value.server_at_fault
     assert "EngineCore" not in caught.value.detail  # or it would be blamed
 
 
 def test_a_gateway_that_hides_health_is_asked_all_the_same() -> None:
     hidden = Api(b"behind", health=TeacherRefused("status 404"))
-    assert asyncio.run(ask(Replicas([hidden]), surely_well=True)) == b"behind"
+    assert asyncio.run(ask(Replicas([hidden]), check_health=True)) == b"behind"

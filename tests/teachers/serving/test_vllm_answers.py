@@ -160,7 +160,7 @@ def test_a_scored_answer_is_the_end_of_what_json_says(
 
 @pytest.mark.parametrize("style", ["spaced", "tight"])
 def test_what_json_dumps_writes_is_read_in_place(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(vllm_answers, "_written_anew")
+    monkeypatch.delattr(vllm_answers, "_reserialize")
     rows = [{"token_id:9": -7.5, "token_id:504": -1e-05}, {"token_id:0": -0.0, "token_id:151935": -9999.0}]
     rows.append({"token_id:3": -0.7})
     assert_like(read_generated(encoded(body(rows[:2]), style), 1).soft, rows[:2], 1)

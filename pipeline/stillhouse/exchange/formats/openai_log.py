@@ -40,7 +40,7 @@ from stillhouse.exchange.base import (
 )
 from stillhouse.exchange.lines import read_rows
 from stillhouse.inputs.user_files import Unreadable, parse_json
-from stillhouse.text import shortened
+from stillhouse.text import short_quote
 
 _RESPONSE_KEYS = {
     "response",
@@ -168,7 +168,7 @@ def _line(row: Json, place: SourceLine) -> _Line:
         response = {"choices": [{"message": {"role": "assistant", "content": response}, "text": response}]}
     if failure is None and response is not None and not isinstance(response, dict):
         raise UsageError(
-            f"{place}: the response is {shortened(repr(response))}", fix="write the body that the API returned"
+            f"{place}: the response is {short_quote(repr(response))}", fix="write the body that the API returned"
         )
     if request is None and response is None and failure is None:
         raise UsageError(
@@ -186,7 +186,7 @@ def _request(row: Json, place: SourceLine) -> Json | None:
     if isinstance(request, dict) and isinstance(request.get("body"), (dict, str)):
         request = _body(request["body"])
     if request is not None and not isinstance(request, dict):
-        raise UsageError(f"{place}: the request is {shortened(repr(request))}", fix="write the body that was sent")
+        raise UsageError(f"{place}: the request is {short_quote(repr(request))}", fix="write the body that was sent")
     return request
 
 
@@ -207,10 +207,10 @@ def _failure(row: Json, response: Any) -> tuple[str, str] | None:
         error = inner["body"].get("error")
     error = error or inner.get("error")
     if isinstance(status, int) and status != 200:
-        return f"status-{status}", shortened(_error_message(error) or "no message")
+        return f"status-{status}", short_quote(_error_message(error) or "no message")
     if error:
         code = error.get("code") or error.get("type") if isinstance(error, dict) else None
-        return str(code or "error"), shortened(_error_message(error))
+        return str(code or "error"), short_quote(_error_message(error))
     if "response" in row and response is None:
         return "no-answer", "the response is null"
     return None

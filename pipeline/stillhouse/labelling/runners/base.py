@@ -18,8 +18,10 @@ def open_runner(settings: RunnerSettings) -> Runner | None:
         return None
     if settings.kind == "work-pool":
         raise RecipeError(
-            "label.runner.kind is 'work-pool', and no Prefect server is configured that could give parts to workers: "
-            "export PREFECT_API_URL=http://127.0.0.1:4200/api (docs/operations.md), or set the kind to local"
+            "no Prefect server is configured that could assign parts to workers",
+            setting="label.runner.kind",
+            value="work-pool",
+            fix="export PREFECT_API_URL=http://127.0.0.1:4200/api (docs/operations.md), or set the kind to local",
         )
     from stillhouse.labelling.runners.ray import RayCluster
 

@@ -29,10 +29,15 @@ class RayCluster:
         try:
             import ray
         except ModuleNotFoundError:
-            raise RecipeError("label.runner.kind is 'ray': run `pip install 'stillhouse[ray]'`") from None
+            raise RecipeError(
+                "Ray is not installed",
+                setting="label.runner.kind",
+                value="ray",
+                fix="run `pip install 'stillhouse[ray]'`",
+            ) from None
         if not ray.is_initialized():
             try:
-                _reach(settings.address)
+                _check_reachable(settings.address)
                 ray.init(
                     address=settings.address,
                     runtime_env={"env_vars": SAFE_PATH},
@@ -41,8 +46,10 @@ class RayCluster:
                 )
             except (OSError, ValueError) as error:
                 raise WorkerLost(
-                    f"label.runner.address is {settings.address!r}, where no Ray cluster answers ({error}): start one with "
-                    "`ray start --head`, or leave the address out"
+                    f"no Ray cluster answers there ({error})",
+                    setting="label.runner.address",
+                    value=settings.address,
+                    fix="start one with `ray start --head`, or remove the address",
                 ) from None
         self._ray: Any = ray
         self._task: Any = ray.remote(max_retries=_TRIES, num_cpus=1)(_label)
@@ -56,28 +63,28 @@ class RayCluster:
             Exception: any other exception of the task, unchanged, with the worker's traceback as a note: a bug or a
                 plug-in's error, which a retry would meet again.
         """
-        running = self._task.options(name=name).remote(recipe, str(Path.cwd()))
+        task = self._task.options(name=name).remote(recipe, str(Path.cwd()))
         try:
-            refused = await running
+            reported = await task
         except asyncio.CancelledError:
-            self._ray.cancel(running)
+            self._ray.cancel(task)
             raise
         except self._ray.exceptions.RayTaskError as error:
-            raise _of_the_task(error, name) from None
+            raise _task_exception(error, name) from None
         except self._ray.exceptions.RayError as error:
-            raise WorkerLost(f"Ray lost {name}: {str(error).splitlines()[0]}") from None
-        if refused is not None:
-            raise refused
+            raise WorkerLost(f"Ray lost the task {name}: {str(error).splitlines()[0]}") from None
+        if reported is not None:
+            raise reported
 
 
-def _of_the_task(error: Any, name: str) -> Exception:
+def _task_exception(error: Any, name: str) -> Exception:
     """Return the exception that a task raised; Ray's wrapper if the exception could not be serialized."""
     cause: Exception = error.cause if isinstance(error.cause, Exception) else error
-    cause.add_note(f"raised by a Ray worker that labelled {name}:\n{error}")
+    cause.add_note(f"raised by a Ray worker while labelling {name}:\n{error}")
     return cause
 
 
-def _reach(address: str | None) -> None:
+def _check_reachable(address: str | None) -> None:
     """Fail fast if nothing listens at the address: Ray waits for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

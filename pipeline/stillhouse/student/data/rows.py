@@ -22,7 +22,7 @@ from stillhouse.dataset.reader import CACHE_BYTES, Cache, RowGroup, SplitReader,
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TemplateRefused, TrainingError
 from stillhouse.models.load import LanguageModel, encode_completion, encode_prompt
-from stillhouse.records import Completion, Message, SampledLabels, SoftLabels, Split, ends_its_turn
+from stillhouse.records import Completion, Message, SampledLabels, SoftLabels, Split, is_complete
 from stillhouse.student.data.vocabulary import labels_for_student
 from stillhouse.student.vocabulary_map import VocabularyMap
 
@@ -311,7 +311,7 @@ class TextRows:
 
     def _is_cut_off(self, table: pa.Table, row: int) -> bool:
         """Whether a row is read as text that the teacher did not end; stored token ids already show how they end."""
-        return not self._has_tokens(table, row) and not ends_its_turn(table["finish_reason"][row].as_py())
+        return not self._has_tokens(table, row) and not is_complete(table["finish_reason"][row].as_py())
 
     def _skipped(self, id_: str, reason: str) -> tuple[Ids, Ids]:
         """Record a row whose prompt the chat template cannot render, and return no tokens."""
@@ -331,7 +331,7 @@ def example_of(
     """
     trace = None if by_text else row.trace
     if trace is None:
-        prompt, completion = _token_ids(lm, row.prompt.messages, row.text, ends_its_turn(row.finish_reason))
+        prompt, completion = _token_ids(lm, row.prompt.messages, row.text, is_complete(row.finish_reason))
     else:
         prompt, completion = _student_ids(row.id, trace.prompt_token_ids, trace.completion_token_ids, vocabulary_map)
     labels = None

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import DatasetMissing, StudentBusy
 from stillhouse.models.files import has_local_files, init_model_files, teacher_files
-from stillhouse.plugins import LOSSES, code_of
+from stillhouse.plugins import LOSSES, plugin_code_key
 from stillhouse.processes.ranks import is_first, is_launched_for
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -305,7 +305,7 @@ def folder_for(
     if variant != "untrained":
         shaping |= {"student": student.shaping(variant), "rows": rows}
     if variant == "white-box":
-        shaping |= code_of(LOSSES, student.loss.kind)
+        shaping |= plugin_code_key(LOSSES, student.loss.kind)
     if variant == "white-box" and student.needs_live_teacher:  # stored labels are in `rows`, these are the model's own
         live, dtype = teacher_files(recipe), recipe.teacher.options.get("dtype")
         shaping["live"], earlier["live"] = [live.content_sha256, dtype], [live.sampled_sha256, dtype]

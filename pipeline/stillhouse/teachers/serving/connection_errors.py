@@ -1,6 +1,6 @@
 """Classify a request that got no status: it was not sent, the server was not reached, or the connection broke.
 
-    raise without_status(error, base_url, proxy, read_seconds, shown) from None
+    raise connection_error(error, base_url, proxy, read_seconds, sanitize) from None
 
 A request that never left this machine is the fault of the URL, the certificate or the proxy: it is not retried, and no
 prompt is rejected for it.
@@ -12,18 +12,18 @@ import re
 from collections.abc import Callable
 
 from stillhouse.errors import TeacherRefused
-from stillhouse.teachers.base import TryAgain
-from stillhouse.teachers.serving.environment import Proxy, around
+from stillhouse.teachers.base import AttemptFailed
+from stillhouse.teachers.serving.environment import Proxy, bypass_advice
 
-_NO_TLS = re.compile(
+_TLS_FAILURE = re.compile(
     r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|UNKNOWN_PROTOCOL|HTTP_REQUEST", re.I
 )  # in OpenSSL's messages
-_PASSING = {408, 425, 429}  # transient statuses of a proxy, below 500
+_TRANSIENT = {408, 425, 429}  # transient statuses of a proxy, below 500
 
 
-def without_status(
-    error: Exception, base_url: str, proxy: Proxy | None, read_seconds: float, shown: Callable[[str], str]
-) -> TryAgain | TeacherRefused:
+def connection_error(
+    error: Exception, base_url: str, proxy: Proxy | None, read_seconds: float, sanitize: Callable[[str], str]
+) -> AttemptFailed | TeacherRefused:
     """Return the error to raise for a request that got no status.
 
     Args:
@@ -31,31 +31,43 @@ def without_status(
         base_url: the server's base URL.
         proxy: the proxy that the request would use; None without one.
         read_seconds: the client's read timeout.
-        shown: sanitizes text of other programs for a message.
+        sanitize: sanitizes text of other programs for a message.
     """
     import aiohttp
     import httpx2
 
     # httpx's exception is too coarse: a connection that broke after the request was sent is also a ConnectTimeout.
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-    said = shown(str(cause)) or type(cause).__name__
+    cause_text = sanitize(str(cause)) or type(cause).__name__
     through = f" through {proxy}" if proxy else ""
-    where = base_url + through
-    mend = f". If the server is reached without the proxy, {around(base_url)}" if proxy else ""
+    server = base_url + through
+    advice = f"if the server can be reached without the proxy, {bypass_advice(base_url)}" if proxy else ""
+    suffix = f"; {advice}" if advice else ""
     if isinstance(cause, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, httpx2.UnsupportedProtocol)):
-        return TeacherRefused(f"{where} cannot be asked ({said}). Nothing was sent: correct the URL.")
-    if isinstance(cause, aiohttp.ClientHttpProxyError):
-        refused = f"{proxy or 'a proxy'} said {cause.status} when it was asked for {base_url} ({shown(cause.message)})"
-        if cause.status < 500 and cause.status not in _PASSING:
-            return TeacherRefused(f"{refused}. Nothing was sent to the server: correct the proxy's settings{mend}.")
-        return TryAgain("unreachable", refused + mend, of_server=True, overloaded=True)
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError) or _NO_TLS.search(said):
         return TeacherRefused(
-            f"{where} offers no connection that can be trusted ({said}). Nothing was sent: name the authority of its "
-            "certificate in SSL_CERT_FILE, or give an http:// URL if the server speaks no TLS."
+            f"no request can be sent to {server} ({cause_text}); nothing was sent", fix="correct the URL"
+        )
+    if isinstance(cause, aiohttp.ClientHttpProxyError):
+        refused = (
+            f"{proxy or 'a proxy'} answered {cause.status} to a request for {base_url} ({sanitize(cause.message)})"
+        )
+        if cause.status < 500 and cause.status not in _TRANSIENT:
+            return TeacherRefused(
+                f"{refused}; nothing was sent to the server",
+                fix="; ".join(filter(None, ["correct the proxy's settings", advice])),
+            )
+        return AttemptFailed("unreachable", refused + suffix, server_at_fault=True, overloaded=True)
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError) or _TLS_FAILURE.search(cause_text):
+        return TeacherRefused(
+            f"no trusted connection to {server} could be made ({cause_text}); nothing was sent",
+            fix="set SSL_CERT_FILE to the authority of its certificate, or use an http:// URL if the server has no TLS",
         )
     if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-        return TryAgain("unreachable", f"{where} cannot be reached ({said}){mend}", of_server=True, overloaded=True)
+        return AttemptFailed(
+            "unreachable", f"{server} cannot be reached ({cause_text}){suffix}", server_at_fault=True, overloaded=True
+        )
     if isinstance(error, httpx2.ReadTimeout):
-        return TryAgain("timeout", f"no answer in {read_seconds:g} s{through}", overloaded=True, cost_usd=None)
-    return TryAgain("cut-off", f"the connection to {where} broke before the answer was whole ({said})", cost_usd=None)
+        return AttemptFailed("timeout", f"no answer in {read_seconds:g} s{through}", overloaded=True, cost_usd=None)
+    return AttemptFailed(
+        "cut-off", f"the connection to {server} broke before the answer was complete ({cause_text})", cost_usd=None
+    )

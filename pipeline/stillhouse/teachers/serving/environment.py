@@ -21,7 +21,7 @@ from stillhouse.inputs.urls import mask_secrets
 if TYPE_CHECKING:
     import httpx2
 
-SENT_ALONG = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # sent as headers by the `openai` package, besides the key
+HEADER_VARIABLES = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID")  # sent as headers by the `openai` package, besides the key
 
 
 def read_key(variable: str) -> SecretStr | None:
@@ -44,8 +44,9 @@ def read_header(variable: str, what: str = "name") -> str:
     if value.isascii() and value.isprintable():
         return value
     raise RecipeError(
-        f"the environment variable {variable} holds characters that no {what} has (a line break, a typographic dash?): "
-        f"copy the {what.removeprefix('API ')} anew"
+        f"the environment variable contains characters that no {what} has (perhaps a line break or a typographic dash)",
+        setting=variable,
+        fix=f"copy the {what.removeprefix('API ')} again",
     )
 
 
@@ -71,35 +72,37 @@ def find_proxy(client: httpx2.AsyncClient, base_url: str) -> Proxy | None:
     used = getattr(client._transport_for_url(httpx2.URL(base_url)), "proxy", None)
     if used is None:
         return None
-    proxy = Proxy(_variable(urlsplit(base_url).scheme), mask_secrets(str(used.url)).rstrip("/"))
+    proxy = Proxy(_proxy_variable(urlsplit(base_url).scheme), mask_secrets(str(used.url)).rstrip("/"))
     if used.url.scheme not in {"http", "https"} or used.url.port == 0 or (used.url.port or 1) > 65_535:
         raise TeacherRefused(
-            f"{proxy.variable} names the proxy {proxy.url} for {mask_secrets(base_url)}, and no request "
-            f"can go through it: give an http:// or https:// proxy, or {around(base_url)}. Nothing was sent."
+            f"no request to {mask_secrets(base_url)} can go through this proxy; nothing was sent",
+            setting=proxy.variable,
+            value=proxy.url,
+            fix=f"use an http:// or https:// proxy, or {bypass_advice(base_url)}",
         )
     return proxy
 
 
-def unusable_proxy() -> TeacherRefused:
+def proxy_error() -> TeacherRefused:
     """Return the error to raise if the client cannot be created with the proxies of the environment."""
-    named = {name: os.environ[name] for name in _variables("http", "https", "all") if os.environ.get(name)}
-    listed = ", ".join(f"{name} is {mask_secrets(url)!r}" for name, url in named.items())
+    proxies = {name: os.environ[name] for name in _proxy_variables("http", "https", "all") if os.environ.get(name)}
+    listed = ", ".join(f"{name} is {mask_secrets(url)!r}" for name, url in proxies.items())
     return TeacherRefused(
-        f"a proxy of the environment cannot be used ({listed}): give an http:// or https:// URL with a port, or unset the "
-        "variable. Nothing was sent."
+        f"a proxy of the environment cannot be used ({listed}); nothing was sent",
+        fix="set it to an http:// or https:// URL with a port, or unset the variable",
     )
 
 
-def around(base_url: str) -> str:
+def bypass_advice(base_url: str) -> str:
     """Return advice on how to bypass the proxy."""
-    return f"set NO_PROXY={urlsplit(base_url).hostname} to go around it"
+    return f"set NO_PROXY={urlsplit(base_url).hostname} to bypass it"
 
 
-def _variables(*schemes: str) -> list[str]:
+def _proxy_variables(*schemes: str) -> list[str]:
     return [name for scheme in schemes for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper())]
 
 
-def _variable(scheme: str) -> str:
+def _proxy_variable(scheme: str) -> str:
     """Return the variable that sets a scheme's proxy: <scheme>_proxy before all_proxy, lower case before upper case."""
-    names = _variables(scheme, "all")
+    names = _proxy_variables(scheme, "all")
     return next((name for name in names if os.environ.get(name)), "the system's settings")

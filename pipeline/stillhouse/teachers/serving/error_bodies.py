@@ -1,9 +1,9 @@
 """Parse servers' error bodies: the message, the code, and the HTTP status that the code stands for.
 
-    said = read_error(data)                 # from an error status, or from a response with status 200
-    said.status_of(200), said.words
+    error = read_error(data)                 # from an error status, or from a response with status 200
+    error.status_of(200), error.text
 
-Servers report an error in many forms: {"error": {"message", "code", "type", "param"}}, {"error": "words"}, {"object":
+Servers report an error in many forms: {"error": {"message", "code", "type", "param"}}, {"error": "text"}, {"object":
 "error", "message", "code"}, {"type": "error", "error": {...}}, {"detail": ...}, and, in a response with status 200, an
 error next to the choices or inside one of them.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_NAMED: dict[int, set[str]] = {  # status -> the codes and types that mean the same
+_CODES: dict[int, set[str]] = {  # status -> the codes and types that mean the same
     400: {"context_length_exceeded", "invalid_request_error", "bad_request", "content_policy_violation"},
     401: {"invalid_api_key", "authentication_error", "invalid_authentication", "unauthorized", "unauthenticated"},
     402: {
@@ -34,11 +34,11 @@ _NAMED: dict[int, set[str]] = {  # status -> the codes and types that mean the s
     503: {"overloaded_error", "overloaded", "unavailable", "service_unavailable", "engine_overloaded"},
     504: {"timeout", "timeout_error", "gateway_timeout", "deadline_exceeded"},
 }
-_STATUSES = {name: status for status, names in _NAMED.items() for name in names}
-_OF_SETTINGS = {"unsupported_parameter", "unsupported_value", "unknown_parameter", "invalid_parameter"}
-_OF_MESSAGES = ("messages", "prompt", "input", "contents")  # request parameters that contain the prompt
+_STATUSES = {name: status for status, names in _CODES.items() for name in names}
+_SETTINGS_CODES = {"unsupported_parameter", "unsupported_value", "unknown_parameter", "invalid_parameter"}
+_MESSAGE_PARAMETERS = ("messages", "prompt", "input", "contents")  # request parameters that contain the prompt
 _VAGUE = {400, 422, 429}  # statuses that a named code may refine
-_WITHOUT_ERRORS = {"logprobs", "usage", "prompt_logprobs"}  # large fields of a response, not searched for errors
+_SKIPPED_FIELDS = {"logprobs", "usage", "prompt_logprobs"}  # large fields of a response, not searched for errors
 _DEPTH = 6
 
 
@@ -52,15 +52,15 @@ class ErrorBody:
     parameter: str = ""  # the request parameter at fault, if named
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """Message, code and type in one string, for display and for pattern matching."""
         return " ".join(part for part in (self.message, self.code, self.kind) if part)
 
     @property
-    def is_of_settings(self) -> bool:
+    def is_settings_error(self) -> bool:
         """Whether the server refuses a parameter that every request has."""
-        named = {self.code.lower(), self.kind.lower()} & _OF_SETTINGS
-        return bool(named) and not self.parameter.lower().startswith(_OF_MESSAGES)
+        named = {self.code.lower(), self.kind.lower()} & _SETTINGS_CODES
+        return bool(named) and not self.parameter.lower().startswith(_MESSAGE_PARAMETERS)
 
     def status_of(self, status: int) -> int:
         """Return the status that a code stands for, if it refines a `status` of 200, 400, 422 or 429; else `status`."""
@@ -89,15 +89,15 @@ def _find(value: Any, depth: int) -> ErrorBody | None:
         return None
     if error := value.get("error"):
         return _error(error, value)
-    parts = (part for name, part in value.items() if name not in _WITHOUT_ERRORS)
+    parts = (part for name, part in value.items() if name not in _SKIPPED_FIELDS)
     return next((found for part in parts if (found := _find(part, depth - 1))), None)
 
 
-def _error(error: Any, beside: Mapping[str, Any] | None = None) -> ErrorBody:
+def _error(error: Any, parent: Mapping[str, Any] | None = None) -> ErrorBody:
     """Parse an `error` field: an object, or a string with the code next to it."""
     if not isinstance(error, dict):
-        beside = beside or {}
-        return ErrorBody(str(error), _text(beside.get("code")), _text(beside.get("type")), _text(beside.get("param")))
+        parent = parent or {}
+        return ErrorBody(str(error), _text(parent.get("code")), _text(parent.get("type")), _text(parent.get("param")))
     message = _text(error.get("message")) or _text(error.get("detail")) or str(error)
     return ErrorBody(message, _text(error.get("code")), _text(error.get("type")), _text(error.get("param")))
 

@@ -6,7 +6,7 @@
 
 The `openai` package determines the form of a request (URL, authorization, organization) and provides its aiohttp transport.
 Bodies are encoded and decoded by orjson as bytes, bypassing the client's typed parameters, responses and retries: these
-cost three times as much as the request itself (docs/benchmarks.md). Every failure is raised as `TryAgain` or
+cost three times as much as the request itself (docs/benchmarks.md). Every failure is raised as `AttemptFailed` or
 `TeacherRefused`, or returned as a `Refusal`; the API key is redacted from every message.
 """
 
@@ -26,36 +26,36 @@ from pydantic import Field, SecretStr
 from stillhouse.errors import TeacherRefused
 from stillhouse.inputs import urls
 from stillhouse.settings import Settings
-from stillhouse.teachers.base import Refusal, TryAgain
-from stillhouse.teachers.serving.connection_errors import without_status
+from stillhouse.teachers.base import AttemptFailed, Refusal
+from stillhouse.teachers.serving.connection_errors import connection_error
 from stillhouse.teachers.serving.context_words import TOO_LONG, TOO_LONG_CODE
-from stillhouse.teachers.serving.environment import SENT_ALONG, Proxy, find_proxy, read_header, unusable_proxy
+from stillhouse.teachers.serving.environment import HEADER_VARIABLES, Proxy, find_proxy, proxy_error, read_header
 from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
-from stillhouse.teachers.serving.hiding import Hiding
-from stillhouse.teachers.serving.waits import pause_asked, retry_after
+from stillhouse.teachers.serving.redaction import Redactor
+from stillhouse.teachers.serving.retry_after import requested_pause, retry_after
 
 if TYPE_CHECKING:
     import httpx2
 
-_SHOWN = 300  # most characters of a server's message in one of ours
+_MAX_QUOTED = 300  # most characters of a server's message in one of ours
 NO_KEY = "none"  # the key sent to a server that needs none
 _CONNECTIONS = 4096  # above any concurrency: the engine limits requests
 _POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
-_OF_EVERYBODY = re.compile(  # a 400 that every prompt would get, if no code says so
+_EVERY_PROMPT = re.compile(  # a 400 that every prompt would get, if no code says so
     r"model_not_found|invalid_api_key|unrecognized request argument|api.?key.{0,30}(?:not valid|invalid|expired|not found)"
     r"|(?:incorrect|invalid|missing|no) api.?key"
     r"|(?:credit|account) balance|insufficient (?:balance|credit|fund|quota)|(?:out of|not enough) credits",
     re.I,
 )
-_STOP = {
-    401: "the key is not accepted",
-    403: "the key may not do this",
+_FATAL = {
+    401: "the API key is not accepted",
+    403: "the API key has no permission",
     404: "not found",
-    405: "the URL takes no such request",
-    407: "a proxy wants to know who asks",
+    405: "the URL does not accept this kind of request",
+    407: "a proxy requires authentication",
 }
-_OF_A_PROMPT = {400, 413, 422}  # the only statuses that may concern one prompt
-_PASSING = {408, 409, 423, 424, 425}  # transient
+_PER_PROMPT = {400, 413, 422}  # the only statuses that may concern one prompt
+_TRANSIENT = {408, 409, 423, 424, 425}  # transient
 _BUSY = {429, 502, 503, 529}  # the server is busy, whichever prompt it gets
 _STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")  # the first line of an event stream (SSE)
 
@@ -109,7 +109,7 @@ class OpenAiApi:
         """Make one attempt and return the JSON object of the response.
 
         Raises:
-            TryAgain: the attempt failed or the response is not a JSON object, and another attempt may succeed.
+            AttemptFailed: the attempt failed or the response is not a JSON object, and another attempt may succeed.
             TeacherRefused: the server answers no request with this key and model.
         """
         content = await self.fetch(path, body)
@@ -117,21 +117,21 @@ class OpenAiApi:
             return content
         data = _json_object(content.body)
         if data is None:
-            self.unreadable(content.body, "what is no JSON object")
+            self.raise_unreadable(content.body, "a body that is not a JSON object")
         return Reply(data, content.pause)
 
     async def fetch(
-        self, path: str, body: Mapping[str, Any] | None = None, *, beside_v1: bool = False
+        self, path: str, body: Mapping[str, Any] | None = None, *, outside_v1: bool = False
     ) -> Content | Refusal:
         """Make one attempt and return the body of the response.
 
         Args:
             path: the path below the base URL.
             body: the JSON body to post; None for a GET request.
-            beside_v1: whether the path is below the base URL without its `/v1`, as vLLM's management endpoints are.
+            outside_v1: whether the path is below the base URL without its `/v1`, as vLLM's management endpoints are.
 
         Raises:
-            TryAgain: the attempt failed, and another may succeed.
+            AttemptFailed: the attempt failed, and another may succeed.
             TeacherRefused: the server answers no request with this key and model.
         """
         import aiohttp
@@ -139,38 +139,41 @@ class OpenAiApi:
 
         http, proxy = self._http, self._proxy
         try:
-            request = self._request(path, body, beside=beside_v1)
+            request = self._request(path, body, outside_v1=outside_v1)
         except orjson.JSONEncodeError as error:
-            return Refusal("unencodable", f"the prompt has a character that is no text ({error}); nothing was sent")
+            return Refusal(
+                "unencodable", f"the prompt has a character that cannot be encoded ({error}); nothing was sent"
+            )
         try:
             async with asyncio.timeout(self._endpoint.timeouts.total):
                 response = await http.send(request)
         except (httpx2.HTTPError, aiohttp.ClientError) as error:
-            self._lost(error, proxy)
+            self._raise_connection_error(error, proxy)
         except ValueError as error:  # a status line or headers that cannot be decoded
-            said = self.shown(str(error))
-            raise TryAgain("malformed", f"an answer that cannot be read ({said})", cost_usd=None) from None
+            raise AttemptFailed(
+                "malformed", f"a response that cannot be read ({self.sanitize(str(error))})", cost_usd=None
+            ) from None
         except TimeoutError:
             total = self._endpoint.timeouts.total
-            raise TryAgain("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
+            raise AttemptFailed("timeout", f"no answer in {total:g} s", overloaded=True, cost_usd=None) from None
         if response.status_code != 200:
-            return self._refused(response)
-        return Content(response.content, pause_asked(response.headers))
+            return self._handle_error_status(response)
+        return Content(response.content, requested_pause(response.headers))
 
-    def unreadable(self, body: bytes, why: str) -> NoReturn:
+    def raise_unreadable(self, body: bytes, why: str) -> NoReturn:
         """Raise the error for a body with status 200 that cannot be read.
 
         Raises:
             TeacherRefused: the server streams its answers although the request does not ask for it.
-            TryAgain: another attempt may get a readable answer.
+            AttemptFailed: another attempt may get a readable answer.
         """
-        said = self.shown(body.decode("utf-8", "replace"))
+        text = self.sanitize(body.decode("utf-8", "replace"))
         if _STREAM.match(body):
             raise TeacherRefused(
-                f"{self._endpoint.base_url} streams its answers, and is read as a whole ({said[:80]}): take a server or a "
-                "gateway that answers requests without `stream`."
+                f"{self._endpoint.base_url} streams its answers although the request does not set `stream` ({text[:80]})",
+                fix="use a server or gateway that can answer without streaming",
             )
-        raise TryAgain("malformed", f"status 200 with {why}: {said}", cost_usd=None)
+        raise AttemptFailed("malformed", f"status 200 with {why}: {text}", cost_usd=None)
 
     async def close(self) -> None:
         """Close the connections, if any are open."""
@@ -193,14 +196,14 @@ class OpenAiApi:
                 trust_env=not self._endpoint.direct,
             )
         except (ValueError, httpx2.InvalidURL):
-            raise unusable_proxy() from None
+            raise proxy_error() from None
 
     @cached_property
     def _proxy(self) -> Proxy | None:
         return find_proxy(self._http, self._endpoint.base_url)
 
     @property
-    def _where(self) -> str:
+    def _described(self) -> str:
         """The server, and the proxy that requests go through, for messages."""
         proxy = self.__dict__.get("_proxy")
         return f"{self._endpoint.base_url} through {proxy}" if proxy else self._endpoint.base_url
@@ -217,7 +220,7 @@ class OpenAiApi:
         import openai
 
         key = self._endpoint.key.get_secret_value()
-        organization, project = (read_header(name) or None for name in SENT_ALONG)
+        organization, project = (read_header(name) or None for name in HEADER_VARIABLES)
         client = openai.AsyncOpenAI(
             api_key=key,
             organization=organization,
@@ -231,38 +234,42 @@ class OpenAiApi:
         for name, value in sent.items():
             if not (value.isascii() and value.isprintable()):
                 raise TeacherRefused(
-                    f"{name} holds characters that no header can carry: copy it anew. Nothing was sent."
+                    f"the header {name} contains characters that cannot be sent; nothing was sent",
+                    fix="copy its value again",
                 )
         return httpx2.Headers(sent)
 
-    def _request(self, path: str, body: Mapping[str, Any] | None, *, beside: bool) -> httpx2.Request:
+    def _request(self, path: str, body: Mapping[str, Any] | None, *, outside_v1: bool) -> httpx2.Request:
         """Build a request from parts parsed once: the client would parse URL and headers for every request."""
         import httpx2
 
-        base = urls.without_v1(self._endpoint.base_url) if beside else self._endpoint.base_url
+        base = urls.without_v1(self._endpoint.base_url) if outside_v1 else self._endpoint.base_url
         url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(urls.join_path(base, path)))
         method, content = ("GET", None) if body is None else ("POST", orjson.dumps(body))
         limits = {"timeout": self._timeout.as_dict()}
         return httpx2.Request(method, url, headers=self._headers, content=content, extensions=limits)
 
-    def _lost(self, error: Exception, proxy: Proxy | None) -> NoReturn:
+    def _raise_connection_error(self, error: Exception, proxy: Proxy | None) -> NoReturn:
         """Raise the error for a request that got no status: not sent, server not reached, or connection broken."""
-        raise without_status(error, self._endpoint.base_url, proxy, self._endpoint.timeouts.read, self.shown) from None
+        raise connection_error(
+            error, self._endpoint.base_url, proxy, self._endpoint.timeouts.read, self.sanitize
+        ) from None
 
-    def _refused(self, response: httpx2.Response) -> Refusal:
+    def _handle_error_status(self, response: httpx2.Response) -> Refusal:
         """Handle a response with an error status."""
         status = response.status_code
         if status < 400:
-            moved = self.shown(response.headers.get("location", ""))
+            location = self.sanitize(response.headers.get("location", ""))
             raise TeacherRefused(
-                f"{self._where} said {status}: {self.shown(response.text)}, which is no answer"
-                f"{f' but leads to {moved}' if moved else ''}. Check teacher.options.base_url."
+                f"{self._described} returned {status} instead of an answer: {self.sanitize(response.text)}"
+                f"{f' (it redirects to {location})' if location else ''}",
+                fix="check teacher.options.base_url",
             )
         data = _json_object(response.content) or {}
         error = read_error(data) or ErrorBody(str(data.get("message") or data.get("detail") or response.text))
-        return self.judge(status, error, wait=retry_after(response.headers))
+        return self.classify(status, error, wait=retry_after(response.headers))
 
-    def judge(self, status: int, error: ErrorBody, *, wait: float = 0.0, cost_usd: float | None = 0.0) -> Refusal:
+    def classify(self, status: int, error: ErrorBody, *, wait: float = 0.0, cost_usd: float | None = 0.0) -> Refusal:
         """Classify an error: it concerns this prompt, the server at this moment, or every request.
 
         Args:
@@ -272,47 +279,59 @@ class OpenAiApi:
             cost_usd: the cost of the attempt; None if it may have been billed and the cost is not known.
 
         Raises:
-            TryAgain: the attempt failed, and another may succeed.
+            AttemptFailed: the attempt failed, and another may succeed.
             TeacherRefused: the server answers no request with this key, model and settings.
         """
-        said, status = status, error.status_of(status)
-        told = f"{self._where} said {said}{' with an error' * (said == 200)}: {self.shown(error.words)}"
-        if status == 403 and _POLICY.search(error.words):
-            return Refusal("policy", told, suspect="403")
-        if status == 402 or (status == 429 and re.search("insufficient_quota|billing", error.words)):
-            raise TeacherRefused(f"{told} (the account cannot pay). What was answered is kept: pay in, and run again.")
-        if status in _STOP:
-            raise TeacherRefused(f"{told} ({_STOP[status]}). Check teacher.model, the base URL and the API key.")
+        http_status, status = status, error.status_of(status)
+        detail = (
+            f"{self._described} returned {http_status}{' with an error' * (http_status == 200)}: "
+            f"{self.sanitize(error.text)}"
+        )
+        if status == 403 and _POLICY.search(error.text):
+            return Refusal("policy", detail, suspect="403")
+        if status == 402 or (status == 429 and re.search("insufficient_quota|billing", error.text)):
+            raise TeacherRefused(
+                f"{detail} (the account has no credit); all answers so far are kept", fix="add credit and run again"
+            )
+        if status in _FATAL:
+            raise TeacherRefused(
+                f"{detail} ({_FATAL[status]})", fix="check teacher.model, the base URL and the API key"
+            )
         if status in _BUSY:
             overloaded = status != 502
-            raise TryAgain("overloaded", told, of_server=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd)
+            raise AttemptFailed(
+                "overloaded", detail, server_at_fault=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd
+            )
         if status == 504:  # a gateway timed out; the model behind it may still be generating
-            raise TryAgain("timeout", told, overloaded=True, wait=wait, cost_usd=None)
-        if status == 500 and TOO_LONG_CODE.search(error.words):  # llama.cpp, and gateways in front of other servers
-            return Refusal("too-long", told, suspect="500")
-        if status >= 500 or status in _PASSING:
-            raise TryAgain("server-error", told, wait=wait, cost_usd=cost_usd)
-        if error.is_of_settings or _OF_EVERYBODY.search(error.words):
+            raise AttemptFailed("timeout", detail, overloaded=True, wait=wait, cost_usd=None)
+        if status == 500 and TOO_LONG_CODE.search(error.text):  # llama.cpp, and gateways in front of other servers
+            return Refusal("too-long", detail, suspect="500")
+        if status >= 500 or status in _TRANSIENT:
+            raise AttemptFailed("server-error", detail, wait=wait, cost_usd=cost_usd)
+        if error.is_settings_error or _EVERY_PROMPT.search(error.text):
             raise TeacherRefused(
-                f"{told}. No prompt can be answered so: check teacher.options, label, the API key and the account."
+                f"{detail}; every prompt would get this error",
+                fix="check teacher.options, label, the API key and the account",
             )
         if status == 200:
-            raise TryAgain("malformed", told, cost_usd=cost_usd)
-        if status not in _OF_A_PROMPT:
-            raise TeacherRefused(f"{told}, a status that says nothing of the prompt. Check teacher.options.base_url.")
+            raise AttemptFailed("malformed", detail, cost_usd=cost_usd)
+        if status not in _PER_PROMPT:
+            raise TeacherRefused(
+                f"{detail}; this status does not depend on the prompt", fix="check teacher.options.base_url"
+            )
         reason = (
-            "too-long" if TOO_LONG.search(error.words) else "policy" if _POLICY.search(error.words) else "bad-request"
+            "too-long" if TOO_LONG.search(error.text) else "policy" if _POLICY.search(error.text) else "bad-request"
         )
-        return Refusal(reason, told, suspect=str(status))
+        return Refusal(reason, detail, suspect=str(status))
 
-    def shown(self, text: str) -> str:
+    def sanitize(self, text: str) -> str:
         """Sanitize a server's text for a message: truncated, on one line, without the key."""
-        return " ".join(self._hide(text).split())[:_SHOWN]
+        return " ".join(self._redact(text).split())[:_MAX_QUOTED]
 
     @cached_property
-    def _hide(self) -> Hiding:
+    def _redact(self) -> Redactor:
         key = self._endpoint.key.get_secret_value()
-        return Hiding("" if key == NO_KEY else key)
+        return Redactor("" if key == NO_KEY else key)
 
 
 def _json_object(content: bytes) -> Mapping[str, Any] | None:

@@ -28,7 +28,7 @@ import pyarrow as pa
 from stillhouse.records import SoftLabels
 
 TAIL_FLOOR = 1e-7  # least tail mass: 1 - sum is accurate to about 1e-6, see `_soft_labels`
-_SUM_AT_MOST = 1.01  # a larger sum of probabilities is refused
+_MAX_SUM = 1.01  # a larger sum of probabilities is refused
 _FLOAT16_MIN = float(np.finfo(np.float16).min)
 _KEY = b'"token_id:'
 _FIRST = (b"{", b"null,{", b"null, {", b"null")  # bytes allowed before the first key
@@ -59,13 +59,13 @@ def read_generated(content: bytes, k: int | None) -> VllmAnswer:
     Raises:
         ValueError: the response cannot be parsed, or does not answer such a request.
     """
-    opened = _opened(content)
-    token_ids = _token_ids(opened.choice.get("token_ids"), "token_ids")
+    response = _open_response(content)
+    token_ids = _token_ids(response.choice.get("token_ids"), "token_ids")
     if k is None:
-        return opened.answer(token_ids, None)
-    if len(opened.listed("token_logprobs")) != len(token_ids):
-        raise ValueError("token_ids and token_logprobs of unlike lengths")
-    return opened.answer(token_ids, k)
+        return response.answer(token_ids, None)
+    if len(response.listed("token_logprobs")) != len(token_ids):
+        raise ValueError("token_ids and token_logprobs differ in length")
+    return response.answer(token_ids, k)
 
 
 def read_scored(content: bytes, k: int, completion: Sequence[int]) -> VllmAnswer:
@@ -74,19 +74,19 @@ def read_scored(content: bytes, k: int, completion: Sequence[int]) -> VllmAnswer
     Raises:
         ValueError: the response cannot be parsed, or does not answer such a request.
     """
-    opened = _opened(content)
+    response = _open_response(content)
     token_ids = _token_ids(list(completion), "completion")
-    tokens = opened.listed("tokens")
+    tokens = response.listed("tokens")
     begin = len(tokens) - len(token_ids)
     if begin < 0 or tokens[begin:] != [f"token_id:{token}" for token in token_ids.tolist()]:
-        raise ValueError("the last tokens that were scored are not those of the completion")
-    if len(opened.listed("token_logprobs")) != len(tokens):
-        raise ValueError("tokens and token_logprobs of unlike lengths")
-    return opened.answer(token_ids, k, prompt_length=begin)
+        raise ValueError("the last scored tokens are not those of the completion")
+    if len(response.listed("token_logprobs")) != len(tokens):
+        raise ValueError("tokens and token_logprobs differ in length")
+    return response.answer(token_ids, k, prompt_length=begin)
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _Response:
     """A response as JSON. `span` is the byte range of its top_logprobs in `content`; None if `choice` contains them."""
 
     content: bytes
@@ -98,68 +98,68 @@ class _Opened:
         logprobs = self.choice.get("logprobs")
         found = logprobs.get(name) if isinstance(logprobs, dict) else None
         if not isinstance(found, list):
-            raise ValueError(f"no {name}")
+            raise ValueError(f"{name} is missing")
         return found
 
     def answer(self, token_ids: _Ids, k: int | None, prompt_length: int | None = None) -> VllmAnswer:
         """Return the answer with the soft labels of `token_ids`, which are the last tokens of the response."""
         text, reason, usage = self.choice.get("text"), self.choice.get("finish_reason"), self.data.get("usage")
         if not isinstance(text, str) or not isinstance(reason, str | None) or not isinstance(usage, dict):
-            raise ValueError("no text, finish_reason or usage")
+            raise ValueError("text, finish_reason or usage is missing")
         prompt, logprobs, soft = self.choice.get("prompt_token_ids"), None, None
         prompt_ids = None if prompt is None else _token_ids(prompt, "prompt_token_ids")[:prompt_length]
         if k is not None:
-            told = self.listed("token_logprobs")
-            chosen = _numbers(told[len(told) - len(token_ids) :], "iuf", "token_logprobs")
-            entries = self._entries(token_ids, len(told))
+            token_logprobs = self.listed("token_logprobs")
+            chosen = _numbers(token_logprobs[len(token_logprobs) - len(token_ids) :], "iuf", "token_logprobs")
+            entries = self._entries(token_ids, len(token_logprobs))
             if not np.array_equal(entries.logprobs[entries.starts], chosen):
-                raise ValueError("token_logprobs and top_logprobs that contradict each other")
+                raise ValueError("token_logprobs and top_logprobs contradict each other")
             logprobs, soft = chosen.astype(np.float32), _soft_labels(entries, k)
         return VllmAnswer(
             text, reason, prompt_ids, token_ids, logprobs, soft, usage, self.data.get("system_fingerprint")
         )
 
     def _entries(self, token_ids: _Ids, total: int) -> _Entries:
-        found = _in_place(self.content, self.span, token_ids, total) if self.span else None
+        found = _parse_in_place(self.content, self.span, token_ids, total) if self.span else None
         if found is not None:
             return found
-        rows = (_parsed(self.content) if self.span else self).listed("top_logprobs")
+        rows = (_parse_response(self.content) if self.span else self).listed("top_logprobs")
         if len(rows) != total:
             raise ValueError(f"{total} tokens with {len(rows)} rows of top_logprobs")
-        anew = _written_anew(rows[total - len(token_ids) :], token_ids)
-        found = _in_place(anew, (1, len(anew) - 1), token_ids, len(token_ids))
+        body = _reserialize(rows[total - len(token_ids) :], token_ids)
+        found = _parse_in_place(body, (1, len(body) - 1), token_ids, len(token_ids))
         if found is None:
-            raise ValueError("top_logprobs that are no finite numbers of token_id:N")
+            raise ValueError("top_logprobs are not finite numbers with keys token_id:N")
         return found
 
 
-def _opened(content: bytes) -> _Opened:
+def _open_response(content: bytes) -> _Response:
     """Parse everything except top_logprobs, if these can be separated; else parse everything."""
     key = _TOP_LOGPROBS.search(content)
     end = content.find(b"]", key.end()) if key else -1
     if key is None or end < 0:
-        return _parsed(content)
-    rest = content[end:]
-    if (prompt := rest.find(_PROMPT_LOGPROBS)) >= 0:  # an echo repeats it all in here, twice as large
-        after = rest.find(_AFTER_PROMPT_LOGPROBS, prompt)
-        rest = rest[: prompt + len(_PROMPT_LOGPROBS)] + rest[after:] if after >= 0 else rest
+        return _parse_response(content)
+    remainder = content[end:]
+    if (prompt := remainder.find(_PROMPT_LOGPROBS)) >= 0:  # an echo repeats it all in here, twice as large
+        after = remainder.find(_AFTER_PROMPT_LOGPROBS, prompt)
+        remainder = remainder[: prompt + len(_PROMPT_LOGPROBS)] + remainder[after:] if after >= 0 else remainder
     try:
-        opened = _parsed(content, content[: key.end()] + rest, (key.end(), end))
-        return opened if opened.listed("top_logprobs") == [] else _parsed(content)
+        response = _parse_response(content, content[: key.end()] + remainder, (key.end(), end))
+        return response if response.listed("top_logprobs") == [] else _parse_response(content)
     except ValueError:  # the bracket was inside a key
-        return _parsed(content)
+        return _parse_response(content)
 
 
-def _parsed(content: bytes, json: bytes | None = None, span: tuple[int, int] | None = None) -> _Opened:
+def _parse_response(content: bytes, json: bytes | None = None, span: tuple[int, int] | None = None) -> _Response:
     data = orjson.loads(content if json is None else json)  # raises a ValueError
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise ValueError("no answer with one choice")
-    return _Opened(content, data, choices[0], span)
+        raise ValueError("the response has not exactly one choice")
+    return _Response(content, data, choices[0], span)
 
 
-def _written_anew(rows: list[Any], token_ids: _Ids) -> bytes:
-    """Serialize the rows as JSON that `_in_place` can parse, each row with its token of `token_ids` first."""
+def _reserialize(rows: list[Any], token_ids: _Ids) -> bytes:
+    """Serialize the rows as JSON that `_parse_in_place` can parse, each row with its token of `token_ids` first."""
     names = [f"token_id:{token}" for token in token_ids.tolist()]
     for row, name in zip(rows, names, strict=True):
         if not isinstance(row, dict) or name not in row:
@@ -176,7 +176,7 @@ class _Entries:
     starts: npt.NDArray[np.intp]  # (time,) each row's first entry
 
 
-def _in_place(content: bytes, span: tuple[int, int], token_ids: _Ids, total: int) -> _Entries | None:
+def _parse_in_place(content: bytes, span: tuple[int, int], token_ids: _Ids, total: int) -> _Entries | None:
     """Parse the last rows of `span`, which has `total` rows; return None if the layout is not as expected.
 
     Expected is JSON with one space after every colon and comma, or none; each row starts with its token of `token_ids`, and
@@ -217,8 +217,8 @@ def _in_place(content: bytes, span: tuple[int, int], token_ids: _Ids, total: int
         found, logprobs = _cast(content, ids, closing, pa.int32()), _cast(content, begins, ends, pa.float64())
     except pa.ArrowInvalid:
         return None
-    sound = np.array_equal(found[starts], token_ids) and (found >= 0).all() and np.isfinite(logprobs).all()
-    return _Entries(found, logprobs, starts) if sound else None
+    is_valid = np.array_equal(found[starts], token_ids) and (found >= 0).all() and np.isfinite(logprobs).all()
+    return _Entries(found, logprobs, starts) if is_valid else None
 
 
 def _cast(content: bytes, begins: _Places, ends: _Places, kind: pa.DataType) -> npt.NDArray[Any]:
@@ -243,7 +243,7 @@ def _soft_labels(entries: _Entries, k: int) -> SoftLabels:
     lengths = np.diff(entries.starts, append=len(entries.token_ids))
     odd = np.flatnonzero((lengths < k) | (lengths > k + 1))
     if len(odd):
-        raise ValueError(f"position {odd[0]} has {lengths[odd[0]]} log-probabilities where {k} were asked for")
+        raise ValueError(f"position {odd[0]} has {lengths[odd[0]]} log-probabilities, and {k} were requested")
     listed = np.arange(k + 1) < lengths[:, None]  # (time, k + 1)
     token_ids = np.zeros(listed.shape, np.int32)
     logprobs = np.full(listed.shape, -np.inf)
@@ -251,8 +251,8 @@ def _soft_labels(entries: _Entries, k: int) -> SoftLabels:
     order = np.argsort(-logprobs, axis=1, kind="stable") + np.arange(0, listed.size, k + 1)[:, None]
     logprobs = logprobs.take(order)
     mass = np.exp(np.minimum(logprobs, 1.0))
-    if (mass.sum(axis=1) > _SUM_AT_MOST).any():
-        raise ValueError("the probabilities of one position add up to more than 1")
+    if (mass.sum(axis=1) > _MAX_SUM).any():
+        raise ValueError("the probabilities at one position add up to more than 1")
     tail = np.maximum(1.0 - mass[:, :k].sum(axis=1), np.maximum(mass[:, k], TAIL_FLOOR))
     return SoftLabels(
         token_ids=token_ids.take(order[:, :k]),
@@ -264,7 +264,7 @@ def _soft_labels(entries: _Entries, k: int) -> SoftLabels:
 def _token_ids(value: Any, name: str) -> _Ids:
     array = _numbers(value, "iu", name)
     if ((array < 0) | (array > np.iinfo(np.int32).max)).any():
-        raise ValueError(f"{name} has a number that is no token id")
+        raise ValueError(f"{name} has a number that is not a token id")
     return array.astype(np.int32)
 
 
@@ -274,5 +274,5 @@ def _numbers(value: Any, kinds: str, name: str) -> npt.NDArray[Any]:
     if array.ndim == 1 and not array.size:
         return np.zeros(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in kinds or not np.isfinite(array).all():
-        raise ValueError(f"{name} is no list of finite numbers")
+        raise ValueError(f"{name} is not a list of finite numbers")
     return array

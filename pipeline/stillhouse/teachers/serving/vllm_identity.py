@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from stillhouse.models.files import ModelFiles
 from stillhouse.records import TeacherIdentity, content_hash
-from stillhouse.teachers.base import AskedWith, FormerIdentity
+from stillhouse.teachers.base import FormerIdentity, OmittedSetting
 from stillhouse.teachers.serving.vllm_server import ServeSettings
 
 _COMPUTING = ("dtype", "quantization")
@@ -45,39 +45,41 @@ def vllm_identity(files: ModelFiles, serve: ServeSettings | None, fingerprint: s
 
 
 def former_vllm_identities(
-    files: ModelFiles, serve: ServeSettings | None, kept: Callable[[], Sequence[TeacherIdentity]]
+    files: ModelFiles, serve: ServeSettings | None, stored: Callable[[], Sequence[TeacherIdentity]]
 ) -> Sequence[FormerIdentity]:
-    """Return other names under which this teacher's answers may be stored; `kept` reads the versions' teachers.
+    """Return other names under which this teacher's answers may be stored; `stored` reads the versions' teachers.
 
     Earlier releases used the model's name if `check.parity` was false, and samples of the weights if it was true. They left
     `serve.dtype` and `serve.quantization` out.
     """
-    own = vllm_identity(files, serve, None)
-    contents: list[str | None] = [own.content_sha256, None]
-    options = [own.options_sha256, None]
+    current = vllm_identity(files, serve, None)
+    contents: list[str | None] = [current.content_sha256, None]
+    options = [current.options_sha256, None]
     if files.has_weights:
         contents.append(files.sampled_sha256)
     if serve is None or not files.has_weights:
-        same = [one for one in kept() if _same_model(own, one)]
-        contents += [] if files.has_weights else [one.content_sha256 for one in same]
-        options += [] if serve is not None else [one.options_sha256 for one in same]
-    asked_with = () if serve is None else tuple(_asked_with(serve, name) for name in _COMPUTING)
+        same_model = [one for one in stored() if _same_model(current, one)]
+        contents += [] if files.has_weights else [one.content_sha256 for one in same_model]
+        options += [] if serve is not None else [one.options_sha256 for one in same_model]
+    omitted_settings = () if serve is None else tuple(_omitted_setting(serve, name) for name in _COMPUTING)
     return [
         FormerIdentity(
-            replace(own, content_sha256=content, options_sha256=option),
-            asked_with if option != own.options_sha256 or option is None else (),
+            replace(current, content_sha256=content, options_sha256=option),
+            omitted_settings if option != current.options_sha256 or option is None else (),
         )
         for content in dict.fromkeys(contents)
         for option in dict.fromkeys(options)
-        if (content, option) != (own.content_sha256, own.options_sha256)
+        if (content, option) != (current.content_sha256, current.options_sha256)
     ]
 
 
-def _asked_with(serve: ServeSettings, name: str) -> AskedWith:
-    return AskedWith(f"teacher.options.serve.{name}", getattr(serve, name), ServeSettings.model_fields[name].default)
+def _omitted_setting(serve: ServeSettings, name: str) -> OmittedSetting:
+    return OmittedSetting(
+        f"teacher.options.serve.{name}", getattr(serve, name), ServeSettings.model_fields[name].default
+    )
 
 
 def _same_model(one: TeacherIdentity, other: TeacherIdentity) -> bool:
-    """Whether two identities name the same model, as far as can be known without its weights."""
-    told = ("kind", "model", "revision", "tokenizer_sha256", "chat_template_sha256", "vocabulary_size")
-    return all(getattr(one, name) == getattr(other, name) for name in told)
+    """Whether two identities name the same_model model, as far as can be known without its weights."""
+    compared = ("kind", "model", "revision", "tokenizer_sha256", "chat_template_sha256", "vocabulary_size")
+    return all(getattr(one, name) == getattr(other, name) for name in compared)

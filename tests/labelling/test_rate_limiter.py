@@ -1,4 +1,4 @@
-"""The pace alone, on a clock of its own: its width, its queue, pauses; and a real clock for the limits a minute."""
+"""The limiter alone, on a clock of its own: its width, its queue, pauses; and a real clock for the limits a minute."""
 
 import asyncio
 import itertools
@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 
-from stillhouse.labelling import pace as module
-from stillhouse.labelling.pace import Pace
+from stillhouse.labelling import rate_limiter as module
+from stillhouse.labelling.rate_limiter import RateLimiter
 from stillhouse.recipe.label import LimitSettings
 
 
@@ -39,40 +39,40 @@ def settled(work: Coroutine[None, None, None]) -> None:
     asyncio.run(asyncio.wait_for(work, timeout=10))
 
 
-async def round_trip(pace: Pace, clock: Clock, bears: int = 10_000) -> int:
+async def round_trip(limiter: RateLimiter, clock: Clock, bears: int = 10_000) -> int:
     """Send as many as the width allows, one second apart from the next trip; the server turns away what it cannot bear."""
-    sent = [await pace.enter(1, 1) for _ in range(pace.width)]
+    sent = [await limiter.acquire(1, 1) for _ in range(limiter.width)]
     clock.now += 1.0
     for place, moment in enumerate(sent):
-        pace.leave()
+        limiter.release()
         if place < bears:
-            pace.succeeded()
+            limiter.succeeded()
         else:
-            pace.overloaded(moment)
+            limiter.overloaded(moment)
     clock.now += 1e-3
     return len(sent)
 
 
 def test_the_width_doubles_each_round_trip_up_to_the_concurrency(clock: Clock) -> None:
     async def work() -> None:
-        pace = Pace(50, LimitSettings())
-        assert [await round_trip(pace, clock) for _ in range(6)] == [4, 8, 16, 32, 50, 50]
+        limiter = RateLimiter(50, LimitSettings())
+        assert [await round_trip(limiter, clock) for _ in range(6)] == [4, 8, 16, 32, 50, 50]
 
     settled(work())
 
 
 def test_a_concurrency_below_the_first_handful_is_kept(clock: Clock) -> None:
     async def work() -> None:
-        pace = Pace(2, LimitSettings())
-        assert [await round_trip(pace, clock) for _ in range(3)] == [2, 2, 2]
+        limiter = RateLimiter(2, LimitSettings())
+        assert [await round_trip(limiter, clock) for _ in range(3)] == [2, 2, 2]
 
     settled(work())
 
 
 def test_one_overload_halves_the_width_once_and_then_it_grows_by_one_a_round_trip(clock: Clock) -> None:
     async def work() -> None:
-        pace = Pace(1000, LimitSettings())
-        widths = [await round_trip(pace, clock, bears=20) for _ in range(12)]
+        limiter = RateLimiter(1000, LimitSettings())
+        widths = [await round_trip(limiter, clock, bears=20) for _ in range(12)]
         assert widths[:4] == [4, 8, 16, 32]  # then 12 of 32 are turned away: one cut, to half of what it had grown to
         assert widths[4] == 26
         later = widths[5:]
@@ -85,39 +85,39 @@ def test_one_overload_halves_the_width_once_and_then_it_grows_by_one_a_round_tri
 
 def test_signs_from_before_a_cut_are_no_further_sign(clock: Clock) -> None:
     async def work() -> None:
-        pace = Pace(64, LimitSettings())
+        limiter = RateLimiter(64, LimitSettings())
         for _ in range(3):
-            await round_trip(pace, clock)
-        sent = [await pace.enter(1, 1) for _ in range(32)]
+            await round_trip(limiter, clock)
+        sent = [await limiter.acquire(1, 1) for _ in range(32)]
         clock.now += 5.0
         for moment in sent:  # time-outs come in one after another
-            pace.overloaded(moment)
+            limiter.overloaded(moment)
             clock.now += 2.0
-        assert pace.width == 16
-        pace.overloaded(clock.now)
-        assert pace.width == 8
+        assert limiter.width == 16
+        limiter.overloaded(clock.now)
+        assert limiter.width == 8
 
     settled(work())
 
 
 def test_the_width_never_falls_below_one(clock: Clock) -> None:
     async def work() -> None:
-        pace = Pace(8, LimitSettings())
+        limiter = RateLimiter(8, LimitSettings())
         for _ in range(10):
             clock.now += 1.0
-            pace.overloaded(clock.now)
-        assert await round_trip(pace, clock) == 1
+            limiter.overloaded(clock.now)
+        assert await round_trip(limiter, clock) == 1
 
     settled(work())
 
 
 def test_a_pause_holds_everybody_back_and_the_longest_counts(clock: Clock) -> None:
     async def work() -> None:
-        pace = Pace(4, LimitSettings())
-        pace.pause(5.0)
-        pace.pause(2.0)
-        assert await pace.enter(1, 1) == 105.0
-        assert await pace.enter(1, 1) == 105.0
+        limiter = RateLimiter(4, LimitSettings())
+        limiter.pause(5.0)
+        limiter.pause(2.0)
+        assert await limiter.acquire(1, 1) == 105.0
+        assert await limiter.acquire(1, 1) == 105.0
         assert clock.slept == [5.0]
 
     settled(work())
@@ -127,57 +127,57 @@ def test_a_pause_that_begins_while_one_waits_for_its_minute_is_kept(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
-        pace = Pace(4, LimitSettings(requests_per_minute=60))
+        limiter = RateLimiter(4, LimitSettings(requests_per_minute=60))
 
         async def acquire(_: object, __: float) -> None:
-            pace.pause(3.0)
+            limiter.pause(3.0)
 
-        monkeypatch.setattr(module, "_acquire", acquire)
-        assert await pace.enter(1, 1) >= 103.0
+        monkeypatch.setattr(module, "_acquire_units", acquire)
+        assert await limiter.acquire(1, 1) >= 103.0
 
     settled(work())
 
 
-async def _first_four_inside(pace: Pace) -> None:
+async def _first_four_inside(limiter: RateLimiter) -> None:
     for _ in range(4):
-        await pace.enter(1, 1)
+        await limiter.acquire(1, 1)
 
 
 def test_who_waits_comes_in_in_order() -> None:
     async def work() -> None:
-        pace, order = Pace(4, LimitSettings()), []
-        await _first_four_inside(pace)
+        limiter, order = RateLimiter(4, LimitSettings()), []
+        await _first_four_inside(limiter)
 
         async def waiting(name: int) -> None:
-            await pace.enter(1, 1)
+            await limiter.acquire(1, 1)
             order.append(name)
-            pace.leave()
+            limiter.release()
 
         tasks = [asyncio.create_task(waiting(name)) for name in range(20)]
         await asyncio.sleep(0)
-        pace.leave()
+        limiter.release()
         await asyncio.gather(*tasks)
         assert order == list(range(20))
 
     settled(work())
 
 
-CancelAndLeave = Callable[[Pace, "asyncio.Task[float]"], Awaitable[None]]
+CancelAndLeave = Callable[[RateLimiter, "asyncio.Task[float]"], Awaitable[None]]
 
 
-async def _cancelled_in_the_queue(pace: Pace, task: "asyncio.Task[float]") -> None:
+async def _cancelled_in_the_queue(limiter: RateLimiter, task: "asyncio.Task[float]") -> None:
     task.cancel()
     await asyncio.sleep(0)
-    pace.leave()
+    limiter.release()
 
 
-async def _cancelled_as_a_place_becomes_free(pace: Pace, task: "asyncio.Task[float]") -> None:
+async def _cancelled_as_a_place_becomes_free(limiter: RateLimiter, task: "asyncio.Task[float]") -> None:
     task.cancel()
-    pace.leave()
+    limiter.release()
 
 
-async def _cancelled_when_its_place_was_given(pace: Pace, task: "asyncio.Task[float]") -> None:
-    pace.leave()
+async def _cancelled_when_its_place_was_given(limiter: RateLimiter, task: "asyncio.Task[float]") -> None:
+    limiter.release()
     task.cancel()
 
 
@@ -186,18 +186,18 @@ async def _cancelled_when_its_place_was_given(pace: Pace, task: "asyncio.Task[fl
 )
 def test_one_who_is_cancelled_while_waiting_keeps_no_place(way: CancelAndLeave) -> None:
     async def work() -> None:
-        pace = Pace(4, LimitSettings())
-        await _first_four_inside(pace)
-        cancelled, next_one = (asyncio.create_task(pace.enter(1, 1)) for _ in range(2))
+        limiter = RateLimiter(4, LimitSettings())
+        await _first_four_inside(limiter)
+        cancelled, next_one = (asyncio.create_task(limiter.acquire(1, 1)) for _ in range(2))
         await asyncio.sleep(0)
-        await way(pace, cancelled)
+        await way(limiter, cancelled)
         with pytest.raises(asyncio.CancelledError):
             await cancelled
         await next_one  # the one place that became free
-        late = asyncio.create_task(pace.enter(1, 1))
+        late = asyncio.create_task(limiter.acquire(1, 1))
         await asyncio.sleep(0)
         assert not late.done()  # and there is no second
-        pace.leave()
+        limiter.release()
         await late
 
     settled(work())
@@ -205,14 +205,14 @@ def test_one_who_is_cancelled_while_waiting_keeps_no_place(way: CancelAndLeave) 
 
 def test_one_who_is_cancelled_in_a_pause_keeps_no_place() -> None:
     async def work() -> None:
-        pace = Pace(1, LimitSettings())
-        pace.pause(0.2)
-        cancelled = asyncio.create_task(pace.enter(1, 1))
+        limiter = RateLimiter(1, LimitSettings())
+        limiter.pause(0.2)
+        cancelled = asyncio.create_task(limiter.acquire(1, 1))
         await asyncio.sleep(0)
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-        await pace.enter(1, 1)
+        await limiter.acquire(1, 1)
 
     settled(work())
 
@@ -230,11 +230,11 @@ def test_limits_a_minute_are_kept(limits: LimitSettings, tokens: int, times: int
     """The limiter makes the lower bound certain; a machine that is busy only takes longer."""
 
     async def work() -> None:
-        pace = Pace(64, limits)
+        limiter = RateLimiter(64, limits)
         began = time.monotonic()
         for _ in range(times):
-            await pace.enter(1, tokens)
-            pace.leave()
+            await limiter.acquire(1, tokens)
+            limiter.release()
         assert time.monotonic() - began >= seconds * 0.95
 
     settled(work())
@@ -244,9 +244,9 @@ def test_every_request_of_a_call_counts_against_the_limit() -> None:
     """Twenty in one call at 10 a second, with 10 in the bucket."""
 
     async def work() -> None:
-        pace = Pace(64, LimitSettings(requests_per_minute=600))
+        limiter = RateLimiter(64, LimitSettings(requests_per_minute=600))
         began = time.monotonic()
-        await pace.enter(20, 1)
+        await limiter.acquire(20, 1)
         assert time.monotonic() - began >= 0.95
 
     settled(work())
@@ -254,9 +254,9 @@ def test_every_request_of_a_call_counts_against_the_limit() -> None:
 
 def test_a_limit_below_one_a_second_holds_one_request_in_its_bucket() -> None:
     async def work() -> None:
-        pace = Pace(4, LimitSettings(requests_per_minute=5))
-        await pace.enter(1, 1)
+        limiter = RateLimiter(4, LimitSettings(requests_per_minute=5))
+        await limiter.acquire(1, 1)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(pace.enter(1, 1), timeout=0.2)
+            await asyncio.wait_for(limiter.acquire(1, 1), timeout=0.2)
 
     settled(work())

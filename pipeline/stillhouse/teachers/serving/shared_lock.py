@@ -7,42 +7,42 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class SharedLock:
     """A shared/exclusive lock for one event loop. A waiter for exclusive access goes before all later ones."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
-        self._together = 0
-        self._alone = False
-        self._wanting_alone = 0
+        self._shared_count = 0
+        self._is_exclusive = False
+        self._exclusive_waiters = 0
 
     @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
         """Shared access: wait until no exclusive access is held or waited for."""
         async with self._changed:
-            await self._changed.wait_for(lambda: not self._alone and not self._wanting_alone)
-            self._together += 1
+            await self._changed.wait_for(lambda: not self._is_exclusive and not self._exclusive_waiters)
+            self._shared_count += 1
         try:
             yield
         finally:
             async with self._changed:
-                self._together -= 1
+                self._shared_count -= 1
                 self._changed.notify_all()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[None]:
         """Exclusive access: wait until no other access is held."""
         async with self._changed:
-            self._wanting_alone += 1
+            self._exclusive_waiters += 1
             try:
-                await self._changed.wait_for(lambda: not self._alone and not self._together)
-                self._alone = True
+                await self._changed.wait_for(lambda: not self._is_exclusive and not self._shared_count)
+                self._is_exclusive = True
             finally:
-                self._wanting_alone -= 1
+                self._exclusive_waiters -= 1
                 self._changed.notify_all()
         try:
             yield
         finally:
             async with self._changed:
-                self._alone = False
+                self._is_exclusive = False
                 self._changed.notify_all()

@@ -25,74 +25,89 @@ from stillhouse.storage.durable import write_lock
 from stillhouse.storage.location import Location, RemotePath
 
 _LOG = logging.getLogger(__name__)
-_LOOK_EVERY = 0.5  # seconds between attempts to take a local lock
-_LOOK_AWAY_EVERY = 5.0  # the same for a lock in a remote store, where each attempt costs some requests
-_TELL_EVERY = 30.0
+_RETRY_EVERY = 0.5  # seconds between attempts to take a local lock
+_RETRY_REMOTE_EVERY = 5.0  # the same for a lock in a remote store, where each attempt costs some requests
+_REPORT_EVERY = 30.0
 
 
 @contextmanager
-def held_dataset(settings: DatasetSettings) -> Iterator[None]:
+def lock_dataset(settings: DatasetSettings) -> Iterator[None]:
     """Lock a dataset and its journal: no other run can write or use them inside the block.
 
     Raises:
         DatasetBusy: another run holds the lock.
         StorageFailed: the disk or the store cannot be used.
     """
-    with ExitStack() as held:
-        for place in dict.fromkeys((dataset_folder(settings), journal_folder(settings))):
-            held.enter_context(write_lock(place))
+    with ExitStack() as stack:
+        for folder in dict.fromkeys((dataset_folder(settings), journal_folder(settings))):
+            stack.enter_context(write_lock(folder))
         yield
 
 
 @asynccontextmanager
-async def held_in_turn(settings: DatasetSettings, busy: DatasetBusy, progress: Progress) -> AsyncIterator[None]:
-    """Lock a dataset as `held_dataset` does, after waiting for the run named by `busy` if `dataset.when_busy` is wait.
+async def wait_for_dataset_lock(
+    settings: DatasetSettings, busy: DatasetBusy, progress: Progress
+) -> AsyncIterator[None]:
+    """Lock a dataset as `lock_dataset` does, after waiting for the run named by `busy` if `dataset.when_busy` is wait.
 
     Raises:
         DatasetBusy: `dataset.when_busy` is leave, or `dataset.patience` seconds of waiting are over.
         StorageFailed: the disk or the store cannot be used.
     """
     if settings.when_busy == "leave":
-        raise DatasetBusy(f"{busy} (With dataset.when_busy set to wait, a run waits for its turn.)", busy.holder)
-    look_every = _LOOK_AWAY_EVERY if isinstance(dataset_folder(settings), RemotePath) else _LOOK_EVERY
-    began, tell_at = time.monotonic(), 0.0
+        advice = f"{busy.fix}, or " if busy.fix else ""
+        raise DatasetBusy(
+            busy.problem.rstrip("."),
+            busy.holder,
+            setting="dataset.when_busy",
+            value="leave",
+            fix=f"{advice}set it to wait, so that this run starts when the other one ends",
+        )
+    retry_every = _RETRY_REMOTE_EVERY if isinstance(dataset_folder(settings), RemotePath) else _RETRY_EVERY
+    started, report_at = time.monotonic(), 0.0
     while True:
-        waited = time.monotonic() - began
+        waited = time.monotonic() - started
         if waited >= settings.patience:
-            raise DatasetBusy(f"{busy} This run has waited for {waited:,.0f} s (dataset.patience).", busy.holder)
-        if waited >= tell_at:
+            raise DatasetBusy(
+                f"{busy.problem.rstrip('.')}; this run has waited for {waited:,.0f} s",
+                busy.holder,
+                setting="dataset.patience",
+                value=settings.patience,
+                fix="run again when the other run has ended, or set it higher",
+            )
+        if waited >= report_at:
             progress(f"Seconds waited for {busy.holder}", round(waited), round(settings.patience))
-            tell_at = waited + _TELL_EVERY
-        await asyncio.sleep(min(look_every, settings.patience - waited))
-        with ExitStack() as held:
+            report_at = waited + _REPORT_EVERY
+        await asyncio.sleep(min(retry_every, settings.patience - waited))
+        with ExitStack() as stack:
             try:
-                held.enter_context(held_dataset(settings))
-            except DatasetBusy as still:
-                busy = still
+                stack.enter_context(lock_dataset(settings))
+            except DatasetBusy as error:
+                busy = error
                 continue
             yield
             return
 
 
 @contextmanager
-def opened_journal(settings: DatasetSettings, soft: EncodingName | None) -> Iterator[Journal]:
+def open_journal(settings: DatasetSettings, soft: EncodingName | None) -> Iterator[Journal]:
     """Open the journal of a dataset that the caller has locked.
 
     Raises:
         StorageFailed: the disk cannot be used.
     """
     folder, work = dataset_folder(settings), journal_folder(settings)
-    begins = not (work / FILE_NAME).is_file()
+    is_new = not (work / FILE_NAME).is_file()
     with Journal(work, soft=soft) as journal:
-        if begins and work != folder:
-            _begin(journal, folder, work)
+        if is_new and work != folder:
+            _check_existing_versions(journal, folder, work)
         yield journal
 
 
 def newest_version(folder: Location) -> int | None:
     """Return the newest finished version; checks few folders, even in a store with hundreds of versions."""
-    begun = reversed(started_versions(folder))
-    return next((number for number in begun if (folder / version_label(number) / MANIFEST).is_file()), None)
+    started_numbers = reversed(started_versions(folder))
+    return next((number for number in started_numbers if (folder / version_label(number) / MANIFEST).is_file()), None)
 
 
 def newest_manifest(folder: Location) -> Manifest | None:
@@ -101,16 +116,16 @@ def newest_manifest(folder: Location) -> Manifest | None:
     return None if number is None else read_manifest(folder / version_label(number))
 
 
-def _begin(journal: Journal, folder: Location, work: Path) -> None:
+def _check_existing_versions(journal: Journal, folder: Location, work: Path) -> None:
     finished = versions(folder)
     if finished and (spent := open_dataset(folder).manifest.totals.spent_usd):
-        journal.note("spent_usd", str(spent))
-    begun = [number for number in started_versions(folder) if number not in finished]
-    if begun:
+        journal.set_note("spent_usd", str(spent))
+    started_numbers = [number for number in started_versions(folder) if number not in finished]
+    if started_numbers:
         _LOG.warning(
-            "%s/%s was begun with another journal than %s: its finished shards count, and what else was answered is asked "
-            "for again. Where the other journal is at hand, stop this run and name its folder in dataset.journal.",
+            "%s/%s was started with another journal than %s: its finished shards are kept, and all other answers are "
+            "requested again. If you have the other journal, stop this run and set dataset.journal to its folder.",
             folder,
-            version_label(begun[-1]),
+            version_label(started_numbers[-1]),
             work,
         )

@@ -1,7 +1,7 @@
 """Parse how long a server asks to wait: `retry-after` and the many forms of rate-limit headers.
 
     retry_after(response.headers)       # of a refusal: seconds
-    pause_asked(response.headers)       # of an answer: seconds until the next request may be sent
+    requested_pause(response.headers)       # of an answer: seconds until the next request may be sent
 
 Servers write the same wait as seconds, as a duration ("1s", "6m0s", "120ms"), as a date, or as a timestamp in seconds or
 milliseconds since 1970. Parsed as a duration, a timestamp would be a wait of half a century.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 _PLAIN = re.compile(rf"[+-]?(?:{_NUMBER})(?:e[+-]?\d+)?", re.I)
-_PART = re.compile(
+_DURATION_PART = re.compile(
     rf"({_NUMBER})\s*(nanoseconds?|ns|microseconds?|[uµμ]s|milliseconds?|millis|msecs?|ms|seconds?|secs?|s"
     r"|minutes?|mins?|m|hours?|hrs?|h|days?|d)(?![a-z])",
     re.I,
@@ -42,7 +42,7 @@ _UNITS = (  # prefixes of units, the longest first
 )
 _EPOCH = 1e9  # seconds: a larger number is a timestamp (2001 or later), not a duration (over 31 years)
 _EPOCH_UNITS = (1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3)  # from here on, nano-, micro-, milliseconds
-_NOTHING = re.compile(r"\s*(-[\d.]+|0+(\.0*)?)\s*")  # a value of no remaining requests or tokens
+_NONE_REMAINING = re.compile(r"\s*(-[\d.]+|0+(\.0*)?)\s*")  # a value of no remaining requests or tokens
 
 
 def retry_after(headers: httpx2.Headers) -> float:
@@ -52,15 +52,15 @@ def retry_after(headers: httpx2.Headers) -> float:
         return seconds
     if after and (seconds := _seconds(after)) is not None:
         return seconds
-    return pause_asked(headers)
+    return requested_pause(headers)
 
 
-def pause_asked(headers: httpx2.Headers) -> float:
+def requested_pause(headers: httpx2.Headers) -> float:
     """Return the seconds until a `...ratelimit...-reset...` header allows another request; 0 if some remain."""
     wait = 0.0
     for raw, value in headers.raw:
         name = raw.lower()
-        if b"remaining" in name and b"limit" in name and _NOTHING.fullmatch(value.decode("latin-1")):
+        if b"remaining" in name and b"limit" in name and _NONE_REMAINING.fullmatch(value.decode("latin-1")):
             reset = headers.get(name.replace(b"remaining", b"reset").decode("latin-1"), "")
             wait = max(wait, _seconds(reset) or 0.0)
     return wait
@@ -75,19 +75,19 @@ def _seconds(text: str, *, unit: float = 1.0) -> float | None:
     """
     text = text.strip().strip("\"'")
     if _PLAIN.fullmatch(text):
-        return _of_number(float(text), unit)
-    if (moment := _moment(text)) is not None:
+        return _seconds_of_number(float(text), unit)
+    if (moment := _timestamp(text)) is not None:
         return max(0.0, moment - time.time())
     if "," in text:  # repeated headers are joined by commas
         waits = [wait for part in text.split(",") if (wait := _seconds(part, unit=unit)) is not None]
         return max(waits, default=None)
-    if parts := _PART.findall(text):
+    if parts := _DURATION_PART.findall(text):
         sign = -1.0 if text.startswith("-") else 1.0
         return max(0.0, sign * sum(float(number) * _unit(name) for number, name in parts))
     return None
 
 
-def _of_number(number: float, unit: float) -> float | None:
+def _seconds_of_number(number: float, unit: float) -> float | None:
     """Return the seconds of a duration, or until a timestamp; None if the number exceeds a float."""
     if math.isinf(number):
         return None
@@ -97,7 +97,7 @@ def _of_number(number: float, unit: float) -> float | None:
     return max(0.0, seconds)
 
 
-def _moment(text: str) -> float | None:
+def _timestamp(text: str) -> float | None:
     """Parse an HTTP or ISO 8601 date as seconds since 1970; a date without a time zone is UTC."""
     for read in (datetime.fromisoformat, email.utils.parsedate_to_datetime):
         try:
@@ -110,4 +110,4 @@ def _moment(text: str) -> float | None:
 
 def _unit(name: str) -> float:
     """Return the seconds of one unit."""
-    return next(seconds for begin, seconds in _UNITS if name.lower().startswith(begin))
+    return next(seconds for prefix, seconds in _UNITS if name.lower().startswith(prefix))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import httpx2
 import pytest
 
-from stillhouse.teachers.serving.waits import pause_asked, retry_after
+from stillhouse.teachers.serving.retry_after import requested_pause, retry_after
 
 NOW = 1_764_400_000.0  # Sat, 29 Nov 2025 07:06:40 GMT
 
@@ -86,7 +86,7 @@ def test_a_wait_is_read_in_every_form_that_servers_write_it_in(text: str, second
     spent = [(b"x-ratelimit-remaining-tokens", b"0"), (b"x-ratelimit-reset-tokens", text.encode())]
     assert retry_after(httpx2.Headers([(b"retry-after", text.encode())])) == pytest.approx(seconds)
     assert retry_after(httpx2.Headers(spent)) == pytest.approx(seconds)
-    assert pause_asked(httpx2.Headers(spent)) == pytest.approx(seconds)
+    assert requested_pause(httpx2.Headers(spent)) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_of_several_headers_the_most_precise_that_can_be_read_counts(headers: di
 @pytest.mark.parametrize("remaining", ["0", " 0 ", "0.0", "00", "-12"])
 def test_nothing_remains(remaining: str) -> None:
     headers = {"x-ratelimit-remaining-tokens": remaining, "x-ratelimit-reset-tokens": "2s"}
-    assert pause_asked(httpx2.Headers(headers)) == 2
+    assert requested_pause(httpx2.Headers(headers)) == 2
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,13 @@ def test_nothing_remains(remaining: str) -> None:
     ],
 )
 def test_an_answer_asks_for_no_pause_while_something_remains_or_no_time_is_named(headers: dict[str, str]) -> None:
-    assert pause_asked(httpx2.Headers(headers)) == 0
+    assert requested_pause(httpx2.Headers(headers)) == 0
 
 
 def test_the_limit_that_is_free_again_last_counts() -> None:
     for first, second in (("1s", "3s"), ("3s", "1s")):
         headers = {**spent(first), **spent(second, "tokens"), "x-ratelimit-remaining-images": "7"}
-        assert pause_asked(httpx2.Headers(headers)) == 3
+        assert requested_pause(httpx2.Headers(headers)) == 3
 
 
 @pytest.mark.parametrize("text", ["2025-11-29T07:07:10", "Sat, 29 Nov 2025 07:07:10 -0000"])
@@ -160,4 +160,4 @@ def test_a_date_without_a_time_zone_is_utc_wherever_this_machine_stands(
     ],
 )
 def test_rate_limits_are_found_under_the_names_that_servers_give_them(remaining: str, reset: str) -> None:
-    assert pause_asked(httpx2.Headers({remaining: "0", reset: "1764400030"})) == 30
+    assert requested_pause(httpx2.Headers({remaining: "0", reset: "1764400030"})) == 30

@@ -7,7 +7,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from stillhouse.teachers.serving.hiding import Hiding
+from stillhouse.teachers.serving.redaction import Redactor
 
 KEYS = [
     "sk-live-4f9a1c77e2",
@@ -49,26 +49,26 @@ def forms(key: str) -> list[str]:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_key_is_hidden_in_every_form(key: str) -> None:
-    hide = Hiding(key)
+    redact = Redactor(key)
     for form in forms(key):
-        assert hide(f"you came with Bearer {form}, it seems") == "you came with Bearer ***, it seems", form
+        assert redact(f"you came with Bearer {form}, it seems") == "you came with Bearer ***, it seems", form
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if len(key) >= 8])
 def test_a_long_key_is_hidden_within_other_characters_too(key: str) -> None:
-    assert Hiding(key)(f"a{key}b{key}") == "a***b***"
+    assert Redactor(key)(f"a{key}b{key}") == "a***b***"
 
 
 def test_a_short_key_spoils_no_other_word() -> None:
-    hide = Hiding("the")
-    assert hide("then the other, there: the.") == "then *** other, there: ***."
+    redact = Redactor("the")
+    assert redact("then the other, there: the.") == "then *** other, there: ***."
 
 
 def test_without_a_key_nothing_is_hidden_but_what_looks_like_one() -> None:
-    hide = Hiding("")
-    assert hide("no key, no mark") == "no key, no mark"
-    assert hide("Incorrect API key: sk-proj-****abcd.") == "Incorrect API key: ***."
+    redact = Redactor("")
+    assert redact("no key, no mark") == "no key, no mark"
+    assert redact("Incorrect API key: sk-proj-****abcd.") == "Incorrect API key: ***."
 
 
 def test_user_and_password_of_a_url_are_hidden() -> None:
-    assert Hiding("")("407, url=http://me:s3cret@proxy:3128/") == "407, url=http://***@proxy:3128/"
+    assert Redactor("")("407, url=http://me:s3cret@proxy:3128/") == "407, url=http://***@proxy:3128/"

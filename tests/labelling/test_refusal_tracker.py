@@ -130,7 +130,7 @@ def test_bad_prompts_among_good_ones_are_rejected_and_the_run_goes_on(
 def test_a_server_that_fails_for_everybody_rejects_nobody(api_recipe: MakeRecipe) -> None:
     with running_stand_in(canned=Canned(500, "broken", 6)) as server:
         recipe = api_recipe(server.base_url, MANY, concurrency=8)
-        with pytest.raises(TeacherUnavailable, match="said 500"):
+        with pytest.raises(TeacherUnavailable, match="returned 500"):
             run(recipe)
         assert answered(recipe) == 6
         server.server.canned = None

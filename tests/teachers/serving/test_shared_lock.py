@@ -6,14 +6,14 @@ from contextlib import suppress
 
 import pytest
 
-from stillhouse.teachers.serving.turns import Turns
+from stillhouse.teachers.serving.shared_lock import SharedLock
 
 
 class Room:
     """Who is inside just now, and who has been."""
 
     def __init__(self) -> None:
-        self.turns = Turns()
+        self.lock = SharedLock()
         self.inside: list[str] = []
         self.entered: list[str] = []
         self.leave: dict[str, asyncio.Event] = {}
@@ -22,7 +22,7 @@ class Room:
         self.leave[name] = asyncio.Event()
 
         async def stay() -> None:
-            async with self.turns.alone() if alone else self.turns.together():
+            async with self.lock.exclusive() if alone else self.lock.shared():
                 self.inside.append(name)
                 self.entered.append(name)
                 try:

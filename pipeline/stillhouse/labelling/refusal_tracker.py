@@ -1,10 +1,10 @@
 """Distinguish a refusal of one prompt from a refusal that every prompt would get.
 
-    streak = RefusalStreak(label.refusals_in_a_row)
-    with streak.request():                      # from the first attempt to the outcome
+    tracker = RefusalTracker(label.refusals_in_a_row)
+    with tracker.request():                  # from the first attempt to the outcome
         ...
-        streak.answered()                       # the teacher answered something
-        await streak.confirm(refusal)           # returns once this refusal is known to concern its prompt only
+        tracker.record_answer()                  # the teacher answered something
+        await tracker.confirm(refusal)           # returns once this refusal is known to concern its prompt only
 
 A server may send "400: your credit balance is too low" with the same status as "400: this prompt has an empty turn", so the
 message alone cannot decide. The results of other prompts do:
@@ -30,11 +30,11 @@ from contextlib import contextmanager
 from stillhouse.errors import TeacherRefused, TeacherUnavailable
 from stillhouse.teachers.base import Refusal
 
-_REASON_KNOWN = {"too-long", "policy"}  # reasons that explain what is wrong with the prompt
-_KNOWN_FACTOR = 4  # multiplies `limit` for refusals with such a reason
+_EXPLAINED = {"too-long", "policy"}  # reasons that explain what is wrong with the prompt
+_EXPLAINED_FACTOR = 4  # multiplies `limit` for refusals with such a reason
 
 
-class RefusalStreak:
+class RefusalTracker:
     """Decides on the refusals of a run; shared by all its requests. Use it from one event loop."""
 
     def __init__(self, limit: int | None) -> None:
@@ -42,7 +42,7 @@ class RefusalStreak:
         self._limit = limit
         self._open = 0  # requests without an outcome, including those held back
         self._held: dict[asyncio.Future[None], Refusal] = {}
-        self._alike: Counter[str] = Counter()  # refusals since the last answer, by status (and reason, if known)
+        self._counts: Counter[str] = Counter()  # refusals since the last answer, by status (and reason, if explained)
         self._unreadable: set[str] = set()  # keys of requests with unreadable answers, before the first answer
         self._any_answer = False
 
@@ -56,15 +56,15 @@ class RefusalStreak:
             self._open -= 1  # the run ends, or this request is retried: it decides nothing
             raise
         self._open -= 1
-        self._conclude()
+        self._decide()
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """Record an answer of the teacher: earlier refusals concern their prompts only."""
         self._any_answer = True
-        self._alike.clear()
-        self._release()
+        self._counts.clear()
+        self._accept_held()
 
-    def unreadable(self, key: str, detail: str) -> None:
+    def record_unreadable(self, key: str, detail: str) -> None:
         """Record that an answer to the request `key` could not be read.
 
         Raises:
@@ -74,10 +74,11 @@ class RefusalStreak:
             return
         self._unreadable.add(key)
         if len(self._unreadable) >= self._limit:
-            raise self._fail(
+            raise self._fail_held(
                 TeacherUnavailable(
-                    f"{detail}. No answer of this server can be read ({len(self._unreadable)} requests tried). Check "
-                    "teacher.options and the base URL: is it an OpenAI-compatible API that answers without streaming?"
+                    f"{detail}; no answer of this server could be read ({len(self._unreadable)} requests tried)",
+                    fix="check teacher.options and the base URL: the server must be an OpenAI-compatible API that answers "
+                    "without streaming",
                 )
             )
 
@@ -90,50 +91,50 @@ class RefusalStreak:
         """
         if self._limit is None or refusal.suspect is None:
             return
-        known = refusal.reason in _REASON_KNOWN
-        if known and self._any_answer:
+        explained = refusal.reason in _EXPLAINED
+        if explained and self._any_answer:
             return
-        alike = f"{refusal.suspect} {refusal.reason}" if known else refusal.suspect
-        self._alike[alike] += 1
-        if self._alike[alike] >= (max(self._limit * _KNOWN_FACTOR, self._open // 2) if known else self._limit):
-            raise self._fail(self._error(refusal, f"{self._alike[alike]} prompts in a row"))
-        held = asyncio.get_running_loop().create_future()
-        self._held[held] = refusal
+        key = f"{refusal.suspect} {refusal.reason}" if explained else refusal.suspect
+        self._counts[key] += 1
+        if self._counts[key] >= (max(self._limit * _EXPLAINED_FACTOR, self._open // 2) if explained else self._limit):
+            raise self._fail_held(self._error(refusal, f"{self._counts[key]} prompts in a row"))
+        future = asyncio.get_running_loop().create_future()
+        self._held[future] = refusal
         try:
-            self._conclude()
-            await held
+            self._decide()
+            await future
         finally:
-            self._held.pop(held, None)
+            self._held.pop(future, None)
 
-    def _conclude(self) -> None:
+    def _decide(self) -> None:
         """Decide on the refusals held back, if no other request is open."""
         if not self._held or self._open > len(self._held):
             return
-        unexplained = [refusal for refusal in self._held.values() if refusal.reason not in _REASON_KNOWN]
+        unexplained = [refusal for refusal in self._held.values() if refusal.reason not in _EXPLAINED]
         if self._any_answer or not unexplained:
-            self._release()
+            self._accept_held()
         else:
             refusal = unexplained[0]
-            self._fail(
+            self._fail_held(
                 self._error(refusal, f"all {len(self._held)} prompts" if len(self._held) > 1 else "the one prompt")
             )
 
-    def _release(self) -> None:
-        for held in self._held:
-            if not held.done():
-                held.set_result(None)
+    def _accept_held(self) -> None:
+        for future in self._held:
+            if not future.done():
+                future.set_result(None)
 
-    def _fail(self, error: TeacherUnavailable) -> TeacherUnavailable:
-        for held in self._held:
-            if not held.done():
-                held.set_exception(error)
+    def _fail_held(self, error: TeacherUnavailable) -> TeacherUnavailable:
+        for future in self._held:
+            if not future.done():
+                future.set_exception(error)
         return error
 
-    def _error(self, refusal: Refusal, who: str) -> TeacherUnavailable:
+    def _error(self, refusal: Refusal, prompts: str) -> TeacherUnavailable:
         kind = TeacherRefused if refusal.suspect and refusal.suspect.isdigit() else TeacherUnavailable
         return kind(
-            f"{refusal.detail}. It refused {who} so and answered none, which says nothing of the prompts: check "
-            "teacher.model, teacher.options, the API key and the account. None of them counts as rejected: run again "
-            "afterwards. If the prompts are at fault, set label.refusals_in_a_row (now "
-            f"{self._limit}) to null, and each is a rejection."
+            f"{refusal.detail}; the server refused {prompts} in this way and answered none, so the prompts are probably "
+            "not the cause, and none of them is rejected",
+            fix="check teacher.model, teacher.options, the API key and the account, and run again; if the prompts are the "
+            f"cause, set label.refusals_in_a_row (now {self._limit}) to null, and each becomes a rejection",
         )
