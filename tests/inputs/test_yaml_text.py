@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from stillhouse.cli.main import app
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.yaml_text import YamlError, dump_yaml, parse_yaml
-from stillhouse.recipe.load import LabelSettings, load_recipe
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import load_recipe
 
 
 @pytest.mark.parametrize(
