@@ -160,7 +160,7 @@ def read(folder: Path) -> dict[str, Any]:
     import torch
 
     from stillhouse.student.data.batches import collator
-    from stillhouse.student.data.epoch_order import Shuffled
+    from stillhouse.student.data.epoch_order import ShuffledSampler
     from stillhouse.student.data.examples import Examples
     from stillhouse.student.data.rows import TokenRows
 
@@ -178,7 +178,7 @@ def read(folder: Path) -> dict[str, Any]:
     measured = time.perf_counter()
     collate, busy = collator(0), time.process_time()
     tokens = places = 0
-    for part in _parts(Shuffled(examples, seed=0)):
+    for part in _parts(ShuffledSampler(examples, seed=0)):
         batch = collate([examples[index] for index in part])
         tokens += len(batch["soft_tail_logprob"])
         places += batch["soft_token_ids"].numel()

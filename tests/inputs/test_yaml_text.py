@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from stillhouse.cli.main import app
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.yaml_text import YamlError, dump_yaml, parse_yaml
-from stillhouse.recipe.load import LabelSettings, load_recipe
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.load import load_recipe
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_what_an_earlier_release_wrote_is_read_as_it_was() -> None:
 
 @pytest.mark.parametrize("setting", ["samples", "concurrency", "patience", "budget_usd", "max_rejected"])
 def test_a_truth_value_is_no_number(setting: str) -> None:
-    with pytest.raises(ValueError, match="give a number"):
+    with pytest.raises(ValueError, match="it must be a number, not true or false"):
         LabelSettings.model_validate({setting: True})
 
 

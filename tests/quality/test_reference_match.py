@@ -105,7 +105,7 @@ def test_no_text_breaks_it(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "quality.reference-match.how: is missing"),
+        ({}, "quality.reference-match.how: it is missing"),
         ({"how": "bleu"}, "quality.reference-match.how"),
         ({"how": "exact", "threshold": 0.5}, "threshold is only for `how: f1`, and how is 'exact'"),
         ({"how": "f1", "threshold": 2}, "quality.reference-match.threshold"),
