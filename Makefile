@@ -87,7 +87,7 @@ test-vllm: install-dev .venv-vllm/.installed
 
 mutants: install-dev .venv-mutants/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	.venv-mutants/bin/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) --workers $(MUTANTS_AT_ONCE) $(if $(AGAIN),--again) $(if $(ROOM),--room $(ROOM))
+	PYTHONPATH=pipeline .venv-mutants/bin/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) --workers $(MUTANTS_AT_ONCE) $(if $(AGAIN),--again) $(if $(ROOM),--room $(ROOM))
 
 # The reference is written from the code; the site opens from data/site/index.html, without a network.
 docs: export NO_MKDOCS_2_WARNING = 1

@@ -27,7 +27,7 @@ from benchmarks.glossary import GLOSSARY
 from benchmarks.shared import ROOT, measured_on, scratch, table, versions_of, write_section
 from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
 from stillhouse.dataset.encodings import find_encoding
-from stillhouse.dataset.encodings.top_k import rounded
+from stillhouse.dataset.encodings.top_k import round_logprobs
 from stillhouse.dataset.parquet import write_options
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.models.load import encode_completion, encode_prompt, load_language_model
@@ -156,7 +156,7 @@ class Errors:
         values, tail = kept.logprobs, kept.tail_logprob.numpy().astype(np.float64)
         half, brain = values.to(torch.float16), values.to(torch.bfloat16)
         ways = {
-            "`top-k`": (rounded(half.numpy()).astype(np.float64), rounded(tail).astype(np.float64)),
+            "`top-k`": (round_logprobs(half.numpy()).astype(np.float64), round_logprobs(tail).astype(np.float64)),
             "float16": (half.numpy().astype(np.float64), tail),
             "bfloat16": (brain.float().numpy().astype(np.float64), tail),
         }
@@ -164,7 +164,7 @@ class Errors:
         ids = kept.token_ids.numpy()
         for name, (listed, rest) in ways.items():
             self._kls.setdefault(name, []).extend(zip(*_kls(true, ids, listed, rest), strict=True))
-        bits = {"`top-k`": rounded(half.numpy()).astype(np.float16), "float16": half.numpy()}
+        bits = {"`top-k`": round_logprobs(half.numpy()).astype(np.float16), "float16": half.numpy()}
         bits["bfloat16"] = brain.view(torch.int16).numpy().view(np.float16)
         for name, values_ in bits.items():
             self._stored.setdefault(name, []).append(values_)

@@ -35,7 +35,7 @@ from stillhouse.student.data.batches import collator, tokens_of
 from stillhouse.student.data.examples import Examples, read_examples
 from stillhouse.student.losses.forward_kl import divergence
 from stillhouse.student.start.activations import Activations, measure_activations
-from stillhouse.student.start.importance import Measured, Removal, block_influence, greedy, leave_one_out
+from stillhouse.student.start.importance import MeasuredTeacher, Removal, block_influence, greedy, leave_one_out
 from stillhouse.student.start.layers import copy_layers
 from stillhouse.student.start.rows import measured_rows
 from stillhouse.student.start.stacks import Kept, kept_layers, stacks_of
@@ -113,7 +113,7 @@ class Bench:
         self.read = [hidden(self.parts, batch) for batch in self.held_out]
         self.held_out_tokens = sum(len(one.completion) for one in examples)
         init = recipe.student.init.model_copy(update={"rows": plan.rows})
-        self.measured = Measured(
+        self.measured = MeasuredTeacher(
             lm.model, measured_rows(dataset, lm, files, recipe.student.model_copy(update={"init": init}))
         )
         self.costs: dict[str, dict[str, float]] = {}

@@ -17,7 +17,7 @@ from benchmarks.train_memory import Case
 from stillhouse.models.head import Head
 from stillhouse.student.losses.base import SparseLabels
 from stillhouse.student.losses.forward_kl import divergence
-from stillhouse.student.training.forward import summed_in_chunks
+from stillhouse.student.training.forward import chunked_loss
 from stillhouse.student.training.objective import Objective
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     before = resident("VmRSS")
     forget_peak()
     began = time.perf_counter()
-    loss = summed_in_chunks(
+    loss = chunked_loss(
         objective, Head(layer), hidden, targets, lambda part: None if labels is None else labels[part], case.chunk
     )
     (loss / case.tokens).backward()

@@ -2,7 +2,7 @@
 
 Each figure is from a separate process (`train_loss.py`): with the head's weights, hidden states, targets and labels in
 memory, it computes the loss forward and backward; the figure is the peak memory minus the memory before. "In chunks" is as
-in training (`stillhouse.student.training.forward.summed_in_chunks`); "whole" is the same call with all tokens in one chunk,
+in training (`stillhouse.student.training.forward.chunked_loss`); "whole" is the same call with all tokens in one chunk,
 so that nothing is computed twice. Both include the gradient of the head's weights.
 """
 

@@ -36,9 +36,9 @@ from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.dataset.reader import RowGroup
 from stillhouse.models.generate import Sampling, generate
 from stillhouse.models.head import Parts, split
-from stillhouse.models.layout import token_batch
+from stillhouse.models.layout import make_token_batch
 from stillhouse.models.load import LanguageModel, choose_device, encode_prompt, load_language_model
-from stillhouse.models.soft_labels import draw
+from stillhouse.models.sampling import sample_tokens
 from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.records import SampledLabels
 from stillhouse.student.data.examples import Examples
@@ -147,14 +147,16 @@ def labels_of(way: str, logits: Tensor, seeds: Sequence[int], number: int) -> Se
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for seed in seeds]
     shape = (len(logits), int(size))
     uniform = [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in generators]
-    drawn = draw(logits, torch.cat(uniform, dim=1))  # (time, seeds * draws): one cumulative distribution for all
+    drawn = sample_tokens(
+        logits, torch.cat(uniform, dim=1)
+    )  # (time, seeds * draws): one cumulative distribution for all
     return [packed(SampledLabels.of(part.cpu().numpy())) for part in drawn.split(int(size), dim=1)]
 
 
 @torch.inference_mode()
 def logits_along(parts: Parts, texts: Sequence[Text]) -> Tensor:
     """Return a model's logits that predict the completion tokens: (completion tokens, vocabulary) float32."""
-    batch = token_batch([text.prompt for text in texts], [text.completion for text in texts], pad_id=0).to(DEVICE)
+    batch = make_token_batch([text.prompt for text in texts], [text.completion for text in texts], pad_id=0).to(DEVICE)
     return parts.head(parts.hidden(batch.input_ids, batch.labels, attention_mask=batch.attention_mask))
 
 

@@ -190,7 +190,7 @@ def test_a_dataset_as_tables(scripted_recipe: MakeRecipe, tmp_path: Path) -> Non
         next(soft_labels(text.dataset))
     assert stillhouse.open_dataset("words/v1", root=recipe.dataset.root).manifest == dataset.manifest
     assert stillhouse.open_dataset(dataset.folder).manifest == dataset.manifest
-    with pytest.raises(DatasetMissing, match="there is no dataset 'wrods'"):
+    with pytest.raises(DatasetMissing, match="the dataset 'wrods' does not exist"):
         stillhouse.open_dataset("wrods", root=recipe.dataset.root)
 
 

@@ -73,8 +73,8 @@ def test_a_survivor_stands_in_the_table_with_its_reason() -> None:
     known = Outcome(
         "pipeline/stillhouse/student/losses/base.py",
         42,
-        "--- a\n+++ b\n-NO_TOKEN = -1  # in the place of a token id: no entry\n"
-        "+NO_TOKEN = - 2  # in the place of a token id: no entry\n",
+        "--- a\n+++ b\n-PAD_TOKEN_ID = -1  # padding in place of a token id\n"
+        "+PAD_TOKEN_ID = - 2  # padding in place of a token id\n",
         killed=False,
     )
     outcomes = [outcome("a | b", "a & b", False), outcome("x", "y", True), known]

@@ -13,7 +13,7 @@ from stillhouse.dataset.columns import (
     rejection_row,
     rejection_schema,
 )
-from stillhouse.dataset.encodings.top_k import rounded
+from stillhouse.dataset.encodings.top_k import round_logprobs
 from stillhouse.records import Completion, Message, Prompt, Rejection, SoftLabels, TokenTrace, content_hash
 
 
@@ -21,8 +21,8 @@ def completion(time: int = 3, k: int = 2, text: str = "An answer.") -> Completio
     generator = np.random.default_rng(time * 10 + k)
     soft = SoftLabels(
         generator.integers(0, 50_000, (time, k)).astype(np.int32),
-        rounded(-generator.random((time, k))).astype(np.float16),
-        rounded(-generator.random(time)),
+        round_logprobs(-generator.random((time, k))).astype(np.float16),
+        round_logprobs(-generator.random(time)),
     )
     trace = TokenTrace(
         np.arange(5, dtype=np.int32), np.arange(time, dtype=np.int32), -generator.random(time).astype(np.float32), soft

@@ -83,7 +83,7 @@ def test_stages_one_by_one(
     assert stillhouse("label", recipe).returncode == 0
     early = stillhouse("evaluate", recipe)
     assert early.returncode == 1
-    assert "run `stillhouse distill`" in early.stderr
+    assert "Run `stillhouse distill`" in early.stderr
     done = stillhouse("distill", recipe, "--set", "evaluate.baselines=[untrained]")
     assert done.returncode == 0, done.stderr
     assert "white-box" in done.stdout
@@ -106,7 +106,7 @@ def test_a_teacher_that_is_fine_tuned_first(
     assert "12 to send" in planned.stdout
     early = stillhouse("label", recipe)
     assert early.returncode == 1
-    assert "run `stillhouse finetune`" in early.stderr
+    assert "Run `stillhouse finetune`" in early.stderr
     assert not (tmp_path / "labels").exists()
     done = stillhouse("finetune", recipe, "--json")
     assert done.returncode == 0, done.stderr
@@ -123,7 +123,7 @@ def test_a_teacher_that_is_fine_tuned_first(
         (["teacher.finetune.train={learning_rat: 1}"], 2, "teacher.finetune.train.learning_rat: there is no such"),
         (["prompts.reference=gold"], 2, "prompts.reference is 'gold'"),
         (["label.sampling.temprature=1"], 2, "Did you mean 'temperature'?"),
-        (["prompts.source=none.jsonl"], 2, "no such file"),
+        (["prompts.source=none.jsonl"], 2, "the file does not exist"),
         (["teacher.kind=transformer"], 2, "Did you mean 'transformers'?"),
         (["teacher.model=no/such-model"], 1, "there is no such folder"),
         (["quality=[{kind: lenght}]"], 2, "Did you mean 'length'?"),

@@ -143,7 +143,7 @@ def test_an_export_of_text_tells_of_answers_that_were_cut_off(
     count = finish_reasons(cut).count("length")
     assert count > 0
     (note,) = export_dataset(cut, to, tmp_path / "cut").notes
-    assert note.startswith(f"{count} of its answers were not written to their end (finish_reason: {count} length)")
+    assert note.startswith(f"{count} answers are truncated (finish_reason: {count} length)")
     assert f"stillhouse datasets filter {cut.manifest.label} --where \"finish_reason = 'stop'\" --into" in note
 
 
@@ -164,7 +164,7 @@ def test_a_folder_is_replaced_by_force_alone_and_only_if_an_export_wrote_it(data
     with pytest.raises(UsageError, match="no export wrote"):
         export_dataset(dataset, "openai", out, force=True)
     assert (out / "mine.txt").read_text() == "keep me"
-    with pytest.raises(UsageError, match="which is a file"):
+    with pytest.raises(UsageError, match="it is a file"):
         export_dataset(dataset, "openai", out / "mine.txt", force=True)
 
 
@@ -225,26 +225,30 @@ def test_what_cannot_be_a_row_is_counted_and_told(
         good = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     file = write(tmp_path, good, row)
     done = bring_in(tmp_path, format_, file)
-    assert dict(done.findings.left_out) == {reason: 1}
-    assert done.findings.examples[reason].startswith(f"{file} line 2: ")
+    assert dict(done.counts.skipped) == {reason: 1}
+    assert done.counts.examples[reason].startswith(f"{file} line 2: ")
     assert f"left out: 1 {reason}" in done.dataset.manifest.how
-    with pytest.raises(UsageError, match=f"nothing can be imported from .*: 1 {reason}"):
+    with pytest.raises(UsageError, match=f"no row of .* can be imported: 1 {reason}"):
         bring_in(tmp_path, format_, write(tmp_path, row))
 
 
 @pytest.mark.parametrize(
     ("format_", "rows", "words"),
     [
-        ("openai", ["{"], r"given.jsonl line 1 is no JSON .*mend the line"),
-        ("openai", [{"messages": []}], "line 1: where a list of turns should be"),
-        ("openai", ["[1]"], r"begins with .\[. and is no JSON array"),
-        ("openai", ["7"], "line 1 is 7: put one JSON object there"),
-        ("openai", [{"conversations": []}], "has no 'messages', but conversations"),
-        ("openai", [{"messages": [{"role": "wizard", "content": "x"}]}], "no speaker 'wizard': name one of system"),
+        ("openai", ["{"], r"given.jsonl line 1 is not valid JSON .*Correct the line"),
+        ("openai", [{"messages": []}], r"line 1: '\[\]' is not a list of turns"),
+        ("openai", ["[1]"], r"begins with .\[. and is not a valid JSON array"),
+        ("openai", ["7"], "line 1 is 7, not an object. Write one JSON object"),
+        ("openai", [{"conversations": []}], "has no 'messages', only conversations"),
+        (
+            "openai",
+            [{"messages": [{"role": "wizard", "content": "x"}]}],
+            "the role 'wizard' is unknown. Use one of system",
+        ),
         ("openai", [{"messages": ["hi"]}], "a turn has no 'role'"),
         ("sharegpt", [{"messages": []}], "has no 'conversations'"),
         ("trl", [{"prompt": "a"}], "has no 'prompt' and 'completion'"),
-        ("trl", [{"prompt": 7, "completion": "b"}], "'prompt' is a int: make it a text"),
+        ("trl", [{"prompt": 7, "completion": "b"}], "'prompt' is a int. Write it as a text"),
     ],
 )
 def test_a_file_that_is_not_of_the_format_is_named_with_its_line_and_nothing_is_written(
@@ -290,7 +294,7 @@ def test_the_share_that_is_held_out_is_by_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"validation": 1.5}, "--validation is 1.5"),
+        ({"validation": 1.5}, "--validation is 1.5: "),
         ({"into": "../x"}, "--into is '../x'"),
         ({"format": "x"}, "FORMAT is 'x'"),
     ],
@@ -299,10 +303,10 @@ def test_wrong_arguments(tmp_path: Path, more: dict[str, Any], words: str) -> No
     given = {"format": "trl", "files": [write(tmp_path, {"prompt": "a", "completion": "b"})], "into": "back"} | more
     with pytest.raises(UsageError, match=words):
         import_dataset(ImportRequest(root=tmp_path / "imported", **given))
-    with pytest.raises(UsageError, match="there is no file"):
+    with pytest.raises(UsageError, match="none.jsonl does not exist"):
         bring_in(tmp_path, "trl", tmp_path / "none.jsonl")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="is a folder without a"):
+    with pytest.raises(UsageError, match="has no .*file. Name the files to import"):
         bring_in(tmp_path, "trl", tmp_path / "empty")
     assert versions(tmp_path / "imported" / "back") == []
 
@@ -360,7 +364,7 @@ def test_null_nan_and_blank_are_no_reference(tmp_path: Path, value: str) -> None
 
 def test_a_reference_that_is_a_list_is_named_with_its_line(tmp_path: Path) -> None:
     row = {"prompt": "a", "completion": "b", "reference": ["b"]}
-    with pytest.raises(UsageError, match=r"line 1: 'reference' is a list: make it one text"):
+    with pytest.raises(UsageError, match=r"line 1: 'reference' is a list. Write it as a text"):
         bring_in(tmp_path, "trl", write(tmp_path, row))
 
 
@@ -368,7 +372,9 @@ def test_a_reference_that_is_a_list_is_named_with_its_line(tmp_path: Path) -> No
 @pytest.mark.parametrize("format_", ["openai", "sharegpt", "trl"])
 def test_json_that_is_nested_too_deeply_is_named_with_its_line(tmp_path: Path, format_: str, levels: int) -> None:
     line = '{"messages": ' + "[" * levels + "]" * levels + "}"
-    with pytest.raises(UsageError, match=r"given\.jsonl line 1 is no JSON \(it is nested too deeply"):
+    with pytest.raises(
+        UsageError, match=r"given\.jsonl line 1 is not valid JSON \(it is nested more than 200 levels deep"
+    ):
         bring_in(tmp_path, format_, write(tmp_path, line))
-    with pytest.raises(UsageError, match=r"is no JSON array \(it is nested too deeply"):
+    with pytest.raises(UsageError, match=r"is not a valid JSON array \(it is nested more than 200 levels deep"):
         bring_in(tmp_path, format_, write(tmp_path, "[" + line + "]", name="array.json"))

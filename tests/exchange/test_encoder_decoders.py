@@ -24,9 +24,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 @pytest.mark.parametrize("to", ["axolotl", "distillkit"])
 def test_formats_of_one_sequence_are_refused_and_nothing_is_written(dataset: Dataset, tmp_path: Path, to: str) -> None:
-    with pytest.raises(
-        UsageError, match=f"--to is '{to}', a format of prompts and answers in one sequence.*choose trl"
-    ):
+    with pytest.raises(UsageError, match=f"--to is '{to}': the format has prompt and answer in one sequence.* Use trl"):
         export_dataset(dataset, to, tmp_path / "out", ExportOptions())
     assert not (tmp_path / "out").exists()
 

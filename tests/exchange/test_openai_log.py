@@ -99,7 +99,7 @@ def test_labelling_the_same_again_sends_nothing(tmp_path: Path, monkeypatch: pyt
     prompts = [f"What is a {thing}?" for thing in ("kettle", "tram", "sofa", "nurse")]
     asked, given = batch(prompts)
     done = read(tmp_path, write(tmp_path, "in.jsonl", *asked), write(tmp_path, "out.jsonl", *given), base_url=base_url)
-    assert (done.findings.keyed, dict(done.findings.unkeyed)) == (4, {})
+    assert (done.counts.keyed, dict(done.counts.unkeyed)) == (4, {})
     same = recipe(tmp_path, prompts, base_url=base_url)
     assert (estimate_labelling(same).answered, estimate_labelling(same).to_send) == (4, 0)
     labelled = asyncio.run(label(same))
@@ -156,7 +156,7 @@ def test_what_shapes_nothing_is_no_part_of_a_key(tmp_path: Path) -> None:
     rows = [{"request": body("q"), "response": answer()}, {"request": body("q", **idle), "response": answer()}]
     done = read(tmp_path, write(tmp_path, "log.jsonl", *rows))
     assert [row["sample"] for row in rows_of(done)] == [0, 1]
-    assert len(done.findings.teachers) == 1
+    assert len(done.counts.teachers) == 1
     assert done.dataset.manifest.sampling is not None
     assert done.dataset.manifest.sampling.max_tokens == 64
 
@@ -165,16 +165,16 @@ def test_what_shapes_nothing_is_no_part_of_a_key(tmp_path: Path) -> None:
     ("change", "base_url", "why"),
     [
         ({"max_tokens": None}, OPENAI_URL, "max_tokens is not in the request"),
-        ({"max_completion_tokens": 5}, OPENAI_URL, "two limits of tokens are set"),
+        ({"max_completion_tokens": 5}, OPENAI_URL, "the request has two token limits"),
         (
             {"temperature": None},
             NOWHERE,
-            f"the temperature is not in the request, and what {NOWHERE} takes is not known",
+            f"the temperature is not in the request, and the default of {NOWHERE} is unknown",
         ),
         ({"model": None}, OPENAI_URL, "the model is not in the request"),
-        ({"temperature": -1}, OPENAI_URL, "no recipe can ask so: sampling.temperature"),
+        ({"temperature": -1}, OPENAI_URL, "a recipe cannot send this request: sampling.temperature"),
         ({"messages": [{"role": "developer", "content": "x"}]}, OPENAI_URL, "a message's role is 'developer'"),
-        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, OPENAI_URL, "more than a role and a text"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, OPENAI_URL, "more than a role and text"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, OPENAI_URL, "more than a role"),
         ({"best_of": 3}, OPENAI_URL, "best_of is set"),
     ],
@@ -185,15 +185,15 @@ def test_a_key_that_cannot_be_known_is_not_claimed_and_the_row_is_kept(
     done = read(
         tmp_path, write(tmp_path, "log.jsonl", {"request": body("q") | change, "response": answer()}), base_url=base_url
     )
-    assert done.findings.keyed == 0
-    assert why in next(iter(done.findings.unkeyed))
+    assert done.counts.keyed == 0
+    assert why in next(iter(done.counts.unkeyed))
     assert len(rows_of(done)) == 1
 
 
 def test_the_apis_own_temperature_is_the_key_of_a_request_without_one(tmp_path: Path) -> None:
     given = [{"request": body("q") | {"temperature": t}, "response": answer()} for t in (None, 1, 1.0)]
     done = read(tmp_path, write(tmp_path, "log.jsonl", *given))
-    assert (done.findings.keyed, [row["sample"] for row in rows_of(done)]) == (3, [0, 1, 2])
+    assert (done.counts.keyed, [row["sample"] for row in rows_of(done)]) == (3, [0, 1, 2])
 
 
 # -------------------------------------------------------------------------------------------------------------- any shape
@@ -220,7 +220,7 @@ def test_lines_that_hold_both(tmp_path: Path, line: dict[str, Any]) -> None:
     (row,) = rows_of(done)
     assert row["prompt"] == body("q")["messages"]
     assert row["completion"] == [{"role": "assistant", "content": "A thing."}]
-    assert done.findings.keyed == 1
+    assert done.counts.keyed == 1
     if "A thing." not in str(line.get("response")) or isinstance(line["response"], dict):
         assert (row["prompt_tokens"], row["completion_tokens"], row["finish_reason"]) == (20, 10, "stop")
     assert row["teacher"] == "gpt-4o-mini"
@@ -265,13 +265,13 @@ def test_several_choices_are_several_samples(tmp_path: Path) -> None:
     rows = rows_of(done)
     assert [(row["sample"], row["completion"][0]["content"]) for row in rows] == [(0, "answer 0"), (1, "answer 1")]
     assert [row["prompt_tokens"] for row in rows] == [20, None]  # what was billed is counted once
-    assert done.findings.keyed == 2
+    assert done.counts.keyed == 2
 
 
 def test_an_answer_that_is_logged_twice_is_one(tmp_path: Path) -> None:
     line = {"request": body("q"), "response": answer(id="chatcmpl-1")}
     done = read(tmp_path, write(tmp_path, "log.jsonl", line, line))
-    assert (len(rows_of(done)), dict(done.findings.left_out)) == (1, {"repeated": 1})
+    assert (len(rows_of(done)), dict(done.counts.skipped)) == (1, {"repeated": 1})
 
 
 def test_old_completions_and_other_models(tmp_path: Path) -> None:
@@ -306,33 +306,33 @@ def test_batch_files_in_any_order_with_every_kind_of_failure(tmp_path: Path) -> 
     for order in (files, files[::-1]):
         done = read(tmp_path, *order)
         left_out = {"status-429": 1, "batch_expired": 1, "tool-calls": 1, "unanswered": 1, "without-request": 1}
-        assert dict(done.findings.left_out) == left_out
+        assert dict(done.counts.skipped) == left_out
         assert sorted(row["prompt"][-1]["content"] for row in rows_of(done)) == ["a", "f"]
-        assert done.findings.examples["status-429"].startswith(f"{files[1]} line 4: ")
-        assert done.findings.examples["unanswered"].startswith(f"{files[0]} line 5: ")
+        assert done.counts.examples["status-429"].startswith(f"{files[1]} line 4: ")
+        assert done.counts.examples["unanswered"].startswith(f"{files[0]} line 5: ")
 
 
 def test_a_refusal_and_an_empty_answer_are_told(tmp_path: Path) -> None:
     refused = answer(choices=[{"message": {"content": None, "refusal": "I will not"}, "finish_reason": "stop"}])
     rows = [{"request": body("q"), "response": one} for one in (answer(), refused, answer(" "), {"choices": []})]
     done = read(tmp_path, write(tmp_path, "log.jsonl", *rows))
-    assert dict(done.findings.left_out) == {"refused": 1, "empty": 1, "malformed": 1}
+    assert dict(done.counts.skipped) == {"refused": 1, "empty": 1, "malformed": 1}
 
 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["{"], r"log.jsonl line 1 is no JSON"),
-        ([{"x": 1}], "line 1 holds no request and no answer, but x"),
-        ([{"body": body("q")}], "line 1 holds a request alone, without a custom_id"),
-        ([{"response": answer()}], "line 1 holds an answer alone, without a custom_id"),
-        ([{"custom_id": "a", "body": body("q")}] * 2, r"line 2 has the custom_id 'a', which .* line 1 has too"),
+        (["{"], r"log.jsonl line 1 is not valid JSON"),
+        ([{"x": 1}], "line 1 has neither a request nor a response, only x"),
+        ([{"body": body("q")}], "line 1 has only a request, and no custom_id"),
+        ([{"response": answer()}], "line 1 has only an answer, and no custom_id"),
+        ([{"custom_id": "a", "body": body("q")}] * 2, r"line 2 has the custom_id 'a', which .* line 1 also has"),
         ([{"request": 5, "response": answer()}], "the request is '5'"),
-        ([{"request": body("q"), "response": 5}], "the answer is '5'"),
-        ([{"request": {"input": "x"}, "response": answer()}], "nothing can be imported from .*other-endpoint"),
+        ([{"request": body("q"), "response": 5}], "the response is '5'"),
+        ([{"request": {"input": "x"}, "response": answer()}], "no row of .* can be imported: .*other-endpoint"),
     ],
 )
-def test_errors_name_file_line_and_mend(tmp_path: Path, lines: list[Any], words: str) -> None:
+def test_errors_name_file_line_and_fix(tmp_path: Path, lines: list[Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         read(tmp_path, write(tmp_path, "log.jsonl", *lines))
     assert not (tmp_path / "labels/api/v001").exists()

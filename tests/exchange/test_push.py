@@ -113,7 +113,7 @@ def test_a_manifest_of_others_is_not_taken_for_ours(push: Push, hub: Hub, manife
     theirs = {"manifest.json": manifest, "data/train-0.parquet": b"theirs", "README.md": b"theirs"}
     hub.repositories["ada/words"] = Repository(private=False, files=dict(theirs))
     done = push()
-    assert (done.exit_code, "was not put there by a push of Stillhouse" in done.stderr) == (2, True), done.stderr
+    assert (done.exit_code, "was not written by a push of Stillhouse" in done.stderr) == (2, True), done.stderr
     assert hub.repositories["ada/words"].files == theirs
     assert all(request.startswith(("GET", "HEAD")) for request in hub.requests)
 
@@ -166,10 +166,10 @@ def test_a_version_that_does_not_verify_is_refused(push: Push, hub: Hub, dataset
 @pytest.mark.parametrize(
     ("to", "token", "words"),
     [
-        ("ada/words", None, "HF_TOKEN is not set"),
-        ("ada/words", "  ", "HF_TOKEN is not set"),
-        ("ada/words", "hf_–dash", "holds characters that no token has"),
-        ("words", TOKEN, "give the owner too"),
+        ("ada/words", None, "HF_TOKEN: the environment variable is not set"),
+        ("ada/words", "  ", "HF_TOKEN: the environment variable is not set"),
+        ("ada/words", "hf_–dash", "HF_TOKEN: it contains characters that no token has"),
+        ("words", TOKEN, "--to is 'words': the owner is missing"),
         ("ada/wo rds", TOKEN, "--to is 'ada/wo rds'"),
         ("a/b/c", TOKEN, "--to is 'a/b/c'"),
         ("ada/", TOKEN, "--to is 'ada/'"),
@@ -184,39 +184,39 @@ def test_wrong_arguments_send_nothing(push: Push, hub: Hub, to: str, token: str 
 def test_what_others_put_there_is_not_touched(push: Push, hub: Hub) -> None:
     hub.repositories["ada/words"] = Repository(private=False, files={"data/train-0.parquet": b"theirs"})
     done = push()
-    assert (done.exit_code, "no push of Stillhouse put there" in done.stderr) == (2, True)
+    assert (done.exit_code, "no push of Stillhouse wrote" in done.stderr) == (2, True)
     hub.repositories["ada/words"] = Repository(private=False)
     done = push("ada/words", "--private")
-    assert (done.exit_code, "is there already and public" in done.stderr) == (2, True)
+    assert (done.exit_code, "already exists and is public" in done.stderr) == (2, True)
     assert all(request.startswith("GET") for request in hub.requests)
 
 
 @pytest.mark.parametrize(
     ("where", "status", "words"),
     [
-        ("GET /api/datasets", 401, "does not know the token"),
-        ("GET /api/datasets", 403, "may not write there"),
-        ("create", 403, "may not write there. Give it write access to ada"),
-        ("create", 404, "there is no such owner"),
-        ("create", 409, "somebody else changed the repository"),
-        ("preupload", 403, "may not write there"),
-        ("commit", 409, "somebody else changed the repository"),
-        ("commit", 412, "somebody else changed the repository"),
-        ("objects/batch", 400, "push again later"),
-        ("PUT /upload", 403, "may not write there"),
+        ("GET /api/datasets", 401, "the token in HF_TOKEN is not valid"),
+        ("GET /api/datasets", 403, "has no write access there"),
+        ("create", 403, "has no write access there. Give it write access to ada"),
+        ("create", 404, "the owner or the repository does not exist"),
+        ("create", 409, "the repository was changed at the same time"),
+        ("preupload", 403, "has no write access there"),
+        ("commit", 409, "the repository was changed at the same time"),
+        ("commit", 412, "the repository was changed at the same time"),
+        ("objects/batch", 400, "Push again later"),
+        ("PUT /upload", 403, "has no write access there"),
     ],
 )
 def test_what_the_hub_refuses_is_told(push: Push, hub: Hub, where: str, status: int, words: str) -> None:
     hub.fail = (where, status)
     done = push()
     assert (done.exit_code, words in done.stderr) == (1, True), done.stderr
-    assert f"said {status} of ada/words" in done.stderr
+    assert f"answered {status} for ada/words" in done.stderr
     assert FILE_NAME not in hub.repositories.get("ada/words", Repository(private=False)).files
 
 
 def test_a_wrong_token_and_no_network(push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = push(token="hf_another-one")
-    assert (wrong.exit_code, "does not know the token" in wrong.stderr) == (1, True), wrong.stderr
+    assert (wrong.exit_code, "the token in HF_TOKEN is not valid" in wrong.stderr) == (1, True), wrong.stderr
     assert "hf_another-one" not in wrong.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -225,7 +225,10 @@ def test_a_wrong_token_and_no_network(push: Push, monkeypatch: pytest.MonkeyPatc
     assert (away.exit_code, f"{nobody} cannot be reached" in away.stderr) == (1, True), away.stderr
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     offline = push()
-    assert (offline.exit_code, "HF_HUB_OFFLINE is set" in offline.stderr) == (2, True), offline.stderr
+    assert (offline.exit_code, "HF_HUB_OFFLINE: nothing can be pushed while it is set" in offline.stderr) == (
+        2,
+        True,
+    ), offline.stderr
 
 
 def test_a_push_that_broke_off_is_done_by_the_next(push: Push, hub: Hub) -> None:

@@ -17,9 +17,9 @@ from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import UsageError
 from stillhouse.exchange.base import ExportOptions
 from stillhouse.exchange.export import export_dataset
-from stillhouse.exchange.formats.distillkit import CONFIG, Layout
+from stillhouse.exchange.formats.distillkit import CONFIG, CompressorConfig
 from stillhouse.exchange.imports import ImportRequest, import_dataset
-from stillhouse.exchange.tokens import Tokens
+from stillhouse.exchange.tokens import PromptDecoder
 from stillhouse.labelling.engine import label
 from stillhouse.models.files import find_model
 from stillhouse.recipe.label import SoftSettings
@@ -222,7 +222,7 @@ def test_distillkit_rows_are_packed_as_its_decoder_unpacks_them(dataset: Dataset
 
 @pytest.mark.parametrize("size", [2, 3, 255, 256, 257, 151_936])
 def test_token_ids_of_any_vocabulary_pack_and_unpack(size: int) -> None:
-    layout = Layout(size, 5, "float16")
+    layout = CompressorConfig(size, 5, "float16")
     token_ids = np.random.default_rng(0).integers(0, size, (7, 5))
     token_ids[0, 0] = size - 1
     np.testing.assert_array_equal(layout.unpack(layout.pack(token_ids)), token_ids)
@@ -255,7 +255,7 @@ def test_axolotl_as_json_lines(dataset: Dataset, tiny_model: Path, tmp_path: Pat
     export_dataset(dataset, "axolotl", tmp_path / "out", ExportOptions("jsonl"))
     back = back_in(tmp_path, "axolotl", tmp_path / "out", tiny_model)
     assert [one.text for one in completions(back)] == [one.text for one in completions(dataset)]
-    with pytest.raises(UsageError, match="--files is jsonl, and the format distillkit is parquet alone"):
+    with pytest.raises(UsageError, match="--files is 'jsonl': the format distillkit only has parquet files"):
         export_dataset(dataset, "distillkit", tmp_path / "two", ExportOptions("jsonl"))
 
 
@@ -274,7 +274,9 @@ def test_the_folder_opens_with_the_datasets_library(dataset: Dataset, tmp_path: 
 @pytest.mark.parametrize("to", SOFT)
 def test_text_alone_has_no_soft_labels(scripted_recipe: MakeRecipe, tmp_path: Path, to: str) -> None:
     text = asyncio.run(label(scripted_recipe(label={"soft": None}))).dataset
-    with pytest.raises(UsageError, match=f"--to is '{to}', a format of soft labels, and words/v001 has text alone"):
+    with pytest.raises(
+        UsageError, match=f"--to is '{to}': the format requires soft labels, and words/v001 has only text"
+    ):
         export_dataset(text, to, tmp_path / "out")
 
 
@@ -283,17 +285,17 @@ def test_what_a_reader_needs_and_does_not_have(
 ) -> None:
     export_dataset(dataset, "axolotl", tmp_path / "a")
     export_dataset(dataset, "distillkit", tmp_path / "d")
-    with pytest.raises(UsageError, match="name the tokenizer that made them"):
+    with pytest.raises(UsageError, match="Name the tokenizer that produced them"):
         back_in(tmp_path, "axolotl", tmp_path / "a", None)
     other = make_tiny_model(tmp_path_factory.mktemp("other"), merges=3)
-    with pytest.raises(UsageError, match=f"--tokenizer is {other}, and the files were exported with another one"):
+    with pytest.raises(UsageError, match=f"--tokenizer is '{other}': the files were exported with another tokenizer"):
         back_in(tmp_path, "axolotl", tmp_path / "a", other)
     (tmp_path / "a" / "export.json").unlink()
     strange = make_tiny_model(tmp_path_factory.mktemp("strange"), template=False)
-    with pytest.raises(UsageError, match="nothing can be imported from .* other-template"):
+    with pytest.raises(UsageError, match="no row of .* can be imported: .*other-template"):
         back_in(tmp_path, "axolotl", tmp_path / "a", strange)
     (tmp_path / "d" / CONFIG).write_text(yaml.safe_dump({"d": 300, "k": 16, "exact_k": 2, "delta_encoding": False}))
-    with pytest.raises(UsageError, match="says exact_k 2 of k 16"):
+    with pytest.raises(UsageError, match="has exact_k 2 with k 16"):
         back_in(tmp_path, "distillkit", tmp_path / "d", tiny_model)
     (tmp_path / "d" / CONFIG).unlink()
     with pytest.raises(UsageError, match=f"{CONFIG} cannot be read"):
@@ -304,8 +306,8 @@ def test_what_a_reader_needs_and_does_not_have(
     ("change", "words"),
     [
         ({"labels": None}, "line 1 has no 'labels'"),
-        ({"labels": [0]}, "line 1: the columns have unlike lengths"),
-        ({"input_ids": ["x"]}, "line 1: there should be lists of numbers"),
+        ({"labels": [0]}, "line 1: the columns differ in length"),
+        ({"input_ids": ["x"]}, "line 1: the columns are not lists of numbers"),
         ({"target_mask": "shifted"}, "does not begin one row before the first label"),
     ],
 )
@@ -337,7 +339,7 @@ def test_a_chat_template_is_undone(tiny_model: Path, turns: list[tuple[Any, str]
     from stillhouse.models.load import encode_prompt, load_tokenizer
 
     messages = tuple(Message(role, content) for role, content in turns)
-    prompt = Tokens(tiny_model).prompt(encode_prompt(load_tokenizer(tiny_model), messages))
+    prompt = PromptDecoder(tiny_model).prompt(encode_prompt(load_tokenizer(tiny_model), messages))
     assert prompt is not None and prompt.messages == messages
 
 
@@ -346,7 +348,7 @@ def test_without_a_chat_template_the_text_is_one_turn(tmp_path: Path) -> None:
 
     folder = make_tiny_model(tmp_path / "plain", template=False)
     messages = (Message("user", "just text"),)
-    prompt = Tokens(folder).prompt(encode_prompt(load_tokenizer(folder), messages))
+    prompt = PromptDecoder(folder).prompt(encode_prompt(load_tokenizer(folder), messages))
     assert prompt is not None and prompt.messages == messages
 
 
@@ -354,7 +356,7 @@ def test_without_a_chat_template_the_text_is_one_turn(tmp_path: Path) -> None:
 def test_the_demo_teachers_template_is_undone(demo_teacher: Path) -> None:
     from stillhouse.models.load import encode_prompt, load_tokenizer
 
-    tokens, tokenizer = Tokens(demo_teacher), load_tokenizer(demo_teacher)
+    tokens, tokenizer = PromptDecoder(demo_teacher), load_tokenizer(demo_teacher)
     for turns in ([("user", "hi")], [("system", "Be kind."), ("user", "a"), ("assistant", "b"), ("user", "c")]):
         messages = tuple(Message(role, content) for role, content in turns)  # type: ignore[arg-type]
         prompt = tokens.prompt(encode_prompt(tokenizer, messages))

@@ -13,7 +13,7 @@ from stillhouse.dataset.store import dataset_folder, versions
 from stillhouse.errors import DatasetBusy
 from stillhouse.labelling.engine import LabelResult
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from tests.conftest import WORDS, MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 
@@ -56,7 +56,7 @@ def test_a_run_that_finds_another_leaves_or_waits_and_says_for_whom(
     held, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with sole_writer(dataset_folder(recipe.dataset)):
+        with write_lock(dataset_folder(recipe.dataset)):
             held.set()
             enough.wait(120)
 

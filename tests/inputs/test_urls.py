@@ -4,7 +4,7 @@ import httpx2
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.inputs.urls import below, beside_v1, check_base_url, without_secrets
+from stillhouse.inputs.urls import check_base_url, join_path, mask_secrets, without_v1
 
 SETTING = "teacher.options.base_url"
 AZURE = "https://mine.openai.azure.com/openai/deployments/gpt"
@@ -36,20 +36,20 @@ AZURE = "https://mine.openai.azure.com/openai/deployments/gpt"
 def test_a_base_url_is_taken_as_it_is_meant(given: str, base_url: str) -> None:
     assert check_base_url(given, SETTING) == base_url
     assert check_base_url(base_url, SETTING) == base_url
-    httpx2.URL(below(base_url, "/chat/completions"))
+    httpx2.URL(join_path(base_url, "/chat/completions"))
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("", "give a URL such as"),
-        ("  ", "give a URL such as"),
-        ("localhost:8000/v1", "has no scheme: give a URL such as http://localhost:8000/v1"),
-        ("127.0.0.1:8000/v1", "has no scheme: give a URL such as http://127.0.0.1:8000/v1"),
+        ("", "it is empty. Set it to a URL such as"),
+        ("  ", "it is empty. Set it to a URL such as"),
+        ("localhost:8000/v1", "has no scheme. Use http://localhost:8000/v1"),
+        ("127.0.0.1:8000/v1", "has no scheme. Use http://127.0.0.1:8000/v1"),
         ("api.openai.com/v1", "has no scheme"),
         ("//127.0.0.1:8000/v1", "has no scheme"),
-        ("http:127.0.0.1:8000/v1", "two slashes follow the scheme"),
-        ("http:/127.0.0.1:8000/v1", "two slashes follow the scheme"),
+        ("http:127.0.0.1:8000/v1", "two slashes must follow the scheme"),
+        ("http:/127.0.0.1:8000/v1", "two slashes must follow the scheme"),
         ("http//127.0.0.1:8000/v1", "has no scheme"),
         ("ftp://127.0.0.1/v1", "its scheme is ftp"),
         ("ws://127.0.0.1/v1", "its scheme is ws"),
@@ -60,45 +60,46 @@ def test_a_base_url_is_taken_as_it_is_meant(given: str, base_url: str) -> None:
         ("http://127.0.0.1:-1/v1", "its port"),
         ("http://127.0.0.1:http/v1", "its port"),
         ("http://127.0.0.1:80:80/v1", "its port"),
-        ("http://[::1/v1", "its host cannot be read"),
+        ("http://[::1/v1", "its host is not valid"),
         ("http://[zz]/v1", "host|IP address"),
-        ("http:///v1", "names no host"),
-        ("http://:8000/v1", "names no host"),
-        ("http://?x=1", "names no host"),
-        ("http://256.1.1.1/v1", "no IP address"),
-        ("http://127.1/v1", "no IP address"),
-        ("http://a..b/v1", "no name of a host"),
-        ("http://-a/v1", "no name of a host"),
-        (f"http://{'a' * 64}.org/v1", "no name of a host"),
-        ("http://a,b/v1", "no name of a host"),
-        ("http://*.example.org/v1", "no name of a host"),
-        ("http://ho%20st/v1", "no name of a host"),
-        ("http://😀.example/v1", "no name of a host"),
+        ("http:///v1", "has no host"),
+        ("http://:8000/v1", "has no host"),
+        ("http://?x=1", "has no host"),
+        ("http://256.1.1.1/v1", "not a valid IP address"),
+        ("http://127.1/v1", "not a valid IP address"),
+        ("http://a..b/v1", "not a valid host name"),
+        ("http://-a/v1", "not a valid host name"),
+        (f"http://{'a' * 64}.org/v1", "not a valid host name"),
+        ("http://a,b/v1", "not a valid host name"),
+        ("http://*.example.org/v1", "not a valid host name"),
+        ("http://ho%20st/v1", "not a valid host name"),
+        ("http://😀.example/v1", "not a valid host name"),
         ("http://127.0.0.1 :8000/v1", "white space"),
         ("http://127.0.0.1:8000/v 1", "white space"),
         ("http://127.0.0.1:8000\n/v1", "white space"),
-        ("http://127.0.0.1:8000/v1\x00", "cannot be seen"),
-        ("\ufeffhttp://127.0.0.1:8000/v1", "cannot be seen"),
-        ("http://127.0.0.1:8000/v1\u200b", "cannot be seen"),
+        ("http://127.0.0.1:8000/v1\x00", "invisible character"),
+        ("\ufeffhttp://127.0.0.1:8000/v1", "invisible character"),
+        ("http://127.0.0.1:8000/v1\u200b", "invisible character"),
         ("http://127.0.0.1:8000/v1#top", "fragment"),
         ("http://{host}:8000/v1", "placeholder"),
         ("https://<resource>.openai.azure.com/v1", "placeholder"),
         ("https://example.org/${DEPLOYMENT}/v1", "placeholder"),
-        ("http://127.0.0.1\\v1", "no URL has"),
+        ("http://127.0.0.1\\v1", "not allowed in a URL"),
         ("http://http://127.0.0.1/v1", "two URLs"),
         ("http://127.0.0.1:8000/v1,http://127.0.0.1:8001/v1", "two URLs"),
-        ("http://127.0.0.1:8000/v1/chat/completions", "as in http://127.0.0.1:8000/v1$"),
-        ("http://127.0.0.1:8000/v1/chat/completions/", "as in http://127.0.0.1:8000/v1$"),
-        ("http://127.0.0.1:8000/v1/completions", "as in http://127.0.0.1:8000/v1$"),
-        ("http://127.0.0.1:8000/v1/responses", "as in http://127.0.0.1:8000/v1$"),
+        ("http://127.0.0.1:8000/v1/chat/completions", "Use http://127.0.0.1:8000/v1.$"),
+        ("http://127.0.0.1:8000/v1/chat/completions/", "Use http://127.0.0.1:8000/v1.$"),
+        ("http://127.0.0.1:8000/v1/completions", "Use http://127.0.0.1:8000/v1.$"),
+        ("http://127.0.0.1:8000/v1/responses", "Use http://127.0.0.1:8000/v1.$"),
         ("http://127.0.0.1:11434/api/chat", "ends with /api/chat"),
-        (f"{AZURE}/chat/completions?api-version=1", f"as in {AZURE}$"),
+        (f"{AZURE}/chat/completions?api-version=1", f"Use {AZURE}.$"),
     ],
 )
-def test_a_url_that_no_request_can_be_sent_to_is_refused_with_its_mend(given: str, words: str) -> None:
+def test_a_url_that_no_request_can_be_sent_to_is_refused_with_its_fix(given: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words) as told:
         check_base_url(given, SETTING)
-    assert str(told.value).startswith(SETTING)
+    assert told.value.setting == SETTING and str(told.value).startswith(SETTING)
+    assert told.value.fix
     assert told.value.exit_status == 2
 
 
@@ -122,9 +123,9 @@ def test_a_url_that_no_request_can_be_sent_to_is_refused_with_its_mend(given: st
     ],
 )
 def test_a_secret_in_a_url_is_refused_and_not_shown(given: str) -> None:
-    with pytest.raises(RecipeError, match="carries a user, a password or a query with a key") as told:
+    with pytest.raises(RecipeError, match="contains a user, a password or a key") as told:
         check_base_url(given, SETTING)
-    shown = str(told.value) + without_secrets(given)
+    shown = str(told.value) + mask_secrets(given)
     assert not any(part in shown for part in ("s3cret", "s3", "cret", "me:", "me@"))
 
 
@@ -137,7 +138,7 @@ def test_a_secret_in_a_url_is_refused_and_not_shown(given: str) -> None:
     ],
 )
 def test_a_path_is_put_before_the_query(base_url: str, url: str) -> None:
-    assert below(base_url, "/chat/completions") == url
+    assert join_path(base_url, "/chat/completions") == url
 
 
 @pytest.mark.parametrize(
@@ -149,4 +150,4 @@ def test_a_path_is_put_before_the_query(base_url: str, url: str) -> None:
     ],
 )
 def test_what_is_asked_beside_v1_stands_beside_it(base_url: str, url: str) -> None:
-    assert below(beside_v1(base_url), "/health") == url
+    assert join_path(without_v1(base_url), "/health") == url

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.inputs.user_files import DEEPEST_JSON, Unreadable, decode_text, parse_json, text_lines
+from stillhouse.inputs.user_files import MAX_JSON_DEPTH, Unreadable, decode_text, parse_json, text_lines
 from stillhouse.recipe.load import load_recipe
 
 TEXT = "naïve café\n第二行\n"
@@ -31,9 +31,9 @@ def test_files_that_were_put_together_have_a_mark_in_their_middle() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"ok\nna\xefve", "line 2 is not UTF-8"),
+        (b"ok\nna\xefve", "line 2 is not valid UTF-8"),
         ("plain".encode("utf-16-le"), "zero bytes"),
-        (codecs.BOM_UTF16_LE + b"a", "is not UTF-16"),
+        (codecs.BOM_UTF16_LE + b"a", "is not valid UTF-16"),
     ],
 )
 def test_what_is_in_no_such_encoding(data: bytes, words: str) -> None:
@@ -52,15 +52,15 @@ def nested(levels: int) -> str:
 
 
 @pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("levels", [DEEPEST_JSON + 1, 900, 1100, 100_000])
+@pytest.mark.parametrize("levels", [MAX_JSON_DEPTH + 1, 900, 1100, 100_000])
 def test_json_that_is_nested_too_deeply(levels: int, fast: bool) -> None:
-    with pytest.raises(Unreadable, match="nested too deeply"):
+    with pytest.raises(Unreadable, match=f"nested more than {MAX_JSON_DEPTH} levels deep"):
         parse_json(nested(levels), fast=fast)
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_brackets_that_do_not_nest_too_deeply_are_read(fast: bool) -> None:
-    for value in (json.loads(nested(DEEPEST_JSON)), [[]] * 1000, {"a": "[" * 1000}, ["]" * 500 + "[{" * 500]):
+    for value in (json.loads(nested(MAX_JSON_DEPTH)), [[]] * 1000, {"a": "[" * 1000}, ["]" * 500 + "[{" * 500]):
         assert parse_json(json.dumps(value), fast=fast) == value
         assert parse_json(json.dumps(value).encode(), fast=fast) == value
 
@@ -86,7 +86,7 @@ def test_a_recipe_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
 def test_a_recipe_that_is_not_utf_8_or_nested_too_deeply(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_bytes(b"name: caf\xe9\n")
-    with pytest.raises(RecipeError, match="line 1 is not UTF-8"):
+    with pytest.raises(RecipeError, match="line 1 is not valid UTF-8"):
         load_recipe(file)
     file.write_text(RECIPE + f"quality: {'[' * 3000}\n")
     with pytest.raises(RecipeError, match="nested too deeply"):

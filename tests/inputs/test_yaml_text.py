@@ -50,14 +50,14 @@ def test_scalars_are_what_they_look_like(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("label: {budget_usd: 5}\nname: a\nlabel: {samples: 2}\n", "'label'.*line 1 and in line 3"),
-        ("a:\n  b: 1\n  c: 2\n  b: 1\n", "'b'.*line 2 and in line 4"),
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
-        ("a: [{x: 1, x: 2}]", "'x' stands twice"),
-        ("'a': 1\na: 2", "'a' stands twice"),
-        ("1: 2", "key 1 is no text"),
-        ("? [1, 2]\n: 3", "is no text"),
-        ("a: &a [*a]", "contains it"),
+        ("label: {budget_usd: 5}\nname: a\nlabel: {samples: 2}\n", "'label'.*lines 1 and 3"),
+        ("a:\n  b: 1\n  c: 2\n  b: 1\n", "'b'.*lines 2 and 4"),
+        ('{"a": 1, "a": 2}', "'a' occurs twice"),
+        ("a: [{x: 1, x: 2}]", "'x' occurs twice"),
+        ("'a': 1\na: 2", "'a' occurs twice"),
+        ("1: 2", "key 1 is not a string"),
+        ("? [1, 2]\n: 3", "is not a string"),
+        ("a: &a [*a]", "contains the alias"),
         ("a: 1\n---\nb: 2", "single document"),
         ("a: !!python/object/apply:os.system ['true']", "python/object"),
         ("a: [", "line 1"),
@@ -132,7 +132,7 @@ def test_a_budget_that_a_second_section_would_drop_is_told_by_the_command(tmp_pa
     file.write_text(RECIPE.replace("LIMIT", "3") + "label: {samples: 2}\n")
     done = CliRunner().invoke(app, ["label", str(file), "--no-flow"])
     assert done.exit_code == 2
-    assert "'label' stands twice" in " ".join(done.output.split())
+    assert "'label' occurs twice" in " ".join(done.output.split())
 
 
 def test_numbers_of_overrides_are_read_alike(tmp_path: Path) -> None:

@@ -91,9 +91,9 @@ def test_a_url_and_a_key_with_white_space_around_them_are_meant_without_it(
         ({"OPENAI_BASE_URL": "http://127.0.0.1:99999/v1"}, "OPENAI_BASE_URL is 'http://127.0.0.1:99999/v1': its port"),
         (
             {"OPENAI_BASE_URL": "http://127.0.0.1:9\n/v1"},
-            r"OPENAI_BASE_URL is 'http://127.0.0.1:9\n/v1': it holds white",
+            r"OPENAI_BASE_URL is 'http://127.0.0.1:9\n/v1': it contains white",
         ),
-        ({"OPENAI_BASE_URL": "http://me:s3cret@127.0.0.1:9/v1"}, "carries a user, a password or a query with a key"),
+        ({"OPENAI_BASE_URL": "http://me:s3cret@127.0.0.1:9/v1"}, "contains a user, a password or a key"),
         ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "s3cret\ns3cret"}, "OPENAI_API_KEY holds"),
         ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_ORG_ID": "org–s3cret"}, "OPENAI_ORG_ID holds"),
     ],
@@ -214,7 +214,7 @@ def test_every_replica_of_a_vllm_teacher_is_checked_before_its_model_is_looked_f
         ("http://127.0.0.1:9/v1", "two\nlines", "Authorization holds"),
         ("http://127.0.0.1:9/v1", "a–dash", "Authorization holds"),
         ("http://127.0.0.1:99999/v1", "key", "its port"),
-        ("http://a..b/v1", "key", "no name of a host"),
+        ("http://a..b/v1", "key", "not a valid host name"),
         ("http://127.0.0.1:9\n/v1", "key", "white space"),
         ("ftp://127.0.0.1/v1", "key", "its scheme is ftp"),
     ],
@@ -242,8 +242,8 @@ def test_the_endpoint_of_a_store_is_checked_before_it_is_asked(
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv(variable, endpoint)
-    with pytest.raises(UsageError, match=f"the environment variable {variable} is '"):
-        service.ask("s3://never-opened/labels", lambda fs, path: fs.ls(path), patience=0.1)
+    with pytest.raises(UsageError, match=f"{variable} is '"):
+        service.call_store("s3://never-opened/labels", lambda fs, path: fs.ls(path), retry_seconds=0.1)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_the_endpoint_of_the_hub_is_checked_before_it_is_asked(
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_TOKEN", "hf_0a1b2c3d")
     dataset = asyncio.run(label(api_recipe(server.base_url, PROMPTS[:1]))).dataset
-    with pytest.raises(UsageError, match="the environment variable HF_ENDPOINT") as told:
+    with pytest.raises(UsageError, match="HF_ENDPOINT") as told:
         push_dataset(dataset, "me/colours", private=False)
     assert "s3cret" not in str(told.value)
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.models.soft_labels import chosen_logprobs, draw, sampled, top_k
+from stillhouse.models.sampling import sample_tokens
+from stillhouse.models.soft_labels import chosen_logprobs, sampled, top_k
 from stillhouse.records import SoftLabels
 
 pytestmark = pytest.mark.numeric
@@ -56,7 +57,7 @@ def test_soft_labels_of_unlike_shapes_are_refused() -> None:
 def test_draws_stand_where_the_cumulated_distribution_passes_them() -> None:
     logits = torch.tensor([[0.0, -torch.inf, math.log(3.0), -torch.inf]])  # 1/4 and 3/4
     uniform = torch.tensor([[0.0, 0.2, 0.2499, 0.2501, 0.9, 1 - 2**-53]], dtype=torch.float64)
-    assert draw(logits, uniform).tolist() == [[0, 0, 0, 2, 2, 2]]
+    assert sample_tokens(logits, uniform).tolist() == [[0, 0, 0, 2, 2, 2]]
 
 
 def test_draws_reach_a_vocabulary_of_a_million_and_padding_that_no_token_has() -> None:

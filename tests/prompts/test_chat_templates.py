@@ -16,7 +16,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TemplateRefused
 from stillhouse.evaluation.measures.chat_templates import select_rendered
 from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
-from stillhouse.exchange.tokens import Tokens
+from stillhouse.exchange.tokens import PromptDecoder
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import encode_prompt, load_language_model, load_tokenizer
 from stillhouse.recipe.label import LabelSettings
@@ -25,7 +25,7 @@ from stillhouse.records import Completion, Message, Prompt
 from stillhouse.stages.checks import check_finetune, check_labels, check_run
 from stillhouse.stages.stages import distill_students, plan_stage
 from stillhouse.student.data.examples import read_examples
-from stillhouse.student.start.used import tokenised_texts
+from stillhouse.student.start.used_tokens import tokenised_texts
 from stillhouse.teachers.base import Refusal, Request, Terms, open_teacher
 from stillhouse.teachers.serving.check import _rendered_talk
 from tests.conftest import CHAT_TEMPLATE, MakeRecipe, make_tiny_model
@@ -120,9 +120,10 @@ def test_a_template_that_renders_no_prompt_is_refused_before_anything_is_sent(
         with pytest.raises(RecipeError) as raised:
             check(recipe)
         setting = "teacher.model" if who == "teacher" else "student.init.model"
-        assert f"{setting} is {folder}, and its chat template renders none of the 12 prompts of " in str(raised.value)
-        assert words in str(raised.value)
-        assert f"Mend the template ({folder / 'chat_template.jinja'})" in str(raised.value)
+        assert (raised.value.setting, raised.value.value) == (setting, str(folder))
+        assert "its chat template renders none of the 12 prompts of " in raised.value.problem
+        assert words in raised.value.problem
+        assert f"the template ({folder / 'chat_template.jinja'})" in str(raised.value.fix)
     assert folders_in(tmp_path) == before
 
 
@@ -136,7 +137,7 @@ def test_a_system_prompt_of_the_recipe_that_a_template_refuses_is_named(
     )
     for check in (plan_stage, check_labels, check_run) if who == "student" else (plan_stage, check_labels):
         with pytest.raises(
-            RecipeError, match=r"prompts\.system is 'Be brief\.', and the chat template of .* refuses a sys"
+            RecipeError, match=r"prompts\.system is 'Be brief\.': the chat template of .* refuses a sys"
         ):
             check(tiny_recipe(prompts={**prompts, "system": "Be brief."}, **own))
         check(tiny_recipe(prompts=prompts, **own))
@@ -159,7 +160,7 @@ def test_named_templates_without_a_default_are_none(tiny_recipe: MakeRecipe, mod
 def test_a_template_that_is_not_utf_8_is_named(tiny_recipe: MakeRecipe, model: Make) -> None:
     folder = model(CHAT_TEMPLATE)
     (folder / "chat_template.jinja").write_bytes(CHAT_TEMPLATE.encode() + b"\xe9")
-    with pytest.raises(RecipeError, match=r"chat_template\.jinja is not UTF-8 .*: save this chat template as UTF-8"):
+    with pytest.raises(RecipeError, match=r"chat_template\.jinja is not UTF-8 .* Save this chat template as UTF-8"):
         check_labels(tiny_recipe(teacher=teacher(folder), student=None))
 
 
@@ -233,7 +234,7 @@ def test_rows_that_a_student_s_template_refuses_are_left_out_and_counted(
     with caplog.at_level(logging.WARNING):
         (result,) = distill_students(recipe)
     assert (result.card.rows, result.card.rows_unrendered, result.card.rows_too_long) == (6, 2, 0)
-    assert "is left out, and every other whose prompt the chat template refuses: Conversation roles" in caplog.text
+    assert ", and every other row whose prompt the chat template refuses: Conversation roles" in caplog.text
     shown.print_student(result)
     assert "2 rows were skipped: its chat template rejects their prompts" in capsys.readouterr().out
     lm = load_language_model(folder)
@@ -278,7 +279,7 @@ def test_a_server_is_checked_by_a_talk_that_its_template_renders(model: Make, tm
 def test_token_ids_are_read_back_with_a_template_that_knows_no_system_turn(model: Make) -> None:
     folder = model(GEMMA)
     turns = (Message("user", "Explain tram."),)
-    prompt = Tokens(folder).prompt(encode_prompt(AutoTokenizer.from_pretrained(folder), turns))
+    prompt = PromptDecoder(folder).prompt(encode_prompt(AutoTokenizer.from_pretrained(folder), turns))
     assert prompt is not None and prompt.messages == turns
 
 

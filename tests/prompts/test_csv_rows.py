@@ -51,12 +51,12 @@ def test_tabs() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "own.csv has no header: put the names of the columns on its first line"),
-        (b"a,b,a\n1,2,3\n", "the header of own.csv names the column 'a' twice: rename one"),
-        (b"a,b\n1,2\n1,2,3\n", "line 3 of own.csv has 3 fields, and the header names 2 columns"),
-        (b'a,b\n1,"open\n2,3\n', "line 3 of own.csv is not CSV: unexpected end of data"),
-        (b'a,b\n1,"x"y\n', "line 2 of own.csv is not CSV"),
-        (b"a,b\n1,\xff\n", "prompts.source is own.csv, which is not UTF-8"),
+        (b"", "own.csv has no header. Put the column names on its first line"),
+        (b"a,b,a\n1,2,3\n", "the header of own.csv has the column 'a' twice. Rename one"),
+        (b"a,b\n1,2\n1,2,3\n", "line 3 of own.csv has 3 fields, and the header has 2 columns"),
+        (b'a,b\n1,"open\n2,3\n', "line 3 of own.csv is not valid CSV: unexpected end of data"),
+        (b'a,b\n1,"x"y\n', "line 2 of own.csv is not valid CSV"),
+        (b"a,b\n1,\xff\n", "prompts.source is 'own.csv': the file is not valid UTF-8"),
     ],
 )
 def test_what_is_wrong_is_named(data: bytes, message: str) -> None:

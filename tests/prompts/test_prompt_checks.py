@@ -1,4 +1,4 @@
-"""What a recipe's prompts lack is told of with the row, the setting and the mend, before anything is done."""
+"""What a recipe's prompts lack is reported with the row, the setting and the fix, before anything is done."""
 
 import json
 from collections.abc import Callable
@@ -44,32 +44,37 @@ HALF = [{"text": "a", "reference": "A"}, {"text": "b", "reference": " "}, {"text
 
 
 @pytest.mark.parametrize(
-    ("parts", "why", "mend"),
+    ("parts", "reason", "fix"),
     [
-        ({"teacher": {"kind": "transformers", "model": "", "finetune": {"config": {}}}}, "teacher.finetune is set", ""),
+        (
+            {"teacher": {"kind": "transformers", "model": "", "finetune": {"config": {}}}},
+            "teacher.finetune is set",
+            "remove teacher.finetune",
+        ),
         ({"student": {**STUDENT, "mode": "gold"}}, "student.mode is 'gold'", "set student.mode to 'black-box'"),
         (
             {"student": STUDENT, "evaluate": {"baselines": ["gold"]}},
             "evaluate.baselines has 'gold'",
-            "take it out of evaluate.baselines",
+            "remove it from evaluate.baselines",
         ),
         ({"label": {"mode": "score"}}, "label.mode is 'score'", "set label.mode to 'generate'"),
     ],
 )
-def test_a_missing_reference_names_its_row(recipe: Make, parts: dict[str, Any], why: str, mend: str) -> None:
+def test_a_missing_reference_names_its_row(recipe: Make, parts: dict[str, Any], reason: str, fix: str) -> None:
     with pytest.raises(PromptError) as caught:
         check_prompts(recipe(HALF, **parts))
-    told = str(caught.value)
-    assert told.startswith(f"{why}, and row 2 of ")
-    assert "fill its column 'reference', set prompts.reference" in told
-    assert mend in told
+    error = caught.value
+    assert (error.setting, error.value) == ("prompts.reference", None)
+    assert error.problem.startswith(f"{reason}, so every row needs a reference, and row 2 of ")
+    assert error.fix is not None and error.fix.startswith("fill its column 'reference', set prompts.reference")
+    assert error.fix.endswith(f"or {fix}")
     check_prompts(recipe(HALF, **parts, prompts={"limit": 1}))
 
 
 def test_metrics_want_some_references_and_not_all(recipe: Make) -> None:
     metrics = {"evaluate": {"metrics": ["exact-match"]}}
     check_prompts(recipe(HALF, **metrics))
-    with pytest.raises(PromptError, match=r"evaluate\.metrics is set, and no row of .* set prompts\.reference"):
+    with pytest.raises(PromptError, match=r"evaluate\.metrics is set, .*no row of .* Set prompts\.reference"):
         check_prompts(recipe(HALF[1:], **metrics))
 
 
@@ -85,7 +90,7 @@ def test_a_prompt_without_the_task_prefix_is_refused(recipe: Make, t5: Path, set
     teacher = {"kind": "transformers", "model": str(t5), **settings}
     with pytest.raises(RecipeError) as caught:
         check_prompts(recipe(rows, teacher=teacher))
-    for words in ("prompts.template is ", "'a long story'", "'summarize: '", "set teacher.task_prefix"):
+    for words in ("prompts.template is '", "'a long story'", "'summarize: '", "set teacher.task_prefix"):
         assert words in str(caught.value)
     check_prompts(recipe(rows, "summarize: {{ text }}", teacher=teacher))
     check_prompts(recipe(rows, teacher={**teacher, "task_prefix": ""}))
@@ -100,7 +105,7 @@ def test_a_prefix_of_ones_own_is_wanted_of_every_prompt(recipe: Make, t5: Path) 
     teacher = {"kind": "transformers", "model": str(t5), "task_prefix": "say: "}
     check_prompts(recipe(HALF, "say: {{ text }}", teacher=teacher))
     mixed = "{{ 'say: ' if text != 'b' else '' }}{{ text }}"
-    with pytest.raises(PromptError, match=r"teacher\.task_prefix is 'say: ', and row 2 of .* without it \('b'\)"):
+    with pytest.raises(PromptError, match=r"teacher\.task_prefix is 'say: ': the prompt of row 2 of .* \('b'\)"):
         check_prompts(recipe(HALF, mixed, teacher=teacher))
 
 
@@ -110,7 +115,10 @@ def test_with_references_of_their_own_the_prompts_need_none(recipe: Make, tmp_pa
     tuned = {"kind": "transformers", "model": "", "finetune": {"config": {}}}
     check_prompts(recipe(HALF, teacher=tuned, references={"source": str(gold)}))
     gold.write_text('{"text": "a", "reference": "A"}\n{"text": "b"}\n')
-    with pytest.raises(PromptError, match=r"row 2 of .*gold\.jsonl has no reference.* set references\.reference"):
+    with pytest.raises(
+        PromptError,
+        match=r"references\.reference is null: .*row 2 of .*gold\.jsonl has none.* set references\.reference",
+    ):
         check_prompts(recipe(HALF, teacher=tuned, references={"source": str(gold)}))
 
 
@@ -118,5 +126,5 @@ def test_who_is_forced_along_references_needs_them_in_the_prompts_all_the_same(r
     gold = tmp_path / "gold.jsonl"
     gold.write_text('{"text": "a", "reference": "A"}\n')
     student = {"student": {**STUDENT, "mode": "gold"}, "label": {"mode": "score"}, "references": {"source": str(gold)}}
-    with pytest.raises(PromptError, match=r"label\.mode is 'score', and row 2 of .*p\.jsonl"):
+    with pytest.raises(PromptError, match=r"label\.mode is 'score', .*row 2 of .*p\.jsonl has none"):
         check_prompts(recipe(HALF, **student))

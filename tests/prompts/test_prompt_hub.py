@@ -66,15 +66,15 @@ def test_a_configuration_and_a_split_of_a_data_set_with_a_dot_in_its_name(more: 
     [
         (
             {},
-            "prompts.config is null, and the hub data set 'org/name.v2' has several configurations: set it to one of main",
+            "prompts.config is null: the hub data set 'org/name.v2' has several configurations. Set it to one of main",
         ),
         (
             {"config": "mian"},
-            "prompts.config is 'mian', which the hub data set 'org/name.v2' does not have. Did you mean 'main'?",
+            "prompts.config is 'mian': the hub data set 'org/name.v2' has no such configuration. Did you mean 'main'?",
         ),
         (
             {"config": "main", "split": "validation"},
-            "prompts.split is 'validation', which the hub data set 'org/name.v2' does not have. Choose from: train, test.",
+            "prompts.split is 'validation': the hub data set 'org/name.v2' has no such split. Choose from: train, test.",
         ),
     ],
 )
@@ -88,9 +88,9 @@ def test_an_id_that_is_not_there_is_asked_for_at_the_hub(source: str, monkeypatc
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     told = refusal(source=source)
     assert told.startswith(
-        f"prompts.source is {source!r} (split 'train'), which is no file here and cannot be read from the"
+        f"prompts.source is {source!r}: it is not a local file, and cannot be read from the hub (split 'train')"
     )
-    assert "check the network" in told
+    assert "Check the network" in told
 
 
 @pytest.mark.parametrize(
@@ -98,39 +98,37 @@ def test_an_id_that_is_not_there_is_asked_for_at_the_hub(source: str, monkeypatc
 )
 def test_what_is_a_file_or_no_id_is_not_asked_for(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", None)
-    assert "give a .jsonl, .csv, .tsv or .parquet file" in refusal(source=source)
+    assert "Use a .jsonl, .csv, .tsv or .parquet file" in refusal(source=source)
 
 
 def test_a_file_here_is_never_asked_for_at_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", None)
     (tmp_path / "words.v2").write_text("{}")
-    assert "give a .jsonl, .csv, .tsv or .parquet file" in refusal(source="words.v2")
+    assert "Use a .jsonl, .csv, .tsv or .parquet file" in refusal(source="words.v2")
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
-    assert "only a hub data set has configurations" in refusal(source="p.jsonl", config="main")
+    assert "only hub data sets have configurations" in refusal(source="p.jsonl", config="main")
 
 
 def test_a_row_that_the_library_cannot_read(data_set: Path) -> None:
     (data_set / "socratic.jsonl").write_text('{"prompt": "a"}\n{"prompt": {"deep')
-    assert "prompts.source is 'org/name.v2' (split 'train', config 'socratic')" in refusal(
-        source="org/name.v2", config="socratic"
-    )
+    assert "(split 'train', config 'socratic')" in refusal(source="org/name.v2", config="socratic")
 
 
 @pytest.mark.parametrize(
-    ("error", "mend"),
+    ("error", "fix"),
     [
         (
             FileNotFoundError("Dataset 'org/x' is a gated dataset on the Hub. Ask hf_secret for access."),
-            "ask for access",
+            "Request access",
         ),
-        (RuntimeError("Dataset scripts are no longer supported"), "check the id"),
+        (RuntimeError("Dataset scripts are no longer supported"), "Check the id"),
         (TimeoutError(), "TimeoutError"),
         (KeyError("features"), "KeyError"),
     ],
 )
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "while it is read"])
 def test_whatever_the_library_raises_names_the_setting(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, mend: str, late: bool
+    monkeypatch: pytest.MonkeyPatch, error: Exception, fix: str, late: bool
 ) -> None:
     def load(*_: Any, **__: Any) -> Any:
         if not late:
@@ -145,6 +143,6 @@ def test_whatever_the_library_raises_names_the_setting(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr("datasets.load_dataset", load)
     told = refusal(source="org/x")
-    assert "prompts.source is 'org/x' (split 'train')" in told
-    assert mend in told
+    assert told.startswith("prompts.source is 'org/x': ") and "(split 'train')" in told
+    assert fix in told
     assert "hf_secret" not in told

@@ -71,12 +71,11 @@ def test_every_way_of_printing_prints_text_and_numbers(tmp_path: Path, template:
     assert "tram" in rendered(tmp_path, {"word": "tram"}, template).lower()
 
 
-def test_a_null_names_its_column_and_the_mend(tmp_path: Path) -> None:
+def test_a_null_names_its_column_and_the_fix(tmp_path: Path) -> None:
     told = refusal(tmp_path, {"word": None}, "Explain\n{{ word }}.")
     assert told == (
-        f"the template {tmp_path}/p.j2 prints 'word', which is null in row 2 of {tmp_path}/p.jsonl (line 2 of the "
-        "template). "
-        "Fill the row, or leave it out in the template: {% if word %}...{% endif %}"
+        f"prompts.template is '{tmp_path}/p.j2': it prints 'word', which is null in row 2 of {tmp_path}/p.jsonl (line 2 of "
+        "the template). Fill the row, or skip the variable in the template: {% if word %}...{% endif %}."
     )
     assert "prints 'word' (the column 'w')" in refusal(tmp_path, {"w": None}, "{{ word }}", columns={"word": "w"})
     assert "prints a value, which is null" in refusal(tmp_path, {"word": "x"}, "{{ word }}{{ [none] | first }}")
@@ -154,11 +153,17 @@ def test_bytes_that_are_no_text_name_row_and_column(tmp_path: Path) -> None:
         ("{{ number() }}", "not callable"),
         ("{{ number | batch(0) | list | length }}{{ [][1] }}", "row 2 of"),
         ("{{ 'a' | int('x') }}{{ 'x'.index('y') }}", "substring not found"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than 1,000,000 turns"),
-        ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}", "1,000,000 turns"),
-        ("{{ 'a' * 99999999999 }}", "makes something of 99,999,999,999 items"),
-        ("{{ [0] * 99999999999 }}", "makes something of"),
-        ("{{ 9 ** 99999999 }}", "makes something of .* bits"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "more than 1,000,000 loop",
+        ),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            "1,000,000 loop",
+        ),
+        ("{{ 'a' * 99999999999 }}", "creates a value of 99,999,999,999 items"),
+        ("{{ [0] * 99999999999 }}", "creates a value of"),
+        ("{{ 9 ** 99999999 }}", "creates a value of .* bits"),
         ("{% include 'other.j2' %}", "no loader"),
     ],
 )
@@ -168,7 +173,7 @@ def test_a_template_that_fails_names_itself_and_the_row(tmp_path: Path, template
     (tmp_path / "p.j2").write_text(template)
     with pytest.raises(PromptError, match=words.replace("row 2", "row [12]")) as caught:
         list(read_prompts(PromptSettings(source=str(tmp_path / "p.jsonl"), template=str(tmp_path / "p.j2"))))
-    assert "p.j2 cannot be rendered for row" in str(caught.value)
+    assert "p.j2': it cannot be rendered for row" in str(caught.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -179,13 +184,13 @@ def test_a_templates_byte_order_mark_is_not_sent(tmp_path: Path, encoding: str) 
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        (b"x\nErkl\xe4r {{ word }}.", "which cannot be read: line 2 is not UTF-8"),
-        ("{{ " + "(" * 500 + "1" + ")" * 500 + " }}", "which cannot be compiled"),
-        ("{% if x %}" * 120 + "{% endif %}" * 120, "which cannot be compiled"),
+        (b"x\nErkl\xe4r {{ word }}.", "the file cannot be read: line 2 is not valid UTF-8"),
+        ("{{ " + "(" * 500 + "1" + ")" * 500 + " }}", "the template cannot be compiled"),
+        ("{% if x %}" * 120 + "{% endif %}" * 120, "the template cannot be compiled"),
         ("{{ word | nonsense }}", "No filter named 'nonsense'"),
     ],
 )
 def test_a_file_that_is_no_template(tmp_path: Path, template: str | bytes, words: str) -> None:
     told = refusal(tmp_path, {"word": "x", "x": "y"}, template)
-    assert told.startswith(f"prompts.template is {tmp_path}/p.j2")
+    assert told.startswith(f"prompts.template is '{tmp_path}/p.j2'")
     assert words in told

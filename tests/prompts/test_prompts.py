@@ -67,7 +67,7 @@ def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_missing_source(tmp_path: Path) -> None:
-    assert "no such file" in refusal(PromptSettings(source=str(tmp_path / "none.jsonl")))
+    assert "none.jsonl': the file does not exist" in refusal(PromptSettings(source=str(tmp_path / "none.jsonl")))
 
 
 def test_an_empty_source(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_row_that_is_no_object(tmp_path: Path) -> None:
 
 def test_a_row_without_the_templates_column(tmp_path: Path) -> None:
     message = refusal(write(tmp_path, [{"word": "a"}, {"wrd": "b"}], "{{ word }}"))
-    assert "'word', a column that row 2" in message
+    assert "uses the variable 'word', and row 2" in message
     assert "Did you mean 'wrd'?" in message
 
 
@@ -93,18 +93,18 @@ def test_a_template_with_an_unknown_variable_inside_a_branch(tmp_path: Path) -> 
 
 
 def test_a_mapped_column_that_is_not_there(tmp_path: Path) -> None:
-    assert "maps 'word' to the column 'w'" in refusal(
+    assert "prompts.columns.word is 'w': row 1" in refusal(
         write(tmp_path, [{"x": "a"}], "{{ word }}", columns={"word": "w"})
     )
 
 
 def test_a_broken_template_is_named_by_its_line(tmp_path: Path) -> None:
-    assert "its line 2 is wrong" in refusal(write(tmp_path, [{"word": "a"}], "x\n{% if %}"))
+    assert "line 2 is not valid Jinja" in refusal(write(tmp_path, [{"word": "a"}], "x\n{% if %}"))
 
 
 def test_a_missing_template(tmp_path: Path) -> None:
     settings = write(tmp_path, [{"word": "a"}]).model_copy(update={"template": "none.j2"})
-    assert "prompts.template is none.j2" in refusal(settings)
+    assert "prompts.template is 'none.j2'" in refusal(settings)
 
 
 def test_a_template_runs_in_the_sandbox(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_parquet_with_a_damaged_page(tmp_path: Path) -> None:
 
 
 def test_a_suffix_that_is_not_known() -> None:
-    assert "give a .jsonl, .csv, .tsv or .parquet file" in refusal(PromptSettings(source="prompts/x.xlsx"))
+    assert "Use a .jsonl, .csv, .tsv or .parquet file" in refusal(PromptSettings(source="prompts/x.xlsx"))
 
 
 def test_the_hold_out_is_fixed_by_content_and_has_its_share() -> None:
@@ -177,7 +177,7 @@ def test_what_is_null_is_not_there(tmp_path: Path, nothing: Any) -> None:
         ({"prompt": {"text": "a"}}, "the 'prompt' of row 2 of {file} is an object"),
         (
             {"messages": ["Name a tree."]},
-            "turn 1 of 'messages' in row 2 of {file} is 'Name a tree.': write each turn as",
+            "turn 1 of 'messages' in row 2 of {file} is 'Name a tree.'. Write each turn as",
         ),
         ({"messages": [{"content": "x"}]}, "turn 1 of 'messages' in row 2 of {file} has the role None"),
         (
@@ -188,33 +188,35 @@ def test_what_is_null_is_not_there(tmp_path: Path, nothing: Any) -> None:
         ({"messages": [{"role": "user", "content": None}]}, "(the user's) is null"),
         ({"messages": [{"role": "user"}]}, "(the user's) is null"),
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "(the user's) is an object"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part that is no text"),
-        ({"messages": [{"role": "system", "content": "Be brief."}]}, "row 2 of {file} has no user's turn, only system"),
-        ({"messages": [{"role": "user", "content": " "}]}, "row 2 of {file} has a user's turn without text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part that is not text"),
+        ({"messages": [{"role": "system", "content": "Be brief."}]}, "row 2 of {file} has no user turn, only system"),
+        ({"messages": [{"role": "user", "content": " "}]}, "row 2 of {file} has a user turn without text"),
         (
             {"messages": [{"role": "user", "content": ""}, ANSWER, USER]},
-            "row 2 of {file} has a user's turn without text",
+            "row 2 of {file} has a user turn without text",
         ),
         (
             {"messages": [USER, {"role": "tool", "content": "4"}]},
-            "turn 2 of 'messages' in row 2 of {file} calls a tool",
+            "turn 2 of 'messages' in row 2 of {file} is a tool call",
         ),
-        ({"messages": [USER, {**ANSWER, "tool_calls": [{}]}, USER]}, "calls a tool or is a tool's answer"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{}]}, USER]}, "is a tool call or its result"),
         (
             {"messages": [USER, ANSWER]},
-            "row 2 of {file} ends with an assistant's turn, and prompts.last_turn is 'refuse'",
+            "prompts.last_turn is 'refuse': row 2 of {file} ends with an assistant turn",
         ),
-        ({"messages": [ANSWER]}, "row 2 of {file} has no user's turn, only assistant"),
+        ({"messages": [ANSWER]}, "row 2 of {file} has no user turn, only assistant"),
     ],
 )
-def test_a_conversation_that_asks_nothing_is_told_with_its_row(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+def test_a_conversation_without_a_question_is_reported_with_its_row(
+    tmp_path: Path, row: dict[str, Any], words: str
+) -> None:
     settings = write(tmp_path, [{"prompt": "fine"}, row])
     assert words.format(file=settings.source) in refusal(settings)
 
 
 def test_the_choice_of_a_last_turn_stands_in_its_refusal(tmp_path: Path) -> None:
     told = refusal(write(tmp_path, [{"messages": [USER, ANSWER]}]))
-    assert "set it to 'reference'" in told
+    assert "Set it to 'reference'" in told
     assert "or to 'continue'" in told
 
 
@@ -242,7 +244,7 @@ def test_two_references_of_one_row_are_refused_unless_they_are_the_same(tmp_path
     assert prompt.reference == "An oak"
     assert "row 1" in refusal(write(tmp_path, [{**row, "reference": "A lime"}], last_turn="reference"))
     for messages in ([ANSWER], [USER, ANSWER, ANSWER]):
-        assert "no user's turn before" in refusal(write(tmp_path, [{"messages": messages}], last_turn="reference"))
+        assert "no user turn before" in refusal(write(tmp_path, [{"messages": messages}], last_turn="reference"))
 
 
 def test_an_assistants_last_turn_to_go_on_from(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_an_assistants_last_turn_to_go_on_from(tmp_path: Path) -> None:
     assert (first.continues, second.continues) == (True, False)
     assert first.messages[-1] == Message("assistant", "An oak")
     blank = {"messages": [USER, {**ANSWER, "content": ""}]}
-    assert "nobody can go on" in refusal(write(tmp_path, [blank], last_turn="continue"))
+    assert "cannot be continued" in refusal(write(tmp_path, [blank], last_turn="continue"))
 
 
 def test_contents_in_parts_and_cells_that_are_no_text(tmp_path: Path) -> None:
@@ -298,8 +300,10 @@ def test_references_of_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "what"), [(["A"], "a list"), ([], "a list"), ({"text": ["A"]}, "an object")])
 def test_a_reference_that_is_no_text_names_row_and_column(tmp_path: Path, value: Any, what: str) -> None:
     settings = write(tmp_path, [{"prompt": "a", "gold": "A"}, {"prompt": "b", "gold": value}], reference="gold")
-    assert f"the column 'gold' of row 2 of {settings.source} is {what}: a reference is one text" in refusal(settings)
-    assert "prompts.reference is null, which means that column" in refusal(
+    assert f"the column 'gold' of row 2 of {settings.source} is {what}, and a reference must be a text" in refusal(
+        settings
+    )
+    assert "prompts.reference is null: the column 'reference'" in refusal(
         write(tmp_path, [{"prompt": "b", "reference": value}])
     )
 
@@ -316,9 +320,12 @@ def test_json_lines_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> Non
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b'{"prompt": "na\xefve"}', "line 2 of {file} is not JSON: it is not UTF-8"),
-        (b'{"prompt": ' + b"[" * 100_000, "line 2 of {file} is not JSON: it is nested too deeply"),
-        (b'{"prompt": ' + b"[" * 300 + b"]" * 300 + b"}", "line 2 of {file} is not JSON: it is nested too deeply"),
+        (b'{"prompt": "na\xefve"}', "line 2 of {file} is not valid JSON: it is not valid UTF-8"),
+        (b'{"prompt": ' + b"[" * 100_000, "line 2 of {file} is not valid JSON: it is nested more than 200"),
+        (
+            b'{"prompt": ' + b"[" * 300 + b"]" * 300 + b"}",
+            "line 2 of {file} is not valid JSON: it is nested more than 200",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: bytes, words: str) -> None:

@@ -20,7 +20,7 @@ from stillhouse.models.files import teacher_files
 from stillhouse.models.load import load_language_model
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_distill, check_labels, check_run
-from stillhouse.stages.finetune import check_finetuned, finetuning_of, make_gold, open_gold
+from stillhouse.stages.finetune import check_finetuned, check_finetuning, finetuning_of, make_gold, open_gold
 from stillhouse.stages.stages import (
     RunResult,
     distill_stage,
@@ -106,12 +106,12 @@ def test_a_mended_reference_is_a_new_row_and_another_key(tuned: Tuned, word_prom
     recipe = tuned()
     tuning = finetuning_of(recipe)
     assert tuning is not None
-    before = tuning.place(make_gold(recipe)).key
+    before = tuning.folder(make_gold(recipe)).key
     word_prompts.write_text(word_prompts.read_text().replace("A tram is a thing.", "A tram runs on rails."))
     gold = make_gold(recipe)
     assert gold.manifest.version == 2
     assert rows_of(gold)["Explain tram."] == "A tram runs on rails."
-    assert tuning.place(gold).key != before
+    assert tuning.folder(gold).key != before
 
 
 def test_references_that_are_written_anew_are_the_same_to_a_student(tuned: Tuned, tmp_path: Path) -> None:
@@ -119,12 +119,12 @@ def test_references_that_are_written_anew_are_the_same_to_a_student(tuned: Tuned
     tuning = finetuning_of(recipe)
     assert tuning is not None
     first = make_gold(recipe)
-    key = tuning.place(first).key
+    key = tuning.folder(first).key
     shutil.rmtree(tmp_path / "labels/words-gold")
     other = recipe.model_copy(
         update={"label": recipe.label.model_copy(update={"shard_size": 2, "samples": 3}), "name": "other"}
     )
-    assert tuning.place(make_gold(other)).key == key
+    assert tuning.folder(make_gold(other)).key == key
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_teacher_learns_the_references_and_labels(tuned: Tuned, tiny_model: 
     assert teacher.identity.content_sha256 != open_teacher(tuned_start(recipe), recipe.label, 0).identity.content_sha256
     told = (files.folder / "README.md").read_text()
     assert "fine-tuned teacher" in told
-    assert "Beside the teacher" not in told
+    assert "Compared with the teacher" not in told
 
 
 def tuned_start(recipe: Recipe) -> Any:
@@ -221,7 +221,7 @@ def test_a_fine_tuning_that_was_killed_goes_on_and_ends_as_an_unbroken_one(
     with power_cut_at(4, monkeypatch):
         finetune_stage(recipe)
     assert read_card(Path(recipe.teacher.labelling_model)) is None
-    with pytest.raises(TeacherUnavailable, match="is not there: run `stillhouse finetune`"):
+    with pytest.raises(TeacherUnavailable, match="not been fine-tuned yet: .* Run `stillhouse finetune`"):
         check_labels(recipe)
     steps: list[int] = []
     result = finetune_stage(recipe, lambda what, done, total: steps.append(done) if "Fine-tuning" in what else None)
@@ -249,9 +249,9 @@ def test_a_teacher_that_is_not_fine_tuned_yet_or_was_so_otherwise_labels_nothing
 ) -> None:
     recipe = tuned()
     for check in (check_labels, check_distill):
-        with pytest.raises(TeacherUnavailable, match="gold is not there: run `stillhouse finetune`"):
+        with pytest.raises(TeacherUnavailable, match="gold does not exist. Run `stillhouse finetune`"):
             check(recipe)
-    with pytest.raises(TeacherUnavailable, match="run `stillhouse finetune`"):
+    with pytest.raises(TeacherUnavailable, match="Run `stillhouse finetune`"):
         asyncio.run(label(recipe))  # without any check
     finetuned(recipe)
     check_labels(recipe)
@@ -277,30 +277,60 @@ def test_a_plan_before_fine_tuning_counts_nothing_as_answered(tuned: Tuned, tmp_
 
 
 @pytest.mark.parametrize(
-    ("finetune", "words"),
+    ("finetune", "setting"),
     [
-        ({"train": {"learning_rat": 1}}, "teacher.finetune.train.learning_rat: there is no such training argument"),
-        ({"train": {"output_dir": "x"}}, "teacher.finetune.train.output_dir"),
-        ({"config": {"hiden_size": 8}}, "teacher.finetune.config.hiden_size: a llama config has no such key"),
-        ({"config": {"hidden_size": 30}}, "teacher.finetune.config makes no model"),
-        ({"lora": {"target_modules": ["no_proj"]}}, "teacher.finetune.lora.target_modules"),
-        ({"early_stopping": {}, "train": {"eval_strategy": "no"}}, "teacher.finetune.early_stopping is set"),
+        ({"train": {"learning_rat": 1}}, "train.learning_rat"),
+        ({"train": {"output_dir": "x"}}, "train.output_dir"),
+        ({"train": {"greater_is_better": True}}, "train.greater_is_better"),
+        ({"train": {"learning_rate": "fast"}}, "train.learning_rate"),
+        ({"train": {"gradient_accumulation_steps": 0}}, "train.gradient_accumulation_steps"),
+        ({"train": {"save_strategy": "best"}}, "train.save_strategy"),
+        ({"train": {"num_train_epochs": 0}}, "train.num_train_epochs"),
+        ({"train": {"optim": "adamw_8"}}, "train"),
+        ({"train": {"report_to": "tensorbord"}}, "train.report_to"),
+        ({"train": {"fsdp": True}}, "train.fsdp"),
+        ({"train": {"liger_kernel_config": {"cross_entropy": True}}}, "train.liger_kernel_config.cross_entropy"),
+        ({"config": {"hiden_size": 8}}, "config.hiden_size"),
+        ({"config": {"hidden_size": -8}}, "config.hidden_size"),
+        ({"config": {"vocab_size": 8}}, "config.vocab_size"),
+        ({"config": {"hidden_size": 30}}, "config"),
+        ({"config": {"model_type": "lama"}}, "config.model_type"),
+        ({"lora": {"target_modules": ["no_proj"]}}, "lora.target_modules"),
+        ({"early_stopping": {}, "train": {"eval_strategy": "no"}}, "early_stopping"),
+        ({"early_stopping": {}, "train": {"eval_strategy": "steps"}}, "train.eval_strategy"),
     ],
+    ids=str,
 )
-def test_a_fine_tuning_that_cannot_be_done_is_refused_in_its_own_words(
-    tuned: Tuned, tmp_path: Path, finetune: dict[str, Any], words: str
+def test_fine_tuning_errors_name_the_teacher_s_settings(
+    tuned: Tuned, tmp_path: Path, finetune: dict[str, Any], setting: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
         check_run(tuned(**finetune))
-    assert words in str(caught.value)
+    assert caught.value.setting == f"teacher.finetune.{setting}"
     assert not re.search(r"student\.\w", str(caught.value))
     assert not (tmp_path / "teachers").exists()
     assert not (tmp_path / "labels").exists()
 
 
 def test_what_goes_wrong_in_training_names_the_fine_tuning_too(tuned: Tuned) -> None:
-    with pytest.raises(StillhouseError, match=r"longer than teacher\.finetune\.max_length=2"):
+    with pytest.raises(StillhouseError, match=r"longer than teacher\.finetune\.max_length \(2\)"):
         finetune_stage(tuned(max_length=2))
+
+
+def test_a_start_that_cannot_be_fine_tuned_is_the_setting_teacher_model(tuned: Tuned, tmp_path: Path) -> None:
+    with pytest.raises(TeacherUnavailable) as missing:
+        check_finetuning(tuned(model=tmp_path / "nowhere"))
+    assert (missing.value.setting, missing.value.value) == ("teacher.model", str(tmp_path / "nowhere"))
+    model = tiny_t5(tmp_path / "t5")
+    with pytest.raises(RecipeError) as packed:
+        check_finetuning(tuned(model=model, packing=True))
+    assert (packed.value.setting, packed.value.value) == ("teacher.finetune.packing", True)
+    config = json.loads((model / "config.json").read_text())
+    code = {"AutoConfig": "own.Config", "AutoModelForSeq2SeqLM": "own.Model"}
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": code}))
+    with pytest.raises(RecipeError, match=r"set teacher\.options\.trust_remote_code to true") as untrusted:
+        check_finetuning(tuned(model=model))
+    assert (untrusted.value.setting, untrusted.value.value) == ("teacher.model", str(model))
 
 
 # ------------------------------------------------------------------------------------------------------------ gold students
@@ -318,7 +348,7 @@ def test_a_gold_student_learns_from_the_references_and_keeps_its_key(tuned: Tune
     assert (result.card.variant, result.card.key, result.card.dataset) == ("gold", key, "words-gold/v001")
     assert not result.card.is_teacher
     other = student.model_copy(update={"labels": "stored"})
-    assert student_folder(plain, other, "gold", gold).finished() is not None  # neither shapes it
+    assert student_folder(plain, other, "gold", gold).finished_card() is not None  # neither shapes it
 
 
 def test_the_baselines_are_trained_before_the_student_gold_first(tuned: Tuned) -> None:

@@ -19,7 +19,7 @@ from stillhouse.storage.durable import atomic_file, fsync_files, make_folder, wr
 from stillhouse.storage.location import Location
 from stillhouse.student.finished.folder import CARD, StudentCard
 from stillhouse.student.training.train import distill
-from stillhouse.student.training.trainer import WHOLE
+from stillhouse.student.training.trainer import COMPLETE_MARKER
 from tests.dataset.made import TOP_K, completion, make_dataset
 from tests.power import Files, PowerFailures, whole_versions
 
@@ -135,9 +135,9 @@ def test_a_student_is_whole_where_its_card_is(
         if CARD in below(files, place):
             cards.append(below(files, place))
         for way in files:
-            if way.endswith(f"/{WHOLE}"):
-                checkpoints.setdefault(way, below(files, way.removesuffix(f"/{WHOLE}")))
-                for name, content in on_disk(tmp_path / way.removesuffix(f"/{WHOLE}")).items():
+            if way.endswith(f"/{COMPLETE_MARKER}"):
+                checkpoints.setdefault(way, below(files, way.removesuffix(f"/{COMPLETE_MARKER}")))
+                for name, content in on_disk(tmp_path / way.removesuffix(f"/{COMPLETE_MARKER}")).items():
                     assert checkpoints[way][name] == content, f"{way} is on the disk before {name}"
 
     with PowerFailures(tmp_path, whole):

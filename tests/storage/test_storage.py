@@ -228,7 +228,7 @@ def test_a_large_file_appears_when_its_last_part_is_there(
 
 def test_an_upload_that_breaks_off_leaves_nothing(s3: Window, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "_PART", 5 << 20)
-    monkeypatch.setattr(service, "_FIRST_PATIENCE", 0.5)
+    monkeypatch.setattr(service, "_FIRST_RETRY_SECONDS", 0.5)
     path = location(s3_root) / "large"
     s3.answer = lambda request: 503 if request.query.get("partNumber") == "2" else None
     with pytest.raises(StorageFailed, match=r"large cannot be reached: 503.*run again"):
@@ -254,14 +254,20 @@ def test_what_a_store_refuses_is_said_in_words(
 ) -> None:
     recipe = at(scripted_recipe, s3_root)
     nowhere = at(scripted_recipe, "s3://no-such-bucket/labels")
-    assert "s3://no-such-bucket/labels/words: there is no such bucket" in told(lambda: asyncio.run(label(nowhere)))
-    assert "there is no such bucket" in told(lambda: all_datasets(location("s3://no-such-bucket/labels")))
+    assert "s3://no-such-bucket/labels/words: the bucket s3://no-such-bucket does not exist" in told(
+        lambda: asyncio.run(label(nowhere))
+    )
+    assert "the bucket s3://no-such-bucket does not exist" in told(
+        lambda: all_datasets(location("s3://no-such-bucket/labels"))
+    )
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER_SECRET)
     forget_stores()
     assert all_datasets(location(s3_root)) == []
-    assert f"{s3_root}/words/.lock: the store refuses: 403: Access Denied" in told(lambda: asyncio.run(label(recipe)))
+    assert f"{s3_root}/words/.lock: the store denies access: 403: Access Denied" in told(
+        lambda: asyncio.run(label(recipe))
+    )
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     forget_stores()
@@ -277,7 +283,7 @@ def test_what_a_store_refuses_is_said_in_words(
 def test_a_store_that_is_away_is_told_with_its_endpoint(
     s3: Window, s3_root: str, scripted_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_FIRST_PATIENCE", 0.3)
+    monkeypatch.setattr(service, "_FIRST_RETRY_SECONDS", 0.3)
     s3.answer = lambda _: 503
     assert f"{s3_root} cannot be reached: 503" in told(lambda: all_datasets(location(s3_root)))
     s3.answer = lambda _: None

@@ -138,7 +138,7 @@ def test_the_server_dies_in_mid_run_and_returns(
             out, complained = process.communicate(timeout=120)
         assert process.returncode == 0, complained
         assert "Traceback" not in complained
-        assert "trying again" in complained
+        assert "retrying for" in complained
         assert json.loads(out)["sent"] == len(PROMPTS) == server.stats.billed_answers
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
     dataset = open_dataset(dataset_folder(recipe.dataset))

@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DatasetBusy, StorageFailed
-from stillhouse.storage import holder, lock
-from stillhouse.storage.durable import sole_writer, write_atomically
-from stillhouse.storage.holder import holder_from, this_process
+from stillhouse.storage import lock, lock_holder
+from stillhouse.storage.durable import write_atomically, write_lock
 from stillhouse.storage.location import Location, RemotePath, location
 from stillhouse.storage.lock import StoreLock
+from stillhouse.storage.lock_holder import holder_from, this_process
 from tests.s3_server import Window
 
 _HOLD = (
     "import sys, time\n"
-    "from stillhouse.storage.durable import sole_writer\n"
+    "from stillhouse.storage.durable import write_lock\n"
     "from stillhouse.storage.location import location\n"
-    "with sole_writer(location(sys.argv[1])):\n"
+    "with write_lock(location(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    time.sleep(60)\n"
 )
@@ -54,7 +54,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 
 def test_the_second_is_told_who_holds_it(folder: Location) -> None:
     with another_process(folder, "--set", "teacher.options.token=hidden") as process:
-        with pytest.raises(DatasetBusy) as told, sole_writer(folder):
+        with pytest.raises(DatasetBusy) as told, write_lock(folder):
             pass
         assert f"{folder} is being written by another run (process {process.pid} on {socket.gethostname()}" in str(
             told.value
@@ -68,9 +68,9 @@ def test_what_a_dead_process_held_is_taken_over_at_once(folder: Location) -> Non
     with another_process(folder) as process:
         process.kill()
         process.wait()
-        with sole_writer(folder):
+        with write_lock(folder):
             write_atomically(folder / "v001" / "recipe.yaml", b"name: words")
-    with sole_writer(folder):  # and is free again afterwards
+    with write_lock(folder):  # and is free again afterwards
         pass
 
 
@@ -82,7 +82,7 @@ def test_one_of_many_gets_it(s3_root: str) -> None:
 def test_a_stale_lock_of_another_machine_is_taken_by_one_of_many(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = location(s3_root) / "words"
     left_by_another_machine(folder)
-    with pytest.raises(DatasetBusy, match=r"process 7 on far-away.*60 seconds after"), sole_writer(folder):
+    with pytest.raises(DatasetBusy, match=r"process 7 on far-away.*60 seconds after"), write_lock(folder):
         pass
     monkeypatch.setattr(lock, "STALE_AFTER", 5.0)  # the winner's must not be stale to those whom a busy machine delays
     time.sleep(6.1)  # the store's clock shows whole seconds
@@ -99,7 +99,7 @@ def winners(folder: Location, contenders: int = 6) -> list[StoreLock]:
     def take(one: StoreLock) -> None:
         ready.wait()
         try:
-            one.take()
+            one.acquire()
         except DatasetBusy:
             return
         won.append(one)
@@ -117,14 +117,14 @@ def winners(folder: Location, contenders: int = 6) -> list[StoreLock]:
 def left_by_another_machine(folder: Location) -> None:
     left = replace(this_process(), host="far-away", machine="another boot", process=7, id="left")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stillhouse.storage.location.guards", {})  # which that machine's process has none of
+        patch.setattr("stillhouse.storage.location.write_guards", {})  # which that machine's process has none of
         write_atomically(folder / lock.FILE_NAME, left.as_bytes())
 
 
 def test_a_lock_is_renewed_while_its_writer_lives(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEW_EVERY", 0.1)
     folder = location(s3_root) / "words"
-    with sole_writer(folder):
+    with write_lock(folder):
         deadline = time.monotonic() + 60  # of a busy machine; ten renewals a second are wanted
         found = None
         while (found is None or found.beat < 2) and time.monotonic() < deadline:
@@ -140,17 +140,17 @@ def test_a_writer_that_lost_its_lock_writes_no_manifest(
 ) -> None:
     """As one that was suspended for an hour: another has gone on meanwhile."""
     folder = location(s3_root) / "words"
-    with sole_writer(folder):
+    with write_lock(folder):
         write_atomically(folder / "v001" / "recipe.yaml", b"name: words")
-        monkeypatch.setattr(lock, "_CERTAIN_FOR", 0.0)
+        monkeypatch.setattr(lock, "_FRESH_FOR", 0.0)
         if how == "taken over":
             left_by_another_machine(folder)
-            reason = "held by process 7 on far-away"
+            reason = "process 7 on far-away.* holds it"
         else:
             _remove(folder / lock.FILE_NAME)
-            reason = "its lock was removed"
+            reason = "it was removed"
         for _ in range(2):
-            with pytest.raises(DatasetBusy, match=f"no longer held by this run: .*{reason}"):
+            with pytest.raises(DatasetBusy, match=f"this run no longer holds the lock of .*{reason}"):
                 write_atomically(folder / "v001" / "manifest.json", b"{}")
     assert not (folder / "v001" / "manifest.json").exists()
     assert (folder / lock.FILE_NAME).exists() is (how == "taken over")  # what is another's is left to it
@@ -158,17 +158,17 @@ def test_a_writer_that_lost_its_lock_writes_no_manifest(
 
 def _remove(path: Location) -> None:
     assert isinstance(path, RemotePath)
-    from stillhouse.storage.service import ask
+    from stillhouse.storage.service import call_store
 
-    ask(path.url, lambda fs, own: fs.rm_file(own))
+    call_store(path.url, lambda fs, own: fs.rm_file(own))
 
 
 def test_a_renewal_whose_answer_was_lost_loses_no_lock(
     s3: Window, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "_CERTAIN_FOR", 0.0)
+    monkeypatch.setattr(lock, "_FRESH_FOR", 0.0)
     folder = location(s3_root) / "words"
-    with sole_writer(folder):
+    with write_lock(folder):
         s3.forget = 1  # the next PUT is done, and its answer does not come
         write_atomically(folder / "v001" / "recipe.yaml", b"name: words")
         assert s3.forget == 0
@@ -179,14 +179,14 @@ def test_a_renewal_whose_answer_was_lost_loses_no_lock(
 def test_a_store_without_conditional_writes_still_has_one_writer(
     s3: Window, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "_CERTAIN_FOR", 0.0)
+    monkeypatch.setattr(lock, "_FRESH_FOR", 0.0)
     s3.answer = lambda request: 501 if {"If-None-Match", "If-Match"} & set(request.headers) else None
     folder = location(s3_root) / "words"
     assert isinstance(folder, RemotePath)
     assert len(winners(folder)) == 1
-    with sole_writer(folder):
+    with write_lock(folder):
         with pytest.raises(DatasetBusy, match="is being written by another run"):
-            StoreLock(folder).take()
+            StoreLock(folder).acquire()
         write_atomically(folder / "v001" / "recipe.yaml", b"name: words")
         left_by_another_machine(folder)
     assert (folder / lock.FILE_NAME).exists()
@@ -197,11 +197,11 @@ def test_a_lock_that_is_none_of_ours_is_respected_until_it_is_old(
 ) -> None:
     folder = location(s3_root) / "words"
     write_atomically(folder / lock.FILE_NAME, b"from a later release")
-    with pytest.raises(DatasetBusy, match="unknown"), sole_writer(folder):
+    with pytest.raises(DatasetBusy, match="unknown"), write_lock(folder):
         pass
     monkeypatch.setattr(lock, "STALE_AFTER", 0.5)
     time.sleep(2.1)
-    with sole_writer(folder):
+    with write_lock(folder):
         pass
 
 
@@ -211,7 +211,7 @@ def test_only_a_process_of_this_machine_is_known_to_have_ended(monkeypatch: pyte
     assert replace(this, started="1").has_ended()  # the number was given to another process
     assert replace(this, process=2**22 + 1).has_ended()
     assert not replace(this, process=2**22 + 1, machine="another").has_ended()
-    monkeypatch.setattr(holder, "_machine", lambda: "")  # a system that tells nothing
+    monkeypatch.setattr(lock_holder, "_machine_id", lambda: "")  # a system without these files
     assert not replace(this_process(), process=2**22 + 1).has_ended()
 
 
@@ -225,7 +225,7 @@ def test_only_a_process_of_this_machine_is_known_to_have_ended(monkeypatch: pyte
     ],
 )
 def test_a_command_line_is_shown_without_its_values(arguments: list[str], shown: str) -> None:
-    assert holder._command(arguments) == shown
+    assert lock_holder._command(arguments) == shown
 
 
 def test_what_a_lock_says_can_be_read_again() -> None:
@@ -238,10 +238,10 @@ def test_what_a_lock_says_can_be_read_again() -> None:
 
 def test_a_store_that_is_away_is_no_lost_lock(s3: Window, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "RENEW_EVERY", 0.1)
-    monkeypatch.setattr(lock, "_CERTAIN_FOR", 0.0)
-    monkeypatch.setattr("stillhouse.storage.service._PATIENCE", 0.5)
+    monkeypatch.setattr(lock, "_FRESH_FOR", 0.0)
+    monkeypatch.setattr("stillhouse.storage.service._RETRY_SECONDS", 0.5)
     folder = location(s3_root) / "words"
-    with sole_writer(folder):
+    with write_lock(folder):
         s3.answer = lambda _: 503
         time.sleep(0.5)  # renewals fail
         with pytest.raises(StorageFailed, match="cannot be reached"):

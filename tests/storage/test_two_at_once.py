@@ -20,7 +20,7 @@ from stillhouse.labelling import holding as begin
 from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage import lock
-from stillhouse.storage.durable import sole_writer, write_atomically
+from stillhouse.storage.durable import write_atomically, write_lock
 from stillhouse.storage.location import Location, location
 from tests.conftest import WORDS, MakeRecipe
 from tests.labelling.test_durability import CONCURRENCY, command, ended, until
@@ -48,7 +48,7 @@ def written_meanwhile(folder: Location) -> Iterator[threading.Event]:
     held, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with sole_writer(folder):
+        with write_lock(folder):
             held.set()
             enough.wait(60)
 
@@ -139,7 +139,7 @@ def test_an_interrupted_wait_ends_at_once(
     scripted_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
 ) -> None:
     recipe = with_busy(scripted_recipe(), str(tmp_path / "labels"), tmp_path / "journal", when_busy="wait")
-    with sole_writer(dataset_folder(recipe.dataset)):
+    with write_lock(dataset_folder(recipe.dataset)):
         run = [sys.executable, "-m", "stillhouse", "label", str(recipe_file(recipe)), "--no-flow"]
         with subprocess.Popen(run, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None

@@ -227,8 +227,9 @@ def test_without_a_decoder_start_token_it_is_refused_before_it_is_loaded(tmp_pat
     with pytest.raises(RecipeError) as caught:
         opened(folder)
     assert str(caught.value) == (
-        f"teacher.model is {folder}, an encoder-decoder without a decoder_start_token_id: set it in its config.json, to "
-        "the id of the token that its decoder begins with (T5 takes its pad token, 0)"
+        f"teacher.model is '{folder}': the model is an encoder-decoder without a decoder_start_token_id. Set "
+        "decoder_start_token_id in its config.json to the id of the token that its decoder begins with (T5 uses its pad "
+        "token, 0)."
     )
 
 

@@ -327,5 +327,7 @@ def test_a_models_file_that_is_no_json_is_named(tmp_path: Path, name: str, conte
     (folder / name).write_bytes(content.encode("latin-1"))
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     asked = {"config.json": "vocabulary_size", "tokenizer_config.json": "chat_template_sha256"}
-    with pytest.raises(TeacherUnavailable, match=rf"model/{name} (cannot be read as JSON|holds no JSON object)"):
+    with pytest.raises(
+        TeacherUnavailable, match=rf"model/{name} (cannot be read as JSON|does not contain a JSON object)"
+    ):
         getattr(find_model(str(folder)), asked.get(name, "decoder_start_id"))

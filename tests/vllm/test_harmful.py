@@ -14,7 +14,7 @@ import torch
 
 from stillhouse.errors import TeacherRefused
 from stillhouse.labelling.engine import label
-from stillhouse.models.layout import completion_logits, token_batch
+from stillhouse.models.layout import completion_logits, make_token_batch
 from stillhouse.models.load import encode_prompt, load_language_model
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
@@ -54,7 +54,7 @@ def behind_the_best(folder: Path, question: str, answer: str) -> float:
     """By how many nats, at most, a token of the answer is less likely than the most likely one, in float32."""
     lm = load_language_model(folder, device="cpu")
     prompt = encode_prompt(lm.tokenizer, [Message("user", question)])
-    batch = token_batch([prompt], [lm.tokenizer(answer, add_special_tokens=False)["input_ids"]], lm.pad_id)
+    batch = make_token_batch([prompt], [lm.tokenizer(answer, add_special_tokens=False)["input_ids"]], lm.pad_id)
     with torch.inference_mode():
         logits = completion_logits(lm.model, batch)  # (completion tokens, vocabulary)
     chosen = logits.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)

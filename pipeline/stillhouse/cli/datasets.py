@@ -12,7 +12,7 @@ from stillhouse.cli import results
 from stillhouse.cli.common import AsJson, Root, print_error, reporting_errors
 
 if TYPE_CHECKING:
-    from stillhouse.dataset.catalog import Listed
+    from stillhouse.dataset.catalog import CatalogEntry
     from stillhouse.dataset.derive import Derived
 
 datasets_app = typer.Typer(no_args_is_help=True, help="Find, inspect, check, combine and remove labelled datasets.")
@@ -62,13 +62,13 @@ def datasets_show(
         from stillhouse.dataset.card import read_reasons
         from stillhouse.dataset.catalog import size_on_disk
         from stillhouse.dataset.samples import pick_samples
-        from stillhouse.dataset.statistics import measure
+        from stillhouse.dataset.statistics import measure_dataset
         from stillhouse.dataset.store import find_dataset
         from stillhouse.dataset.token_texts import find_token_texts
 
         dataset = find_dataset(root, name)
         manifest, size = dataset.manifest, size_on_disk(dataset.folder)
-        found, reasons = measure(dataset), read_reasons(dataset.folder, manifest)
+        found, reasons = measure_dataset(dataset), read_reasons(dataset.folder, manifest)
         if html is not None:
             from stillhouse.dataset.browse import render_page, write_page
 
@@ -85,7 +85,7 @@ def datasets_show(
             from stillhouse.cli.terminal import show_pairs
 
             output.print(manifest.label, markup=False, style="bold")
-            show_pairs(listing.facts(manifest, size))
+            show_pairs(listing.version_facts(manifest, size))
             rejected = sum(reasons.values())
             _print_lines(
                 [f"rejected     {rejected:,}" if rejected else "rejected     none", *listing.reason_lines(reasons)]
@@ -101,7 +101,7 @@ def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> 
     with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.store import find_dataset
-        from stillhouse.dataset.verify import has_seal
+        from stillhouse.dataset.verify import has_checksums
 
         dataset = find_dataset(root, name)
         label, files = dataset.manifest.label, len(dataset.manifest.files)
@@ -110,7 +110,7 @@ def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> 
             results.print_json({"dataset": label, "files": files, "problems": problems})
         elif not problems:
             output.print(f"{label}: {files} Parquet files and all other files match their checksums")
-            if not has_seal(dataset.folder):
+            if not has_checksums(dataset.folder):
                 print_error(
                     f"{label} was written by an earlier release: its manifest, card and recipe have no checksums to check"
                 )
@@ -176,10 +176,10 @@ def datasets_split(
 ) -> None:
     """Split the rows again, by prompt, and write them as a new version."""
     with reporting_errors(as_json):
-        from stillhouse.dataset.derive import split_anew
+        from stillhouse.dataset.derive import resplit
         from stillhouse.dataset.store import find_dataset
 
-        _print_derived(split_anew(find_dataset(root, name), root, into, validation), as_json)
+        _print_derived(resplit(find_dataset(root, name), root, into, validation), as_json)
 
 
 @datasets_app.command("rm")
@@ -218,8 +218,8 @@ def _print_derived(derived: Derived, as_json: bool) -> None:
             "parents": list(manifest.parents),
         }
         differing = {
-            "prompts": len(derived.differing.prompts),
-            "examples": [asdict(example) for example in derived.differing.examples],
+            "prompts": len(derived.disagreements.prompts),
+            "examples": [asdict(example) for example in derived.disagreements.examples],
         }
         results.print_json(result | {"counts": derived.counts, "notes": list(derived.notes), "differing": differing})
     else:
@@ -228,7 +228,7 @@ def _print_derived(derived: Derived, as_json: bool) -> None:
         )
 
 
-def _confirmed(listed: list[Listed]) -> bool:
+def _confirmed(listed: list[CatalogEntry]) -> bool:
     """Ask for confirmation, which needs a terminal."""
     from stillhouse.dataset.listing import removal_lines
     from stillhouse.errors import UsageError

@@ -14,7 +14,7 @@ from stillhouse.cli.common import AsJson, Root, print_error, reporting_errors
 from stillhouse.cli.datasets import Into, Name, datasets_app
 
 if TYPE_CHECKING:
-    from stillhouse.exchange.imports import Findings
+    from stillhouse.exchange.imports import ImportCounts
 
 _ROOT = Path("data/labels")
 _FORMATS = "trl, axolotl, distillkit, openai, sharegpt"
@@ -102,25 +102,25 @@ def datasets_import(
         from stillhouse.exchange.openai_log import OPENAI_URL, LogReader
         from stillhouse.inputs.urls import check_base_url
 
-        setting = "--base-url" if base_url else "the environment variable OPENAI_BASE_URL"
+        setting = "--base-url" if base_url else "OPENAI_BASE_URL"
         given = base_url or os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_URL
         reader = LogReader(check_base_url(given, setting))
         request = ImportRequest(format_, files, root, into, teacher, tokenizer, validation, reader)
         done = import_dataset(request)
-        manifest, findings = done.dataset.manifest, done.findings
+        manifest, counts = done.dataset.manifest, done.counts
         if as_json:
             results.print_json(
                 results.manifest_json(manifest)
                 | {
                     "folder": str(done.dataset.folder),
-                    "left_out": dict(findings.left_out),
-                    "known_keys": findings.keyed,
+                    "left_out": dict(counts.skipped),
+                    "known_keys": counts.keyed,
                 }
-                | {"unknown_keys": dict(findings.unkeyed)}
+                | {"unknown_keys": dict(counts.unkeyed)}
             )
         else:
             output.print(f"import   {done.dataset.folder}: {results.format_counts(manifest.rows)}", markup=False)
-        _print_findings(findings)
+        _print_import_counts(counts)
 
 
 @datasets_app.command("push")
@@ -149,13 +149,13 @@ def datasets_push(
             print_error(f"{to} also has files that no push wrote; they are unchanged: {', '.join(done.kept[:3])}")
 
 
-def _print_findings(findings: Findings) -> None:
-    for reason, count in findings.left_out.most_common():
-        example = findings.examples.get(reason)
+def _print_import_counts(counts: ImportCounts) -> None:
+    for reason, count in counts.skipped.most_common():
+        example = counts.examples.get(reason)
         print_error(f"left out: {count} {reason}" + (f", first {example}" if example else ""))
-    if findings.keyed:
+    if counts.keyed:
         print_error(
-            f"{findings.keyed} rows have the keys of their requests: labelling into this dataset reuses them at no cost"
+            f"{counts.keyed} rows have the keys of their requests: labelling into this dataset reuses them at no cost"
         )
-    for why, count in findings.unkeyed.most_common():
+    for why, count in counts.unkeyed.most_common():
         print_error(f"{count} rows cannot be reused by labelling: {why}")

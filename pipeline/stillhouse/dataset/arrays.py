@@ -61,9 +61,14 @@ class RowLabels:
         """
         size = vocabulary_size or self.vocabulary_size
         if size is None:
-            raise DatasetRefused("the dataset does not say how large the teacher's vocabulary is: give vocabulary_size")
+            raise DatasetRefused("the size of the teacher's vocabulary is not known", fix="pass vocabulary_size")
         if self.token_ids.max(initial=-1) >= size:
-            raise DatasetRefused(f"vocabulary_size is {size}, and the labels have the token id {self.token_ids.max()}")
+            raise DatasetRefused(
+                f"the labels have the token id {self.token_ids.max()}",
+                setting="vocabulary_size",
+                value=size,
+                fix="pass a larger one",
+            )
         counts = np.diff(self.offsets)
         found = np.zeros((len(counts), size), np.float32)
         positions = np.repeat(np.arange(len(counts)), counts)
@@ -83,7 +88,10 @@ def soft_labels(dataset: Dataset, split: Split = "train") -> Iterator[RowLabels]
     """
     manifest = dataset.manifest
     if manifest.soft is None:
-        raise DatasetRefused(f"dataset {manifest.label} has no soft labels: its recipe's label.soft is null")
+        raise DatasetRefused(
+            f"dataset {manifest.label} has no soft labels: it was labelled without label.soft",
+            fix="label again with it",
+        )
     encoding = find_encoding(manifest.soft.encoding)
     for batch in dataset.batches(split):
         for index in range(batch.num_rows):

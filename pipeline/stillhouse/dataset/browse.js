@@ -1,5 +1,5 @@
 "use strict";
-// What the teacher held of a token: shown while it is hovered, focused (arrow keys go from token to token) or tapped.
+// Shows the alternatives of a token while it is hovered, focused (arrow keys move between tokens) or tapped.
 const data = JSON.parse(document.getElementById("token-data").textContent);
 const tip = document.getElementById("tip");
 let current = null;
@@ -41,17 +41,17 @@ function show(token) {
   token.setAttribute("aria-describedby", "tip");
   tip.hidden = false;
   if (atBottom()) {
-    tip.style.left = tip.style.top = "";  // at the bottom of the screen, by the style sheet
+    tip.style.left = tip.style.top = "";  // the style sheet puts it at the bottom of the screen
     const hidden = token.getClientRects()[0].bottom + 12 - tip.getBoundingClientRect().top;
     if (hidden > 0) scrollBy({ top: hidden });
   } else {
-    putBeside(token);
+    placeNear(token);
   }
 }
 
 const atBottom = () => matchMedia("(max-width: 600px)").matches;
 
-function putBeside(token) {
+function placeNear(token) {
   const place = token.getClientRects()[0], box = tip.getBoundingClientRect();
   const left = Math.max(8, Math.min(place.left, innerWidth - box.width - 8));
   const below = place.bottom + 8, above = place.top - box.height - 8;
@@ -82,7 +82,7 @@ document.addEventListener("click", (event) => {
 });
 document.addEventListener("scroll", () => {
   if (!current || atBottom()) return;
-  if (current === document.activeElement) putBeside(current);  // the scrolling may be that of Tab itself
+  if (current === document.activeElement) placeNear(current);  // Tab itself may have scrolled
   else hide();
 }, { passive: true, capture: true });
 

@@ -1,6 +1,6 @@
 """Render a dataset as one HTML page: its facts, histograms of completion length and teacher entropy, and sample rows.
 
-    page = render_page(dataset, samples, measure(dataset), reasons, size, texts.note)
+    page = render_page(dataset, samples, measure_dataset(dataset), reasons, size, texts.note)
 
 The page works offline and is not allowed to use the network: its Content-Security-Policy permits only its own styles and
 its own script (by hash), so text from a prompt or a completion cannot run as code. The layout is browse.html.j2; browse.js
@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from stillhouse.dataset.card import Reasons
-from stillhouse.dataset.listing import bin_name, facts, short, summary
+from stillhouse.dataset.listing import bin_name, format_number, histogram_summary, version_facts
 from stillhouse.dataset.samples import Sample, Token
 from stillhouse.dataset.statistics import Histogram, Statistics, entropy_note
 from stillhouse.dataset.store import Dataset
@@ -41,7 +41,9 @@ def write_page(file: Path, page: str) -> None:
         UsageError: the file exists and is not a dataset page.
     """
     if file.exists() and not _is_page(file):
-        raise UsageError(f"--html is {file}, which is there and is no page of a dataset: name another file")
+        raise UsageError(
+            "the file exists and is not a dataset page", setting="--html", value=str(file), fix="name another file"
+        )
     write_atomically(file, page.encode("utf-8", "replace"))
 
 
@@ -58,26 +60,26 @@ def render_page(
     """Return the page as HTML."""
     manifest = dataset.manifest
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"level": level, "shown": shown_text}
+    environment.globals |= {"level": level, "visible": visible_text}
     environment.filters["percent"] = percent
-    script = _part("browse.js")
-    page = environment.from_string(_part("browse.html.j2")).render(
+    script = _read_asset("browse.js")
+    page = environment.from_string(_read_asset("browse.html.j2")).render(
         manifest=manifest,
-        facts=facts(manifest, size),
+        facts=version_facts(manifest, size),
         rejections=sorted(reasons.items()),
-        lengths=_plot(found.lengths, "completions"),
-        entropies=_plot(found.entropies, "tokens"),
-        length_words=found.lengths and summary(found.lengths),
-        entropy_words=found.entropies and summary(found.entropies),
+        lengths=_histogram_svg(found.lengths, "completions"),
+        entropies=_histogram_svg(found.entropies, "tokens"),
+        length_words=found.lengths and histogram_summary(found.lengths),
+        entropy_words=found.entropies and histogram_summary(found.entropies),
         rows_measured=found.rows_measured,
         entropy_note=entropy_note(manifest)
         if manifest.soft
-        else "over the tokens that the server listed, and all others as one",
+        else "over the tokens that the server listed, and all others together",
         token_note=token_note,
         samples=samples,
         coloured=any(sample.tokens for sample in samples),
         levels=_level_names(),
-        data=Markup(_as_data(samples)),
+        data=Markup(_data_json(samples)),
         script=Markup(script),
         policy=_policy(script),
     )
@@ -89,7 +91,7 @@ def level(entropy: float) -> int:
     return sum(entropy >= least for least in LEVELS)
 
 
-def shown_text(text: str) -> str:
+def visible_text(text: str) -> str:
     """Return a token's text with visible line breaks; an empty text is shown as ⟨⟩."""
     return text.replace("\n", "↵\n") or "⟨⟩"
 
@@ -102,7 +104,7 @@ def percent(share: float) -> str:
 # ------------------------------------------------------------------------------------------------------------------ data
 
 
-def _as_data(samples: Sequence[Sample]) -> str:
+def _data_json(samples: Sequence[Sample]) -> str:
     """Return the token data for the script as JSON, escaped so that it cannot close the enclosing element."""
     data = [[_token_data(token) for token in sample.tokens or ()] for sample in samples]
     text = to_json(data)
@@ -125,12 +127,12 @@ def _policy(script: str) -> str:
     )
 
 
-def _part(name: str) -> str:
+def _read_asset(name: str) -> str:
     return package_files("stillhouse.dataset").joinpath(name).read_text("utf-8")
 
 
 def _level_names() -> list[str]:
-    edges = [short(edge) for edge in LEVELS]
+    edges = [format_number(edge) for edge in LEVELS]
     return [
         f"below {edges[0]}",
         *(f"{low}–{high}" for low, high in pairwise(edges)),
@@ -143,7 +145,7 @@ def _level_names() -> list[str]:
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 270, 64, 216, 14
 
 
-def _plot(found: Histogram | None, what: str) -> Markup | None:
+def _histogram_svg(found: Histogram | None, what: str) -> Markup | None:
     """Render a histogram as an SVG that scales to its container."""
     if found is None:
         return None
@@ -157,28 +159,28 @@ def _plot(found: Histogram | None, what: str) -> Markup | None:
         parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_thousands(value)}</text>')
     wide = (_WIDTH - 10 - _LEFT) / len(found.counts)
     every = -(-len(found.counts) // 8)
-    for place, count in enumerate(found.counts):
-        x, tall = _LEFT + wide * place, (_BOTTOM - _TOP) * count / ceiling
-        title = escape(f"{bin_name(found, place)} {found.unit}: {count:,} {what}")
+    for index, count in enumerate(found.counts):
+        x, tall = _LEFT + wide * index, (_BOTTOM - _TOP) * count / ceiling
+        title = escape(f"{bin_name(found, index)} {found.unit}: {count:,} {what}")
         if count:
             tall = max(tall, 1.5)
             parts.append(
                 f'<rect class="bar" x="{x + 1:.1f}" y="{_BOTTOM - tall:.1f}" width="{max(wide - 2, 1):.1f}" '
                 f'height="{tall:.1f}" rx="2"><title>{title}</title></rect>'
             )
-        if place % every == 0:
+        if index % every == 0:
             parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{_edge(found, place)}</text>'
+                f'<text class="tick" x="{x:.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{_edge_label(found, index)}</text>'
             )
     unit = "tokens" if found.unit == "tokens" else found.unit
     parts.append(f'<text class="tick" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{unit}</text>')
-    title = escape(f"{what} by {found.unit}: {summary(found)}")
+    title = escape(f"{what} by {found.unit}: {histogram_summary(found)}")
     return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><title>{title}</title>{"".join(parts)}</svg>')
 
 
-def _edge(found: Histogram, place: int) -> str:
-    last = found.open_end and place == len(found.counts) - 1
-    return short(found.edges[place]) + ("+" if last else "")
+def _edge_label(found: Histogram, index: int) -> str:
+    last = found.open_end and index == len(found.counts) - 1
+    return format_number(found.edges[index]) + ("+" if last else "")
 
 
 def _tick(most: int) -> int:

@@ -23,11 +23,11 @@ from stillhouse.records import TeacherIdentity
 from stillhouse.storage.durable import write_atomically
 from stillhouse.storage.location import Location
 
-_MADE = {
+_MADE_BY = {
     "label": "labelled",
-    "merge": "merged out of other versions",
-    "filter": "filtered out of another version",
-    "split": "split anew out of another version",
+    "merge": "merged from other versions",
+    "filter": "filtered from another version",
+    "split": "re-split from another version",
     "import": "imported",
 }
 Reasons = Mapping[tuple[str, str], int]  # (stage, reason) -> rows
@@ -42,19 +42,19 @@ def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
     """Return the card's text; without `reasons`, rejections come from the manifest and have no stage."""
     reasons = reasons if reasons is not None else {("", reason): count for reason, count in manifest.rejected.items()}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "public": public}
+    environment.filters |= {"escape_table_cell": escape_table_cell, "without_local_folders": without_local_folders}
     template = environment.from_string(package_files("stillhouse.dataset").joinpath("card.md.j2").read_text("utf-8"))
     front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
     recipe = manifest.recipe
     body = template.render(
         manifest=manifest,
-        made=_MADE[manifest.made_by],
+        made=_MADE_BY[manifest.made_by],
         teachers=[describe_teacher(one) for one in (manifest.teacher, *manifest.more_teachers)],
         rows=sum(manifest.rows.values()),
         prompts_from={"source": None, "template": None} | (recipe.get("prompts") or {}),
         sampling=settings_line(manifest.sampling.model_dump() if manifest.sampling else {}),
         samples=(recipe.get("label") or {}).get("samples", 1),
-        exactness=exactness(manifest.soft) if manifest.soft else None,
+        exactness=describe_label_error(manifest.soft) if manifest.soft else None,
         filters=[_filter(one) for one in recipe.get("quality") or ()],
         reasons=sorted(reasons.items()),
         cost=_cost(manifest),
@@ -73,21 +73,22 @@ def read_reasons(folder: Location, manifest: Manifest) -> Reasons:
     return found
 
 
-def exactness(soft: SoftSettings) -> str:
+def describe_label_error(soft: SoftSettings) -> str:
     """Describe the error of the soft labels relative to the teacher's distribution."""
     if soft.encoding == "sampled":
         draws = soft.draws or 1
         return (
-            f"{draws} draws at random, with replacement, from the teacher's full distribution at every position: count / "
-            "draws is an unbiased estimate of each probability p, with a standard error of sqrt(p (1 - p) / draws), "
+            f"{draws} random draws with replacement from the teacher's full distribution at every position: count / draws "
+            "is an unbiased estimate of each probability p, with a standard error of sqrt(p (1 - p) / draws), "
             f"{0.5 / draws**0.5:.3f} at most."
         )
     k = soft.k or 0
     return (
-        f"the {k} most likely tokens at every position. A stored log-probability is off by 1/256 at most for tokens above "
-        f"a probability of 1/4, and by 1/16 for the rarest; over the {k + 1} outcomes ({k} tokens, and all others as one) "
-        f"the KL divergence from what the teacher gave to what is stored is below {min(1e-5 * (k + 1), 2e-3):.1e} nats. "
-        "Of all other tokens the mass is known, and how it is shared among them is not."
+        f"the {k} most likely tokens at every position. A stored log-probability is off by at most 1/256 for tokens above "
+        f"a probability of 1/4, and by at most 1/16 for the rarest; over the {k + 1} outcomes ({k} tokens, and all others "
+        "together) the KL divergence from the teacher's values to the stored ones is below "
+        f"{min(1e-5 * (k + 1), 2e-3):.1e} nats. The total mass of all other tokens is stored, its distribution among them "
+        "is not."
     )
 
 
@@ -118,7 +119,7 @@ def _size_category(rows: int) -> str:
 
 def describe_teacher(teacher: TeacherIdentity) -> str:
     """Describe a teacher's identity: name, kind, and the revision, endpoint, weights and fingerprint that are known."""
-    name = f"`{cell(public(teacher.model) or teacher.kind)}`"
+    name = f"`{escape_table_cell(without_local_folders(teacher.model) or teacher.kind)}`"
     known = [
         f"kind {teacher.kind}",
         "an encoder-decoder" if teacher.encoder_decoder else "",
@@ -126,12 +127,12 @@ def describe_teacher(teacher: TeacherIdentity) -> str:
         f"at {teacher.endpoint}" if teacher.endpoint else "",
         f"weights {teacher.content_sha256[:12]}…" if teacher.content_sha256 else "",
         f"fingerprint {teacher.fingerprint}" if teacher.fingerprint else "",
-        "" if teacher.revision or teacher.content_sha256 else "revision not known",
+        "" if teacher.revision or teacher.content_sha256 else "revision unknown",
     ]
-    return f"{name} ({cell(', '.join(part for part in known if part))})"
+    return f"{name} ({escape_table_cell(', '.join(part for part in known if part))})"
 
 
-def public(path: str) -> str:
+def without_local_folders(path: str) -> str:
     """Return only the last part of a local path, so that a published card shows no folders of this machine."""
     return PurePath(path).name if path.startswith(("/", "~", "\\")) or path[1:2] == ":" else path
 
@@ -144,10 +145,10 @@ def _filter(settings: Mapping[str, Any]) -> str:
 def _cost(manifest: Manifest) -> str:
     totals = manifest.totals
     if totals.cost_usd is None:
-        return "not known"
+        return "unknown"
     spent = totals.spent_usd
     more = (
-        f" for these rows; ${spent:,.4f} were spent on this dataset so far, failed attempts included" if spent else ""
+        f" for these rows; ${spent:,.4f} was spent on this dataset so far, including failed attempts" if spent else ""
     )
     return f"${totals.cost_usd:,.4f}{more}"
 
@@ -161,7 +162,7 @@ def settings_line(settings: Mapping[str, Any]) -> str:
     )
 
 
-def cell(text: object) -> str:
+def escape_table_cell(text: object) -> str:
     """Return a text that is safe in a Markdown table cell: one line, with Markdown and HTML characters escaped."""
     line = " ".join(str(text).split())
     return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

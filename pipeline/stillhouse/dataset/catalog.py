@@ -16,17 +16,17 @@ from pathlib import Path
 
 from stillhouse.dataset.manifest import FILE_NAME, Manifest, read_manifest, version_label
 from stillhouse.dataset.store import started_versions, versions
-from stillhouse.dataset.verify import files_of_others, missing_files
+from stillhouse.dataset.verify import foreign_files, missing_files
 from stillhouse.errors import DatasetError, DatasetMissing, DatasetRefused, UsageError
 from stillhouse.settings import nearest
-from stillhouse.storage.durable import fsync_folder, sole_writer
-from stillhouse.storage.location import Location, folders_in, remove_tree, tree_size
+from stillhouse.storage.durable import fsync_folder, write_lock
+from stillhouse.storage.location import Location, remove_tree, subfolders, tree_size
 
 _LABEL = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(/v(?P<version>\d+))?")
 
 
 @dataclass(frozen=True)
-class Listed:
+class CatalogEntry:
     """One version as found on disk. `manifest` is None if it cannot be read; `damage` says what is wrong, if anything."""
 
     name: str
@@ -46,12 +46,12 @@ class Listed:
         return self.manifest.parents if self.manifest else ()
 
 
-def catalog(root: Location) -> list[Listed]:
+def catalog(root: Location) -> list[CatalogEntry]:
     """Return every finished version under `root`, sorted by name and version."""
-    return [_look(folder, number) for folder in folders_in(root) for number in versions(folder)]
+    return [_read_entry(folder, number) for folder in subfolders(root) for number in versions(folder)]
 
 
-def find_versions(root: Location, label: str, *, every: bool = False) -> list[Listed]:
+def find_versions(root: Location, label: str, *, every: bool = False) -> list[CatalogEntry]:
     """Return the versions to remove for `label`, a name or name/v001.
 
     A label with a version may also name an unfinished or partly removed version. A name alone means its only finished
@@ -64,27 +64,33 @@ def find_versions(root: Location, label: str, *, every: bool = False) -> list[Li
     """
     match = _LABEL.fullmatch(label.rstrip("/"))
     if match is None:
-        raise UsageError(f"{label!r} is no dataset under {root}: give a name, or a version as name/v001")
+        raise UsageError(
+            f"{label!r} is not a valid name of a dataset", fix="use a name, or a version such as name/v001"
+        )
     name, version = match["name"], match["version"]
     base = root / name
     if version is not None:
         if every:
             raise UsageError(
-                f"{label} names one version, and --all means every one: give the name alone, or leave out --all"
+                f"{label} is one version, and --all removes every version",
+                setting="--all",
+                fix=f"use the name alone, {name}, or remove --all",
             )
         if int(version) not in started_versions(base):
-            raise DatasetMissing(f"there is no {label} under {root}.{_known(root, label)}")
-        return [_look(base, int(version))]
+            raise DatasetMissing(f"{label} does not exist under {root}.{_suggest(root, label)}")
+        return [_read_entry(base, int(version))]
     finished = versions(base)
     if not finished:
-        raise DatasetMissing(f"there is no finished version of {name!r} under {root}.{_known(root, name)}")
+        raise DatasetMissing(f"{name!r} has no finished version under {root}.{_suggest(root, name)}")
     if len(finished) > 1 and not every:
         listed = ", ".join(f"{name}/{version_label(number)}" for number in finished)
-        raise UsageError(f"{name} has {len(finished)} versions: {listed}. Name one of them, or remove all with --all")
-    return [_look(base, number) for number in finished]
+        raise UsageError(
+            f"{name} has {len(finished)} versions: {listed}", fix="name one of them, or remove all of them with --all"
+        )
+    return [_read_entry(base, number) for number in finished]
 
 
-def remove(root: Location, listed: Sequence[Listed], confirm: Callable[[], bool] = lambda: True) -> bool:
+def remove(root: Location, listed: Sequence[CatalogEntry], confirm: Callable[[], bool] = lambda: True) -> bool:
     """Remove versions, newest first; each manifest is deleted first, so that a partly removed version no longer counts.
 
     Args:
@@ -101,12 +107,12 @@ def remove(root: Location, listed: Sequence[Listed], confirm: Callable[[], bool]
         DatasetBusy: another run is writing one of these datasets.
         StorageFailed: a folder cannot be written.
     """
-    with ExitStack() as held:
+    with ExitStack() as locks:
         for base in dict.fromkeys(one.folder.parent for one in listed):
-            held.enter_context(sole_writer(base))
+            locks.enter_context(write_lock(base))
         _check_no_children(root, listed)
         for one in listed:
-            _check_all_ours(one)
+            _check_no_foreign_files(one)
         if not confirm():
             return False
         for one in sorted(listed, key=lambda one: (one.name, -one.version)):
@@ -122,45 +128,50 @@ def size_on_disk(folder: Location) -> int:
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _check_no_children(root: Location, listed: Sequence[Listed]) -> None:
+def _check_no_children(root: Location, listed: Sequence[CatalogEntry]) -> None:
     """Raise DatasetRefused if a version that stays has one of these versions as a parent."""
-    going = {one.label for one in listed}
-    staying = [other for other in catalog(root) if other.label not in going]
+    removed = {one.label for one in listed}
+    remaining = [other for other in catalog(root) if other.label not in removed]
     for one in listed:
         names = {one.label} | ({one.manifest.label} if one.manifest else set())
-        children = [other.label for other in staying if names & set(other.parents)]
+        children = [other.label for other in remaining if names & set(other.parents)]
         if children:
             raise DatasetRefused(
-                f"{one.label} is a parent of {', '.join(children)}, whose rows could then not be traced back any more: "
-                "remove that first, or keep both"
+                f"{one.label} is a parent of {', '.join(children)}, whose rows could no longer be traced back",
+                fix="remove the children first, or keep both",
             )
 
 
-def _check_all_ours(one: Listed) -> None:
+def _check_no_foreign_files(one: CatalogEntry) -> None:
     """Raise DatasetRefused if the folder is a symlink or has files that Stillhouse did not write."""
     if isinstance(one.folder, Path) and one.folder.is_symlink():
-        raise DatasetRefused(f"{one.folder} is a link to {one.folder.readlink()}: remove the link yourself")
-    strange = files_of_others(one.folder, one.manifest)
-    if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise DatasetRefused(
+            f"{one.folder} is a symbolic link to {one.folder.readlink()}", fix="remove the link yourself"
+        )
+    foreign = foreign_files(one.folder, one.manifest)
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise DatasetRefused(
             f"{one.label} is not removed: its folder {one.folder} has files that Stillhouse did not write "
-            f"({', '.join(strange[:3])}{more}). Move them elsewhere first."
+            f"({', '.join(foreign[:3])}{more})",
+            fix="move them to another folder first",
         )
 
 
-def _look(base: Location, number: int) -> Listed:
+def _read_entry(base: Location, number: int) -> CatalogEntry:
     folder = base / version_label(number)
     size = size_on_disk(folder)
     try:
         manifest = read_manifest(folder)
     except DatasetError as error:
-        return Listed(base.name, number, folder, size, None, str(error))
+        return CatalogEntry(base.name, number, folder, size, None, str(error))
     except OSError as error:
-        return Listed(base.name, number, folder, size, None, f"{folder / FILE_NAME} cannot be read: {error.strerror}")
+        return CatalogEntry(
+            base.name, number, folder, size, None, f"{folder / FILE_NAME} cannot be read: {error.strerror}"
+        )
     problems = missing_files(folder, manifest)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return Listed(base.name, number, folder, size, manifest, problems[0] + more if problems else None)
+    return CatalogEntry(base.name, number, folder, size, manifest, problems[0] + more if problems else None)
 
 
 def _remove_folder(folder: Location) -> None:
@@ -172,6 +183,6 @@ def _remove_folder(folder: Location) -> None:
     fsync_folder(folder.parent)
 
 
-def _known(root: Location, label: str) -> str:
+def _suggest(root: Location, label: str) -> str:
     labels = [one.label for one in catalog(root)]
-    return nearest(label, labels) if labels else " There is none at all."
+    return nearest(label, labels) if labels else " No dataset exists there."

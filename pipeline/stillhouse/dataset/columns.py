@@ -194,7 +194,7 @@ def _soft_labels_at(rows: pa.RecordBatch | pa.Table, index: int) -> SoftLabels |
     for name in get_args(EncodingName):
         encoding = find_encoding(name)
         if set(encoding.columns) <= set(rows.schema.names):
-            labels: SoftLabels | SampledLabels | None = encoding.restore(rows, index)
+            labels: SoftLabels | SampledLabels | None = encoding.labels_at(rows, index)
             return labels
     return None
 

@@ -17,10 +17,10 @@ from typing import Literal
 import pyarrow as pa
 
 from stillhouse.dataset.columns import completion_schema, prompt_at
-from stillhouse.dataset.differing import SPLITS, Differing
+from stillhouse.dataset.condition import Condition
+from stillhouse.dataset.disagreements import SPLITS, Disagreements
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
-from stillhouse.dataset.where import Condition
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import UsageError
 from stillhouse.prompts.load import split_of
@@ -39,14 +39,14 @@ class Derived:
     dataset: Dataset
     counts: dict[str, int]
     notes: tuple[str, ...]  # the notable counts as sentences
-    differing: Differing = field(default_factory=Differing)  # prompts that the merged versions answer differently
+    disagreements: Disagreements = field(default_factory=Disagreements)  # of the merged versions
 
 
 # ---------------------------------------------------------------------------------------------------------------- filter
 
 
 def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Derived:
-    """Write the rows for which a condition (see where.py) is true as a new version; each row keeps its split.
+    """Write the rows for which a condition (see condition.py) is true as a new version; each row keeps its split.
 
     Raises:
         UsageError: `name` is not a valid name, the condition cannot be used, or no row meets it; nothing is written.
@@ -61,19 +61,20 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
     for entry in dataset.files(*SPLITS):
         with dataset.open(entry) as parquet:
             batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=condition.columns)
-            found = [condition.holds(batch) for batch in batches]
+            found = [condition.evaluate(batch) for batch in batches]
         mask = pa.concat_arrays([pa.array([], pa.bool_()), *found])
         total, unknown = total + len(mask), unknown + mask.null_count
         masks[entry.path] = mask.fill_null(False)
         kept += masks[entry.path].true_count
     if not kept:
-        unsure = f" ({unknown} cannot be told, a column is null)" if unknown else ""
+        undecided = f" ({unknown} are undecided because a column is null)" if unknown else ""
         raise UsageError(
-            f"--where {condition.text!r} is true for none of the {total} rows of {manifest.label}{unsure}: "
-            "nothing was written"
+            f"it is true for none of the {total} rows of {manifest.label}{undecided}. Nothing was written",
+            setting="--where",
+            value=condition.text,
         )
-    notes = (f"{kept} of {counted(total, 'row')} kept",) + (
-        (f"{counted(unknown, 'row')} left out because a column is null there",) if unknown else ()
+    notes = (f"{kept} of {pluralize(total, 'row')} kept",) + (
+        (f"{pluralize(unknown, 'row')} left out because a column is null there",) if unknown else ()
     )
     origin = _origin(manifest, "filter", "; ".join([condition.text, *notes]))
     with new_version(root, name, origin) as version:
@@ -81,8 +82,8 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
             start = 0
             with dataset.open(entry) as parquet:
                 for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
-                    kept_here = masks[entry.path].slice(start, batch.num_rows)
-                    version.add(_split(entry.kind), _rows(batch.filter(kept_here), manifest))
+                    mask = masks[entry.path].slice(start, batch.num_rows)
+                    version.add(_split(entry.kind), _rows(batch.filter(mask), manifest))
                     start += batch.num_rows
     return Derived(version.dataset, {"rows_read": total, "kept": kept, "unknown": unknown}, notes)
 
@@ -90,7 +91,7 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
 # ----------------------------------------------------------------------------------------------------------------- split
 
 
-def split_anew(dataset: Dataset, root: Location, name: str, validation: float) -> Derived:
+def resplit(dataset: Dataset, root: Location, name: str, validation: float) -> Derived:
     """Write the same rows as a new version with a new train/validation split.
 
     A share of the prompts, chosen by a hash of their content, is held out with all their completions. Labelling splits by
@@ -102,28 +103,35 @@ def split_anew(dataset: Dataset, root: Location, name: str, validation: float) -
     """
     check_name(name)
     if not 0 <= validation < 1:
-        raise UsageError(f"--validation is {validation}: give the share to hold out, from 0 to below 1, such as 0.1")
+        raise UsageError(
+            "it is out of range",
+            setting="--validation",
+            value=validation,
+            fix="use the share to hold out, from 0 to below 1, such as 0.1",
+        )
     manifest = dataset.manifest
     dataset.check()
     counts = dict.fromkeys(SPLITS, 0)
-    for _, went in _split_batches(dataset, validation, ["prompt", "reference"]):
-        for split in went:
+    for _, splits in _split_batches(dataset, validation, ["prompt", "reference"]):
+        for split in splits:
             counts[split] += 1
     if not counts["train"]:
         raise UsageError(
-            f"--validation {validation} would hold out all {counts['validation']} rows of {manifest.label} and leave none "
-            "to learn from: give a smaller share"
+            f"it would hold out all {counts['validation']} rows of {manifest.label} and leave none for training",
+            setting="--validation",
+            value=validation,
+            fix="use a smaller share",
         )
     notes = (
-        (f"no prompt was held out: {counted(counts['train'], 'row')} are too few for a share of {validation}",)
+        (f"no prompt was held out: {pluralize(counts['train'], 'row')} are too few for a share of {validation}",)
         if validation and not counts["validation"]
         else ()
     )
     with new_version(root, name, _origin(manifest, "split", f"validation {validation}, by prompt")) as version:
-        for batch, went in _split_batches(dataset, validation):
+        for batch, splits in _split_batches(dataset, validation):
             rows = _rows(batch, manifest)
             for split in SPLITS:
-                version.add(split, chosen(rows, [one == split for one in went]))
+                version.add(split, filter_by_mask(rows, [one == split for one in splits]))
     return Derived(version.dataset, {split: counts[split] for split in SPLITS}, notes)
 
 
@@ -147,7 +155,10 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"--into is {name!r}: a dataset's name has letters, digits, `.`, `_` and `-`; its version is counted by itself"
+            "it is not a valid name of a dataset",
+            setting="--into",
+            value=name,
+            fix="use letters, digits, `.`, `_` and `-`; the version number is assigned automatically",
         )
 
 
@@ -167,10 +178,10 @@ def _origin(manifest: Manifest, made_by: Literal["filter", "split"], how: str) -
 
 
 def _rows(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
-    return fitting(batch, completion_schema(soft=encoding_of(manifest.soft)))
+    return conform_to_schema(batch, completion_schema(soft=encoding_of(manifest.soft)))
 
 
-def fitting(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def conform_to_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Return a batch with exactly the columns of a schema: extra columns are dropped, missing ones are null."""
     arrays = [
         batch.column(one.name) if one.name in batch.schema.names else pa.nulls(batch.num_rows, one.type)
@@ -179,7 +190,7 @@ def fitting(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, names=schema.names).cast(schema)
 
 
-def chosen(batch: pa.RecordBatch, mask: list[bool]) -> pa.RecordBatch:
+def filter_by_mask(batch: pa.RecordBatch, mask: list[bool]) -> pa.RecordBatch:
     """Return the rows for which the mask is true."""
     return batch if all(mask) else batch.filter(pa.array(mask, pa.bool_()))
 
@@ -188,6 +199,6 @@ def _split(kind: str) -> Split:
     return "validation" if kind == "validation" else "train"
 
 
-def counted(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """Return a count with its noun: 1 row, 2 rows."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -79,7 +79,7 @@ def open_parquet(path: Location) -> DatasetFile:
         FileNotFoundError: the file does not exist.
         DatasetRefused: the file cannot be read. Later reads of its rows raise it too.
     """
-    with _reading(path):
+    with _read_errors(path):
         return DatasetFile(path)
 
 
@@ -93,41 +93,42 @@ class DatasetFile(pq.ParquetFile):  # type: ignore[misc]
     def iter_batches(self, *arguments: Any, **options: Any) -> Iterator[pa.RecordBatch]:
         batches = super().iter_batches(*arguments, **options)
         while True:
-            with _reading(self._path):
+            with _read_errors(self._path):
                 batch = next(batches, None)
             if batch is None:
                 return
             yield batch
 
     def read(self, *arguments: Any, **options: Any) -> pa.Table:
-        with _reading(self._path):
+        with _read_errors(self._path):
             return super().read(*arguments, **options)
 
     def read_row_group(self, *arguments: Any, **options: Any) -> pa.Table:
-        with _reading(self._path):
+        with _read_errors(self._path):
             return super().read_row_group(*arguments, **options)
 
     def read_row_groups(self, *arguments: Any, **options: Any) -> pa.Table:
-        with _reading(self._path):
+        with _read_errors(self._path):
             return super().read_row_groups(*arguments, **options)
 
 
 @contextmanager
-def _reading(path: Location) -> Iterator[None]:
+def _read_errors(path: Location) -> Iterator[None]:
     """Turn read errors of Arrow and the operating system into DatasetRefused with the file's name."""
     try:
         yield
     except (FileNotFoundError, PermissionError):
         raise  # the message names the file already
     except (pa.ArrowException, OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200].rstrip(".")
+        message = " ".join(str(error).split())[:200].rstrip(".")
         raise DatasetRefused(
-            f"{path} cannot be read ({said}). Restore the file from a copy; `stillhouse datasets verify` tells of all files"
+            f"{path} cannot be read ({message})",
+            fix="restore the file from a copy; `stillhouse datasets verify` checks all files",
         ) from None
 
 
 @dataclass(frozen=True)
-class Tally:
+class FileCounts:
     """Totals over the files of a version."""
 
     rows: dict[str, int]
@@ -135,7 +136,7 @@ class Tally:
     totals: Totals
 
 
-def tally(folder: Location, entries: Sequence[FileEntry]) -> Tally:
+def count_files(folder: Location, entries: Sequence[FileEntry]) -> FileCounts:
     """Count rows, rejection reasons, tokens and cost by reading the files."""
     rows: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -147,19 +148,19 @@ def tally(folder: Location, entries: Sequence[FileEntry]) -> Tally:
             table = parquet.read(columns=columns)
         prompt_tokens += pc.sum(table["prompt_tokens"]).as_py() or 0
         completion_tokens += pc.sum(table["completion_tokens"]).as_py() or 0
-        cost = _added(cost, pc.sum(table["cost_usd"]).as_py())
+        cost = _sum_known(cost, pc.sum(table["cost_usd"]).as_py())
         if entry.kind == "rejected":
             reasons.update(table["reason"].to_pylist())
         else:
             rows[entry.kind] += entry.rows
-    return Tally(
+    return FileCounts(
         dict(rows),
         dict(sorted(reasons.items())),
         Totals(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost_usd=cost),
     )
 
 
-def _added(total: float | None, more: float | None) -> float | None:
+def _sum_known(total: float | None, more: float | None) -> float | None:
     """Add two numbers of which either may be None (unknown)."""
     return total if more is None else more if total is None else total + more
 

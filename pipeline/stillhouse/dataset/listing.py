@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.dataset.card import Reasons
-from stillhouse.dataset.catalog import Listed
+from stillhouse.dataset.catalog import CatalogEntry
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.samples import Sample
 from stillhouse.dataset.statistics import Histogram, Statistics, entropy_note
@@ -21,62 +21,62 @@ _BAR = 32  # characters
 # ------------------------------------------------------------------------------------------------------------------ list
 
 
-def catalog_lines(listed: Sequence[Listed], width: int) -> list[str]:
+def catalog_lines(listed: Sequence[CatalogEntry], width: int) -> list[str]:
     """Return a table with a row of figures and a line of description for each version."""
     rows = [_HEADERS, *(_figures(one) for one in listed)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEADERS))]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(_HEADERS))]
     lines: list[str] = []
     for row, one in zip(rows, [None, *listed], strict=True):
         cells = [
-            cell.ljust(size) if place == 0 else cell.rjust(size)
-            for place, (cell, size) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(size) if index == 0 else cell.rjust(size)
+            for index, (cell, size) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append(" ".join(cells).rstrip() if one is None or one.manifest else row[0])
         if one is not None:
-            lines += _wrapped(_words(one), width)
+            lines += _wrapped(_describe(one), width)
     return lines
 
 
-def _figures(one: Listed) -> tuple[str, ...]:
+def _figures(one: CatalogEntry) -> tuple[str, ...]:
     manifest = one.manifest
     if manifest is None:
-        return (one.label, "", "", "", amount(one.bytes, "B"), "", "")
+        return (one.label, "", "", "", format_amount(one.bytes, "B"), "", "")
     totals = manifest.totals
     return (
         one.label,
         f"{sum(manifest.rows.values()):,}",
-        amount(totals.prompt_tokens + totals.completion_tokens),
+        format_amount(totals.prompt_tokens + totals.completion_tokens),
         labels_name(manifest),
-        amount(one.bytes, "B"),
+        format_amount(one.bytes, "B"),
         "–" if totals.cost_usd is None else f"${totals.cost_usd:,.2f}",
         manifest.created_at[:10],
     )
 
 
-def _words(one: Listed) -> list[str]:
+def _describe(one: CatalogEntry) -> list[str]:
     """Describe how a version was made and, if it is damaged, what is wrong with it."""
-    said = []
+    lines = []
     if one.manifest is not None:
         teachers = " and ".join(t.model or t.kind for t in (one.manifest.teacher, *one.manifest.more_teachers))
         parents = f", from {', '.join(one.parents)}" if one.parents else ""
-        said = [f"{one.manifest.made_by}, {teachers}{parents}"]
-    return said + ([f"DAMAGED: {one.damage}"] if one.damage else [])
+        lines = [f"{one.manifest.made_by}, {teachers}{parents}"]
+    return lines + ([f"DAMAGED: {one.damage}"] if one.damage else [])
 
 
-def removal_lines(listed: Sequence[Listed]) -> list[str]:
+def removal_lines(listed: Sequence[CatalogEntry]) -> list[str]:
     """List what would be deleted, for the confirmation prompt."""
     lines = []
     for one in listed:
         if one.manifest is None:
-            lines.append(f"{one.label}: {amount(one.bytes, 'B')}, not finished or damaged")
+            lines.append(f"{one.label}: {format_amount(one.bytes, 'B')}, unfinished or damaged")
             continue
         rows, cost = sum(one.manifest.rows.values()), one.manifest.totals.cost_usd
-        paid = f", whose answers cost ${cost:,.2f}: to have them again is to pay again" if cost else ""
-        lines.append(f"{one.label}: {rows:,} rows, {amount(one.bytes, 'B')}{paid}")
+        paid = f"; its answers cost ${cost:,.2f}, which labelling again would cost again" if cost else ""
+        lines.append(f"{one.label}: {rows:,} rows, {format_amount(one.bytes, 'B')}{paid}")
     return lines
 
 
-def listed_json(one: Listed) -> dict[str, Any]:
+def listed_json(one: CatalogEntry) -> dict[str, Any]:
     """Return a version as JSON-ready data; if its manifest is unreadable, only name, folder, size and damage."""
     manifest = one.manifest
     known: dict[str, Any] = {"dataset": one.label, "folder": str(one.folder), "bytes": one.bytes, "damage": one.damage}
@@ -102,13 +102,13 @@ def listed_json(one: Listed) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------ show
 
 
-def facts(manifest: Manifest, size: int) -> list[tuple[str, str]]:
+def version_facts(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     """Return the facts of a version as (name, value) pairs."""
     totals = manifest.totals
     teachers = [manifest.teacher, *manifest.more_teachers]
     rows = ", ".join(f"{count:,} {split}" for split, count in manifest.rows.items()) or "none"
     sampling = manifest.sampling.model_dump() if manifest.sampling else {}
-    cost = "not known" if totals.cost_usd is None else f"${totals.cost_usd:,.4f}"
+    cost = "unknown" if totals.cost_usd is None else f"${totals.cost_usd:,.4f}"
     known = [
         ("teacher", ", ".join(f"{one.model or one.kind} ({one.kind})" for one in teachers)),
         ("revision", manifest.teacher.revision or ""),
@@ -117,16 +117,20 @@ def facts(manifest: Manifest, size: int) -> list[tuple[str, str]]:
         ("parents", ", ".join(manifest.parents)),
         ("prompts", f"{manifest.prompts:,}"),
         ("rows", rows),
-        ("mode", manifest.mode or "not known, or not one"),
-        ("sampling", ", ".join(f"{key} {value}" for key, value in sampling.items()) or "not known, or not one"),
-        ("soft labels", str(manifest.soft or "none: text alone")),
+        ("mode", manifest.mode or "unknown, or not the same for all rows"),
+        (
+            "sampling",
+            ", ".join(f"{key} {value}" for key, value in sampling.items()) or "unknown, or not the same for all rows",
+        ),
+        ("soft labels", str(manifest.soft or "none: text only")),
         ("tokens", f"{totals.prompt_tokens:,} in prompts, {totals.completion_tokens:,} in completions"),
         ("cost", cost + (f", ${totals.spent_usd:,.4f} spent on the dataset so far" if totals.spent_usd else "")),
         (
             "size",
-            f"{amount(size, 'B')}, {len(manifest.files)} Parquet file" + ("s" if len(manifest.files) != 1 else ""),
+            f"{format_amount(size, 'B')}, {len(manifest.files)} Parquet file"
+            + ("s" if len(manifest.files) != 1 else ""),
         ),
-        ("licence", manifest.licence or "none was set"),
+        ("licence", manifest.licence or "not set"),
     ]
     return [(name, value) for name, value in known if value]
 
@@ -143,35 +147,38 @@ def statistics_lines(found: Statistics, manifest: Manifest) -> list[str]:
     if found.lengths:
         lines += [f"completion length, {found.lengths.unit}", *_bars(found.lengths), ""]
     if found.entropies:
-        title = (
-            f"the teacher's entropy a token, nats, at {found.entropies.values:,} tokens of {found.rows_measured:,} rows"
-        )
+        title = f"teacher entropy per token, nats, at {found.entropies.values:,} tokens of {found.rows_measured:,} rows"
         lines += [title, *_wrapped([entropy_note(manifest)], 80), *_bars(found.entropies), ""]
     return lines
 
 
 def _bars(found: Histogram) -> list[str]:
-    names = [bin_name(found, place) for place in range(len(found.counts))]
+    names = [bin_name(found, index) for index in range(len(found.counts))]
     wide, most = max(map(len, names)), max(found.counts)
     bars = [_bar(count / most).ljust(_BAR) for count in found.counts]
     named = zip(names, bars, found.counts, strict=True)
-    return [*(f"{_INDENT}{name:>{wide}} {bar} {count:,}" for name, bar, count in named), _INDENT + summary(found)]
+    return [
+        *(f"{_INDENT}{name:>{wide}} {bar} {count:,}" for name, bar, count in named),
+        _INDENT + histogram_summary(found),
+    ]
 
 
-def summary(found: Histogram) -> str:
+def histogram_summary(found: Histogram) -> str:
     """Summarise a histogram: mean, median, 95th percentile and maximum."""
-    mean, median, p95, highest = (short(value) for value in (found.mean, found.median, found.p95, found.highest))
+    mean, median, p95, highest = (
+        format_number(value) for value in (found.mean, found.median, found.p95, found.highest)
+    )
     return f"mean {mean}, median {median}, 95 % at most {p95}, highest {highest}"
 
 
-def bin_name(found: Histogram, place: int) -> str:
+def bin_name(found: Histogram, index: int) -> str:
     """Return the value range of a bin: 10–19 for whole numbers, 0.2–0.4 for nats."""
-    low, high = found.edges[place], found.edges[place + 1]
-    if found.open_end and place == len(found.counts) - 1:
-        return f"{short(low)}+"
+    low, high = found.edges[index], found.edges[index + 1]
+    if found.open_end and index == len(found.counts) - 1:
+        return f"{format_number(low)}+"
     if found.unit == "nats":
-        return f"{short(low)}–{short(high)}"
-    return short(low) if high - low == 1 else f"{short(low)}–{short(high - 1)}"
+        return f"{format_number(low)}–{format_number(high)}"
+    return format_number(low) if high - low == 1 else f"{format_number(low)}–{format_number(high - 1)}"
 
 
 def sample_lines(samples: Sequence[Sample], width: int) -> list[str]:
@@ -182,8 +189,8 @@ def sample_lines(samples: Sequence[Sample], width: int) -> list[str]:
         count = "" if completion.completion_tokens is None else f", {completion.completion_tokens} tokens"
         lines.append(f"{completion.id[:12]}  {sample.split}, {completion.finish_reason}{count}")
         for turn in completion.prompt.messages:
-            lines += _said(turn.role, turn.content, width)
-        lines += [*_said("completion", completion.text, width), ""]
+            lines += _turn_lines(turn.role, turn.content, width)
+        lines += [*_turn_lines("completion", completion.text, width), ""]
     return lines
 
 
@@ -196,17 +203,17 @@ def labels_name(manifest: Manifest) -> str:
     return "text" if soft is None else f"{soft.encoding} {soft.draws if soft.encoding == 'sampled' else soft.k}"
 
 
-def amount(number: float, unit: str = "") -> str:
+def format_amount(number: float, unit: str = "") -> str:
     """Format a number with three digits and a metric prefix: 950, 12.3 k, 4.56 MB."""
     steps = ["", "k", "M", "G", "T"]
-    place = 0
-    while number >= 999.5 and place < len(steps) - 1:
-        number, place = number / 1000, place + 1
-    text = f"{number:.0f}" if place == 0 else f"{number:.3g}"
-    return f"{text} {steps[place]}{unit}".rstrip()
+    power = 0
+    while number >= 999.5 and power < len(steps) - 1:
+        number, power = number / 1000, power + 1
+    text = f"{number:.0f}" if power == 0 else f"{number:.3g}"
+    return f"{text} {steps[power]}{unit}".rstrip()
 
 
-def short(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a value with few digits."""
     return (
         f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.2g}" if value < 1 else f"{value:.1f}"
@@ -218,7 +225,7 @@ def _bar(share: float) -> str:
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
-def _said(who: str, text: str, width: int) -> list[str]:
+def _turn_lines(who: str, text: str, width: int) -> list[str]:
     """Format a turn on at most three lines; control characters, which could move the cursor, become spaces."""
     plain = "".join(character if character.isprintable() else " " for character in text)
     head = f"{_INDENT}{who}: "

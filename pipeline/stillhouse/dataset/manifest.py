@@ -37,15 +37,15 @@ class _Part(BaseModel):
 PartOf = TypeVar("PartOf", bound=_Part)
 
 
-def _inside(path: str) -> str:
+def _check_inside(path: str) -> str:
     """Accept only a path inside the version's folder, so that a foreign manifest cannot name other files."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path:
-        raise ValueError(f"{path!r} is no path inside the version's folder")
+        raise ValueError(f"{path!r} is not a path inside the version's folder")
     return path
 
 
-InnerPath = Annotated[str, AfterValidator(_inside)]
+InnerPath = Annotated[str, AfterValidator(_check_inside)]
 
 
 class FileEntry(_Part):
@@ -127,7 +127,7 @@ def read_manifest(folder: Location) -> Manifest:
         DatasetMissing: the folder has no manifest.
         DatasetRefused: the manifest is damaged, or has a format version that this release cannot read.
     """
-    return _validated(Manifest, folder / FILE_NAME, _checked(folder))
+    return _parse(Manifest, folder / FILE_NAME, _read_checked(folder))
 
 
 def read_seal(folder: Location) -> Seal:
@@ -137,7 +137,7 @@ def read_seal(folder: Location) -> Seal:
         DatasetMissing: the folder has no manifest.
         DatasetRefused: the manifest is damaged, or has a format version that this release cannot read.
     """
-    return _validated(Seal, folder / FILE_NAME, _checked(folder))
+    return _parse(Seal, folder / FILE_NAME, _read_checked(folder))
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:
@@ -147,7 +147,7 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
         DatasetRefused: the manifest is damaged, or has a format version that this release cannot read.
     """
     _check_content(place, content)
-    return _validated(Manifest, place, content)
+    return _parse(Manifest, place, content)
 
 
 def write_manifest(folder: Location, manifest: Manifest) -> None:
@@ -158,20 +158,20 @@ def write_manifest(folder: Location, manifest: Manifest) -> None:
         if (file := folder / name).is_file()
     )
     seal = Seal(extras=extras, manifest_sha256=_NO_DIGEST)
-    said = manifest.model_dump(mode="json") | seal.model_dump(mode="json")
-    content = to_json(said, indent=2).encode() + b"\n"
+    fields = manifest.model_dump(mode="json") | seal.model_dump(mode="json")
+    content = to_json(fields, indent=2).encode() + b"\n"
     write_atomically(folder / FILE_NAME, _with_digest(content, hashlib.sha256(content).hexdigest()))
 
 
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _checked(folder: Location) -> bytes:
+def _read_checked(folder: Location) -> bytes:
     """Return the manifest's bytes after checking that it is JSON, of a supported format, and matches its checksum."""
     file = folder / FILE_NAME
     if not file.is_file():
         raise DatasetMissing(
-            f"{folder} holds no finished dataset: it has no {FILE_NAME}. Run `stillhouse label` to the end."
+            f"{folder} has no finished dataset: {FILE_NAME} is missing", fix="run `stillhouse label` until it is done"
         )
     content = file.read_bytes()
     _check_content(file, content)
@@ -180,30 +180,30 @@ def _checked(folder: Location) -> bytes:
 
 def _check_content(file: Location | str, content: bytes) -> None:
     try:
-        said = json.loads(content)
+        fields = json.loads(content)
     except (ValueError, RecursionError) as error:  # including invalid UTF-8 and too deep nesting
-        raise _damaged(file, f"it is no JSON: {error}") from None
-    if not isinstance(said, dict):
-        raise _damaged(file, f"it holds a {type(said).__name__} where an object should be")
-    version = said.get("format_version")
+        raise _damaged(file, f"it is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise _damaged(file, f"it contains a {type(fields).__name__} instead of an object")
+    version = fields.get("format_version")
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise DatasetRefused(
-            f"{file} has format version {version}; this release reads version {FORMAT_VERSION}. "
-            "Install the release of Stillhouse that wrote it, or label again."
+            f"{file} has format version {version}, and this release reads version {FORMAT_VERSION}",
+            fix="install the release of Stillhouse that wrote it, or label again",
         )
-    _check_digest(file, content, sealed="extras" in said)
+    _check_digest(file, content, sealed="extras" in fields)
 
 
 def _check_digest(file: Location | str, content: bytes, *, sealed: bool) -> None:
     _, mark, tail = content.rpartition(_DIGEST.encode())
     if not mark:
         if sealed:
-            raise _damaged(file, "it has lost its own checksum")
+            raise _damaged(file, "its checksum is missing")
         return  # written by a release without checksums
     digest = hashlib.sha256(_with_digest(content, _NO_DIGEST)).hexdigest()
-    said = tail[: len(_NO_DIGEST)].decode(errors="replace")
-    if digest != said:
-        raise _damaged(file, f"it has sha256 {digest[:12]}…, and says {said[:12]}… of itself")
+    recorded = tail[: len(_NO_DIGEST)].decode(errors="replace")
+    if digest != recorded:
+        raise _damaged(file, f"its sha256 is {digest[:12]}…, and it records {recorded[:12]}…")
 
 
 def _with_digest(content: bytes, digest: str) -> bytes:
@@ -211,7 +211,7 @@ def _with_digest(content: bytes, digest: str) -> bytes:
     return head + mark + digest.encode() + tail[len(_NO_DIGEST) :]
 
 
-def _validated(part: type[PartOf], file: Location | str, content: bytes) -> PartOf:
+def _parse(part: type[PartOf], file: Location | str, content: bytes) -> PartOf:
     try:
         return part.model_validate_json(content)
     except ValidationError as error:
@@ -221,4 +221,4 @@ def _validated(part: type[PartOf], file: Location | str, content: bytes) -> Part
 
 
 def _damaged(file: Location | str, what: str) -> DatasetRefused:
-    return DatasetRefused(f"{file} is damaged: {what}. Restore it from a copy, or label again.")
+    return DatasetRefused(f"{file} is damaged: {what}", fix="restore it from a copy, or label again")

@@ -4,7 +4,7 @@
     merged.dataset.manifest.rows, merged.notes
 
 Rows are streamed. Memory holds a 16-byte hash of each id and, for prompts in several versions, of each answer, so it does
-not grow with text or soft labels. Prompts that the versions answer differently are reported (differing.py).
+not grow with text or soft labels. Prompts that the versions answer differently are reported (disagreements.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,15 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from stillhouse.dataset.columns import completion_schema
-from stillhouse.dataset.derive import Derived, check_name, chosen, counted, fitting
-from stillhouse.dataset.differing import SPLITS, Differing, columns, find_differing, key_of, place_of_preferred
+from stillhouse.dataset.derive import Derived, check_name, conform_to_schema, filter_by_mask, pluralize
+from stillhouse.dataset.disagreements import (
+    SPLITS,
+    Disagreements,
+    columns,
+    find_disagreements,
+    hash_text,
+    index_of_preferred,
+)
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
 from stillhouse.dataset.writer import Origin, new_version
@@ -27,7 +34,7 @@ Value = TypeVar("Value")
 
 
 @dataclass
-class _Seen:
+class _MergeCounts:
     """Counts from the first pass over the ids of all rows."""
 
     rows: int = 0
@@ -68,15 +75,15 @@ def merge(
     manifests = [dataset.manifest for dataset in datasets]
     labels = [manifest.label for manifest in manifests]
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
-        raise UsageError(f"merge has {', '.join(labels) or 'nothing'}: name two or more different versions")
-    preferred = None if prefer is None else place_of_preferred(datasets, prefer)
+        raise UsageError(f"merge got {', '.join(labels) or 'no version'}", fix="name two or more different versions")
+    preferred = None if prefer is None else index_of_preferred(datasets, prefer)
     if not text_only:
-        _check_alike(manifests)
+        _check_compatible(manifests)
     for dataset in datasets:
         dataset.check()
-    differing = find_differing(datasets)
-    seen = _look(datasets, differing, preferred)
-    notes = (*_merge_notes(seen), *_notes_on_differing(differing, labels, preferred, seen.outvoted))
+    disagreements = find_disagreements(datasets)
+    totals = _count_rows(datasets, disagreements, preferred)
+    notes = (*_merge_notes(totals), *_disagreement_notes(disagreements, labels, preferred, totals.outvoted))
     teachers = list(dict.fromkeys(one for m in manifests for one in (m.teacher, *m.more_teachers)))
     origin = Origin(
         made_by="merge",
@@ -94,93 +101,94 @@ def merge(
     with new_version(root, name, origin) as version:
         for place, split in ((place, split) for place in range(len(datasets)) for split in SPLITS):
             for batch in datasets[place].batches(split):
-                prompts = [key_of(prompt) for prompt in batch.column("prompt_id").to_pylist()]
+                prompts = [hash_text(prompt) for prompt in batch.column("prompt_id").to_pylist()]
                 new = [
-                    differing.wins(prompt, place, preferred) and _add(taken, key_of(id_))
+                    disagreements.keeps_rows(prompt, place, preferred) and _add(taken, hash_text(id_))
                     for prompt, id_ in zip(prompts, batch.column("id").to_pylist(), strict=True)
                 ]
-                held = [split == "validation" or prompt in seen.held_out for prompt in prompts]
-                rows = fitting(batch, schema)
-                version.add("train", chosen(rows, [n and not h for n, h in zip(new, held, strict=True)]))
-                version.add("validation", chosen(rows, [n and h for n, h in zip(new, held, strict=True)]))
+                held = [split == "validation" or prompt in totals.held_out for prompt in prompts]
+                rows = conform_to_schema(batch, schema)
+                version.add("train", filter_by_mask(rows, [n and not h for n, h in zip(new, held, strict=True)]))
+                version.add("validation", filter_by_mask(rows, [n and h for n, h in zip(new, held, strict=True)]))
     counts = {
-        "rows_read": seen.rows,
-        "repeated": seen.repeated,
-        "moved_to_validation": seen.moved,
-        "moved_prompts": len(seen.moved_prompts),
+        "rows_read": totals.rows,
+        "repeated": totals.repeated,
+        "moved_to_validation": totals.moved,
+        "moved_prompts": len(totals.moved_prompts),
     }
-    return Derived(version.dataset, counts, notes, differing)
+    return Derived(version.dataset, counts, notes, disagreements)
 
 
-def _look(datasets: Sequence[Dataset], differing: Differing, preferred: int | None) -> _Seen:
-    seen = _Seen()
+def _count_rows(datasets: Sequence[Dataset], disagreements: Disagreements, preferred: int | None) -> _MergeCounts:
+    totals = _MergeCounts()
     for dataset in datasets:
         for (prompt,) in columns(dataset, "prompt_id", splits=("validation",)):
-            seen.held_out.add(key_of(prompt))
+            totals.held_out.add(hash_text(prompt))
     ids: set[bytes] = set()
     for place, dataset in enumerate(datasets):
         for split in SPLITS:
             for id_, prompt in columns(dataset, "id", "prompt_id", splits=(split,)):
-                seen.rows += 1
-                if not differing.wins(key_of(prompt), place, preferred):
-                    seen.outvoted += 1
-                elif not _add(ids, key_of(id_)):
-                    seen.repeated += 1
-                elif split == "train" and key_of(prompt) in seen.held_out:
-                    seen.moved += 1
-                    seen.moved_prompts.add(key_of(prompt))
-    return seen
+                totals.rows += 1
+                if not disagreements.keeps_rows(hash_text(prompt), place, preferred):
+                    totals.outvoted += 1
+                elif not _add(ids, hash_text(id_)):
+                    totals.repeated += 1
+                elif split == "train" and hash_text(prompt) in totals.held_out:
+                    totals.moved += 1
+                    totals.moved_prompts.add(hash_text(prompt))
+    return totals
 
 
-def _merge_notes(seen: _Seen) -> Iterator[str]:
-    if seen.repeated:
-        yield f"{counted(seen.repeated, 'row')} left out: a version named before has the same id"
-    if seen.moved:
+def _merge_notes(totals: _MergeCounts) -> Iterator[str]:
+    if totals.repeated:
+        yield f"{pluralize(totals.repeated, 'row')} left out: a version named before has the same id"
+    if totals.moved:
         yield (
-            f"{counted(len(seen.moved_prompts), 'prompt')} ({counted(seen.moved, 'row')}) moved from train to "
+            f"{pluralize(len(totals.moved_prompts), 'prompt')} ({pluralize(totals.moved, 'row')}) moved from train to "
             "validation: another version holds them out, and in train they would leak"
         )
 
 
-def _notes_on_differing(
-    differing: Differing, labels: Sequence[str], preferred: int | None, outvoted: int
+def _disagreement_notes(
+    disagreements: Disagreements, labels: Sequence[str], preferred: int | None, outvoted: int
 ) -> Iterator[str]:
     """Report the prompts with differing answers, and whose answers were kept."""
-    if differing.prompts:
-        settled = 0 if preferred is None else differing.settled(preferred)
-        left = len(differing.prompts) - settled
-        examples = "; ".join(map(str, differing.examples))
+    if disagreements.prompts:
+        settled = 0 if preferred is None else disagreements.count_settled(preferred)
+        unsettled = len(disagreements.prompts) - settled
+        examples = "; ".join(map(str, disagreements.examples))
         ends = (
             [f"of {settled} the answers of {labels[preferred]} were taken"] if preferred is not None and settled else []
         )
-        if left:
+        if unsettled:
             ends.append(
-                f"of {left} every row with an id of its own was taken (--prefer {' or --prefer '.join(labels)} takes the "
-                "rows of that one alone)"
+                f"of {unsettled} every row with an id of its own was taken (--prefer {' or --prefer '.join(labels)} takes "
+                "the rows of that one alone)"
             )
-        yield f"{counted(len(differing.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
+        yield f"{pluralize(len(disagreements.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
     if outvoted and preferred is not None:
-        yield f"{counted(outvoted, 'row')} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
+        rows = pluralize(outvoted, "row")
+        yield f"{rows} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
 
 
-def _check_alike(manifests: Sequence[Manifest]) -> None:
+def _check_compatible(manifests: Sequence[Manifest]) -> None:
     """Raise DatasetRefused unless all versions have soft labels of one kind, tokenizer and vocabulary."""
     if all(manifest.soft is None for manifest in manifests):
         return
-    mend = "merge their texts alone with --text-only"
     first = manifests[0]
     for other in manifests[1:]:
         same_teacher = other.teacher == first.teacher
         for what, one, two in [
-            ("labels", str(first.soft or "text alone"), str(other.soft or "text alone")),
+            ("labels", str(first.soft or "text only"), str(other.soft or "text only")),
             ("tokenizer", first.teacher.tokenizer_sha256, other.teacher.tokenizer_sha256),
             ("teachers", _kind(first), _kind(other)),
             ("vocabulary size", first.teacher.vocabulary_size, other.teacher.vocabulary_size),
         ]:
             if one != two or (one is None and not same_teacher):
                 raise DatasetRefused(
-                    f"{first.label} and {other.label} have soft labels that do not go together: {what} "
-                    f"{_short(one)} and {_short(two)}. Leave one out, or {mend}."
+                    f"{first.label} and {other.label} have incompatible soft labels: {what} {_short(one)} and "
+                    f"{_short(two)}",
+                    fix="remove one of them, or merge only their texts with --text-only",
                 )
 
 
@@ -206,6 +214,6 @@ def _common(values: Sequence[Value | None]) -> Value | None:
 
 def _short(value: object) -> str:
     if value is None:
-        return "not known"
+        return "unknown"
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 else text

@@ -43,7 +43,7 @@ def _encodings(schema: pa.Schema) -> dict[str, str]:
     """Map the Parquet paths of columns without dictionary encoding to the names of their encodings."""
     wanted = dict(_COLUMNS)
     for name in get_args(EncodingName):
-        wanted |= find_encoding(name).parquet
+        wanted |= find_encoding(name).parquet_encodings
     return {leaf: wanted[field.name] for field in schema if field.name in wanted for leaf in _leaves(field)}
 
 

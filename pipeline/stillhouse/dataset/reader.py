@@ -4,9 +4,9 @@
     rows.groups[3].first, rows.groups[3].rows        # index of its first row in the split, and its number of rows
     rows.read(3)                                     # its table, with those columns only
 
-Opening reads the Parquet footers and no rows. `Cache` is an LRU cache of decoded row groups, bounded in bytes; `windows`
-groups row groups so that each window fits into the cache: when rows are drawn at random from one window after another, each
-row group is decoded once.
+Opening reads the Parquet footers and no rows. `Cache` is an LRU cache of decoded row groups, bounded in bytes;
+`cache_windows` groups row groups so that each window fits into the cache: when rows are drawn at random from one window
+after another, each row group is decoded once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnFacts:
+class ColumnStatistics:
     """Footer statistics of one column of a row group; None if the writer did not store them."""
 
     nulls: int | None  # missing values, including null and empty lists
@@ -51,7 +51,7 @@ class RowGroup:
     first: int  # index of its first row in the split
     rows: int
     nbytes: int  # of the reader's columns in memory, estimated from the footer: four bytes per number; plain text
-    facts: tuple[ColumnFacts, ...]  # one per column of the reader, in order
+    statistics: tuple[ColumnStatistics, ...]  # one per column of the reader, in order
 
 
 class SplitReader:
@@ -94,30 +94,31 @@ class SplitReader:
                 footer = parquet.metadata
             if footer.num_rows != entry.rows:
                 raise DatasetRefused(
-                    f"{entry.path} of dataset {self._dataset.manifest.label} has {footer.num_rows} rows, the manifest says "
-                    f"{entry.rows}. Restore the file from a copy, or label again."
+                    f"{entry.path} of dataset {self._dataset.manifest.label} has {footer.num_rows} rows, and the manifest "
+                    f"lists {entry.rows}",
+                    fix="restore the file from a copy, or label again",
                 )
             leaves = self._leaves(footer, entry)
             for number in range(footer.num_row_groups):
                 part = footer.row_group(number)
                 chunks = [[part.column(leaf) for leaf in each] for each in leaves]
                 nbytes = sum(_bytes_in_memory(chunk) for each in chunks for chunk in each)
-                facts = tuple(_facts(each) for each in chunks)
-                yield RowGroup(entry, number, first, part.num_rows, nbytes, facts)
+                statistics = tuple(_column_statistics(each) for each in chunks)
+                yield RowGroup(entry, number, first, part.num_rows, nbytes, statistics)
                 first += part.num_rows
 
     def _leaves(self, footer: pq.FileMetaData, entry: FileEntry) -> list[list[int]]:
         """Return the footer indexes of each column's leaf columns: a list of messages has two, role and content."""
-        places: dict[str, list[int]] = {}
-        for place in range(footer.num_columns):
-            places.setdefault(footer.schema.column(place).path.partition(".")[0], []).append(place)
-        missing = [column for column in self.columns if column not in places]
+        indexes: dict[str, list[int]] = {}
+        for index in range(footer.num_columns):
+            indexes.setdefault(footer.schema.column(index).path.partition(".")[0], []).append(index)
+        missing = [column for column in self.columns if column not in indexes]
         if missing:
             raise DatasetRefused(
-                f"{entry.path} of dataset {self._dataset.manifest.label} has no column {missing[0]}: "
-                "label again, or import it anew"
+                f"{entry.path} of dataset {self._dataset.manifest.label} has no column {missing[0]}",
+                fix="label again, or import it again",
             )
-        return [places[column] for column in self.columns]
+        return [indexes[column] for column in self.columns]
 
 
 def _bytes_in_memory(chunk: pq.ColumnChunkMetaData) -> int:
@@ -126,12 +127,12 @@ def _bytes_in_memory(chunk: pq.ColumnChunkMetaData) -> int:
     return int(_NUMBER_BYTES * chunk.num_values)
 
 
-def _facts(chunks: Sequence[pq.ColumnChunkMetaData]) -> ColumnFacts:
+def _column_statistics(chunks: Sequence[pq.ColumnChunkMetaData]) -> ColumnStatistics:
     """Return the statistics of a column with one leaf; unknown (None) for a column with several."""
     found = chunks[0].statistics if len(chunks) == 1 else None
     if found is None:
-        return ColumnFacts(None, None)
-    return ColumnFacts(
+        return ColumnStatistics(None, None)
+    return ColumnStatistics(
         nulls=found.null_count if found.has_null_count else None, highest=found.max if found.has_min_max else None
     )
 
@@ -142,16 +143,16 @@ def list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return lengths.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
 
-def windows(groups: Sequence[RowGroup], order: Iterable[int], capacity: int = CACHE_BYTES) -> Iterator[list[int]]:
+def cache_windows(groups: Sequence[RowGroup], order: Iterable[int], capacity: int = CACHE_BYTES) -> Iterator[list[int]]:
     """Yield row groups in the given order, in windows that fit into a `Cache` of this capacity, at least one group each."""
     window: list[int] = []
-    held = 0
+    size = 0
     for number in order:
-        if window and held + groups[number].nbytes > capacity:
+        if window and size + groups[number].nbytes > capacity:
             yield window
-            window, held = [], 0
+            window, size = [], 0
         window.append(number)
-        held += groups[number].nbytes
+        size += groups[number].nbytes
     if window:
         yield window
 
@@ -166,26 +167,26 @@ class Cache(Generic[Value]):
         self._groups = groups
         self._decode = decode
         self._capacity = capacity
-        self._held: OrderedDict[int, Value] = OrderedDict()
+        self._cached: OrderedDict[int, Value] = OrderedDict()
         self._bytes = 0
 
     def __getitem__(self, number: int) -> Value:
         """Return row group `number`, from the cache or decoded now."""
-        if number in self._held:
-            self._held.move_to_end(number)
-            return self._held[number]
+        if number in self._cached:
+            self._cached.move_to_end(number)
+            return self._cached[number]
         needed = self._groups[number].nbytes
-        while self._held and self._bytes + needed > self._capacity:
-            gone, _ = self._held.popitem(last=False)
-            self._bytes -= self._groups[gone].nbytes
-        self._held[number] = self._decode(number)
+        while self._cached and self._bytes + needed > self._capacity:
+            evicted, _ = self._cached.popitem(last=False)
+            self._bytes -= self._groups[evicted].nbytes
+        self._cached[number] = self._decode(number)
         self._bytes += needed
-        return self._held[number]
+        return self._cached[number]
 
     def __len__(self) -> int:
         """Return how many row groups are cached."""
-        return len(self._held)
+        return len(self._cached)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the cached row groups: another process starts with an empty cache."""
-        return self.__dict__ | {"_held": OrderedDict(), "_bytes": 0}
+        return self.__dict__ | {"_cached": OrderedDict(), "_bytes": 0}

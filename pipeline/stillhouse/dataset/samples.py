@@ -80,11 +80,17 @@ def _samples(dataset: Dataset, wanted: set[int], texts: TokenTexts) -> Iterator[
 def _sample(split: Split, row: pa.RecordBatch, dataset: Dataset, texts: TokenTexts) -> Sample:
     completion = completion_at(row, 0)
     soft = dataset.manifest.soft
-    tokens = _labelled(row, completion, soft, texts) if soft and completion.trace else _named(completion)
+    tokens = (
+        _tokens_from_labels(row, completion, soft, texts)
+        if soft and completion.trace
+        else _tokens_from_logprobs(completion)
+    )
     return Sample(split, completion, tokens or None)
 
 
-def _labelled(row: pa.RecordBatch, completion: Completion, soft: SoftSettings, texts: TokenTexts) -> tuple[Token, ...]:
+def _tokens_from_labels(
+    row: pa.RecordBatch, completion: Completion, soft: SoftSettings, texts: TokenTexts
+) -> tuple[Token, ...]:
     """Return the tokens of a row with soft labels."""
     assert completion.trace is not None
     labels = find_encoding(soft.encoding).decode(row)
@@ -110,7 +116,7 @@ def _labelled(row: pa.RecordBatch, completion: Completion, soft: SoftSettings, t
     return tuple(tokens)
 
 
-def _named(completion: Completion) -> tuple[Token, ...]:
+def _tokens_from_logprobs(completion: Completion) -> tuple[Token, ...]:
     """Return the tokens of a row with an API's token log-probabilities, which name tokens by text."""
     tokens = []
     for one in completion.token_logprobs or ():

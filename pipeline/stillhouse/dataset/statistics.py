@@ -1,6 +1,6 @@
 """Statistics over the rows of a dataset: histograms of completion length and of the teacher's entropy.
 
-    found = measure(dataset)
+    found = measure_dataset(dataset)
     found.lengths.median, found.entropies.mean
 
 The entropy at a position is that of the stored outcomes, in nats. With top-k labels these are the k tokens and the tail:
@@ -55,7 +55,7 @@ class Statistics:
     rows_measured: int  # rows whose entropies were measured
 
 
-def measure(dataset: Dataset) -> Statistics:
+def measure_dataset(dataset: Dataset) -> Statistics:
     """Measure the lengths of all completions, and the entropies at the first five million positions."""
     entropies, rows = _entropies(dataset) if dataset.manifest.soft else (None, 0)
     return Statistics(_lengths(dataset), entropies, rows)
@@ -63,17 +63,17 @@ def measure(dataset: Dataset) -> Statistics:
 
 def entropies_of(labels: PackedLabels) -> npt.NDArray[np.float64]:
     """Return the entropy of the stored outcomes at every position: (positions,), in nats."""
-    ends = np.concatenate([[0.0], np.cumsum(_surprise(labels.logprobs))])[labels.offsets]
-    found: npt.NDArray[np.float64] = np.maximum(np.diff(ends) + _surprise(labels.tail_logprob), 0.0)
+    ends = np.concatenate([[0.0], np.cumsum(_entropy_terms(labels.logprobs))])[labels.offsets]
+    found: npt.NDArray[np.float64] = np.maximum(np.diff(ends) + _entropy_terms(labels.tail_logprob), 0.0)
     return found
 
 
 def entropy_note(manifest: Manifest) -> str:
     """Explain what the entropies of this dataset measure."""
     if manifest.soft is not None and manifest.soft.encoding == "sampled":
-        return f"of the frequencies of {manifest.soft.draws} draws: on average lower than the teacher's own entropy"
+        return f"of the frequencies of {manifest.soft.draws} draws: on average lower than the teacher's entropy"
     k = manifest.soft.k if manifest.soft else None
-    return f"over k + 1 outcomes ({k} tokens, and all others as one): a lower bound of the teacher's own entropy"
+    return f"over k + 1 outcomes ({k} tokens, and all others together): a lower bound of the teacher's entropy"
 
 
 def histogram(values: Numbers, counts: npt.NDArray[np.int64], unit: str, *, whole: bool) -> Histogram | None:
@@ -140,8 +140,8 @@ def _entropies(dataset: Dataset) -> tuple[Histogram | None, int]:
         fine, rows = more, rows + batch.num_rows
         if fine.sum() >= _POSITIONS:
             break
-    there = np.flatnonzero(fine)
-    return histogram(np.asarray((there + 0.5) * _FINE, np.float64), fine[there], "nats", whole=False), rows
+    occupied = np.flatnonzero(fine)
+    return histogram(np.asarray((occupied + 0.5) * _FINE, np.float64), fine[occupied], "nats", whole=False), rows
 
 
 def _batches(dataset: Dataset, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -150,11 +150,11 @@ def _batches(dataset: Dataset, columns: list[str]) -> Iterator[pa.RecordBatch]:
             yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
 
 
-def _surprise(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _entropy_terms(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Return -p log p, which is 0 for p = 0."""
     logs = logprobs.astype(np.float64)
-    there = np.isfinite(logs)
-    return np.where(there, -np.exp(logs) * np.where(there, logs, 0.0), 0.0)
+    finite = np.isfinite(logs)
+    return np.where(finite, -np.exp(logs) * np.where(finite, logs, 0.0), 0.0)
 
 
 def _round_step(least: float, *, whole: bool) -> float:

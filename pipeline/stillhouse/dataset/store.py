@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from stillhouse.dataset.files import open_parquet
 from stillhouse.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest, read_manifest, version_label
-from stillhouse.dataset.verify import folder_problems
+from stillhouse.dataset.verify import verify_folder
 from stillhouse.errors import DatasetMissing, DatasetRefused, UsageError
 from stillhouse.recipe.dataset import VERSION, DatasetSettings
 from stillhouse.records import Row, Split
-from stillhouse.storage.location import Location, RemotePath, folders_in, location
+from stillhouse.storage.location import Location, RemotePath, location, subfolders
 
 if TYPE_CHECKING:
     import datasets
@@ -79,7 +79,7 @@ class Dataset:
         try:
             import polars
         except ModuleNotFoundError:
-            raise UsageError("Dataset.to_polars needs the library polars: run `pip install polars`") from None
+            raise UsageError("Dataset.to_polars needs the library polars", fix="run `pip install polars`") from None
         frame = polars.from_arrow(self.to_table(split))
         assert isinstance(frame, polars.DataFrame)
         return frame
@@ -92,7 +92,7 @@ class Dataset:
 
     def problems(self) -> list[str]:
         """Return how the folder differs from the manifest (see verify.py); empty if it does not."""
-        return folder_problems(self.folder, self.manifest)
+        return verify_folder(self.folder, self.manifest)
 
     def check(self) -> None:
         """Check that the version's files are unchanged since it was written.
@@ -104,8 +104,8 @@ class Dataset:
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise DatasetRefused(
-                f"dataset {self.manifest.label}: {problems[0]}{more}. Restore the file from a copy, or delete the folder "
-                f"{self.folder} and label again."
+                f"dataset {self.manifest.label} is damaged: {problems[0]}{more}",
+                fix=f"restore the file from a copy, or delete the folder {self.folder} and label again",
             )
 
 
@@ -131,7 +131,7 @@ def versions(folder: Location) -> list[int]:
 
 def started_versions(folder: Location) -> list[int]:
     """Return the numbers of all versions that have a folder, finished or not, oldest first."""
-    return sorted(int(match[1]) for path in folders_in(folder) if (match := re.fullmatch(r"v(\d{3,})", path.name)))
+    return sorted(int(match[1]) for path in subfolders(folder) if (match := re.fullmatch(r"v(\d{3,})", path.name)))
 
 
 def open_dataset(folder: Location, version: int | None = None) -> Dataset:
@@ -143,10 +143,12 @@ def open_dataset(folder: Location, version: int | None = None) -> Dataset:
     """
     finished = versions(folder)
     if not finished:
-        raise DatasetMissing(f"there is no finished dataset in {folder}: run `stillhouse label` with this recipe first")
+        raise DatasetMissing(f"{folder} has no finished dataset", fix="run `stillhouse label` with this recipe first")
     if version is not None and version not in finished:
         listed = ", ".join(version_label(number) for number in finished)
-        raise DatasetMissing(f"dataset.version is {version}, and {folder} has only {listed}")
+        raise DatasetMissing(
+            f"{folder} has only the versions {listed}", setting="dataset.version", value=version, fix="use one of them"
+        )
     chosen = folder / version_label(version if version is not None else finished[-1])
     return Dataset(chosen, read_manifest(chosen))
 
@@ -158,19 +160,21 @@ def find_dataset(root: Location, label: str) -> Dataset:
         DatasetMissing: no finished dataset matches `label`.
         DatasetRefused: the manifest cannot be read.
     """
-    for typed in dict.fromkeys((label, _with_its_folder(label))):
-        own = location(typed)
-        places = [own] if isinstance(own, RemotePath) or own.is_absolute() else [root / typed, own]
-        for base in places:
+    for typed in dict.fromkeys((label, _expand_version(label))):
+        given = location(typed)
+        candidates = [given] if isinstance(given, RemotePath) or given.is_absolute() else [root / typed, given]
+        for base in candidates:
             if (base / FILE_NAME).is_file():
                 return Dataset(base, read_manifest(base))
             if versions(base):
                 return open_dataset(base)
     known = ", ".join(dataset.manifest.label for dataset in all_datasets(root)) or "none"
-    raise DatasetMissing(f"there is no dataset {label!r}, under {root} or as a folder. Finished ones: {known}.")
+    raise DatasetMissing(
+        f"the dataset {label!r} does not exist, neither under {root} nor as a folder. Finished datasets: {known}"
+    )
 
 
-def _with_its_folder(label: str) -> str:
+def _expand_version(label: str) -> str:
     """Return `words/v1` as words/v001, the version's folder; any other label unchanged."""
     name, slash, version = label.rstrip("/").rpartition("/")
     named = VERSION.fullmatch(version) if slash else None
@@ -179,4 +183,4 @@ def _with_its_folder(label: str) -> str:
 
 def all_datasets(root: Location) -> list[Dataset]:
     """Open every finished version under `root`, sorted by name and version."""
-    return [open_dataset(folder, number) for folder in folders_in(root) for number in versions(folder)]
+    return [open_dataset(folder, number) for folder in subfolders(root) for number in versions(folder)]

@@ -46,20 +46,26 @@ def find_token_texts(manifest: Manifest, tokenizer: Path | None = None) -> Token
     if tokenizer is not None:
         folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
         if not (folder / _FILE).is_file():
-            raise UsageError(f"--tokenizer is {tokenizer}, which has no {_FILE}: name a model's folder")
-        if wanted and _content(folder) != wanted:
             raise UsageError(
-                f"--tokenizer is {tokenizer}, another tokenizer than the one that {manifest.label} was made with"
+                f"the folder has no {_FILE}", setting="--tokenizer", value=str(tokenizer), fix="name a model's folder"
             )
-        return TokenTexts(_reader(folder), f"tokens as {folder} writes them")
+        if wanted and _tokenizer_sha256(folder) != wanted:
+            raise UsageError(
+                f"{manifest.label} was labelled with another tokenizer",
+                setting="--tokenizer",
+                value=str(tokenizer),
+                fix="name the folder of its teacher",
+            )
+        return TokenTexts(_reader(folder), f"tokens are shown as in {folder}")
     found = _teacher_folder(manifest)
     if found is None:
         return TokenTexts(
             None,
-            f"the teacher's tokenizer ({manifest.teacher.model or 'no model named'}) is not here, so tokens are ids",
+            f"the teacher's tokenizer ({manifest.teacher.model or 'unknown model'}) was not found, so tokens are "
+            "shown as ids",
         )
-    if not wanted or _content(found) != wanted:
-        return TokenTexts(None, f"{found} has another tokenizer than the one of these labels: tokens are ids")
+    if not wanted or _tokenizer_sha256(found) != wanted:
+        return TokenTexts(None, f"{found} has another tokenizer than these labels, so tokens are shown as ids")
     return TokenTexts(_reader(found), "")
 
 
@@ -79,7 +85,7 @@ def _teacher_folder(manifest: Manifest) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def _content(folder: Path) -> str | None:
+def _tokenizer_sha256(folder: Path) -> str | None:
     try:
         return ModelFiles(str(folder), folder).tokenizer_sha256
     except (TeacherUnavailable, OSError, ValueError, KeyError):
@@ -92,15 +98,15 @@ def _reader(folder: Path) -> Callable[[int], str]:
 
     file = folder / _FILE
     tokenizer = Tokenizer.from_file(str(file))
-    said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    whole = {token["id"]: str(token["content"]) for token in said.get("added_tokens") or []}
-    of_bytes = "ByteLevel" in json.dumps([said.get("decoder"), said.get("pre_tokenizer")])
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    added = {token["id"]: str(token["content"]) for token in config.get("added_tokens") or []}
+    of_bytes = "ByteLevel" in json.dumps([config.get("decoder"), config.get("pre_tokenizer")])
     bytes_of = {character: byte for byte, character in enumerate(_byte_characters())}
 
     @lru_cache(maxsize=1 << 16)
     def text(token_id: int) -> str:
-        if token_id in whole:
-            return whole[token_id]
+        if token_id in added:
+            return added[token_id]
         token: str | None = tokenizer.id_to_token(token_id)
         if token is None:
             return f"#{token_id}"  # an id in the padding of the vocabulary

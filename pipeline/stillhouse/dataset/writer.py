@@ -23,13 +23,13 @@ import pyarrow as pa
 import stillhouse
 from stillhouse.dataset.card import write_card
 from stillhouse.dataset.columns import completion_schema, rejection_schema
-from stillhouse.dataset.files import ShardFiles, tally
+from stillhouse.dataset.files import ShardFiles, count_files
 from stillhouse.dataset.manifest import FileEntry, MadeBy, Manifest, version_label, write_manifest
 from stillhouse.dataset.store import Dataset, started_versions
 from stillhouse.errors import StorageFailed
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
 from stillhouse.records import FORMAT_VERSION, Split, TeacherIdentity, content_hash
-from stillhouse.storage.durable import fsync_folder, sole_writer
+from stillhouse.storage.durable import fsync_folder, write_lock
 from stillhouse.storage.location import Location, move, remove_tree
 
 _SHARD_ROWS = 20_000
@@ -86,8 +86,8 @@ class NewVersion:
         """Write the buffered rows, the card and, last, the manifest."""
         for split in list(self._waiting):
             self._write(split)
-        entries = self._named()
-        counted = tally(self._folder, entries)
+        entries = self._rename_files()
+        counts = count_files(self._folder, entries)
         origin = self._origin
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -107,9 +107,9 @@ class NewVersion:
             prompts_sha256=content_hash(sorted(prompt.decode() for prompt in self._prompts)),
             prompts=len(self._prompts),
             duplicate_prompts=0,
-            rows=counted.rows,
-            rejected=counted.rejected,
-            totals=counted.totals,
+            rows=counts.rows,
+            rejected=counts.rejected,
+            totals=counts.totals,
             parents=origin.parents,
             recipe={},
             files=tuple(entries),
@@ -126,12 +126,12 @@ class NewVersion:
         self._files(split, index, 0).write(rows, self._no_rejections, self._rows.hexdigest())
         self._shards[split], self._waiting[split] = index + 1, []
 
-    def _named(self) -> list[FileEntry]:
+    def _rename_files(self) -> list[FileEntry]:
         """Rename the files to their final names, which include the number of shards, and list them."""
         entries: list[FileEntry] = []
-        for split, of in self._shards.items():
-            for index in range(of):
-                files = self._files(split, index, of)
+        for split, count in self._shards.items():
+            for index in range(count):
+                files = self._files(split, index, count)
                 move(self._files(split, index, 0).data, files.data)
                 entries += files.entries()
         if entries:
@@ -151,7 +151,7 @@ def new_version(root: Location, name: str, origin: Origin) -> Iterator[NewVersio
         StorageFailed: the disk is full, or the folder cannot be written.
     """
     base = root / name
-    with sole_writer(base):
+    with write_lock(base):
         number = max(started_versions(base), default=0) + 1
         folder = base / version_label(number)
         try:

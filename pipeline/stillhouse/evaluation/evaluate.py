@@ -41,7 +41,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.card import write_cards
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
 from stillhouse.student.finished.quantize import require_torchao
@@ -86,7 +86,7 @@ def evaluate(
         require_torchao()
     subjects = _subjects(recipe, student, dataset, students)
     held_out = read_held_out(recipe, dataset, subjects)
-    with sole_writer(folder, ReportBusy, keep_lock=False):
+    with write_lock(folder, ReportBusy, keep_lock=False):
         report = _measure(recipe, student, dataset, students, subjects, held_out, key, progress)
         files = write_report(report, folder)
         _update_cards(report, recipe, dataset, students)
@@ -102,7 +102,7 @@ def _update_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Se
     """Write the report's figures into the students' model cards."""
     figures = figures_of(report, comparison_table(report))
     for place in students:
-        if (card := place.trained()) is not None:
+        if (card := place.trained_card()) is not None:
             learnt_from = learning_dataset(recipe, place.variant, dataset)
             write_cards(place.path, card, recipe, learnt_from.manifest if learnt_from else None, figures)
 
@@ -119,7 +119,7 @@ def _measure(
 ) -> Report:
     learnt_from = [one for place in students if (one := learning_dataset(recipe, place.variant, dataset))]
     models = measured_models(subjects, held_out, recipe, learnt_from, progress)
-    cards = [card for place in students if (card := place.finished())]
+    cards = [card for place in students if (card := place.finished_card())]
     return Report(
         recipe=recipe.name,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -166,7 +166,7 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
     variants = [*baselines, student.mode]
     places = [student_folder(recipe, student, one, learning_dataset(recipe, one, dataset), dataset) for one in variants]
     for place in places:
-        if place.finished() is None:
+        if place.finished_card() is None:
             found = read_card(place.path)
             other = found is not None and place.variant != "gold" and found.dataset not in ("", dataset.manifest.label)
             older = f"; to use the student of {found.dataset}, set dataset.version" if found and other else ""

@@ -11,7 +11,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.report.report import ReportFiles
 from stillhouse.evaluation.report.tables import ComparedModels, answer_quality_table
 from stillhouse.evaluation.report.warnings import warning_of
-from stillhouse.models.files import find_model, labelling_files, runs_here
+from stillhouse.models.files import can_load_in_process, find_model, labelling_files
 from stillhouse.plugins import METRICS, code_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.teacher import TeacherSettings
@@ -45,7 +45,7 @@ def report_key(recipe: Recipe, dataset: Dataset, students: object, settings: Map
 
 def _teacher(teacher: TeacherSettings) -> list[str]:
     """Return hashes of the teacher's weights (before fine-tuning too), or its kind and name if it does not run here."""
-    if not runs_here(teacher):
+    if not can_load_in_process(teacher):
         return [teacher.kind, teacher.model]
     measured = [labelling_files(teacher)]
     if teacher.finetune is not None and teacher.finetune.config is None:

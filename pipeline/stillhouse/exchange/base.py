@@ -1,7 +1,7 @@
 """The interface of exchange formats: how a dataset is exported to another project's format and imported from it.
 
-    find_format("--to", "sharegpt").exports(dataset, options)       # Outgoing: a schema, and the conversion of rows
-    find_format("FORMAT", "sharegpt").reads(source)                 # yields Answered and LeftOut
+    find_format("--to", "sharegpt").plan_export(dataset, options)   # ExportPlan: a schema, and the conversion of rows
+    find_format("FORMAT", "sharegpt").read_rows(source)             # yields ImportedAnswer and SkippedRow
 
 A format is a module in formats/ with an object `FORMAT` (or an entry point `stillhouse.formats` of another package); no
 other code needs a change. export.py and imports.py handle files, splits, durability and versions.
@@ -39,7 +39,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class Outgoing:
+class ExportPlan:
     """How a dataset is exported to a format."""
 
     schema: pa.Schema
@@ -47,24 +47,24 @@ class Outgoing:
     convert: Callable[[pa.RecordBatch], pa.RecordBatch]  # `columns` to `schema`; drops rows that do not fit
     file_type: FileType = "jsonl"  # the default
     only: FileType | None = None  # the only file type that the other project can read
-    beside: Mapping[str, bytes] = field(default_factory=dict)  # additional files, name -> content
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)  # additional files, name -> content
     notes: tuple[str, ...] = ()  # remarks for the user
-    why_left_out: str = ""  # why rows are left out
+    why_skipped: str = ""  # why rows are left out
 
 
 # ---------------------------------------------------------------------------------------------------------------- import
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLine:
     """A position in an input file."""
 
     file: Path
-    line: int
-    what: str = "line"  # or "row" (Parquet), or "item" (JSON array)
+    number: int
+    unit: str = "line"  # or "row" (Parquet), or "item" (JSON array)
 
     def __str__(self) -> str:
-        return f"{self.file} {self.what} {self.line}"
+        return f"{self.file} {self.unit} {self.number}"
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ class RequestKey:
     """The key that labelling would give to the logged request; see `Terms.key` in teachers/base.py."""
 
     terms: str  # hash of everything that shapes an answer except prompt and sample number
-    of: Callable[[str, int], str]  # (prompt id, sample number) -> key
+    compute: Callable[[str, int], str]  # (prompt id, sample number) -> key
 
 
 @dataclass(frozen=True)
-class Answered:
+class ImportedAnswer:
     """An answer to import. None means unknown."""
 
     prompt: Prompt
     text: str
-    place: Place
+    place: SourceLine
     finish_reason: FinishReason = "stop"  # most formats do not store it, and their answers are complete
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -97,20 +97,22 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRow:
     """An answer or a failure that cannot become a row of a dataset."""
 
     reason: str  # a word or two, under which it is counted
     detail: str
-    place: Place
+    place: SourceLine
 
 
-Read = Answered | LeftOut
-Interpret = Callable[[Json, Json, Place, bool], Iterator[Read]]  # request, response, place, whether from the Batch API
+Read = ImportedAnswer | SkippedRow
+Interpret = Callable[
+    [Json, Json, SourceLine, bool], Iterator[Read]
+]  # request, response, source line, whether from the Batch API
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """The files to import, with the options of the command."""
 
     files: Sequence[Path]
@@ -126,14 +128,14 @@ class Format(Protocol):
     def soft(self) -> bool:
         """Whether its rows carry soft labels."""
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
         """Prepare the export of a dataset; nothing is written yet.
 
         Raises:
             UsageError: the dataset cannot be exported to this format; the message says why, and what to use instead.
         """
 
-    def reads(self, source: Source) -> Iterator[Read]:
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
         """Yield the answers in the files, in one pass.
 
         Raises:
@@ -141,6 +143,8 @@ class Format(Protocol):
         """
 
 
-def only_imported(name: str) -> UsageError:
+def import_only_error(name: str) -> UsageError:
     """Return the error for an export to a format that can only be imported."""
-    return UsageError(f"--to is {name!r}, a format that can only be imported: choose openai to write conversations")
+    return UsageError(
+        "this format can only be imported", setting="--to", value=name, fix="use openai to export conversations"
+    )

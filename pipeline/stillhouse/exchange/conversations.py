@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import MESSAGES, Answered, LeftOut, Place
+from stillhouse.exchange.base import MESSAGES, ImportedAnswer, SkippedRow, SourceLine
 from stillhouse.records import Message, Prompt, Role, finish_reason_of
 from stillhouse.text import shortened
 
@@ -29,9 +29,9 @@ _ROLES: Mapping[str, Role] = {
 _TOOLS = {"tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response"}
 
 
-def answered(
-    turns: Any, place: Place, *, role: str = "role", content: str = "content", finish_reason: Any = None
-) -> Answered | LeftOut:
+def parse_conversation(
+    turns: Any, place: SourceLine, *, role: str = "role", content: str = "content", finish_reason: Any = None
+) -> ImportedAnswer | SkippedRow:
     """Split a conversation into its prompt and its last turn, the answer; or return why it is left out.
 
     Args:
@@ -43,40 +43,42 @@ def answered(
     Raises:
         UsageError: `turns` is not such a list.
     """
-    read = messages(turns, place, role=role, content=content)
-    if isinstance(read, LeftOut):
+    read = parse_messages(turns, place, role=role, content=content)
+    if isinstance(read, SkippedRow):
         return read
     if read[-1].role != "assistant":
-        return LeftOut("no-answer", f"the last turn is the {read[-1].role}'s", place)
+        return SkippedRow("no-answer", f"the last turn has the role {read[-1].role}", place)
     if not read[-1].content.strip():
-        return LeftOut("empty", "the last turn has no text", place)
+        return SkippedRow("empty", "the last turn has no text", place)
     if len(read) == 1:
-        return LeftOut("no-prompt", "there is an answer and nothing before it", place)
+        return SkippedRow("no-prompt", "the conversation has an answer but no prompt", place)
     finish = finish_reason_of(finish_reason) if isinstance(finish_reason, str) and finish_reason else "stop"
-    return Answered(Prompt(tuple(read[:-1])), read[-1].content, place, finish_reason=finish)
+    return ImportedAnswer(Prompt(tuple(read[:-1])), read[-1].content, place, finish_reason=finish)
 
 
-def messages(turns: Any, place: Place, *, role: str = "role", content: str = "content") -> list[Message] | LeftOut:
+def parse_messages(
+    turns: Any, place: SourceLine, *, role: str = "role", content: str = "content"
+) -> list[Message] | SkippedRow:
     """Return the turns of a conversation as messages; or why it is left out.
 
     Raises:
         UsageError: `turns` is not a list of objects with these two keys, or has an unknown role.
     """
     if not isinstance(turns, list) or not turns:
-        raise UsageError(f"{place}: where a list of turns should be there is {shortened(repr(turns))}. {_mend(role)}")
+        raise UsageError(f"{place}: {shortened(repr(turns))} is not a list of turns", fix=_turn_format(role))
     read: list[Message] = []
     for turn in turns:
         if not isinstance(turn, Mapping) or not isinstance(turn.get(role), str):
-            raise UsageError(f"{place}: a turn has no {role!r}: {shortened(repr(turn))}. {_mend(role)}")
+            raise UsageError(f"{place}: a turn has no {role!r}: {shortened(repr(turn))}", fix=_turn_format(role))
         speaker = turn[role].lower()
         if speaker in _TOOLS or turn.get("tool_calls") or turn.get("function_call"):
-            return LeftOut("tool-calls", f"a turn of {turn[role]!r} calls a tool or is its answer", place)
+            return SkippedRow("tool-calls", f"a turn of {turn[role]!r} is a tool call or its result", place)
         if speaker not in _ROLES:
-            raise UsageError(f"{place}: there is no speaker {turn[role]!r}: name one of {', '.join(_ROLES)}")
+            raise UsageError(f"{place}: the role {turn[role]!r} is unknown", fix=f"use one of {', '.join(_ROLES)}")
         text = plain_text(turn.get(content))
         if text is None:
-            return LeftOut(
-                "not-text", f"a turn of {turn[role]!r} is no text: {shortened(repr(turn.get(content)))}", place
+            return SkippedRow(
+                "not-text", f"a turn of {turn[role]!r} is not text: {shortened(repr(turn.get(content)))}", place
             )
         read.append(Message(_ROLES[speaker], text))
     return read
@@ -101,5 +103,5 @@ def whole_conversations(rows: pa.RecordBatch) -> pa.Array:
     return pa.array(turns, MESSAGES)
 
 
-def _mend(role: str) -> str:
-    return f"Write each turn as an object with {role!r} and a text, or name the format that the file has."
+def _turn_format(role: str) -> str:
+    return f"write each turn as an object with {role!r} and a text, or import with the format that the file has"

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import stillhouse
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import StorageFailed, UsageError
-from stillhouse.exchange.base import ExportOptions, FileType, Outgoing
+from stillhouse.exchange.base import ExportOptions, ExportPlan, FileType
 from stillhouse.exchange.find_format import find_format
 from stillhouse.exchange.lines import NOTE
 from stillhouse.inputs.plain_json import to_json
@@ -60,26 +60,26 @@ def export_dataset(
     """
     options = options or ExportOptions()
     format_ = find_format("--to", to)
-    outgoing = format_.exports(dataset, options)
-    notes = (*outgoing.notes, *([] if format_.soft else _of_cut_off_text(dataset)))
-    file_type = _file_type(to, outgoing, options)
-    _refuse_to_overwrite(folder, force)
+    plan = format_.plan_export(dataset, options)
+    notes = (*plan.notes, *([] if format_.soft else _truncation_notes(dataset)))
+    file_type = _file_type(to, plan, options)
+    _check_replaceable(folder, force)
     dataset.check()
     rows: dict[str, int] = {}
-    left_out = 0
-    with _whole_folder(folder) as making:
+    skipped = 0
+    with _atomic_folder(folder) as temporary:
         for split in get_args(Split):
             if dataset.files(split):
-                path = making / f"{split}.{file_type}"
-                written = sum(_write(dataset, split, outgoing, file_type, path))
+                path = temporary / f"{split}.{file_type}"
+                written = sum(_write(dataset, split, plan, file_type, path))
                 rows[split] = written
-                left_out += dataset.manifest.rows.get(split, 0) - written
-        for name, content in outgoing.beside.items():
-            write_atomically(making / name, content)
-        names = sorted(path.name for path in making.iterdir())
-        write_atomically(making / NOTE, _note(dataset, to, making, names, rows))
+                skipped += dataset.manifest.rows.get(split, 0) - written
+        for name, content in plan.extra_files.items():
+            write_atomically(temporary / name, content)
+        names = sorted(path.name for path in temporary.iterdir())
+        write_atomically(temporary / NOTE, _note(dataset, to, temporary, names, rows))
     files = tuple(folder / name for name in [*names, NOTE])
-    return Exported(folder, files, rows, left_out, outgoing.why_left_out if left_out else "", notes)
+    return Exported(folder, files, rows, skipped, plan.why_skipped if skipped else "", notes)
 
 
 def read_note(file: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def read_note(file: Path) -> dict[str, Any]:
     return note if isinstance(note, dict) and "stillhouse" in note else {}
 
 
-def _of_cut_off_text(dataset: Dataset) -> Iterator[str]:
+def _truncation_notes(dataset: Dataset) -> Iterator[str]:
     """Warn of truncated answers, for text-only formats: training code appends an end token to every answer."""
     found: Counter[str] = Counter()
     for entry in dataset.files(*get_args(Split)):
@@ -101,22 +101,22 @@ def _of_cut_off_text(dataset: Dataset) -> Iterator[str]:
     if found:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.most_common())
         yield (
-            f"{found.total()} of its answers were not written to their end (finish_reason: {reasons}), and the format does "
-            "not say so: a model that learns from them as they are learns to break off. `stillhouse datasets filter "
-            f"{dataset.manifest.label} --where \"finish_reason = 'stop'\" --into NAME` leaves them out"
+            f"{found.total()} answers are truncated (finish_reason: {reasons}), which the format cannot express: a model "
+            "trained on them learns to stop early. Remove them with `stillhouse datasets filter "
+            f"{dataset.manifest.label} --where \"finish_reason = 'stop'\" --into NAME`"
         )
 
 
 # ----------------------------------------------------------------------------------------------------------------- files
 
 
-def _write(dataset: Dataset, split: Split, outgoing: Outgoing, file_type: FileType, path: Path) -> Iterator[int]:
+def _write(dataset: Dataset, split: Split, plan: ExportPlan, file_type: FileType, path: Path) -> Iterator[int]:
     """Write one file; yield the number of rows of each batch."""
-    with atomic_file(path) as stream, _writer(stream, outgoing.schema, file_type) as write:
+    with atomic_file(path) as stream, _writer(stream, plan.schema, file_type) as write:
         for entry in dataset.files(split):
             with dataset.open(entry) as parquet:
-                for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(outgoing.columns)):
-                    converted = outgoing.convert(batch)
+                for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(plan.columns)):
+                    converted = plan.convert(batch)
                     if converted.num_rows:
                         write(converted)
                     yield converted.num_rows
@@ -131,13 +131,18 @@ def _writer(stream: IO[bytes], schema: pa.Schema, file_type: FileType) -> Iterat
         yield parquet.write_batch
 
 
-def _file_type(to: str, outgoing: Outgoing, options: ExportOptions) -> FileType:
-    if outgoing.only and options.file_type not in (None, outgoing.only):
-        raise UsageError(f"--files is {options.file_type}, and the format {to} is {outgoing.only} alone: leave it out")
-    return options.file_type or outgoing.file_type
+def _file_type(to: str, plan: ExportPlan, options: ExportOptions) -> FileType:
+    if plan.only and options.file_type not in (None, plan.only):
+        raise UsageError(
+            f"the format {to} only has {plan.only} files",
+            setting="--files",
+            value=options.file_type,
+            fix="remove --files",
+        )
+    return options.file_type or plan.file_type
 
 
-def _note(dataset: Dataset, to: str, making: Path, names: list[str], rows: dict[str, int]) -> bytes:
+def _note(dataset: Dataset, to: str, temporary: Path, names: list[str], rows: dict[str, int]) -> bytes:
     manifest = dataset.manifest
     note = {
         "stillhouse": stillhouse.__version__,
@@ -147,7 +152,7 @@ def _note(dataset: Dataset, to: str, making: Path, names: list[str], rows: dict[
         "soft": manifest.soft.model_dump() if manifest.soft else None,
         "licence": manifest.licence,
         "rows": rows,
-        "files": {name: sha256_of_file(making / name) for name in names},
+        "files": {name: sha256_of_file(temporary / name) for name in names},
     }
     return to_json(note, indent=2).encode() + b"\n"
 
@@ -155,37 +160,44 @@ def _note(dataset: Dataset, to: str, making: Path, names: list[str], rows: dict[
 # ---------------------------------------------------------------------------------------------------------------- folder
 
 
-def _refuse_to_overwrite(folder: Path, force: bool) -> None:
+def _check_replaceable(folder: Path, force: bool) -> None:
     if folder.is_file():
-        raise UsageError(f"--out is {folder}, which is a file: name a folder, it gets one file a split")
+        raise UsageError(
+            "it is a file", setting="--out", value=str(folder), fix="name a folder, which gets one file per split"
+        )
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not force:
         raise UsageError(
-            f"--out is {folder}, which is there already: name another folder, or add --force to replace it"
+            "the folder already exists",
+            setting="--out",
+            value=str(folder),
+            fix="name another folder, or add --force to replace it",
         )
     note = read_note(folder / NOTE)
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in {NOTE, *note.get("files", ())})
-    if strange or not note:
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in {NOTE, *note.get("files", ())})
+    if foreign or not note:
         raise UsageError(
-            f"--out is {folder}, which holds what no export wrote ({', '.join(strange[:3]) or NOTE}): it is not replaced, "
-            "even with --force. Name another folder, or empty this one."
+            f"it has files that no export wrote ({', '.join(foreign[:3]) or NOTE}); even --force does not replace it",
+            setting="--out",
+            value=str(folder),
+            fix="name another folder, or empty this one",
         )
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
+def _atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` when the block ends without error."""
     folder = folder.absolute()
-    making = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
-        make_folder(making)
-        yield making
+        make_folder(temporary)
+        yield temporary
         if folder.is_dir():
             folder.rename(old)
         try:
-            making.rename(folder)
+            temporary.rename(folder)
         except OSError:
             if old.is_dir():
                 old.rename(folder)
@@ -193,8 +205,8 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         fsync_folder(folder.parent)
     except OSError as error:
         raise StorageFailed(
-            f"{folder} cannot be written: {error.strerror or error}. Nothing was written there."
+            f"{folder} cannot be written: {error.strerror or error}. Nothing was written there"
         ) from error
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

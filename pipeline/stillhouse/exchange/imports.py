@@ -27,11 +27,11 @@ from stillhouse.dataset.columns import completion_row, completion_schema, record
 from stillhouse.dataset.store import Dataset
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import Answered, Interpret, LeftOut, Read, RequestKey, Source
+from stillhouse.exchange.base import ImportedAnswer, ImportSource, Interpret, Read, RequestKey, SkippedRow
 from stillhouse.exchange.export import read_note
 from stillhouse.exchange.find_format import find_format
 from stillhouse.exchange.lines import input_files
-from stillhouse.exchange.numbering import Numbering
+from stillhouse.exchange.sample_numbering import Numbering
 from stillhouse.prompts.load import split_of
 from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
@@ -54,14 +54,14 @@ class ImportRequest:
     teacher: str | None = None  # the model that wrote the answers; None: from the files
     tokenizer: Path | None = None
     validation: float | None = None  # share of prompts to hold out; None: by file names, else a tenth
-    interpret: Interpret | None = None  # see Source
+    interpret: Interpret | None = None  # see ImportSource
 
 
 @dataclass
-class Findings:
+class ImportCounts:
     """Counts collected during an import."""
 
-    left_out: Counter[str] = field(default_factory=Counter)  # reason -> rows
+    skipped: Counter[str] = field(default_factory=Counter)  # reason -> rows
     examples: dict[str, str] = field(default_factory=dict)  # reason -> the first case, with its place
     unkeyed: Counter[str] = field(default_factory=Counter)  # why a row's request key is unknown -> rows
     keyed: int = 0
@@ -70,8 +70,8 @@ class Findings:
     sampling: set[SamplingSettings | None] = field(default_factory=set)
     widest: int = 0  # largest k of the top-k labels
 
-    def leave_out(self, one: LeftOut) -> None:
-        self.left_out[one.reason] += 1
+    def count_skipped(self, one: SkippedRow) -> None:
+        self.skipped[one.reason] += 1
         self.examples.setdefault(one.reason, f"{one.place}: {one.detail}")
 
 
@@ -80,7 +80,7 @@ class Imported:
     """An imported version."""
 
     dataset: Dataset
-    findings: Findings
+    counts: ImportCounts
 
 
 def import_dataset(request: ImportRequest) -> Imported:
@@ -94,26 +94,33 @@ def import_dataset(request: ImportRequest) -> Imported:
     """
     _check_name(request.into)
     if request.validation is not None and not 0 <= request.validation < 1:
-        raise UsageError(f"--validation is {request.validation:g}: give a share from 0 to below 1, such as 0.1")
+        raise UsageError(
+            "it is out of range",
+            setting="--validation",
+            value=request.validation,
+            fix="use a share from 0 to below 1, such as 0.1",
+        )
     format_ = find_format("FORMAT", request.format)
     files = input_files(request.files)
     note = read_note(files[0])
     soft = (
         SoftSettings(**note["soft"]) if format_.soft and note.get("soft") else SoftSettings() if format_.soft else None
     )
-    reads = format_.reads(Source(files, request.tokenizer, soft if note.get("soft") else None, request.interpret))
+    reads = format_.read_rows(
+        ImportSource(files, request.tokenizer, soft if note.get("soft") else None, request.interpret)
+    )
     default = _teacher(request, note)
-    findings = Findings()
+    counts = ImportCounts()
     with tempfile.TemporaryDirectory(prefix="stillhouse-import-") as folder, Numbering() as numbering:
-        staged = _stage(Path(folder), reads, request, default, soft, numbering, findings)
-        if not findings.rows:
-            raise UsageError(f"nothing can be imported from {files[0]}: {_told(findings) or 'it has no rows'}")
-        with new_version(request.root, request.into, _origin(request, files, findings, soft, note)) as version:
+        staged = _stage(Path(folder), reads, request, default, soft, numbering, counts)
+        if not counts.rows:
+            raise UsageError(f"no row of {files[0]} can be imported: {_describe_skipped(counts) or 'it has no rows'}")
+        with new_version(request.root, request.into, _origin(request, files, counts, soft, note)) as version:
             for split, path in staged.items():
                 with pq.ParquetFile(path) as parquet:
                     for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
                         version.add(split, batch)
-    return Imported(version.dataset, findings)
+    return Imported(version.dataset, counts)
 
 
 # --------------------------------------------------------------------------------------------------------------- staging
@@ -126,7 +133,7 @@ def _stage(
     default: TeacherIdentity,
     soft: SoftSettings | None,
     numbering: Numbering,
-    findings: Findings,
+    counts: ImportCounts,
 ) -> dict[Split, Path]:
     """Read all answers once and write the rows to one temporary file per split."""
     encoding = encoding_of(soft)
@@ -140,13 +147,13 @@ def _stage(
     with ExitStack() as stack:
         writers: dict[Split, Any] = {}
         for read in reads:
-            if isinstance(read, LeftOut):
-                findings.leave_out(read)
+            if isinstance(read, SkippedRow):
+                counts.count_skipped(read)
                 continue
             if read.answer_id is not None and not numbering.is_new(read.answer_id):
-                findings.left_out["repeated"] += 1
+                counts.skipped["repeated"] += 1
                 continue
-            completion = _completion(read, default, request, now, numbering, findings)
+            completion = _completion(read, default, request, now, numbering, counts)
             split = split_in_name(read.place.file) if by_name else split_of(completion.prompt, share)
             if split not in writers:
                 paths[split] = folder / f"{split}.parquet"
@@ -161,7 +168,7 @@ def _batched(path: Path, schema: pa.Schema) -> Iterator[Any]:
     waiting: list[Any] = []
     with pq.ParquetWriter(path, schema, compression="zstd") as parquet:
 
-        def take(row: Any) -> None:
+        def append(row: Any) -> None:
             waiting.append(row)
             if len(waiting) >= _ROWS_AT_ONCE:
                 flush()
@@ -171,34 +178,34 @@ def _batched(path: Path, schema: pa.Schema) -> Iterator[Any]:
                 parquet.write_batch(record_batch(waiting, schema))
                 waiting.clear()
 
-        yield take
+        yield append
         flush()
 
 
 def _completion(
-    read: Answered,
+    read: ImportedAnswer,
     default: TeacherIdentity,
     request: ImportRequest,
     now: str,
     numbering: Numbering,
-    findings: Findings,
+    counts: ImportCounts,
 ) -> Completion:
     teacher = read.teacher or default
     keyed = isinstance(read.request, RequestKey)
     terms = read.request.terms if isinstance(read.request, RequestKey) else request.format
     sample = numbering.next(f"{terms}:{teacher.model}:{read.prompt.id}")
-    findings.rows += 1
-    findings.teachers[teacher] = findings.teachers.get(teacher, 0) + 1
-    findings.sampling.add(read.sampling)
+    counts.rows += 1
+    counts.teachers[teacher] = counts.teachers.get(teacher, 0) + 1
+    counts.sampling.add(read.sampling)
     if isinstance(read.request, RequestKey):
-        id_ = read.request.of(read.prompt.id, sample)
+        id_ = read.request.compute(read.prompt.id, sample)
     else:
         id_ = content_hash(["imported", request.format, teacher.model, read.prompt.id, sample])
         if read.request:
-            findings.unkeyed[read.request] += 1
-    findings.keyed += keyed
+            counts.unkeyed[read.request] += 1
+    counts.keyed += keyed
     if read.trace is not None and read.trace.soft is not None:
-        findings.widest = max(findings.widest, getattr(read.trace.soft, "k", 0))
+        counts.widest = max(counts.widest, getattr(read.trace.soft, "k", 0))
     return Completion(
         id=id_,
         prompt=read.prompt,
@@ -220,18 +227,24 @@ def _completion(
 
 
 def _origin(
-    request: ImportRequest, files: Sequence[Path], findings: Findings, soft: SoftSettings | None, note: dict[str, Any]
+    request: ImportRequest,
+    files: Sequence[Path],
+    counts: ImportCounts,
+    soft: SoftSettings | None,
+    note: dict[str, Any],
 ) -> Origin:
-    teachers = sorted(findings.teachers, key=lambda one: -findings.teachers[one])
+    teachers = sorted(counts.teachers, key=lambda one: -counts.teachers[one])
     if soft is not None and soft.encoding == "top-k":
-        soft = SoftSettings(k=findings.widest)
-    sampling = next(iter(findings.sampling)) if len(findings.sampling) == 1 else None
-    shown = ", ".join(file.name for file in files[:3]) + (f" and {len(files) - 3} more files" if len(files) > 3 else "")
-    left_out = f"; left out: {_told(findings)}" if findings.left_out else ""
+        soft = SoftSettings(k=counts.widest)
+    sampling = next(iter(counts.sampling)) if len(counts.sampling) == 1 else None
+    listed = ", ".join(file.name for file in files[:3]) + (
+        f" and {len(files) - 3} more files" if len(files) > 3 else ""
+    )
+    left_out = f"; left out: {_describe_skipped(counts)}" if counts.skipped else ""
     licence = note.get("licence")
     return Origin(
         made_by="import",
-        how=f"{request.format}: {shown}{left_out}",
+        how=f"{request.format}: {listed}{left_out}",
         teacher=teachers[0],
         more_teachers=tuple(teachers[1:]),
         soft=soft,
@@ -244,30 +257,33 @@ def _origin(
 def _teacher(request: ImportRequest, note: dict[str, Any]) -> TeacherIdentity:
     """Return the teacher of rows that do not name one: from the command line, the export note, or unknown."""
     known = {one.name for one in fields(TeacherIdentity)}
-    said = {name: value for name, value in (note.get("teacher") or {}).items() if name in known}
-    own = TeacherIdentity(**said) if "kind" in said and "model" in said else TeacherIdentity("imported", UNKNOWN)
-    if request.teacher is not None and request.teacher != own.model:
-        own = TeacherIdentity("imported", request.teacher)
+    given = {name: value for name, value in (note.get("teacher") or {}).items() if name in known}
+    teacher = TeacherIdentity(**given) if "kind" in given and "model" in given else TeacherIdentity("imported", UNKNOWN)
+    if request.teacher is not None and request.teacher != teacher.model:
+        teacher = TeacherIdentity("imported", request.teacher)
     if request.tokenizer is None:
-        return own
+        return teacher
     from stillhouse.models.files import find_model
 
     model = find_model(str(request.tokenizer), setting="--tokenizer", weights=False)
-    if own.tokenizer_sha256 and own.tokenizer_sha256 != model.tokenizer_sha256:
+    if teacher.tokenizer_sha256 and teacher.tokenizer_sha256 != model.tokenizer_sha256:
         raise UsageError(
-            f"--tokenizer is {request.tokenizer}, and the files were exported with another one ({own.model}'s, sha256 "
-            f"{own.tokenizer_sha256[:12]}…, not {model.tokenizer_sha256[:12]}…): name that one"
+            f"the files were exported with another tokenizer ({teacher.model}'s, sha256 "
+            f"{teacher.tokenizer_sha256[:12]}…, not {model.tokenizer_sha256[:12]}…)",
+            setting="--tokenizer",
+            value=str(request.tokenizer),
+            fix=f"use the tokenizer of {teacher.model}",
         )
     return replace(
-        own,
+        teacher,
         tokenizer_sha256=model.tokenizer_sha256,
         chat_template_sha256=model.chat_template_sha256,
         vocabulary_size=model.vocabulary_size,
     )
 
 
-def _told(findings: Findings) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in findings.left_out.most_common())
+def _describe_skipped(counts: ImportCounts) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.skipped.most_common())
 
 
 def split_in_name(file: Path) -> Split:
@@ -278,4 +294,9 @@ def split_in_name(file: Path) -> Split:
 def _check_name(name: str) -> None:
     pattern = next(one.pattern for one in DatasetSettings.model_fields["name"].metadata if hasattr(one, "pattern"))
     if not re.match(pattern, name) or os.sep in name:
-        raise UsageError(f"--into is {name!r}: a dataset's name has letters, digits, '.', '_' and '-' alone")
+        raise UsageError(
+            "it is not a valid name of a dataset",
+            setting="--into",
+            value=name,
+            fix="use letters, digits, '.', '_' and '-'",
+        )

@@ -1,6 +1,6 @@
 """Read the rows of a file, each with its place: JSON Lines, a JSON array, or Parquet.
 
-    for place, row in rows_of(Path("log.jsonl")): ...
+    for place, row in read_rows(Path("log.jsonl")): ...
 
 Rows are streamed, except for a JSON array (common in `.json` files of conversations), which is read into memory.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import Json, Place
+from stillhouse.exchange.base import Json, SourceLine
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json, text_lines
 from stillhouse.text import shown_value
 
@@ -32,16 +32,20 @@ def input_files(given: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.name != NOTE)
             if not inside:
-                raise UsageError(f"{path} is a folder without a {', '.join(_SUFFIXES)} file: name the files to import")
+                raise UsageError(
+                    f"the folder {path} has no {', '.join(_SUFFIXES)} file", fix="name the files to import"
+                )
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            raise UsageError(f"there is no file {path}: check the path; it starts from the working folder")
+            raise UsageError(
+                f"the file {path} does not exist", fix="check the path, which is relative to the working folder"
+            )
     return found
 
 
-def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[Place, Json]]:
+def read_rows(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[SourceLine, Json]]:
     """Yield every row of a file with its place; from Parquet, only those of `columns` that exist.
 
     Raises:
@@ -55,35 +59,37 @@ def rows_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[
         yield from _json_lines(file)
 
 
-def _json_lines(file: Path) -> Iterator[tuple[Place, Json]]:
+def _json_lines(file: Path) -> Iterator[tuple[SourceLine, Json]]:
     with file.open("rb") as stream:
         try:
             for number, line in enumerate(text_lines(stream), start=1):
                 if line.strip():
-                    place = Place(file, number)
-                    yield place, _object(_json_line(line, place), place)
+                    place = SourceLine(file, number)
+                    yield place, _check_object(_json_line(line, place), place)
         except Unreadable as error:
-            raise UsageError(f"{file}: {error}. Save it as UTF-8") from None
+            raise UsageError(f"{file}: {error}", fix="save it as UTF-8") from None
 
 
-def _json_line(line: bytes, place: Place) -> Any:
+def _json_line(line: bytes, place: SourceLine) -> Any:
     try:
         return parse_json(line, fast=True)
     except Unreadable as error:
-        raise UsageError(f"{place} is no JSON ({error}): mend the line, or take it out") from None
+        raise UsageError(f"{place} is not valid JSON ({error})", fix="correct the line, or remove it") from None
 
 
-def _array_rows(file: Path) -> Iterator[tuple[Place, Json]]:
+def _array_rows(file: Path) -> Iterator[tuple[SourceLine, Json]]:
     try:
         rows = parse_json(decode_text(file.read_bytes()), fast=True)
     except Unreadable as error:
-        raise UsageError(f"{file} begins with '[' and is no JSON array ({error}): mend it") from None
+        raise UsageError(
+            f"{file} begins with '[' and is not a valid JSON array ({error})", fix="correct the file"
+        ) from None
     for number, row in enumerate(rows, start=1):
-        place = Place(file, number, "item")
-        yield place, _object(row, place)
+        place = SourceLine(file, number, "item")
+        yield place, _check_object(row, place)
 
 
-def _parquet_rows(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[Place, Json]]:
+def _parquet_rows(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[SourceLine, Json]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,14 +100,14 @@ def _parquet_rows(file: Path, columns: Sequence[str] | None) -> Iterator[tuple[P
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Place(file, number, "row"), row
+                    yield SourceLine(file, number, "row"), row
     except (pa.ArrowException, OSError) as error:  # a damaged page raises OSError
-        raise UsageError(f"{file} cannot be read as Parquet ({error}): export or copy it anew") from None
+        raise UsageError(f"{file} cannot be read as Parquet ({error})", fix="export or copy it again") from None
 
 
-def _object(row: Any, place: Place) -> Json:
+def _check_object(row: Any, place: SourceLine) -> Json:
     if not isinstance(row, dict):
-        raise UsageError(f"{place} is {shown_value(row)}: put one JSON object there")
+        raise UsageError(f"{place} is {shown_value(row)}, not an object", fix="write one JSON object there")
     return row
 
 

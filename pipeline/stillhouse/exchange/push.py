@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _CHUNK = 1 << 20
-_OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}  # files that the hub creates in a new repository
+_HUB_FILES = {".gitattributes", "README.md"}  # files that the hub creates in a new repository
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Repository:
     """The state of a repository before the push."""
 
     files: frozenset[str] = frozenset()
@@ -70,12 +70,12 @@ def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushe
 
     api = HfApi(endpoint=endpoint, token=token.get_secret_value(), library_name="stillhouse")
     files = _files(dataset)
-    with _told(repo, endpoint, token):
-        found = _found(api, repo, private=private)
-        ours = _listed_by_our_manifest(api, repo, found)
-        _refuse_to_replace(repo, found.files & set(files) - ours)
+    with _hub_errors(repo, endpoint, token):
+        found = _open_repository(api, repo, private=private)
+        ours = _files_of_last_push(api, repo, found)
+        _check_foreign(repo, found.files & set(files) - ours)
         removed = sorted(found.files & ours - set(files))
-        with _on_this_machine(dataset, files) as folder:
+        with _local_copy(dataset, files) as folder:
             adds: list[Any] = [CommitOperationAdd(name, folder / name) for name in files]
             commit = api.create_commit(
                 repo,
@@ -84,7 +84,7 @@ def push_dataset(dataset: Dataset, repo: str, *, private: bool = False) -> Pushe
                 repo_type="dataset",
                 parent_commit=found.commit,  # fails if the repository has changed since it was read
             )
-    kept = sorted(found.files - ours - _OF_A_NEW_REPOSITORY)
+    kept = sorted(found.files - ours - _HUB_FILES)
     return Pushed(repo, f"{endpoint}/datasets/{repo}", str(commit.oid), tuple(files), tuple(removed), tuple(kept))
 
 
@@ -95,17 +95,18 @@ def _token() -> SecretStr:
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         raise UsageError(
-            "the environment variable HF_TOKEN is not set: make a token with write access at "
-            "https://huggingface.co/settings/tokens, and export HF_TOKEN=..."
+            "the environment variable is not set",
+            setting="HF_TOKEN",
+            fix="create a token with write access at https://huggingface.co/settings/tokens, and export HF_TOKEN=...",
         )
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError("the environment variable HF_TOKEN holds characters that no token has: copy the token anew")
+        raise UsageError("it contains characters that no token has", setting="HF_TOKEN", fix="copy the token again")
     return SecretStr(token)
 
 
 def _endpoint() -> str:
     given = os.environ.get("HF_ENDPOINT", "").strip() or "https://huggingface.co"
-    return check_base_url(given, "the environment variable HF_ENDPOINT")
+    return check_base_url(given, "HF_ENDPOINT")
 
 
 def _check_name(repo: str) -> None:
@@ -116,10 +117,12 @@ def _check_name(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        said = str(error).partition(":")[0]
-        raise UsageError(f"--to is {repo!r}: {said}. Give user/name, or organisation/name") from None
+        problem = str(error).partition(":")[0]
+        raise UsageError(problem, setting="--to", value=repo, fix="use user/name, or organisation/name") from None
     if not owner or not name:
-        raise UsageError(f"--to is {repo!r}: give the owner too, as user/{repo} or organisation/{repo}")
+        raise UsageError(
+            "the owner is missing", setting="--to", value=repo, fix=f"use user/{repo}, or organisation/{repo}"
+        )
 
 
 def _files(dataset: Dataset) -> list[str]:
@@ -129,7 +132,7 @@ def _files(dataset: Dataset) -> list[str]:
 
 
 @contextmanager
-def _on_this_machine(dataset: Dataset, files: list[str]) -> Iterator[Path]:
+def _local_copy(dataset: Dataset, files: list[str]) -> Iterator[Path]:
     """Yield the version's folder, or a temporary local copy if it is in a store."""
     if isinstance(dataset.folder, Path):
         yield dataset.folder
@@ -143,7 +146,7 @@ def _on_this_machine(dataset: Dataset, files: list[str]) -> Iterator[Path]:
         yield Path(name)
 
 
-def _found(api: HfApi, repo: str, *, private: bool) -> _Found:
+def _open_repository(api: HfApi, repo: str, *, private: bool) -> _Repository:
     """Return the state of the repository; create it if it does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -153,49 +156,58 @@ def _found(api: HfApi, repo: str, *, private: bool) -> _Found:
         if error.response.status_code == 401:
             raise  # the hub gives the same error for an invalid token
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=False)
-        return _Found()
+        return _Repository()
     if private and not found.private:
         raise UsageError(
-            f"--private is set, and the repository {repo} is there already and public: make it private in its settings, or "
-            "choose another name. Nothing was sent."
+            f"the repository {repo} already exists and is public. Nothing was sent",
+            setting="--private",
+            value=True,
+            fix="make the repository private in its settings, or choose another name",
         )
-    return _Found(frozenset(sibling.rfilename for sibling in found.siblings or []), found.sha)
+    return _Repository(frozenset(sibling.rfilename for sibling in found.siblings or []), found.sha)
 
 
-def _listed_by_our_manifest(api: HfApi, repo: str, found: _Found) -> frozenset[str]:
+def _files_of_last_push(api: HfApi, repo: str, found: _Repository) -> frozenset[str]:
     """Return the files that a push may replace: those that the repository's manifest lists, the manifest and the card.
 
     Raises:
         UsageError: the repository has files but no manifest, or a manifest that Stillhouse did not write.
     """
     if FILE_NAME not in found.files:
-        if strange := sorted(found.files - _OF_A_NEW_REPOSITORY):
+        if foreign := sorted(found.files - _HUB_FILES):
             raise UsageError(
-                f"--to is {repo!r}, a repository with files that no push of Stillhouse put there "
-                f"({', '.join(strange[:3])}): choose another name. Nothing was sent."
+                f"the repository has files that no push of Stillhouse wrote ({', '.join(foreign[:3])}). Nothing was sent",
+                setting="--to",
+                value=repo,
+                fix="choose another name",
             )
-        return frozenset(_OF_A_NEW_REPOSITORY)
+        return frozenset(_HUB_FILES)
     try:
-        manifest = _manifest_there(api, repo, found)
+        manifest = _download_manifest(api, repo, found)
     except DatasetRefused as error:
         raise UsageError(
-            f"--to is {repo!r}, a repository whose {FILE_NAME} was not put there by a push of Stillhouse ({error}): choose "
-            "another name. Nothing was sent."
+            f"the repository's {FILE_NAME} was not written by a push of Stillhouse ({error}). Nothing was sent",
+            setting="--to",
+            value=repo,
+            fix="choose another name",
         ) from None
     return frozenset({*(entry.path for entry in manifest.files), *EXTRA_FILES, FILE_NAME})
 
 
-def _manifest_there(api: HfApi, repo: str, found: _Found) -> Manifest:
+def _download_manifest(api: HfApi, repo: str, found: _Repository) -> Manifest:
     with tempfile.TemporaryDirectory(prefix="stillhouse-push-") as folder:
         file = api.hf_hub_download(repo, FILE_NAME, repo_type="dataset", revision=found.commit, local_dir=folder)
         return parse_manifest(Path(file).read_bytes(), f"{repo}/{FILE_NAME}")
 
 
-def _refuse_to_replace(repo: str, foreign: frozenset[str]) -> None:
+def _check_foreign(repo: str, foreign: frozenset[str]) -> None:
     if foreign:
         raise UsageError(
-            f"--to is {repo!r}, and its {FILE_NAME} does not list {', '.join(sorted(foreign)[:3])}, which this push would "
-            "replace: rename or remove that there, or choose another name. Nothing was sent."
+            f"this push would replace {', '.join(sorted(foreign)[:3])}, which the repository's {FILE_NAME} does not list. "
+            "Nothing was sent",
+            setting="--to",
+            value=repo,
+            fix="rename or remove these files in the repository, or choose another name",
         )
 
 
@@ -203,7 +215,7 @@ def _refuse_to_replace(repo: str, foreign: frozenset[str]) -> None:
 
 
 @contextmanager
-def _told(repo: str, endpoint: str, token: SecretStr) -> Iterator[None]:
+def _hub_errors(repo: str, endpoint: str, token: SecretStr) -> Iterator[None]:
     """Turn errors of the hub client into PushFailed with an explanation, without the token."""
     import httpx2
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -213,41 +225,47 @@ def _told(repo: str, endpoint: str, token: SecretStr) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled:
-        raise UsageError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it and run again") from None
+        raise UsageError(
+            "nothing can be pushed while it is set", setting="HF_HUB_OFFLINE", fix="unset it and run again"
+        ) from None
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise PushFailed(_failure(error, repo, endpoint).replace(token.get_secret_value(), "***")) from None
+        problem, fix = _explain(error, repo, endpoint)
+        raise PushFailed(problem.replace(token.get_secret_value(), "***"), fix=fix) from None
 
 
-def _failure(error: BaseException, repo: str, endpoint: str) -> str:
-    """Explain an error. The library raises a RuntimeError for a failed upload, and a ValueError for a rejected one."""
+def _explain(error: BaseException, repo: str, endpoint: str) -> tuple[str, str]:
+    """Return an error's problem and fix. The library raises RuntimeError for a failed upload, ValueError if rejected."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        return _failure(error.__cause__, repo, endpoint)
+        return _explain(error.__cause__, repo, endpoint)
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        said = " ".join(str(error.server_message or error.response.reason_phrase or "").split())[:300]
-        return f"{endpoint} said {status} of {repo} ({said}): {_mend(status, repo)}"
-    said = " ".join(str(error).split())[:300]
+        message = " ".join(str(error.server_message or error.response.reason_phrase or "").split())[:300]
+        reason, fix = _advice(status, repo)
+        return f"{endpoint} answered {status} for {repo} ({message}){reason}", fix
+    message = " ".join(str(error).split())[:300]
     if isinstance(error, httpx2.HTTPError | OSError):
         return (
-            f"{endpoint} cannot be reached ({type(error).__name__}: {said}): check the network and HF_ENDPOINT, and push "
-            "again; what is there already is not sent twice"
+            f"{endpoint} cannot be reached ({type(error).__name__}: {message})",
+            "check the network and HF_ENDPOINT, and push again; files that arrived are not sent again",
         )
-    return f"{endpoint} did not take {repo} ({type(error).__name__}: {said}): {_mend(0, repo)}"
+    reason, fix = _advice(0, repo)
+    return f"{endpoint} rejected {repo} ({type(error).__name__}: {message}){reason}", fix
 
 
-def _mend(status: int, repo: str) -> str:
+def _advice(status: int, repo: str) -> tuple[str, str]:
+    """Return what an HTTP status means, and the fix."""
     owner = repo.partition("/")[0]
     if status == 401:
-        return "it does not know the token in HF_TOKEN. Make a new one with write access."
+        return ": the token in HF_TOKEN is not valid", "create a new token with write access"
     if status == 403:
-        return f"the token in HF_TOKEN may not write there. Give it write access to {owner}."
+        return ": the token in HF_TOKEN has no write access there", f"give it write access to {owner}"
     if status == 404:
-        return f"there is no such owner or repository. Check that {owner!r} is your user or organisation."
+        return ": the owner or the repository does not exist", f"check that {owner!r} is your user or organisation"
     if status in {409, 412}:
-        return "somebody else changed the repository at the same time. Push again."
+        return ": the repository was changed at the same time", "push again"
     if status == 429:
-        return "it has had too many requests. Wait some minutes, and push again."
-    return "push again later; what arrived before the commit is not visible to anybody."
+        return ": it has received too many requests", "wait some minutes, and push again"
+    return "", "push again later; files that arrived before the commit are not visible"

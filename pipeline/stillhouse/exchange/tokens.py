@@ -25,7 +25,7 @@ from stillhouse.inputs.user_files import decode_text, parse_json
 from stillhouse.recipe.label import SoftSettings
 from stillhouse.records import Message, Prompt, SampledLabels, SoftLabels
 
-_MOST_TURNS = 9  # of the user, in one prompt
+_MAX_TURNS = 9  # of the user, in one prompt
 _NO_MASS = 1e-6  # a tail mass below this is rounding error
 
 TokenIds = npt.NDArray[np.int32]
@@ -58,14 +58,18 @@ def soft_encoding(dataset: Dataset, to: str) -> Encoding[Any]:
     soft = dataset.manifest.soft
     if soft is not None and dataset.manifest.teacher.encoder_decoder:
         raise UsageError(
-            f"--to is {to!r}, a format of prompts and answers in one sequence, and {dataset.manifest.label} was labelled "
-            "by an encoder-decoder, whose soft labels stand in a sequence of their own: choose trl, openai or sharegpt "
-            "for its text, or read its Parquet files as they are"
+            f"the format has prompt and answer in one sequence, and {dataset.manifest.label} was labelled by an "
+            "encoder-decoder, whose answers are a separate sequence",
+            setting="--to",
+            value=to,
+            fix="use trl, openai or sharegpt for its text, or read its Parquet files directly",
         )
     if soft is None:
         raise UsageError(
-            f"--to is {to!r}, a format of soft labels, and {dataset.manifest.label} has text alone: choose trl, openai or "
-            "sharegpt, or label again with label.soft"
+            f"the format requires soft labels, and {dataset.manifest.label} has only text",
+            setting="--to",
+            value=to,
+            fix="use trl, openai or sharegpt, or label again with label.soft",
         )
     return find_encoding(soft.encoding)
 
@@ -97,7 +101,7 @@ def token_rows(rows: pa.RecordBatch, encoding: Encoding[Any]) -> Iterator[TokenR
         yield TokenRow(prompt, completion, token_ids, logprobs, valid)
 
 
-def lists(arrays: Sequence[npt.NDArray[Any]], type_: pa.DataType) -> pa.Array:
+def to_arrow_lists(arrays: Sequence[npt.NDArray[Any]], type_: pa.DataType) -> pa.Array:
     """Convert arrays to Arrow lists (1-D) or lists of lists (2-D), one per array, without a Python object per number."""
     depth = 2 if pa.types.is_list(type_.value_type) else 1
     values = np.concatenate([array.reshape(-1) for array in arrays]) if arrays else np.zeros(0)
@@ -119,13 +123,13 @@ def _offsets(lengths: Sequence[int] | npt.NDArray[Any]) -> pa.Array:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class PromptDecoder:
     """A tokenizer that converts token ids back to conversations."""
 
     folder: Path
 
     @classmethod
-    def of(cls, folder: Path | None, format_: str) -> Tokens:
+    def open(cls, folder: Path | None, format_: str) -> PromptDecoder:
         """Return the tokenizer in a folder.
 
         Raises:
@@ -133,8 +137,9 @@ class Tokens:
         """
         if folder is None:
             raise UsageError(
-                f"the format {format_} holds token ids and no text: name the tokenizer that made them, "
-                "--tokenizer path/to/the/teacher"
+                f"the format {format_} has token ids and no text",
+                setting="--tokenizer",
+                fix="name the tokenizer that produced them: --tokenizer path/to/the/teacher",
             )
         return cls(folder)
 
@@ -153,7 +158,7 @@ class Tokens:
         text = str(self._tokenizer.decode(list(token_ids), skip_special_tokens=not templated))
         for roles, pattern in self._patterns if templated else [(("user",), re.compile("(.*)", re.S))]:
             if found := pattern.fullmatch(text):
-                turns = [Message(role, said) for role, said in zip(roles, found.groups(), strict=True)]
+                turns = [Message(role, content) for role, content in zip(roles, found.groups(), strict=True)]
                 if encode_prompt(self._tokenizer, turns) == list(token_ids):
                     return Prompt(tuple(turns))
         return None
@@ -175,7 +180,7 @@ class Tokens:
     def _patterns(self) -> list[tuple[tuple[Any, ...], re.Pattern[str]]]:
         """The template as a regex for each sequence of roles, longest first: a shorter one would match turns as text."""
         found = []
-        for more in reversed(range(_MOST_TURNS)):
+        for more in reversed(range(_MAX_TURNS)):
             for system in ((), ("system",)):
                 roles = (*system, *("user", "assistant") * more, "user")
                 if pattern := _pattern(self._tokenizer, roles):
@@ -184,12 +189,12 @@ class Tokens:
 
 
 def _pattern(tokenizer: Any, roles: Sequence[str]) -> re.Pattern[str] | None:
-    from stillhouse.models.load import template_errors
+    from stillhouse.models.load import convert_template_errors
 
     marks = [f"⟦{number}⟧" for number in range(len(roles))]
     turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     try:
-        with template_errors():
+        with convert_template_errors():
             text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except TemplateRefused:
         return None  # for instance, the template does not support a system turn
@@ -202,7 +207,7 @@ def _pattern(tokenizer: Any, roles: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile("(.*?)".join([*pieces, re.escape(text)]), re.S)
 
 
-def labels_of(
+def build_labels(
     token_ids: TokenIds, logprobs: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], soft: SoftSettings | None
 ) -> SoftLabels | SampledLabels:
     """Build soft labels from arrays of token ids and log-probabilities.
@@ -216,17 +221,17 @@ def labels_of(
     k = int(valid.sum(axis=1).min())
     order = np.argsort(np.where(valid, -logprobs, np.inf), axis=1, kind="stable")[:, :k]
     kept = np.take_along_axis(logprobs, order, axis=1)
-    rest = 1.0 - np.exp(kept.astype(np.float64)).sum(axis=1)
-    tail = np.where(rest > _NO_MASS, np.log(np.maximum(rest, _NO_MASS)), -np.inf).astype(np.float32)
+    tail_mass = 1.0 - np.exp(kept.astype(np.float64)).sum(axis=1)
+    tail = np.where(tail_mass > _NO_MASS, np.log(np.maximum(tail_mass, _NO_MASS)), -np.inf).astype(np.float32)
     return SoftLabels(np.take_along_axis(token_ids, order, axis=1), kept.astype(np.float16), tail)
 
 
 def _sampled(
     token_ids: TokenIds, logprobs: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], draws: int
 ) -> SampledLabels:
-    places = np.nonzero(valid)[0]  # the position of each entry
+    positions = np.nonzero(valid)[0]  # the position of each entry
     ids, counts = token_ids[valid], np.maximum(np.rint(np.exp(logprobs[valid]) * draws), 1).astype(np.int64)
-    order = np.lexsort((ids, -counts, places))  # the most often drawn first, equals by id
+    order = np.lexsort((ids, -counts, positions))  # the most often drawn first, equals by id
     offsets = np.zeros(len(valid) + 1, np.int64)
     np.cumsum(valid.sum(axis=1), out=offsets[1:])
     return SampledLabels(ids[order], counts[order].astype(np.uint16), offsets)
@@ -236,8 +241,10 @@ def chosen_logprobs(
     completion: TokenIds, token_ids: TokenIds, logprobs: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
     """Return the log-probability of each completion token, NaN if its position does not list the token: (time,)."""
-    own = (token_ids == completion[:, None]) & valid  # (time, widest)
-    return np.where(own.any(axis=1), logprobs[np.arange(len(own)), own.argmax(axis=1)], np.nan).astype(np.float32)
+    is_own = (token_ids == completion[:, None]) & valid  # (time, widest)
+    return np.where(is_own.any(axis=1), logprobs[np.arange(len(is_own)), is_own.argmax(axis=1)], np.nan).astype(
+        np.float32
+    )
 
 
 @lru_cache(maxsize=8)

@@ -70,7 +70,7 @@ def cell_text(value: object) -> str | None:
     if isinstance(value, (str, int, uuid.UUID, np.datetime64)):
         return str(value)
     if isinstance(value, (float, np.floating)):
-        return _number(value)
+        return _format_float(value)
     if isinstance(value, decimal.Decimal):
         return format(value, "f")
     if isinstance(value, (datetime.date, datetime.time)):
@@ -83,7 +83,7 @@ def cell_text(value: object) -> str | None:
     raise NotText(_kind(value), value)
 
 
-def present_text(value: object) -> str | None:
+def nonblank_text(value: object) -> str | None:
     """Return the text of a cell, or None if it is missing or blank, for instance an absent reference.
 
     Raises:
@@ -93,7 +93,7 @@ def present_text(value: object) -> str | None:
     return text if text and text.strip() else None
 
 
-def _number(value: float | np.floating[Any]) -> str:
+def _format_float(value: float | np.floating[Any]) -> str:
     text = str(value)  # for Python and NumPy floats, the shortest digits that round-trip
     smallest, largest = _PLAIN_DIGITS
     is_plain = "e" in text and smallest <= abs(float(value)) < largest

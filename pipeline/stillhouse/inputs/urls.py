@@ -1,7 +1,7 @@
 """Check a server's base URL before anything is sent, and append paths to it.
 
     base_url = check_base_url(given, "teacher.options.base_url")
-    below(base_url, "/chat/completions")        # the base URL's query, such as Azure's ?api-version=..., stays at the end
+    join_path(base_url, "/chat/completions")        # the base URL's query, such as Azure's ?api-version=..., comes last
 
 A URL to which no request can be sent is a user error: it is rejected here, with the setting, the value and the fix, and not
 retried as if the server were down. Passwords and keys in a URL are rejected and never shown.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from stillhouse.errors import RecipeError
@@ -22,125 +23,136 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.I)
 _NO_URL_CHARACTERS = set("<>{}|\\^`\"'")
 
 
+class _Fault(NamedTuple):
+    """What is wrong with a base URL, and how to fix it."""
+
+    problem: str
+    fix: str
+
+
 def check_base_url(given: str, setting: str, *, may_hold_secret: bool = False) -> str:
     """Check a base URL and return it without surrounding white space and trailing slashes.
 
     Args:
         given: the URL from the recipe, the environment or the command line.
-        setting: the name of the setting, for messages.
+        setting: path of the setting, or the environment variable, for messages.
         may_hold_secret: whether the URL may contain secrets; only if nothing stores or shows it.
 
     Raises:
         RecipeError: no request can be sent to the URL, or it contains a secret.
     """
     url = given.strip()
-    if holds_secret(url) and not may_hold_secret:
+    if has_secret(url) and not may_hold_secret:
         raise RecipeError(
-            f"{setting} carries a user, a password or a query with a key ({without_secrets(url)}), and messages and "
-            "datasets show it: leave them out of the URL, and give the key in the environment variable that is meant for it"
+            "the URL contains a user, a password or a key, and messages and datasets show it",
+            setting=setting,
+            value=mask_secrets(url),
+            fix="remove it from the URL, and set the key in the environment variable for it",
         )
-    if fault := _fault(url):
-        raise RecipeError(f"{setting} is {without_secrets(url)!r}: {fault}")
+    if fault := _url_fault(url):
+        raise RecipeError(fault.problem, setting=setting, value=mask_secrets(url), fix=fault.fix)
     root, mark, query = url.partition("?")
     return root.rstrip("/") + (mark + query if query else "")
 
 
-def below(base_url: str, path: str) -> str:
-    """Return the URL of `path` below a base URL; the base URL's query stays at the end."""
+def join_path(base_url: str, path: str) -> str:
+    """Return the URL of `path` below a base URL; the base URL's query comes last."""
     root, mark, query = base_url.partition("?")
     return f"{root.rstrip('/')}{path}{mark}{query}"
 
 
-def beside_v1(base_url: str) -> str:
+def without_v1(base_url: str) -> str:
     """Return a base URL without a `/v1` at the end of its path."""
     root, mark, query = base_url.partition("?")
     return f"{root.rstrip('/').removesuffix('/v1')}{mark}{query}"
 
 
-def holds_secret(url: str) -> bool:
+def has_secret(url: str) -> bool:
     """Whether a URL has a user, a password, or a query parameter whose name suggests a secret."""
     address, _, query = url.partition("?")
     names = [name for name, _ in parse_qsl(query.partition("#")[0], keep_blank_values=True)]
     return "@" in address or any(_SECRET_NAME.search(name) for name in names)
 
 
-def without_secrets(url: str) -> str:
+def mask_secrets(url: str) -> str:
     """Return a URL for messages: without user and password, and with the query values masked if one may be secret."""
     address, mark, query = url.partition("?")
     if "@" in address:
         scheme = _SCHEME.match(address)
         address = f"{scheme[0] if scheme else ''}{address.rpartition('@')[2]}"
-    if holds_secret(url):
+    if has_secret(url):
         query = "&".join(f"{name}=***" for name, _ in parse_qsl(query, keep_blank_values=True))
     return f"{address}{mark}{query}"
 
 
-def _fault(url: str) -> str:
-    """Return what is wrong with a base URL and how to fix it; "" if nothing is."""
+def _url_fault(url: str) -> _Fault | None:
     if not url:
-        return "give a URL such as http://127.0.0.1:8000/v1"
+        return _Fault("it is empty", "set it to a URL such as http://127.0.0.1:8000/v1")
     if any(character.isspace() or not character.isprintable() for character in url):
-        return "it holds white space, or a character that cannot be seen: write the URL anew"
+        return _Fault("it contains white space or an invisible character", "retype the URL")
     if url[0] in "\"'`":
-        return "it stands in quotation marks: leave them out"
+        return _Fault("it is in quotation marks", "remove them")
     scheme = _SCHEME.match(url)
+    if scheme is None and url.lower().startswith(("http:", "https:")):
+        return _Fault("two slashes must follow the scheme", "use http:// or https://")
     if scheme is None:
-        mend = "two slashes follow the scheme" if url.lower().startswith(("http:", "https:")) else f"http://{url}"
-        return f"it has no scheme: give a URL such as {mend}, or one that begins with https://"
+        return _Fault("it has no scheme", f"use http://{url}, or a URL that begins with https://")
     if scheme[1].lower() not in {"http", "https"}:
-        return f"its scheme is {scheme[1]}: give a URL such as http://127.0.0.1:8000/v1, with http or https"
+        return _Fault(f"its scheme is {scheme[1]}", "use http or https, as in http://127.0.0.1:8000/v1")
     if "://" in url[scheme.end() :].partition("?")[0]:
-        return "it holds two URLs: leave one out"
+        return _Fault("it contains two URLs", "remove one")
     if "#" in url:
-        return "it has a fragment (what follows #), which no server is sent: leave it out"
+        return _Fault("it has a fragment (the part after #), which is never sent to a server", "remove it")
     if _NO_URL_CHARACTERS & set(url):
-        return "it holds a character that no URL has (a placeholder that was not filled in?): write the URL out"
+        return _Fault(
+            "it contains a character that is not allowed in a URL", "write the full URL, without a placeholder"
+        )
     return _authority_fault(url) or _path_fault(url)
 
 
-def _authority_fault(url: str) -> str:
-    """Return what is wrong with the host or the port; "" if nothing is."""
+def _authority_fault(url: str) -> _Fault | None:
+    """Return what is wrong with the host or the port."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
     except ValueError:
-        return "its host cannot be read: an IPv6 address stands in brackets, as in http://[::1]:8000/v1"
+        return _Fault("its host is not valid", "write an IPv6 address in brackets, as in http://[::1]:8000/v1")
     try:
         port = parts.port
     except ValueError:
         port = 0
     if port == 0:
-        return "its port is no number from 1 to 65535"
+        return _Fault("its port is not a number from 1 to 65535", "correct the port")
     return _host_fault(host, bracketed=parts.netloc.startswith("["))
 
 
-def _host_fault(host: str, *, bracketed: bool) -> str:
+def _host_fault(host: str, *, bracketed: bool) -> _Fault | None:
     if not host:
-        return "it names no host: give a URL such as http://127.0.0.1:8000/v1"
+        return _Fault("it has no host", "use a URL such as http://127.0.0.1:8000/v1")
     if bracketed or re.fullmatch(r"[\d.]+", host):
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            return f"{host} is no IP address"
-        return ""
+            return _Fault(f"{host} is not a valid IP address", "correct the address")
+        return None
     if not host.isascii():
         import idna
 
         try:
             host = idna.encode(host.lower()).decode()
         except idna.IDNAError:
-            return f"{host} is no name of a host"
+            return _Fault(f"{host} is not a valid host name", "correct the host")
     labels = host.removesuffix(".").split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        return f"{host[:80]} is no name of a host"
-    return ""
+        return _Fault(f"{host[:80]} is not a valid host name", "correct the host")
+    return None
 
 
-def _path_fault(url: str) -> str:
+def _path_fault(url: str) -> _Fault | None:
     path = url.partition("?")[0].rstrip("/")
     if endpoint := _ENDPOINT.search(path):
-        return (
-            f"it ends with {endpoint[0]}, and what is asked is put behind a base URL: leave that off, as in "
-            f"{path[: endpoint.start()] or url}"
+        return _Fault(
+            f"it ends with {endpoint[0]}, and Stillhouse appends the endpoint to the base URL",
+            f"use {path[: endpoint.start()] or url}",
         )
-    return ""
+    return None

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-DEEPEST_JSON = 200  # levels of nesting: more than real tables have, too few for a RecursionError
+MAX_JSON_DEPTH = 200  # levels of nesting: more than real tables have, too few for a RecursionError
 
 _ENCODINGS = (  # UTF-32 before UTF-16: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -51,9 +51,9 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig").upper()
         line = data.count(b"\n", 0, error.start) + 1
-        raise Unreadable(f"line {line} is not {name} ({error.reason}): save the file as UTF-8") from None
+        raise Unreadable(f"line {line} is not valid {name} ({error.reason}): save the file as UTF-8") from None
     if "\0" in text:
-        raise Unreadable("it holds zero bytes, as UTF-16 without a byte-order mark does: save the file as UTF-8")
+        raise Unreadable("it contains zero bytes, like UTF-16 without a byte-order mark: save the file as UTF-8")
     return text
 
 
@@ -73,7 +73,9 @@ def text_lines(stream: io.BufferedReader) -> Iterator[bytes]:
             for text in texts:
                 yield text.removeprefix("\ufeff").encode()
     except UnicodeError as error:
-        raise Unreadable(f"it is not {encoding.upper()}, which its byte-order mark names ({error})") from None
+        raise Unreadable(
+            f"it is not valid {encoding.upper()}, although its byte-order mark says so ({error})"
+        ) from None
 
 
 def parse_json(text: str | bytes, *, fast: bool = False) -> Any:
@@ -83,17 +85,17 @@ def parse_json(text: str | bytes, *, fast: bool = False) -> Any:
         fast: parse with orjson if possible: several times faster, but integers of more than 64 bits become floats.
 
     Raises:
-        Unreadable: the text is not UTF-8, not JSON, or nested more than `DEEPEST_JSON` levels deep.
+        Unreadable: the text is not UTF-8, not JSON, or nested more than `MAX_JSON_DEPTH` levels deep.
     """
     try:
         value = _parse(text, fast)
     except UnicodeDecodeError as error:
-        raise Unreadable(f"it is not UTF-8 ({error.reason} at byte {error.start + 1})") from None
+        raise Unreadable(f"it is not valid UTF-8 ({error.reason} at byte {error.start + 1})") from None
     except ValueError as error:
         raise Unreadable(str(error)) from None
     except RecursionError:
         raise _too_deep() from None
-    if _may_be_deep(text) and _depth(value) > DEEPEST_JSON:
+    if _may_be_deep(text) and _depth(value) > MAX_JSON_DEPTH:
         raise _too_deep()
     return value
 
@@ -113,18 +115,18 @@ def _parse(text: str | bytes, fast: bool) -> Any:
 
 
 def _too_deep() -> Unreadable:
-    return Unreadable(f"it is nested too deeply, in more than {DEEPEST_JSON} levels")
+    return Unreadable(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
 
 
 def _may_be_deep(text: str | bytes) -> bool:
     """Whether the brackets of a text might nest too deeply; brackets inside strings are counted too."""
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if data.count(b"[") + data.count(b"{") <= DEEPEST_JSON:
+    if data.count(b"[") + data.count(b"{") <= MAX_JSON_DEPTH:
         return False
     signs = np.frombuffer(data, np.uint8)
     opened = ((signs == ord("[")) | (signs == ord("{"))).astype(np.int64)
     closed = (signs == ord("]")) | (signs == ord("}"))
-    return bool(np.cumsum(opened - closed).max() > DEEPEST_JSON)
+    return bool(np.cumsum(opened - closed).max() > MAX_JSON_DEPTH)
 
 
 def _depth(value: Any) -> int:

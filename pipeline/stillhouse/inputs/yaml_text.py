@@ -48,10 +48,10 @@ class _Loader(yaml.SafeLoader):
                 continue
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise YamlError(f"line {line}: the key {key!r} is no text: write it as {str(key)!r}")
+                raise YamlError(f"line {line}: the key {key!r} is not a string: write it as {str(key)!r}")
             if key in lines:
                 raise YamlError(
-                    f"the key {key!r} stands twice in one mapping, in line {lines[key]} and in line {line}: join the two"
+                    f"the key {key!r} occurs twice in one mapping, in lines {lines[key]} and {line}: merge the two"
                 )
             lines[key] = line
         return super().construct_mapping(node, deep=deep)
@@ -63,19 +63,19 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
-def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
 
-def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     """Represent a string; line breaks that YAML 1.2 does not know are escaped, since PyYAML would fold them into spaces."""
     style = '"' if any(mark in text for mark in "\x85\u2028\u2029\ufeff") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
-_Dumper.add_representer(str, _text)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Dumper.add_representer(str, _represent_str)
 for _tag, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
     _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))
@@ -93,8 +93,8 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _nodes(node, {}, set()) > _MOST_NODES:
-            raise YamlError(f"its aliases stand for more than {_MOST_NODES:,} values: write them out")
+        if _count_nodes(node, {}, set()) > _MOST_NODES:
+            raise YamlError(f"its aliases expand to more than {_MOST_NODES:,} values: use fewer aliases")
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise YamlError(str(error)) from None
@@ -107,10 +107,10 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
+def _count_nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
     """Count the values of a node with its aliases expanded."""
     if id(node) in within:
-        raise YamlError(f"line {node.start_mark.line + 1}: an alias stands for something that contains it")
+        raise YamlError(f"line {node.start_mark.line + 1}: an alias refers to a value that contains the alias")
     if id(node) not in known:
         within.add(id(node))
         children = (
@@ -120,6 +120,6 @@ def _nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
             if isinstance(node, yaml.SequenceNode)
             else []
         )
-        known[id(node)] = 1 + sum(_nodes(child, known, within) for child in children)
+        known[id(node)] = 1 + sum(_count_nodes(child, known, within) for child in children)
         within.discard(id(node))
     return known[id(node)]

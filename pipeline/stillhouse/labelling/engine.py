@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import stillhouse
 from stillhouse.dataset.card import write_card
-from stillhouse.dataset.files import ShardFiles, tally
+from stillhouse.dataset.files import ShardFiles, count_files
 from stillhouse.dataset.manifest import Manifest, write_manifest
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, versions
 from stillhouse.errors import DatasetBusy
@@ -263,7 +263,7 @@ class LabelJob:
         if self._finished:
             return LabelResult(self._finished, sent=0, reused=self._plan.requests, fresh=False)
         entries = [entry for name in self._plan.names for entry in self._files(name).entries()]
-        counted = tally(self._folder, entries)
+        counted = count_files(self._folder, entries)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=self._recipe.dataset.name,

@@ -21,7 +21,7 @@ from stillhouse.labelling.journal import FILE_NAME, Journal
 from stillhouse.progress import Progress
 from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.records import EncodingName
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from stillhouse.storage.location import Location, RemotePath
 
 _LOG = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def held_dataset(settings: DatasetSettings) -> Iterator[None]:
     """
     with ExitStack() as held:
         for place in dict.fromkeys((dataset_folder(settings), journal_folder(settings))):
-            held.enter_context(sole_writer(place))
+            held.enter_context(write_lock(place))
         yield
 
 

@@ -71,7 +71,7 @@ class Change:
 
 
 class Journal:
-    """The journal, opened by the dataset's only writer (`durable.sole_writer`). Usable as a context manager."""
+    """The journal, opened by the dataset's only writer (`durable.write_lock`). Usable as a context manager."""
 
     def __init__(self, folder: Path, *, soft: EncodingName | None) -> None:
         self._file = folder / FILE_NAME

@@ -46,7 +46,7 @@ from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Prompt, content_hash
 from stillhouse.storage.durable import write_atomically
-from stillhouse.storage.location import Location, folders_in, remove_tree
+from stillhouse.storage.location import Location, remove_tree, subfolders
 
 _LOG = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Parts:
     def _read_left(self) -> Iterator[Part]:
         """Yield earlier parts of this teacher and these settings; others stay: their answers may be needed again."""
         begun = {terms.id[:8] for terms in (self._plan.terms, *(one.terms for one in self._plan.former))}
-        for folder in folders_in(self._folder):
+        for folder in subfolders(self._folder):
             if folder.name[:8] in begun and (folder / _PROMPTS).is_file():
                 yield self._part(folder.name, list(read_prompts(_settings(folder))))
 

@@ -15,7 +15,7 @@ from stillhouse.dataset.columns import completion_at, completion_schema, record_
 from stillhouse.dataset.files import open_parquet
 from stillhouse.labelling.journal import Answers
 from stillhouse.labelling.plan import Shard
-from stillhouse.quality.base import NamedFilter, Remembers, judge, remember
+from stillhouse.quality.base import NamedFilter, StatefulFilter, apply_filters, record_kept
 from stillhouse.records import EncodingName, Rejection
 from stillhouse.storage.location import Location
 from stillhouse.teachers.base import Request
@@ -65,19 +65,19 @@ class Sorter:
 
     def remember(self, file: Location) -> None:
         """Show the rows of a shard that an earlier run wrote to the stateful filters."""
-        if not any(isinstance(one.judge, Remembers) for one in self._filters):
+        if not any(isinstance(one.check, StatefulFilter) for one in self._filters):
             return
         with open_parquet(file) as parquet:
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for index in range(batch.num_rows):
-                    remember(completion_at(batch, index), self._filters)
+                    record_kept(completion_at(batch, index), self._filters)
 
     def _refused(self, completions: pa.Table, place: int, request: Request) -> pa.RecordBatch | None:
         """Return the row of a filter's rejection; None if the completion is kept."""
         if not self._filters:
             return None
         completion = replace(completion_at(completions, place), prompt=request.prompt)
-        verdict = judge(completion, self._filters)
+        verdict = apply_filters(completion, self._filters)
         if verdict is None:
             return None
         rejection = Rejection(

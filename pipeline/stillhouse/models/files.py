@@ -18,7 +18,7 @@ from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
 from stillhouse.models.weights import sha256_of_weights
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import InitSettings
+from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import content_hash
 
@@ -27,6 +27,11 @@ _PICKLES = ("*.bin", "*.pt", "*.pth")
 _HASHED = (_SAFE, "*.bin", "*.py")
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 _INDEX = "model.safetensors.index.json"  # present if the weights are in several files
+NO_DECODER_START = "the model is an encoder-decoder without a decoder_start_token_id"
+DECODER_START_FIX = (
+    "set decoder_start_token_id in its config.json to the id of the token that its decoder begins with (T5 uses its pad "
+    "token, 0)"
+)
 _AT_ONCE = 4  # weight files read in parallel
 _SAMPLE = 1 << 16  # bytes of one sample of a weight file, as earlier releases hashed them
 _SAMPLES = 64
@@ -65,7 +70,7 @@ class ModelFiles:
         return None
 
     @cached_property
-    def own_code(self) -> dict[str, str]:
+    def custom_code(self) -> dict[str, str]:
         """The auto classes of transformers for which the model ships code: AutoModelForCausalLM -> modeling_x.XModel."""
         maps = [self._tokenizer_settings.get("auto_map"), self.config.get("auto_map")]
         named = [{"AutoTokenizer": one} if isinstance(one, list) else one or {} for one in maps]  # older: a list
@@ -73,8 +78,8 @@ class ModelFiles:
 
     @property
     def needed_code(self) -> list[str]:
-        """The model's own code that loading needs: entries of `own_code` that transformers has no class for."""
-        if not self.own_code:
+        """The model's own code that loading needs: entries of `custom_code` that transformers has no class for."""
+        if not self.custom_code:
             return []
         from transformers import CONFIG_MAPPING
         from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
@@ -84,7 +89,7 @@ class ModelFiles:
         tokenizer_known = kind in TOKENIZER_MAPPING_NAMES or tokenizer is not None
         return [
             code
-            for name, code in self.own_code.items()
+            for name, code in self.custom_code.items()
             if not (tokenizer_known if name == "AutoTokenizer" else kind in CONFIG_MAPPING)
         ]
 
@@ -100,9 +105,11 @@ class ModelFiles:
         try:
             settings = parse_json(decode_text(file.read_bytes()))
         except Unreadable as error:
-            raise TeacherUnavailable(f"{file} cannot be read as JSON: {error}. Copy or save the model anew") from None
+            raise TeacherUnavailable(
+                f"{file} cannot be read as JSON: {error}", fix="copy or save the model again"
+            ) from None
         if not isinstance(settings, dict):
-            raise TeacherUnavailable(f"{file} holds no JSON object: copy or save the model anew")
+            raise TeacherUnavailable(f"{file} does not contain a JSON object", fix="copy or save the model again")
         return settings
 
     @cached_property
@@ -168,7 +175,7 @@ class ModelFiles:
             if (path := self.folder / name).is_file()
         ]
         if not plain:
-            raise TeacherUnavailable(f"the model {self.name} has no tokenizer: {self.folder} lacks tokenizer.json")
+            raise TeacherUnavailable(f"the model {self.name} has no tokenizer: {self.folder} has no tokenizer.json")
         return hashlib.sha256(b"\0".join(path.read_bytes() for path in plain)).hexdigest()
 
     @property
@@ -184,7 +191,7 @@ class ModelFiles:
             template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
         except UnicodeDecodeError as error:
             raise RecipeError(
-                f"{file} is not UTF-8 ({error.reason} at byte {error.start}): save this chat template as UTF-8"
+                f"{file} is not UTF-8 ({error.reason} at byte {error.start})", fix="save this chat template as UTF-8"
             ) from None
         if template is None:
             template = self._tokenizer_settings.get("chat_template")
@@ -209,13 +216,19 @@ def find_model(
     """
     if not name:
         raise RecipeError(
-            f"{setting} is empty: give a model's folder or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+            "no model is named",
+            setting=setting,
+            value=name,
+            fix="set it to a model's folder or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct",
         )
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise TeacherUnavailable(
-                f"{setting} is {name}, a folder without config.json: name a folder that save_pretrained wrote"
+                "the folder has no config.json",
+                setting=setting,
+                value=name,
+                fix="set it to a folder that save_pretrained wrote",
             )
         files = ModelFiles(name, folder, revision)
     else:
@@ -232,10 +245,12 @@ def teacher_files(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
         RecipeError: the teacher has no files to take layers or a tokenizer from, no name, or no safetensors weights.
         TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
     """
-    if not has_files(recipe.teacher):
+    if not has_local_files(recipe.teacher):
         raise RecipeError(
-            f"student.init takes from the teacher, and a teacher of kind {recipe.teacher.kind!r} has no weights and no "
-            "tokenizer here: set student.init to {model: a folder or a hub id}"
+            f"the student starts from the teacher, but the files of a teacher of kind {recipe.teacher.kind!r} are not "
+            "accessible",
+            setting="student.init",
+            fix="set it to {model: a folder or a hub id}",
         )
     return labelling_files(recipe.teacher, weights=weights)
 
@@ -251,25 +266,27 @@ def labelling_files(teacher: TeacherSettings, *, weights: bool = True) -> ModelF
         return find_model(teacher.model, teacher.revision, weights=weights)
     if not (Path(teacher.finetune.folder) / "config.json").is_file():
         raise TeacherUnavailable(
-            f"teacher.finetune is set, and {teacher.finetune.folder} is not there: run `stillhouse finetune` with the same "
-            "recipe first, or `stillhouse run`, which begins with it"
+            f"the teacher has not been fine-tuned yet: {teacher.finetune.folder} does not exist",
+            setting="teacher.finetune",
+            fix="run `stillhouse finetune` with the same recipe first, or `stillhouse run`, which starts with it",
         )
-    return find_model(teacher.finetune.folder, setting="the fine-tuned teacher", weights=weights)
+    return find_model(teacher.finetune.folder, setting="teacher.finetune", weights=weights)
 
 
-def start_files(recipe: Recipe, init: InitSettings, *, weights: bool = True) -> ModelFiles:
-    """Return the files that a student starts from: a model of its own, or the teacher, whose tokenizer it then has.
+def init_model_files(recipe: Recipe, student: StudentSettings, *, weights: bool = True) -> ModelFiles:
+    """Return the files that a student starts from: those of `student.init.model`, or the teacher's.
 
     Raises:
         RecipeError: the model is not named, has no safetensors weights, or is a teacher without files.
         TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
     """
+    init = student.init
     if init.model is not None:
-        return find_model(init.model, init.revision, "student.init.model", weights=weights)
+        return find_model(init.model, init.revision, student.setting("init.model"), weights=weights)
     return teacher_files(recipe, weights=weights and init.config is None)
 
 
-def refuse_own_code(files: ModelFiles, setting: str, trust: str, *, trusted: bool) -> None:
+def refuse_untrusted_code(files: ModelFiles, setting: str, trust: str, *, trusted: bool) -> None:
     """Refuse a model that only its own code can load, unless that code is trusted.
 
     Args:
@@ -283,8 +300,10 @@ def refuse_own_code(files: ModelFiles, setting: str, trust: str, *, trusted: boo
     """
     if not trusted and (needed := files.needed_code):
         raise RecipeError(
-            f"{setting} is {files.name}, which only code of its own can load ({', '.join(needed)}): read that code, then "
-            f"set {trust} to true (it is false), or name a model that transformers has built in"
+            f"only code that comes with the model can load it ({', '.join(needed)}), and {trust} is false",
+            setting=setting,
+            value=files.name,
+            fix=f"read that code, then set {trust} to true, or use a model that transformers has built in",
         )
 
 
@@ -295,23 +314,15 @@ def refuse_without_decoder_start(files: ModelFiles, setting: str) -> None:
         RecipeError: neither its generation_config.json nor its config.json sets decoder_start_token_id.
     """
     if files.is_encoder_decoder and files.decoder_start_id is None:
-        raise RecipeError(without_decoder_start(f"{setting} is {files.name}"))
+        raise RecipeError(NO_DECODER_START, setting=setting, value=files.name, fix=DECODER_START_FIX)
 
 
-def without_decoder_start(which: str) -> str:
-    """Return the error message for an encoder-decoder without a decoder start token."""
-    return (
-        f"{which}, an encoder-decoder without a decoder_start_token_id: set it in its config.json, to the id of the token "
-        "that its decoder begins with (T5 takes its pad token, 0)"
-    )
-
-
-def has_files(teacher: TeacherSettings) -> bool:
+def has_local_files(teacher: TeacherSettings) -> bool:
     """Whether this kind of teacher is a model whose files are accessible."""
     return teacher.kind in {"transformers", "vllm"}
 
 
-def runs_here(teacher: TeacherSettings) -> bool:
+def can_load_in_process(teacher: TeacherSettings) -> bool:
     """Whether the teacher can be loaded in this process: by its kind, or because a server's weights are on this machine."""
     return teacher.kind == "transformers" or (teacher.kind == "vllm" and Path(teacher.model).is_dir())
 
@@ -325,13 +336,14 @@ def refuse_pickles(files: ModelFiles, setting: str) -> None:
     if any(files.folder.glob(_SAFE)):
         return
     pickles = sorted(file.name for pattern in _PICKLES for file in files.folder.glob(pattern))
-    found = (
-        f"its weights are in {', '.join(pickles[:3])}, a pickle, " if pickles else "it has no weights in safetensors, "
-    )
+    found = f"its weights are a pickle ({', '.join(pickles[:3])})" if pickles else "it has no safetensors weights"
     raise RecipeError(
-        f"{setting} is {files.name}: {found}and only safetensors are loaded, since a pickle can run any code. Convert it "
-        "once, where you trust it: AutoModelForCausalLM.from_pretrained(it).save_pretrained(a folder), the tokenizer "
-        "likewise, and name that folder"
+        f"{found}, and only safetensors are loaded, because a pickle can run any code",
+        setting=setting,
+        value=files.name,
+        fix="if you trust the model, convert it once with "
+        "AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder), save its tokenizer there too, and use "
+        "that folder",
     )
 
 
@@ -339,13 +351,17 @@ def _from_hub(name: str, revision: str | None, setting: str, files: list[str]) -
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    demo = " `stillhouse teacher fetch-demo` puts the quickstart's teacher there." if "smollm2" in name.lower() else ""
-    missing = f"{setting} is {name!r}: there is no such folder, and the hub has no such model or cannot be reached"
+    demo = ", or run `stillhouse teacher fetch-demo`, which downloads the quickstart's teacher"
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise TeacherUnavailable(f"{missing} ({reason}). Check the path or the id.{demo}") from error
+        raise TeacherUnavailable(
+            f"there is no such folder, and the hub has no such model or cannot be reached ({reason.rstrip('.')})",
+            setting=setting,
+            value=name,
+            fix="check the path or the id" + (demo if "smollm2" in name.lower() else ""),
+        ) from error
     return ModelFiles(name, folder, folder.name)
 
 

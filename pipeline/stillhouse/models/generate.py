@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stillhouse.models.layout import right_padded
 from stillhouse.models.load import LanguageModel
+from stillhouse.models.sampling import sample_tokens
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,20 @@ def generate(
         pad_token_id=lm.pad_id,
         decoder_start_token_id=lm.start_id,
     )
-    processors = [*hooks.processors, *([_Draw(sampling)] if sampling else [])]
+    processors = [*hooks.processors, *([_Sampler(sampling)] if sampling else [])]
     with torch.inference_mode():
         output = lm.model.generate(
             input_ids=input_ids.to(lm.device),
             attention_mask=attention_mask.to(lm.device),
             generation_config=settings,
-            **_own_cache(lm.model.config),
+            **_caches_for_deep_decoder(lm.model.config),
             logits_processor=transformers.LogitsProcessorList(processors),
             stopping_criteria=transformers.StoppingCriteriaList(hooks.criteria),
         )
     return [_until_end(row[begin:].tolist(), lm.end_ids) for row in output]
 
 
-def _own_cache(config: transformers.PretrainedConfig) -> dict[str, Any]:
+def _caches_for_deep_decoder(config: transformers.PretrainedConfig) -> dict[str, Any]:
     """Return caches for a T5 whose decoder is deeper than its encoder: transformers (5.23) sizes them by the encoder."""
     if getattr(config, "num_decoder_layers", 0) <= getattr(config, "num_layers", 0):
         return {}
@@ -84,7 +85,7 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor,
     return reversed_ids.flip(1), reversed_mask.flip(1)
 
 
-class _Draw(transformers.LogitsProcessor):
+class _Sampler(transformers.LogitsProcessor):
     """Samples each row's next token and masks all others.
 
     Uses inverse transform sampling with one uniform number per row. The library's own sampling draws one for every token of
@@ -98,15 +99,12 @@ class _Draw(transformers.LogitsProcessor):
             self._warpers.append(transformers.TopPLogitsWarper(sampling.top_p))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        precise = torch.float32 if scores.device.type == "mps" else torch.float64  # mps has no float64
-        reached = self._warpers(input_ids, scores.float()).softmax(dim=-1).cumsum(dim=-1, dtype=precise)
         uniform = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in self._generators]
-        wanted = torch.stack(uniform).to(reached) * reached[:, -1:]  # (batch, 1), below the sum
-        token = torch.searchsorted(reached, wanted, right=True).clamp(max=scores.shape[-1] - 1)
+        token = sample_tokens(self._warpers(input_ids, scores.float()), torch.stack(uniform))  # (batch, 1)
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 
 def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """Cut the padding after the first end token."""
-    stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens) - 1)
     return tokens[: stop + 1]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from stillhouse.models.layout import at_least_float32, foretelling
+from stillhouse.models.layout import at_least_float32, completion_mask
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Parts:
             arguments: the model's other inputs: `attention_mask`, `position_ids`, `decoder_input_ids`.
         """
         states = self.decoder(input_ids=input_ids, use_cache=False, **arguments)[0]  # (batch, time, width)
-        mask = foretelling(labels, arguments.get("decoder_input_ids"))
+        mask = completion_mask(labels, arguments.get("decoder_input_ids"))
         selected: Tensor = states[:, : mask.shape[1]][mask]
         return selected
 
@@ -77,7 +77,10 @@ def split(model: PreTrainedModel) -> Parts:
         )
         if _agree(parts, model):
             return parts
-    log.warning("the logits of a %s model cannot be had in parts: they are held whole, in memory", config.model_type)
+    log.warning(
+        "the logits of a %s model cannot be computed in chunks: those of a whole batch are kept in memory",
+        config.model_type,
+    )
     return Parts(model.forward, Head(nn.Identity()))
 
 
@@ -85,16 +88,16 @@ def _encoder_and_decoder(model: PreTrainedModel) -> Callable[..., Any]:
     """Return a function that runs encoder and decoder as an encoder-decoder's `forward` does before the head."""
     encoder, decoder = model.get_encoder(), model.get_decoder()
 
-    def both(input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, use_cache: bool) -> Any:
-        read = encoder(input_ids=input_ids, attention_mask=attention_mask)[0]  # (batch, time, width)
+    def encode_and_decode(input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, use_cache: bool) -> Any:
+        encoded = encoder(input_ids=input_ids, attention_mask=attention_mask)[0]  # (batch, time, width)
         return decoder(
             input_ids=decoder_input_ids,
-            encoder_hidden_states=read,
+            encoder_hidden_states=encoded,
             encoder_attention_mask=attention_mask,
             use_cache=use_cache,
         )
 
-    return both
+    return encode_and_decode
 
 
 def logit_factor(config: PretrainedConfig) -> float:

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ class TokenBatch:
 
         (batch, time - 1) for a causal model, one step before the token; (batch, completion time) for an encoder-decoder.
         """
-        return foretelling(self.labels, self.decoder_input_ids)
+        return completion_mask(self.labels, self.decoder_input_ids)
 
     @property
     def targets(self) -> Tensor:
@@ -57,12 +59,12 @@ class TokenBatch:
         return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device), decoder)
 
 
-def foretelling(labels: Tensor, decoder_input_ids: Tensor | None) -> Tensor:
+def completion_mask(labels: Tensor, decoder_input_ids: Tensor | None) -> Tensor:
     """Return the mask of the positions that predict a completion token: see `TokenBatch.completion_mask`."""
     return (labels if decoder_input_ids is not None else labels[:, 1:]) != IGNORED
 
 
-def token_batch(
+def make_token_batch(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, start_id: int | None = None
 ) -> TokenBatch:
     """Lay out token ids for one forward pass; every prompt and every completion has at least one token.
@@ -85,14 +87,13 @@ def token_batch(
     return TokenBatch(input_ids, attention_mask, labels)
 
 
-def right_padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+def right_padded(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], fill: int) -> tuple[Tensor, Tensor]:
     """Return rows of token ids padded into one tensor, and its attention mask: two of (batch, longest) int64."""
-    shape = (len(rows), max(map(len, rows)))
-    padded, mask = torch.full(shape, fill), torch.zeros(shape, dtype=torch.int64)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = torch.tensor([*row])
-        mask[place, : len(row)] = 1
-    return padded, mask
+    lengths = np.array([len(row) for row in rows])
+    filled = np.arange(lengths.max()) < lengths[:, None]  # (batch, longest)
+    padded = np.full(filled.shape, fill, dtype=np.int64)
+    padded[filled] = np.concatenate(rows)
+    return torch.from_numpy(padded), torch.from_numpy(filled.astype(np.int64))
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

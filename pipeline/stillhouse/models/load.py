@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from stillhouse.errors import RecipeError, TemplateRefused
-from stillhouse.models.files import without_decoder_start
+from stillhouse.models.files import DECODER_START_FIX, NO_DECODER_START
 from stillhouse.records import Message, Prompt
 
 log = logging.getLogger(__name__)
 
-_TOLD = 300  # maximum characters of a chat template's own error message
+_MAX_MESSAGE = 300  # maximum characters of a chat template's own error message
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -91,7 +91,7 @@ def load_language_model(
     model.eval()
     model.generation_config = token_ids_alone(model.generation_config)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    return LanguageModel(model.to(choose_device(device)), tokenizer, decoder_start(model))
+    return LanguageModel(model.to(choose_device(device)), tokenizer, decoder_start_token_id(model))
 
 
 def load_weights(folder: Path, *, dtype: torch.dtype | str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -115,8 +115,8 @@ def load_weights(folder: Path, *, dtype: torch.dtype | str, trust_remote_code: b
             ("encoder-decoder", "ForConditionalGeneration") if config.is_encoder_decoder else ("causal", "ForCausalLM")
         )
         raise RecipeError(
-            f"the model in {folder} is no whole {kind} language model, it lacks {', '.join(missing[:3])}: name one that "
-            f"holds a language model with its head, such as one saved as ...{saved_as}"
+            f"the model in {folder} is not a complete {kind} language model: it lacks {', '.join(missing[:3])}",
+            fix=f"use a language model with its head, such as one saved as ...{saved_as}",
         )
     return model
 
@@ -126,7 +126,7 @@ def auto_class(config: PretrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def decoder_start(model: PreTrainedModel) -> int | None:
+def decoder_start_token_id(model: PreTrainedModel) -> int | None:
     """Return an encoder-decoder's decoder start token; None for a causal model.
 
     Raises:
@@ -138,7 +138,7 @@ def decoder_start(model: PreTrainedModel) -> int | None:
         start = getattr(settings, "decoder_start_token_id", None)
         if start is not None:
             return int(start[0] if isinstance(start, list) else start)
-    raise RecipeError(without_decoder_start(f"the model is {model.config.name_or_path}"))
+    raise RecipeError(f"{NO_DECODER_START}: {model.config.name_or_path}", fix=DECODER_START_FIX)
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -183,9 +183,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
         text = "\n".join(message.content for message in messages)
         return _ids(tokenizer(text)["input_ids"])
     turns = [message.as_dict() for message in messages]
-    goes_on = turns[-1]["role"] == "assistant"
-    opened = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
-    with template_errors():
+    continues = turns[-1]["role"] == "assistant"
+    opened = {"continue_final_message": True} if continues else {"add_generation_prompt": True}
+    with convert_template_errors():
         encoded = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **opened)
     if not (token_ids := _ids(encoded["input_ids"])):
         raise TemplateRefused("it renders no text")
@@ -193,7 +193,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 
 @contextmanager
-def template_errors() -> Iterator[None]:
+def convert_template_errors() -> Iterator[None]:
     """Convert any exception of a chat template into one error.
 
     A template is a program by the model's author: it refuses by `raise_exception`, and it fails on inputs that its author
@@ -221,7 +221,7 @@ def template_errors() -> Iterator[None]:
 
 
 def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:_TOLD]
+    return " ".join(str(error).split())[:_MAX_MESSAGE]
 
 
 def encode_completion(lm: LanguageModel, text: str, *, ended: bool = True) -> list[int]:
@@ -240,7 +240,7 @@ def encode_completion(lm: LanguageModel, text: str, *, ended: bool = True) -> li
     encoded = lm.tokenizer(text_target=text, return_special_tokens_mask=True)
     ids = _ids(encoded["input_ids"])
     if not ended:
-        of_text = [place for place, added in enumerate(encoded["special_tokens_mask"]) if not added]
+        of_text = [index for index, added in enumerate(encoded["special_tokens_mask"]) if not added]
         return ids[: of_text[-1] + 1] if of_text else []
     return ids if ids and ids[-1] in lm.end_ids else [*ids, *lm.end_ids[:1]]
 

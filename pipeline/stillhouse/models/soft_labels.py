@@ -1,14 +1,13 @@
 """Soft labels from a model's logits: the k most likely tokens and the tail mass, or tokens sampled at random.
 
-    notes = notes_for(label.soft, seeds)            # one seed per row
-    generate(..., hooks=SoftLabelRecorder(notes).hooks)         # while a teacher generates
+    collector = label_collector(label.soft, seeds)              # one seed per row
+    generate(..., hooks=SoftLabelRecorder(collector).hooks)     # while a teacher generates
     top_k(logits, 32).soft_labels(), sampled(logits, 50, seed)  # when it scores a given text
 
 Log-probabilities are normalised over the full vocabulary at temperature 1, whatever the temperature of generation.
 
-Random labels are drawn by inverse transform sampling: each uniform number in [0, 1) selects the token at which the
-cumulative softmax first exceeds it, which is `torch.multinomial` with replacement. Every row has its own generator, so its
-draws depend on its seed and its logits alone, and not on its batch. Logits differ in their last digits between batches of
+Random labels are drawn by inverse transform sampling (sampling.py). Every row has its own generator, so its draws depend on
+its seed and its logits alone, and not on its batch. Logits differ in their last digits between batches of
 other shapes, devices and library versions; a draw that close to the boundary between two tokens may then select the other.
 Both are draws from the same distribution.
 """
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from stillhouse.models.generate import GenerationHooks
 from stillhouse.models.layout import at_least_float32
+from stillhouse.models.sampling import sample_tokens
 from stillhouse.recipe.label import SoftSettings
 from stillhouse.records import SampledLabels, SoftLabels
 
@@ -54,23 +54,16 @@ def top_k(logits: Tensor, k: int) -> TopK:
     k = min(k, logits.shape[-1])
     normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (..., 1)
     values, ids = logits.topk(k, dim=-1)  # (..., k)
-    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(dim=-1)  # summed, not 1 - sum: no cancellation
-    return TopK(ids, values - normaliser, rest - normaliser.squeeze(-1))
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Sample tokens of softmax(logits) by inverse transform: (..., vocabulary), (..., draws) in [0, 1) -> (..., draws)."""
-    precise = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
-    reached = at_least_float32(logits).softmax(dim=-1).cumsum(dim=-1, dtype=precise)
-    wanted = uniform.to(reached) * reached[..., -1:]  # below the sum, which rounding keeps from being 1
-    return torch.searchsorted(reached, wanted, right=True).clamp(max=logits.shape[-1] - 1)
+    tail = logits.scatter(-1, ids, -torch.inf).logsumexp(dim=-1)  # summed, not 1 - sum: no cancellation
+    return TopK(ids, values - normaliser, tail - normaliser.squeeze(-1))
 
 
 def sampled(logits: Tensor, draws: int, seed: int) -> SampledLabels:
     """Sample tokens of each position's distribution, with replacement: logits is (time, vocabulary)."""
     generator = torch.Generator().manual_seed(seed)
     parts = [
-        draw(part, torch.stack([_uniform(draws, generator) for _ in part])) for part in logits.split(_POSITIONS_AT_ONCE)
+        sample_tokens(part, torch.stack([_uniform(draws, generator) for _ in part]))
+        for part in logits.split(_POSITIONS_AT_ONCE)
     ]
     return SampledLabels.of(torch.cat(parts).cpu().numpy())
 
@@ -85,8 +78,8 @@ def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
 
 
-class Notes(Protocol):
-    """Soft labels collected from the distributions from which a batch's tokens are sampled."""
+class LabelCollector(Protocol):
+    """Collects soft labels from the distributions from which a batch's tokens are sampled."""
 
     def add(self, logits: Tensor) -> None:
         """Add the next token's logits: (batch, vocabulary), the model's own."""
@@ -95,12 +88,12 @@ class Notes(Protocol):
         """Return the labels of the first `length` tokens of one row."""
 
 
-def notes_for(soft: SoftSettings, seeds: Sequence[int]) -> Notes:
-    """Return notes in the encoding of a recipe; `seeds` has one per row."""
-    return _TopKNotes(soft.k) if soft.k else _SampledNotes(soft.draws or 0, seeds)
+def label_collector(soft: SoftSettings, seeds: Sequence[int]) -> LabelCollector:
+    """Return a collector for the encoding of a recipe; `seeds` has one per row."""
+    return _TopKCollector(soft.k) if soft.k else _SampledCollector(soft.draws or 0, seeds)
 
 
-class _TopKNotes:
+class _TopKCollector:
     def __init__(self, k: int) -> None:
         self._k = k
         self._steps: list[TopK] = []
@@ -117,7 +110,7 @@ class _TopKNotes:
         ).soft_labels()
 
 
-class _SampledNotes:
+class _SampledCollector:
     def __init__(self, draws: int, seeds: Sequence[int]) -> None:
         self._draws = draws
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -125,7 +118,7 @@ class _SampledNotes:
 
     def add(self, logits: Tensor) -> None:
         uniform = torch.stack([_uniform(self._draws, generator) for generator in self._generators])
-        self._steps.append(draw(logits, uniform))
+        self._steps.append(sample_tokens(logits, uniform))
 
     def labels(self, row: int, length: int) -> SampledLabels:
         return SampledLabels.of(torch.stack([step[row] for step in self._steps[:length]]).cpu().numpy())
@@ -134,8 +127,8 @@ class _SampledNotes:
 class SoftLabelRecorder:
     """Records, while a model generates, the distribution from which each token is sampled."""
 
-    def __init__(self, notes: Notes) -> None:
-        self._notes = notes
+    def __init__(self, collector: LabelCollector) -> None:
+        self._collector = collector
         self._logits = torch.empty(0)
         self._chosen: list[Tensor] = []
 
@@ -147,7 +140,7 @@ class SoftLabelRecorder:
     def before_draw(self, logits: Tensor) -> None:
         """Record the model's own logits, (batch, vocabulary)."""
         self._logits = logits.clone()
-        self._notes.add(self._logits)
+        self._collector.add(self._logits)
 
     def after_draw(self, drawn: Tensor) -> None:
         """Record the sampled tokens, (batch,)."""
@@ -156,7 +149,7 @@ class SoftLabelRecorder:
     def labels(self, row: int, length: int) -> tuple[SoftLabels | SampledLabels, np.ndarray]:
         """Return the soft labels and chosen log-probabilities of the first `length` tokens of one row."""
         chosen = torch.stack([step[row] for step in self._chosen[:length]])
-        return self._notes.labels(row, length), chosen.cpu().numpy().astype(np.float32)
+        return self._collector.labels(row, length), chosen.cpu().numpy().astype(np.float32)
 
 
 class _BeforeDraw(transformers.LogitsProcessor):

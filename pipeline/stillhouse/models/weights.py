@@ -37,7 +37,7 @@ class _State(BaseModel):
     inode: int
 
 
-class _Known(BaseModel):
+class _CacheEntry(BaseModel):
     """A cache entry."""
 
     model_config = ConfigDict(frozen=True)
@@ -65,13 +65,13 @@ def sha256_of_weights(file: Path) -> str:
         time.sleep(_CLOCK_TICK)  # so that any later change has another time than this state
     state = _state(file)
     entry = _entry(file)
-    known = _read(entry)
-    if known is not None and known.state == state:
-        return known.sha256
+    cached = _read(entry)
+    if cached is not None and cached.state == state:
+        return cached.sha256
     digest = sha256_of_file(file)
     if entry is not None and _state(file) == state:  # the file did not change while it was read
         with suppress(StorageFailed):
-            write_atomically(entry, _Known(state=state, sha256=digest).model_dump_json().encode())
+            write_atomically(entry, _CacheEntry(state=state, sha256=digest).model_dump_json().encode())
     return digest
 
 
@@ -93,11 +93,11 @@ def _entry(file: Path) -> Path | None:
     return folder / _FOLDER / f"{hashlib.sha256(str(file).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
 
 
-def _read(entry: Path | None) -> _Known | None:
+def _read(entry: Path | None) -> _CacheEntry | None:
     """Read a cache entry; None if it does not exist or cannot be read."""
     if entry is None:
         return None
     try:
-        return _Known.model_validate_json(entry.read_bytes())
+        return _CacheEntry.model_validate_json(entry.read_bytes())
     except (OSError, ValidationError):
         return None

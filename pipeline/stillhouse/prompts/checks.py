@@ -19,15 +19,15 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Prompt
 
-_TOLD = 60  # characters of a prompt shown in an error message
+_SHOWN_CHARACTERS = 60  # characters of a prompt shown in an error message
 
 
 @dataclass(frozen=True)
 class _Need:
-    """Why references are needed, and how to avoid the need; both are parts of an error message."""
+    """Why references are needed, and the fix that avoids the need; both are parts of an error message."""
 
-    why: str
-    mend: str
+    reason: str
+    fix: str
 
 
 def check_prompts(recipe: Recipe) -> None:
@@ -38,12 +38,12 @@ def check_prompts(recipe: Recipe) -> None:
         RecipeError: the first prompt begins with none of the task prefixes in the teacher's config.
         TeacherUnavailable: the teacher's config cannot be found.
     """
-    learnt = _learnt(recipe)
+    learnt = _learning_needs(recipe)
     if recipe.references is not None and learnt:
         _check(recipe, recipe.references, "references", learnt, None)
         learnt = None
-    need = learnt or _forced_along(recipe)
-    _check(recipe, recipe.prompts, "prompts", need, None if need else _measured_by(recipe))
+    need = learnt or _scoring_needs(recipe)
+    _check(recipe, recipe.prompts, "prompts", need, None if need else _metrics_need(recipe))
 
 
 def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | None, wanted: _Need | None) -> None:
@@ -54,45 +54,53 @@ def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | No
         return
     for number, prompt in enumerate(read_prompts(settings), start=1):
         if number == 1 and known and not _text(prompt).startswith(tuple(known)):
-            raise RecipeError(_without_prefix(recipe, settings, part, prompt, known))
+            raise _missing_prefix(recipe, settings, part, prompt, known)
         if own and not _text(prompt).startswith(own):
             raise PromptError(
-                f"teacher.task_prefix is {own!r}, and row {number} of {settings.source} makes a prompt without it "
-                f"({_text(prompt)[:_TOLD]!r}): put it in front in {part}.template ({settings.template}), or set "
-                'teacher.task_prefix to ""'
+                f"the prompt of row {number} of {settings.source} ({_text(prompt)[:_SHOWN_CHARACTERS]!r}) does not begin "
+                "with it",
+                setting="teacher.task_prefix",
+                value=own,
+                fix=f'add it at the start of {part}.template ({settings.template}), or set teacher.task_prefix to ""',
             )
         missing = prompt.reference is None
         if need and missing:
             raise PromptError(
-                f"{need.why}, and row {number} of {settings.source} has no reference: fill its column "
-                f"{settings.reference or 'reference'!r}, set {part}.reference to the column that has it, or {need.mend}"
+                f"{need.reason}, so every row needs a reference, and row {number} of {settings.source} has none",
+                setting=f"{part}.reference",
+                value=settings.reference,
+                fix=f"fill its column {settings.reference or 'reference'!r}, set {part}.reference to another column, "
+                f"or {need.fix}",
             )
         wanted = wanted if missing else None
         if not (need or wanted or own):
             return
     if wanted:
+        column = settings.reference or "reference"
         raise PromptError(
-            f"{wanted.why}, and no row of {settings.source} has a reference: set {part}.reference to the column that has "
-            f"it (it is {settings.reference or 'null, which means reference'}), or {wanted.mend}"
+            f"{wanted.reason}, which needs references, and no row of {settings.source} has one in the column {column!r}",
+            setting=f"{part}.reference",
+            value=settings.reference,
+            fix=f"set {part}.reference to the column with the references, or {wanted.fix}",
         )
 
 
-def _learnt(recipe: Recipe) -> _Need | None:
+def _learning_needs(recipe: Recipe) -> _Need | None:
     if recipe.teacher.finetune is not None:
-        return _Need("teacher.finetune is set", "take teacher.finetune away")
+        return _Need("teacher.finetune is set", "remove teacher.finetune")
     if recipe.student is not None and recipe.student.mode == "gold":
         return _Need("student.mode is 'gold'", "set student.mode to 'black-box'")
     if recipe.needs_gold:
-        return _Need("evaluate.baselines has 'gold'", "take it out of evaluate.baselines")
+        return _Need("evaluate.baselines has 'gold'", "remove it from evaluate.baselines")
     return None
 
 
-def _forced_along(recipe: Recipe) -> _Need | None:
+def _scoring_needs(recipe: Recipe) -> _Need | None:
     return _Need("label.mode is 'score'", "set label.mode to 'generate'") if recipe.label.mode == "score" else None
 
 
-def _measured_by(recipe: Recipe) -> _Need | None:
-    return _Need("evaluate.metrics is set", "take evaluate.metrics away") if recipe.evaluate.metrics else None
+def _metrics_need(recipe: Recipe) -> _Need | None:
+    return _Need("evaluate.metrics is set", "remove evaluate.metrics") if recipe.evaluate.metrics else None
 
 
 def _known_prefixes(teacher: TeacherSettings) -> Sequence[str]:
@@ -113,9 +121,13 @@ def _text(prompt: Prompt) -> str:
     return "\n".join(message.content for message in prompt.messages)
 
 
-def _without_prefix(recipe: Recipe, settings: PromptSettings, part: str, prompt: Prompt, known: Sequence[str]) -> str:
-    return (
-        f"{part}.template is {settings.template or 'null'}, and the first prompt ({_text(prompt)[:_TOLD]!r}) has no "
-        f"task prefix; {recipe.teacher.model} was taught to go by one of {', '.join(map(repr, known))}: begin the template "
-        'with one of them, or set teacher.task_prefix to one of your own, or to "" where none is wanted'
+def _missing_prefix(
+    recipe: Recipe, settings: PromptSettings, part: str, prompt: Prompt, known: Sequence[str]
+) -> RecipeError:
+    return RecipeError(
+        f"the first prompt ({_text(prompt)[:_SHOWN_CHARACTERS]!r}) does not begin with a task prefix, and "
+        f"{recipe.teacher.model} was trained with the prefixes {', '.join(map(repr, known))}",
+        setting=f"{part}.template",
+        value=settings.template,
+        fix='begin the template with one of them, or set teacher.task_prefix to another prefix, or to "" for none',
     )

@@ -44,14 +44,14 @@ def csv_rows(stream: io.BufferedReader, source: str, delimiter: str | None = Non
                 continue
             if len(cells) > len(names):
                 raise PromptError(
-                    f"line {reader.line_num} of {source} has {len(cells)} fields, and the header names {len(names)} "
-                    "columns: put a field that holds the separator in double quotes"
+                    f"line {reader.line_num} of {source} has {len(cells)} fields, and the header has {len(names)} columns",
+                    fix="put a field that contains the separator in double quotes",
                 )
             yield {name: cell or None for name, cell in zip(names, [*cells, *[""] * len(names)], strict=False)}
     except csv.Error as error:
         raise PromptError(
-            f"line {reader.line_num} of {source} is not CSV: {error}. Put a field with quotes or line breaks in double "
-            'quotes, and write a quote inside it twice ("")'
+            f"line {reader.line_num} of {source} is not valid CSV: {error}",
+            fix='put a field with quotes or line breaks in double quotes, and write a quote inside it twice ("")',
         ) from None
 
 
@@ -77,13 +77,16 @@ class _Lines:
             return next(self._lines).decode()
         except (Unreadable, UnicodeDecodeError) as error:
             raise PromptError(
-                f"prompts.source is {self._source}, which is not UTF-8 ({error}): save it as UTF-8"
+                f"the file is not valid UTF-8 ({error})",
+                setting="prompts.source",
+                value=self._source,
+                fix="save it as UTF-8",
             ) from None
 
 
 def _check_header(names: list[str], source: str) -> None:
     if not any(name.strip() for name in names):
-        raise PromptError(f"{source} has no header: put the names of the columns on its first line")
+        raise PromptError(f"{source} has no header", fix="put the column names on its first line")
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
-        raise PromptError(f"the header of {source} names the column {twice!r} twice: rename one")
+        raise PromptError(f"the header of {source} has the column {twice!r} twice", fix="rename one of them")

@@ -40,7 +40,9 @@ def read_prompts(settings: PromptSettings) -> Iterator[Prompt]:
         if count == settings.limit:
             break
     if count == 0:
-        raise PromptError(f"prompts.source is {settings.source}, which has no rows: put one JSON object on each line")
+        raise PromptError(
+            "it has no rows", setting="prompts.source", value=settings.source, fix="put one JSON object on each line"
+        )
 
 
 def split_of(prompt: Prompt, holdout: float) -> Split:
@@ -64,13 +66,15 @@ def _plain_messages(settings: PromptSettings, row: Row, where: str) -> list[Mess
             f"its {name!r} is {'null' if is_missing(cell) else 'empty'}" for name, cell in given.items()
         )
         why = f" ({empty})" if empty else ""
-        raise PromptError(f"{where} has neither a `prompt` nor `messages`{why}: add one, or set prompts.template")
+        raise PromptError(
+            f"{where} has neither a `prompt` nor `messages`{why}", fix="add one of the two, or set prompts.template"
+        )
     cell = given[column]
     if isinstance(cell, list):
         return [_message(turn, f"turn {place} of {column!r} in {where}") for place, turn in enumerate(cell, start=1)]
-    text = _text(cell, f"the {column!r} of {where}", "give a text, or a list of {role, content}")
+    text = _text(cell, f"the {column!r} of {where}", "use a text, or a list of {role, content}")
     if not text.strip():
-        raise PromptError(f"the {column!r} of {where} is blank: fill it")
+        raise PromptError(f"the {column!r} of {where} is blank", fix="fill it")
     return [Message("user", text)]
 
 
@@ -78,34 +82,38 @@ def _message(turn: Any, where: str) -> Message:
     roles = get_args(Role)
     if not isinstance(turn, Mapping):
         raise PromptError(
-            f"{where} is {shown_value(turn)}: write each turn as {{role, content}} with a role out of {roles}"
+            f"{where} is {shown_value(turn)}",
+            fix=f"write each turn as {{role, content}}, with one of the roles {', '.join(roles)}",
         )
     role: Any = turn.get("role")
     if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
-        raise PromptError(f"{where} calls a tool or is a tool's answer, which a prompt cannot hold: take the row out")
+        raise PromptError(f"{where} is a tool call or its result, which prompts cannot contain", fix="remove the row")
     if role not in roles:
-        raise PromptError(f"{where} has the role {shown_value(role)}: choose one out of {roles}")
+        raise PromptError(f"{where} has the role {shown_value(role)}", fix=f"use one of {', '.join(roles)}")
     content = turn.get("content")
     if isinstance(content, list):
         content = _joined_parts(content, where)
-    return Message(role, _text(content, f"{where} (the {role}'s)", "give the turn's `content` as a text"))
+    return Message(role, _text(content, f"{where} (the {role}'s)", "write the turn's `content` as a text"))
 
 
 def _joined_parts(parts: list[Any], where: str) -> str:
     """Join the text parts of a message's content, in the format of OpenAI's API."""
     for part in parts:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise PromptError(f"{where} has a part that is no text, {shown_value(part)}: only texts can be asked")
+            raise PromptError(
+                f"{where} has a part that is not text, {shown_value(part)}",
+                fix="use only text parts, or remove the row",
+            )
     return "".join(part["text"] for part in parts)
 
 
-def _text(cell: Any, what: str, mend: str) -> str:
+def _text(cell: Any, what: str, fix: str) -> str:
     try:
         text = cell_text(cell)
     except NotText as problem:
-        raise PromptError(f"{what} is {problem}: {mend}") from None
+        raise PromptError(f"{what} is {problem}", fix=fix) from None
     if text is None:
-        raise PromptError(f"{what} is null: {mend}")
+        raise PromptError(f"{what} is null", fix=fix)
     return text
 
 
@@ -124,28 +132,33 @@ def _prompt(settings: PromptSettings, messages: list[Message], reference: str | 
         answer = Prompt((), messages.pop().content).reference  # None if it is blank
         if reference is not None and answer is not None and reference != answer:
             raise PromptError(
-                f"prompts.last_turn is 'reference', and {where} has two: its last turn, and the column "
-                f"{settings.reference or 'reference'!r}. Take one of the two away"
+                f"{where} has two references: its last turn, and the column {settings.reference or 'reference'!r}",
+                setting="prompts.last_turn",
+                value="reference",
+                fix="remove one of the two",
             )
         reference = answer or reference
         if not messages or messages[-1].role == "assistant":
             raise PromptError(
-                f"{where} has no user's turn before the assistant's last one: add it, or take the row out"
+                f"{where} has no user turn before the last assistant turn", fix="add a user turn, or remove the row"
             )
     users = [turn for turn in messages if turn.role == "user"]
     if not users:
-        raise PromptError(f"{where} has no user's turn, only {' and '.join(_roles(messages))}: add what is asked")
+        raise PromptError(f"{where} has no user turn, only {' and '.join(_roles(messages))}", fix="add a user turn")
     if any(not turn.content.strip() for turn in users):
-        raise PromptError(f"{where} has a user's turn without text: fill it, or take the row out")
+        raise PromptError(f"{where} has a user turn without text", fix="fill it, or remove the row")
     last = messages[-1]
     if last.role == "assistant" and settings.last_turn == "refuse":
         raise PromptError(
-            f"{where} ends with an assistant's turn, and prompts.last_turn is 'refuse': set it to 'reference' (that turn "
-            "is the reference, and no part of the prompt) or to 'continue' (the teacher goes on from it)"
+            f"{where} ends with an assistant turn",
+            setting="prompts.last_turn",
+            value="refuse",
+            fix="set it to 'reference' (the turn is the reference, not part of the prompt) or to 'continue' (the teacher "
+            "continues the turn)",
         )
     if last.role == "assistant" and not last.content.strip():
         raise PromptError(
-            f"{where} ends with an assistant's turn without text, from which nobody can go on: take it away"
+            f"{where} ends with an assistant turn without text, which cannot be continued", fix="remove the turn"
         )
     return Prompt(tuple(messages), reference)
 
@@ -158,12 +171,15 @@ def _reference(settings: PromptSettings, row: Row, where: str) -> str | None:
     """Return the reference of a row; None if it is null or NaN."""
     column = settings.reference or "reference"
     if settings.reference is not None and column not in row:
-        raise PromptError(f"prompts.reference is {column!r}, a column that {where} lacks.{nearest(column, list(row))}")
+        raise PromptError(
+            f"{where} has no such column.{nearest(column, list(row))}", setting="prompts.reference", value=column
+        )
     try:
         return cell_text(row.get(column))
     except NotText as problem:
-        named = "" if settings.reference else " (prompts.reference is null, which means that column)"
         raise PromptError(
-            f"the column {column!r} of {where} is {problem}{named}: a reference is one text, name a column of texts in "
-            "prompts.reference"
+            f"the column {column!r} of {where} is {problem}, and a reference must be a text",
+            setting="prompts.reference",
+            value=settings.reference,
+            fix="set it to a column of texts",
         ) from None

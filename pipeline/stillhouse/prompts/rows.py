@@ -21,7 +21,7 @@ from stillhouse.prompts.csv_rows import csv_rows
 from stillhouse.recipe.load import find_input
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.settings import nearest
-from stillhouse.storage.location import Location, readable
+from stillhouse.storage.location import Location, open_for_library
 from stillhouse.text import shortened
 
 if TYPE_CHECKING:
@@ -51,47 +51,54 @@ def source_rows(settings: PromptSettings) -> Iterator[Row]:
     if suffix in _READERS:
         if settings.config is not None:
             raise PromptError(
-                f"prompts.config is {settings.config!r}, and prompts.source is the file {source}: only a hub data set has "
-                "configurations, take prompts.config away"
+                f"prompts.source is the file {source}, and only hub data sets have configurations",
+                setting="prompts.config",
+                value=settings.config,
+                fix="remove prompts.config",
             )
         file = find_input(source)
         if file is None:
             raise PromptError(
-                f"prompts.source is {source}, and there is no such file. Paths start from the working folder."
+                "the file does not exist",
+                setting="prompts.source",
+                value=source,
+                fix="check the path, which is relative to the working folder",
             )
         return _READERS[suffix](file, source)
     if _OTHER_FILES.fullmatch(suffix) or not _HUB_ID.fullmatch(source) or Path(source).is_file():
         raise PromptError(
-            f"prompts.source is {source!r}: give a .jsonl, .csv, .tsv or .parquet file, here or at a URL, "
-            "or a hub data set's id"
+            "it is neither a supported file nor the id of a hub data set",
+            setting="prompts.source",
+            value=source,
+            fix="use a .jsonl, .csv, .tsv or .parquet file, local or at a URL, or the id of a hub data set",
         )
     return _hub_rows(settings)
 
 
 def _csv_rows(file: Location, source: str) -> Iterator[Row]:
-    opened = readable(file)
+    opened = open_for_library(file)
     with opened.open("rb") if isinstance(opened, Path) else opened as stream:
         yield from csv_rows(stream, source, "\t" if source.lower().endswith(".tsv") else None)
 
 
 def _jsonl_rows(file: Location, source: str) -> Iterator[Row]:
-    opened = readable(file)
+    opened = open_for_library(file)
     with opened.open("rb") if isinstance(opened, Path) else opened as stream:
         try:
             for number, line in enumerate(text_lines(stream), start=1):
                 if line.strip():
                     yield _json_row(line, f"line {number} of {source}")
         except Unreadable as error:
-            raise PromptError(f"prompts.source is {source}: {error}. Save it as UTF-8.") from None
+            raise PromptError(str(error), setting="prompts.source", value=source, fix="save it as UTF-8") from None
 
 
 def _json_row(line: bytes, where: str) -> Row:
     try:
         row = parse_json(line)
     except Unreadable as error:
-        raise PromptError(f"{where} is not JSON: {error}. Put one JSON object on each line.") from None
+        raise PromptError(f"{where} is not valid JSON: {error}", fix="put one JSON object on each line") from None
     if not isinstance(row, dict):
-        raise PromptError(f"{where} is a {type(row).__name__}: put one JSON object on each line")
+        raise PromptError(f"{where} is a {type(row).__name__}, not an object", fix="put one JSON object on each line")
     return row
 
 
@@ -100,11 +107,11 @@ def _parquet_rows(file: Location, source: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(readable(file)) as parquet:
+        with pq.ParquetFile(open_for_library(file)) as parquet:
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
                 yield from _python_rows(batch)
     except (pa.ArrowException, OSError) as error:  # a damaged page raises OSError
-        raise PromptError(f"prompts.source is {source}, which cannot be read as Parquet: {error}") from None
+        raise PromptError(f"it cannot be read as Parquet: {error}", setting="prompts.source", value=source) from None
 
 
 def _python_rows(batch: pa.RecordBatch) -> Iterator[Row]:
@@ -148,33 +155,42 @@ def _hub_rows(settings: PromptSettings) -> Iterator[Row]:
 
 def _hub_error(settings: PromptSettings, error: Exception) -> PromptError:
     """Return an error with the library's message, the setting that it concerns and a fix; tokens are masked."""
-    said = str(error).strip() or type(error).__name__
+    message = str(error).strip() or type(error).__name__
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if token := os.environ.get(name, "").strip():
-            said = said.replace(token, "***")
-    listed = _LISTED.search(said)
+            message = message.replace(token, "***")
+    listed = _LISTED.search(message)
     choices = re.findall(r"'([^']*)'", listed[1]) if listed else []
     source = f"the hub data set {settings.source!r}"
-    if "Config name is missing" in said:
+    if "Config name is missing" in message:
         return PromptError(
-            f"prompts.config is null, and {source} has several configurations: set it to one of {', '.join(choices)}"
+            f"{source} has several configurations",
+            setting="prompts.config",
+            value=None,
+            fix=f"set it to one of {', '.join(choices)}",
         )
-    if "BuilderConfig" in said and choices:
+    if "BuilderConfig" in message and choices:
         hint = nearest(str(settings.config), choices)
-        return PromptError(f"prompts.config is {settings.config!r}, which {source} does not have.{hint}")
-    if "split" in said and choices:
+        return PromptError(
+            f"{source} has no such configuration.{hint}", setting="prompts.config", value=settings.config
+        )
+    if "split" in message and choices:
         hint = nearest(settings.split, choices)
-        return PromptError(f"prompts.split is {settings.split!r}, which {source} does not have.{hint}")
-    if "gated" in said:
-        mend = "ask for access on its page at the hub, and set HF_TOKEN to a token of that account"
+        return PromptError(f"{source} has no such split.{hint}", setting="prompts.split", value=settings.split)
+    if "gated" in message:
+        fix = "request access on its page at the hub, and set HF_TOKEN to a token of that account"
     elif isinstance(error, ConnectionError):
-        mend = (
-            "check the network (HF_HUB_OFFLINE and HF_ENDPOINT too), or download it and name a .jsonl or .parquet file"
+        fix = (
+            "check the network, HF_HUB_OFFLINE and HF_ENDPOINT, or download it and set prompts.source to a .jsonl or "
+            ".parquet file"
         )
     else:
-        mend = "check the id, or name a .jsonl or .parquet file; a private one needs HF_TOKEN"
+        fix = "check the id, set HF_TOKEN if the data set is private, or use a .jsonl or .parquet file"
     config = f", config {settings.config!r}" if settings.config is not None else ""
     return PromptError(
-        f"prompts.source is {settings.source!r} (split {settings.split!r}{config}), which is no file here and cannot be "
-        f"read from the hub: {type(error).__name__}: {shortened(said, _MESSAGE)}. Mend: {mend}."
+        f"it is not a local file, and cannot be read from the hub (split {settings.split!r}{config}): "
+        f"{type(error).__name__}: {shortened(message, _MESSAGE)}",
+        setting="prompts.source",
+        value=settings.source,
+        fix=fix,
     )

@@ -4,7 +4,7 @@
     template, variables = environment.compile_text("{{ word }}: {{ tags | join(', ') }}")
     text = environment.render(template, row)
 
-Jinja prints any value as Python does: "None", "['a', 'b']", "b'kettle'". Here every way to print goes through `printed`:
+Jinja prints any value as Python does: "None", "['a', 'b']", "b'kettle'". Here every way to print goes through `as_text`:
 expressions (Jinja's `finalize`), `~`, `%`, `str.format`, `join`, and each filter that converts its value to text. Lists and
 objects keep their type in loops, tests, attributes and filters; printing one whole is an error.
 
@@ -29,12 +29,12 @@ from jinja2.visitor import NodeTransformer
 
 from stillhouse.inputs.cells import NotText, cell_text
 
-MOST_STEPS = 1_000_000  # loop iterations and calls per rendering
-_MOST_ITEMS = 10_000_000  # length of a text or list made by `*`
-_MOST_BITS = 100_000  # size of an integer made by `**`
+MAX_STEPS = 1_000_000  # loop iterations and calls per rendering
+_MAX_ITEMS = 10_000_000  # length of a text or list made by `*`
+_MAX_BITS = 100_000  # size of an integer made by `**`
 
 # Filters that convert their value to text with Python's str().
-_PRINTING = [
+_TEXT_FILTERS = [
     "capitalize",
     "center",
     "e",
@@ -56,11 +56,11 @@ _PRINTING = [
 ]
 
 
-class TooMuchWork(ValueError):
+class TemplateLimitExceeded(ValueError):
     """A template exceeds the limit on steps or memory."""
 
 
-def printed(value: Any) -> Any:
+def as_text(value: Any) -> Any:
     """Return a value as the text that goes into a prompt; a string is returned as the same object.
 
     Raises:
@@ -81,11 +81,11 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["%", "*", "**"])
 
     def __init__(self) -> None:
-        super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, finalize=printed)
+        super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, finalize=as_text)
         self.steps = 0  # of the current rendering
-        self.filters |= {name: _printing(FILTERS[name], 1) for name in _PRINTING}
-        self.filters |= {"replace": _printing(FILTERS["replace"], 3), "join": _join, "format": _format}
-        self.filters |= {"urlencode": _urlencode, _AS_TEXT: printed, _COUNTED: self._counted}
+        self.filters |= {name: _with_text_arguments(FILTERS[name], 1) for name in _TEXT_FILTERS}
+        self.filters |= {"replace": _with_text_arguments(FILTERS["replace"], 3), "join": _join, "format": _format}
+        self.filters |= {"urlencode": _urlencode, _AS_TEXT: as_text, _COUNTED: self._counted}
         self.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _json_value}
 
     def compile_text(self, text: str) -> tuple[jinja2.Template, frozenset[str]]:
@@ -96,14 +96,14 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
         """
         tree = self.parse(text)
         variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
-        return self.from_string(_Guarded().visit(tree)), variables
+        return self.from_string(_FilterInserter().visit(tree)), variables
 
     def render(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
         """Return a template rendered with `values`.
 
         Raises:
             NotText: the template prints a value without a text form.
-            TooMuchWork: the template exceeds the limit on steps or memory.
+            TemplateLimitExceeded: the template exceeds the limit on steps or memory.
             Exception: an expression of the template raises another error.
         """
         self.steps = 0
@@ -119,9 +119,9 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "*":
             for many, count in ((left, right), (right, left)):
                 if isinstance(many, (str, bytes, Sequence)) and isinstance(count, int):
-                    _refuse_above(_MOST_ITEMS, len(many) * count, "items")
+                    _check_limit(_MAX_ITEMS, len(many) * count, "items")
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _refuse_above(_MOST_BITS, left.bit_length() * right, "bits")
+            _check_limit(_MAX_BITS, left.bit_length() * right, "bits")
         return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -136,8 +136,8 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
 
     def _count(self, steps: int) -> None:
         self.steps += steps
-        if self.steps > MOST_STEPS:
-            raise TooMuchWork(f"it takes more than {MOST_STEPS:,} turns of loops and calls")
+        if self.steps > MAX_STEPS:
+            raise TemplateLimitExceeded(f"it takes more than {MAX_STEPS:,} loop iterations and calls")
 
     def _counted(self, items: Iterable[Any]) -> Iterable[Any]:
         """Return the iterable of a loop, counting its items as steps."""
@@ -158,7 +158,7 @@ _AS_TEXT = "as_text"
 _COUNTED = "counted"
 
 
-class _Guarded(NodeTransformer):
+class _FilterInserter(NodeTransformer):
     """Insert our filters where Jinja has no hook: around the operands of `~`, and around the iterable of a loop."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802  named by Jinja
@@ -177,13 +177,13 @@ def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
 
 
 class _TextFormatter(SandboxedFormatter):
-    """`str.format` that converts values with `printed`; numbers keep their format specification."""
+    """`str.format` that converts values with `as_text`; numbers keep their format specification."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         return super().format_field(_formatted(value), format_spec)
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        return super().convert_field(printed(value) if conversion else value, conversion)
+        return super().convert_field(as_text(value) if conversion else value, conversion)
 
 
 class _FormattedItems(Mapping[str, Any]):
@@ -202,12 +202,12 @@ class _FormattedItems(Mapping[str, Any]):
         return len(self._given)
 
     def __repr__(self) -> str:
-        return str(printed(self._given))  # raises: a mapping has no text form
+        return str(as_text(self._given))  # raises: a mapping has no text form
 
 
 def _formatted(value: Any) -> Any:
     """Return a number unchanged, since `%d` and `{:.2f}` need one, and any other value as text."""
-    text = printed(value)
+    text = as_text(value)
     is_number = isinstance(value, numbers.Number) and not isinstance(value, bool)
     return value if is_number else text
 
@@ -218,31 +218,31 @@ def _formatted_all(given: Any) -> Any:
     return _FormattedItems(given) if isinstance(given, Mapping) else _formatted(given)
 
 
-def _printing(filter_: Callable[..., Any], count: int) -> Callable[..., Any]:
+def _with_text_arguments(filter_: Callable[..., Any], count: int) -> Callable[..., Any]:
     """Wrap a Jinja filter so that its first `count` arguments are converted to text."""
     first = 1 if hasattr(filter_, "jinja_pass_arg") else 0  # skip the argument that Jinja itself passes
 
     @functools.wraps(filter_)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        texts = map(printed, args[first : first + count])
+        texts = map(as_text, args[first : first + count])
         return filter_(*args[:first], *texts, *args[first + count :], **kwargs)
 
     return guarded
 
 
 def _format(text: Any, *args: Any, **kwargs: Any) -> Any:
-    return FILTERS["format"](printed(text), *map(_formatted, args), **{k: _formatted(v) for k, v in kwargs.items()})
+    return FILTERS["format"](as_text(text), *map(_formatted, args), **{k: _formatted(v) for k, v in kwargs.items()})
 
 
 @jinja2.pass_environment
 def _join(environment: jinja2.Environment, items: Any, d: Any = "", attribute: Any = None) -> str:
     values = items if attribute is None else map(make_attrgetter(environment, attribute), items)
-    return str(printed(d)).join(str(printed(item)) for item in values)
+    return str(as_text(d)).join(str(as_text(item)) for item in values)
 
 
 def _urlencode(value: Any) -> Any:
     is_pairs = isinstance(value, (Mapping, list, tuple))
-    return FILTERS["urlencode"](value if is_pairs else printed(value))
+    return FILTERS["urlencode"](value if is_pairs else as_text(value))
 
 
 def _json_value(value: Any) -> Any:
@@ -252,6 +252,6 @@ def _json_value(value: Any) -> Any:
     return cell_text(value)
 
 
-def _refuse_above(most: int, size: int, unit: str) -> None:
+def _check_limit(most: int, size: int, unit: str) -> None:
     if size > most:
-        raise TooMuchWork(f"it makes something of {size:,} {unit}, and may make {most:,}")
+        raise TemplateLimitExceeded(f"it creates a value of {size:,} {unit}; the limit is {most:,}")

@@ -37,7 +37,10 @@ class PromptTemplate:
         file = find_input(name)
         if file is None:
             raise PromptError(
-                f"prompts.template is {name}, and there is no such file. Paths start from the working folder."
+                "the file does not exist",
+                setting="prompts.template",
+                value=name,
+                fix="check the path, which is relative to the working folder",
             )
         self._environment = TextEnvironment()
         self._name = name
@@ -46,13 +49,15 @@ class PromptTemplate:
             text = decode_text(file.read_bytes())
             self._template, self._variables = self._environment.compile_text(text)
         except Unreadable as error:
-            raise PromptError(f"prompts.template is {name}, which cannot be read: {error}") from None
+            raise PromptError(f"the file cannot be read: {error}", setting="prompts.template", value=name) from None
         except jinja2.TemplateSyntaxError as error:
             raise PromptError(
-                f"prompts.template is {name}, and its line {error.lineno} is wrong: {error.message}"
+                f"line {error.lineno} is not valid Jinja: {error.message}", setting="prompts.template", value=name
             ) from None
         except Exception as error:  # from Python's compiler, or brackets nested too deeply
-            raise PromptError(f"prompts.template is {name}, which cannot be compiled: {_words(error)}") from error
+            raise PromptError(
+                f"the template cannot be compiled: {_describe(error)}", setting="prompts.template", value=name
+            ) from error
 
     def __call__(self, row: Mapping[str, Any], where: str) -> str:
         """Return the user's message for one row; `where` names the row in errors.
@@ -64,50 +69,62 @@ class PromptTemplate:
         values = {name: None if is_missing(cell) else cell for name, cell in {**row, **mapped}.items()}
         for variable in sorted(self._variables):
             if variable not in values:
-                raise PromptError(self._without_column(variable, row, where))
+                raise self._missing_column(variable, row, where)
         try:
             text = self._environment.render(self._template, values).strip()
         except NotText as problem:
-            raise PromptError(self._not_text(problem, values, where)) from None
+            raise self._not_text(problem, values, where) from None
         except Exception as error:  # a template is the user's code: it may raise anything, and they fix it
             raise PromptError(
-                f"the template {self._name} cannot be rendered for {where}{_line(error)}: {_words(error)}"
+                f"it cannot be rendered for {where}{_line(error)}: {_describe(error)}",
+                setting="prompts.template",
+                value=self._name,
             ) from None
         if not text:
             raise PromptError(
-                f"the template {self._name} gives an empty message for {where}: fill the row or the template"
+                f"it renders an empty message for {where}",
+                setting="prompts.template",
+                value=self._name,
+                fix="fill the row, or change the template",
             )
         return text
 
-    def _without_column(self, variable: str, row: Mapping[str, Any], where: str) -> str:
+    def _missing_column(self, variable: str, row: Mapping[str, Any], where: str) -> PromptError:
         column = self._columns.get(variable)
         if column is not None:
             hint = nearest(column, list(row))
-            return f"prompts.columns maps {variable!r} to the column {column!r}, which {where} lacks.{hint}"
-        return (
-            f"the template {self._name} uses {variable!r}, a column that {where} lacks.{nearest(variable, list(row))} "
-            f"Mend the row or the template, or map the name in prompts.columns."
+            return PromptError(
+                f"{where} has no such column.{hint}", setting=f"prompts.columns.{variable}", value=column
+            )
+        return PromptError(
+            f"it uses the variable {variable!r}, and {where} has no such column.{nearest(variable, list(row))}",
+            setting="prompts.template",
+            value=self._name,
+            fix="correct the row or the template, or map the variable to a column in prompts.columns",
         )
 
-    def _not_text(self, problem: NotText, values: Mapping[str, Any], where: str) -> str:
-        """Return the message for a printed value without a text form: the column, if known, and how to write it."""
+    def _not_text(self, problem: NotText, values: Mapping[str, Any], where: str) -> PromptError:
+        """Return the error for a printed value without a text form: the column, if known, and how to write it."""
         names = [name for name in sorted(self._variables) if values[name] is problem.value]
         shown = " or ".join(
             f"{name!r}" + (f" (the column {self._columns[name]!r})" if name in self._columns else "") for name in names
         )
-        printed = (
-            f"the template {self._name} prints {shown or 'a value'}, which is {problem} in {where}{_line(problem)}"
+        return PromptError(
+            f"it prints {shown or 'a value'}, which is {problem} in {where}{_line(problem)}",
+            setting="prompts.template",
+            value=self._name,
+            fix=_how_to_print(problem.value, names[0] if names else "..."),
         )
-        name = names[0] if names else "..."
-        if problem.value is None:
-            return f"{printed}. Fill the row, or leave it out in the template: {{% if {name} %}}...{{% endif %}}"
-        if isinstance(problem.value, (bytes, bytearray)):
-            return f"{printed}. Store it as text, or decode it in the template: {{{{ {name}.decode('latin-1') }}}}"
-        if isinstance(problem.value, Mapping):
-            return (
-                f"{printed}. Name a part of it, {{{{ {name}.title }}}}, or write it as JSON, {{{{ {name} | tojson }}}}"
-            )
-        return f"{printed}. Say in the template how it is written: {{{{ {name} | join(', ') }}}}, or a loop"
+
+
+def _how_to_print(value: object, name: str) -> str:
+    if value is None:
+        return f"fill the row, or skip the variable in the template: {{% if {name} %}}...{{% endif %}}"
+    if isinstance(value, (bytes, bytearray)):
+        return f"store it as text, or decode it in the template: {{{{ {name}.decode('latin-1') }}}}"
+    if isinstance(value, Mapping):
+        return f"print one of its keys, {{{{ {name}.title }}}}, or print it as JSON, {{{{ {name} | tojson }}}}"
+    return f"format it in the template, {{{{ {name} | join(', ') }}}}, or use a loop"
 
 
 def _line(error: BaseException) -> str:
@@ -115,8 +132,8 @@ def _line(error: BaseException) -> str:
     return f" (line {lines[-1]} of the template)" if lines else ""
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it calls itself too often, or its expressions are nested too deeply"
-    said = str(error) or type(error).__name__
-    return said if len(said) <= _MESSAGE else shortened(said, _MESSAGE)
+    message = str(error) or type(error).__name__
+    return message if len(message) <= _MESSAGE else shortened(message, _MESSAGE)

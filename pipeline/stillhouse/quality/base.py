@@ -6,8 +6,8 @@ A filter is a module in this folder (or an entry point `stillhouse.filters`) wit
 
 A filter sees the completions of a dataset one at a time in a fixed order: shard by shard, with the samples of one prompt
 consecutive. Most filters depend on one completion only. A filter that compares a completion with earlier ones (duplicates,
-best-of) is an object with a method `remember`, which is called for every completion that was finally kept, by this run or
-by an earlier interrupted run. So it decides the same after a resume.
+best-of) is an object with a method `record_kept`, which is called for every completion that was finally kept, by this run
+or by an earlier interrupted run. So it decides the same after a resume.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Filter = Callable[[Completion], str | None]  # returns the detail of a rejection
 
 
 @runtime_checkable
-class Remembers(Protocol):
+class StatefulFilter(Protocol):
     """A filter whose verdict depends on the completions kept before."""
 
-    def remember(self, completion: Completion) -> None:
+    def record_kept(self, completion: Completion) -> None:
         """Record a kept completion; called once for each completion that all filters kept, in the dataset's order."""
 
 
@@ -39,7 +39,7 @@ class NamedFilter:
     """A filter with its kind, under which its rejections are counted."""
 
     kind: str
-    judge: Filter
+    check: Filter
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class Verdict:
     detail: str
 
 
-def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> list[NamedFilter]:
-    """Open the filters of a recipe, in order; `where` is the path of the setting, for messages.
+def open_filters(settings: Sequence[FilterSettings], path: str = "quality") -> list[NamedFilter]:
+    """Open the filters of a recipe, in order; `path` is the path of the setting, for messages.
 
     Raises:
         RecipeError: a filter's kind does not exist or an option is wrong; the error lists all faults.
     """
     opened: list[NamedFilter] = []
     faults: list[RecipeError] = []
-    for place, one in enumerate(settings):
+    for index, one in enumerate(settings):
         try:
             build: Callable[[dict[str, Any]], Filter] = load_kind(
-                f"{where}.{place}.kind", one.kind, stillhouse.quality, "open_filter", group=FILTERS
+                f"{path}.{index}.kind", one.kind, stillhouse.quality, "open_filter", group=FILTERS
             )
             opened.append(NamedFilter(one.kind, build(one.options)))
         except RecipeError as error:
@@ -70,26 +70,26 @@ def open_filters(settings: Sequence[FilterSettings], where: str = "quality") -> 
     return opened
 
 
-def judge(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
-    """Return the first rejection by a filter; or None, and the completion is kept and remembered."""
+def apply_filters(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
+    """Return the first rejection by a filter; or None, and the completion is kept and recorded."""
     verdict = first_rejection(completion, filters)
     if verdict is None:
-        remember(completion, filters)
+        record_kept(completion, filters)
     return verdict
 
 
 def first_rejection(completion: Completion, filters: Sequence[NamedFilter]) -> Verdict | None:
-    """Return the first rejection by a filter, or None; nothing is remembered."""
+    """Return the first rejection by a filter, or None; nothing is recorded."""
     for one in filters:
-        detail = one.judge(completion)
+        detail = one.check(completion)
         if detail is not None:
             return Verdict(one.kind, detail)
     return None
 
 
-def remember(completion: Completion, filters: Sequence[NamedFilter]) -> None:
-    """Pass a kept completion to the filters that have `remember`."""
+def record_kept(completion: Completion, filters: Sequence[NamedFilter]) -> None:
+    """Pass a kept completion to the filters that have `record_kept`."""
     for one in filters:
-        asked: object = one.judge
-        if isinstance(asked, Remembers):
-            asked.remember(completion)
+        check: object = one.check
+        if isinstance(check, StatefulFilter):
+            check.record_kept(completion)

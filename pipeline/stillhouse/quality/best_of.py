@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from stillhouse.quality.base import NamedFilter, first_rejection, open_filters, remember
+from stillhouse.quality.base import NamedFilter, first_rejection, open_filters, record_kept
 from stillhouse.recipe.quality import FilterSettings
 from stillhouse.records import Completion
 from stillhouse.settings import Settings, parse_options
@@ -37,7 +37,9 @@ class BestOfOptions(Settings):
     @classmethod
     def _no_best_of_inside(cls, verifiers: tuple[FilterSettings, ...]) -> tuple[FilterSettings, ...]:
         if any(one.kind == "best-of" for one in verifiers):
-            raise ValueError("best-of cannot be a verifier of best-of: raise `keep`, or list its verifiers here")
+            raise ValueError(
+                "best-of cannot be a verifier of best-of: raise `keep`, or list its verifiers here instead"
+            )
         return verifiers
 
 
@@ -63,11 +65,11 @@ class BestOf:
         if completion.prompt.id != self._prompt or completion.id in self._kept or len(self._kept) < self._keep:
             return None
         samples = ", ".join(map(str, self._kept.values()))
-        return f"enough was kept of this prompt (keep={self._keep}): sample {samples}"
+        return f"this prompt already has keep={self._keep} kept: sample {samples}"
 
-    def remember(self, completion: Completion) -> None:
+    def record_kept(self, completion: Completion) -> None:
         """Count a kept sample."""
         if completion.prompt.id != self._prompt:
             self._prompt, self._kept = completion.prompt.id, {}
         self._kept[completion.id] = completion.sample
-        remember(completion, self._verifiers)
+        record_kept(completion, self._verifiers)

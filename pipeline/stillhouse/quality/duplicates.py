@@ -92,13 +92,13 @@ class Banding(NamedTuple):
 
 
 class Duplicates:
-    """Compares a completion with the remembered ones."""
+    """Compares a completion with the recorded ones."""
 
     def __init__(self, options: DuplicatesOptions) -> None:
         self._options = options
         self._banding = Banding.for_threshold(options.near or 1.0, options.permutations)
         self._blank = MinHash(num_perm=options.permutations)
-        self._fingerprint = lru_cache(maxsize=1)(self._take_fingerprint)  # judged, then remembered
+        self._fingerprint = lru_cache(maxsize=1)(self._compute_fingerprint)  # checked, then recorded
         self._kept = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._kept.close)
         self._kept.executescript(_CREATE)
@@ -108,13 +108,13 @@ class Duplicates:
         owner = self._owner(completion)
         same = self._kept.execute(_SAME, (mine.exact, owner)).fetchone()
         if same is not None:
-            return f"the same words as {same[0]}, which was kept"
+            return f"the same words as the kept {same[0]}"
         if self._options.near is None:
             return None
         best, like = max(self._candidates(mine, owner), default=(0.0, ""), key=lambda found: found[0])
-        return f"similarity {best:.2f} to {like}, which was kept" if best >= self._options.near else None
+        return f"similarity {best:.2f} to the kept {like}" if best >= self._options.near else None
 
-    def remember(self, completion: Completion) -> None:
+    def record_kept(self, completion: Completion) -> None:
         """Store a kept completion, to compare later ones with it."""
         mine = self._fingerprint(self._text(completion))
         row = (completion.id, self._owner(completion), mine.exact, mine.signature.tobytes())
@@ -137,7 +137,7 @@ class Duplicates:
         """Return the group within which rows are not duplicates: the row itself, or its prompt with `of: prompt`."""
         return completion.prompt.id if self._options.of == "prompt" else completion.id
 
-    def _take_fingerprint(self, text: str) -> Fingerprint:
+    def _compute_fingerprint(self, text: str) -> Fingerprint:
         exact = hashlib.blake2b(" ".join(words(text)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if self._options.near is None:
             return Fingerprint(exact, np.zeros(0, np.uint32))

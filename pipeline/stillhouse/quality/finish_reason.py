@@ -25,10 +25,10 @@ def open_filter(options: dict[str, Any]) -> Filter:
     """Build the filter, see the module's docstring."""
     allowed = parse_options("quality.finish-reason", options, FinishReasonOptions).allowed
 
-    def judge(completion: Completion) -> str | None:
+    def check(completion: Completion) -> str | None:
         if completion.finish_reason in allowed:
             return None
         tokens = completion.completion_tokens
         return f"ended by {completion.finish_reason}" + (f" after {tokens} tokens" if tokens is not None else "")
 
-    return judge
+    return check

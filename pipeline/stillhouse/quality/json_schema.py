@@ -48,7 +48,7 @@ class JsonSchemaOptions(Settings):
     @model_validator(mode="after")
     def _exactly_one_schema(self) -> JsonSchemaOptions:
         if (self.schema_ is None) == (self.file is None):
-            raise ValueError("give exactly one of `schema` (the schema itself) and `file` (a JSON file with it)")
+            raise ValueError("set exactly one of `schema` (the schema itself) and `file` (a JSON file with it)")
         return self
 
 
@@ -56,29 +56,39 @@ def open_filter(options: dict[str, Any]) -> Filter:
     """Build the filter, see the module's docstring."""
     given = parse_options("quality.json-schema", options, JsonSchemaOptions)
     if given.file is not None:
-        validator = make_validator(_read(given.file), f"quality.json-schema.file ({given.file})")
+        validator = make_validator(_read(given.file), "quality.json-schema.file", file=given.file)
     else:
         validator = make_validator(given.schema_, "quality.json-schema.schema")
     return lambda completion: schema_problem(completion.text, validator, strip_fence=given.strip_fence)
 
 
-def make_validator(schema: Any, setting: str) -> Validator:
+def make_validator(schema: Any, setting: str, *, file: str | None = None) -> Validator:
     """Return a validator for the draft that a schema names, or for 2020-12 if it names none or an unknown one.
 
+    Args:
+        schema: the JSON schema.
+        setting: path of the setting that has the schema, or the path of its file, for messages.
+        file: the path of the schema's file, if `setting` names a file.
+
     Raises:
-        RecipeError: the schema is invalid; the message begins with `setting`.
+        RecipeError: the schema is invalid; the error names `setting`.
     """
+    fields: dict[str, Any] = {"setting": setting} if file is None else {"setting": setting, "value": file}
     try:
         resource = Resource.from_contents(schema, default_specification=DRAFT202012)
         kind = validator_for(schema, default=Draft202012Validator)
         kind.check_schema(schema)
         _check_references(resource, REGISTRY.resolver_with_root(resource))
     except SchemaError as error:
-        raise RecipeError(f"{setting} is no JSON schema: at {error.json_path}, {error.message}") from error
+        raise RecipeError(f"it is not a valid JSON schema: at {error.json_path}, {error.message}", **fields) from error
     except Unresolvable as error:
-        raise RecipeError(f"{setting} has a $ref that leads nowhere: {error.ref}") from error
+        raise RecipeError(
+            f"it has a $ref that cannot be resolved: {error.ref}",
+            fix="refer to the schema itself or to a standard metaschema",
+            **fields,
+        ) from error
     except RecursionError:
-        raise RecipeError(f"{setting} is no JSON schema: it is nested too deeply") from None
+        raise RecipeError("it is not a valid JSON schema: it is nested too deeply", **fields) from None
     validator: Validator = kind(schema, registry=REGISTRY)
     return validator
 
@@ -87,9 +97,11 @@ def schema_problem(text: str, validator: Validator, *, strip_fence: bool = True)
     """Return why a text is not JSON that matches the validator's schema, or None if it is."""
     fenced = _FENCED.fullmatch(text.strip()) if strip_fence else None
     try:
-        error = best_match(validator.iter_errors(json.loads(fenced[1] if fenced else text, parse_constant=_refuse)))
-    except ValueError as wrong:
-        return f"not JSON: {wrong}"
+        error = best_match(
+            validator.iter_errors(json.loads(fenced[1] if fenced else text, parse_constant=_reject_constant))
+        )
+    except ValueError as invalid:
+        return f"not JSON: {invalid}"
     except RecursionError:
         return "not JSON: nested too deeply"
     return None if error is None else f"at {error.json_path}, {error.message}"[:_DETAIL]
@@ -102,15 +114,19 @@ def _check_references(resource: Any, resolver: Any) -> None:
         _check_references(part, resolver.in_subresource(part))
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+def _reject_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _read(path: str) -> Any:
     file = find_input(path)
     if file is None:
-        raise RecipeError(f"quality.json-schema.file is {path!r}: there is no such file")
+        raise RecipeError(
+            "the file does not exist", setting="quality.json-schema.file", value=path, fix="check the path"
+        )
     try:
         return parse_json(decode_text(file.read_bytes()))
     except (OSError, Unreadable) as error:
-        raise RecipeError(f"quality.json-schema.file is {path!r}, which cannot be read as JSON: {error}") from error
+        raise RecipeError(
+            f"it cannot be read as JSON: {error}", setting="quality.json-schema.file", value=path
+        ) from error

@@ -27,13 +27,15 @@ class LengthOptions(Settings):
     max_chars: int | None = Field(default=None, ge=1, description="most characters to keep")
 
     @model_validator(mode="after")
-    def _bounds_with_room_between(self) -> LengthOptions:
+    def _check_bounds(self) -> LengthOptions:
         if self == LengthOptions.model_construct():
-            raise ValueError("give at least one of min_tokens, max_tokens, min_chars and max_chars")
+            raise ValueError("there is no bound: set at least one of min_tokens, max_tokens, min_chars and max_chars")
         for unit in ("tokens", "chars"):
             low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
             if low is not None and high is not None and low > high:
-                raise ValueError(f"min_{unit} is {low} and max_{unit} is {high}: nothing would be kept")
+                raise ValueError(
+                    f"min_{unit} is {low} and max_{unit} is {high}, so no completion would be kept: swap or change them"
+                )
         return self
 
 
@@ -41,17 +43,17 @@ def open_filter(options: dict[str, Any]) -> Filter:
     """Build the filter, see the module's docstring."""
     bounds = parse_options("quality.length", options, LengthOptions)
 
-    def judge(completion: Completion) -> str | None:
-        return _outside("tokens", completion.completion_tokens, bounds.min_tokens, bounds.max_tokens) or _outside(
-            "chars", len(completion.text), bounds.min_chars, bounds.max_chars
-        )
+    def check(completion: Completion) -> str | None:
+        return _bound_violation(
+            "tokens", completion.completion_tokens, bounds.min_tokens, bounds.max_tokens
+        ) or _bound_violation("chars", len(completion.text), bounds.min_chars, bounds.max_chars)
 
-    return judge
+    return check
 
 
-def _outside(unit: str, count: int | None, low: int | None, high: int | None) -> str | None:
+def _bound_violation(unit: str, count: int | None, low: int | None, high: int | None) -> str | None:
     if count is None and (low is not None or high is not None):
-        return f"the teacher did not count its {unit}; bound the text with min_chars and max_chars instead"
+        return f"the teacher reports no number of {unit}; use min_chars and max_chars instead"
     if count is not None and low is not None and count < low:
         return f"{count} {unit}, fewer than min_{unit}={low}"
     if count is not None and high is not None and count > high:

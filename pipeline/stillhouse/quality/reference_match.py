@@ -39,9 +39,9 @@ class ReferenceMatchOptions(Settings):
     )
 
     @model_validator(mode="after")
-    def _threshold_goes_with_f1(self) -> ReferenceMatchOptions:
+    def _threshold_needs_f1(self) -> ReferenceMatchOptions:
         if "threshold" in self.model_fields_set and self.how != "f1":
-            raise ValueError(f"threshold goes with `how: f1`, and how is {self.how!r}: leave it out")
+            raise ValueError(f"threshold is only for `how: f1`, and how is {self.how!r}: remove threshold")
         return self
 
 
@@ -50,20 +50,20 @@ def open_filter(options: dict[str, Any]) -> Filter:
     given = parse_options("quality.reference-match", options, ReferenceMatchOptions)
     agrees: dict[str, Callable[[str, str], bool]] = {
         "exact": lambda text, reference: words(text) == words(reference),
-        "contains": lambda text, reference: _piece(reference) in _piece(text),
+        "contains": lambda text, reference: _padded_words(reference) in _padded_words(text),
         "number": lambda text, reference: last_number(text) == last_number(reference),
         "f1": lambda text, reference: token_f1(text, reference) >= given.threshold,
     }
 
-    def judge(completion: Completion) -> str | None:
+    def check(completion: Completion) -> str | None:
         text, reference = completion.text, completion.prompt.reference
         if reference is None or (given.how == "number" and last_number(reference) is None):
-            return "there is no reference to compare it with" if given.without_reference == "reject" else None
+            return "the prompt has no reference to compare with" if given.without_reference == "reject" else None
         if agrees[given.how](text, reference):
             return None
         return f"{shortened(text[-200:])} disagrees with the reference {shortened(reference[-200:])} ({given.how})"
 
-    return judge
+    return check
 
 
 def last_number(text: str) -> Fraction | None:
@@ -78,5 +78,5 @@ def last_number(text: str) -> Fraction | None:
     return None
 
 
-def _piece(text: str) -> str:
+def _padded_words(text: str) -> str:
     return f" {' '.join(words(text))} "

@@ -74,10 +74,10 @@ def open_filter(options: dict[str, Any]) -> Filter:
     given = parse_options("quality.refusal", options, RefusalOptions)
     patterns = [re.compile(one.pattern, one.flags | re.IGNORECASE) for one in given.patterns]
 
-    def judge(completion: Completion) -> str | None:
+    def check(completion: Completion) -> str | None:
         beginning = completion.text.strip()[: given.within].translate(_STRAIGHT)
         declines = (_REFUSAL.match(_OPENING.sub("", one, count=1)) for one in _SENTENCES.split(beginning))
         found = next(filter(None, (*declines, *(one.search(beginning) for one in patterns))), None)
         return f"it declines: {shortened(found.group().strip())}" if found else None
 
-    return judge
+    return check

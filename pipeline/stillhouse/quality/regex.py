@@ -35,10 +35,10 @@ def open_filter(options: dict[str, Any]) -> Filter:
     find = given.pattern.search if given.mode == "search" else given.pattern.fullmatch
     pattern = shortened(given.pattern.pattern)
 
-    def judge(completion: Completion) -> str | None:
+    def check(completion: Completion) -> str | None:
         found = find(completion.text)
         if (found is not None) != given.reject:
             return None
         return f"{shortened(found.group())} matches {pattern}" if found else f"the text does not match {pattern}"
 
-    return judge
+    return check

@@ -29,8 +29,8 @@ def open_filter(options: dict[str, Any]) -> Filter:
     """Build the filter, see the module's docstring."""
     limit = parse_options("quality.repetition", options, RepetitionOptions).share
 
-    def judge(completion: Completion) -> str | None:
+    def check(completion: Completion) -> str | None:
         repeated = repeated_share(completion.text)
         return f"{repeated:.0%} of its {GRAM}-word n-grams are repeats" if repeated >= limit else None
 
-    return judge
+    return check

@@ -208,10 +208,10 @@ def _check_trainable(recipe: Recipe) -> None:
 
 
 def _check_loss(recipe: Recipe) -> None:
-    from stillhouse.student.training.objective import open_objective
+    from stillhouse.student.training.objective import load_objective
 
     student = student_of(recipe)
-    open_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
+    load_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
 
 
 def _check_start(recipe: Recipe) -> None:

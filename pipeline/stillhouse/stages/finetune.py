@@ -1,24 +1,22 @@
-"""A teacher that learns the task before it labels, and the dataset of references that it learns from.
+"""Fine-tuning of the teacher before it labels, and the gold dataset (the references) that it learns from.
 
     gold = make_gold(recipe)             # data/labels/<name>-gold: the prompts, with their references as completions
-    tuning = finetuning_of(recipe)       # a recipe of its own, whose student becomes the teacher
+    tuning = finetuning_of(recipe)       # a separate recipe, whose student becomes the teacher
     distill(tuning.recipe, tuning.student, gold, is_teacher=True)     ->  data/teachers/<name>/gold/
 
-Everything that loads the teacher afterwards takes that folder (`TeacherSettings.labelling_model`). Until it is there, what
-can be asked of its shape and its tokenizer is asked of its start (`before_finetuning`).
+Everything that loads the teacher afterwards uses that folder (`TeacherSettings.labelling_model`). Until it exists, checks
+of the teacher's shape and tokenizer use the model that it starts from (`before_finetuning`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, versions
-from stillhouse.errors import StillhouseError, TeacherUnavailable
+from stillhouse.errors import TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
 from stillhouse.processes.event_loop import run_coroutine
@@ -30,22 +28,14 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.launch import check_launch
-from stillhouse.student.finished.folder import StudentFolder, place_of, read_card, student_folder
+from stillhouse.student.finished.folder import StudentFolder, folder_for, read_card, student_folder
 from stillhouse.teachers.base import open_teacher
-
-_NAMES = (  # settings of a student -> where they stand in a recipe whose teacher is fine-tuned
-    (r"\bstudent\.(?=(train|max_length|freeze|packing|lora|early_stopping|head_chunk|launch)\b)", "teacher.finetune."),
-    (r"\bstudent\.init\.config\b", "teacher.finetune.config"),
-    (r"\bstudent\.init(\.model)?\b", "teacher.model"),
-    (r"\bstudent\.trust_remote_code\b", "teacher.options.trust_remote_code"),
-)
-
 
 # ------------------------------------------------------------------------------------------------------------ references
 
 
 def gold_recipe(recipe: Recipe) -> Recipe:
-    """How the gold dataset is labelled; its plan is the same whatever else the recipe says of labels."""
+    """Return the recipe that labels the gold dataset; its plan does not depend on the recipe's other label settings."""
     return recipe.model_copy(
         update={
             "prompts": recipe.gold_prompts,
@@ -60,51 +50,51 @@ def gold_recipe(recipe: Recipe) -> Recipe:
 
 
 def make_gold(recipe: Recipe, progress: Progress = silent) -> Dataset:
-    """The references of today as a dataset, a new version of it where they have changed; not inside an event loop.
+    """Return the current references as a dataset, in a new version if they have changed; not inside an event loop.
 
     Raises:
         PromptError: a prompt cannot be read, or has no reference.
     """
-    with _one_by_one():
+    with _first_process_first():
         return _label_gold(recipe, progress) if is_first() else open_gold(recipe)
 
 
 def gold_dataset(recipe: Recipe, progress: Progress = silent) -> Dataset:
-    """The references as they were written last, or else those of today.
+    """Return the gold dataset as last written; if there is none, write the current references.
 
     Raises:
-        PromptError: as `make_gold` does.
+        PromptError: a prompt cannot be read, or has no reference.
     """
-    with _one_by_one():
+    with _first_process_first():
         return open_gold(recipe) if has_gold(recipe) else _label_gold(recipe, progress)
 
 
 def open_gold(recipe: Recipe) -> Dataset:
-    """The references as they were written last.
+    """Return the gold dataset as last written.
 
     Raises:
-        DatasetMissing: they have not been.
+        DatasetMissing: the gold dataset has not been written.
     """
     return open_dataset(dataset_folder(recipe.dataset.gold))
 
 
 def has_gold(recipe: Recipe) -> bool:
-    """Whether they have been."""
+    """Whether the gold dataset has been written."""
     return bool(versions(dataset_folder(recipe.dataset.gold)))
 
 
 def _label_gold(recipe: Recipe, progress: Progress) -> Dataset:
-    told = partial(progress, "Collecting the references")
-    return run_coroutine(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
+    report = partial(progress, "Collecting the references")
+    return run_coroutine(label(gold_recipe(recipe), lambda _, done, total: report(done, total))).dataset
 
 
-def _one_by_one() -> AbstractContextManager[None]:
-    """Where several processes train together, the first writes, and the others find what it wrote."""
+def _first_process_first() -> AbstractContextManager[None]:
+    """If several processes train together: let the first one write, and the others read what it wrote."""
     return first_process_first() if processes() > 1 else nullcontext()
 
 
 def _gold_plan(recipe: Recipe) -> str:
-    """The name of the references of today; nothing is written."""
+    """Return the hash of the plan of the current references; nothing is written."""
     gold = gold_recipe(recipe)
     with make_plan(gold, open_teacher(gold.teacher, gold.label, gold.seed).identity) as plan:
         return plan.sha256
@@ -120,19 +110,19 @@ class Finetuning:
     recipe: Recipe
     student: StudentSettings
 
-    def place(self, gold: Dataset) -> StudentFolder:
-        """Where it comes to lie."""
+    def folder(self, gold: Dataset) -> StudentFolder:
+        """Return the folder of the fine-tuned teacher."""
         return student_folder(self.recipe, self.student, "gold", gold)
 
 
 def finetuning_of(recipe: Recipe) -> Finetuning | None:
-    """The fine-tuning that a recipe asks for."""
+    """Return the fine-tuning that a recipe requests; None if it requests none."""
     teacher, settings = recipe.teacher, recipe.teacher.finetune
     if settings is None:
         return None
     trusted = teacher.options.get("trust_remote_code") is True
     student = settings.as_student(teacher.model, teacher.revision, trust_remote_code=trusted)
-    own = {
+    changes = {
         "name": settings.name or recipe.name,
         "seed": recipe.seed if settings.seed is None else settings.seed,
         "students": settings.root,
@@ -140,27 +130,15 @@ def finetuning_of(recipe: Recipe) -> Finetuning | None:
         "student": student,
         "evaluate": EvaluateSettings(baselines=()),
     }
-    return Finetuning(recipe.model_copy(update=own), student)
-
-
-@contextmanager
-def told_of_the_teacher() -> Iterator[None]:
-    """What is refused within names the settings of `teacher.finetune`, and not a student's."""
-    try:
-        yield
-    except StillhouseError as error:
-        message = str(error)
-        for pattern, name in _NAMES:
-            message = re.sub(pattern, name, message)
-        raise type(error)(message) from error
+    return Finetuning(recipe.model_copy(update=changes), student)
 
 
 def check_finetuning(recipe: Recipe) -> None:
-    """Refuse a fine-tuning that could not be done, from files and settings alone.
+    """Refuse a fine-tuning that cannot work, from files and settings alone.
 
     Raises:
-        RecipeError: its start, its config or its training arguments are wrong.
-        TeacherUnavailable: the model that it starts from is not there.
+        RecipeError: its start, its config or its training arguments are wrong; settings are named as in `teacher.finetune`.
+        TeacherUnavailable: the model that it starts from does not exist.
     """
     tuning = finetuning_of(recipe)
     if tuning is None:
@@ -170,55 +148,59 @@ def check_finetuning(recipe: Recipe) -> None:
     from stillhouse.student.training.lora import check_adapters
     from stillhouse.student.training.packing import refuse_packed_encoder_decoder
 
-    with told_of_the_teacher():
-        training_arguments(tuning.recipe, tuning.student, Path(tuning.recipe.students))
-        check_launch(tuning.recipe, tuning.student)
-        check_start(tuning.recipe, tuning.student)
-        refuse_packed_encoder_decoder(tuning.recipe, tuning.student)
-        check_adapters(tuning.recipe, tuning.student)
+    training_arguments(tuning.recipe, tuning.student, Path(tuning.recipe.students))
+    check_launch(tuning.recipe, tuning.student)
+    check_start(tuning.recipe, tuning.student)
+    refuse_packed_encoder_decoder(tuning.recipe, tuning.student)
+    check_adapters(tuning.recipe, tuning.student)
 
 
 def before_finetuning(recipe: Recipe) -> Recipe:
-    """The recipe with the teacher as it is before it is fine-tuned: of the same shape, with the same tokenizer.
+    """Return the recipe with the teacher before fine-tuning: of the same shape, with the same tokenizer.
 
-    Where its weights are fresh (`finetune.config`) they are made now; the fine-tuning then starts from these.
+    Fresh weights (`finetune.config`) are created now; the fine-tuning then starts from them.
     """
     tuning = finetuning_of(recipe)
     if tuning is None:
         return recipe
     if tuning.student.init.config is None:
         return recipe.model_copy(update={"teacher": tuning.recipe.teacher})
-    place = student_folder(tuning.recipe, tuning.student, "untrained", None)
-    with told_of_the_teacher(), _one_by_one():
-        if place.finished() is None:
+    untrained = student_folder(tuning.recipe, tuning.student, "untrained", None)
+    with _first_process_first():
+        if untrained.finished_card() is None:
             from stillhouse.student.training.train import prepare_untrained
 
             prepare_untrained(tuning.recipe, tuning.student)
-    start = tuning.recipe.teacher.model_copy(update={"model": str(place.path), "revision": None})
+    start = tuning.recipe.teacher.model_copy(update={"model": str(untrained.path), "revision": None})
     return recipe.model_copy(update={"teacher": start})
 
 
 def check_finetuned(recipe: Recipe, *, read_prompts: bool = False) -> None:
-    """Refuse to go on with a teacher that is not fine-tuned yet, or was so with other settings or other references.
+    """Refuse a teacher that has not been fine-tuned yet, or that was fine-tuned with other settings or references.
 
     Args:
-        recipe: any.
-        read_prompts: hold it against the references of today, and not against those of the gold dataset.
+        recipe: the recipe.
+        read_prompts: compare with the current references instead of those of the gold dataset.
 
     Raises:
-        TeacherUnavailable: it is.
+        TeacherUnavailable: the teacher has not been fine-tuned with these settings and references.
     """
     tuning = finetuning_of(recipe)
     if tuning is None:
         return
     plan = open_gold(recipe).manifest.plan_sha256 if has_gold(recipe) and not read_prompts else _gold_plan(recipe)
-    place = place_of(tuning.recipe, tuning.student, "gold", [plan])
-    if place.finished() is not None:
+    folder = folder_for(tuning.recipe, tuning.student, "gold", [plan])
+    if folder.finished_card() is not None:
         return
-    found = read_card(place.path)
-    was = f"was fine-tuned {found.created_at} with other settings or other references" if found else "is not there"
+    found = read_card(folder.path)
+    state = (
+        f"{folder.path} was fine-tuned on {found.created_at} with other settings or other references"
+        if found
+        else f"the teacher has not been fine-tuned yet: {folder.path} does not exist"
+    )
     raise TeacherUnavailable(
-        f"teacher.finetune is set, and {place.path} {was}: run `stillhouse finetune` with the same recipe first, or "
-        "`stillhouse run`, which begins with it. (A fine-tuned teacher is taken as it is where teacher.model is its folder "
-        "and teacher.finetune is taken away.)"
+        state,
+        setting="teacher.finetune",
+        fix="run `stillhouse finetune` with the same recipe first, or `stillhouse run`, which starts with it; to use a "
+        "fine-tuned teacher without this check, set teacher.model to its folder and remove teacher.finetune",
     )

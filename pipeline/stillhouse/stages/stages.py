@@ -145,10 +145,10 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, log: LogLine | N
     if tuning is None:
         return None
     gold = make_gold(recipe, progress)
-    place = tuning.place(gold)
-    card = place.finished()
+    place = tuning.folder(gold)
+    card = place.finished_card()
     if card is not None:
-        return StudentResult(place.named_anew(card), str(place.path), trained=False)
+        return StudentResult(place.with_current_key(card), str(place.path), trained=False)
     if _must_be_launched(tuning.student):
         card = _train_launched(recipe, tuning.student, place, ["finetune"], progress, log)
         return StudentResult(card, str(place.path), trained=True)
@@ -202,10 +202,10 @@ def distill_stage(
         TrainingError: the student cannot be built or trained as requested.
     """
     place = student_folder(recipe, student, student.mode, dataset)
-    card = place.finished()
+    card = place.finished_card()
     if card is not None:
-        return StudentResult(place.named_anew(card), str(place.path), trained=False)
-    is_trained = place.trained() is not None  # only its quantised copy is missing
+        return StudentResult(place.with_current_key(card), str(place.path), trained=False)
+    is_trained = place.trained_card() is not None  # only its quantised copy is missing
     if _must_be_launched(student) and not is_trained:
         resolved = recipe if student.mode == "gold" else with_version(recipe, dataset)
         card = _train_launched(resolved, student, place, ["distill", "--only", student.mode], progress, log)
@@ -230,9 +230,9 @@ def _train_launched(
     log: LogLine | None,
 ) -> StudentCard:
     """Train a student in launched processes, and return its card."""
-    with place.held():
+    with place.lock():
         launch(recipe, student, place.work, [*command, "--no-flow"], log or log_to_standard_error, progress)
-    card = place.finished()
+    card = place.finished_card()
     if card is None:
         raise TrainingError(
             f"the processes ended without an error, but {place.path} does not exist",

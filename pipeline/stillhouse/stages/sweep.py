@@ -118,12 +118,12 @@ def train_in_child(
     """
     point, mode = training.point, training.point.student.mode
     place = student_folder(point.recipe, point.student, mode, training.dataset)
-    card = place.finished()
+    card = place.finished_card()
     if card is not None:
-        return StudentResult(place.named_anew(card), str(place.path), trained=False, label=point.label)
-    is_trained = place.trained() is not None  # only its quantised copy is missing
+        return StudentResult(place.with_current_key(card), str(place.path), trained=False, label=point.label)
+    is_trained = place.trained_card() is not None  # only its quantised copy is missing
     command = [sys.executable, "-m", "stillhouse", "distill", RECIPE, "--only", mode, "--no-flow"]
-    with children.slot() as number, naming_student(point), place.held():
+    with children.slot() as number, naming_student(point), place.lock():
         run_command(
             point.recipe,
             place.work / "launch",
@@ -134,7 +134,7 @@ def train_in_child(
             environment=children.environment(number),
             on_start=children.started,
         )
-        card = place.finished()
+        card = place.finished_card()
         if card is None:
             raise TrainingError(
                 f"the training ended without an error, but {place.path} does not exist",

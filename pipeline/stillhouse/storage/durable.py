@@ -2,7 +2,7 @@
 
 On this machine: temporary file in the same folder, fsync, rename, fsync of the folder. In a store behind a URL: a local
 temporary file, uploaded atomically. Everything that must survive a crash is written through this module, by the process
-that holds the folder's lock (`sole_writer`).
+that holds the folder's lock (`write_lock`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from stillhouse.errors import Busy, DatasetBusy, StorageFailed
-from stillhouse.storage.holder import holder_from, this_process
 from stillhouse.storage.location import Location, RemotePath
+from stillhouse.storage.lock_holder import holder_from, this_process
 
 _CHUNK = 1 << 20
 _REMOTE_CHUNK = 8 << 20  # one request each
@@ -36,7 +36,7 @@ def atomic_file(path: Location) -> Iterator[IO[bytes]]:
             yield stream
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _storage(path):
+    with _storage_errors(path):
         make_folder(path.parent)
         try:
             with temporary.open("wb") as stream:
@@ -98,7 +98,7 @@ def sha256_of_file(path: Location) -> str:
 
 
 @contextmanager
-def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: bool = True) -> Iterator[None]:
+def write_lock(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: bool = True) -> Iterator[None]:
     """Lock `folder` for writing while the block runs.
 
     On this machine the kernel releases the lock when the process ends in any way; for a store, see storage/lock.py.
@@ -113,14 +113,14 @@ def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: 
         StorageFailed: the folder cannot be written.
     """
     if isinstance(folder, RemotePath):
-        from stillhouse.storage.lock import held
+        from stillhouse.storage.lock import store_lock
 
-        with held(folder):
+        with store_lock(folder):
             yield
         return
     file = folder / ".lock"
     with _locked(file, busy) as lock:
-        with _storage(folder):
+        with _storage_errors(folder):
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), this_process().as_bytes())  # unbuffered, so close() cannot fail on a full disk
         try:
@@ -134,7 +134,7 @@ def sole_writer(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: 
 def _locked(file: Path, busy: type[Busy]) -> Iterator[IO[str]]:
     """Take the kernel's exclusive lock (flock) on a file, creating the file if needed."""
     while True:
-        with _storage(file.parent):
+        with _storage_errors(file.parent):
             make_folder(file.parent)
             lock = file.open("a+", encoding="ascii")
         with lock:
@@ -144,16 +144,16 @@ def _locked(file: Path, busy: type[Busy]) -> Iterator[IO[str]]:
                 lock.seek(0)
                 holder = holder_from(lock.read().encode())
                 raise busy(
-                    f"{file.parent} is being written by another run ({holder or 'unknown'}). Wait until it is done, or "
-                    "stop it.",
+                    f"{file.parent} is being written by another run ({holder or 'unknown'})",
                     holder.name if holder else "another run",
+                    fix="wait until it is done, or stop it",
                 ) from None
-            if _is_still_there(lock, file):
+            if _still_has_name(lock, file):
                 yield lock
                 return
 
 
-def _is_still_there(lock: IO[str], file: Path) -> bool:
+def _still_has_name(lock: IO[str], file: Path) -> bool:
     """Whether an open file still has this name: its holder may have removed it before releasing the lock."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), file.stat())
@@ -165,7 +165,7 @@ def _is_still_there(lock: IO[str], file: Path) -> bool:
 def _uploaded(path: RemotePath) -> Iterator[IO[bytes]]:
     """Open a local temporary file that is uploaded to the store when the block ends without error."""
     folder = Path(tempfile.gettempdir())
-    with _storage(folder), tempfile.NamedTemporaryFile(dir=folder) as stream:
+    with _storage_errors(folder), tempfile.NamedTemporaryFile(dir=folder) as stream:
         yield stream
         stream.flush()
         file = Path(stream.name)
@@ -173,12 +173,12 @@ def _uploaded(path: RemotePath) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _storage(path: Path) -> Iterator[None]:
+def _storage_errors(path: Path) -> Iterator[None]:
     """Turn an OSError into StorageFailed with an explanation."""
     try:
         yield
     except OSError as error:
         raise StorageFailed(
-            f"{path} cannot be written: {error.strerror or error}. What was durable before is kept: mend the disk (free "
-            "space, or the right to write there) and run again."
+            f"{path} cannot be written: {error.strerror or error}. Data written before is safe",
+            fix="free space on the disk, or grant write permission, and run again",
         ) from error

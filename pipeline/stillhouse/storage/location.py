@@ -22,11 +22,11 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from stillhouse.errors import StorageFailed, UsageError
-from stillhouse.storage.service import ask, is_s3
+from stillhouse.storage.service import call_store, is_s3
 
 _PART = 16 << 20  # bytes per part of a multipart upload: S3's limit of 10,000 parts allows files of 160 GB
 _SHA256 = "stillhouse-sha256"  # metadata key with the checksum of an object, on stores that keep metadata
-_WHOLE = (
+_ATOMIC_UPLOADS = (
     "s3",
     "s3a",
     "gs",
@@ -39,7 +39,7 @@ _WHOLE = (
     "memory",
 )  # stores with atomic uploads
 
-guards: dict[str, Callable[[], None]] = {}  # locked folder -> check that is called before each change in it
+write_guards: dict[str, Callable[[], None]] = {}  # locked folder -> check that is called before each change in it
 
 
 @dataclass(frozen=True, order=True)
@@ -98,16 +98,16 @@ class RemotePath:
         return (self._info() or {}).get("type") == "directory"
 
     def stat(self) -> Stat:
-        return Stat(int(ask(self.url, lambda fs, path: fs.info(path))["size"]))
+        return Stat(int(call_store(self.url, lambda fs, path: fs.info(path))["size"]))
 
     def tree_size(self) -> int:
         """Return the size in bytes of everything below, from one listing."""
-        found: dict[str, Any] = ask(self.url, lambda fs, path: fs.find(path, detail=True))
+        found: dict[str, Any] = call_store(self.url, lambda fs, path: fs.find(path, detail=True))
         return sum(int(entry["size"]) for entry in found.values())
 
     def iterdir(self) -> Iterator[RemotePath]:
         """Yield the files and folders here, as currently listed by the store; none if the folder does not exist."""
-        return (self / name for name, _ in self._listed())
+        return (self / name for name, _ in self._list_entries())
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """Yield the files and folders here whose name matches.
@@ -116,29 +116,29 @@ class RemotePath:
             ValueError: the pattern spans folders (`/` or `**`).
         """
         if "/" in pattern or "**" in pattern:
-            raise ValueError(f"{pattern!r} reaches into folders, which a listing of {self} does not")
-        return (self / name for name, _ in self._listed() if fnmatch.fnmatchcase(name, pattern))
+            raise ValueError(f"the pattern {pattern!r} spans folders, and only {self} itself is listed")
+        return (self / name for name, _ in self._list_entries() if fnmatch.fnmatchcase(name, pattern))
 
     def folders(self) -> list[RemotePath]:
         """Return the folders here, sorted by name: one request in total, where `is_dir` needs one per entry."""
-        return [self / name for name, kind in self._listed() if kind == "directory"]
+        return [self / name for name, kind in self._list_entries() if kind == "directory"]
 
     def recorded_sha256(self) -> str | None:
         """Return the SHA-256 that was recorded at upload, or None if the store has none (only S3 keeps it)."""
         if not is_s3(self.url):
             return None
 
-        def question(fs: Any, path: str) -> Any:
+        def request(fs: Any, path: str) -> Any:
             bucket, key, _ = fs.split_path(path)
             return fs.call_s3("head_object", Bucket=bucket, Key=key)
 
-        recorded = ask(self.url, question).get("Metadata", {}).get(_SHA256)
+        recorded = call_store(self.url, request).get("Metadata", {}).get(_SHA256)
         return str(recorded) if recorded else None
 
     # -------------------------------------------------------------------------------------------------------- reading
 
     def read_bytes(self) -> bytes:
-        return bytes(ask(self.url, lambda fs, path: fs.cat_file(path)))
+        return bytes(call_store(self.url, lambda fs, path: fs.cat_file(path)))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -150,7 +150,7 @@ class RemotePath:
             ValueError: `mode` is not "rb".
         """
         if mode != "rb":
-            raise ValueError(f"{self} opens for reading alone: write it whole (durable.atomic_file)")
+            raise ValueError(f"{self} can only be opened for reading: write whole files with durable.atomic_file")
         return RangeFile(self)
 
     # --------------------------------------------------------------------------------------------------------- writing
@@ -167,61 +167,61 @@ class RemotePath:
         options: dict[str, Any] = {}
         if is_s3(self.url):
             options = {"chunksize": _PART, "Metadata": {_SHA256: sha256} if sha256 else {}}
-        whole = self.url.partition("://")[0] in _WHOLE
+        is_atomic = self.url.partition("://")[0] in _ATOMIC_UPLOADS
 
-        def question(fs: Any, path: str) -> None:
-            self._guard()
-            if whole:
+        def request(fs: Any, path: str) -> None:
+            self._check_writable()
+            if is_atomic:
                 fs.put_file(str(file), path, **options)
                 return
             fs.makedirs(fs._parent(path), exist_ok=True)
-            beside = f"{fs._parent(path)}/.{self.name}.tmp"
-            fs.put_file(str(file), beside)
-            fs.mv(beside, path)
+            temporary = f"{fs._parent(path)}/.{self.name}.tmp"
+            fs.put_file(str(file), temporary)
+            fs.mv(temporary, path)
 
-        ask(self.url, question)
+        call_store(self.url, request)
 
     def rename(self, target: RemotePath) -> RemotePath:
         """Copy within the store, then remove: not atomic, so use it only before the manifest is written."""
-        target._guard()
-        ask(self.url, lambda fs, path: fs.cp_file(path, fs._strip_protocol(target.url)))
+        target._check_writable()
+        call_store(self.url, lambda fs, path: fs.cp_file(path, fs._strip_protocol(target.url)))
         self.unlink(missing_ok=True)
         return target
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
         """Yield every file below whose name matches."""
-        found = ask(self.url, lambda fs, path: (fs.find(path), path))
+        found = call_store(self.url, lambda fs, path: (fs.find(path), path))
         inside = sorted(str(name).strip("/").removeprefix(found[1].strip("/")).strip("/") for name in found[0])
         return (self / name for name in inside if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
 
     def unlink(self, missing_ok: bool = False) -> None:
-        self._guard()
+        self._check_writable()
         try:
-            ask(self.url, lambda fs, path: fs.rm_file(path))
+            call_store(self.url, lambda fs, path: fs.rm_file(path))
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
     def remove_tree(self) -> None:
         """Remove everything below, object by object."""
-        self._guard()
-        found = ask(self.url, lambda fs, path: fs.find(path))
+        self._check_writable()
+        found = call_store(self.url, lambda fs, path: fs.find(path))
         for name in sorted(found):
-            ask(self.url, partial(_remove_file, name))
+            call_store(self.url, partial(_remove_file, name))
 
     # ----------------------------------------------------------------------------------------------------- internals
 
     def _info(self) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = ask(self.url, lambda fs, path: fs.info(path))
+            found: dict[str, Any] = call_store(self.url, lambda fs, path: fs.info(path))
         except FileNotFoundError:
             return None
         return found
 
-    def _listed(self) -> list[tuple[str, str]]:
+    def _list_entries(self) -> list[tuple[str, str]]:
         """Return (name, kind) of everything here, sorted by name; kind is `file` or `directory`."""
         try:
-            found = ask(self.url, lambda fs, path: (fs.ls(path, detail=True), path))
+            found = call_store(self.url, lambda fs, path: (fs.ls(path, detail=True), path))
         except FileNotFoundError:
             return []
         entries, own = found
@@ -229,8 +229,8 @@ class RemotePath:
         named.pop(own.strip("/"), None)  # the marker object of the folder itself
         return sorted((name.rpartition("/")[2], kind) for name, kind in named.items())
 
-    def _guard(self) -> None:
-        for folder, check in list(guards.items()):
+    def _check_writable(self) -> None:
+        for folder, check in list(write_guards.items()):
             if self.url.startswith(f"{folder}/"):
                 check()
 
@@ -242,7 +242,7 @@ class RangeFile(io.RawIOBase):
         super().__init__()
         self._path = path
         self._size = path.stat().st_size
-        self._place = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -251,24 +251,25 @@ class RangeFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = max(0, base + offset)
-        return self._place
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        end = self._size if size is None or size < 0 else min(self._size, self._place + size)
-        if end <= self._place:
+        end = self._size if size is None or size < 0 else min(self._size, self._position + size)
+        if end <= self._position:
             return b""
-        start, url = self._place, self._path.url
-        found = bytes(ask(url, lambda fs, path: fs.cat_file(path, start=start, end=end)))
+        start, url = self._position, self._path.url
+        found = bytes(call_store(url, lambda fs, path: fs.cat_file(path, start=start, end=end)))
         if len(found) != end - start:
             raise StorageFailed(
-                f"{url} gave {len(found)} bytes where it has {end - start}: it was changed while it was read"
+                f"{url} returned {len(found)} bytes instead of {end - start}: it was changed while it was read",
+                fix="run again",
             )
-        self._place = end
+        self._position = end
         return found
 
     def readall(self) -> bytes:
@@ -296,12 +297,13 @@ def location(text: str | Path | RemotePath) -> Location:
     parts = urlsplit(text)
     if parts.password is not None or parts.query or parts.fragment:
         raise UsageError(
-            f"the URL {parts.scheme}://… has a password, a query or a fragment in it, where secrets lie: give the bare URL "
-            "and the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
+            f"the URL {parts.scheme}://… has a password, a query or a fragment, which may contain secrets",
+            fix="use the bare URL, and set the credentials in the environment (for S3: AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)",
         )
     if "::" in text:
         raise UsageError(
-            f"the URL {text} is a chain of URLs: give the store's own URL, for instance s3://bucket/labels"
+            f"the URL {text} is a chain of URLs", fix="use the URL of the store itself, such as s3://bucket/labels"
         )
     if parts.scheme in ("file", "local"):
         return Path(unquote(parts.path))
@@ -312,7 +314,7 @@ def _remove_file(name: str, fs: Any, _: str) -> None:
     fs.rm_file(name)
 
 
-def folders_in(folder: Location) -> list[Location]:
+def subfolders(folder: Location) -> list[Location]:
     """Return the folders inside a folder, sorted by name; none if it does not exist."""
     if isinstance(folder, RemotePath):
         return list(folder.folders())
@@ -354,6 +356,6 @@ def tree_size(folder: Location) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def readable(file: Location) -> Path | io.BufferedReader:
+def open_for_library(file: Location) -> Path | io.BufferedReader:
     """Return a file in a form that libraries accept: a local path, or a seekable stream of a remote file."""
     return file if isinstance(file, Path) else io.BufferedReader(file.open(), buffer_size=_PART)

@@ -1,6 +1,6 @@
 """The write lock of a folder in a store: a lock object, created only if none exists and renewed while its writer lives.
 
-    with held(RemotePath("s3://bucket/labels/words")): ...
+    with store_lock(RemotePath("s3://bucket/labels/words")): ...
 
 The lock is created by a conditional write (S3's If-None-Match: *), and renewed and taken over by conditional writes that
 fail if the object has changed since it was read (If-Match with its ETag), so two runs cannot hold it. Every change in the
@@ -23,21 +23,21 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from stillhouse.errors import DatasetBusy, StorageFailed
-from stillhouse.storage.holder import Holder, holder_from, this_process
-from stillhouse.storage.location import RemotePath, guards
-from stillhouse.storage.service import ask, has_code, is_s3
+from stillhouse.storage.location import RemotePath, write_guards
+from stillhouse.storage.lock_holder import Holder, holder_from, this_process
+from stillhouse.storage.service import call_store, has_code, is_s3
 
 FILE_NAME = ".lock"
 STALE_AFTER = 60.0  # seconds without renewal after which a lock may be taken over
 RENEW_EVERY = 15.0
-_CERTAIN_FOR = 5.0  # seconds after a renewal during which the lock is not checked again
+_FRESH_FOR = 5.0  # seconds after a renewal during which the lock is not checked again
 _SETTLE = 2.0  # seconds to wait for another run's lock to appear, on a store without conditional writes
-_TRIES = 5
+_ATTEMPTS = 5
 _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def held(folder: RemotePath) -> Iterator[None]:
+def store_lock(folder: RemotePath) -> Iterator[None]:
     """Lock a folder in a store for writing while the block runs.
 
     Raises:
@@ -45,12 +45,12 @@ def held(folder: RemotePath) -> Iterator[None]:
         StorageFailed: the store cannot be used.
     """
     lock = StoreLock(folder)
-    lock.take()
-    guards[folder.url] = lock.make_sure
+    lock.acquire()
+    write_guards[folder.url] = lock.check_held
     try:
         yield
     finally:
-        del guards[folder.url]
+        del write_guards[folder.url]
         lock.release()
 
 
@@ -65,20 +65,20 @@ class StoreLock:
         self._lost: str | None = None  # how the lock was lost; None while it is held
         self._renewed = 0.0
         self._renewing = threading.Lock()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew_until_ended, name="lock", daemon=True)
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._renew_until_released, name="lock", daemon=True)
 
-    def take(self) -> None:
-        """Acquire the lock and start renewing it, see `held`."""
-        if not any(self._create() or self._take_over() for _ in range(_TRIES)):
-            raise self._busy(_find(self._path))
-        if not self._refuses_a_second():
+    def acquire(self) -> None:
+        """Acquire the lock and start renewing it, see `store_lock`."""
+        if not any(self._create() or self._take_over() for _ in range(_ATTEMPTS)):
+            raise self._busy(_read_lock(self._path))
+        if not self._rejects_second_write():
             self._tag = ""
-            self._look_again()
+            self._check_again()
         self._renewed = time.monotonic()
         self._thread.start()
 
-    def make_sure(self) -> None:
+    def check_held(self) -> None:
         """Check that this run still holds the lock, and renew it if it was not renewed recently.
 
         Raises:
@@ -86,18 +86,19 @@ class StoreLock:
             StorageFailed: the store cannot be reached.
         """
         with self._renewing:
-            if self._lost is None and time.monotonic() - self._renewed > _CERTAIN_FOR:
+            if self._lost is None and time.monotonic() - self._renewed > _FRESH_FOR:
                 self._renew()
             if self._lost is not None:
                 raise DatasetBusy(
-                    f"{self._folder} is no longer held by this run: {self._lost}. Nothing more is written here; what was "
-                    f"answered is in the journal. (A lock that is not renewed for {STALE_AFTER:.0f} seconds may be taken "
-                    "over.) Run again when no other run is at work."
+                    f"this run no longer holds the lock of {self._folder}: {self._lost} (a lock that is not renewed for "
+                    f"{STALE_AFTER:.0f} seconds may be taken over). Nothing more is written there, and all answers are in "
+                    "the journal",
+                    fix="run again when no other run is writing this dataset",
                 )
 
     def release(self) -> None:
         """Release the lock, if this run still holds it."""
-        self._ended.set()
+        self._released.set()
         self._thread.join()
         with suppress(StorageFailed, FileNotFoundError, FileExistsError):
             if self._lost is None:
@@ -120,10 +121,10 @@ class StoreLock:
         Raises:
             DatasetBusy: the writer is still alive.
         """
-        found = _find(self._path)
+        found = _read_lock(self._path)
         if found is None:
             return False
-        if found.is_of(self._holder):  # this run's write, whose response was lost
+        if found.belongs_to(self._holder):  # this run's write, whose response was lost
             self._tag = found.tag
             return True
         if not found.is_free():
@@ -135,10 +136,10 @@ class StoreLock:
                 _remove(self._path, "")
         except (FileExistsError, FileNotFoundError):
             return False  # another run was faster
-        _LOG.warning("%s: taken over from a run that has ended (%s)", self._folder, found.holder or "unknown")
+        _LOG.warning("%s: took over the lock of a run that has ended (%s)", self._folder, found.holder or "unknown")
         return bool(found.tag)
 
-    def _refuses_a_second(self) -> bool:
+    def _rejects_second_write(self) -> bool:
         """Whether the store enforces conditional writes: some accept the condition and write anyway."""
         again = self._holder.renewed()
         try:
@@ -148,41 +149,42 @@ class StoreLock:
         self._holder = again
         return False
 
-    def _look_again(self) -> None:
+    def _check_again(self) -> None:
         """Check the lock again after a wait: if two runs wrote at once, the one whose lock remains holds it."""
         time.sleep(_SETTLE)
-        found = _find(self._path)
-        if found is None or not found.is_of(self._holder):
+        found = _read_lock(self._path)
+        if found is None or not found.belongs_to(self._holder):
             raise self._busy(found)
 
-    def _busy(self, found: _Found | None) -> DatasetBusy:
-        who = f"{found.holder or 'unknown'}, renewed {found.age:.0f} seconds ago" if found else "unknown"
+    def _busy(self, found: _StoredLock | None) -> DatasetBusy:
+        holder = f"{found.holder or 'unknown'}, renewed {found.age:.0f} seconds ago" if found else "unknown"
         return DatasetBusy(
-            f"{self._folder} is being written by another run ({who}). Wait until it is done, or stop it; of one that is "
-            f"gone, the lock can be taken {STALE_AFTER:.0f} seconds after it was last renewed.",
+            f"{self._folder} is being written by another run ({holder})",
             found.holder.name if found and found.holder else "another run",
+            fix=f"wait until it is done, or stop it. If it has ended, run again {STALE_AFTER:.0f} seconds after the last "
+            "renewal of its lock",
         )
 
     # ------------------------------------------------------------------------------------------------------- renewing
 
-    def _renew_until_ended(self) -> None:
-        while not self._ended.wait(RENEW_EVERY) and self._lost is None:
+    def _renew_until_released(self) -> None:
+        while not self._released.wait(RENEW_EVERY) and self._lost is None:
             with self._renewing, suppress(StorageFailed):  # an unreachable store is tried again at the next beat
-                self._renew(patience=0)
+                self._renew(retry_seconds=0)
 
-    def _renew(self, patience: float | None = None) -> None:
+    def _renew(self, retry_seconds: float | None = None) -> None:
         following = self._holder.renewed()
         try:
             if self._tag:
-                self._tag = _put_if_unchanged(self._path, following.as_bytes(), self._tag, patience)
-            elif (found := _find(self._path, patience)) is not None and found.is_of(self._holder):
-                _put(self._path, following.as_bytes(), patience)
+                self._tag = _put_if_unchanged(self._path, following.as_bytes(), self._tag, retry_seconds)
+            elif (found := _read_lock(self._path, retry_seconds)) is not None and found.belongs_to(self._holder):
+                _put(self._path, following.as_bytes(), retry_seconds)
             else:
                 raise FileExistsError
         except (FileExistsError, FileNotFoundError):
-            found = _find(self._path, patience)
-            if found is None or not found.is_of(self._holder):
-                self._lost = f"it is held by {found.holder or 'another run'}" if found else "its lock was removed"
+            found = _read_lock(self._path, retry_seconds)
+            if found is None or not found.belongs_to(self._holder):
+                self._lost = f"{found.holder or 'another run'} holds it" if found else "it was removed"
                 return
             self._tag, following = found.tag and self._tag and found.tag, found.holder or following
         self._holder = following
@@ -190,14 +192,14 @@ class StoreLock:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _StoredLock:
     """A lock as read from the store."""
 
     holder: Holder | None  # None: unreadable, or written by another release
     tag: str
     age: float  # seconds since it was renewed; on S3, by the store's clock
 
-    def is_of(self, holder: Holder) -> bool:
+    def belongs_to(self, holder: Holder) -> bool:
         return self.holder is not None and self.holder.id == holder.id
 
     def is_free(self) -> bool:
@@ -207,10 +209,10 @@ class _Found:
 # --------------------------------------------------------------------------------------------------------------- objects
 
 
-def _find(path: RemotePath, patience: float | None = None) -> _Found | None:
+def _read_lock(path: RemotePath, retry_seconds: float | None = None) -> _StoredLock | None:
     """Read the lock; None without one. Tag and age are read first, so that a change in between makes the tag outdated."""
 
-    def question(fs: Any, own: str) -> tuple[str, float]:
+    def request(fs: Any, own: str) -> tuple[str, float]:
         if not is_s3(path.url):
             try:
                 return "", (datetime.now(UTC) - fs.modified(own).astimezone(UTC)).total_seconds()
@@ -222,11 +224,11 @@ def _find(path: RemotePath, patience: float | None = None) -> _Found | None:
         return str(head["ETag"]), (now - head["LastModified"]).total_seconds()
 
     try:
-        tag, age = ask(path.url, question, patience=patience)
-        content = ask(path.url, lambda fs, own: bytes(fs.cat_file(own)), patience=patience)
+        tag, age = call_store(path.url, request, retry_seconds=retry_seconds)
+        content = call_store(path.url, lambda fs, own: bytes(fs.cat_file(own)), retry_seconds=retry_seconds)
     except FileNotFoundError:
         return None
-    return _Found(holder_from(content), tag, age)
+    return _StoredLock(holder_from(content), tag, age)
 
 
 def _put_if_absent(path: RemotePath, data: bytes) -> str:
@@ -236,7 +238,7 @@ def _put_if_absent(path: RemotePath, data: bytes) -> str:
         FileExistsError: the object exists.
     """
 
-    def question(fs: Any, own: str) -> str:
+    def request(fs: Any, own: str) -> str:
         if not is_s3(path.url):
             if _creates_exclusively(path):
                 fs.pipe_file(own, data, mode="create")
@@ -257,10 +259,10 @@ def _put_if_absent(path: RemotePath, data: bytes) -> str:
         fs.pipe_file(own, data)
         return ""
 
-    return ask(path.url, question)
+    return call_store(path.url, request)
 
 
-def _put_if_unchanged(path: RemotePath, data: bytes, tag: str, patience: float | None = None) -> str:
+def _put_if_unchanged(path: RemotePath, data: bytes, tag: str, retry_seconds: float | None = None) -> str:
     """Replace an object and return its new tag.
 
     Raises:
@@ -268,28 +270,28 @@ def _put_if_unchanged(path: RemotePath, data: bytes, tag: str, patience: float |
         FileNotFoundError: the object was removed.
     """
 
-    def question(fs: Any, own: str) -> str:
+    def request(fs: Any, own: str) -> str:
         bucket, key, _ = fs.split_path(own)
         return str(fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfMatch=tag)["ETag"])
 
-    return ask(path.url, question, patience=patience)
+    return call_store(path.url, request, retry_seconds=retry_seconds)
 
 
-def _put(path: RemotePath, data: bytes, patience: float | None) -> None:
-    ask(path.url, lambda fs, own: fs.pipe_file(own, data), patience=patience)
+def _put(path: RemotePath, data: bytes, retry_seconds: float | None) -> None:
+    call_store(path.url, lambda fs, own: fs.pipe_file(own, data), retry_seconds=retry_seconds)
 
 
 def _remove(path: RemotePath, tag: str) -> None:
     """Remove an object; with a tag, only if it still has this tag."""
 
-    def question(fs: Any, own: str) -> None:
+    def request(fs: Any, own: str) -> None:
         if not tag:
             fs.rm_file(own)
             return
         bucket, key, _ = fs.split_path(own)
         fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=tag)
 
-    ask(path.url, question)
+    call_store(path.url, request)
 
 
 def _creates_exclusively(path: RemotePath) -> bool:

@@ -1,6 +1,6 @@
 """Call the store behind a URL: open it, retry transient errors, and explain all others.
 
-    ask("s3://bucket/labels/words", lambda fs, path: fs.cat_file(path))
+    call_store("s3://bucket/labels/words", lambda fs, path: fs.cat_file(path))
 
 There is one fsspec file system per store and process, without a listings cache, since another run may write at any time.
 The retries of fsspec are kept low; this module retries with backoff for all calls. Credentials come only from the
@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from stillhouse.errors import StillhouseError, StorageFailed, UsageError
-from stillhouse.inputs.urls import check_base_url, without_secrets
+from stillhouse.inputs.urls import check_base_url, mask_secrets
 
 _LOG = logging.getLogger(__name__)
-_PATIENCE = 120.0  # seconds of retries for a store that has answered before
-_FIRST_PATIENCE = 10.0  # seconds of retries for a store that has never answered
-_LONGEST_PAUSE = 10.0
+_RETRY_SECONDS = 120.0  # seconds of retries for a store that has answered before
+_FIRST_RETRY_SECONDS = 10.0  # seconds of retries for a store that has never answered
+_MAX_BACKOFF = 10.0
 _S3 = ("s3", "s3a")
 _EXTRAS = {
     "s3": "stillhouse[s3]",
@@ -32,7 +32,7 @@ _EXTRAS = {
     "az": "adlfs",
     "abfs": "adlfs",
 }
-_PASSING_CODES = {
+_TRANSIENT_CODES = {
     "SlowDown",
     "RequestTimeout",
     "InternalError",
@@ -40,7 +40,7 @@ _PASSING_CODES = {
     "Throttling",
     "RequestLimitExceeded",
 }
-_PASSING_NAMES = {  # of exception classes or their bases: the libraries that raise them may not be installed
+_TRANSIENT_NAMES = {  # of exception classes or their bases: the libraries that raise them may not be installed
     "ConnectionError",
     "TimeoutError",
     "FSTimeoutError",
@@ -65,8 +65,8 @@ def is_s3(url: str) -> bool:
     return url.partition("://")[0] in _S3
 
 
-def ask(url: str, question: Callable[[Any, str], Answer], *, patience: float | None = None) -> Answer:
-    """Call `question(file system, path)` for `url` and return its result; retry transient errors for `patience` seconds.
+def call_store(url: str, request: Callable[[Any, str], Answer], *, retry_seconds: float | None = None) -> Answer:
+    """Call `request(file system, path)` for `url` and return its result; retry transient errors for `retry_seconds`.
 
     Raises:
         FileNotFoundError: nothing exists at the URL.
@@ -77,28 +77,30 @@ def ask(url: str, question: Callable[[Any, str], Answer], *, patience: float | N
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
     store = _store_of(url)
-    waits = patience if patience is not None else _PATIENCE if store in _answered else _FIRST_PATIENCE
+    limit = (
+        retry_seconds if retry_seconds is not None else _RETRY_SECONDS if store in _answered else _FIRST_RETRY_SECONDS
+    )
 
-    def tell(state: RetryCallState) -> None:
+    def log_retry(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         _LOG.warning(
-            "%s: %s; trying again for up to %.0f s", store, _said(error), waits - (state.seconds_since_start or 0)
+            "%s: %s; retrying for up to %.0f s", store, _describe(error), limit - (state.seconds_since_start or 0)
         )
 
     fs, path = _file_system(url)
-    tries = Retrying(
-        retry=retry_if_exception(_is_passing),
-        stop=stop_after_delay(waits),
-        wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_PAUSE),
-        before_sleep=tell,
+    retrying = Retrying(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_delay(limit),
+        wait=wait_random_exponential(multiplier=0.2, max=_MAX_BACKOFF),
+        before_sleep=log_retry,
         reraise=True,
     )
     try:
-        answer = tries(question, fs, path)
+        answer = retrying(request, fs, path)
     except Exception as error:
-        if not _is_of_the_store(error):
+        if not _is_store_error(error):
             raise
-        raise _in_words(url, error, waits) from None
+        raise _explained(url, error, limit) from None
     _answered.add(store)
     return answer
 
@@ -128,14 +130,14 @@ def _open(url: str) -> Any:
     try:
         fs, _ = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
     except ImportError:
-        needed = _EXTRAS.get(protocol, "the library of that store for fsspec")
-        told = f"run `pip install '{needed}'`" if protocol in _EXTRAS else f"install {needed}"
-        raise UsageError(f"{url} needs a library that is not installed: {told}") from None
+        needed = _EXTRAS.get(protocol, "the fsspec library for this kind of store")
+        fix = f"run `pip install '{needed}'`" if protocol in _EXTRAS else f"install {needed}"
+        raise UsageError(f"{url} needs a library that is not installed", fix=fix) from None
     except ValueError as error:
         raise UsageError(f"{url} cannot be used as a store: {error}") from None
     fs.dircache.use_listings_cache = False
     if is_s3(url):
-        fs.retries = 2  # per part of a large upload; `ask` does the longer retries
+        fs.retries = 2  # per part of a large upload; `call_store` does the longer retries
     return fs
 
 
@@ -143,7 +145,7 @@ def _s3_endpoint() -> dict[str, str]:
     """Return the S3 endpoint from the environment, if set. It is checked here, since botocore fails with a traceback."""
     for name in _ENDPOINTS:
         if given := os.environ.get(name, "").strip():
-            return {"endpoint_url": check_base_url(given, f"the environment variable {name}", may_hold_secret=True)}
+            return {"endpoint_url": check_base_url(given, name, may_hold_secret=True)}
     return {}
 
 
@@ -155,53 +157,54 @@ def _store_of(url: str) -> str:
 # ------------------------------------------------------------------------------------------------------------------ errors
 
 
-def _is_passing(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Whether an error is transient, so that a retry may succeed."""
     status = _status(error)
     if status is not None:
-        return (status >= 500 and status != 501) or status == 429 or _code(error) in _PASSING_CODES
-    return bool(_PASSING_NAMES & {kind.__name__ for kind in type(error).__mro__})
+        return (status >= 500 and status != 501) or status == 429 or _code(error) in _TRANSIENT_CODES
+    return bool(_TRANSIENT_NAMES & {kind.__name__ for kind in type(error).__mro__})
 
 
-def _is_of_the_store(error: Exception) -> bool:
+def _is_store_error(error: Exception) -> bool:
     """Whether an exception comes from the store; any other is a bug in Stillhouse and keeps its traceback."""
     if isinstance(error, StillhouseError):
         return False
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] != "builtins"
 
 
-def _in_words(url: str, error: Exception, waited: float) -> Exception:
+def _explained(url: str, error: Exception, waited: float) -> Exception:
     """Return the exception to raise for a failure, with an explanation."""
     code, status = _code(error), _status(error)
     if code in {"PreconditionFailed", "ConditionalRequestConflict"} or isinstance(error, FileExistsError):
-        return FileExistsError(17, "exists already, or was changed", url)
+        return FileExistsError(17, "already exists, or was changed", url)
     if code == "NoSuchBucket":
         return StorageFailed(
-            f"{url}: there is no such bucket ({_store_of(url)}). Create it, or mend the URL (dataset.root, or --root)."
+            f"{url}: the bucket {_store_of(url)} does not exist",
+            fix="create it, or correct the URL (dataset.root, or --root)",
         )
     if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(2, "is not there", url)
+        return FileNotFoundError(2, "does not exist", url)
     if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"}:
         return StorageFailed(
-            f"{url}: no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the "
-            "environment and run again."
+            f"{url}: no credentials were found",
+            fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment and run again",
         )
     if isinstance(error, PermissionError) or status in {401, 403}:
         return StorageFailed(
-            f"{url}: the store refuses: {_said(error)}. Check the credentials in the environment and their right to read "
-            "and write there, then run again."
+            f"{url}: the store denies access: {_describe(error)}",
+            fix="check the credentials in the environment and their permission to read and write there, and run again",
         )
-    if _is_passing(error):
+    if _is_transient(error):
         return StorageFailed(
-            f"{url} cannot be reached: {_said(error)}, for {waited:.0f} seconds. What was durable before is kept: check "
-            f"the network{_endpoint()}, and run again."
+            f"{url} cannot be reached: {_describe(error)}, for {waited:.0f} seconds. Data written before is safe",
+            fix=f"check the network{_endpoint()}, and run again",
         )
     return StorageFailed(
-        f"{url} cannot be used: {_said(error)}. What was durable before is kept: mend it and run again."
+        f"{url} cannot be used: {_describe(error)}. Data written before is safe", fix="fix the cause, and run again"
     )
 
 
-def _said(error: BaseException | None) -> str:
+def _describe(error: BaseException | None) -> str:
     """Return an error message on one line, without secrets."""
     status = _status(error) if error else None
     text = " ".join(str(error).split()) or type(error).__name__
@@ -217,7 +220,7 @@ def _said(error: BaseException | None) -> str:
 def _endpoint() -> str:
     """Return the S3 endpoint variable for an error message; empty if it is not set."""
     given = next((url for name in _ENDPOINTS if (url := os.environ.get(name))), "")
-    return f" and AWS_ENDPOINT_URL ({without_secrets(given.strip())})" if given else ""
+    return f" and AWS_ENDPOINT_URL ({mask_secrets(given.strip())})" if given else ""
 
 
 def _response(error: BaseException | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The mass of the unlisted tokens: a masked logsumexp with its gradient in closed form.
 
-    listed, rest = listed_and_rest(logits, token_ids)
+    listed, tail = listed_and_tail(logits, token_ids)
 
 Composed of torch's `gather`, `scatter` and `logsumexp` it passes over the logits some twenty times, forward and backward,
 which makes a step from stored labels a tenth longer than a cross-entropy step; this implementation halves that overhead.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def listed_and_rest(logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+def listed_and_tail(logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits of the listed tokens, (positions, k), and log sum exp of all others, (positions, 1).
 
     Args:
@@ -23,11 +23,11 @@ def listed_and_rest(logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
 
     Where every token is listed the second is -inf, with a gradient of 0.
     """
-    listed, rest = _ListedAndRest.apply(logits, token_ids)  # type: ignore[no-untyped-call]
-    return listed, rest
+    listed, tail = _ListedAndTail.apply(logits, token_ids)  # type: ignore[no-untyped-call]
+    return listed, tail
 
 
-class _ListedAndRest(torch.autograd.Function):
+class _ListedAndTail(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         top = logits.amax(dim=-1, keepdim=True)
@@ -44,7 +44,7 @@ class _ListedAndRest(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        of_listed, of_rest = gradients
+        of_listed, of_tail = gradients
         others, total, token_ids = ctx.saved_tensors
-        share = torch.where(total > 0, of_rest / total, 0.0)  # d rest / d logit is the token's share of the tail mass
+        share = torch.where(total > 0, of_tail / total, 0.0)  # d tail / d logit is the token's share of the tail mass
         return (others * share).scatter_add_(-1, token_ids, of_listed), None

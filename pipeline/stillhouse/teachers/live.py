@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import RecipeError
-from stillhouse.models.files import refuse_own_code, runs_here, teacher_files
+from stillhouse.models.files import can_load_in_process, refuse_untrusted_code, teacher_files
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.settings import parse_options
 from stillhouse.teachers.transformers import TransformersOptions
@@ -45,14 +45,14 @@ def check_live_teacher(recipe: Recipe) -> None:
         RecipeError: the teacher's weights are not local, or its options are wrong.
         TeacherUnavailable: the model does not exist.
     """
-    if not runs_here(recipe.teacher):
+    if not can_load_in_process(recipe.teacher):
         raise RecipeError(
             f"student.labels is 'live' and teacher.kind is {recipe.teacher.kind!r}: a live teacher is a model whose "
             "weights are here. Set teacher.kind to transformers and teacher.model to its folder or hub id, or "
             "student.labels to 'stored'"
         )
     trusted = teacher_options(recipe).trust_remote_code
-    refuse_own_code(teacher_files(recipe), "teacher.model", "teacher.options.trust_remote_code", trusted=trusted)
+    refuse_untrusted_code(teacher_files(recipe), "teacher.model", "teacher.options.trust_remote_code", trusted=trusted)
 
 
 def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:

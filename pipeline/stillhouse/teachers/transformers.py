@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from stillhouse.errors import TemplateRefused
-from stillhouse.models.files import ModelFiles, labelling_files, refuse_own_code, refuse_without_decoder_start
+from stillhouse.models.files import ModelFiles, labelling_files, refuse_untrusted_code, refuse_without_decoder_start
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
@@ -68,7 +68,7 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     options = parse_options("teacher.options", settings.options, TransformersOptions)
     files = labelling_files(settings, weights=False)
     trust = "teacher.options.trust_remote_code"
-    refuse_own_code(files, "teacher.model", trust, trusted=options.trust_remote_code)
+    refuse_untrusted_code(files, "teacher.model", trust, trusted=options.trust_remote_code)
     refuse_without_decoder_start(files, "teacher.model")
     return TransformersTeacher(labelling_files(settings), options, label, seed)
 
@@ -188,11 +188,13 @@ class TransformersTeacher:
 
     def _generate(self, batch: Sequence[_Tokens]) -> list[Answer]:
         from stillhouse.models.generate import Sampling, generate
-        from stillhouse.models.soft_labels import SoftLabelRecorder, notes_for
+        from stillhouse.models.soft_labels import SoftLabelRecorder, label_collector
 
         wanted, soft = self._label.sampling, self._label.soft
         seeds = [int(content_hash([self._seed, self._drawn_by(tokens.request)])[:15], 16) for tokens in batch]
-        recorder = SoftLabelRecorder(notes_for(soft, [self._soft_seed(t.request) for t in batch])) if soft else None
+        recorder = (
+            SoftLabelRecorder(label_collector(soft, [self._soft_seed(t.request) for t in batch])) if soft else None
+        )
         written = generate(
             self._lm,
             [tokens.prompt for tokens in batch],
@@ -210,7 +212,7 @@ class TransformersTeacher:
         """Score the references by teacher forcing, in passes whose logits fit in memory."""
         import torch
 
-        from stillhouse.models.layout import completion_logits, token_batch
+        from stillhouse.models.layout import completion_logits, make_token_batch
         from stillhouse.models.soft_labels import chosen_logprobs
 
         longest = max(len(tokens.prompt) + len(tokens.forced) for tokens in batch)
@@ -218,7 +220,7 @@ class TransformersTeacher:
         answers = []
         for start in range(0, len(batch), rows):
             part = batch[start : start + rows]
-            laid_out = token_batch(
+            laid_out = make_token_batch(
                 [tokens.prompt for tokens in part],
                 [tokens.forced for tokens in part],
                 self._lm.pad_id,

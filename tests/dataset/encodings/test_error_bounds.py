@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.dataset.encodings import find_encoding
-from stillhouse.dataset.encodings.top_k import COARSEST, FINEST, rounded
+from stillhouse.dataset.encodings.top_k import COARSEST, FINEST, round_logprobs
 from stillhouse.records import SampledLabels, SoftLabels
 from tests.dataset.encodings.made import SEEDS, top_k_labels
 from tests.dataset.encodings.test_round_trip import batch_of
@@ -24,25 +24,25 @@ def half_step(value: float) -> float:
 
 @given(st.floats(-128, 0, width=16))
 def test_a_logprob_is_off_by_half_a_step_at_most(value: float) -> None:
-    error = abs(float(rounded(np.array([value]))[0]) - value)
+    error = abs(float(round_logprobs(np.array([value]))[0]) - value)
     assert error <= half_step(value) <= COARSEST / 2 == 1 / 16
     assert math.exp(value) * error**2 <= 1.05 * 2.0**-16  # what one outcome adds to the divergence
 
 
 @given(st.lists(st.floats(-30, 0, width=16), min_size=2, max_size=20))
 def test_rounding_keeps_the_order(values: list[float]) -> None:
-    ordered = rounded(np.sort(np.array(values))[::-1])
+    ordered = round_logprobs(np.sort(np.array(values))[::-1])
     assert (np.diff(ordered) <= 0).all()
 
 
 @given(st.floats(-65504, 0, width=16))
 def test_what_is_rounded_is_a_float16_and_stays_what_it_is(value: float) -> None:
-    once = rounded(np.array([value], np.float16))
-    assert once.astype(np.float16).astype(np.float32).tolist() == once.tolist() == rounded(once).tolist()
+    once = round_logprobs(np.array([value], np.float16))
+    assert once.astype(np.float16).astype(np.float32).tolist() == once.tolist() == round_logprobs(once).tolist()
 
 
 def test_certain_and_impossible_tokens_stay_what_they_are() -> None:
-    assert rounded(np.array([0.0, -math.inf])).tolist() == [0.0, -math.inf]
+    assert round_logprobs(np.array([0.0, -math.inf])).tolist() == [0.0, -math.inf]
 
 
 @settings(max_examples=100)

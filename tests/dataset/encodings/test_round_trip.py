@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from stillhouse.dataset.columns import completion_at, completion_row, completion_schema, record_batch
 from stillhouse.dataset.encodings import PackedLabels, find_encoding
-from stillhouse.dataset.encodings.base import ragged
-from stillhouse.dataset.encodings.top_k import rounded
+from stillhouse.dataset.encodings.base import flatten_lists
+from stillhouse.dataset.encodings.top_k import round_logprobs
 from stillhouse.dataset.parquet import write_options
 from stillhouse.records import EncodingName, SampledLabels, SoftLabels
 from tests.dataset.encodings.made import HIGHEST, SEEDS, completion, draws, top_k_labels
@@ -50,7 +50,7 @@ def expected(labels: list[Labels]) -> list[tuple[list[int], list[float], float]]
     positions = []
     for one in labels:
         if isinstance(one, SoftLabels):
-            listed, tail = rounded(one.logprobs), rounded(one.tail_logprob)
+            listed, tail = round_logprobs(one.logprobs), round_logprobs(one.tail_logprob)
             positions += [(one.token_ids[t].tolist(), listed[t].tolist(), float(tail[t])) for t in range(len(one))]
         elif isinstance(one, SampledLabels):
             for t in range(len(one)):
@@ -140,7 +140,7 @@ def test_parquet_keeps_them_and_others_read_it(name: EncodingName, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_the_columns_have_the_parquet_encodings_that_were_asked_for(name: EncodingName) -> None:
+def test_the_columns_have_the_encodings_that_were_asked_for(name: EncodingName) -> None:
     table = pa.Table.from_batches([batch_of(name, made(name, np.random.default_rng(1), [40, 9], 50))])
     stream = io.BytesIO()
     pq.write_table(table, stream, **write_options(table))
@@ -148,7 +148,7 @@ def test_the_columns_have_the_parquet_encodings_that_were_asked_for(name: Encodi
     found = {
         group.column(place).path_in_schema.split(".")[0]: group.column(place) for place in range(group.num_columns)
     }
-    for column, wanted in find_encoding(name).parquet.items():
+    for column, wanted in find_encoding(name).parquet_encodings.items():
         assert wanted in found[column].encodings and "RLE_DICTIONARY" not in found[column].encodings
     assert "RLE_DICTIONARY" in found["finish_reason"].encodings
     assert {column.compression for column in found.values()} == {"ZSTD"}
@@ -164,7 +164,7 @@ def test_row_groups_are_small_enough_to_hold() -> None:
 
 
 def test_an_unknown_encoding_is_named() -> None:
-    with pytest.raises(KeyError, match="it is one of top-k, sampled"):
+    with pytest.raises(KeyError, match="use one of top-k, sampled"):
         find_encoding("top-p")  # type: ignore[arg-type]
 
 
@@ -201,5 +201,5 @@ def test_a_null_list_is_an_empty_one_whatever_lies_behind_it() -> None:
     values, offsets = pa.array([1, 2, 3, 4, 5], pa.int32()), pa.array([0, 2, 4, 5], pa.int32())
     lists = pa.ListArray.from_arrays(offsets, values, mask=pa.array([False, True, False]))
     for taken, items, ends in ((lists, [1, 2, 5], [0, 2, 2, 3]), (lists.slice(1), [5], [0, 0, 1])):
-        found, bounds = ragged(taken)
+        found, bounds = flatten_lists(taken)
         assert (found.tolist(), bounds.tolist()) == (items, ends)

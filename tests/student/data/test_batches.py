@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.dataset.encodings import PackedLabels
-from stillhouse.models.layout import token_batch
+from stillhouse.models.layout import make_token_batch
 from stillhouse.records import EncodingName
 from stillhouse.student.data.batches import collator, soft_labels_of, tokens_of
 from stillhouse.student.data.rows import Example, example_of
-from stillhouse.student.losses.base import NO_TOKEN
+from stillhouse.student.losses.base import PAD_TOKEN_ID
 from tests.labelled_rows import completion
 from tests.student.data.test_examples import model_of
 
@@ -28,7 +28,7 @@ def example(number: int, encoding: EncodingName) -> Example:
 def test_a_batch_holds_every_entry_in_its_place(numbers: list[int], encoding: EncodingName) -> None:
     examples = [example(number, encoding) for number in numbers]
     batch = collator(PAD)(examples)
-    expected = token_batch([e.prompt.tolist() for e in examples], [e.completion.tolist() for e in examples], PAD)
+    expected = make_token_batch([e.prompt.tolist() for e in examples], [e.completion.tolist() for e in examples], PAD)
     for key in ("input_ids", "attention_mask", "labels"):
         assert torch.equal(getattr(tokens_of(batch), key), getattr(expected, key))
     labels = soft_labels_of(batch)
@@ -40,7 +40,7 @@ def test_a_batch_holds_every_entry_in_its_place(numbers: list[int], encoding: En
             width = end - begin
             assert labels.token_ids[position, :width].tolist() == one.soft.token_ids[begin:end].tolist()
             assert labels.logprobs[position, :width].tolist() == one.soft.logprobs[begin:end].tolist()
-            assert (labels.token_ids[position, width:] == NO_TOKEN).all()
+            assert (labels.token_ids[position, width:] == PAD_TOKEN_ID).all()
             assert labels.logprobs[position, width:].isneginf().all()
             assert labels.tail_logprob[position] == tail
             position += 1
@@ -63,7 +63,7 @@ def test_a_position_without_any_entry_is_all_tail() -> None:
     )
     labels = soft_labels_of(collator(PAD)([Example(ids, ids, soft)]))
     assert labels is not None
-    assert labels.token_ids.tolist() == [[NO_TOKEN], [4]]
+    assert labels.token_ids.tolist() == [[PAD_TOKEN_ID], [4]]
     assert labels.logprobs.tolist() == [[-np.inf], [0]]
 
 

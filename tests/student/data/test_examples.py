@@ -19,10 +19,10 @@ from stillhouse.errors import TrainingError
 from stillhouse.models.load import LanguageModel, encode_completion, encode_prompt, load_language_model
 from stillhouse.records import EncodingName
 from stillhouse.student.data.batches import collator
-from stillhouse.student.data.epoch_order import LengthGroups, Shuffled
+from stillhouse.student.data.epoch_order import LengthGroupedSampler, ShuffledSampler
 from stillhouse.student.data.examples import Examples, read_examples
 from stillhouse.student.data.rows import Example, example_of, packed
-from stillhouse.student.training.trainer import _TellEpoch
+from stillhouse.student.training.trainer import _EpochCallback
 from tests.labelled_rows import VOCABULARY, completion, numbered, without_labels, write
 
 SIZES = [7, 5, 9, 4, 8, 6]
@@ -87,14 +87,14 @@ def test_a_row_that_is_too_long_is_left_out(dataset: Dataset) -> None:
     fitting = np.flatnonzero(everything.lengths <= 10)
     assert 0 < len(some) == len(fitting) == len(everything) - some.too_long
     assert all(same(some[place], everything[int(number)]) for place, number in enumerate(fitting))
-    assert sorted(Shuffled(some, 0)) == list(range(len(some)))
+    assert sorted(ShuffledSampler(some, 0)) == list(range(len(some)))
 
 
 @pytest.mark.parametrize("order", ["random", "by length"])
 def test_an_epoch_decodes_each_row_group_once_and_holds_few(dataset: Dataset, order: str) -> None:
     examples = read(dataset, capacity=two_groups(read(dataset)))
     decoded = decoded_groups(examples)
-    sampler = Shuffled(examples, 0) if order == "random" else LengthGroups(examples, 2, 0)
+    sampler = ShuffledSampler(examples, 0) if order == "random" else LengthGroupedSampler(examples, 2, 0)
     seen = []
     for index in sampler:
         seen.append(index)
@@ -109,7 +109,7 @@ def test_an_epoch_decodes_each_row_group_once_and_holds_few(dataset: Dataset, or
 def test_the_order_is_of_seed_and_epoch_alone(dataset: Dataset, kind: str) -> None:
     def order(seed: int, epoch: int, capacity: int) -> list[int]:
         examples = read(dataset, capacity=capacity)
-        sampler = Shuffled(examples, seed) if kind == "random" else LengthGroups(examples, 2, seed)
+        sampler = ShuffledSampler(examples, seed) if kind == "random" else LengthGroupedSampler(examples, 2, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -121,7 +121,7 @@ def test_the_order_is_of_seed_and_epoch_alone(dataset: Dataset, kind: str) -> No
 
 def test_what_fits_into_one_window_is_shuffled_as_a_whole(dataset: Dataset) -> None:
     """Every row is as likely in the first place as in any other: a chi-square over 2,000 epochs."""
-    sampler = Shuffled(read(dataset), 0)
+    sampler = ShuffledSampler(read(dataset), 0)
     rounds, rows = 2000, sum(SIZES)
     counts = np.zeros(rows)
     for epoch in range(rounds):
@@ -139,7 +139,7 @@ def test_rows_of_like_lengths_side_by_side(tmp_path: Path, monkeypatch: pytest.M
         def padded(order: list[int], lengths: Any = examples.lengths) -> int:
             return sum(3 * int(lengths[order[at : at + 3]].max()) for at in range(0, len(order), 3))
 
-        grouped, random = LengthGroups(examples, 3, 0), Shuffled(examples, 0)
+        grouped, random = LengthGroupedSampler(examples, 3, 0), ShuffledSampler(examples, 0)
         orders = []
         for epoch in range(5):
             grouped.set_epoch(epoch)
@@ -151,7 +151,7 @@ def test_rows_of_like_lengths_side_by_side(tmp_path: Path, monkeypatch: pytest.M
 
 def test_worker_processes_read_the_same(dataset: Dataset) -> None:
     examples = read(dataset)
-    sampler, collate = Shuffled(examples, 5), collator(0)
+    sampler, collate = ShuffledSampler(examples, 5), collator(0)
     order = list(sampler)
     expected = [collate([examples[index] for index in order[at : at + 4]]) for at in range(0, len(order), 4)]
     loader: Any = torch.utils.data.DataLoader(
@@ -174,13 +174,13 @@ def test_two_processes_go_on_within_an_epoch(dataset: Dataset) -> None:
     examples = read(dataset)
 
     def batches(skipped: int, epoch: float) -> list[list[int]]:
-        sampler = Shuffled(examples, 0)
+        sampler = ShuffledSampler(examples, 0)
         loader = torch.utils.data.DataLoader(range(len(examples)), batch_size=2, sampler=sampler, collate_fn=list)  # type: ignore[arg-type,var-annotated]
         shared = prepare_data_loader(loader, num_processes=2, process_index=1, put_on_device=False)
         if skipped:
             shared = skip_first_batches(shared, skipped)
         state = TrainerState(epoch=epoch)
-        _TellEpoch(sampler).on_epoch_begin(None, state, None)  # type: ignore[arg-type]
+        _EpochCallback(sampler).on_epoch_begin(None, state, None)  # type: ignore[arg-type]
         shared.set_epoch(int(epoch))
         return list(shared)
 
@@ -198,7 +198,7 @@ def test_a_row_without_labels_is_refused_before_training(
     groups = numbered([3, 4], encoding)
     groups[1][2] = without_labels(groups[1][2], tokens=tokens)
     dataset = write(tmp_path, groups, encoding, monkeypatch)
-    with pytest.raises(TrainingError, match=r"row row-5 has no soft labels: label again with label\.soft set"):
+    with pytest.raises(TrainingError, match=r"row row-5 has no soft labels\. Label again with label\.soft set"):
         read(dataset)
 
 
@@ -219,7 +219,7 @@ def test_a_token_that_the_student_does_not_know_is_refused_before_training(datas
     assert len(read(dataset, lm=model_of(max(highest) + 1))) == len(rows)
     unknown = max(highest)
     with pytest.raises(
-        TrainingError, match=rf"has the token {unknown}, and the student knows only {unknown}"
+        TrainingError, match=rf"has the token {unknown}, and the student has only {unknown} tokens"
     ) as caught:
         read(dataset, lm=model_of(unknown))
     named = int(str(caught.value).split()[1].removeprefix("row-"))
@@ -256,6 +256,6 @@ def test_text_is_read_by_row_group_too(lm: LanguageModel, tmp_path: Path, monkey
     examples = read(dataset, soft=False, lm=lm)
     examples = read(dataset, soft=False, lm=lm, capacity=two_groups(examples))
     decoded = decoded_groups(examples)
-    assert sum(len(examples[index]) for index in Shuffled(examples, 0)) == int(examples.lengths.sum())
+    assert sum(len(examples[index]) for index in ShuffledSampler(examples, 0)) == int(examples.lengths.sum())
     assert sorted(decoded) == list(range(len(SIZES)))
     assert len(examples._rows._cache) <= 3  # type: ignore[attr-defined]

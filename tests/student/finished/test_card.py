@@ -112,7 +112,7 @@ def test_the_body_says_where_the_student_comes_from(facts: CardFacts) -> None:
     assert "63.7 million parameters" in text
     assert "63,713,088 parameters, 127 MB on disk" in text
     assert "stillhouse 0.1.0, torch 2.13.0" in text
-    assert "## What the figures do not say" in text
+    assert "## Limitations" in text
 
 
 @pytest.mark.parametrize(("kept", "loss", "kl"), [(None, "2.7500", "1.2500"), (25, "3.2500", "1.5000")])
@@ -120,7 +120,7 @@ def test_held_out_figures_are_those_of_the_student_that_was_kept(
     facts: CardFacts, kept: int | None, loss: str, kl: str
 ) -> None:
     text = render_card(dataclasses.replace(facts, card=made_card(kept_step=kept)))
-    assert f"after step {kept or 50}, in nats a token" in text
+    assert f"after step {kept or 50}, in nats per token" in text
     assert f"| loss, as above | {loss} |" in text
     assert f"temperature 1 | {kl} |" in text
 
@@ -148,7 +148,7 @@ def test_a_broken_student_s_card_begins_with_what_is_wrong(facts: CardFacts) -> 
     text = render_card(broken)
     assert f"# quick: white-box student\n\n> **Warning.** {said}\n\nA causal language model" in text
     assert "| **white-box student** | 38.0 % [35.0, 41.0] |" in text
-    assert "What the answers to held-out prompts look like:\n\n| model | repeat themselves |\n| --- | --- |\n" in text
+    assert "Statistics of the answers to held-out prompts:\n\n| model | repeat themselves |\n| --- | --- |\n" in text
     assert "Warning" not in render_card(broken, int8=True)  # of the copy nothing is wrong
     assert "Warning" not in render_card(dataclasses.replace(broken, figures=FIGURES))
     untrained = dataclasses.replace(figures, warnings={"untrained student": said})
@@ -162,7 +162,7 @@ def test_the_card_of_the_copy_is_about_the_copy(facts: CardFacts) -> None:
     text = render_card(with_copy, int8=True)
     assert front_of(text)["tags"][-2:] == ["int8", "torchao"]
     assert "35.4 million of its parameters" in text
-    assert "92 MB on disk in place of 127 MB" in text
+    assert "92 MB on disk instead of 127 MB" in text
     assert "| **white-box student, int8** |" in text
     assert "pip install torchao" in text
     assert "pip install torchao" not in render_card(with_copy)
@@ -308,7 +308,7 @@ def test_the_code_of_a_card_runs(tiny_recipe: MakeRecipe, tmp_path: Path, kind: 
     recipe = tiny_recipe(teacher=parts["teacher"] | {"model": str(teacher), "task_prefix": "say: "})
     assert recipe.student is not None
     place = prepare_untrained(recipe, recipe.student)
-    card = place.trained()
+    card = place.trained_card()
     assert card is not None
     copy = quantize(place.path, place.int8)
     write_cards(place.path, card.model_copy(update={"int8": copy}), recipe, None)
@@ -380,7 +380,7 @@ def test_a_student_trained_anew_has_no_figures_of_the_old_one(labelled: Labelled
 def test_a_card_that_says_the_same_is_left_alone(labelled: Labelled) -> None:
     recipe, student, _ = labelled
     place = prepare_untrained(recipe, student)
-    card = place.trained()
+    card = place.trained_card()
     assert card is not None
     before = (place.path / "README.md").stat().st_ino
     write_cards(place.path, card, recipe, None)

@@ -30,7 +30,7 @@ from stillhouse.recipe.sweep_points import points
 from stillhouse.stages.finetune import finetuning_of, make_gold
 from stillhouse.stages.stages import distill_stage, distill_students, finetune_stage, recipe_dataset
 from stillhouse.stages.sweep import ParallelChildren, PointTraining, train_in_child
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.folder import StudentFolder, read_card, student_folder
 from stillhouse.student.start.store import ImportanceStore
 from stillhouse.student.training.train import distill, prepare_untrained
@@ -47,7 +47,7 @@ def written_meanwhile(folder: Path, busy: type[Busy] = StudentBusy) -> Iterator[
     held, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with sole_writer(folder, busy):
+        with write_lock(folder, busy):
             held.set()
             enough.wait(60)
 
@@ -110,7 +110,7 @@ def test_nor_does_a_second_fine_tuning(tiny_recipe: MakeRecipe, tiny_model: Path
     recipe = tiny_recipe(teacher=teacher)
     tuning = finetuning_of(recipe)
     assert tuning is not None
-    base = tuning.place(make_gold(recipe)).base
+    base = tuning.folder(make_gold(recipe)).base
     with written_meanwhile(base):
         before = contents(base)
         with pytest.raises(StudentBusy, match="teachers/test is being written by another run"):
@@ -137,9 +137,9 @@ def test_a_training_that_was_killed_is_in_nobody_s_way(labelled: Labelled, tmp_p
     recipe, student, dataset = labelled
     place = student_folder(recipe, student, "white-box", dataset)
     hold = (
-        "import sys, time; from pathlib import Path; from stillhouse.storage.durable import sole_writer\n"
+        "import sys, time; from pathlib import Path; from stillhouse.storage.durable import write_lock\n"
         "from stillhouse.errors import StudentBusy\n"
-        "with sole_writer(Path(sys.argv[1]), StudentBusy): print('held', flush=True); time.sleep(60)"
+        "with write_lock(Path(sys.argv[1]), StudentBusy): print('held', flush=True); time.sleep(60)"
     )
     run = [sys.executable, "-c", hold, str(place.base)]
     with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as first:
@@ -204,11 +204,11 @@ def test_one_run_measures_importance_at_a_time_and_the_other_finds_it(labelled: 
     found: list[object] = []
 
     def second() -> None:
-        with store.in_turn(lambda activity, done, total: told.append(activity)):
+        with store.lock(lambda activity, done, total: told.append(activity)):
             found.append(store.read().leave_one_out)
 
     thread = threading.Thread(target=second)
-    with store.in_turn(lambda *_: None):
+    with store.lock(lambda *_: None):
         thread.start()
         until = time.monotonic() + 30
         while not told and time.monotonic() < until:
@@ -265,7 +265,7 @@ def test_a_lock_that_is_done_with_is_gone_and_only_one_is_in_at_a_time(tmp_path:
         for _ in range(20):
             while True:
                 try:
-                    with sole_writer(tmp_path / "place", StudentBusy, keep_lock=False):
+                    with write_lock(tmp_path / "place", StudentBusy, keep_lock=False):
                         inside.append(1)
                         most.append(len(inside))
                         inside.pop()
@@ -306,7 +306,7 @@ def test_once_they_have_a_key_of_today_an_edited_start_makes_another_student(
         file.write(bytes([last[0] ^ 1]))
     place = place_of_student(earlier)
     assert place.earlier_key == KEYS["greedy"]["white-box"]
-    assert place.finished() is None
+    assert place.finished_card() is None
 
 
 def test_checkpoints_of_an_earlier_release_are_gone_on_with(earlier: Recipe) -> None:

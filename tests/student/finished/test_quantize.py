@@ -188,7 +188,7 @@ def test_a_student_has_its_copy_and_the_copy_comes_without_training_again(
     asking = student.model_copy(update={"quantize": "int8"})
     recipe = recipe.model_copy(update={"student": asking})
     monkeypatch.setattr(training, "StudentTrainer", None)  # calling it would raise
-    assert student_folder(recipe, asking, "white-box", dataset).finished() is None
+    assert student_folder(recipe, asking, "white-box", dataset).finished_card() is None
     added = distill_stage(recipe, asking, dataset)
     assert not added.trained
     assert added.card.int8 is not None
@@ -216,8 +216,8 @@ def test_a_copy_that_failed_leaves_the_student_and_is_made_by_the_next_run(
         patch.setattr(training, "add_int8", full_disk)
         with pytest.raises(OSError, match="no space left"):
             distill(recipe, asking, dataset)
-    assert place.trained() is not None
-    assert place.finished() is None
+    assert place.trained_card() is not None
+    assert place.finished_card() is None
     monkeypatch.setattr(training, "StudentTrainer", None)
     assert distill(recipe, asking, dataset).int8 is not None
 
@@ -239,7 +239,7 @@ def test_a_baseline_has_no_copy(tiny_recipe: MakeRecipe) -> None:
 
 def test_what_cannot_be_quantised_is_refused_before_training(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     gpt2 = {"config": {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2}}
-    with pytest.raises(RecipeError, match=r"student.quantize is int8, and a gpt2 model has no linear layers"):
+    with pytest.raises(RecipeError, match=r"student.quantize is 'int8': a gpt2 model has no linear layers"):
         check_student(tiny_recipe(student={"init": gpt2, "quantize": "int8"}))
     check_student(tiny_recipe(student={"init": gpt2}))
     folder = make_tiny_model(tmp_path / "gpt2")

@@ -16,9 +16,9 @@ from torch import Tensor
 import stillhouse.student.losses
 from stillhouse.plugins import built_in_kinds
 from stillhouse.recipe.student import LossSettings
-from stillhouse.student.losses.base import NO_TOKEN, Divergence, SparseLabels, student_outcomes, teacher_outcomes
+from stillhouse.student.losses.base import PAD_TOKEN_ID, Divergence, SparseLabels, student_outcomes, teacher_outcomes
 from stillhouse.student.losses.reverse_kl import FLOOR
-from stillhouse.student.training.objective import open_divergence
+from stillhouse.student.training.objective import load_divergence
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
@@ -31,7 +31,7 @@ shares = st.sampled_from([0.01, 0.1, 0.5, 0.8, 0.99])
 
 @functools.cache  # entry points are looked for anew each time
 def divergence_of(kind: str, **options: float) -> Divergence:
-    return open_divergence(LossSettings.model_validate({"kind": kind, **options}))
+    return load_divergence(LossSettings.model_validate({"kind": kind, **options}))
 
 
 def logits(seed: int, scale: float = 3.0, positions: int = POSITIONS) -> Tensor:
@@ -279,7 +279,7 @@ def test_ragged_labels_are_as_good_as_each_alone(kind: str, k: int) -> None:
     wide, narrow = labels_of(teacher[:2], k), labels_of(teacher[2:], 2)
     room = (0, k - 2)
     ragged = SparseLabels(
-        torch.cat([wide.token_ids, torch.nn.functional.pad(narrow.token_ids, room, value=NO_TOKEN)]),
+        torch.cat([wide.token_ids, torch.nn.functional.pad(narrow.token_ids, room, value=PAD_TOKEN_ID)]),
         torch.cat([wide.logprobs, torch.nn.functional.pad(narrow.logprobs, room, value=NOTHING)]),
         torch.cat([wide.tail_logprob, narrow.tail_logprob]),
     )

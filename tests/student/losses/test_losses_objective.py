@@ -13,7 +13,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.plugins import built_in_kinds
 from stillhouse.recipe.student import LossSettings, StudentSettings
 from stillhouse.student.losses.base import DenseLabels, SparseLabels
-from stillhouse.student.training.objective import Labels, Objective, open_divergence, open_objective
+from stillhouse.student.training.objective import Labels, Objective, load_divergence, load_objective
 from tests.student.losses.test_losses import FORMULAS, KINDS, VOCABULARY, coarse, labels_of, logits, outcomes, tempered
 
 pytestmark = pytest.mark.numeric
@@ -43,7 +43,7 @@ def gradient(objective: Objective, labels: SparseLabels, seed: int) -> torch.Ten
 def test_the_objective_is_the_formula_of_its_docstring(kind: str) -> None:
     teacher, learning = logits(11), logits(12)
     labels = labels_of(teacher, 5)
-    objective = open_objective(student(kind=kind, temperature=2.0, weight=0.7, cross_entropy_weight=0.3), "top-k")
+    objective = load_objective(student(kind=kind, temperature=2.0, weight=0.7, cross_entropy_weight=0.3), "top-k")
     p, q = (tempered(coarse(z.softmax(-1), labels.token_ids), 2.0) for z in (teacher, learning))
     cross_entropy = -sum(math.log(float(learning.softmax(-1)[i, t])) for i, t in enumerate(TARGETS.tolist()))
     expected = 0.7 * 4.0 * float(FORMULAS[kind](p, q, 5).sum()) + 0.3 * cross_entropy
@@ -54,7 +54,7 @@ def test_the_objective_is_the_formula_of_its_docstring(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_held_out_row_is_judged_by_the_loss_and_by_plain_figures_at_temperature_1(kind: str, labels: str) -> None:
     teacher, learning = logits(11), logits(12)
-    objective = open_objective(student(kind=kind, temperature=2.0, weight=0.7, cross_entropy_weight=0.3))
+    objective = load_objective(student(kind=kind, temperature=2.0, weight=0.7, cross_entropy_weight=0.3))
     top = labels_of(teacher, 5)
     p, q = (z.softmax(-1) for z in (teacher, learning))
     if labels == "top-k":
@@ -70,7 +70,7 @@ def test_a_held_out_row_is_judged_by_the_loss_and_by_plain_figures_at_temperatur
     loss = 0.7 * 4.0 * float(FORMULAS[kind](tempered(p, 2.0), tempered(q, 2.0), listed).sum()) + 0.3 * cross_entropy
     if given is None:
         objective, loss, kl = replace(objective, divergence=None), 0.3 * cross_entropy, math.nan
-    found = objective.measured(learning, TARGETS, given).tolist()
+    found = objective.held_out_metrics(learning, TARGETS, given).tolist()
     assert found == pytest.approx([loss, kl, cross_entropy], rel=1e-6, nan_ok=True)
 
 
@@ -78,18 +78,18 @@ def test_a_held_out_row_is_judged_by_the_loss_and_by_plain_figures_at_temperatur
 def test_temperature_squared_keeps_the_size_of_the_gradient_of_all_but_total_variation(kind: str) -> None:
     labels = labels_of(logits(1, 1.0), VOCABULARY)
     hot, hotter = (
-        gradient(open_objective(student(kind=kind, temperature=t, cross_entropy_weight=0.0)), labels, 2)
+        gradient(load_objective(student(kind=kind, temperature=t, cross_entropy_weight=0.0)), labels, 2)
         for t in (200.0, 400.0)
     )
     torch.testing.assert_close(hotter, hot * (2.0 if kind == "total-variation" else 1.0), rtol=0.05, atol=1e-3)
     if kind in NEAR_EQUALITY:
-        kl = gradient(open_objective(student(temperature=400.0, cross_entropy_weight=0.0)), labels, 2)
+        kl = gradient(load_objective(student(temperature=400.0, cross_entropy_weight=0.0)), labels, 2)
         torch.testing.assert_close(hotter, kl * NEAR_EQUALITY[kind], rtol=0.05, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_of_zero_leaves_cross_entropy_alone(kind: str) -> None:
-    objective = open_objective(student(kind=kind, temperature=3.0, weight=0.0))
+    objective = load_objective(student(kind=kind, temperature=3.0, weight=0.0))
     expected = torch.nn.functional.cross_entropy(logits(12), TARGETS, reduction="sum")
     assert float(objective(logits(12), TARGETS, labels_of(logits(11), 5))) == pytest.approx(float(expected))
 
@@ -106,22 +106,22 @@ NO_LABELS = {
 @pytest.mark.parametrize("labels", NO_LABELS)
 def test_a_process_without_a_held_out_row_adds_nothing_to_what_the_others_measure(labels: str, mode: str) -> None:
     """Whatever labels come with no rows: 0 each, and no NaN that would be everybody's mean."""
-    objective = open_objective(student(mode, temperature=2.0))
-    nothing = objective.measured(logits(12)[:0], TARGETS[:0], NO_LABELS[labels])
+    objective = load_objective(student(mode, temperature=2.0))
+    nothing = objective.held_out_metrics(logits(12)[:0], TARGETS[:0], NO_LABELS[labels])
     assert nothing.tolist() == [0.0, 0.0, 0.0]
-    own = objective.measured(logits(12), TARGETS, labels_of(logits(11), 5))
+    own = objective.held_out_metrics(logits(12), TARGETS, labels_of(logits(11), 5))
     assert torch.equal(own + nothing, own)
 
 
 def test_a_black_box_student_learns_by_cross_entropy_alone() -> None:
-    objective = open_objective(student("black-box", weight=5.0, cross_entropy_weight=0.1), "sampled")
+    objective = load_objective(student("black-box", weight=5.0, cross_entropy_weight=0.1), "sampled")
     expected = torch.nn.functional.cross_entropy(logits(12), TARGETS, reduction="sum")
     assert float(objective(logits(12), TARGETS, None)) == pytest.approx(float(expected))
 
 
 def test_a_white_box_objective_without_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="needs soft labels"):
-        open_objective(student())(logits(1), TARGETS, None)
+        load_objective(student())(logits(1), TARGETS, None)
 
 
 @pytest.mark.parametrize(
@@ -141,27 +141,27 @@ def test_a_white_box_objective_without_labels_is_refused() -> None:
 @pytest.mark.parametrize("mode", ["white-box", "black-box"])
 def test_a_wrong_option_is_named_with_the_nearest_right_one(loss: dict[str, object], complaint: str, mode: str) -> None:
     with pytest.raises(RecipeError, match=complaint):
-        open_objective(student(mode, **loss))
+        load_objective(student(mode, **loss))
 
 
 def test_options_reach_the_divergence_and_stay_in_the_recipe() -> None:
     p, q = outcomes(logits(1), logits(2), 5)
     settings = LossSettings.model_validate({"kind": "skewed-kl", "alpha": 0.4})
-    torch.testing.assert_close(open_divergence(settings)(p, q), FORMULAS["skewed-kl"](p.exp(), q.exp(), 5, alpha=0.4))
+    torch.testing.assert_close(load_divergence(settings)(p, q), FORMULAS["skewed-kl"](p.exp(), q.exp(), 5, alpha=0.4))
     assert LossSettings.model_validate(settings.model_dump()) == settings
     assert settings.model_dump()["alpha"] == 0.4
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_forward_kl_is_taken_from_draws(kind: str) -> None:
-    assert open_objective(student(kind=kind), "top-k").divergence is not None
-    assert open_objective(student(kind=kind), "dense").divergence is not None
+    assert load_objective(student(kind=kind), "top-k").divergence is not None
+    assert load_objective(student(kind=kind), "dense").divergence is not None
     if kind == "forward-kl":
-        assert open_objective(student(kind=kind), "sampled").divergence is not None
+        assert load_objective(student(kind=kind), "sampled").divergence is not None
         return
-    mend = rf"'{kind}' .* 'sampled'.* Set label\.soft\.encoding to top-k, or student\.loss\.kind to forward-kl$"
-    with pytest.raises(RecipeError, match=mend):
-        open_objective(student(kind=kind), "sampled")
+    fix = rf"'{kind}': .* sampled labels.* Set label\.soft\.encoding to top-k, or student\.loss\.kind to forward-kl\.$"
+    with pytest.raises(RecipeError, match=fix):
+        load_objective(student(kind=kind), "sampled")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,7 +172,7 @@ def test_draws_bias_every_gradient_but_that_of_the_forward_kl(kind: str) -> None
     learning = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64).log()
     drawn = torch.multinomial(p, draws * 4, replacement=True, generator=generator).view(draws, 4)
     p_hat = torch.nn.functional.one_hot(drawn, 3).double().mean(1)  # (draws, 3)
-    divergence = open_divergence(LossSettings(kind=kind))
+    divergence = load_divergence(LossSettings(kind=kind))
 
     def mean_gradient(teacher: torch.Tensor) -> torch.Tensor:
         leaf = learning.clone().requires_grad_()
@@ -204,12 +204,12 @@ def test_a_loss_of_another_package_is_found_with_its_options(tmp_path: Path, mon
     for module in ("acme_losses", "acme_plain"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     p, q = outcomes(logits(1), logits(2), 5)
-    found = open_divergence(LossSettings.model_validate({"kind": "acme", "power": 3}), "top-k")
+    found = load_divergence(LossSettings.model_validate({"kind": "acme", "power": 3}), "top-k")
     torch.testing.assert_close(found(p, q), (p.exp() - q.exp()).abs().pow(3).sum(-1))
     with pytest.raises(RecipeError, match=r"student\.loss\.powr: acme has no such setting\. Did you mean 'power'"):
-        open_divergence(LossSettings.model_validate({"kind": "acme", "powr": 3}))
-    with pytest.raises(RecipeError, match="'acme' and label.soft.encoding is 'sampled'"):
-        open_divergence(LossSettings.model_validate({"kind": "acme"}), "sampled")
-    plain = open_divergence(LossSettings.model_validate({"kind": "plain"}), "sampled")  # says nothing: takes all
+        load_divergence(LossSettings.model_validate({"kind": "acme", "powr": 3}))
+    with pytest.raises(RecipeError, match=r"'acme': .* sampled labels \(label\.soft\.encoding\)"):
+        load_divergence(LossSettings.model_validate({"kind": "acme"}), "sampled")
+    plain = load_divergence(LossSettings.model_validate({"kind": "plain"}), "sampled")  # says nothing: takes all
     torch.testing.assert_close(plain(p, q), (p - q).sum(-1))
     assert "acme" not in built_in_kinds(stillhouse.student.losses)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stillhouse.student.losses.base import NO_TOKEN, SparseLabels, student_outcomes, teacher_outcomes
+from stillhouse.student.losses.base import PAD_TOKEN_ID, SparseLabels, student_outcomes, teacher_outcomes
 from stillhouse.student.losses.forward_kl import divergence
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
@@ -27,7 +27,7 @@ def drawn(seed: int, draws: int) -> tuple[SparseLabels, Tensor]:
     tokens = logits(seed).softmax(-1).multinomial(draws, replacement=True, generator=random)
     estimate = torch.stack([torch.bincount(row, minlength=VOCABULARY) for row in tokens]).double() / draws
     width = int((estimate > 0).sum(-1).max())
-    ids = torch.full((POSITIONS, width), NO_TOKEN)
+    ids = torch.full((POSITIONS, width), PAD_TOKEN_ID)
     logprobs = torch.full((POSITIONS, width), -torch.inf, dtype=torch.float64)
     for row, one in enumerate(estimate):
         (listed,) = one.nonzero(as_tuple=True)
@@ -42,7 +42,7 @@ def top_k(seed: int, k: int) -> SparseLabels:
 
 def wider(labels: SparseLabels, places: int) -> SparseLabels:
     """The same labels in a batch where another position has so many more entries."""
-    nothing = torch.full((POSITIONS, places), NO_TOKEN)
+    nothing = torch.full((POSITIONS, places), PAD_TOKEN_ID)
     return SparseLabels(
         torch.cat([labels.token_ids, nothing], dim=-1),
         torch.cat([labels.logprobs, torch.full(nothing.shape, -torch.inf, dtype=torch.float64)], dim=-1),
@@ -86,7 +86,7 @@ def test_the_gradient_is_right_on_average() -> None:
         ids, counts = tokens[:, number].sort(dim=-1).values, torch.zeros(POSITIONS, draws, dtype=torch.float64)
         first = torch.cat([torch.ones(POSITIONS, 1, dtype=torch.bool), ids[:, 1:] != ids[:, :-1]], dim=-1)
         counts.scatter_add_(-1, first.cumsum(-1) - 1, torch.ones_like(counts))
-        unique = torch.full_like(ids, NO_TOKEN)
+        unique = torch.full_like(ids, PAD_TOKEN_ID)
         for row in range(POSITIONS):
             listed = ids[row][first[row]]
             unique[row, : len(listed)] = listed
@@ -120,9 +120,9 @@ def test_the_outcomes_are_a_distribution(seed: int, draws: int, places: int) -> 
     student = student_outcomes(logits(seed + 1), labels.token_ids, 1.0).exp()
     for outcomes, ids, probabilities in zip(student, labels.token_ids, logits(seed + 1).softmax(-1), strict=True):
         assert float(outcomes.sum()) == pytest.approx(1)
-        assert (outcomes[:-1][ids == NO_TOKEN] == 0).all()
-        listed = ids[ids != NO_TOKEN]
-        assert torch.allclose(outcomes[:-1][ids != NO_TOKEN], probabilities[listed])
+        assert (outcomes[:-1][ids == PAD_TOKEN_ID] == 0).all()
+        listed = ids[ids != PAD_TOKEN_ID]
+        assert torch.allclose(outcomes[:-1][ids != PAD_TOKEN_ID], probabilities[listed])
         assert float(outcomes[-1]) == pytest.approx(1 - float(probabilities[listed].sum()), abs=1e-9)
     assert torch.allclose(teacher_outcomes(labels, 1.0).exp().sum(-1), torch.ones(POSITIONS, dtype=torch.float64))
 
@@ -140,7 +140,7 @@ def test_a_student_that_can_say_nothing_else_has_a_finite_gradient(unlisted: flo
     labels, _ = drawn(3, 40)
     student = torch.full((POSITIONS, VOCABULARY), unlisted, dtype=torch.float64)
     for row, ids in enumerate(labels.token_ids):
-        student[row, ids[ids != NO_TOKEN]] = 0.0
+        student[row, ids[ids != PAD_TOKEN_ID]] = 0.0
     measured, gradient = value_and_gradient(labels, student)
     assert measured.isfinite().all()
     assert gradient.isfinite().all()

@@ -26,7 +26,7 @@ from transformers import (
     UMT5Config,
 )
 
-from stillhouse.models.layout import IGNORED, TokenBatch, token_batch
+from stillhouse.models.layout import IGNORED, TokenBatch, make_token_batch
 from stillhouse.models.load import auto_class
 from stillhouse.student.start.axes import FAMILIES, Axis, axes_of
 
@@ -116,7 +116,7 @@ def some_rows(model: PreTrainedModel, sizes: Sequence[int] = (3, 2)) -> list[Tok
     batches, first = [], 0
     for size in sizes:
         prompts, completions = zip(*rows[first : first + size], strict=True)
-        batches.append(token_batch(prompts, completions, pad_id=0, start_id=start))
+        batches.append(make_token_batch(prompts, completions, pad_id=0, start_id=start))
         first += size
     assert first == len(rows)
     return batches

@@ -113,8 +113,8 @@ def test_layers_of_other_families(
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        (9, "student.init.layers is 9, and the teacher has only 4: choose 1 to 4"),
-        ([0, 4], "student.init.layers names layer 4, and the teacher's are 0 to 3"),
+        (9, "student.init.layers is 9: the teacher has only 4 layers. Set it to a number from 1 to 4."),
+        ([0, 4], "student.init.layers is [0, 4]: the teacher has no layer 4. Use layers from 0 to 3."),
     ],
 )
 def test_layers_that_the_teacher_lacks(start: Make, tiny_model: Path, tmp_path: Path, layers: Any, words: str) -> None:
@@ -186,20 +186,26 @@ def test_fresh_weights_are_float32_unless_the_config_says_otherwise(start: Make,
             "student.init.config.hiden_size: a llama config has no such key. Did you mean 'hidden_size'?",
         ),
         ({"model_type": "llama", "n_layer": 2}, "student.init.config.n_layer: a llama config has no such key."),
-        ({"model_type": "lama"}, "student.init.config.model_type is 'lama': name a causal .* Did you mean 'llama'?"),
-        ({"hidden_size": 30}, r"makes no model \(hidden_size 30, num_attention_heads 4, .*must divide hidden_size"),
-        ({"hidden_size": 20}, "head_dim 5.*head_dim must be even"),
-        ({"num_attention_heads": 1}, "2 key-value heads cannot be shared out among 1 attention heads"),
-        ({"hidden_size": "wide"}, "student.init.config.hidden_size is 'wide': give a whole number from 1 up"),
-        ({"num_hidden_layers": 0}, "student.init.config.num_hidden_layers is 0: give a whole number from 1 up"),
-        ({"vocab_size": 259}, "vocab_size is 259, and the teacher's tokenizer has 260 tokens: give at least 260"),
-        ({"model_type": "gpt2", "n_embd": 15, "n_head": 2}, "student.init.config makes no model"),
-        ({"model_type": "gemma3"}, "several configs in one: name its text part, 'gemma3_text'"),
+        (
+            {"model_type": "lama"},
+            "student.init.config.model_type is 'lama': .* Use 'llama', or another type",
+        ),
+        (
+            {"hidden_size": 30},
+            r"no model .* \(hidden_size 30, num_attention_heads 4, .*divides hidden_size",
+        ),
+        ({"hidden_size": 20}, "head_dim 5.*head_dim is even"),
+        ({"num_attention_heads": 1}, "1 attention heads cannot share 2 key-value heads evenly"),
+        ({"hidden_size": "wide"}, "student.init.config.hidden_size is 'wide': it must be a whole number, 1 or more"),
+        ({"num_hidden_layers": 0}, "student.init.config.num_hidden_layers is 0: it must be a whole number, 1 or more"),
+        ({"vocab_size": 259}, "vocab_size is 259: the teacher's tokenizer has 260 tokens. Set it to at least 260"),
+        ({"model_type": "gpt2", "n_embd": 15, "n_head": 2}, "student.init.config: no model can be built from it"),
+        ({"model_type": "gemma3"}, "several configs in one. Use its text part, 'gemma3_text'"),
         (
             {"model_type": "t5"},
-            r"llama., and student.init.config.model_type is t5, an encoder-decoder",
+            r"student.init.config.model_type is 't5': the student is an encoder-decoder .* \(llama\)",
         ),
-        ({"model_type": "bert"}, "foretells the next token from those before it"),
+        ({"model_type": "bert"}, "predicts the next token from those before it"),
     ],
 )
 def test_configs_that_make_no_student(start: Make, config: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -251,10 +257,10 @@ def test_models_that_are_no_start(start: Make, tiny_model: Path, tmp_path: Path)
     }
     t5 = T5Config(vocab_size=260, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
     others = {
-        "an encoder-decoder (t5): a causal model goes on from its prompt": T5ForConditionalGeneration(t5),
-        "BertForMaskedLM: a student foretells": BertForMaskedLM(BertConfig(**tiny)),
-        "LlamaForSequenceClassification: a student": LlamaForSequenceClassification(LlamaConfig(**tiny)),
-        "LlamaModel: a student foretells": LlamaModel(LlamaConfig(**tiny)),
+        "the student is an encoder-decoder (t5), and teacher.model": T5ForConditionalGeneration(t5),
+        "BertForMaskedLM, but a student predicts": BertForMaskedLM(BertConfig(**tiny)),
+        "LlamaForSequenceClassification, but a student": LlamaForSequenceClassification(LlamaConfig(**tiny)),
+        "LlamaModel, but a student predicts": LlamaModel(LlamaConfig(**tiny)),
     }
     for place, (words, model) in enumerate(others.items()):
         folder = tmp_path / str(place)
@@ -262,7 +268,7 @@ def test_models_that_are_no_start(start: Make, tiny_model: Path, tmp_path: Path)
         AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
         message = refused(start({"model": str(folder)}))
         assert words in message
-        assert f"student.init.model is {folder}" in message
+        assert f"student.init.model is '{folder}'" in message
     with pytest.raises(TeacherUnavailable, match="student.init.model is 'nowhere/at-all'"):
         check_student(start({"model": "nowhere/at-all"}))
 
@@ -274,7 +280,7 @@ def test_a_model_that_lacks_weights_is_no_start(start: Make, tiny_model: Path, t
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "headless")
     file = tmp_path / "headless" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["LlamaForCausalLM"]}))
-    with pytest.raises(RecipeError, match=r"no whole causal language model, it lacks lm_head\.weight"):
+    with pytest.raises(RecipeError, match=r"not a complete causal language model: it lacks lm_head\.weight"):
         made(start({"model": str(tmp_path / "headless")}), tmp_path / "made")
 
 
@@ -284,7 +290,7 @@ def test_quantised_weights_are_no_start(start: Make, tiny_model: Path, tmp_path:
     (folder / "config.json").write_text(
         json.dumps(config | {"quantization_config": {"quant_method": "awq", "bits": 4}})
     )
-    assert "whose weights are quantised" in refused(start({"model": str(folder)}))
+    assert "its weights are quantised" in refused(start({"model": str(folder)}))
     assert "teacher.model is" in refused(start({"from": "teacher", "layers": 2}, folder))
 
 
@@ -297,7 +303,7 @@ def test_weights_in_pickles_are_refused(start: Make, tiny_model: Path, tmp_path:
     (folder / "model.safetensors").unlink()
     with pytest.raises(RecipeError, match=r"student\.init\.model is .*pytorch_model\.bin.*only safetensors are loaded"):
         check_student(recipe)
-    with pytest.raises(RecipeError, match=r"teacher\.model is .* Convert it once"):
+    with pytest.raises(RecipeError, match=r"teacher\.model is .*If you trust the model, convert it once"):
         find_model(str(folder))
 
 

@@ -17,7 +17,7 @@ from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.finetune import gold_dataset
 from stillhouse.stages.stages import distill_stage
-from stillhouse.student.finished.folder import StudentFolder, Variant, place_of, student_folder
+from stillhouse.student.finished.folder import StudentFolder, Variant, folder_for, student_folder
 from stillhouse.student.start import choice, parts
 from stillhouse.student.start.importance import greedy
 from stillhouse.student.start.record import Start, read_start
@@ -188,11 +188,12 @@ def test_a_gold_student_s_layers_are_measured_on_the_teacher_s_completions(label
 def test_a_start_without_its_dataset_says_why_and_which_command_makes_it(tiny_recipe: MakeRecipe) -> None:
     for init, words in (
         (TWO, r"choose is 'importance'.*set it to 'even'"),
-        ({"from": "teacher", "width": {"heads": 2}}, r"width is set.*take it away"),
+        ({"from": "teacher", "width": {"heads": 2}}, r"student\.init\.width: widths .*remove it"),
         ({"from": "teacher", "vocabulary": "used"}, r"vocabulary is 'used'.*set it to 'all'"),
     ):
-        with pytest.raises(DatasetMissing, match=words + ".*run `stillhouse label` with this recipe first$"):
+        with pytest.raises(DatasetMissing, match=words + r".* to start without a dataset\.$") as caught:
             prepare_untrained(*of(tiny_recipe(), init))
+        assert "`stillhouse label`" in str(caught.value)
     assert not Path(tiny_recipe().students).exists()
 
 
@@ -265,4 +266,4 @@ def test_students_of_older_versions_stay_valid(kind: str, tmp_path: Path) -> Non
     variants: tuple[Variant, ...] = ("untrained", "white-box", "gold")
     for variant, key in zip(variants, keys, strict=True):
         rows = [] if variant == "untrained" else ["a" * 64]
-        assert place_of(recipe, recipe.student, variant, rows).key == key
+        assert folder_for(recipe, recipe.student, variant, rows).key == key

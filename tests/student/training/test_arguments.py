@@ -45,10 +45,10 @@ def arguments(train: dict[str, Any], **parts: Any) -> TrainingArguments:
     return training_arguments(made, made.student, Path("somewhere"))
 
 
-def refusal(train: dict[str, Any], **parts: Any) -> str:
+def refusal(train: dict[str, Any], **parts: Any) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
         arguments(train, **parts)
-    return str(caught.value)
+    return caught.value
 
 
 def test_every_argument_that_is_refused_is_one_of_the_library_s() -> None:
@@ -60,9 +60,12 @@ def test_every_argument_that_is_refused_is_one_of_the_library_s() -> None:
 def test_what_would_be_ignored_or_wrong_is_refused_with_the_reason(name: str) -> None:
     default = next(field.default for field in fields(TrainingArguments) if field.name == name)
     other = not default if isinstance(default, bool) else "x.json"
-    words = refusal({name: other})
-    assert words.startswith(f"student.train.{name}: it is {other!r} and is not for a recipe to set: ")
-    assert words.endswith(module._REFUSED[name])
+    error = refusal({name: other})
+    assert (error.setting, error.value) == (f"student.train.{name}", other)
+    refused = module._REFUSED[name]
+    reason, fix = refused if isinstance(refused, tuple) else (refused, "remove it")
+    assert error.problem == f"a recipe cannot set this argument: {reason}"
+    assert error.fix == fix.format(early_stopping="student.early_stopping")
 
 
 def test_a_refused_argument_at_the_library_s_default_is_harmless() -> None:
@@ -100,44 +103,46 @@ def test_what_yaml_makes_of_an_argument_is_understood(given: str, name: str, exp
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ({"learning_rat": 1}, "learning_rat: there is no such training argument to set. Did you mean 'learning_rate'"),
+        ({"learning_rat": 1}, "learning_rat: there is no such training argument. Did you mean 'learning_rate'"),
         ({"learning_rate": "fast"}, "student.train.learning_rate is 'fast': Input should be a valid number"),
         ({"learning_rate": -1}, "Invalid learning rate: -1"),
         ({"bf16": "maybe"}, "student.train.bf16 is 'maybe': Input should be a valid boolean"),
         ({"max_steps": 2.5}, "student.train.max_steps is 2.5"),
-        ({"per_device_train_batch_size": 0}, "student.train.per_device_train_batch_size is 0: give 1 or more"),
-        ({"gradient_accumulation_steps": -1}, "student.train.gradient_accumulation_steps is -1: give 1 or more"),
-        ({"num_train_epochs": 0}, "num_train_epochs is 0"),
-        ({"eval_strategy": "sometimes"}, "student.train is wrong: sometimes is not a valid IntervalStrategy"),
-        ({"eval_strategy": True}, "student.train.eval_strategy is True"),
-        ({"save_strategy": "best"}, "set it to epoch or steps; to keep the best, set student.early_stopping"),
+        ({"per_device_train_batch_size": 0}, "student.train.per_device_train_batch_size is 0: it must be 1 or more"),
+        ({"gradient_accumulation_steps": -1}, "student.train.gradient_accumulation_steps is -1: it must be 1 or more"),
+        ({"num_train_epochs": 0}, "student.train.num_train_epochs is 0.0: it must be greater than 0"),
+        ({"eval_strategy": "sometimes"}, "student.train: transformers rejects the arguments: sometimes is not a valid"),
+        ({"eval_strategy": True}, "student.train.eval_strategy is true"),
+        ({"save_strategy": "best"}, "Set it to epoch or steps; to keep the best student, set student.early_stopping"),
         ({"optim": "adamw_8"}, "adamw_8 is not a valid OptimizerNames"),
-        ({"optim": "adamw_bnb_8bit"}, "student.train is wrong"),
+        ({"optim": "adamw_bnb_8bit"}, "student.train: transformers rejects the arguments: "),
         ({"lr_scheduler_type": "sawtooth"}, "sawtooth is not a valid SchedulerType"),
-        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}}, "student.train is wrong"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}}, "student.train: transformers rejects"),
         ({"gradient_checkpointing": True, "activation_checkpointing": False}, "is the old name of activation_"),
-        ({"report_to": "tensorbord"}, "there is no such place to report to. Did you mean 'tensorboard'"),
-        ({"fsdp": True, "fsdp_config": "nowhere.json"}, "student.train is wrong: [Errno 2]"),
-        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "shard with fsdp and fsdp_config instead"),
-        ({"liger_kernel_config": {"fused_linear_cross_entropy": True}}, "Liger's loss would take the place of"),
+        ({"report_to": "tensorbord"}, "transformers has no such integration. Did you mean 'tensorboard'"),
+        ({"fsdp": True, "fsdp_config": "nowhere.json"}, "student.train: transformers rejects the arguments: [Errno 2]"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "Shard with fsdp and fsdp_config instead"),
+        ({"liger_kernel_config": {"fused_linear_cross_entropy": True}}, "Liger's loss would replace student.loss"),
     ],
 )  # fmt: skip
 def test_wrong_values(train: dict[str, Any], words: str) -> None:
-    assert words in refusal(train)
+    assert words in str(refusal(train))
 
 
 @on_cpu
 def test_precision_on_a_cpu() -> None:
     assert arguments({"bf16": True}).use_cpu  # the library takes it on a CPU only if that is asked for
-    assert "set bf16 in its place" in refusal({"fp16": True})
-    assert "need a GPU" in refusal({"use_liger_kernel": True})
+    assert refusal({"fp16": True}).fix == "set bf16 instead, or neither"
+    assert "need a GPU" in refusal({"use_liger_kernel": True}).problem
     assert not arguments({}).use_liger_kernel
 
 
 @pytest.mark.parametrize("name", sorted(INTEGRATION_TO_CALLBACK.keys() - {"kubeflow"}))
 def test_a_missing_package_is_named_with_its_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    assert "its package is not installed: pip install " in refusal({"report_to": ["none", name][1:]})
+    error = refusal({"report_to": ["none", name][1:]})
+    assert (error.setting, error.value) == ("student.train.report_to", name)
+    assert str(error.fix).startswith("run `pip install ")
 
 
 @pytest.mark.parametrize(
@@ -166,15 +171,15 @@ def test_a_student_without_a_divergence_is_judged_by_its_loss() -> None:
 @pytest.mark.parametrize(
     ("train", "holdout", "words"),
     [
-        ({}, 0.0, "student.early_stopping is set and prompts.holdout is 0"),
+        ({}, 0.0, "student.early_stopping: it depends on held-out rows, and prompts.holdout is 0"),
         ({"eval_strategy": False}, 0.1, "student.train.eval_strategy or save_strategy is 'no'"),
         ({"save_strategy": "no"}, 0.1, "student.train.eval_strategy or save_strategy is 'no'"),
-        ({"eval_strategy": "steps", "save_strategy": "epoch"}, 0.1, "Take save_strategy away, or set it to 'steps'"),
-        ({"eval_strategy": "steps", "eval_steps": 5, "save_steps": 10}, 0.1, "Take save_steps away, or set it to 5"),
-        ({"eval_strategy": "steps"}, 0.1, "say how many, with eval_steps"),
-        ({"load_best_model_at_end": True}, 0.1, "set student.early_stopping"),
-        ({"metric_for_best_model": "loss"}, 0.1, "set student.early_stopping"),
+        ({"eval_strategy": "steps", "save_strategy": "epoch"}, 0.1, "student.train.save_strategy is 'epoch': "),
+        ({"eval_strategy": "steps", "eval_steps": 5, "save_steps": 10}, 0.1, "Remove it, or set it to 5"),
+        ({"eval_strategy": "steps"}, 0.1, "Set eval_steps"),
+        ({"load_best_model_at_end": True}, 0.1, "Set student.early_stopping"),
+        ({"metric_for_best_model": "loss"}, 0.1, "Set student.early_stopping"),
     ],
 )
 def test_contradictions_of_early_stopping(train: dict[str, Any], holdout: float, words: str) -> None:
-    assert words in refusal(train, holdout=holdout, early_stopping={})
+    assert words in str(refusal(train, holdout=holdout, early_stopping={}))

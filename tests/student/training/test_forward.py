@@ -16,9 +16,9 @@ from stillhouse.models.load import load_language_model
 from stillhouse.models.soft_labels import chosen_logprobs, top_k
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.data.batches import collator, tokens_of
-from stillhouse.student.losses.base import DenseLabels, SparseLabels, outcomes
-from stillhouse.student.training.forward import end_in_loss, summed_in_chunks
-from stillhouse.student.training.objective import Labels, open_objective
+from stillhouse.student.losses.base import DenseLabels, SparseLabels, paired_outcomes
+from stillhouse.student.training.forward import chunked_loss, replace_forward_with_loss
+from stillhouse.student.training.objective import Labels, load_objective
 from tests.precision import close_to_dense, largest, summed_gradients
 from tests.student.losses.test_losses import FORMULAS, KINDS, labels_of, logits, tempered
 
@@ -94,7 +94,7 @@ def test_a_model_of_unknown_parts_gives_its_logits_whole(float64: None) -> None:
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_gradients_do_not_depend_on_the_chunk(kind: str, chunk: int) -> None:
-    objective = open_objective(student(kind=kind, temperature=2.0, cross_entropy_weight=0.5), "top-k")
+    objective = load_objective(student(kind=kind, temperature=2.0, cross_entropy_weight=0.5), "top-k")
     torch.manual_seed(3)
     hidden = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
     layer = nn.Linear(6, 12, dtype=torch.float64)
@@ -102,7 +102,7 @@ def test_value_and_gradients_do_not_depend_on_the_chunk(kind: str, chunk: int) -
     labels = labels_of(torch.randn(10, 12, dtype=torch.float64) * 2, 5)
     whole = objective(layer(hidden), targets, labels)
     expected = torch.autograd.grad(whole, [hidden, *layer.parameters()])
-    found = summed_in_chunks(objective, Head(layer), hidden, targets, lambda part: labels[part], chunk)
+    found = chunked_loss(objective, Head(layer), hidden, targets, lambda part: labels[part], chunk)
     each = [slice(place, place + 1) for place in range(len(targets))]
     losses = [objective(layer(hidden[one]), targets[one], labels[one]) for one in each]
     close_to_dense(found, whole, summed=float(whole.detach()))
@@ -122,7 +122,7 @@ def test_never_more_than_a_chunk_is_held_and_every_position_counts_once(position
 
     hidden, targets = torch.ones(positions, 2), torch.arange(positions)
     with torch.no_grad():
-        total = summed_in_chunks(loss, Head(nn.Identity()), hidden, targets, lambda _: None, chunk)
+        total = chunked_loss(loss, Head(nn.Identity()), hidden, targets, lambda _: None, chunk)
     assert float(total) == 2 * positions
     assert seen == list(range(positions))
 
@@ -131,7 +131,7 @@ def test_never_more_than_a_chunk_is_held_and_every_position_counts_once(position
 @pytest.mark.parametrize("kind", KINDS)
 def test_dense_labels_are_the_dense_formula(kind: str, temperature: float) -> None:
     teacher, learning = logits(21), logits(22)
-    objective = open_objective(student(kind=kind, temperature=temperature, cross_entropy_weight=0.0), "dense")
+    objective = load_objective(student(kind=kind, temperature=temperature, cross_entropy_weight=0.0), "dense")
     found = objective(learning, torch.zeros(len(teacher), dtype=torch.int64), DenseLabels(teacher))
     p, q = (tempered(z.softmax(-1), temperature) for z in (teacher, learning))
     expected = temperature**2 * float(FORMULAS[kind](p, q, p.shape[-1]).sum())
@@ -141,7 +141,7 @@ def test_dense_labels_are_the_dense_formula(kind: str, temperature: float) -> No
 @pytest.mark.parametrize("kind", ["forward-kl", "reverse-kl", "generalized-jsd", "total-variation"])
 @pytest.mark.parametrize("padded", ["teacher", "student"])
 def test_rows_that_only_one_vocabulary_has(kind: str, padded: str) -> None:
-    objective = open_objective(student(kind=kind, cross_entropy_weight=0.0), "dense")
+    objective = load_objective(student(kind=kind, cross_entropy_weight=0.0), "dense")
     targets = torch.zeros(3, dtype=torch.int64)
     plain = [logits(31)[:3], logits(32)[:3]]
     found = {}
@@ -169,14 +169,14 @@ def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path, float64:
         "soft_logprobs": labels.logprobs,
         "soft_tail_logprob": labels.tail_logprob,
     }
-    objective = open_objective(student(kind="forward-kl", temperature=2.0, cross_entropy_weight=0.3), "top-k")
-    end_in_loss(lm.model, objective, chunk=4)
+    objective = load_objective(student(kind="forward-kl", temperature=2.0, cross_entropy_weight=0.3), "top-k")
+    replace_forward_with_loss(lm.model, objective, chunk=4)
     lm.model.train()
     expected = objective(whole, tokens.targets, labels)
     close_to_dense(lm.model(**batch, **soft), expected, summed=largest(expected))
     lm.model.eval()
     measured = lm.model(**batch, **soft)
-    close_to_dense(measured, objective.measured(whole, tokens.targets, labels), summed=largest(measured))
+    close_to_dense(measured, objective.held_out_metrics(whole, tokens.targets, labels), summed=largest(measured))
     nobody = {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
     lm.model.train()
     none = lm.model(**nobody)
@@ -187,7 +187,7 @@ def test_the_forward_pass_ends_in_the_objective_s_sum(tiny_model: Path, float64:
 
 def test_a_batch_without_a_row_is_measured_as_nothing(tiny_model: Path) -> None:
     lm = load_language_model(tiny_model, device="cpu")
-    end_in_loss(lm.model, open_objective(student(temperature=2.0)), chunk=4)
+    replace_forward_with_loss(lm.model, load_objective(student(temperature=2.0)), chunk=4)
     assert lm.model.eval()(**collator(lm.pad_id)([])).tolist() == [0.0, 0.0, 0.0]
 
 
@@ -201,7 +201,7 @@ def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)) * 0.1)
     batch = a_batch(vocabulary=100)
     tokens = tokens_of(batch)
-    objective = open_objective(student(kind="reverse-kl", cross_entropy_weight=0.0))
+    objective = load_objective(student(kind="reverse-kl", cross_entropy_weight=0.0))
     with torch.no_grad():
         dense = completion_logits(other, tokens)
     logits = completion_logits(lm.model, tokens)
@@ -211,7 +211,9 @@ def test_a_live_teacher_gives_the_gradient_of_the_dense_formula(tiny_model: Path
     losses = (objective(logits[one], tokens.targets[one], DenseLabels(dense[one])) for one in each)
     summed = summed_gradients(losses, parameters)
     wanted = torch.autograd.grad(expected, parameters)
-    end_in_loss(lm.model, objective, chunk=5, teacher=LiveTransformersTeacher(split(other), other.config.vocab_size))
+    replace_forward_with_loss(
+        lm.model, objective, chunk=5, teacher=LiveTransformersTeacher(split(other), other.config.vocab_size)
+    )
     lm.model.train()
     found = lm.model(**batch)
     close_to_dense(found, expected, summed=largest(expected))
@@ -232,16 +234,16 @@ def test_the_loss_is_computed_in_float32_or_in_the_model_s_own_float64(
     batch = a_batch()
     logits = completion_logits(model, tokens_of(batch))
     labels = labels_of(torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)) * 3, 8)
-    objective = open_objective(student(kind="forward-kl", temperature=2.0))
+    objective = load_objective(student(kind="forward-kl", temperature=2.0))
     parts = split(model)  # type: ignore[arg-type]
-    both = outcomes(labels, logits, 2.0)
+    both = paired_outcomes(labels, logits, 2.0)
     found = [
         logits,
         parts.head(parts.hidden(**batch)),
         both.teacher,
         both.student,
         objective(logits, tokens_of(batch).targets, labels),
-        objective.measured(logits, tokens_of(batch).targets, labels),
+        objective.held_out_metrics(logits, tokens_of(batch).targets, labels),
         top_k(logits, 3).logprobs,
         top_k(logits, 3).tail_logprob,
         chosen_logprobs(logits, tokens_of(batch).targets),

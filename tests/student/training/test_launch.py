@@ -18,7 +18,7 @@ from stillhouse.stages import launch
 from stillhouse.stages.checks import check_distill, check_student, student_of
 from stillhouse.stages.finetune import check_finetuning
 from stillhouse.stages.stages import students_to_train
-from stillhouse.student.finished.folder import place_of
+from stillhouse.student.finished.folder import folder_for
 from tests.conftest import MakeRecipe
 from tests.process_tree import processes
 
@@ -57,7 +57,7 @@ def refused(recipe: Recipe) -> str:
 def test_launching_is_no_part_of_what_a_student_is(launched: MakeLaunched) -> None:
     plain, two = launched(), launched(num_processes=2)
     plain = plain.model_copy(update={"student": student_of(plain).model_copy(update={"launch": None})})
-    one, other = (place_of(of, student_of(of), "white-box", ["rows"]).key for of in (plain, two))
+    one, other = (folder_for(of, student_of(of), "white-box", ["rows"]).key for of in (plain, two))
     assert one == other
     assert [student.launch for student in students_to_train(two)] == [student_of(two).launch] * 2
 
@@ -134,7 +134,7 @@ def test_more_processes_than_gpus_are_refused(launched: MakeLaunched, monkeypatc
 
 def test_sharding_may_be_launched(launched: MakeLaunched) -> None:
     check_student(launched({"fsdp": True}, num_processes=2))
-    assert "set student.launch to {num_processes: 2}" in refused(launched({"fsdp": True}, num_processes=1))
+    assert "Set student.launch to {num_processes: 2}" in refused(launched({"fsdp": True}, num_processes=1))
 
 
 def test_a_different_number_of_processes_is_reported(

@@ -19,9 +19,9 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import LoraSettings, StudentSettings
 from stillhouse.stages.checks import check_student
 from stillhouse.student.training import train as training
-from stillhouse.student.training.forward import end_in_loss
-from stillhouse.student.training.lora import add_adapters, merged, trainable
-from stillhouse.student.training.objective import open_objective
+from stillhouse.student.training.forward import replace_forward_with_loss
+from stillhouse.student.training.lora import add_adapters, count_trainable, merge_adapters
+from stillhouse.student.training.objective import load_objective
 from stillhouse.student.training.train import distill
 from stillhouse.student.training.trainer import StudentTrainer
 from tests.conftest import MakeRecipe
@@ -40,12 +40,12 @@ def with_lora(settings: StudentSettings, lora: LoraSettings = LORA, **train: Any
 
 
 def test_before_the_first_step_the_loss_is_the_whole_student_s(tiny_model: Path) -> None:
-    objective = open_objective(student().model_copy(update={"mode": "black-box"}))
+    objective = load_objective(student().model_copy(update={"mode": "black-box"}))
     losses = []
     for lora in (False, True):
         lm = load_language_model(tiny_model, device="cpu")
         model: Any = add_adapters(lm.model, LORA, seed=0) if lora else lm.model
-        end_in_loss(lm.model, objective, chunk=4)
+        replace_forward_with_loss(lm.model, objective, chunk=4)
         model.eval()  # no dropout
         losses.append(model(**a_batch(vocabulary=100))[0])
     assert torch.equal(*losses)
@@ -65,7 +65,7 @@ def test_the_merged_student_says_what_the_adapted_one_did(name: str, tmp_path: P
     expected = adapted.eval()(tokens).logits
     assert not torch.allclose(expected, family(name)(tokens).logits, atol=1e-2)
     start: Any = LanguageModel(family(name), None)  # type: ignore[arg-type]
-    whole = merged(start, LORA, adapted.state_dict(), tmp_path / "adapter").model
+    whole = merge_adapters(start, LORA, adapted.state_dict(), tmp_path / "adapter").model
     assert type(whole) is type(family(name))
     assert whole.state_dict().keys() == family(name).state_dict().keys()
     close_to_dense(whole.eval()(tokens).logits, expected, summed=largest(expected))
@@ -154,11 +154,11 @@ def test_resuming_gives_the_student_of_an_unbroken_run(
     [
         (
             ("q_proj", "v_porj"),
-            "is ['q_proj', 'v_porj']: the student has no module v_porj. It has down_proj, gate_proj, ",
+            "is ['q_proj', 'v_porj']: the student has no module v_porj. Choose from its modules down_proj, gate_proj, ",
         ),
-        ("q_proj", "A text is a pattern of a module's whole name: give a list, [q_proj]"),
+        ("q_proj", "(a string is a pattern for a module's whole name; for its last part use a list, [q_proj])"),
         (r".*\.(query|value)", "the student has no module"),
-        ("*proj", "it is no regular expression"),
+        ("*proj", "it is not a regular expression"),
         (("input_layernorm",), "is ['input_layernorm']: "),
         (("embed_tokens",), "share their weights"),
         (("lm_head",), "share their weights"),
@@ -169,7 +169,7 @@ def test_wrong_target_modules(tiny_model: Path, targets: str | tuple[str, ...], 
     lm = load_language_model(tiny_model, device="cpu")
     with pytest.raises(RecipeError) as caught:
         add_adapters(lm.model, LoraSettings(target_modules=targets), seed=0)
-    assert str(caught.value).startswith("student.lora.target_modules is ")
+    assert caught.value.setting == "student.lora.target_modules"
     assert words in str(caught.value)
     assert "q_proj" in str(caught.value) or "all-linear" in str(caught.value)
 
@@ -185,7 +185,7 @@ def test_targets_can_be_chosen_by_name_and_by_pattern(tiny_model: Path) -> None:
     found = set()
     for targets in [("q_proj", "v_proj"), r".*\.[qv]_proj"]:
         lm = load_language_model(tiny_model, device="cpu")
-        found.add(trainable(add_adapters(lm.model, LoraSettings(r=2, target_modules=targets), seed=0)))
+        found.add(count_trainable(add_adapters(lm.model, LoraSettings(r=2, target_modules=targets), seed=0)))
     assert found == {4 * 2 * ((32 + 32) + (32 + 16))}  # layers, rank, and the widths of the two
 
 

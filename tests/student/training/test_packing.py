@@ -21,10 +21,10 @@ from stillhouse.models.load import load_language_model
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
-from stillhouse.student.data.batches import collator, side_by_side, soft_labels_of
+from stillhouse.student.data.batches import collator, pack_first_fit, soft_labels_of
 from stillhouse.student.data.rows import Example, example_of
-from stillhouse.student.training.forward import end_in_loss
-from stillhouse.student.training.objective import open_objective
+from stillhouse.student.training.forward import replace_forward_with_loss
+from stillhouse.student.training.objective import load_objective
 from stillhouse.student.training.packing import check_packing
 from stillhouse.student.training.train import distill
 from stillhouse.teachers.live import LiveTransformersTeacher
@@ -42,7 +42,7 @@ def example(number: int, encoding: EncodingName | None) -> Example:
 
 @given(lengths=st.lists(st.integers(1, 30), max_size=40), width=st.integers(1, 30))
 def test_every_row_has_a_place_and_no_sequence_is_too_long(lengths: list[int], width: int) -> None:
-    sequences = side_by_side(lengths, width)
+    sequences = pack_first_fit(lengths, width)
     assert sorted(row for sequence in sequences for row in sequence) == list(range(len(lengths)))
     totals = [sum(lengths[row] for row in sequence) for sequence in sequences]
     for sequence, total in zip(sequences, totals, strict=True):
@@ -130,7 +130,7 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_one_that_is_not(
             for parameter in other.parameters():
                 parameter.mul_(1.3)
         teacher = LiveTransformersTeacher(split(other), other.config.vocab_size)
-    end_in_loss(lm.model, open_objective(settings, encoding), chunk=chunk, teacher=teacher)
+    replace_forward_with_loss(lm.model, load_objective(settings, encoding), chunk=chunk, teacher=teacher)
     lm.model.train()
     examples = rows_of(200, encoding)
     width = 2 * max(len(one) for one in examples)
@@ -174,9 +174,10 @@ def test_models_that_do_not_are_refused(name: str, fresh: bool) -> None:
     for parameter in model.parameters() if not fresh else []:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    with pytest.raises(TrainingError, match="student.packing is true, and the student does not keep rows") as caught:
+    with pytest.raises(TrainingError, match="the student does not separate rows that share a sequence") as caught:
         check(model)
-    assert "Set student.packing to false" in str(caught.value)
+    assert (caught.value.setting, caught.value.value) == ("student.packing", True)
+    assert caught.value.fix == "set it to false"
 
 
 @pytest.mark.numeric

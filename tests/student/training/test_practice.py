@@ -55,7 +55,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch, at_step: int | None) -> None:
             if at_step is not None:
                 self.add_callback(StopAt(at_step))
 
-        def whole_weights(self) -> dict[str, torch.Tensor]:
+        def gather_weights(self) -> dict[str, torch.Tensor]:
             raise RuntimeError("power cut")
 
     monkeypatch.setattr(training, "StudentTrainer", Breaking)
@@ -150,16 +150,18 @@ def test_a_dataset_without_held_out_rows(
         return read(dataset, split, *arguments, **{**named, "max_length": 1 if split == "validation" else 1024})
 
     monkeypatch.setattr(training, "read_examples", read_none)
-    with pytest.raises(RecipeError, match=f"{setting} is set and goes by held-out rows, and the dataset has none"):
+    with pytest.raises(RecipeError, match="it depends on held-out rows, and the dataset has none") as caught:
         distill(recipe, changed(settings, train=train, **parts), dataset)
+    assert caught.value.setting == setting
     assert held_out(distill(recipe, settings, dataset)) == []
 
 
 def test_a_training_that_diverges_says_so(labelled: Labelled) -> None:
     recipe, settings, dataset = labelled
     wild = changed(settings, train={"learning_rate": 1e30, "optim": "sgd"}, early_stopping=EarlyStoppingSettings())
-    with pytest.raises(TrainingError, match="eval_kl is not a number: the training has diverged"):
+    with pytest.raises(TrainingError, match="the training has diverged: eval_kl is not a number after step") as caught:
         distill(recipe, wild, dataset)
+    assert (caught.value.setting, caught.value.value) == ("student.train.learning_rate", 1e30)
 
 
 # -------------------------------------------------------------------------------------------------- precision and memory
@@ -281,6 +283,10 @@ def gpu_with_liger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liger.importlib.util, "find_spec", lambda *_: object())
 
 
+def with_train(train: dict[str, Any]) -> StudentSettings:
+    return StudentSettings.model_validate({"init": {"model": "x"}, "train": train})
+
+
 @pytest.mark.usefixtures("gpu_with_liger")
 @pytest.mark.parametrize(
     ("given", "model_type", "used"),
@@ -292,31 +298,32 @@ def gpu_with_liger(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_liger_is_used_where_there_is_any(given: dict[str, Any], model_type: str, used: bool) -> None:
-    settings = liger.liger_arguments({**given, "liger_kernel_config": {"rope": False}})
+    settings = liger.liger_arguments(with_train(given), {**given, "liger_kernel_config": {"rope": False}})
     assert settings["liger_kernel_config"] == {
         "rope": False,
         "cross_entropy": False,
         "fused_linear_cross_entropy": False,
     }
     arguments = types.SimpleNamespace(**settings)
-    liger.settle_liger(arguments, model_type, asked="use_liger_kernel" in given)
+    liger.disable_unsupported_liger(arguments, with_train(given), model_type)
     assert arguments.use_liger_kernel == used
 
 
 @pytest.mark.usefixtures("gpu_with_liger")
 def test_kernels_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments: Any = types.SimpleNamespace(**liger.liger_arguments({"use_liger_kernel": True}))
+    wanted = {"use_liger_kernel": True}
+    arguments: Any = types.SimpleNamespace(**liger.liger_arguments(with_train(wanted), wanted))
     with pytest.raises(RecipeError, match="Liger has no kernels for a gpt2 model"):
-        liger.settle_liger(arguments, "gpt2", asked=True)
+        liger.disable_unsupported_liger(arguments, with_train(wanted), "gpt2")
     monkeypatch.setattr(liger.importlib.util, "find_spec", lambda *_: None)
-    assert not liger.liger_arguments({})["use_liger_kernel"]
+    assert not liger.liger_arguments(with_train({}), {})["use_liger_kernel"]
     with pytest.raises(RecipeError, match="pip install liger-kernel"):
-        liger.liger_arguments({"use_liger_kernel": True})
+        liger.liger_arguments(with_train(wanted), wanted)
 
 
 def test_what_is_exchanged_for_a_training_is_taken_back() -> None:
     before = modeling_llama.LlamaRMSNorm
-    with liger.kernels_for_this_alone(family("llama")):
+    with liger.restore_patched_module(family("llama")):
         modeling_llama.LlamaRMSNorm = torch.nn.Identity
     assert modeling_llama.LlamaRMSNorm is before
 

@@ -53,13 +53,13 @@ class Encoding(Protocol[Labels]):
         """The names of the fields: the columns that `decode` needs from a file."""
 
     @property
-    def parquet(self) -> Mapping[str, str]:
+    def parquet_encodings(self) -> Mapping[str, str]:
         """Parquet encodings by column, chosen for size; a column not listed uses dictionary encoding."""
 
     def encode(self, labels: Labels) -> Row:
         """Return the labels of one completion as the values of its columns."""
 
-    def restore(self, rows: pa.RecordBatch | pa.Table, index: int) -> Labels | None:
+    def labels_at(self, rows: pa.RecordBatch | pa.Table, index: int) -> Labels | None:
         """Return the labels of the completion in one row, or None if it has none."""
 
     def decode(self, rows: pa.RecordBatch | pa.Table) -> PackedLabels:
@@ -74,7 +74,7 @@ def find_encoding(name: EncodingName) -> Encoding[Any]:
     """
     if name not in get_args(EncodingName):
         raise KeyError(
-            f"there is no encoding of soft labels {name!r}: it is one of {', '.join(get_args(EncodingName))}"
+            f"the encoding of soft labels {name!r} does not exist: use one of {', '.join(get_args(EncodingName))}"
         )
     encoding: Encoding[Any] = import_module(f"stillhouse.dataset.encodings.{name.replace('-', '_')}").ENCODING
     return encoding
@@ -83,19 +83,21 @@ def find_encoding(name: EncodingName) -> Encoding[Any]:
 # ----------------------------------------------------------------------------------------------- helpers for encodings
 
 
-def list_values(rows: pa.RecordBatch | pa.Table, column: str) -> npt.NDArray[Any]:
+def flatten_column(rows: pa.RecordBatch | pa.Table, column: str) -> npt.NDArray[Any]:
     """Return the items of all lists of a column, concatenated; null lists contribute none."""
     parts = [_as_numpy(chunk.flatten()) for chunk in _chunks(rows, column)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def nested_values(rows: pa.RecordBatch | pa.Table, column: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def flatten_nested_lists(
+    rows: pa.RecordBatch | pa.Table, column: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Flatten a column of lists of lists into its innermost values and the offsets of the inner lists.
 
     Returns:
         values (entries,) and offsets (inner lists + 1,). Handles sliced Arrow arrays and null lists.
     """
-    parts = [ragged(chunk.flatten()) for chunk in _chunks(rows, column)]
+    parts = [flatten_lists(chunk.flatten()) for chunk in _chunks(rows, column)]
     if len(parts) == 1:
         return parts[0]
     ends = np.cumsum([offsets[-1] for _, offsets in parts])
@@ -103,7 +105,7 @@ def nested_values(rows: pa.RecordBatch | pa.Table, column: str) -> tuple[npt.NDA
     return np.concatenate([values for values, _ in parts]), np.concatenate([[0], *shifted]).astype(np.int64)
 
 
-def ragged(lists: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def flatten_lists(lists: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Flatten an Arrow array of lists into its values and the offsets of the lists; a null list is empty."""
     bounds = lists.offsets.to_numpy()  # of this slice only
     if not lists.null_count:

@@ -22,7 +22,7 @@ from types import MappingProxyType
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.dataset.encodings.base import PackedLabels, list_at, nested_values, ragged
+from stillhouse.dataset.encodings.base import PackedLabels, flatten_lists, flatten_nested_lists, list_at
 from stillhouse.records import EncodingName, Row, SampledLabels
 
 _LOG = np.log(np.maximum(np.arange(1 << 16), 1), dtype=np.float32)  # log of every uint16 count
@@ -37,7 +37,7 @@ class Sampled:
         pa.field("sampled_counts", pa.list_(pa.list_(pa.uint16()))),
     )
     columns = tuple(field.name for field in fields)
-    parquet: Mapping[str, str] = MappingProxyType(
+    parquet_encodings: Mapping[str, str] = MappingProxyType(
         {"sampled_token_ids": "BYTE_STREAM_SPLIT", "sampled_counts": "BYTE_STREAM_SPLIT"}
     )
 
@@ -48,16 +48,16 @@ class Sampled:
             "sampled_counts": np.split(labels.counts, inner),
         }
 
-    def restore(self, rows: pa.RecordBatch | pa.Table, index: int) -> SampledLabels | None:
+    def labels_at(self, rows: pa.RecordBatch | pa.Table, index: int) -> SampledLabels | None:
         token_ids, counts = (list_at(rows, column, index) for column in self.columns)
         if token_ids is None:
             return None
-        values, offsets = ragged(token_ids)
-        return SampledLabels(values, ragged(counts)[0], offsets)
+        values, offsets = flatten_lists(token_ids)
+        return SampledLabels(values, flatten_lists(counts)[0], offsets)
 
     def decode(self, rows: pa.RecordBatch | pa.Table) -> PackedLabels:
-        token_ids, offsets = nested_values(rows, "sampled_token_ids")
-        counts, _ = nested_values(rows, "sampled_counts")
+        token_ids, offsets = flatten_nested_lists(rows, "sampled_token_ids")
+        counts, _ = flatten_nested_lists(rows, "sampled_counts")
         draws = np.diff(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[offsets])  # (positions,)
         logprobs = _LOG[counts] - np.repeat(np.log(np.maximum(draws, 1)).astype(np.float32), np.diff(offsets))
         return PackedLabels(token_ids, logprobs, offsets, np.full(len(draws), -np.inf, np.float32))

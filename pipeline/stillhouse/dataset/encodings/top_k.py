@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stillhouse.dataset.encodings.base import PackedLabels, list_at, list_values, nested_values, ragged
+from stillhouse.dataset.encodings.base import PackedLabels, flatten_column, flatten_lists, flatten_nested_lists, list_at
 from stillhouse.records import EncodingName, Row, SoftLabels
 
 WIDTH = 1.375  # of a range with one step: close to log 4, and on every range's grid, so that rounding is idempotent
@@ -46,31 +46,33 @@ class TopK:
     )
     columns = tuple(field.name for field in fields)
     # BYTE_STREAM_SPLIT would make float16 smaller too, but DuckDB (2.0) cannot read float16 columns with it.
-    parquet: Mapping[str, str] = MappingProxyType(
+    parquet_encodings: Mapping[str, str] = MappingProxyType(
         {"top_token_ids": "BYTE_STREAM_SPLIT", "top_logprobs": "PLAIN", "tail_logprob": "BYTE_STREAM_SPLIT"}
     )
 
     def encode(self, labels: SoftLabels) -> Row:
         return {
             "top_token_ids": list(labels.token_ids),
-            "top_logprobs": list(rounded(labels.logprobs).astype(np.float16)),
-            "tail_logprob": rounded(labels.tail_logprob),
+            "top_logprobs": list(round_logprobs(labels.logprobs).astype(np.float16)),
+            "tail_logprob": round_logprobs(labels.tail_logprob),
         }
 
-    def restore(self, rows: pa.RecordBatch | pa.Table, index: int) -> SoftLabels | None:
+    def labels_at(self, rows: pa.RecordBatch | pa.Table, index: int) -> SoftLabels | None:
         token_ids, logprobs, tail = (list_at(rows, column, index) for column in self.columns)
         if token_ids is None:
             return None
         shape = (len(tail), -1)
-        return SoftLabels(ragged(token_ids)[0].reshape(shape), ragged(logprobs)[0].reshape(shape), tail.to_numpy())
+        return SoftLabels(
+            flatten_lists(token_ids)[0].reshape(shape), flatten_lists(logprobs)[0].reshape(shape), tail.to_numpy()
+        )
 
     def decode(self, rows: pa.RecordBatch | pa.Table) -> PackedLabels:
-        token_ids, offsets = nested_values(rows, "top_token_ids")
-        logprobs, _ = nested_values(rows, "top_logprobs")
-        return PackedLabels(token_ids, _HALVES[logprobs.view(np.uint16)], offsets, list_values(rows, "tail_logprob"))
+        token_ids, offsets = flatten_nested_lists(rows, "top_token_ids")
+        logprobs, _ = flatten_nested_lists(rows, "top_logprobs")
+        return PackedLabels(token_ids, _HALVES[logprobs.view(np.uint16)], offsets, flatten_column(rows, "tail_logprob"))
 
 
-def rounded(logprobs: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+def round_logprobs(logprobs: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     """Round log-probabilities of any shape to the grid in the module's docstring; the rounding is monotonic."""
     given = logprobs.astype(np.float32)
     finite = np.isfinite(given)

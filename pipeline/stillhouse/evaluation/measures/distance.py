@@ -26,7 +26,7 @@ from stillhouse.student.data.batches import Batch, collator, soft_labels_of, tok
 from stillhouse.student.data.rows import Example, example_of, packed
 from stillhouse.student.losses.base import student_outcomes, teacher_outcomes
 from stillhouse.student.losses.forward_kl import divergence
-from stillhouse.student.renumbering import Renumbering
+from stillhouse.student.vocabulary_map import VocabularyMap
 
 _BATCH = 16  # rows per forward pass
 _BLOCK_BYTES = 1 << 30  # of the teacher's distributions in memory at once
@@ -62,8 +62,8 @@ def distances(subjects: Sequence[ModelToMeasure], task: MeasurementTask) -> list
             trusted = subject.trust_remote_code
             lm = load_language_model(subject.folder, dtype=task.settings.dtype, trust_remote_code=trusted)
             soft = task.soft and subject.shares_tokenizer
-            by_text, renumbering = not subject.shares_tokenizer, subject.renumbering
-            examples = [example_of(row, lm, soft=soft, by_text=by_text, renumbering=renumbering) for row in rows]
+            by_text, vocabulary_map = not subject.shares_tokenizer, subject.vocabulary_map
+            examples = [example_of(row, lm, soft=soft, by_text=by_text, vocabulary_map=vocabulary_map) for row in rows]
             for place, (example, logits) in enumerate(zip(examples, _logits(lm, examples), strict=True)):
                 logprobs = logits.log_softmax(dim=-1)
                 if subject.is_teacher:
@@ -111,16 +111,16 @@ def _add(
     sums.surprise.append(-float(logprobs.gather(-1, targets[:, None]).double().sum()))
     if subject.is_teacher or not subject.shares_tokenizer:
         return
-    renumbering, trace = subject.renumbering, row.trace
-    if known is not None and renumbering is not None:
-        kl, agrees, lost = kl_with_fewer_tokens(logprobs, known.to(logprobs.device), renumbering)
+    vocabulary_map, trace = subject.vocabulary_map, row.trace
+    if known is not None and vocabulary_map is not None:
+        kl, agrees, lost = kl_with_fewer_tokens(logprobs, known.to(logprobs.device), vocabulary_map)
         sums.lost.append(float(lost.double().sum()))
     elif known is not None:
         kl, agrees = kl_and_agreement(logprobs, known.to(logprobs.device))
     elif example.soft is not None:
         kl, agrees = kl_from_labels(logprobs, example)
-        if renumbering is not None and trace is not None and trace.soft is not None:
-            likeliest, mass = labels_with_fewer_tokens(packed(trace.soft), renumbering)
+        if vocabulary_map is not None and trace is not None and trace.soft is not None:
+            likeliest, mass = labels_with_fewer_tokens(packed(trace.soft), vocabulary_map)
             agrees = torch.from_numpy(likeliest).to(logprobs.device) == logprobs.argmax(dim=-1)
             sums.lost.append(float(mass.sum()))
     else:
@@ -140,7 +140,9 @@ def kl_and_agreement(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return divergence(teacher, student), teacher.argmax(dim=-1) == student.argmax(dim=-1)
 
 
-def kl_with_fewer_tokens(logprobs: Tensor, known: Tensor, renumbering: Renumbering) -> tuple[Tensor, Tensor, Tensor]:
+def kl_with_fewer_tokens(
+    logprobs: Tensor, known: Tensor, vocabulary_map: VocabularyMap
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return KL, agreement and lost mass for a student with a reduced vocabulary: (positions,) each.
 
     The KL is over the student's tokens, with the teacher's distribution renormalised over them. The teacher's most likely
@@ -150,9 +152,9 @@ def kl_with_fewer_tokens(logprobs: Tensor, known: Tensor, renumbering: Renumberi
     Args:
         logprobs: the student's, (positions, the student's tokens).
         known: the teacher's, (positions, the teacher's tokens).
-        renumbering: maps between the teacher's and the student's token ids.
+        vocabulary_map: maps between the teacher's and the student's token ids.
     """
-    ids = torch.from_numpy(renumbering.teacher_ids).long().to(known.device)
+    ids = torch.from_numpy(vocabulary_map.teacher_ids).long().to(known.device)
     both = known[:, ids]  # (positions, the student's tokens)
     kl = divergence(both.log_softmax(dim=-1), logprobs)
     lost = (1 - both.double().logsumexp(dim=-1).exp()).clamp(min=0)
@@ -160,13 +162,13 @@ def kl_with_fewer_tokens(logprobs: Tensor, known: Tensor, renumbering: Renumberi
 
 
 def labels_with_fewer_tokens(
-    labels: PackedLabels, renumbering: Renumbering
+    labels: PackedLabels, vocabulary_map: VocabularyMap
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return the labels' most likely token as a student id (-1: missing) and the mass of missing tokens: (positions,) each.
 
     With top-k labels the mass is a lower bound: it counts listed tokens only, and the tail may contain missing tokens.
     """
-    own = renumbering.student_ids(labels.token_ids)
+    own = vocabulary_map.student_ids(labels.token_ids)
     entries = np.diff(labels.offsets)
     of = np.repeat(np.arange(len(entries)), entries)  # (entries,), the position of each entry
     mass = np.bincount(of, np.where(own < 0, np.exp(labels.logprobs, dtype=np.float64), 0.0), minlength=len(entries))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.records import Completion
-from stillhouse.student.renumbering import Renumbering
+from stillhouse.student.vocabulary_map import VocabularyMap
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ModelToMeasure:
     shares_tokenizer: bool = True  # whether its tokens can be compared with the teacher's
     is_int8: bool = False  # a student's quantised copy
     trust_remote_code: bool = False  # as set in teacher.options or the student's settings
-    renumbering: Renumbering | None = None  # of a student with a reduced vocabulary
+    vocabulary_map: VocabularyMap | None = None  # of a student with a reduced vocabulary
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from stillhouse.evaluation.measures.processes import fresh_processes
 from stillhouse.evaluation.measures.scoring import EvaluationPrompts, reference_score, score
 from stillhouse.evaluation.metrics.base import NamedMetric
 from stillhouse.evaluation.results import Difference, Interval, MetricColumn, ModelRow
-from stillhouse.models.files import runs_here
+from stillhouse.models.files import can_load_in_process
 from stillhouse.progress import Progress
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.recipe import Recipe
@@ -75,7 +75,8 @@ def _reference_score(rows: Sequence[Completion], written: ModelAnswers, settings
 
 def with_labels(models: MeasuredModels, prompts: EvaluationPrompts, recipe: Recipe) -> MeasuredModels:
     """Return `models`; if the teacher does not run on this machine, add a row for it, made from its labels."""
-    if runs_here(recipe.teacher) or recipe.label.mode != "generate":  # in other modes the labels are the references
+    references = recipe.label.mode != "generate"  # in other modes the labels are the references
+    if can_load_in_process(recipe.teacher) or references:
         return models
     labels = answers_from_labels(prompts.rows)
     score = _reference_score(prompts.rows, labels, recipe.evaluate)

@@ -6,17 +6,17 @@ import dataclasses
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
-from stillhouse.models.files import ModelFiles, runs_here, teacher_files
+from stillhouse.models.files import ModelFiles, can_load_in_process, teacher_files
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.finished.folder import StudentFolder
-from stillhouse.student.renumbering import renumbering_of, shares_tokenizer
+from stillhouse.student.vocabulary_map import shares_tokenizer, vocabulary_map_for
 from stillhouse.teachers.live import teacher_options
 
 
 def teacher_models(recipe: Recipe) -> list[ModelToMeasure]:
     """Return the teacher; empty if it is not a model that can run on this machine."""
-    if not runs_here(recipe.teacher):
+    if not can_load_in_process(recipe.teacher):
         return []
     files = teacher_files(recipe)
     trusted = teacher_options(recipe).trust_remote_code
@@ -33,7 +33,7 @@ def student_models(role: str, place: StudentFolder, student: StudentSettings, da
         files.folder,
         shares_tokenizer=shares_tokenizer(files, tokenizer),
         trust_remote_code=student.trust_remote_code,
-        renumbering=renumbering_of(files, tokenizer),
+        vocabulary_map=vocabulary_map_for(files, tokenizer),
     )
     if not place.wants_int8:
         return [one]

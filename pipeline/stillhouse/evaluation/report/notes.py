@@ -9,7 +9,7 @@ from stillhouse.evaluation.measures.copying import COPYABLE_WORDS
 from stillhouse.evaluation.measures.scoring import EvaluationPrompts
 from stillhouse.evaluation.report.warnings import CLEARLY_MORE, MUCH_LONGER, percent
 from stillhouse.evaluation.results import MetricColumn, ModelRow
-from stillhouse.models.files import runs_here
+from stillhouse.models.files import can_load_in_process
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.text import GRAM, REPEATED_SHARE
@@ -42,7 +42,7 @@ def measurement_notes(
         f"Quality is measured on {rows} held-out completions of the teacher, in {settings.dtype}. Intervals are 95 % "
         "percentile bootstraps over prompts (2,000 resamples)."
     )
-    if runs_here(recipe.teacher):
+    if can_load_in_process(recipe.teacher):
         yield "KL and agreement compare full distributions: teacher and student both read the teacher's text."
     elif dataset.manifest.soft and dataset.manifest.soft.draws:
         yield f"KL is estimated from {dataset.manifest.soft.draws} stored random draws of the teacher per token."
@@ -74,7 +74,7 @@ def vocabulary_notes(
     `article` precedes a model's name. Mass measured on top-k labels is a lower bound: their tail may hold more.
     """
     soft = dataset.manifest.soft
-    at_least = not runs_here(recipe.teacher) and soft is not None and soft.draws is None
+    at_least = not can_load_in_process(recipe.teacher) and soft is not None and soft.draws is None
     for model in models:
         if (lost := model.lost_mass) is not None:
             share = f"{'at least ' if at_least else ''}{lost.mean:.2%}"
@@ -90,7 +90,7 @@ def _answer_notes(recipe: Recipe, prompts: EvaluationPrompts) -> Iterator[str]:
     task = (
         f"each of the {len(prompts.rows)} held-out prompts once, in at most {recipe.label.sampling.max_tokens} tokens"
     )
-    if runs_here(recipe.teacher):
+    if can_load_in_process(recipe.teacher):
         yield f"Every model, including the teacher, answers {task}, by greedy decoding."
     else:
         labels = "labels" if recipe.label.mode == "generate" else "labels, which are the references,"

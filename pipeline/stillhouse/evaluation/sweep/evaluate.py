@@ -41,7 +41,7 @@ from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.sweep_points import Point, points
-from stillhouse.storage.durable import sole_writer
+from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.card import write_cards
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, student_folder
 from stillhouse.student.finished.quantize import require_torchao
@@ -86,7 +86,7 @@ def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent
     files = ReportFiles.in_folder(folder, NAME)
     stored = stored_report(_STORED, files, key)
     held_out = _held_out(recipe, dataset, students) if stored is None else None
-    with sole_writer(folder, ReportBusy, keep_lock=False):
+    with write_lock(folder, ReportBusy, keep_lock=False):
         report = _measure(recipe, dataset, students, held_out, key, progress) if held_out is not None else stored
         assert report is not None
         if report.choice.keep != recipe.evaluate.keep:
@@ -107,7 +107,7 @@ def _finished(point: Point, dataset: Dataset) -> _Finished:
     mode = point.student.mode
     learnt_from = learning_dataset(point.recipe, mode, dataset) or dataset
     place = student_folder(point.recipe, point.student, mode, learnt_from, dataset)
-    card = place.finished()
+    card = place.finished_card()
     if card is None:
         raise StudentMissing(
             f"sweep, {point.label}: {place.path} has no finished {mode} student of this recipe and dataset "

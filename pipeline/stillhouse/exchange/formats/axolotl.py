@@ -23,22 +23,31 @@ import pyarrow as pa
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import Answered, ExportOptions, Json, LeftOut, Outgoing, Place, Read, Source
-from stillhouse.exchange.lines import rows_of
+from stillhouse.exchange.base import (
+    ExportOptions,
+    ExportPlan,
+    ImportedAnswer,
+    ImportSource,
+    Json,
+    Read,
+    SkippedRow,
+    SourceLine,
+)
+from stillhouse.exchange.lines import read_rows
 from stillhouse.exchange.tokens import (
+    PromptDecoder,
     TokenRow,
-    Tokens,
+    build_labels,
     chosen_logprobs,
-    labels_of,
-    lists,
     soft_encoding,
+    to_arrow_lists,
     token_columns,
     token_rows,
 )
 from stillhouse.records import TokenTrace
 
 _IGNORED = -100
-_NOTHING = -1e9  # the log-probability of padding, as in Axolotl
+_PADDING = -1e9  # the log-probability of padding, as in Axolotl
 _LABELS = pa.list_(pa.int64())
 _SCHEMA = pa.schema(
     [
@@ -57,7 +66,7 @@ class Axolotl:
 
     soft = True
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
         encoding = soft_encoding(dataset, "axolotl")
 
         def convert(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -65,27 +74,29 @@ class Axolotl:
             for row in token_rows(rows, encoding):
                 for name, value in _columns(row).items():
                     columns[name].append(value)
-            return pa.RecordBatch.from_arrays([lists(columns[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA)
+            return pa.RecordBatch.from_arrays(
+                [to_arrow_lists(columns[one.name], one.type) for one in _SCHEMA], schema=_SCHEMA
+            )
 
         note = (
-            "sampled labels: set kd_normalize_topk to false, and they stay unbiased"
+            "sampled labels: set kd_normalize_topk to false to keep them unbiased"
             if encoding.name == "sampled"
-            else "Axolotl renormalises over the top-k, and so does this export: the mass of all other tokens is lost"
+            else "Axolotl renormalises over the top-k, and so does this export: the tail mass is lost"
         )
-        return Outgoing(
+        return ExportPlan(
             _SCHEMA,
             token_columns(encoding),
             convert,
             file_type="parquet",
             notes=(note,),
-            why_left_out="they have no soft labels",
+            why_skipped="they have no soft labels",
         )
 
-    def reads(self, source: Source) -> Iterator[Read]:
-        tokens = Tokens.of(source.tokenizer, "axolotl")
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
+        tokens = PromptDecoder.open(source.tokenizer, "axolotl")
         for file in source.files:
-            for place, row in rows_of(file, _SCHEMA.names):
-                yield _read(row, place, tokens, source)
+            for place, row in read_rows(file, _SCHEMA.names):
+                yield _parse_row(row, place, tokens, source)
 
 
 def _columns(row: TokenRow) -> dict[str, npt.NDArray[Any]]:
@@ -95,9 +106,9 @@ def _columns(row: TokenRow) -> dict[str, npt.NDArray[Any]]:
     labels = np.full(len(input_ids), _IGNORED)
     labels[len(row.prompt) :] = row.completion
     token_ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int8)
-    logprobs = np.full(shape, _NOTHING, np.float32)
+    logprobs = np.full(shape, _PADDING, np.float32)
     token_ids[known], mask[known] = row.token_ids, row.valid
-    logprobs[known] = np.where(row.valid, _renormalised(row.logprobs), _NOTHING)
+    logprobs[known] = np.where(row.valid, _renormalised(row.logprobs), _PADDING)
     return {
         "input_ids": input_ids,
         "attention_mask": np.ones(len(input_ids), np.int8),
@@ -115,43 +126,45 @@ def _renormalised(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return listed
 
 
-def _read(row: Json, place: Place, tokens: Tokens, source: Source) -> Read:
+def _parse_row(row: Json, place: SourceLine, tokens: PromptDecoder, source: ImportSource) -> Read:
     for name in _SCHEMA.names:
         if row.get(name) is None and name != "attention_mask":
-            raise UsageError(f"{place} has no {name!r}: all of {', '.join(_SCHEMA.names)} are needed")
+            raise UsageError(f"{place} has no {name!r}", fix=f"write all of {', '.join(_SCHEMA.names)}")
     try:
         input_ids, labels = np.asarray(row["input_ids"], np.int32), np.asarray(row["labels"], np.int64)
         targets = np.asarray(row["target_token_ids"], np.int32)
         logprobs = np.asarray(row["target_logprobs"], np.float32)
         mask = np.asarray(row["target_mask"], np.int8) > 0
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{place}: there should be lists of numbers, inner ones of one length: {error}") from None
+        raise UsageError(
+            f"{place}: the columns are not lists of numbers, with inner lists of equal length: {error}"
+        ) from None
     if not len(input_ids) == len(labels) == len(targets) == len(logprobs) == len(mask) or targets.shape != mask.shape:
-        raise UsageError(f"{place}: the columns have unlike lengths; each has one item a token of input_ids")
+        raise UsageError(f"{place}: the columns differ in length; each must have one item per token of input_ids")
     learnt = np.flatnonzero(labels != _IGNORED)
     if not len(learnt) or not learnt[0]:
-        return LeftOut("no-prompt", "labels mark no completion behind a prompt", place)
+        return SkippedRow("no-prompt", "labels mark no completion after a prompt", place)
     first, last = int(learnt[0]), int(learnt[-1]) + 1
     if len(learnt) != last - first:
-        return LeftOut("several-answers", "labels mark more than one answer in the conversation", place)
+        return SkippedRow("several-answers", "labels mark more than one answer in the conversation", place)
     known = slice(first - 1, last - 1)
     if not mask[known].any(axis=1).all() or mask[: first - 1].any():
         raise UsageError(
-            f"{place}: target_mask does not begin one row before the first label, where Axolotl documents it to; "
-            "export the data set anew, with a release that keeps to that"
+            f"{place}: target_mask does not begin one row before the first label, as Axolotl documents",
+            fix="export the data set again, with a release that follows this",
         )
     prompt = tokens.prompt(input_ids[:first].tolist())
     if prompt is None:
-        return LeftOut("other-template", "the tokenizer's chat template does not make such a prompt", place)
+        return SkippedRow("other-template", "the tokenizer's chat template cannot produce this prompt", place)
     completion = input_ids[first:last]
     text, ended = tokens.completion(completion.tolist())
     trace = TokenTrace(
         prompt_token_ids=input_ids[:first],
         completion_token_ids=completion,
         completion_logprobs=chosen_logprobs(completion, targets[known], logprobs[known], mask[known]),
-        soft=labels_of(targets[known], logprobs[known], mask[known], source.soft),
+        soft=build_labels(targets[known], logprobs[known], mask[known], source.soft),
     )
-    return Answered(
+    return ImportedAnswer(
         prompt,
         text,
         place,

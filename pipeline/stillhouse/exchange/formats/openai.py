@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import MESSAGES, ExportOptions, LeftOut, Outgoing, Read, Source
-from stillhouse.exchange.conversations import answered, whole_conversations
-from stillhouse.exchange.lines import rows_of
+from stillhouse.exchange.base import MESSAGES, ExportOptions, ExportPlan, ImportSource, Read, SkippedRow
+from stillhouse.exchange.conversations import parse_conversation, whole_conversations
+from stillhouse.exchange.lines import read_rows
 
 _SCHEMA = pa.schema([pa.field("messages", MESSAGES)])
 
@@ -23,20 +23,20 @@ class OpenAi:
 
     soft = False
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
-        return Outgoing(_SCHEMA, ("prompt", "completion"), _convert)
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
+        return ExportPlan(_SCHEMA, ("prompt", "completion"), _convert)
 
-    def reads(self, source: Source) -> Iterator[Read]:
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
         for file in source.files:
-            for place, row in rows_of(file):
+            for place, row in read_rows(file):
                 if "messages" not in row:
                     raise UsageError(
-                        f"{place} has no 'messages', but {', '.join(row)}: is it a file of another format?"
+                        f"{place} has no 'messages', only {', '.join(row)}", fix="import the file with its own format"
                     )
                 if row.get("tools") or row.get("functions"):
-                    yield LeftOut("tool-calls", "the answer was written with tools at hand", place)
+                    yield SkippedRow("tool-calls", "the request offered tools to the model", place)
                 else:
-                    yield answered(row["messages"], place, finish_reason=row.get("finish_reason"))
+                    yield parse_conversation(row["messages"], place, finish_reason=row.get("finish_reason"))
 
 
 def _convert(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -28,13 +28,32 @@ import orjson
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import ExportOptions, Json, LeftOut, Outgoing, Place, Read, Source, only_imported
-from stillhouse.exchange.lines import rows_of
+from stillhouse.exchange.base import (
+    ExportOptions,
+    ExportPlan,
+    ImportSource,
+    Json,
+    Read,
+    SkippedRow,
+    SourceLine,
+    import_only_error,
+)
+from stillhouse.exchange.lines import read_rows
 from stillhouse.inputs.user_files import Unreadable, parse_json
 from stillhouse.text import shortened
 
-_OF_ANSWERS = {"response", "error", "choices", "usage", "created", "object", "system_fingerprint", "id", "status_code"}
-_OF_LINES = {"custom_id", "method", "url", "timestamp", "metadata"}
+_RESPONSE_KEYS = {
+    "response",
+    "error",
+    "choices",
+    "usage",
+    "created",
+    "object",
+    "system_fingerprint",
+    "id",
+    "status_code",
+}
+_LINE_KEYS = {"custom_id", "method", "url", "timestamp", "metadata"}
 
 
 @dataclass(frozen=True)
@@ -52,30 +71,30 @@ class OpenAiLog:
 
     soft = False
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
-        raise only_imported("openai-log")
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
+        raise import_only_error("openai-log")
 
-    def reads(self, source: Source) -> Iterator[Read]:
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
         interpret = source.interpret
         assert interpret is not None  # set by the command line
-        with closing(_Waiting()) as waiting:
+        with closing(_Unpaired()) as unpaired:
             for file in source.files:
-                for place, row in rows_of(file):
+                for place, row in read_rows(file):
                     line = _line(row, place)
                     if line.failure:
                         if line.custom_id:
-                            waiting.answered(line.custom_id)
-                        yield LeftOut(*line.failure, place)
+                            unpaired.record_failure(line.custom_id)
+                        yield SkippedRow(*line.failure, place)
                     elif line.request is not None and line.response is not None:
                         yield from interpret(line.request, line.response, place, line.custom_id is not None)
                     else:
-                        pair = waiting.other_half(line, place)
+                        pair = unpaired.find_pair(line, place)
                         if pair is not None:
                             yield from interpret(*pair, place, True)
-            yield from waiting.left()
+            yield from unpaired.unmatched()
 
 
-class _Waiting:
+class _Unpaired:
     """Requests and responses that wait for their counterpart, in a private temporary database, not in memory."""
 
     def __init__(self) -> None:
@@ -86,7 +105,7 @@ class _Waiting:
         self._store.execute("CREATE TABLE failed (id TEXT PRIMARY KEY) WITHOUT ROWID")
         self._store.execute("BEGIN")
 
-    def other_half(self, line: _Line, place: Place) -> tuple[Json, Json] | None:
+    def find_pair(self, line: _Line, place: SourceLine) -> tuple[Json, Json] | None:
         """Return (request, response) if this line completes a pair; else store it and return None.
 
         Raises:
@@ -95,8 +114,8 @@ class _Waiting:
         if line.custom_id is None:
             side = "an answer" if line.request is None else "a request"
             raise UsageError(
-                f"{place} holds {side} alone, without a custom_id that names the other: a line holds both, as "
-                '{"request": ..., "response": ...}, or is one of the Batch API'
+                f"{place} has only {side}, and no custom_id to find its counterpart",
+                fix='write both on one line, as {"request": ..., "response": ...}, or use the lines of the Batch API',
             )
         asks = line.request is not None
         if asks and self._store.execute("DELETE FROM failed WHERE id = ?", (line.custom_id,)).rowcount:
@@ -106,41 +125,40 @@ class _Waiting:
         own = line.request if asks else line.response
         assert own is not None
         if found is None:
-            half = (line.custom_id, asks, orjson.dumps(own), str(place.file), place.line, place.what)
+            half = (line.custom_id, asks, orjson.dumps(own), str(place.file), place.number, place.unit)
             self._store.execute("INSERT INTO halves VALUES (?, ?, ?, ?, ?, ?)", half)
             return None
         other_asks, body, file, number, what = found
         if bool(other_asks) == asks:
             raise UsageError(
-                f"{place} has the custom_id {line.custom_id!r}, which {Place(Path(file), number, what)} has too: two "
-                "batches that count alike cannot be told apart. Import them one at a time."
+                f"{place} has the custom_id {line.custom_id!r}, which {SourceLine(Path(file), number, what)} also has: "
+                "two batches use the same ids",
+                fix="import the batches one at a time",
             )
         self._store.execute("DELETE FROM halves WHERE id = ?", (line.custom_id,))
         other = orjson.loads(body)
         return (own, other) if asks else (other, own)
 
-    def answered(self, custom_id: str) -> None:
+    def record_failure(self, custom_id: str) -> None:
         """Record that a request failed, so that it does not wait for an answer."""
         if not self._store.execute("DELETE FROM halves WHERE id = ? AND asks", (custom_id,)).rowcount:
             self._store.execute("INSERT OR IGNORE INTO failed VALUES (?)", (custom_id,))
 
-    def left(self) -> Iterator[LeftOut]:
+    def unmatched(self) -> Iterator[SkippedRow]:
         """Yield the requests without a response, and the responses without a request."""
         query = "SELECT asks, file, line, what FROM halves ORDER BY file, line"
         for asks, file, number, what in self._store.execute(query):
-            place = Place(Path(file), number, what)
+            place = SourceLine(Path(file), number, what)
             if asks:
-                yield LeftOut(
-                    "unanswered", "no file holds an answer to it; was the batch's output file named too?", place
-                )
+                yield SkippedRow("unanswered", "no file has a response to it; name the batch's output file too", place)
             else:
-                yield LeftOut("without-request", "no file holds its request: name the batch's input file too", place)
+                yield SkippedRow("without-request", "no file has its request; name the batch's input file too", place)
 
     def close(self) -> None:
         self._store.close()
 
 
-def _line(row: Json, place: Place) -> _Line:
+def _line(row: Json, place: SourceLine) -> _Line:
     custom_id = row.get("custom_id")
     request, response = _request(row, place), _response(row)
     failure = _failure(row, response)
@@ -149,22 +167,26 @@ def _line(row: Json, place: Place) -> _Line:
     if isinstance(response, str):
         response = {"choices": [{"message": {"role": "assistant", "content": response}, "text": response}]}
     if failure is None and response is not None and not isinstance(response, dict):
-        raise UsageError(f"{place}: the answer is {shortened(repr(response))}: it must be the body that the API gave")
+        raise UsageError(
+            f"{place}: the response is {shortened(repr(response))}", fix="write the body that the API returned"
+        )
     if request is None and response is None and failure is None:
-        known = "custom_id, body, request, response, messages, choices"
-        raise UsageError(f"{place} holds no request and no answer, but {', '.join(row)}: it may have {known}")
+        raise UsageError(
+            f"{place} has neither a request nor a response, only {', '.join(row)}",
+            fix="use the keys custom_id, body, request, response, messages or choices",
+        )
     return _Line(request, None if failure else response, failure, None if custom_id is None else str(custom_id))
 
 
-def _request(row: Json, place: Place) -> Json | None:
+def _request(row: Json, place: SourceLine) -> Json | None:
     request: Any = row.get("request", row.get("body"))
     if request is None and ("messages" in row or "prompt" in row):
-        return {name: value for name, value in row.items() if name not in _OF_ANSWERS | _OF_LINES}
+        return {name: value for name, value in row.items() if name not in _RESPONSE_KEYS | _LINE_KEYS}
     request = _body(request)
     if isinstance(request, dict) and isinstance(request.get("body"), (dict, str)):
         request = _body(request["body"])
     if request is not None and not isinstance(request, dict):
-        raise UsageError(f"{place}: the request is {shortened(repr(request))}: it must be the body that was sent")
+        raise UsageError(f"{place}: the request is {shortened(repr(request))}", fix="write the body that was sent")
     return request
 
 
@@ -172,7 +194,7 @@ def _response(row: Json) -> Any:
     if row.get("response") is not None:
         return _body(row["response"])
     if "choices" in row:
-        return {name: row[name] for name in (_OF_ANSWERS | {"model"}) & row.keys() if name != "response"}
+        return {name: row[name] for name in (_RESPONSE_KEYS | {"model"}) & row.keys() if name != "response"}
     return None
 
 
@@ -185,16 +207,16 @@ def _failure(row: Json, response: Any) -> tuple[str, str] | None:
         error = inner["body"].get("error")
     error = error or inner.get("error")
     if isinstance(status, int) and status != 200:
-        return f"status-{status}", shortened(_words(error) or "without a word")
+        return f"status-{status}", shortened(_error_message(error) or "no message")
     if error:
-        word = error.get("code") or error.get("type") if isinstance(error, dict) else None
-        return str(word or "error"), shortened(_words(error))
+        code = error.get("code") or error.get("type") if isinstance(error, dict) else None
+        return str(code or "error"), shortened(_error_message(error))
     if "response" in row and response is None:
         return "no-answer", "the response is null"
     return None
 
 
-def _words(error: Any) -> str:
+def _error_message(error: Any) -> str:
     return str(error.get("message") or error) if isinstance(error, dict) else str(error or "")
 
 

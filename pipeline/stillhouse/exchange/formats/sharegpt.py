@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import ExportOptions, Outgoing, Read, Source
-from stillhouse.exchange.conversations import answered
-from stillhouse.exchange.lines import rows_of
+from stillhouse.exchange.base import ExportOptions, ExportPlan, ImportSource, Read
+from stillhouse.exchange.conversations import parse_conversation
+from stillhouse.exchange.lines import read_rows
 
 _NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 _TURNS = pa.list_(pa.struct([pa.field("from", pa.string()), pa.field("value", pa.string())]))
@@ -25,18 +25,23 @@ class ShareGpt:
 
     soft = False
 
-    def exports(self, dataset: Dataset, options: ExportOptions) -> Outgoing:
-        return Outgoing(_SCHEMA, ("prompt", "completion"), _convert)
+    def plan_export(self, dataset: Dataset, options: ExportOptions) -> ExportPlan:
+        return ExportPlan(_SCHEMA, ("prompt", "completion"), _convert)
 
-    def reads(self, source: Source) -> Iterator[Read]:
+    def read_rows(self, source: ImportSource) -> Iterator[Read]:
         for file in source.files:
-            for place, row in rows_of(file):
+            for place, row in read_rows(file):
                 turns = row.get("conversations", row.get("conversation"))
                 if turns is None:
-                    raise UsageError(f"{place} has no 'conversations', but {', '.join(row)}: is it of another format?")
+                    raise UsageError(
+                        f"{place} has no 'conversations', only {', '.join(row)}",
+                        fix="import the file with its own format",
+                    )
                 if isinstance(turns, list) and isinstance(row.get("system"), str) and row["system"]:
                     turns = [{"from": "system", "value": row["system"]}, *turns]
-                yield answered(turns, place, role="from", content="value", finish_reason=row.get("finish_reason"))
+                yield parse_conversation(
+                    turns, place, role="from", content="value", finish_reason=row.get("finish_reason")
+                )
 
 
 def _convert(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from stillhouse.dataset.encodings import PackedLabels
-from stillhouse.models.layout import IGNORED, TokenBatch
-from stillhouse.student.data.rows import Example, Ids
-from stillhouse.student.losses.base import NO_TOKEN, SparseLabels
+from stillhouse.models.layout import IGNORED, TokenBatch, right_padded
+from stillhouse.student.data.rows import Example
+from stillhouse.student.losses.base import PAD_TOKEN_ID, SparseLabels
 
 Batch = dict[str, Tensor]
 
@@ -25,7 +25,7 @@ def collator(
     Keys: `input_ids`, `attention_mask`, `labels`, for an encoder-decoder also `decoder_input_ids`, (batch, time) int64, as
     in `layout.TokenBatch`. For soft labels, in the order of `layout.completion_logits`: `soft_token_ids` int32 and
     `soft_logprobs` float32 (completion tokens, k), and `soft_tail_logprob` float32 (completion tokens,). k is the number of
-    entries at the position that has the most; positions with fewer are padded with `NO_TOKEN` and -inf.
+    entries at the position that has the most; positions with fewer are padded with `PAD_TOKEN_ID` and -inf.
 
     With `pack_to`, the maximum tokens of a sequence, several examples share a sequence, in few sequences (first fit), and
     `position_ids` (batch, time) int64, which restart at 0 with each example, replace `attention_mask`. A packed batch has
@@ -36,12 +36,12 @@ def collator(
 
 def _collate(pad_id: int, start_id: int | None, pack_to: int | None, examples: Sequence[Example]) -> Batch:
     if not examples:  # a process without a share of a step still takes part in it
-        nothing = {
+        empty = {
             "input_ids": torch.tensor([[pad_id]]),
             "attention_mask": torch.tensor([[1]]),
             "labels": torch.tensor([[IGNORED]]),
         }
-        return nothing if start_id is None else nothing | {"decoder_input_ids": torch.tensor([[start_id]])}
+        return empty if start_id is None else empty | {"decoder_input_ids": torch.tensor([[start_id]])}
     if start_id is not None:
         batch = _encoder_and_decoder_tokens(examples, pad_id, start_id)
         labels = [example.soft for example in examples if example.soft is not None]
@@ -49,14 +49,14 @@ def _collate(pad_id: int, start_id: int | None, pack_to: int | None, examples: S
     if pack_to is None:
         sequences = [[example] for example in examples]
     else:
-        placed = side_by_side([len(example) for example in examples], pack_to)
-        sequences = [[examples[place] for place in sequence] for sequence in placed]
+        placed = pack_first_fit([len(example) for example in examples], pack_to)
+        sequences = [[examples[index] for index in sequence] for sequence in placed]
     batch = _tokens(sequences, pad_id, packed=pack_to is not None)
     labels = [example.soft for sequence in sequences for example in sequence if example.soft is not None]
     return batch | _padded_labels(labels) if labels else batch
 
 
-def side_by_side(lengths: Sequence[int], width: int) -> list[list[int]]:
+def pack_first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
     """Assign rows to sequences: first fit, longest first (at most 11/9 of the minimum number of sequences, plus one).
 
     Args:
@@ -69,12 +69,12 @@ def side_by_side(lengths: Sequence[int], width: int) -> list[list[int]]:
     sequences: list[list[int]] = []
     room: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        place = next((place for place, left in enumerate(room) if lengths[row] <= left), len(sequences))
-        if place == len(sequences):
+        index = next((index for index, free in enumerate(room) if lengths[row] <= free), len(sequences))
+        if index == len(sequences):
             sequences.append([])
             room.append(width)
-        sequences[place].append(row)
-        room[place] -= lengths[row]
+        sequences[index].append(row)
+        room[index] -= lengths[row]
     return sequences
 
 
@@ -116,25 +116,16 @@ def _tokens(sequences: Sequence[Sequence[Example]], pad_id: int, *, packed: bool
 
 def _encoder_and_decoder_tokens(examples: Sequence[Example], pad_id: int, start_id: int) -> Batch:
     prompts, completions = [one.prompt for one in examples], [one.completion for one in examples]
-    input_ids, attention_mask = _right_padded(prompts, pad_id)
-    labels, _ = _right_padded(completions, IGNORED)
+    input_ids, attention_mask = right_padded(prompts, pad_id)
+    labels, _ = right_padded(completions, IGNORED)
     start = np.array([start_id], np.int32)
-    decoder_input_ids, _ = _right_padded([np.concatenate([start, ids[:-1]]) for ids in completions], pad_id)
+    decoder_input_ids, _ = right_padded([np.concatenate([start, ids[:-1]]) for ids in completions], pad_id)
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "labels": labels,
         "decoder_input_ids": decoder_input_ids,
     }
-
-
-def _right_padded(rows: Sequence[Ids], fill: int) -> tuple[Tensor, Tensor]:
-    """Return rows of token ids padded into one tensor, and its attention mask: two of (batch, longest) int64."""
-    lengths = np.array([len(row) for row in rows])
-    taken = np.arange(lengths.max()) < lengths[:, None]  # (batch, longest)
-    padded = np.full(taken.shape, fill, dtype=np.int64)
-    padded[taken] = np.concatenate(rows)
-    return torch.from_numpy(padded), torch.from_numpy(taken.astype(np.int64))
 
 
 def _padded_labels(labels: Sequence[PackedLabels]) -> Batch:
@@ -146,7 +137,7 @@ def _padded_labels(labels: Sequence[PackedLabels]) -> Batch:
         padded_ids, padded_logprobs = token_ids.reshape(shape), logprobs.reshape(shape)
     else:
         present = np.arange(shape[1], dtype=entries.dtype) < entries[:, None]  # (positions, width)
-        padded_ids = np.full(shape, NO_TOKEN, dtype=np.int32)
+        padded_ids = np.full(shape, PAD_TOKEN_ID, dtype=np.int32)
         padded_logprobs = np.full(shape, -np.inf, dtype=np.float32)
         padded_ids[present] = token_ids
         padded_logprobs[present] = logprobs

@@ -19,7 +19,7 @@ from stillhouse.student.data.examples import Examples
 _BATCHES = 50  # maximum number of batches sorted by length together
 
 
-class Shuffled:
+class ShuffledSampler:
     """Examples in random order: a sampler for `torch.utils.data.DataLoader`."""
 
     def __init__(self, examples: Examples, seed: int) -> None:
@@ -43,7 +43,7 @@ class Shuffled:
             yield from random.permutation(window).tolist()
 
 
-class LengthGroups(Shuffled):
+class LengthGroupedSampler(ShuffledSampler):
     """Examples grouped by similar length, to reduce padding: `train_sampling_strategy: group_by_length`.
 
     Works as `transformers.trainer_pt_utils.get_length_grouped_indices`, one window at a time: sorts several batches' worth
@@ -77,7 +77,7 @@ class Order(Sized, Iterable[int], Protocol):
     """Indices of examples, in order."""
 
 
-class Shares:
+class ShardedBatchSampler:
     """Batches for one of several processes: a batch sampler for `torch.utils.data.DataLoader`.
 
     Splits every `batch_size * processes` examples in order as evenly as possible. An epoch's last examples may be fewer

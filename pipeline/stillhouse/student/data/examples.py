@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.dataset.encodings import find_encoding
-from stillhouse.dataset.reader import CACHE_BYTES, windows
+from stillhouse.dataset.reader import CACHE_BYTES, cache_windows
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TrainingError
 from stillhouse.models.load import LanguageModel
 from stillhouse.records import Split
 from stillhouse.student.data.rows import Example, Rows, TextRows, TokenRows
-from stillhouse.student.renumbering import Renumbering
+from stillhouse.student.vocabulary_map import VocabularyMap
 
 
 class Examples:
@@ -40,12 +40,12 @@ class Examples:
         self._capacity = capacity
         found = rows.lengths()
         lengths = found.prompt + found.completion
-        fits, says_something = lengths <= max_length, found.completion > 0
-        self._kept = np.flatnonzero(fits & says_something)
+        fits, has_completion = lengths <= max_length, found.completion > 0
+        self._kept = np.flatnonzero(fits & has_completion)
         self.lengths: npt.NDArray[np.int32] = lengths[self._kept]  # tokens of each example
         self.too_long = int((~fits).sum())
         self.unrendered = rows.unrendered
-        self.empty = int((fits & ~says_something).sum()) - self.unrendered
+        self.empty = int((fits & ~has_completion).sum()) - self.unrendered
         self.cut_off = int(found.cut_off[self._kept].sum())  # examples without an end token: the teacher did not end
         self._firsts = np.array([group.first for group in rows.groups], dtype=np.int64)  # row of the split
         self._bounds = np.searchsorted(self._kept, [*self._firsts, len(lengths)])  # index of each group's first example
@@ -69,7 +69,7 @@ class Examples:
         if begin_with is not None:
             first = np.searchsorted(self._firsts, self._kept[begin_with], side="right") - 1
             order = np.concatenate([[first], order[order != first]])
-        for window in windows(self._rows.groups, order.tolist(), self._capacity):
+        for window in cache_windows(self._rows.groups, order.tolist(), self._capacity):
             yield np.concatenate([np.arange(self._bounds[group], self._bounds[group + 1]) for group in window])
 
 
@@ -82,7 +82,7 @@ def read_examples(
     by_text: bool,
     max_length: int,
     capacity: int = CACHE_BYTES,
-    renumbering: Renumbering | None = None,
+    vocabulary_map: VocabularyMap | None = None,
 ) -> Examples:
     """Return the examples of a split.
 
@@ -94,7 +94,7 @@ def read_examples(
         by_text: whether to tokenise the text again, because the rows' token ids have another tokenizer or layout.
         max_length: maximum tokens of prompt and completion.
         capacity: bytes of decoded rows kept in memory (see `Examples`).
-        renumbering: map from the teacher's tokens to those of a student with a part of them.
+        vocabulary_map: map from the teacher's tokens to those of a student with a part of them.
 
     Raises:
         DatasetRefused: a file differs from what the manifest says.
@@ -104,14 +104,18 @@ def read_examples(
     vocabulary = int(lm.model.config.vocab_size)
     if soft and (settings is None or by_text):
         raise TrainingError(
-            f"dataset {dataset.manifest.label} has no soft labels that this student could learn from: label again with "
-            "label.soft set, or set student.mode to 'black-box'"
+            f"dataset {dataset.manifest.label} has no soft labels that this student could learn from",
+            fix="label again with label.soft set, or set student.mode to 'black-box'",
         )
     if settings is None or by_text:
         rows: Rows = TextRows(dataset, split, lm, capacity, tokens=False)
     elif soft:
-        rows = TokenRows(dataset, split, vocabulary, find_encoding(settings.encoding), capacity, renumbering)
+        rows = TokenRows(dataset, split, vocabulary, find_encoding(settings.encoding), capacity, vocabulary_map)
     else:
-        tokens = TokenRows(dataset, split, vocabulary, None, capacity, renumbering)
-        rows = tokens if tokens.whole else TextRows(dataset, split, lm, capacity, tokens=True, renumbering=renumbering)
+        tokens = TokenRows(dataset, split, vocabulary, None, capacity, vocabulary_map)
+        rows = (
+            tokens
+            if tokens.whole
+            else TextRows(dataset, split, lm, capacity, tokens=True, vocabulary_map=vocabulary_map)
+        )
     return Examples(rows, max_length, capacity)

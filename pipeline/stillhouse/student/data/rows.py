@@ -17,19 +17,20 @@ import pyarrow as pa
 
 from stillhouse.dataset.columns import prompt_at, record_batch
 from stillhouse.dataset.encodings import Encoding, PackedLabels, find_encoding
-from stillhouse.dataset.encodings.base import list_values
+from stillhouse.dataset.encodings.base import flatten_column
 from stillhouse.dataset.reader import CACHE_BYTES, Cache, RowGroup, SplitReader, list_lengths
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TemplateRefused, TrainingError
 from stillhouse.models.load import LanguageModel, encode_completion, encode_prompt
 from stillhouse.records import Completion, Message, SampledLabels, SoftLabels, Split, ends_its_turn
-from stillhouse.student.data.vocabulary import known_labels
-from stillhouse.student.renumbering import Renumbering
+from stillhouse.student.data.vocabulary import labels_for_student
+from stillhouse.student.vocabulary_map import VocabularyMap
 
 log = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int32]
 _PROMPT, _COMPLETION = "prompt_token_ids", "completion_token_ids"
+_LABEL_AGAIN = "label again with label.soft set, or set student.mode to 'black-box'"
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ class TokenRows:
         vocabulary: int,
         encoding: Encoding[SoftLabels | SampledLabels] | None,
         capacity: int = CACHE_BYTES,
-        renumbering: Renumbering | None = None,
+        vocabulary_map: VocabularyMap | None = None,
     ) -> None:
         self._encoding = encoding
         self._vocabulary = vocabulary
-        self._renumbering = renumbering
+        self._vocabulary_map = vocabulary_map
         # Where the teacher's tokenizer is known to be the student's, ids past its tokens are padding: vocabulary.py.
         self._padded = dataset.manifest.teacher.tokenizer_sha256 is not None
         self._reader = SplitReader(dataset, split, [_PROMPT, _COMPLETION, *(encoding.columns if encoding else ())])
@@ -126,7 +127,7 @@ class TokenRows:
     @property
     def whole(self) -> bool:
         """Whether, by the Parquet footers, every row has token ids."""
-        return all(group.facts[place].nulls == 0 for group in self.groups for place in (0, 1))
+        return all(group.statistics[column].nulls == 0 for group in self.groups for column in (0, 1))
 
     def lengths(self) -> RowLengths:
         """Return the row lengths. Decodes row groups with suspicious footers, to refuse them before any training.
@@ -139,9 +140,9 @@ class TokenRows:
             if self._suspicious(group):
                 self._decode(number)
             table = self._reader.read(number, (_PROMPT, _COMPLETION))
-            if self._renumbering is not None:  # no footer says which tokens a column has
+            if self._vocabulary_map is not None:  # no footer says which tokens a column has
                 for column in (_PROMPT, _COMPLETION):
-                    self._own_ids(number, table, column)
+                    self._student_ids(number, table, column)
             of_group = slice(group.first, group.first + group.rows)
             prompt[of_group], completion[of_group] = list_lengths(table[_PROMPT]), list_lengths(table[_COMPLETION])
         return RowLengths(prompt, completion, np.zeros(len(prompt), dtype=np.bool_))
@@ -155,12 +156,12 @@ class TokenRows:
         return self._cache[group].example(row)
 
     def _suspicious(self, group: RowGroup) -> bool:
-        for column, facts in zip(self._reader.columns, group.facts, strict=True):
+        for column, facts in zip(self._reader.columns, group.statistics, strict=True):
             if facts.nulls is None or facts.nulls > 0:
                 return True
             if not column.endswith("token_ids") or (self._padded and column not in (_PROMPT, _COMPLETION)):
                 continue
-            if self._renumbering is None and not (facts.highest is not None and facts.highest < self._vocabulary):
+            if self._vocabulary_map is None and not (facts.highest is not None and facts.highest < self._vocabulary):
                 return True
         return False
 
@@ -176,24 +177,24 @@ class TokenRows:
             if column in columns:
                 self._refuse(number, np.flatnonzero(own != lengths), f"has {column} for another number of tokens")
         return _Decoded(
-            prompts=self._own_ids(number, table, _PROMPT),
+            prompts=self._student_ids(number, table, _PROMPT),
             prompt_bounds=_bounds(list_lengths(table[_PROMPT])),
-            completions=self._own_ids(number, table, _COMPLETION),
+            completions=self._student_ids(number, table, _COMPLETION),
             bounds=_bounds(lengths),
             labels=self._labels(number, table, _bounds(lengths)),
             cut_off=np.zeros(table.num_rows, dtype=np.bool_),
         )
 
-    def _own_ids(self, number: int, table: pa.Table, column: str) -> Ids:
+    def _student_ids(self, number: int, table: pa.Table, column: str) -> Ids:
         """Return the token ids of a column as the student numbers them."""
-        ids, bounds = list_values(table, column), _bounds(list_lengths(table[column]))
-        if self._renumbering is None:
+        ids, bounds = flatten_column(table, column), _bounds(list_lengths(table[column]))
+        if self._vocabulary_map is None:
             self._check_tokens(number, ids, bounds)
             return ids
-        own = self._renumbering.student_ids(ids)
-        if len(gone := np.flatnonzero(own < 0)):
-            row = np.searchsorted(bounds, int(gone[0]), side="right") - 1
-            raise _gone_token(self._id(number, int(row)), int(ids[gone[0]]), len(self._renumbering))
+        own = self._vocabulary_map.student_ids(ids)
+        if len(removed := np.flatnonzero(own < 0)):
+            row = np.searchsorted(bounds, int(removed[0]), side="right") - 1
+            raise _removed_token(self._id(number, int(row)), int(ids[removed[0]]), len(self._vocabulary_map))
         return own
 
     def _labels(self, number: int, table: pa.Table, bounds: npt.NDArray[np.int64]) -> PackedLabels | None:
@@ -202,7 +203,7 @@ class TokenRows:
         labels = self._encoding.decode(table)
         if not self._padded:
             self._check_tokens(number, labels.token_ids, labels.offsets[bounds])
-        return known_labels(labels, self._vocabulary, self._encoding.name, self._renumbering)
+        return labels_for_student(labels, self._vocabulary, self._encoding.name, self._vocabulary_map)
 
     def _check_tokens(self, number: int, ids: Ids, bounds: npt.NDArray[np.int64]) -> None:
         """Refuse token ids outside the vocabulary; row i's ids are between bounds i and i + 1, `bounds` is (rows + 1,)."""
@@ -210,12 +211,9 @@ class TokenRows:
             row = np.searchsorted(bounds, int(ids.argmax()), side="right") - 1
             raise _unknown_token(self._id(number, int(row)), highest, self._vocabulary)
 
-    def _refuse(self, number: int, rows: npt.NDArray[np.int64], what: str) -> None:
+    def _refuse(self, number: int, rows: npt.NDArray[np.int64], problem: str) -> None:
         if len(rows):
-            raise TrainingError(
-                f"row {self._id(number, int(rows[0]))} {what}: label again with label.soft set, or set student.mode to "
-                "'black-box'"
-            )
+            raise TrainingError(f"row {self._id(number, int(rows[0]))} {problem}", fix=_LABEL_AGAIN)
 
     def _id(self, number: int, row: int) -> str:
         return str(self._reader.read(number, ["id"])["id"][row].as_py())
@@ -248,14 +246,14 @@ class TextRows:
         capacity: int,
         *,
         tokens: bool,
-        renumbering: Renumbering | None = None,
+        vocabulary_map: VocabularyMap | None = None,
     ) -> None:
         columns = ["id", "prompt", "completion", "reference", "finish_reason"]
         columns += (_PROMPT, _COMPLETION) if tokens else ()
         self._reader = SplitReader(dataset, split, columns)
         self._lm = lm
         self._tokens = tokens
-        self._renumbering = renumbering  # applied to the token ids that are kept
+        self._vocabulary_map = vocabulary_map  # applied to the token ids that are kept
         self._refusals: dict[str, str] = {}  # row -> why the chat template cannot render its prompt
         self._cache = Cache(self.groups, self._decode, capacity)
 
@@ -297,14 +295,14 @@ class TextRows:
     def _tokenised(self, table: pa.Table, row: int) -> tuple[Ids, Ids]:
         if self._has_tokens(table, row):
             one = table.slice(row, 1)
-            ids = list_values(one, _PROMPT), list_values(one, _COMPLETION)
-            ids = _own_ids(table["id"][row].as_py(), *ids, self._renumbering)
+            ids = flatten_column(one, _PROMPT), flatten_column(one, _COMPLETION)
+            ids = _student_ids(table["id"][row].as_py(), *ids, self._vocabulary_map)
         else:
             text = "".join(message["content"] for message in table["completion"][row].as_py())
             try:
                 ids = _token_ids(self._lm, prompt_at(table, row).messages, text, not self._is_cut_off(table, row))
             except TemplateRefused as error:
-                return self._left_out(table["id"][row].as_py(), str(error))
+                return self._skipped(table["id"][row].as_py(), str(error))
         _refuse_unknown(table["id"][row].as_py(), *ids, self._lm)
         return ids
 
@@ -315,16 +313,16 @@ class TextRows:
         """Whether a row is read as text that the teacher did not end; stored token ids already show how they end."""
         return not self._has_tokens(table, row) and not ends_its_turn(table["finish_reason"][row].as_py())
 
-    def _left_out(self, id_: str, why: str) -> tuple[Ids, Ids]:
+    def _skipped(self, id_: str, reason: str) -> tuple[Ids, Ids]:
         """Record a row whose prompt the chat template cannot render, and return no tokens."""
         if not self._refusals:
-            log.warning("row %s is left out, and every other whose prompt the chat template refuses: %s", id_, why)
-        self._refusals[id_] = why
+            log.warning("skipping row %s, and every other row whose prompt the chat template refuses: %s", id_, reason)
+        self._refusals[id_] = reason
         return np.empty(0, np.int32), np.empty(0, np.int32)
 
 
 def example_of(
-    row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool, renumbering: Renumbering | None = None
+    row: Completion, lm: LanguageModel, *, soft: bool, by_text: bool, vocabulary_map: VocabularyMap | None = None
 ) -> Example:
     """Return one completion as token ids of this model; the arguments are those of `read_examples`.
 
@@ -335,15 +333,13 @@ def example_of(
     if trace is None:
         prompt, completion = _token_ids(lm, row.prompt.messages, row.text, ends_its_turn(row.finish_reason))
     else:
-        prompt, completion = _own_ids(row.id, trace.prompt_token_ids, trace.completion_token_ids, renumbering)
+        prompt, completion = _student_ids(row.id, trace.prompt_token_ids, trace.completion_token_ids, vocabulary_map)
     labels = None
     if trace is not None and trace.soft is not None and soft:
         vocabulary = int(lm.model.config.vocab_size)
-        labels = known_labels(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name, renumbering)
+        labels = labels_for_student(packed(trace.soft), vocabulary, _encoding_of(trace.soft).name, vocabulary_map)
     if soft and labels is None:
-        raise TrainingError(
-            f"row {row.id} has no soft labels: label again with label.soft set, or set student.mode to 'black-box'"
-        )
+        raise TrainingError(f"row {row.id} has no soft labels", fix=_LABEL_AGAIN)
     _refuse_unknown(row.id, prompt, completion, lm)
     return Example(prompt, completion, labels)
 
@@ -364,14 +360,14 @@ def _token_ids(lm: LanguageModel, messages: Sequence[Message], text: str, ended:
     return prompt, np.asarray(encode_completion(lm, text, ended=ended), dtype=np.int32)
 
 
-def _own_ids(id_: str, prompt: Ids, completion: Ids, renumbering: Renumbering | None) -> tuple[Ids, Ids]:
+def _student_ids(id_: str, prompt: Ids, completion: Ids, vocabulary_map: VocabularyMap | None) -> tuple[Ids, Ids]:
     """Return a row's token ids as the student numbers them."""
-    if renumbering is None:
+    if vocabulary_map is None:
         return prompt, completion
     for ids in (prompt, completion):
-        if len(gone := ids[renumbering.student_ids(ids) < 0]):
-            raise _gone_token(id_, int(gone[0]), len(renumbering))
-    return renumbering.student_ids(prompt), renumbering.student_ids(completion)
+        if len(removed := ids[vocabulary_map.student_ids(ids) < 0]):
+            raise _removed_token(id_, int(removed[0]), len(vocabulary_map))
+    return vocabulary_map.student_ids(prompt), vocabulary_map.student_ids(completion)
 
 
 def _refuse_unknown(id_: str, prompt: Ids, completion: Ids, lm: LanguageModel) -> None:
@@ -381,16 +377,16 @@ def _refuse_unknown(id_: str, prompt: Ids, completion: Ids, lm: LanguageModel) -
         raise _unknown_token(id_, highest, vocabulary)
 
 
-def _gone_token(id_: str, token: int, kept: int) -> TrainingError:
+def _removed_token(id_: str, token: int, kept: int) -> TrainingError:
     return TrainingError(
-        f"row {id_} has the teacher's token {token}, which is not among the {kept} tokens that this student has "
-        "(student.init.vocabulary: used, on rows without it): make the start again on this dataset, with "
-        "student.init: {from: teacher, vocabulary: used}"
+        f"row {id_} has the teacher's token {token}, which is not among the student's {kept} tokens: its vocabulary "
+        "was cut on rows without it",
+        fix="set student.init to {from: teacher, vocabulary: used}, to cut it again on this dataset",
     )
 
 
 def _unknown_token(id_: str, token: int, vocabulary: int) -> TrainingError:
     return TrainingError(
-        f"row {id_} has the token {token}, and the student knows only {vocabulary}: "
-        "take a student with the teacher's tokenizer, and with a row for each of its tokens"
+        f"row {id_} has the token {token}, and the student has only {vocabulary} tokens",
+        fix="use a student with the teacher's tokenizer and an embedding row for each of its tokens",
     )

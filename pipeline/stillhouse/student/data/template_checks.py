@@ -18,7 +18,7 @@ from stillhouse.dataset.columns import prompt_at
 from stillhouse.dataset.reader import SplitReader
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TemplateRefused
-from stillhouse.models.files import ModelFiles, find_model, has_files, labelling_files, start_files
+from stillhouse.models.files import ModelFiles, find_model, has_local_files, init_model_files, labelling_files
 from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.recipe import Recipe
@@ -29,7 +29,7 @@ from stillhouse.records import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOLD = 60  # characters of a system prompt in a message
+_MAX_SYSTEM_PROMPT = 60  # characters of a system prompt in a message
 
 
 def check_teacher_template(recipe: Recipe) -> None:
@@ -43,7 +43,7 @@ def check_teacher_template(recipe: Recipe) -> None:
         TeacherUnavailable: the model cannot be found.
     """
     teacher = recipe.teacher
-    if not has_files(teacher):
+    if not has_local_files(teacher):
         return
     trusted = teacher.options.get("trust_remote_code") is True
     files = _tokenizer_files(teacher)
@@ -66,12 +66,12 @@ def check_student_template(recipe: Recipe, student: StudentSettings) -> None:
     """
     if student.init.model is None:
         return
-    files = start_files(recipe, student.init, weights=False)
+    files = init_model_files(recipe, student, weights=False)
     sources = [recipe.prompts]
     if student.mode == "gold" and recipe.references is not None:
         sources.append(recipe.references)
     for source in sources:
-        _check(files, "student.init.model", source, trusted=student.trust_remote_code)
+        _check(files, student.setting("init.model"), source, trusted=student.trust_remote_code)
 
 
 def check_template_on_rows(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> None:
@@ -83,12 +83,11 @@ def check_template_on_rows(recipe: Recipe, student: StudentSettings, dataset: Da
     """
     if student.init.model is None:
         return
-    files = start_files(recipe, student.init, weights=False)
+    files = init_model_files(recipe, student, weights=False)
     if files.has_chat_template and (tokenizer := _load(files, trusted=student.trust_remote_code)) is not None:
-        where = f"dataset {dataset.manifest.label}"
-        _refuse_unless_one_renders(
-            tokenizer, files, "student.init.model", _prompts_of(dataset), where, recipe.prompts.system
-        )
+        origin = f"dataset {dataset.manifest.label}"
+        setting = student.setting("init.model")
+        _refuse_unless_one_renders(tokenizer, files, setting, _prompts_of(dataset), origin, recipe.prompts.system)
 
 
 def _prompts_of(dataset: Dataset) -> Iterator[Prompt]:
@@ -128,7 +127,7 @@ def _refuse_unless_one_renders(
     files: ModelFiles,
     setting: str,
     prompts: Iterable[Prompt],
-    where: str,
+    origin: str,
     system: str | None,
 ) -> None:
     """Read prompts up to the first one that the template renders.
@@ -136,9 +135,9 @@ def _refuse_unless_one_renders(
     Args:
         tokenizer: the tokenizer that has the chat template.
         files: the model's files.
-        setting: the setting that names the model, for the message.
+        setting: the setting that names the model, for the error.
         prompts: the prompts to render.
-        where: the source of the prompts, for the message.
+        origin: the source of the prompts, for the error.
         system: the system prompt that the recipe prepends.
 
     Raises:
@@ -151,25 +150,29 @@ def _refuse_unless_one_renders(
         if refused is None:
             return
         reason = reason or refused
-        if _has_it_in_front(prompt, system) and _refusal(tokenizer, _without_first(prompt)) is None:
+        if _starts_with_system(prompt, system) and _refusal(tokenizer, _without_system(prompt)) is None:
             raise RecipeError(
-                f"prompts.system is {(system or '')[:_TOLD]!r}, and the chat template of {setting} ({files.name}) refuses "
-                f"a system turn: {refused}. Take prompts.system away and put its words into prompts.template, or name a "
-                "model whose chat template knows a system turn"
+                f"the chat template of {setting} ({files.name}) refuses a system prompt: {refused}",
+                setting="prompts.system",
+                value=(system or "")[:_MAX_SYSTEM_PROMPT],
+                fix="remove it and put its text into prompts.template, or use a model whose chat template supports "
+                "a system prompt",
             )
     if seen:
         raise RecipeError(
-            f"{setting} is {files.name}, and its chat template renders none of the {seen:,} prompts of {where}: {reason}. "
-            f"Mend the template ({_template_file(files)}) or the prompts, or name another model"
+            f"its chat template renders none of the {seen:,} prompts of {origin}: {reason}",
+            setting=setting,
+            value=files.name,
+            fix=f"correct the template ({_template_file(files)}) or the prompts, or use another model",
         )
 
 
-def _has_it_in_front(prompt: Prompt, system: str | None) -> bool:
+def _starts_with_system(prompt: Prompt, system: str | None) -> bool:
     first = prompt.messages[0]
     return first.role == "system" and first.content == system and len(prompt.messages) > 1
 
 
-def _without_first(prompt: Prompt) -> Prompt:
+def _without_system(prompt: Prompt) -> Prompt:
     return Prompt(prompt.messages[1:], prompt.reference)
 
 

@@ -1,6 +1,6 @@
 """Whether teacher and student share token ids, and how labels that name ids unknown to the student are handled.
 
-A student with a part of the teacher's tokens (`student.init.vocabulary: used`) renumbers them (student/renumbering.py).
+A student with a part of the teacher's tokens (`student.init.vocabulary: used`) renumbers them (student/vocabulary_map.py).
 Labels that name a removed token are treated like labels that name padding.
 
 Models with the same tokenizer may have more rows in their output layers than the tokenizer has tokens, padded to a round
@@ -25,18 +25,18 @@ import numpy as np
 from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError
-from stillhouse.models.files import ModelFiles, has_files, start_files, teacher_files
+from stillhouse.models.files import ModelFiles, has_local_files, init_model_files, teacher_files
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
-from stillhouse.student.losses.base import NO_TOKEN
-from stillhouse.student.renumbering import Renumbering, shares_tokenizer
+from stillhouse.student.losses.base import PAD_TOKEN_ID
+from stillhouse.student.vocabulary_map import VocabularyMap, shares_tokenizer
 
 
-def known_labels(
-    labels: PackedLabels, vocabulary: int, encoding: EncodingName, renumbering: Renumbering | None = None
+def labels_for_student(
+    labels: PackedLabels, vocabulary: int, encoding: EncodingName, vocabulary_map: VocabularyMap | None = None
 ) -> PackedLabels:
-    """Return the labels for a student with `vocabulary` rows; entries it has no row for become `NO_TOKEN`.
+    """Return the labels for a student with `vocabulary` rows; entries it has no row for become `PAD_TOKEN_ID`.
 
     The module's docstring says what happens to their mass.
 
@@ -44,29 +44,29 @@ def known_labels(
         labels: labels of some positions, with the teacher's token ids.
         vocabulary: rows of the student's output layer.
         encoding: the encoding of the labels.
-        renumbering: map to the tokens of a student with a part of the teacher's; None: both share their ids.
+        vocabulary_map: map to the tokens of a student with a part of the teacher's; None: both share their ids.
     """
-    if renumbering is not None:
-        labels = replace(labels, token_ids=renumbering.student_ids(labels.token_ids))
-    lacking = (labels.token_ids < 0) | (labels.token_ids >= vocabulary)  # (entries,)
+    if vocabulary_map is not None:
+        labels = replace(labels, token_ids=vocabulary_map.student_ids(labels.token_ids))
+    unknown = (labels.token_ids < 0) | (labels.token_ids >= vocabulary)  # (entries,)
     entries = np.diff(labels.offsets)  # (positions,)
     full = bool(entries.max(initial=0) >= vocabulary)
-    if not full and not lacking.any():
+    if not full and not unknown.any():
         return labels
     positions = len(entries)
-    of = np.repeat(np.arange(positions), entries)  # (entries,), the position of each
-    left = entries - np.bincount(of[lacking], minlength=positions)  # (positions,), entries that the student knows
+    position = np.repeat(np.arange(positions), entries)  # (entries,), the position of each
+    known = entries - np.bincount(position[unknown], minlength=positions)  # (positions,), entries the student knows
     tail = labels.tail_logprob.astype(np.float64)
     if encoding == "top-k":
-        mass = np.bincount(of[lacking], np.exp(labels.logprobs[lacking], dtype=np.float64), minlength=positions)
+        mass = np.bincount(position[unknown], np.exp(labels.logprobs[unknown], dtype=np.float64), minlength=positions)
         with np.errstate(divide="ignore"):
-            tail = np.where(left >= vocabulary, -np.inf, np.logaddexp(tail, np.log(mass)))
+            tail = np.where(known >= vocabulary, -np.inf, np.logaddexp(tail, np.log(mass)))
     else:
-        tail = np.where((left == 0) & (entries > 0), 0.0, tail)
+        tail = np.where((known == 0) & (entries > 0), 0.0, tail)
     return replace(
         labels,
-        token_ids=np.where(lacking, np.int32(NO_TOKEN), labels.token_ids),
-        logprobs=np.where(lacking, np.float32(-np.inf), labels.logprobs),
+        token_ids=np.where(unknown, np.int32(PAD_TOKEN_ID), labels.token_ids),
+        logprobs=np.where(unknown, np.float32(-np.inf), labels.logprobs),
         tail_logprob=tail.astype(np.float32),
     )
 
@@ -78,20 +78,21 @@ def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
         RecipeError: the tokenizers differ.
         TeacherUnavailable: a model cannot be found or has no tokenizer.
     """
-    if student.mode != "white-box" or student.init.model is None or not has_files(recipe.teacher):
+    if student.mode != "white-box" or student.init.model is None or not has_local_files(recipe.teacher):
         return
     teacher = teacher_files(recipe, weights=False)
-    own = start_files(recipe, student.init, weights=False)
+    own = init_model_files(recipe, student, weights=False)
     if not shares_tokenizer(own, teacher.tokenizer_sha256):
         raise RecipeError(
-            f"student.mode is 'white-box', and student.init.model ({own.name}) has another tokenizer (sha256 "
-            f"{own.tokenizer_sha256[:12]}…) than teacher.model ({teacher.name}, sha256 {teacher.tokenizer_sha256[:12]}…): "
-            "the teacher's distributions are over its own tokens. Choose a student.init with the teacher's tokenizer, or "
-            "set student.mode to 'black-box', which learns from the text"
+            f"its tokenizer (sha256 {own.tokenizer_sha256[:12]}…) is not that of teacher.model ({teacher.name}, sha256 "
+            f"{teacher.tokenizer_sha256[:12]}…), and a white-box student learns distributions over the teacher's tokens",
+            setting="student.init.model",
+            value=own.name,
+            fix="use a model with the teacher's tokenizer, or set student.mode to 'black-box', which learns from the text",
         )
 
 
-def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> bool:
+def has_other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> bool:
     """Whether the rows' token ids are laid out for the other kind of model than the student: causal, or encoder-decoder.
 
     A causal teacher's prompts end where the answer begins, an encoder-decoder's end with the end token.
@@ -106,13 +107,14 @@ def other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> b
         kinds = ("a causal model", "an encoder-decoder")
         raise DatasetRefused(
             f"dataset {dataset.manifest.label} was labelled by {kinds[teacher.encoder_decoder]} ({teacher.model}), and the "
-            f"student is {kinds[encoder_decoder]}: choose a student.init of the teacher's kind, or set student.mode to "
-            "'black-box', which learns from the text"
+            f"student is {kinds[encoder_decoder]}",
+            setting="student.init",
+            fix="use a model of the teacher's kind, or set student.mode to 'black-box', which learns from the text",
         )
     return True
 
 
-def other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
+def has_other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
     """Whether the student's tokens differ from those of the dataset's teacher; a renumbered part of them does not count.
 
     Raises:
@@ -123,9 +125,10 @@ def other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> 
         return False
     if refused:
         raise DatasetRefused(
-            f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} "
-            f"(sha256 {teacher.tokenizer_sha256[:12]}…), and {student.name} has another "
-            f"(sha256 {student.tokenizer_sha256[:12]}…): choose a student.init with the teacher's tokenizer, or set "
-            "student.mode to 'black-box', which learns from the text"
+            f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} (sha256 "
+            f"{teacher.tokenizer_sha256[:12]}…), and {student.name} has another (sha256 "
+            f"{student.tokenizer_sha256[:12]}…)",
+            setting="student.init",
+            fix="use a model with the teacher's tokenizer, or set student.mode to 'black-box', which learns from the text",
         )
     return True

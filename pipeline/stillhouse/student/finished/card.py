@@ -1,7 +1,7 @@
 """README.md of a student: a Hugging Face model card, so that the folder documents itself wherever it is copied.
 
-    write_cards(place.path, card, recipe, manifest)             # for a student that was just trained
-    write_cards(place.path, card, recipe, manifest, figures)    # again, with the figures of an evaluation
+    write_cards(folder.path, card, recipe, manifest)             # for a student that was just trained
+    write_cards(folder.path, card, recipe, manifest, figures)    # again, with the figures of an evaluation
 
 It is ready to publish: the teacher, the rows, the loss and the settings, the measurements, and the limits of the figures.
 The text is a function of `CardFacts` alone; its layout is card.md.j2. It is always written whole: figures appear only with
@@ -24,11 +24,11 @@ import jinja2
 import yaml
 
 import stillhouse
-from stillhouse.dataset.card import cell, describe_teacher, public, settings_line
+from stillhouse.dataset.card import describe_teacher, escape_table_cell, settings_line, without_local_folders
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.plain_json import to_json
-from stillhouse.models.files import ModelFiles, has_files
+from stillhouse.models.files import ModelFiles, has_local_files
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import InitSettings, LossSettings, StudentSettings
 from stillhouse.records import TeacherIdentity
@@ -40,7 +40,7 @@ from stillhouse.student.start.record import Start, read_start
 README = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LIBRARIES = ("torch", "transformers", "accelerate", "peft")
-_TOLD = (
+_REPORTED_ARGUMENTS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"),
     *("bf16", "fp16", "seed"),
@@ -93,12 +93,12 @@ def card_facts(
 ) -> CardFacts:
     """Collect the facts about the student in `folder`."""
     if recipe.student is None:
-        raise RecipeError(f"recipe {recipe.name} has no `student` that a card could be written of")
+        raise RecipeError(f"recipe {recipe.name} has no student to write a card for", setting="student")
     files = ModelFiles(str(folder), folder)
-    asked = TeacherIdentity(recipe.teacher.kind, recipe.teacher.model, recipe.teacher.revision)
+    requested = TeacherIdentity(recipe.teacher.kind, recipe.teacher.model, recipe.teacher.revision)
     return CardFacts(
         card=card,
-        teacher=manifest.teacher if manifest else asked,
+        teacher=manifest.teacher if manifest else requested,
         student=recipe.student,
         manifest=manifest,
         base_models=_base_models(recipe, recipe.student.init),
@@ -114,7 +114,12 @@ def card_facts(
 def render_card(facts: CardFacts, *, int8: bool = False) -> str:
     """Return the card's text; with `int8` that of the quantised copy."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "public": public, "count": count_in_words, "size": megabytes_in_words}
+    environment.filters |= {
+        "cell": escape_table_cell,
+        "public": without_local_folders,
+        "count": count_in_words,
+        "size": megabytes_in_words,
+    }
     environment.filters["literal"] = to_json
     template = environment.from_string(
         package_files("stillhouse.student.finished").joinpath("card.md.j2").read_text("utf-8")
@@ -158,14 +163,14 @@ def megabytes_in_words(size: float) -> str:
     return f"{size:,.0f}" if size >= 10 else f"{size:.2f}"
 
 
-def told_arguments(arguments: Any) -> dict[str, Any]:
+def reported_arguments(arguments: Any) -> dict[str, Any]:
     """Return the training arguments that shape a training most, as plain values.
 
     Of epochs and steps it has only the limit that applies.
     """
-    told = {name: getattr(arguments, name) for name in _TOLD}
-    told.pop("num_train_epochs" if told["max_steps"] > 0 else "max_steps")
-    return {name: str(value.value) if isinstance(value, Enum) else value for name, value in told.items()}
+    reported = {name: getattr(arguments, name) for name in _REPORTED_ARGUMENTS}
+    reported.pop("num_train_epochs" if reported["max_steps"] > 0 else "max_steps")
+    return {name: str(value.value) if isinstance(value, Enum) else value for name, value in reported.items()}
 
 
 def software_versions() -> dict[str, str]:
@@ -219,14 +224,16 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
         "lora": settings_line(student.lora.model_dump(mode="json")) if student.lora else None,
         "early_stopping": settings_line(student.early_stopping.model_dump()) if student.early_stopping else None,
     }
-    said = facts.card.training | ours
-    plain = {name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items()}
-    return [(name, cell(value)) for name, value in plain.items() if value is not None and value is not False]
+    settings = facts.card.training | ours
+    plain = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
+    return [
+        (name, escape_table_cell(value)) for name, value in plain.items() if value is not None and value is not False
+    ]
 
 
 def _base_models(recipe: Recipe, init: InitSettings) -> tuple[str, ...]:
     """Return the hub models that a student comes from: the one whose weights it starts from, and its teacher."""
-    teacher = recipe.teacher.model if has_files(recipe.teacher) else ""
+    teacher = recipe.teacher.model if has_local_files(recipe.teacher) else ""
     named = (_hub_id(name) for name in (init.model or "", teacher))
     return tuple(dict.fromkeys(name for name in named if name))
 

@@ -7,7 +7,7 @@
     gold/                likewise; data/teachers/<name>/gold is a teacher that was fine-tuned first (`teacher.finetune`)
     .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
 
-One run at a time trains the students of a recipe, or fine-tunes a teacher: `StudentFolder.held` is the lock.
+One run at a time trains the students of a recipe, or fine-tunes a teacher: `StudentFolder.lock` is the lock.
 
 The key hashes everything that determines a student, including the code of a loss from another package (plugins.py): a
 finished student is recognised, and a checkpoint of other inputs is never resumed. `student.quantize` is not part of it,
@@ -29,14 +29,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import DatasetMissing, StudentBusy
-from stillhouse.models.files import has_files, start_files, teacher_files
+from stillhouse.models.files import has_local_files, init_model_files, teacher_files
 from stillhouse.plugins import LOSSES, code_of
 from stillhouse.processes.ranks import is_first, is_launched_for
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
-from stillhouse.storage.durable import fsync_folder, sole_writer, write_atomically
-from stillhouse.student.finished.files_of_others import carry_over, refuse_to_replace
+from stillhouse.storage.durable import fsync_folder, write_atomically, write_lock
+from stillhouse.student.finished.user_files import move_user_files, refuse_to_replace
 
 CARD = "student.json"
 RECIPE = "recipe.yaml"
@@ -134,7 +134,7 @@ class StudentFolder:
     def int8(self) -> Path:
         return self.path / INT8
 
-    def trained(self) -> StudentCard | None:
+    def trained_card(self) -> StudentCard | None:
         """Return the card if this student, with the same key, has been trained; else None.
 
         Raises:
@@ -146,13 +146,13 @@ class StudentFolder:
             return card
         return card if card.names_weights_by == "samples" and card.key == self.earlier_key else None
 
-    def finished(self) -> StudentCard | None:
+    def finished_card(self) -> StudentCard | None:
         """Return the card if this student is complete, including its int8 copy if one is requested; else None."""
-        card = self.trained()
+        card = self.trained_card()
         return None if card is not None and card.int8 is None and self.wants_int8 else card
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the lock of the recipe's students. A run that starts other processes to train holds it for them.
 
         Raises:
@@ -161,10 +161,10 @@ class StudentFolder:
         if is_launched_for(self.base) or not is_first():
             yield
             return
-        with sole_writer(self.base, StudentBusy, keep_lock=False):
+        with write_lock(self.base, StudentBusy, keep_lock=False):
             yield
 
-    def named_anew(self, card: StudentCard) -> StudentCard:
+    def with_current_key(self, card: StudentCard) -> StudentCard:
         """Return the card with the current key, and write it, if it has that of an earlier release.
 
         Later edits to the weights of the student's start then give another student, even if no sample of them changes.
@@ -172,7 +172,7 @@ class StudentFolder:
         if card.key == self.key or not is_first():
             return card
         anew = card.model_copy(update={"key": self.key, "names_weights_by": "content"})
-        with suppress(StudentBusy), self.held():
+        with suppress(StudentBusy), self.lock():
             write_atomically(self.path / CARD, anew.model_dump_json(indent=2).encode() + b"\n")
         return anew
 
@@ -192,18 +192,18 @@ class StudentFolder:
             self.path.rename(retired)
         made.rename(self.path)
         if retired.is_dir():
-            carry_over(retired, self.path)
+            move_user_files(retired, self.path)
         fsync_folder(self.base)
         for leftover in [retired, *self.base.glob(f".work-{self.variant}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def publish_int8(self, made: Path) -> None:
-        """Move the quantised copy of an existing student from `made` to its folder; `record` makes it valid."""
+        """Move the quantised copy of an existing student from `made` to its folder; `write_card` makes it valid."""
         shutil.rmtree(self.int8, ignore_errors=True)
         made.rename(self.int8)
         fsync_folder(self.path)
 
-    def record(self, card: StudentCard) -> None:
+    def write_card(self, card: StudentCard) -> None:
         """Write the card of an existing student again; everything that it describes must be on disk already."""
         write_atomically(self.path / CARD, card.model_dump_json(indent=2).encode() + b"\n")
         shutil.rmtree(self.work, ignore_errors=True)
@@ -240,7 +240,7 @@ def student_folder(
         rows = [dataset.manifest.plan_sha256]
     else:
         rows = [file.sha256 for file in dataset.manifest.files]
-    return place_of(recipe, student, variant, rows, made_with)
+    return folder_for(recipe, student, variant, rows, made_with)
 
 
 def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None) -> Dataset | None:
@@ -264,29 +264,29 @@ def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | 
     try:
         return open_dataset(dataset_folder(recipe.dataset), recipe.dataset.version)
     except DatasetMissing as error:
-        raise DatasetMissing(f"{_why_labelled(student)}, and {error}") from None
+        raise _needs_dataset(student, error) from None
 
 
-def _why_labelled(student: StudentSettings) -> str:
-    """Return which part of the start needs the teacher's completions, and how to start without them."""
+def _needs_dataset(student: StudentSettings, error: DatasetMissing) -> DatasetMissing:
+    """Return the error for a missing dataset: which part of the start needs it, and how to start without one."""
     init = student.init
     if init.vocabulary == "used":
-        return (
-            "student.init.vocabulary is 'used', which keeps the tokens of the dataset's texts (set it to 'all' to start "
-            "without a dataset)"
-        )
-    if init.width is not None:
-        return (
-            "student.init.width is set, and widths are ranked by importance on rows of the dataset (take it away to start "
-            "without a dataset)"
-        )
-    return (
-        f"student.init.choose is {init.choose!r}, which measures layers on rows of the dataset (set it to 'even', or list "
-        "the layers, such as layers: [0, 1, 2], to start without a dataset)"
+        setting, why, fix = "vocabulary", "it keeps the tokens of the dataset's texts", "set it to 'all'"
+    elif init.width is not None:
+        setting, why, fix = "width", "widths are ranked by importance on rows of the dataset", "remove it"
+    else:
+        setting, why = "choose", "layers are measured on rows of the dataset"
+        fix = "set it to 'even', or list the layers, such as layers: [0, 1, 2],"
+    value: dict[str, Any] = {} if setting == "width" else {"value": getattr(init, setting)}
+    return DatasetMissing(
+        f"{why}, and {error.problem}",
+        setting=f"student.init.{setting}",
+        fix=f"{error.fix or 'run `stillhouse label` first'}, or {fix} to start without a dataset",
+        **value,
     )
 
 
-def place_of(
+def folder_for(
     recipe: Recipe,
     student: StudentSettings,
     variant: Variant,
@@ -299,8 +299,8 @@ def place_of(
     if made_with is not None:
         shaping["made_with"] = [file.sha256 for file in made_with.manifest.files]
     own = student.init.model
-    if Path(own).is_dir() if own else has_files(recipe.teacher):  # a hub model is identified by name and revision
-        start = start_files(recipe, student.init)
+    if Path(own).is_dir() if own else has_local_files(recipe.teacher):  # a hub model is identified by name and revision
+        start = init_model_files(recipe, student)
         shaping["start"], earlier["start"] = start.content_sha256, start.sampled_sha256
     if variant != "untrained":
         shaping |= {"student": student.shaping(variant), "rows": rows}

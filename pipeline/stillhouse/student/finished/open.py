@@ -103,7 +103,7 @@ def find_student(name: str | Path, variant: Variant, root: str | Path) -> Path:
     for folder in (of_recipe, own, own / variant):
         if (folder / CARD).is_file():
             return folder
-    raise StudentMissing(f"there is no finished student in {of_recipe} or {own}: run `stillhouse distill` first")
+    raise StudentMissing(f"there is no finished student in {of_recipe} or {own}", fix="run `stillhouse distill` first")
 
 
 def open_student(
@@ -116,12 +116,12 @@ def open_student(
     """Open a finished student by its recipe's name or its own folder.
 
     Raises:
-        StudentMissing: there is none.
+        StudentMissing: no finished student exists.
     """
     folder = find_student(name, variant, root)
     card = read_card(folder)
     if card is None:
-        raise StudentMissing(f"{folder / CARD} cannot be read: train the student again")
+        raise StudentMissing(f"{folder / CARD} cannot be read", fix="train the student again")
     return Student(folder, card, device)
 
 

@@ -1,7 +1,7 @@
 """An int8 copy of a finished student for small devices: weight-only quantisation of linear layers, by torchao.
 
     check_quantizable(recipe, student)                  # before anything is sent or trained
-    card = add_int8(place, recipe, student, dataset)    # data/students/<recipe>/<variant>/int8/, a model's folder too
+    card = add_int8(folder, recipe, student, dataset)    # data/students/<recipe>/<variant>/int8/, a model's folder too
 
 Each row of a linear layer's weight is stored as 8-bit integers with one scale. Embeddings, norms and the head are not
 quantised: transformers 5.23 with torchao 0.18 skips a tied head, and a head untied by its own option computes other logits
@@ -39,13 +39,16 @@ def check_quantizable(recipe: Recipe, student: StudentSettings) -> None:
     if student.quantize is None:
         return
     require_torchao()
-    from stillhouse.student.start.start_config import without_weights
+    from stillhouse.student.start.start_config import meta_model
 
-    model = without_weights(recipe, student)
+    model = meta_model(recipe, student)
     if not _linear_layers(model):
         raise RecipeError(
-            f"student.quantize is int8, and a {model.config.model_type} model has no linear layers that torchao could take "
-            "(GPT-2's are of another kind): set student.quantize to null, or start from a model such as a Llama or Qwen"
+            f"a {model.config.model_type} model has no linear layers that torchao can quantise (GPT-2's are of "
+            "another kind)",
+            setting="student.quantize",
+            value="int8",
+            fix="set it to null, or start from a model such as a Llama or Qwen",
         )
 
 
@@ -57,12 +60,14 @@ def require_torchao() -> None:
     """
     if importlib.util.find_spec("torchao") is None:
         raise RecipeError(
-            "student.quantize is int8, and torchao is not installed: pip install 'stillhouse[int8]', or set "
-            "student.quantize to null"
+            "torchao is not installed",
+            setting="student.quantize",
+            value="int8",
+            fix="run `pip install 'stillhouse[int8]'`, or set it to null",
         )
 
 
-def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dataset: Dataset) -> StudentCard:
+def add_int8(folder: StudentFolder, recipe: Recipe, student: StudentSettings, dataset: Dataset) -> StudentCard:
     """Make the quantised copy of an existing student, in a subfolder of its folder.
 
     Raises:
@@ -70,18 +75,18 @@ def add_int8(place: StudentFolder, recipe: Recipe, student: StudentSettings, dat
         TrainingError: the student does not exist.
     """
     require_torchao()
-    card = place.trained()
+    card = folder.trained_card()
     if card is None:
-        raise TrainingError(f"{place.path} holds no student of this recipe to quantise: run `stillhouse distill`")
-    made = place.work / INT8
+        raise TrainingError(f"{folder.path} has no student of this recipe to quantise", fix="run `stillhouse distill`")
+    made = folder.work / INT8
     shutil.rmtree(made, ignore_errors=True)
-    copy = quantize(place.path, made, trust_remote_code=student.trust_remote_code)
+    copy = quantize(folder.path, made, trust_remote_code=student.trust_remote_code)
     card = card.model_copy(update={"int8": copy})
     fsync_files(made)
-    place.publish_int8(made)
-    write_cards(place.path, card, recipe, dataset.manifest)
-    write_atomically(place.path / RECIPE, recipe.as_yaml().encode())
-    place.record(card)
+    folder.publish_int8(made)
+    write_cards(folder.path, card, recipe, dataset.manifest)
+    write_atomically(folder.path / RECIPE, recipe.as_yaml().encode())
+    folder.write_card(card)
     return card
 
 
@@ -106,11 +111,11 @@ def quantize(source: Path, folder: Path, *, trust_remote_code: bool = False) -> 
     )
     quantised = sum(weight.numel() for weight in model.parameters() if isinstance(weight, TorchAOBaseTensor))
     write_model(model, source, folder, trust_remote_code=trust_remote_code)
-    _forget_plain_names(folder)
+    _unlist_undotted_names(folder)
     return Int8Copy(parameters=quantised, megabytes=weight_megabytes(folder), torchao=version("torchao"))
 
 
-def _forget_plain_names(folder: Path) -> None:
+def _unlist_undotted_names(folder: Path) -> None:
     """Make a copy loadable for torchao 0.18 if a tensor's name has no dot (BART's `final_logits_bias`).
 
     Every file lists the names of all tensors, and torchao splits each at its last dot to reassemble quantised ones. Tensors
@@ -121,11 +126,11 @@ def _forget_plain_names(folder: Path) -> None:
 
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            told = dict(opened.metadata() or {})
-        names = json.loads(told.get("tensor_names", "[]"))
+            metadata = dict(opened.metadata() or {})
+        names = json.loads(metadata.get("tensor_names", "[]"))
         dotted = [name for name in names if "." in name]
         if dotted != names:
-            save_file(load_file(file), file, metadata=told | {"tensor_names": json.dumps(dotted)})
+            save_file(load_file(file), file, metadata=metadata | {"tensor_names": json.dumps(dotted)})
 
 
 def _linear_layers(model: torch.nn.Module) -> list[torch.nn.Linear]:

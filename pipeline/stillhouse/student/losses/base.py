@@ -36,19 +36,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.student.tail_mass import listed_and_rest
+from stillhouse.student.tail_mass import listed_and_tail
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
-NO_TOKEN = -1  # padding in place of a token id
+PAD_TOKEN_ID = -1  # padding in place of a token id
 
 
 @dataclass(frozen=True)
 class SparseLabels:
     """The teacher's soft labels at some positions, temperature 1, natural logarithms.
 
-    k is the number of entries at the position that has the most. Positions with fewer are padded with `NO_TOKEN` and the
-    log-probability -inf: an outcome to which neither side gives any mass.
+    k is the number of entries at the position that has the most. Positions with fewer are padded with `PAD_TOKEN_ID` and
+    the log-probability -inf: an outcome to which neither side gives any mass.
     """
 
     token_ids: Tensor  # (positions, k) int64
@@ -79,7 +79,7 @@ class Outcomes:
     student: Tensor
 
 
-def outcomes(labels: SparseLabels | DenseLabels, logits: Tensor, temperature: float) -> Outcomes:
+def paired_outcomes(labels: SparseLabels | DenseLabels, logits: Tensor, temperature: float) -> Outcomes:
     """Return both sides of a divergence; `logits` are the student's, (positions, vocabulary) float32 or float64."""
     if isinstance(labels, SparseLabels):
         labels = labels.to(logits.dtype)
@@ -108,13 +108,13 @@ def student_outcomes(logits: Tensor, token_ids: Tensor, temperature: float) -> T
 
     `token_ids` are those of `SparseLabels`. A padded entry is -inf and takes no mass from the last outcome.
     """
-    missing = token_ids == NO_TOKEN
+    missing = token_ids == PAD_TOKEN_ID
     some = token_ids.amax(dim=-1, keepdim=True).clamp(min=0)  # nothing listed: the last outcome has all mass
     ids = torch.where(missing, some, token_ids)  # repeats a listed token, which changes nothing below
-    listed, rest = listed_and_rest(logits, ids)
+    listed, tail = listed_and_tail(logits, ids)
     listed = listed.masked_fill(missing, -torch.inf)
     # The last step normalises: a shared constant cancels in log_softmax, tempered or not.
-    return (torch.cat([listed, rest], dim=-1) / temperature).log_softmax(dim=-1)
+    return (torch.cat([listed, tail], dim=-1) / temperature).log_softmax(dim=-1)
 
 
 def expectation(weights: Tensor, values: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig
 from stillhouse.errors import RecipeError
 from stillhouse.models.load import auto_class
 from stillhouse.student.start.kinds import LANGUAGE_MODELS
-from stillhouse.student.start.stacks import own_name
+from stillhouse.student.start.stacks import native_key
 
 KEY = "student.init.width"
 
@@ -127,11 +127,11 @@ def with_sizes(config: PretrainedConfig, sizes: Sizes) -> PretrainedConfig:
     """
     settings: dict[str, Any] = config.to_dict()
     widths = {
-        own_name(config, "hidden_size"): sizes.hidden,
+        native_key(config, "hidden_size"): sizes.hidden,
         _neurons_key(config): sizes.neurons,
-        own_name(config, "num_attention_heads"): sizes.heads,
-        own_name(config, "num_key_value_heads"): sizes.groups,
-        own_name(config, "head_dim"): sizes.of_a_head,
+        native_key(config, "num_attention_heads"): sizes.heads,
+        native_key(config, "num_key_value_heads"): sizes.groups,
+        native_key(config, "head_dim"): sizes.of_a_head,
     }
     implied = {"num_key_value_heads": sizes.heads, "head_dim": sizes.hidden // sizes.heads}
     settings |= {key: value for key, value in widths.items() if key in settings or value != implied.get(key)}
@@ -147,19 +147,21 @@ def refuse_unknown_parameters(config: PretrainedConfig) -> None:
         RecipeError: the model is of another family, or has a parameter of an unknown name or shape.
     """
     kind = config.model_type
-    mend = f"take {KEY} away (layers can be kept of it all the same), or set student.init to {{model: a smaller model}}"
+    fix = f"remove {KEY} (layers can still be chosen), or set student.init to {{model: a smaller model}}"
     if kind not in FAMILIES:
         unknown = next(_unknown(config), None) if kind in LANGUAGE_MODELS else None
         whose = "" if unknown is None else f" (its parameter {unknown} cannot be cut)"
         raise RecipeError(
-            f"{KEY} is set, and the teacher is a model of type {kind}{whose}: widths can be cut out of "
-            f"{', '.join(FAMILIES)}. For this teacher, {mend}"
+            f"the teacher is a model of type {kind}{whose}, and only the widths of {', '.join(FAMILIES)} can be cut",
+            setting=KEY,
+            fix=fix,
         )
     unknown = next(_unknown(config, sizes_of(config)), None)
     if unknown is not None:
         raise RecipeError(
-            f"{KEY} is set, and this {kind} has the parameter {unknown}, which is not laid out as in other models of its "
-            f"type: {mend}"
+            f"this {kind} has the parameter {unknown}, which has another layout than in other models of its type",
+            setting=KEY,
+            fix=fix,
         )
 
 
@@ -182,4 +184,4 @@ def _fits(tensor: Tensor, axes: tuple[Axis, ...], sizes: Sizes) -> bool:
 
 
 def _neurons_key(config: PretrainedConfig) -> str:
-    return "d_ff" if hasattr(config, "d_ff") else own_name(config, "intermediate_size")
+    return "d_ff" if hasattr(config, "d_ff") else native_key(config, "intermediate_size")

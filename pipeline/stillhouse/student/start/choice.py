@@ -1,6 +1,6 @@
 """Choose which of the teacher's layers a student keeps, if a recipe gives only their number.
 
-    choice = choose_layers(init, config, Ruler(measured, store))      # [Kept(model, (0, 1, 2, 6, ...))], and why
+    choice = choose_layers(init, config, LayerMeasurer(measured, store))      # [Kept(model, (0, 1, 2, 6, ...))], and why
 
 `student.init.choose` sets the method:
 
@@ -20,18 +20,20 @@ from transformers import PretrainedConfig
 
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.student import Choose, InitSettings, StackLayers
-from stillhouse.student.start.importance import Measured, Removal, Scores, block_influence, greedy, leave_one_out
+from stillhouse.student.start.importance import MeasuredTeacher, Removal, Scores, block_influence, greedy, leave_one_out
 from stillhouse.student.start.record import Method, StackStart
 from stillhouse.student.start.stacks import Kept, Stack, kept_layers
-from stillhouse.student.start.store import ImportanceStore, Known
+from stillhouse.student.start.store import ImportanceStore, LayerMeasurements
 
 IMPORTANCE: Method = "block-influence"  # its students are nearest after training, and it takes one forward pass
 
 
-class Ruler:
+class LayerMeasurer:
     """Measures layers on demand, with a cache: what the store has is not measured again."""
 
-    def __init__(self, measured: Callable[[], Measured], store: ImportanceStore, progress: Progress = silent) -> None:
+    def __init__(
+        self, measured: Callable[[], MeasuredTeacher], store: ImportanceStore, progress: Progress = silent
+    ) -> None:
         self._measured = measured
         self._store = store
         self._progress = progress
@@ -66,30 +68,30 @@ class Ruler:
         return greedy(self._measured(), stack.name, remove, known, self._progress, keep)
 
     @property
-    def known(self) -> Known:
+    def known(self) -> LayerMeasurements:
         return self._store.read()
 
 
 def choose_layers(
-    init: InitSettings, config: PretrainedConfig, ruler: Ruler | None
+    init: InitSettings, config: PretrainedConfig, measurer: LayerMeasurer | None
 ) -> tuple[list[Kept], tuple[StackStart, ...]]:
     """Return the layers to keep of each stack, and the record of the choice.
 
     Args:
         init: the settings of the start: number of layers, and how to choose them.
         config: the teacher's config.
-        ruler: measures layers; None if the recipe lists them or spaces them evenly.
+        measurer: measures layers; None if the recipe lists them or spaces them evenly.
     """
     assert init.layers is not None
     kept = kept_layers(config, init.layers)
-    if ruler is None or not init.measures_layers:
+    if measurer is None or not init.measures_layers:
         return kept, tuple(StackStart(stack=one.stack.name, depth=one.stack.depth, kept=one.layers) for one in kept)
     counts = {one.stack.name: _count(init, one.stack.name) for one in kept}
     method = _method(init.choose)
     chosen, records = [], []
     for one in kept:
         count = counts[one.stack.name]
-        layers, scores = (one.layers, ()) if count is None else _best(one.stack, count, method, ruler)
+        layers, scores = (one.layers, ()) if count is None else _best(one.stack, count, method, measurer)
         chosen.append(Kept(one.stack, layers))
         records.append(
             StackStart(
@@ -114,11 +116,13 @@ def _method(choose: Choose) -> Method:
     return choose if choose in ("greedy", "leave-one-out", "block-influence") else IMPORTANCE
 
 
-def _best(stack: Stack, count: int, method: Method, ruler: Ruler) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _best(
+    stack: Stack, count: int, method: Method, measurer: LayerMeasurer
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return the layers to keep, and the score of every layer."""
     if method == "greedy":
-        gone = ruler.greedy(stack, stack.depth - count).order[: stack.depth - count]
-        return tuple(layer for layer in range(stack.depth) if layer not in gone), ruler.leave_one_out()[stack.name]
-    scores = (ruler.leave_one_out() if method == "leave-one-out" else ruler.block_influence())[stack.name]
+        gone = measurer.greedy(stack, stack.depth - count).order[: stack.depth - count]
+        return tuple(layer for layer in range(stack.depth) if layer not in gone), measurer.leave_one_out()[stack.name]
+    scores = (measurer.leave_one_out() if method == "leave-one-out" else measurer.block_influence())[stack.name]
     best = sorted(range(stack.depth), key=lambda layer: (-scores[layer], layer))[:count]
     return tuple(sorted(best)), scores

@@ -9,7 +9,7 @@ start.json records which parts of the teacher were kept; without it the settings
 
 from __future__ import annotations
 
-from stillhouse.dataset.card import cell, public, settings_line
+from stillhouse.dataset.card import escape_table_cell, settings_line, without_local_folders
 from stillhouse.recipe.student import Choose, InitSettings, Layers, StackLayers
 from stillhouse.student.start.record import Method, StackStart, Start
 
@@ -43,18 +43,18 @@ def start_in_words(init: InitSettings, *, encoder_decoder: bool = False, start: 
     if init.model is not None:
         revision = f", revision {init.revision}" if init.revision else ""
         having = f", with {_joined(parts)}" if parts else ""
-        return f"the model `{cell(public(init.model))}`{revision}{having}"
+        return f"the model `{escape_table_cell(without_local_folders(init.model))}`{revision}{having}"
     given = dict(init.config or {})
     kind = given.pop("model_type", None)
     shape = f"a {kind} of its own config" if kind else "the teacher's config, changed"
-    return f"random weights, {shape}: {cell(settings_line(given) or 'defaults')}"
+    return f"random weights, {shape}: {escape_table_cell(settings_line(given) or 'defaults')}"
 
 
 def rows_in_words(rows: int, dataset: str | None) -> str:
     """Describe the rows measured on: " on 64 rows of words/v001"; empty if they are not known."""
     if not rows:
         return ""
-    return f" on {rows:,} row{'s' if rows > 1 else ''}" + (f" of {cell(dataset)}" if dataset else "")
+    return f" on {rows:,} row{'s' if rows > 1 else ''}" + (f" of {escape_table_cell(dataset)}" if dataset else "")
 
 
 def _both(init: InitSettings, start: Start | None, *, encoder_decoder: bool) -> str:

@@ -1,6 +1,6 @@
 """The importance of each layer of a teacher, measured on rows of the dataset.
 
-    measured = Measured(model, batches)
+    measured = MeasuredTeacher(model, batches)
     leave_one_out(measured)               # {"model": (8.8, 4.2, ...)}: nats per completion token lost without each layer
     greedy(measured, "model", remove=14)  # layers 17, 18, ... in the order of their removal, with the KL after each
     block_influence(measured)             # {"model": (0.41, 0.22, ...)}, from one forward pass
@@ -51,7 +51,7 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTeacher:
     """A teacher in evaluation mode, and the rows on which its layers are measured."""
 
     model: PreTrainedModel
@@ -76,10 +76,10 @@ class Measured:
         more = {} if batch.decoder_input_ids is None else {"decoder_input_ids": batch.decoder_input_ids}
         return self.parts.hidden(batch.input_ids, batch.labels, attention_mask=batch.attention_mask, **more)
 
-    def divergence(self, place: int, hidden: Tensor) -> float:
+    def divergence(self, index: int, hidden: Tensor) -> float:
         """Return KL(teacher || the model that computed `hidden`), summed over a batch's completion tokens, in nats."""
         total = 0.0
-        for teacher, other in zip(self.whole[place].split(_AT_ONCE), hidden.split(_AT_ONCE), strict=True):
+        for teacher, other in zip(self.whole[index].split(_AT_ONCE), hidden.split(_AT_ONCE), strict=True):
             both = [self.parts.head(states).log_softmax(dim=-1) for states in (teacher, other)]
             total += float(divergence(*both).double().sum())
         return total
@@ -91,17 +91,17 @@ class Measured:
 
 
 @torch.inference_mode()
-def leave_one_out(measured: Measured, progress: Progress = silent) -> Scores:
+def leave_one_out(measured: MeasuredTeacher, progress: Progress = silent) -> Scores:
     """Return KL(teacher || teacher without the layer) for each layer of each stack, in nats per completion token."""
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
     tokens = measured.tokens  # runs the whole teacher, before any layer is omitted
     total, done = len(measured.batches) * sum(map(len, sums.values())), 0
     with _switched(measured) as switches:
-        for place, batch in enumerate(measured.batches):
-            switches.remember(measured, batch)
-            for name, layer in switches.places():
+        for index, batch in enumerate(measured.batches):
+            switches.record(measured, batch)
+            for name, layer in switches.layers():
                 with switches.without(name, layer):
-                    sums[name][layer] += measured.divergence(place, measured.hidden(batch))
+                    sums[name][layer] += measured.divergence(index, measured.hidden(batch))
                 done += 1
                 progress(_DOING, done, total)
     return {name: tuple(total / tokens for total in of) for name, of in sums.items()}
@@ -109,7 +109,7 @@ def leave_one_out(measured: Measured, progress: Progress = silent) -> Scores:
 
 @torch.inference_mode()
 def greedy(
-    measured: Measured,
+    measured: MeasuredTeacher,
     stack: str,
     remove: int,
     begin: Removal,
@@ -145,36 +145,36 @@ def greedy(
     return done
 
 
-def _tried(measured: Measured, stack: str, gone: Sequence[int], tried: Iterable[int]) -> dict[int, float]:
+def _tried(measured: MeasuredTeacher, stack: str, gone: Sequence[int], tried: Iterable[int]) -> dict[int, float]:
     """Return, for each layer in `tried`, the KL with it and the layers `gone` omitted."""
     sums = dict.fromkeys(tried, 0.0)
     tokens = measured.tokens  # runs the whole teacher, before any layer is omitted
     with _switched(measured) as switches:
         switches.leave_out(stack, gone)
-        for place, batch in enumerate(measured.batches):
-            switches.remember(measured, batch)
+        for index, batch in enumerate(measured.batches):
+            switches.record(measured, batch)
             for layer in sums:
                 with switches.without(stack, layer):
-                    sums[layer] += measured.divergence(place, measured.hidden(batch))
+                    sums[layer] += measured.divergence(index, measured.hidden(batch))
     return {layer: total / tokens for layer, total in sums.items()}
 
 
 @torch.inference_mode()
-def block_influence(measured: Measured, progress: Progress = silent) -> Scores:
+def block_influence(measured: MeasuredTeacher, progress: Progress = silent) -> Scores:
     """Return 1 - cos(input, output) of each layer of each stack, averaged over all tokens without padding: 0 to 2."""
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
     tokens = dict.fromkeys(sums, 0)
     with _switched(measured) as switches:
-        for place, batch in enumerate(measured.batches):
-            switches.remember(measured, batch)
+        for index, batch in enumerate(measured.batches):
+            switches.record(measured, batch)
             for name, of in switches.of.items():
                 mask = _mask(batch, name)
                 tokens[name] += int(mask.sum())
                 for layer, switch in enumerate(of):
-                    given, gave = at_least_float32(switch.given), at_least_float32(_states(switch.gave))
-                    similar = F.cosine_similarity(given, gave, dim=-1)[mask]
+                    given, output = at_least_float32(switch.given), at_least_float32(_states(switch.output))
+                    similar = F.cosine_similarity(given, output, dim=-1)[mask]
                     sums[name][layer] += float((1 - similar).double().sum())
-            progress(_DOING, place + 1, len(measured.batches))
+            progress(_DOING, index + 1, len(measured.batches))
     return {name: tuple(total / tokens[name] for total in of) for name, of in sums.items()}
 
 
@@ -192,20 +192,20 @@ class _Switch:
     def __init__(self, run: Callable[..., Any]) -> None:
         self._run = run
         self.left_out = False
-        self.repeats = False  # returns the output of its last run
-        self.remembers = False
+        self.repeating = False  # returns the output of its last run
+        self.recording = False
         self.given: Tensor = torch.empty(0)
-        self.gave: Any = None
+        self.output: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.repeats:
-            return self.gave
+        if self.repeating:
+            return self.output
         given: Tensor = args[0] if args else kwargs["hidden_states"]
-        output = given if self.left_out and isinstance(self.gave, Tensor) else self._run(*args, **kwargs)
+        output = given if self.left_out and isinstance(self.output, Tensor) else self._run(*args, **kwargs)
         if self.left_out:  # a T5 layer also returns the position bias, which the next one needs
             output = given if isinstance(output, Tensor) else (given, *output[1:])
-        if self.remembers:
-            self.given, self.gave = given, output
+        if self.recording:
+            self.given, self.output = given, output
         return output
 
 
@@ -215,7 +215,7 @@ class _Switches:
     def __init__(self, of: dict[str, list[_Switch]]) -> None:
         self.of = of
 
-    def places(self) -> Iterator[tuple[str, int]]:
+    def layers(self) -> Iterator[tuple[str, int]]:
         """Yield every layer as its stack and its number."""
         return ((name, layer) for name, of in self.of.items() for layer in range(len(of)))
 
@@ -224,25 +224,25 @@ class _Switches:
         for layer in layers:
             self.of[stack][layer].left_out = True
 
-    def remember(self, measured: Measured, batch: TokenBatch) -> None:
+    def record(self, measured: MeasuredTeacher, batch: TokenBatch) -> None:
         """Run a batch and record the input and output of every layer."""
-        self._set("remembers", True)
+        self._set("recording", True)
         measured.hidden(batch)
-        self._set("remembers", False)
+        self._set("recording", False)
 
     @contextmanager
     def without(self, stack: str, layer: int) -> Iterator[None]:
         """Omit one more layer inside the block; the layers before it repeat their recorded output."""
-        before = list(self.places())[: list(self.places()).index((stack, layer))]
+        before = list(self.layers())[: list(self.layers()).index((stack, layer))]
         out = self.of[stack][layer]
         was = out.left_out
         for name, number in before:
-            self.of[name][number].repeats = True
+            self.of[name][number].repeating = True
         out.left_out = True
         try:
             yield
         finally:
-            self._set("repeats", False)
+            self._set("repeating", False)
             out.left_out = was
 
     def _set(self, name: str, value: bool) -> None:
@@ -258,7 +258,7 @@ def _states(output: Any) -> Tensor:
 
 
 @contextmanager
-def _switched(measured: Measured) -> Iterator[_Switches]:
+def _switched(measured: MeasuredTeacher) -> Iterator[_Switches]:
     """Replace the layers' `forward` with switches inside the block."""
     switches = _Switches({name: [_Switch(one.forward) for one in layers] for name, layers in measured.layers.items()})
     try:

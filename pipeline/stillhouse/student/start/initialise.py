@@ -14,19 +14,19 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.models.files import ModelFiles, start_files
+from stillhouse.models.files import ModelFiles, init_model_files
 from stillhouse.models.load import auto_class, load_tokenizer, load_weights, quiet_transformers, token_ids_alone
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import write_atomically
-from stillhouse.student.renumbering import copy_renumbering
-from stillhouse.student.start.fresh_config import ending_of_fresh, fresh_config
+from stillhouse.student.start.fresh_config import fresh_config, special_tokens_of_fresh
 from stillhouse.student.start.kinds import read_config
 from stillhouse.student.start.parts import parts_of_teacher
 from stillhouse.student.start.record import Start
 from stillhouse.student.start.start_config import check_start
 from stillhouse.student.start.vocabulary import cut_vocabulary
+from stillhouse.student.vocabulary_map import copy_vocabulary_map
 
 _GENERATION = "generation_config.json"
 
@@ -57,7 +57,7 @@ def initialise(
     check_start(recipe, student)
     torch.manual_seed(recipe.seed)
     init, trusted = student.init, student.trust_remote_code
-    files = start_files(recipe, init)
+    files = init_model_files(recipe, student)
     start: Start | None = None
     if init.config is not None:
         model = _fresh(recipe, student, files)
@@ -105,7 +105,7 @@ def write_model(
     if sampling and (source / _GENERATION).is_file():
         _write_generation(model, source / _GENERATION, folder / _GENERATION)
     load_tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
-    copy_renumbering(source, folder)
+    copy_vocabulary_map(source, folder)
 
 
 def _write_generation(model: PreTrainedModel, source: Path, file: Path) -> None:
@@ -123,5 +123,5 @@ def _fresh(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> PreTr
     trusted = student.trust_remote_code
     model = auto_class(config).from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=trusted)
     teacher = read_config(files, "teacher.model", trust_remote_code=trusted)
-    model.generation_config = ending_of_fresh(files, teacher, student)
+    model.generation_config = special_tokens_of_fresh(files, teacher, student)
     return model

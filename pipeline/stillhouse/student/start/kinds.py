@@ -1,8 +1,8 @@
 """Read configs with transformers, and check that they are a student's: a causal model's or an encoder-decoder's.
 
 config = read_config(files, "student.init.model", trust_remote_code=False)
-refuse_others(config, "student.init.model", files.name)          # no classifier, no headless model
-refuse_the_other_kind(recipe, config, "student.init.model", files.name)   # a T5 does not learn from a Llama
+refuse_unsupported_model(config, "student.init.model", files.name)          # no classifier, no headless model
+refuse_mismatched_kind(recipe, config, "student.init.model", files.name)   # a T5 does not learn from a Llama
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from stillhouse.errors import RecipeError, TeacherUnavailable
-from stillhouse.models.files import ModelFiles, find_model, has_files
+from stillhouse.models.files import ModelFiles, find_model, has_local_files
 from stillhouse.models.load import quiet_transformers
 from stillhouse.recipe.recipe import Recipe
 
@@ -37,8 +37,10 @@ def read_config(files: ModelFiles, setting: str, *, trust_remote_code: bool) -> 
         return AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise RecipeError(
-            f"{setting} is {files.name}, whose config.json transformers cannot read ({first_line(error)}): name another "
-            "model, or mend the file"
+            f"transformers cannot read its config.json ({first_line(error)})",
+            setting=setting,
+            value=files.name,
+            fix="use another model, or correct the file",
         ) from None
 
 
@@ -49,7 +51,7 @@ def first_line(error: Exception) -> str:
     return re.sub(r"^\w+Error: ", "", line).rstrip(".")
 
 
-def refuse_others(config: PretrainedConfig, setting: str, name: str) -> None:
+def refuse_unsupported_model(config: PretrainedConfig, setting: str, name: str) -> None:
     """Refuse a model that is neither a causal language model nor an encoder-decoder of text.
 
     Raises:
@@ -66,8 +68,10 @@ def refuse_others(config: PretrainedConfig, setting: str, name: str) -> None:
     headed = not heads or any("CausalLM" in head or "LMHead" in head or head in mapped for head in heads)
     if not causal or both_ways or not headed:
         raise RecipeError(
-            f"{setting} is {name}, a {_what(config)}: a student foretells the next token from those before it, name "
-            f"{_SAVED_AS}"
+            f"the model is a {_kind_of_model(config)}, but a student predicts the next token from those before it",
+            setting=setting,
+            value=name,
+            fix=f"use {_SAVED_AS}",
         )
 
 
@@ -82,23 +86,28 @@ def _refuse_other_encoder_decoders(config: PretrainedConfig, setting: str, name:
     headed = not heads or any("ForConditionalGeneration" in head or head in mapped for head in heads)
     if not of_text or not headed:
         raise RecipeError(
-            f"{setting} is {name}, a {_what(config)}: an encoder-decoder student reads text and foretells the next token "
-            f"of its answer, name {_SAVED_AS}"
+            f"the model is a {_kind_of_model(config)}, but an encoder-decoder student reads text and predicts the "
+            "next token of its answer",
+            setting=setting,
+            value=name,
+            fix=f"use {_SAVED_AS}",
         )
     written = getattr(config, "tgt_vocab_size", None) or getattr(config, "decoder_vocab_size", None)  # FSMT, Marian
     read = getattr(config, "src_vocab_size", None) or getattr(config, "vocab_size", None)
     if written is not None and written != read:
         raise RecipeError(
-            f"{setting} is {name}, a {kind} that reads one vocabulary ({read} tokens) and writes another ({written}): name "
-            "an encoder-decoder with one vocabulary, such as a T5 or a BART"
+            f"the model is a {kind} that reads one vocabulary ({read} tokens) and writes another ({written})",
+            setting=setting,
+            value=name,
+            fix="use an encoder-decoder with one vocabulary, such as a T5 or a BART",
         )
 
 
-def _what(config: PretrainedConfig) -> str:
+def _kind_of_model(config: PretrainedConfig) -> str:
     return ", ".join(config.architectures or []) or f"model of type {config.model_type}"
 
 
-def refuse_the_other_kind(recipe: Recipe, config: PretrainedConfig, setting: str, name: str) -> None:
+def refuse_mismatched_kind(recipe: Recipe, config: PretrainedConfig, setting: str, name: str) -> None:
     """Refuse a student of the other kind than its teacher, causal or encoder-decoder.
 
     A teacher behind an API returns text, from which either kind learns; a teacher whose files are missing is not checked.
@@ -112,7 +121,7 @@ def refuse_the_other_kind(recipe: Recipe, config: PretrainedConfig, setting: str
     Raises:
         RecipeError: one is causal, and the other an encoder-decoder.
     """
-    if not has_files(recipe.teacher):
+    if not has_local_files(recipe.teacher):
         return
     try:
         teacher = find_model(recipe.teacher.model, recipe.teacher.revision, weights=False)
@@ -123,8 +132,11 @@ def refuse_the_other_kind(recipe: Recipe, config: PretrainedConfig, setting: str
     kinds = ("a causal language model", "an encoder-decoder")
     theirs, own = kinds[teacher.is_encoder_decoder], kinds[config.is_encoder_decoder]
     raise RecipeError(
-        f"teacher.model is {teacher.name}, {theirs} ({teacher.config.get('model_type')}), and {setting} is {name}, {own} "
-        f"({config.model_type}): a causal model goes on from its prompt, and an encoder-decoder reads it in its encoder "
-        "and begins anew, so what one is taught with does not fit the other. Name a student that is "
-        f"{theirs}, or a teacher that is {own}; of a teacher behind an API (teacher.kind openai) either learns the words"
+        f"the student is {own} ({config.model_type}), and teacher.model ({teacher.name}) is {theirs} "
+        f"({teacher.config.get('model_type')}): a causal model continues its prompt, while an encoder-decoder reads it in "
+        "its encoder and starts a new sequence, so the tokens of one do not fit the other",
+        setting=setting,
+        value=name,
+        fix=f"use a student that is {theirs}, or a teacher that is {own}; from a teacher behind an API (teacher.kind "
+        "openai) either kind can learn the text",
     )

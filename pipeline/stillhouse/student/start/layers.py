@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import TrainingError
 from stillhouse.models.load import token_ids_alone
-from stillhouse.student.start.stacks import Kept, renumbered, with_layers
+from stillhouse.student.start.stacks import Kept, config_for_layers, weights_for_layers
 
 
 def copy_layers(teacher: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedModel:
@@ -18,14 +18,15 @@ def copy_layers(teacher: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedMod
     Raises:
         TrainingError: the teacher's weights do not fit the model that its config with these layers describes.
     """
-    config = type(teacher.config).from_dict(with_layers(teacher.config, kept))
+    config = type(teacher.config).from_dict(config_for_layers(teacher.config, kept))
     student = type(teacher)(config).to(teacher.dtype)
     untie_head(student, teacher)
-    missing, unexpected = student.load_state_dict(renumbered(teacher.state_dict(), kept), strict=False)
+    missing, unexpected = student.load_state_dict(weights_for_layers(teacher.state_dict(), kept), strict=False)
     if missing or unexpected:
         raise TrainingError(
-            f"layers of a {config.model_type} model cannot be copied: {[*missing, *unexpected][:3]} do not match. "
-            "Set student.init.model to a small model of the same tokenizer instead."
+            f"layers of a {config.model_type} model cannot be copied: {[*missing, *unexpected][:3]} do not match",
+            setting="student.init.layers",
+            fix="set student.init.model to a small model of the same tokenizer instead",
         )
     student.generation_config = token_ids_alone(teacher.generation_config)
     return student

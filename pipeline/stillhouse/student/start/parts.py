@@ -20,8 +20,8 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.start.activations import Activations, measure_activations
-from stillhouse.student.start.choice import Ruler, choose_layers
-from stillhouse.student.start.importance import Measured
+from stillhouse.student.start.choice import LayerMeasurer, choose_layers
+from stillhouse.student.start.importance import MeasuredTeacher
 from stillhouse.student.start.layers import copy_layers
 from stillhouse.student.start.record import StackStart, Start
 from stillhouse.student.start.rows import measured_rows
@@ -55,7 +55,7 @@ def parts_of_teacher(
     init = student.init
 
     @cache  # the teacher is loaded for measuring at most once, and only if the store lacks something
-    def measured() -> Measured:
+    def measured() -> MeasuredTeacher:
         assert labelled is not None
         return _measured(files, labelled, student)
 
@@ -65,10 +65,10 @@ def parts_of_teacher(
     stacks: tuple[StackStart, ...] = ()
     widths: dict[str, tuple[int, int]] = {}
     measures = init.measures_layers or init.width is not None
-    with store.in_turn(progress) if store is not None and measures else nullcontext():
+    with store.lock(progress) if store is not None and measures else nullcontext():
         if init.layers is not None:
-            ruler = Ruler(measured, store, progress) if store is not None else None
-            kept, stacks = choose_layers(init, teacher.config, ruler)
+            measurer = LayerMeasurer(measured, store, progress) if store is not None else None
+            kept, stacks = choose_layers(init, teacher.config, measurer)
             model = copy_layers(teacher, kept)
         if init.width is not None:
             assert store is not None  # `init.needs_dataset`
@@ -82,7 +82,7 @@ def parts_of_teacher(
     )
 
 
-def _activations(store: ImportanceStore, measured: Callable[[], Measured]) -> Activations:
+def _activations(store: ImportanceStore, measured: Callable[[], MeasuredTeacher]) -> Activations:
     """Return the activation statistics, measured if the store has none or their file is damaged."""
     with suppress(FileNotFoundError, ValueError):
         return Activations.load(store.widths)
@@ -92,7 +92,7 @@ def _activations(store: ImportanceStore, measured: Callable[[], Measured]) -> Ac
     return activations
 
 
-def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) -> Measured:
+def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) -> MeasuredTeacher:
     """Load the whole teacher and the rows; in float32 on a CPU, where lower precision is slow, else in bfloat16."""
     device = choose_device("auto")
     lm = load_language_model(
@@ -100,7 +100,7 @@ def _measured(files: ModelFiles, labelled: Dataset, student: StudentSettings) ->
         dtype="float32" if device.type == "cpu" else "bfloat16",
         trust_remote_code=student.trust_remote_code,
     )
-    return Measured(lm.model, measured_rows(labelled, lm, files, student))
+    return MeasuredTeacher(lm.model, measured_rows(labelled, lm, files, student))
 
 
 def _rows(labelled: Dataset | None, asked: int) -> int:

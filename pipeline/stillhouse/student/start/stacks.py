@@ -1,8 +1,8 @@
 """The stacks of layers of a model, from its config: one in a causal model, else an encoder's and a decoder's.
 
     kept = kept_layers(config, {"encoder": 3, "decoder": [0, 5]})     # the layers of each stack that a student keeps
-    settings = with_layers(config, kept)                              # the config for these layers
-    weights = renumbered(teacher.state_dict(), kept)                  # their weights, under their new numbers
+    settings = config_for_layers(config, kept)                              # the config for these layers
+    weights = weights_for_layers(teacher.state_dict(), kept)                  # their weights, under their new numbers
 
 T5 has one table of relative positions for a whole stack, stored in the first layer: it moves to the first layer of the
 student, whichever that was in the teacher.
@@ -62,12 +62,12 @@ def stacks_of(config: PretrainedConfig) -> tuple[Stack, ...]:
     """Return the stacks of a model: one, or the encoder and the decoder; none if the config does not describe them."""
     if not config.is_encoder_decoder:
         depth = getattr(config, "num_hidden_layers", None)
-        return () if depth is None else (Stack("model", depth, own_name(config, "num_hidden_layers")),)
+        return () if depth is None else (Stack("model", depth, native_key(config, "num_hidden_layers")),)
     stacks = []
     for name, counts in _COUNTS.items():
         section = getattr(config, name, None)  # T5Gemma's
         if section is not None and getattr(section, "num_hidden_layers", None) is not None:
-            stacks.append(Stack(name, section.num_hidden_layers, own_name(section, "num_hidden_layers"), name))
+            stacks.append(Stack(name, section.num_hidden_layers, native_key(section, "num_hidden_layers"), name))
         elif count := next((key for key in counts if isinstance(getattr(config, key, None), int)), None):
             stacks.append(Stack(name, getattr(config, count), count))
     return tuple(stacks) if len(stacks) == len(_COUNTS) else ()
@@ -86,13 +86,14 @@ def layer_modules(model: PreTrainedModel, stack: Stack) -> list[nn.Module]:
             found[int(match["layer"])] = module
     if sorted(found) != list(range(stack.depth)):
         raise RecipeError(
-            f"student.init.choose: the layers of a {model.config.model_type} model cannot be told apart, so none can be "
-            "left out to measure it: set choose to even, or list the layers"
+            f"the layers of a {model.config.model_type} model cannot be identified, so none can be left out to measure it",
+            setting="student.init.choose",
+            fix="set it to 'even', or list the layers in student.init.layers",
         )
     return [found[layer] for layer in range(stack.depth)]
 
 
-def own_name(config: PretrainedConfig | type[PretrainedConfig], key: str) -> str:
+def native_key(config: PretrainedConfig | type[PretrainedConfig], key: str) -> str:
     """Return this kind of config's own name for a setting: GPT-2 has n_layer for num_hidden_layers."""
     return str(config.attribute_map.get(key, key))
 
@@ -110,32 +111,42 @@ def kept_layers(config: PretrainedConfig, layers: Layers | StackLayers) -> list[
     stacks = stacks_of(config)
     if not stacks:
         raise RecipeError(
-            f"student.init takes layers of the teacher, and a {config.model_type} model has several parts with layers: set "
-            "student.init to {model: a small text model of the same tokenizer}"
+            f"the teacher's config does not say which layers a {config.model_type} model has: it has several parts with "
+            "layers",
+            setting=_KEY,
+            fix="set student.init to {model: a small text model of the same tokenizer}",
         )
     if not isinstance(layers, StackLayers):
         return [_kept(stack, layers, _KEY) for stack in stacks]
     if len(stacks) == 1:
         named = " and ".join(name for name, of in layers if of is not None)
         raise RecipeError(
-            f"{_KEY} names layers of the {named}, and the teacher, a {config.model_type}, is a causal model with one "
-            f"stack of {stacks[0].depth} layers: give a number such as {stacks[0].depth // 2 or 1}, or a list"
+            f"it names layers of the {named}, but the teacher, a {config.model_type}, is a causal model with one stack of "
+            f"{stacks[0].depth} layers",
+            setting=_KEY,
+            fix=f"set it to a number such as {stacks[0].depth // 2 or 1}, or to a list",
         )
     return [_kept(stack, getattr(layers, stack.name) or stack.depth, f"{_KEY}.{stack.name}") for stack in stacks]
 
 
 def _kept(stack: Stack, layers: Layers, setting: str) -> Kept:
     depth = stack.depth
-    each = "" if stack.name == "model" else ", or give each stack its own: {encoder: ..., decoder: ...}"
+    each = ", or set the layers of each stack: {encoder: ..., decoder: ...}"
     if isinstance(layers, int) and layers > depth:
         raise RecipeError(
-            f"{setting} is {layers}, and {stack.words} has only {depth}: choose 1 to {depth}"
-            + (each if setting == _KEY else "")
+            f"{stack.words} has only {depth} layers",
+            setting=setting,
+            value=layers,
+            fix=f"set it to a number from 1 to {depth}" + (each if setting == _KEY and stack.name != "model" else ""),
         )
     kept = evenly_spaced(layers, depth) if isinstance(layers, int) else [*layers]
     if max(kept) >= depth:
-        theirs = "the teacher's" if stack.name == "model" else f"those of {stack.words}"
-        raise RecipeError(f"{setting} names layer {max(kept)}, and {theirs} are 0 to {depth - 1}")
+        raise RecipeError(
+            f"{stack.words} has no layer {max(kept)}",
+            setting=setting,
+            value=kept,
+            fix=f"use layers from 0 to {depth - 1}",
+        )
     return Kept(stack, tuple(kept))
 
 
@@ -143,10 +154,10 @@ def evenly_spaced(layers: int, of: int) -> list[int]:
     """Return the layers that a shallower student keeps: evenly spaced, including the first and the last."""
     if layers == 1:
         return [0]
-    return [round(place * (of - 1) / (layers - 1)) for place in range(layers)]
+    return [round(index * (of - 1) / (layers - 1)) for index in range(layers)]
 
 
-def with_layers(config: PretrainedConfig, kept: Sequence[Kept]) -> dict[str, Any]:
+def config_for_layers(config: PretrainedConfig, kept: Sequence[Kept]) -> dict[str, Any]:
     """Return a config's settings for the kept layers, also where it has one value per layer (layer_types of Gemma)."""
     settings: dict[str, Any] = config.to_dict()
     for one in kept:
@@ -164,7 +175,7 @@ def _choose(settings: dict[str, Any], kept: Kept) -> None:
             settings[key] = [value[layer] for layer in kept.layers]
 
 
-def renumbered(weights: Mapping[str, Tensor], kept: Sequence[Kept]) -> dict[str, Tensor]:
+def weights_for_layers(weights: Mapping[str, Tensor], kept: Sequence[Kept]) -> dict[str, Tensor]:
     """Return the weights of the kept layers under their new numbers, and all weights outside the layers."""
     by_stack = {one.stack.name: one.layers for one in kept}
     pattern = _OF_ONE if "model" in by_stack else _OF_TWO

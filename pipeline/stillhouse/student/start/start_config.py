@@ -1,7 +1,7 @@
 """Describe a student from configs alone, to refuse what cannot work before any weights are loaded.
 
 check_start(recipe, student)                 # the model, the layers or the config that `student.init` names
-model = without_weights(recipe, student)     # its layers by name and shape
+model = meta_model(recipe, student)     # its layers by name and shape
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
-from stillhouse.models.files import refuse_own_code, refuse_pickles, refuse_without_decoder_start, start_files
+from stillhouse.models.files import (
+    init_model_files,
+    refuse_pickles,
+    refuse_untrusted_code,
+    refuse_without_decoder_start,
+)
 from stillhouse.models.load import auto_class
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
-from stillhouse.student.start.fresh_config import fresh_config, try_out
-from stillhouse.student.start.kinds import read_config, refuse_others, refuse_the_other_kind
-from stillhouse.student.start.planned import check_widths
-from stillhouse.student.start.stacks import Kept, kept_layers, renumbered, with_layers
+from stillhouse.student.start.fresh_config import dry_run, fresh_config
+from stillhouse.student.start.kinds import read_config, refuse_mismatched_kind, refuse_unsupported_model
+from stillhouse.student.start.stacks import Kept, config_for_layers, kept_layers, weights_for_layers
 from stillhouse.student.start.vocabulary import check_used_vocabulary
+from stillhouse.student.start.width_plan import check_widths
 
 
 def check_start(recipe: Recipe, student: StudentSettings) -> None:
@@ -33,26 +38,30 @@ def check_start(recipe: Recipe, student: StudentSettings) -> None:
         TeacherUnavailable: a model cannot be found.
     """
     init = student.init
-    files = start_files(recipe, init, weights=False)
-    setting = "teacher.model" if init.model is None else "student.init.model"
-    refuse_own_code(files, setting, "student.trust_remote_code", trusted=student.trust_remote_code)
+    files = init_model_files(recipe, student, weights=False)
+    setting = "teacher.model" if init.model is None else student.setting("init.model")
+    refuse_untrusted_code(files, setting, student.setting("trust_remote_code"), trusted=student.trust_remote_code)
     config = read_config(files, setting, trust_remote_code=student.trust_remote_code)
     if init.config is None or "model_type" not in init.config:
-        refuse_others(config, setting, files.name)
+        refuse_unsupported_model(config, setting, files.name)
     if init.config is not None:
-        try_out(fresh_config(recipe, student), trust_remote_code=student.trust_remote_code)
+        dry_run(
+            fresh_config(recipe, student), student.setting("init.config"), trust_remote_code=student.trust_remote_code
+        )
         return
     if getattr(config, "quantization_config", None):
         raise RecipeError(
-            f"{setting} is {files.name}, whose weights are quantised: a student learns with whole ones, start from the "
-            "model that it was made of"
+            "its weights are quantised, and a student cannot be trained from quantised weights",
+            setting=setting,
+            value=files.name,
+            fix="use the model that it was quantised from",
         )
-    refuse_the_other_kind(recipe, config, setting, files.name)
+    refuse_mismatched_kind(recipe, config, setting, files.name)
     refuse_without_decoder_start(files, setting)
     if init.layers is not None:
         kept = kept_layers(config, init.layers)
         if config.is_encoder_decoder:
-            _refuse_no_copies(config, kept, trust_remote_code=student.trust_remote_code)
+            _refuse_unlike_layers(config, kept, trust_remote_code=student.trust_remote_code)
     if init.width is not None:
         check_widths(config, init.width)
     if init.vocabulary == "used":
@@ -61,7 +70,7 @@ def check_start(recipe: Recipe, student: StudentSettings) -> None:
         refuse_pickles(files, setting)
 
 
-def without_weights(recipe: Recipe, student: StudentSettings) -> PreTrainedModel:
+def meta_model(recipe: Recipe, student: StudentSettings) -> PreTrainedModel:
     """Return the student's model on the meta device, with names and shapes but no data.
 
     It has the teacher's whole depth if layers are copied.
@@ -82,8 +91,9 @@ def student_config(recipe: Recipe, student: StudentSettings) -> PretrainedConfig
     """
     if student.init.config is not None:
         return fresh_config(recipe, student)
-    files = start_files(recipe, student.init, weights=False)
-    return read_config(files, "student.init", trust_remote_code=student.trust_remote_code)
+    files = init_model_files(recipe, student, weights=False)
+    setting = "teacher.model" if student.init.model is None else student.setting("init.model")
+    return read_config(files, setting, trust_remote_code=student.trust_remote_code)
 
 
 def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -91,15 +101,15 @@ def _shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedM
         return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
-def _refuse_no_copies(config: PretrainedConfig, kept: Sequence[Kept], *, trust_remote_code: bool) -> None:
+def _refuse_unlike_layers(config: PretrainedConfig, kept: Sequence[Kept], *, trust_remote_code: bool) -> None:
     """Refuse layers that do not make a model of the same kind: every other layer may be of another type (Switch)."""
     teacher = _shapes(config, trust_remote_code=trust_remote_code)
-    student = _shapes(type(config).from_dict(with_layers(config, kept)), trust_remote_code=trust_remote_code)
-    copied = {name: weight.shape for name, weight in renumbered(teacher.state_dict(), kept).items()}
+    student = _shapes(type(config).from_dict(config_for_layers(config, kept)), trust_remote_code=trust_remote_code)
+    copied = {name: weight.shape for name, weight in weights_for_layers(teacher.state_dict(), kept).items()}
     wanted = {name: weight.shape for name, weight in student.state_dict().items()}
     if unlike := sorted(name for name in copied.keys() | wanted.keys() if copied.get(name) != wanted.get(name)):
         raise RecipeError(
-            f"student.init.layers: layers of a {config.model_type} model cannot be copied one by one ("
-            f"{', '.join(unlike[:3])} do not match): "
-            "set student.init to {model: a small encoder-decoder of the same tokenizer}, or to {config: ...}"
+            f"the layers of a {config.model_type} model cannot be copied one by one: {', '.join(unlike[:3])} do not match",
+            setting="student.init.layers",
+            fix="set student.init to {model: a small encoder-decoder of the same tokenizer}, or to {config: ...}",
         )

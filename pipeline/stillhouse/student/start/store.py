@@ -23,15 +23,15 @@ from stillhouse.progress import Progress
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
-from stillhouse.storage.durable import sole_writer, write_atomically
+from stillhouse.storage.durable import write_atomically, write_lock
 from stillhouse.student.start.importance import Removal, Scores
 
 FOLDER = ".importance"
-_LOOK_EVERY = 0.2  # seconds between attempts to lock the cache while another run measures
+_POLL_SECONDS = 0.2  # seconds between attempts to lock the cache while another run measures
 _LAYERS, _WIDTHS = "layers.json", "widths.npz"
 
 
-class Known(BaseModel):
+class LayerMeasurements(BaseModel):
     """The measurements of layers; see importance.py for the units."""
 
     model_config = ConfigDict(frozen=True)
@@ -55,33 +55,33 @@ class ImportanceStore:
         return cls(Path(recipe.students) / FOLDER / key[:16])
 
     @contextmanager
-    def in_turn(self, progress: Progress) -> Iterator[None]:
+    def lock(self, progress: Progress) -> Iterator[None]:
         """Hold the store's lock, so that one run measures at a time; a run that waited finds the other's measurements."""
-        told = False
+        reported = False
         while True:
             with ExitStack() as held:
                 try:
-                    held.enter_context(sole_writer(self.folder, StudentBusy, keep_lock=False))
+                    held.enter_context(write_lock(self.folder, StudentBusy, keep_lock=False))
                 except StudentBusy as busy:
-                    if not told:
+                    if not reported:
                         progress(f"Waiting for {busy.holder}, which measures the same teacher", 0, 1)
-                        told = True
+                        reported = True
                 else:
                     yield
                     return
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
 
     @property
     def widths(self) -> Path:
         """The file of the activation statistics."""
         return self.folder / _WIDTHS
 
-    def read(self) -> Known:
+    def read(self) -> LayerMeasurements:
         """Return the measurements so far; a damaged file counts as empty."""
         try:
-            return Known.model_validate_json((self.folder / _LAYERS).read_bytes())
+            return LayerMeasurements.model_validate_json((self.folder / _LAYERS).read_bytes())
         except (FileNotFoundError, ValidationError):
-            return Known()
+            return LayerMeasurements()
 
     def add(self, **known: object) -> None:
         """Add measurements and write all of them."""

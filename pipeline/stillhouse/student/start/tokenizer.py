@@ -1,7 +1,7 @@
 """Cut a tokenizer down to some of its tokens, without changing the tokens of any text that uses only these.
 
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    kept = closure(tokenizer, used)          # plus characters, special tokens and parts that merges need: ascending ids
+    kept = tokens_to_keep(tokenizer, used)    # plus characters, special tokens and parts that merges need: ascending ids
     smaller = cut_tokenizer(tokenizer, kept)  # token kept[i] has the id i
 
 Byte-level BPE, and BPE with byte fallback. BPE repeatedly merges the adjacent pair of lowest rank. All merges of kept
@@ -49,7 +49,7 @@ _LISTS_OF_TOKENS = {
 _CAN_BE = "byte-level BPE, BPE with byte fallback and Unigram can be cut"
 
 
-def why_not(tokenizer: Tokenizer) -> str | None:
+def why_uncuttable(tokenizer: Tokenizer) -> str | None:
     """Return why a tokenizer cannot be cut, naming its kind; None if it can."""
     model = tokenizer["model"]
     kind = _kind(model)
@@ -73,7 +73,7 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return listed | {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or []}
 
 
-def closure(tokenizer: Tokenizer, used: Iterable[int]) -> TokenIds:
+def tokens_to_keep(tokenizer: Tokenizer, used: Iterable[int]) -> TokenIds:
     """Return the ids to keep so that texts of the `used` tokens are tokenised as before: ascending, (kept,).
 
     Besides the used tokens, these are single characters and bytes, added and special tokens, the unknown token, and for BPE
@@ -103,12 +103,12 @@ def merged_from(token: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """
     parts, made = list(token), []
     while len(parts) > 1:
-        mergeable = [(ranks[pair], place) for place, pair in enumerate(pairwise(parts)) if pair in ranks]
+        mergeable = [(ranks[pair], index) for index, pair in enumerate(pairwise(parts)) if pair in ranks]
         if not mergeable:
             return []
-        _, place = min(mergeable)
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-        made.append(parts[place])
+        _, index = min(mergeable)
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
+        made.append(parts[index])
     return made
 
 
@@ -116,7 +116,7 @@ def cut_tokenizer(tokenizer: Tokenizer, kept: TokenIds) -> Tokenizer:
     """Return the tokenizer with only the tokens `kept`, numbered by their position in it.
 
     Args:
-        tokenizer: a tokenizer for which `why_not` returns None.
+        tokenizer: a tokenizer for which `why_uncuttable` returns None.
         kept: ascending ids of existing tokens.
     """
     new = {old: number for number, old in enumerate(kept.tolist())}
@@ -242,7 +242,7 @@ def _renumbered(key: str, value: Any, new: dict[int, int]) -> Any:
 
 def _renumbered_list(key: str, listed: list[Any], new: dict[int, int]) -> list[Any]:
     if key == "forced_decoder_ids":  # [[position, token], ...]
-        return [[place, new[token]] for place, token in listed if token in new]
+        return [[position, new[token]] for position, token in listed if token in new]
     if any(isinstance(one, list) for one in listed):  # words of several tokens, which need all of them
         return [[new[token] for token in word] for word in listed if all(token in new for token in word)]
     return [new[token] for token in listed if token in new]

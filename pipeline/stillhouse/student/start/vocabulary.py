@@ -23,26 +23,28 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
-from stillhouse.models.files import ModelFiles, has_files, teacher_files
-from stillhouse.models.load import LanguageModel, decoder_start, load_tokenizer, token_ids_alone
+from stillhouse.models.files import ModelFiles, has_local_files, teacher_files
+from stillhouse.models.load import LanguageModel, decoder_start_token_id, load_tokenizer, token_ids_alone
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import write_atomically
-from stillhouse.student.renumbering import Renumbering
 from stillhouse.student.start.layers import untie_head
 from stillhouse.student.start.tokenizer import (
     TokenIds,
     Tokenizer,
-    closure,
     cut_tokenizer,
     named_tokens,
     renumbered_settings,
     token_ids,
-    why_not,
+    tokens_to_keep,
+    why_uncuttable,
 )
-from stillhouse.student.start.used import tokenised_texts, used_tokens
+from stillhouse.student.start.used_tokens import tokenised_texts, used_tokens
+from stillhouse.student.vocabulary_map import VocabularyMap
 
 _GENERATION = "generation_config.json"
+_SETTING: Any = {"setting": "student.init.vocabulary", "value": "used"}
+_FIX = "set it to 'all'"
 _PROBE = 8  # tokens on which the cut model is compared with the whole one
 
 
@@ -67,29 +69,32 @@ def check_used_vocabulary(recipe: Recipe, student: StudentSettings, files: Model
         RecipeError: the tokenizer is of a kind that cannot be cut, or the start has another one than the teacher.
         TeacherUnavailable: the teacher cannot be found.
     """
-    setting = "student.init.vocabulary is 'used'"
-    mend = "Set student.init.vocabulary to 'all'"
     if not (files.folder / "tokenizer.json").is_file():
         raise RecipeError(
-            f"{setting}, and {files.name} has no tokenizer.json (it has a slow tokenizer alone). {mend}, or save the model "
-            "with a fast tokenizer"
+            f"{files.name} has no tokenizer.json, only a slow tokenizer",
+            **_SETTING,
+            fix=f"{_FIX}, or save the model with a fast tokenizer",
         )
-    if "AutoTokenizer" in files.own_code:
-        raise RecipeError(f"{setting}, and {files.name} has a tokenizer of its own code, which cannot be cut. {mend}")
-    if (reason := why_not(_read(files.folder / "tokenizer.json"))) is not None:
-        raise RecipeError(f"{setting}, and {files.name} does not allow it: {reason}. {mend}")
+    if "AutoTokenizer" in files.custom_code:
+        raise RecipeError(f"{files.name} has a tokenizer with custom code, which cannot be cut", **_SETTING, fix=_FIX)
+    if (reason := why_uncuttable(_read(files.folder / "tokenizer.json"))) is not None:
+        raise RecipeError(f"the vocabulary of {files.name} cannot be cut: {reason}", **_SETTING, fix=_FIX)
     if student.init.model is None:
         return
-    if not has_files(recipe.teacher):
+    if not has_local_files(recipe.teacher):
         raise RecipeError(
-            f"{setting}, and the tokenizer of a teacher of kind {recipe.teacher.kind!r} is not known, whose tokens it "
-            f"keeps. {mend}"
+            f"the student keeps the teacher's tokens, and the tokenizer of a teacher of kind {recipe.teacher.kind!r} "
+            "is not known",
+            **_SETTING,
+            fix=_FIX,
         )
     teacher = teacher_files(recipe, weights=False)
     if teacher.tokenizer_sha256 != files.tokenizer_sha256:
         raise RecipeError(
-            f"{setting}, and student.init.model ({files.name}) has another tokenizer than teacher.model ({teacher.name}), "
-            f"whose tokens it keeps. {mend}, or start from a model with the teacher's tokenizer"
+            f"the student keeps the teacher's tokens, and student.init.model ({files.name}) has another tokenizer than "
+            f"teacher.model ({teacher.name})",
+            **_SETTING,
+            fix=f"{_FIX}, or start from a model with the teacher's tokenizer",
         )
 
 
@@ -98,7 +103,7 @@ def cut_vocabulary(
 ) -> CutModel:
     """Return the model with only the tokens that the dataset uses.
 
-    Its tokenizer, its generation settings and the renumbering are written to `scratch`, for `write_model`.
+    Its tokenizer, its generation settings and the vocabulary map are written to `scratch`, for `write_model`.
 
     Args:
         model: a model with the tokenizer of `source`; it is not changed.
@@ -116,18 +121,20 @@ def cut_vocabulary(
     tokenizer.save_pretrained(scratch)
     whole = _read(scratch / "tokenizer.json")  # as transformers runs it, which may differ from the file that it read
     rows = int(model.get_input_embeddings().weight.shape[0])
-    lm = LanguageModel(model, tokenizer, decoder_start(model))
+    lm = LanguageModel(model, tokenizer, decoder_start_token_id(model))
     named = {*tokenizer.all_special_ids, *lm.end_ids, *_named(model, source)}
-    kept = closure(whole, {*used_tokens(labelled, lm, rows).tolist(), *named})
+    kept = tokens_to_keep(whole, {*used_tokens(labelled, lm, rows).tolist(), *named})
     kept = kept[kept < rows]  # Gemma's tokenizer has a token for images that its text models have no row for
     cut = _cut_model(model, kept)
     _write_scratch(scratch, source, whole, kept)
     cut.config.save_pretrained(scratch)  # transformers reads the tokenizer's class from it
     load_tokenizer(scratch, trust_remote_code=trust_remote_code).save_pretrained(scratch)  # as the student's will be
-    renumbering = Renumbering(kept, source.tokenizer_sha256, ModelFiles("", scratch).tokenizer_sha256)
-    renumbering.write(scratch)
-    smaller = LanguageModel(cut, load_tokenizer(scratch, trust_remote_code=trust_remote_code), decoder_start(cut))
-    _refuse_other_texts(labelled, lm, smaller, renumbering)
+    vocabulary_map = VocabularyMap(kept, source.tokenizer_sha256, ModelFiles("", scratch).tokenizer_sha256)
+    vocabulary_map.write(scratch)
+    smaller = LanguageModel(
+        cut, load_tokenizer(scratch, trust_remote_code=trust_remote_code), decoder_start_token_id(cut)
+    )
+    _refuse_other_texts(labelled, lm, smaller, vocabulary_map)
     _refuse_other_logits(model, cut, kept)
     return CutModel(cut, len(kept), len(token_ids(whole)))
 
@@ -169,8 +176,7 @@ def _rows(name: str, whole: Tensor, want: Tensor, kept: Tensor) -> Tensor:
             continue
         if wanted != len(kept) or have <= int(kept.max()):
             raise TrainingError(
-                f"student.init.vocabulary is 'used', and {name} of shape {tuple(whole.shape)} cannot be cut to "
-                f"{tuple(want.shape)}: set it to 'all'"
+                f"{name} of shape {tuple(whole.shape)} cannot be cut to {tuple(want.shape)}", **_SETTING, fix=_FIX
             )
         whole = whole.index_select(dimension, kept.to(whole.device))
     return whole
@@ -178,18 +184,20 @@ def _rows(name: str, whole: Tensor, want: Tensor, kept: Tensor) -> Tensor:
 
 def _refuse_other_logits(model: PreTrainedModel, cut: PreTrainedModel, kept: TokenIds) -> None:
     """Compare both models on a few tokens, to refuse a kind of model with further weights per token."""
-    places = torch.linspace(0, len(kept) - 1, _PROBE).long()[None]  # (1, probe)
+    indices = torch.linspace(0, len(kept) - 1, _PROBE).long()[None]  # (1, probe)
     index = torch.from_numpy(kept).long()
     with torch.inference_mode():
         logits = [
             one(input_ids=ids, **({"decoder_input_ids": ids} if one.config.is_encoder_decoder else {})).logits.float()
-            for one, ids in ((model.eval(), index[places]), (cut, places))
+            for one, ids in ((model.eval(), index[indices]), (cut, indices))
         ]
     whole, own = logits[0][..., index], logits[1]
     if not torch.allclose(whole, own, rtol=0.0, atol=0.02 * float(whole.abs().max())):
         raise TrainingError(
-            f"student.init.vocabulary is 'used', and a {model.config.model_type} model with a part of its tokens computes "
-            f"other logits (by up to {float((whole - own).abs().max()):.3g}): set it to 'all'"
+            f"a {model.config.model_type} model with a part of its tokens computes other logits (by up to "
+            f"{float((whole - own).abs().max()):.3g})",
+            **_SETTING,
+            fix=_FIX,
         )
 
 
@@ -216,25 +224,30 @@ def _refuse_other_tokens(labelled: Dataset, source: ModelFiles) -> None:
     if theirs != source.tokenizer_sha256 and (theirs is not None or manifest.soft is not None):
         known = f"sha256 {theirs[:12]}…" if theirs else "not known"
         raise DatasetRefused(
-            f"student.init.vocabulary is 'used', and dataset {manifest.label} was labelled with another tokenizer "
-            f"({known}) than {source.name} has (sha256 {source.tokenizer_sha256[:12]}…): set student.init.vocabulary to "
-            "'all', or label again with this teacher"
+            f"dataset {manifest.label} was labelled with another tokenizer ({known}) than that of {source.name} (sha256 "
+            f"{source.tokenizer_sha256[:12]}…)",
+            **_SETTING,
+            fix=f"{_FIX}, or label again with this teacher",
         )
 
 
-def _refuse_other_texts(labelled: Dataset, whole: LanguageModel, cut: LanguageModel, renumbering: Renumbering) -> None:
-    """Refuse a cut tokenizer in which a text of the dataset has other tokens, apart from the renumbering."""
+def _refuse_other_texts(
+    labelled: Dataset, whole: LanguageModel, cut: LanguageModel, vocabulary_map: VocabularyMap
+) -> None:
+    """Refuse a cut tokenizer in which a text of the dataset has other tokens, apart from their ids."""
     both = zip(tokenised_texts(labelled, whole), tokenised_texts(labelled, cut), strict=True)
     for before, after in both:
-        if _own_ids(renumbering, before.token_ids) != after.token_ids:
+        if _student_ids(vocabulary_map, before.token_ids) != after.token_ids:
             raise TrainingError(
-                f"student.init.vocabulary is 'used', and the {before.what} of row {before.row} has other tokens in the "
-                f"smaller tokenizer ({type(cut.tokenizer).__name__}): {before.text[:80]!r}. Set it to 'all'"
+                f"the {before.what} of row {before.row} has other tokens in the smaller tokenizer "
+                f"({type(cut.tokenizer).__name__}): {before.text[:80]!r}",
+                **_SETTING,
+                fix=_FIX,
             )
 
 
-def _own_ids(renumbering: Renumbering, ids: Sequence[int]) -> list[int]:
-    own: list[int] = renumbering.student_ids(np.array(ids, dtype=np.int32)).tolist()
+def _student_ids(vocabulary_map: VocabularyMap, ids: Sequence[int]) -> list[int]:
+    own: list[int] = vocabulary_map.student_ids(np.array(ids, dtype=np.int32)).tolist()
     return own
 
 

@@ -39,8 +39,8 @@ from stillhouse.recipe.student import WidthSettings
 from stillhouse.student.start.activations import Activations
 from stillhouse.student.start.axes import FAMILIES, Axis, Sizes, axes_of, sizes_of, with_sizes
 from stillhouse.student.start.layers import untie_head
-from stillhouse.student.start.planned import planned_sizes
-from stillhouse.student.start.stacks import Kept, renumbered
+from stillhouse.student.start.stacks import Kept, weights_for_layers
+from stillhouse.student.start.width_plan import student_sizes
 
 _LAST_NORMS = ("model.norm", "decoder.final_layer_norm")  # norms whose outputs only the head reads
 _EMBEDDINGS = ("embed_tokens", "shared")
@@ -64,12 +64,12 @@ def cut_widths(
         RecipeError: the teacher is too narrow, or a width does not fit the others.
         TrainingError: the activations are those of another model.
     """
-    whole, sizes = sizes_of(model.config), planned_sizes(model.config, width)
-    choice = Choice(model, whole, sizes, _scores(model, activations, kept))
+    whole, sizes = sizes_of(model.config), student_sizes(model.config, width)
+    selection = WidthSelection(model, whole, sizes, _scores(model, activations, kept))
     student = type(model)(with_sizes(model.config, sizes))
     untie_head(student, model)
     weights = model.state_dict()
-    cut = {name: choice.scaled(name, choice.cut(name, tensor)) for name, tensor in weights.items()}
+    cut = {name: selection.scaled(name, selection.cut(name, tensor)) for name, tensor in weights.items()}
     for name, parameter in student.named_parameters():
         parameter.data = parameter.data.to(weights[name].dtype)
     student.load_state_dict(cut)
@@ -86,12 +86,12 @@ def cut_widths(
 def _scores(model: PreTrainedModel, activations: Activations, kept: Sequence[Kept]) -> dict[str, Tensor]:
     """Return the statistics under the names of the model's own modules."""
     scores = {name: torch.from_numpy(array.copy()) for name, array in activations.scores.items()}
-    scores = renumbered(scores, kept) if kept else scores
-    wanted = {_owner(name) for name in model.state_dict() if _owner(name) is not None}
-    if lacking := sorted(str(name) for name in wanted - scores.keys()):
+    scores = weights_for_layers(scores, kept) if kept else scores
+    required = {_owner(name) for name in model.state_dict() if _owner(name) is not None}
+    if lacking := sorted(str(name) for name in required - scores.keys()):
         raise TrainingError(
-            f"activations were measured on another model: they lack {', '.join(lacking[:3])}. Remove the file that they "
-            "were kept in, and they are measured again"
+            f"the activations were measured on another model: they lack {', '.join(lacking[:3])}",
+            fix="remove their file, and they are measured again",
         )
     return scores
 
@@ -107,7 +107,7 @@ def _owner(name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Choice:
+class WidthSelection:
     """The neurons, heads and channels of a model that are kept, and the factors for its weights."""
 
     model: PreTrainedModel

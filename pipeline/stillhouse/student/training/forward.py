@@ -1,6 +1,6 @@
 """The student's forward pass with the loss as its output; the logits are computed in chunks.
 
-    end_in_loss(model, objective, chunk=512)
+    replace_forward_with_loss(model, objective, chunk=512)
     model(**batch)        # scalar: the objective's sum over the batch's completion tokens
 
 The model's own `forward` is replaced on the instance, so that wrappers of the model (DistributedDataParallel, FSDP,
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from stillhouse.models.head import Head, split
-from stillhouse.models.layout import foretelling
+from stillhouse.models.layout import completion_mask
 from stillhouse.student.data.batches import soft_labels_of
 from stillhouse.student.losses.base import DenseLabels
 from stillhouse.student.training.objective import Labels, Objective
@@ -48,24 +48,24 @@ class LiveTeacher(Protocol):
         """(positions, the teacher's width) -> (positions, the teacher's vocabulary) float32."""
 
 
-def end_in_loss(
+def replace_forward_with_loss(
     model: PreTrainedModel, objective: Objective, *, chunk: int, teacher: LiveTeacher | None = None
 ) -> None:
-    """Replace the model's `forward` with one that returns the loss; in evaluation mode `Objective.measured`, (3,)."""
+    """Replace the model's `forward` with one that returns the loss; in evaluation mode `Objective.held_out_metrics`."""
     parts = split(model)
 
     def forward(input_ids: Tensor, labels: Tensor, **batch: Tensor) -> Tensor:
-        loss = objective if model.training else objective.measured
+        loss = objective if model.training else objective.held_out_metrics
         layout: dict[str, Tensor] = {name: batch[name] for name in _LAYOUT if name in batch}
         at = _labels_at(objective, batch, teacher, {"input_ids": input_ids, "labels": labels, **layout})
-        mask = foretelling(labels, layout.get("decoder_input_ids"))
+        mask = completion_mask(labels, layout.get("decoder_input_ids"))
         targets = labels[:, labels.shape[1] - mask.shape[1] :][mask]  # a slice from -0 would be all of them
-        return summed_in_chunks(loss, parts.head, parts.hidden(input_ids, labels, **layout), targets, at, chunk)
+        return chunked_loss(loss, parts.head, parts.hidden(input_ids, labels, **layout), targets, at, chunk)
 
     model.forward = forward
 
 
-def summed_in_chunks(loss: Loss, head: Head, hidden: Tensor, targets: Tensor, at: LabelsAt, chunk: int) -> Tensor:
+def chunked_loss(loss: Loss, head: Head, hidden: Tensor, targets: Tensor, at: LabelsAt, chunk: int) -> Tensor:
     """Return the loss summed over all positions, with the logits of at most `chunk` positions in memory.
 
     Args:

@@ -17,14 +17,16 @@ import torch
 from transformers import TrainingArguments
 
 from stillhouse.errors import RecipeError
+from stillhouse.recipe.student import StudentSettings
 
 _LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 
 
-def liger_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+def liger_arguments(student: StudentSettings, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the training arguments for Liger that can be set before the student is known.
 
     Args:
+        student: the student to train.
         given: the recipe's own training arguments.
 
     Raises:
@@ -34,16 +36,21 @@ def liger_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in _LOSSES:
         if config.get(name):
             raise RecipeError(
-                f"student.train.liger_kernel_config.{name} is true: Liger's loss would take the place of student.loss. "
-                "Take it away"
+                f"Liger's loss would replace {student.setting('loss')}",
+                setting=student.setting(f"train.liger_kernel_config.{name}"),
+                value=config[name],
+                fix="remove it",
             )
-    asked = given.get("use_liger_kernel")
+    asked, setting = given.get("use_liger_kernel"), student.setting("train.use_liger_kernel")
     gpu, installed = torch.cuda.is_available(), importlib.util.find_spec("liger_kernel") is not None
     if asked and not gpu:
-        raise RecipeError("student.train.use_liger_kernel is true, and Liger's kernels need a GPU: take it away")
+        raise RecipeError("Liger's kernels need a GPU", setting=setting, value=asked, fix="remove it")
     if asked and not installed:
         raise RecipeError(
-            "student.train.use_liger_kernel is true, and the package is not installed: pip install liger-kernel"
+            "the package is not installed",
+            setting=setting,
+            value=asked,
+            fix="run `pip install liger-kernel`, or remove it",
         )
     return {
         "use_liger_kernel": gpu and installed and asked is not False,
@@ -51,7 +58,7 @@ def liger_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def settle_liger(arguments: TrainingArguments, model_type: str, *, asked: bool) -> None:
+def disable_unsupported_liger(arguments: TrainingArguments, student: StudentSettings, model_type: str) -> None:
     """Turn the kernels off if Liger has none for this type of model.
 
     Raises:
@@ -63,14 +70,17 @@ def settle_liger(arguments: TrainingArguments, model_type: str, *, asked: bool) 
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     arguments.use_liger_kernel = model_type in MODEL_TYPE_TO_APPLY_LIGER_FN
-    if asked and not arguments.use_liger_kernel:
+    if "use_liger_kernel" in student.train and not arguments.use_liger_kernel:
         raise RecipeError(
-            f"student.train.use_liger_kernel is true, and Liger has no kernels for a {model_type} model: take it away"
+            f"Liger has no kernels for a {model_type} model",
+            setting=student.setting("train.use_liger_kernel"),
+            value=student.train["use_liger_kernel"],
+            fix="remove it",
         )
 
 
 @contextmanager
-def kernels_for_this_alone(model: torch.nn.Module) -> Iterator[None]:
+def restore_patched_module(model: torch.nn.Module) -> Iterator[None]:
     """Restore, on exit, everything that is replaced in the module that defines the model's class.
 
     Liger replaces classes and functions there, so that every later model of that type, on any device, would use them: a

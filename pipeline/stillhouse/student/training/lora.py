@@ -1,7 +1,7 @@
 """LoRA (Hu et al., arXiv 2106.09685), by peft: only adapters are trained, the student's own weights are frozen.
 
     adapted = add_adapters(model, settings, seed=0)      # this is trained, and saved in checkpoints
-    merged(start, settings, weights, folder)             # the finished student, an ordinary model
+    merge_adapters(start, settings, weights, folder)             # the finished student, an ordinary model
 
 A new adapter adds nothing, so the initial loss is that of the student without adapters.
 """
@@ -25,14 +25,19 @@ from stillhouse.errors import RecipeError
 from stillhouse.models.load import LanguageModel
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import LoraSettings, StudentSettings
-from stillhouse.student.start.start_config import without_weights
+from stillhouse.student.start.start_config import meta_model
 
 _LINEAR = (nn.Linear, Conv1D)  # GPT-2 uses Conv1D, whose weights are transposed
 ALL = "all-linear"
 
 
 def add_adapters(
-    model: PreTrainedModel, settings: LoraSettings, *, seed: int, checkpointing: bool = False
+    model: PreTrainedModel,
+    settings: LoraSettings,
+    *,
+    seed: int,
+    checkpointing: bool = False,
+    setting: str = "student.lora.target_modules",
 ) -> PeftModel:
     """Put adapters into the model's layers and freeze everything else, in place.
 
@@ -41,11 +46,12 @@ def add_adapters(
         settings: the recipe's LoRA settings.
         seed: seed of the adapters' first matrix; the second starts at 0.
         checkpointing: whether activations are recomputed: layer inputs must then require grad even if no weight does.
+        setting: path of `target_modules` in the recipe, for errors.
 
     Raises:
         RecipeError: `student.lora.target_modules` names missing modules, or modules that cannot have an adapter.
     """
-    _check_targets(model, settings.target_modules)
+    _check_targets(model, settings.target_modules, setting)
     targets = settings.target_modules
     config = LoraConfig(
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
@@ -62,8 +68,8 @@ def add_adapters(
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)  # refused below
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise RecipeError(f"{_setting(targets)}: {error} {_there_are(model)}") from None
-    _refuse_tied(adapted, model, targets)
+        raise RecipeError(str(error).rstrip("."), setting=setting, value=_value(targets), fix=_choices(model)) from None
+    _refuse_tied(adapted, model, targets, setting)
     if checkpointing:
         adapted.enable_input_require_grads()
     return adapted
@@ -77,15 +83,18 @@ def check_adapters(recipe: Recipe, student: StudentSettings) -> None:
         TeacherUnavailable: the model that the student starts from cannot be found.
     """
     if student.lora is not None:
-        add_adapters(without_weights(recipe, student), student.lora, seed=0)
+        setting = student.setting("lora.target_modules")
+        add_adapters(meta_model(recipe, student), student.lora, seed=0, setting=setting)
 
 
-def trainable(model: nn.Module) -> int:
+def count_trainable(model: nn.Module) -> int:
     """Return the number of a model's trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def merged(start: LanguageModel, settings: LoraSettings, weights: Mapping[str, Tensor], adapter: Path) -> LanguageModel:
+def merge_adapters(
+    start: LanguageModel, settings: LoraSettings, weights: Mapping[str, Tensor], adapter: Path
+) -> LanguageModel:
     """Return the student with its adapters merged into its own weights; `start` is modified.
 
     Args:
@@ -103,14 +112,14 @@ def merged(start: LanguageModel, settings: LoraSettings, weights: Mapping[str, T
         return replace(start, model=adapted.merge_and_unload())
 
 
-def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:
+def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...], setting: str) -> None:
     names = [name for name, _ in model.named_modules()]
     if isinstance(targets, str):
         try:
             found = targets == ALL or any(re.fullmatch(targets, name) for name in names)
         except re.error as error:
             raise RecipeError(
-                f"{_setting(targets)}: it is no regular expression: {error}. {_there_are(model)}"
+                f"it is not a regular expression: {error}", setting=setting, value=targets, fix=_choices(model)
             ) from None
         missing = [] if found else [targets]
     else:
@@ -118,31 +127,37 @@ def _check_targets(model: PreTrainedModel, targets: str | tuple[str, ...]) -> No
     if missing or not targets:
         as_list = ""
         if isinstance(targets, str) and any(f".{name}".endswith(f".{targets}") for name in names):
-            as_list = f" A text is a pattern of a module's whole name: give a list, [{targets}]."
+            as_list = f" (a string is a pattern for a module's whole name; for its last part use a list, [{targets}])"
         raise RecipeError(
-            f"{_setting(targets)}: the student has no module {', '.join(missing)}.{as_list} {_there_are(model)}"
+            f"the student has no module {', '.join(missing)}{as_list}",
+            setting=setting,
+            value=_value(targets),
+            fix=_choices(model),
         )
 
 
-def _refuse_tied(adapted: PeftModel, model: PreTrainedModel, targets: str | tuple[str, ...]) -> None:
+def _refuse_tied(adapted: PeftModel, model: PreTrainedModel, targets: str | tuple[str, ...], setting: str) -> None:
     """Refuse an adapter on a layer with tied weights: merging would change the other layer too."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise RecipeError(
-            f"{_setting(targets)}: the student's embedding and its output layer share their weights, so an adapter on one "
-            f"of them could not be merged. Set it to '{ALL}', or to layers between them"
+            "the student's embedding and its output layer share their weights, so an adapter on one of them could not be "
+            "merged",
+            setting=setting,
+            value=_value(targets),
+            fix=f"set it to '{ALL}', or to layers between them",
         )
 
 
-def _setting(targets: str | tuple[str, ...]) -> str:
-    return f"student.lora.target_modules is {targets if isinstance(targets, str) else [*targets]!r}"
+def _value(targets: str | tuple[str, ...]) -> str | list[str]:
+    return targets if isinstance(targets, str) else [*targets]
 
 
-def _there_are(model: PreTrainedModel) -> str:
+def _choices(model: PreTrainedModel) -> str:
     head = model.get_output_embeddings()
     names = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if isinstance(module, _LINEAR) and module is not head
     }
-    return f"It has {', '.join(sorted(names))}; '{ALL}' stands for all of them"
+    return f"choose from its modules {', '.join(sorted(names))}; '{ALL}' means all of them"

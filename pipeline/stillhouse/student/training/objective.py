@@ -33,12 +33,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import stillhouse.student.losses
-from stillhouse.errors import RecipeError
+from stillhouse.errors import RecipeError, RecipeFaults
 from stillhouse.plugins import LOSSES, built_in_kinds, load_kind
 from stillhouse.recipe.student import LossSettings, StudentSettings
 from stillhouse.settings import Settings, nearest, parse_options
 from stillhouse.student.losses import forward_kl
-from stillhouse.student.losses.base import DenseLabels, Divergence, SparseLabels, outcomes
+from stillhouse.student.losses.base import DenseLabels, Divergence, SparseLabels, paired_outcomes
 
 Labels = SparseLabels | DenseLabels
 
@@ -74,10 +74,10 @@ class Objective:
             return total
         if labels is None:
             raise ValueError("a white-box objective needs soft labels")
-        both = outcomes(labels, logits, self.temperature)
+        both = paired_outcomes(labels, logits, self.temperature)
         return total + self.weight * self.temperature**2 * self.divergence(both.teacher, both.student).sum()
 
-    def measured(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
+    def held_out_metrics(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
         """Return the metrics of held-out rows, summed over positions: (3,).
 
         They are the loss, the forward KL at temperature 1 (NaN without labels), and the cross-entropy. Without positions
@@ -87,13 +87,13 @@ class Objective:
             return logits.sum().expand(3)
         divergence = logits.new_full((), torch.nan)
         if labels is not None:
-            both = outcomes(labels, logits, 1.0)
+            both = paired_outcomes(labels, logits, 1.0)
             divergence = forward_kl.divergence(both.teacher, both.student).sum()
         cross_entropy = F.cross_entropy(logits, targets, reduction="sum")
         return torch.stack([self(logits, targets, labels), divergence, cross_entropy])
 
 
-def open_objective(settings: StudentSettings, encoding: str | None = None) -> Objective:
+def load_objective(settings: StudentSettings, encoding: str | None = None) -> Objective:
     """Return the objective of a recipe; a student that learns from text alone has plain cross-entropy.
 
     Args:
@@ -105,43 +105,48 @@ def open_objective(settings: StudentSettings, encoding: str | None = None) -> Ob
     """
     loss = settings.loss
     if settings.mode != "white-box":
-        open_divergence(loss)
+        load_divergence(loss)
         return Objective(None, temperature=1.0, weight=0.0, cross_entropy_weight=1.0)
-    return Objective(open_divergence(loss, encoding), loss.temperature, loss.weight, loss.cross_entropy_weight)
+    return Objective(load_divergence(loss, encoding), loss.temperature, loss.weight, loss.cross_entropy_weight)
 
 
-def open_divergence(loss: LossSettings, encoding: str | None = None) -> Divergence:
+def load_divergence(loss: LossSettings, encoding: str | None = None) -> Divergence:
     """Return the divergence of a recipe with its options bound. losses/__init__.py describes its module.
 
     Raises:
         RecipeError: the kind of loss is unknown, an option is wrong, or the loss does not accept this encoding.
     """
     divergence = load_kind("student.loss.kind", loss.kind, stillhouse.student.losses, "divergence", group=LOSSES)
-    beside = inspect.getmodule(divergence)
-    expected: type[Settings] = getattr(beside, "Options", Settings)
+    module = inspect.getmodule(divergence)
+    expected: type[Settings] = getattr(module, "Options", Settings)
     known = [*expected.model_fields, *LossSettings.model_fields]
     unknown = [name for name in loss.options if name not in known]
     if unknown:
-        lines = (f"student.loss.{name}: {loss.kind} has no such setting.{nearest(name, known)}" for name in unknown)
-        raise RecipeError("\n".join(lines))
+        faults = [
+            RecipeError(f"{loss.kind} has no such setting.{nearest(name, known)}", setting=f"student.loss.{name}")
+            for name in unknown
+        ]
+        raise faults[0] if len(faults) == 1 else RecipeFaults.of(faults)
     options = parse_options("student.loss", loss.options, expected)
-    if encoding is not None and not _suits(beside, encoding):
-        raise RecipeError(_refusal(loss.kind, encoding, getattr(beside, "ENCODINGS", ())))
+    if encoding is not None and not _accepts(module, encoding):
+        raise _refusal(loss.kind, encoding, getattr(module, "ENCODINGS", ()))
     bound: Divergence = partial(divergence, **options.model_dump())
     return bound
 
 
-def _suits(module: Any, encoding: str) -> bool:
+def _accepts(module: Any, encoding: str) -> bool:
     return encoding in getattr(module, "ENCODINGS", (encoding,))
 
 
-def _refusal(kind: str, encoding: str, right: Collection[str]) -> str:
-    """Return the error message for a loss that does not accept labels of this encoding, with the two ways to fix it."""
+def _refusal(kind: str, encoding: str, accepted: Collection[str]) -> RecipeError:
+    """Return the error for a loss that does not accept labels of this encoding, with the two ways to fix it."""
     name = stillhouse.student.losses.__name__
     modules = built_in_kinds(stillhouse.student.losses).items()
-    others = [other for other, module in modules if _suits(importlib.import_module(f"{name}.{module}"), encoding)]
-    return (
-        f"student.loss.kind is {kind!r} and label.soft.encoding is {encoding!r}: this divergence cannot be estimated from "
-        f"such labels. Set label.soft.encoding to {' or '.join(sorted(set(right) - {'dense'}))}, or student.loss.kind to "
-        f"{' or '.join(sorted(others))}"
+    others = [other for other, module in modules if _accepts(importlib.import_module(f"{name}.{module}"), encoding)]
+    return RecipeError(
+        f"this divergence cannot be estimated from {encoding} labels (label.soft.encoding)",
+        setting="student.loss.kind",
+        value=kind,
+        fix=f"set label.soft.encoding to {' or '.join(sorted(set(accepted) - {'dense'}))}, or student.loss.kind to "
+        f"{' or '.join(sorted(others))}",
     )

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 from stillhouse.errors import RecipeError
+from stillhouse.recipe.student import StudentSettings
 from stillhouse.settings import nearest
 
 _MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}  # modules with another name
@@ -17,20 +18,23 @@ _PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flyte
 _BUILT_IN = ("kubeflow",)
 
 
-def check_reporting(report_to: Sequence[str]) -> None:
+def check_reporting(student: StudentSettings, report_to: Sequence[str]) -> None:
     """Refuse an integration that the library does not know, or whose package is not installed.
 
     Raises:
         RecipeError: an integration is unknown or not installed; the message has the pip command.
     """
+    setting = student.setting("train.report_to")
     for name in report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             hint = nearest(name, ["none", *sorted(INTEGRATION_TO_CALLBACK)])
-            raise RecipeError(f"student.train.report_to is {name!r}: there is no such place to report to.{hint}")
+            raise RecipeError(f"transformers has no such integration.{hint}", setting=setting, value=name)
         if name not in _BUILT_IN and importlib.util.find_spec(_MODULES.get(name, name)) is None:
             raise RecipeError(
-                f"student.train.report_to is {name!r}, and its package is not installed: "
-                f"pip install {_PACKAGES.get(name, name)}"
+                "its package is not installed",
+                setting=setting,
+                value=name,
+                fix=f"run `pip install {_PACKAGES.get(name, name)}`",
             )
 
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from stillhouse.errors import RecipeError
 from stillhouse.processes.ranks import is_launched, processes
-from stillhouse.recipe.student import LaunchSettings
+from stillhouse.recipe.student import StudentSettings
 
 
-def check_sharding(arguments: TrainingArguments, launch: LaunchSettings | None = None) -> None:
+def check_sharding(student: StudentSettings, arguments: TrainingArguments) -> None:
     """Refuse FSDP that cannot run here, before any training.
 
     Raises:
@@ -26,15 +26,20 @@ def check_sharding(arguments: TrainingArguments, launch: LaunchSettings | None =
     """
     if not arguments.fsdp:
         return
+    launch = student.launch
     if processes() == 1 and (launch is None or launch.num_processes == 1 or is_launched()):
         raise RecipeError(
-            "student.train.fsdp shards the student over several processes, and this is one: set student.launch to "
-            "{num_processes: 2}, start it with `torchrun --nproc_per_node 2 -m stillhouse distill RECIPE`, or take "
-            "student.train.fsdp away"
+            "it shards the student over several processes, and this training has one",
+            setting=student.setting("train.fsdp"),
+            fix=f"set {student.setting('launch')} to {{num_processes: 2}}, use `torchrun --nproc_per_node 2 -m stillhouse "
+            "distill RECIPE`, or remove fsdp",
         )
     if arguments.use_cpu and arguments.fsdp_plugin_args["fsdp_version"] != 2:
         raise RecipeError(
-            "student.train.fsdp_config.version is 1, and FSDP1 does not run on a CPU: leave `version` out, which is FSDP2"
+            "FSDP1 does not run on a CPU",
+            setting=student.setting("train.fsdp_config.version"),
+            value=1,
+            fix="remove `version`, which selects FSDP2",
         )
 
 
@@ -51,7 +56,7 @@ def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool
     return True
 
 
-def with_one_embedding(model: PreTrainedModel) -> None:
+def share_embedding_module(model: PreTrainedModel) -> None:
     """Replace layers of an encoder and a decoder that share the embedding's weights with the embedding itself, in place.
 
     accelerate puts the embedding and the head into one FSDP2 group, and does not handle a third and a fourth layer with the

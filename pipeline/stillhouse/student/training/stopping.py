@@ -37,8 +37,9 @@ def stopping_arguments(recipe: Recipe, student: StudentSettings, given: dict[str
         return {}
     if recipe.prompts.holdout == 0:
         raise RecipeError(
-            "student.early_stopping is set and prompts.holdout is 0: it goes by held-out rows. Set prompts.holdout to 0.1, "
-            "or take student.early_stopping away"
+            "it depends on held-out rows, and prompts.holdout is 0",
+            setting=student.setting("early_stopping"),
+            fix="set prompts.holdout to 0.1, or remove early_stopping",
         )
     together: dict[str, Any] = {}
     for evaluation, saving in _PAIRS:
@@ -46,19 +47,26 @@ def stopping_arguments(recipe: Recipe, student: StudentSettings, given: dict[str
         other = given.get(saving, one)
         if one != other:
             raise RecipeError(
-                f"student.early_stopping is set, student.train.{evaluation} is {one!r} and {saving} is {other!r}: the best "
-                f"student is one that was saved when it was judged. Take {saving} away, or set it to {one!r}"
+                f"early stopping keeps the best of the saved students, so {saving} must be equal to {evaluation} ({one!r})",
+                setting=student.setting(f"train.{saving}"),
+                value=other,
+                fix=f"remove it, or set it to {one!r}",
             )
         if one is not None:
             together |= {evaluation: one, saving: one}
     if together.get("eval_strategy") == "no":
         raise RecipeError(
-            "student.early_stopping is set, and student.train.eval_strategy or save_strategy is 'no': it goes by held-out "
-            "rows and keeps the best student. Set them to epoch or steps, or take student.early_stopping away"
+            f"it evaluates held-out rows and keeps the best student, and {student.setting('train.eval_strategy')} or "
+            "save_strategy is 'no'",
+            setting=student.setting("early_stopping"),
+            fix="set both to epoch or steps, or remove early_stopping",
         )
     if together.get("eval_strategy") == "steps" and "eval_steps" not in together:
         raise RecipeError(
-            "student.early_stopping is set and student.train.eval_strategy is 'steps': say how many, with eval_steps"
+            "with early stopping, the number of steps between evaluations is needed",
+            setting=student.setting("train.eval_strategy"),
+            value="steps",
+            fix="set eval_steps",
         )
     return together | {
         "load_best_model_at_end": True,
@@ -74,8 +82,14 @@ def _has_divergence(student: StudentSettings) -> bool:
 class StopEarly(EarlyStoppingCallback):
     """The library's callback, which restores its count from a checkpoint."""
 
-    def __init__(self, early_stopping_patience: int, early_stopping_threshold: float) -> None:
+    def __init__(
+        self,
+        early_stopping_patience: int,
+        early_stopping_threshold: float,
+        learning_rate_setting: str = "student.train.learning_rate",
+    ) -> None:
         super().__init__(early_stopping_patience, early_stopping_threshold)
+        self._learning_rate_setting = learning_rate_setting  # for errors
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
@@ -99,11 +113,13 @@ class StopEarly(EarlyStoppingCallback):
         Raises:
             TrainingError: the metric is NaN or infinite: the training has diverged.
         """
-        judged = metrics.get(args.metric_for_best_model, math.nan)
-        if not math.isfinite(judged):
-            what = "not a number" if math.isnan(judged) else "infinite"
+        metric = metrics.get(args.metric_for_best_model, math.nan)
+        if not math.isfinite(metric):
+            what = "not a number" if math.isnan(metric) else "infinite"
             raise TrainingError(
-                f"after step {state.global_step} {args.metric_for_best_model} is {what}: the training has diverged. "
-                f"student.train.learning_rate is {args.learning_rate}: lower it"
+                f"the training has diverged: {args.metric_for_best_model} is {what} after step {state.global_step}",
+                setting=self._learning_rate_setting,
+                value=args.learning_rate,
+                fix="lower it",
             )
         super().on_evaluate(args, state, control, metrics, **named)

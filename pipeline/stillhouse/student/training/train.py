@@ -31,8 +31,8 @@ from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import fsync_files, make_folder, write_atomically
 from stillhouse.student.data.examples import Examples, read_examples
 from stillhouse.student.data.template_checks import check_template_on_rows
-from stillhouse.student.data.vocabulary import other_layout, other_tokenizer
-from stillhouse.student.finished.card import software_versions, told_arguments, write_cards
+from stillhouse.student.data.vocabulary import has_other_layout, has_other_tokenizer
+from stillhouse.student.finished.card import reported_arguments, software_versions, write_cards
 from stillhouse.student.finished.folder import (
     RECIPE,
     Step,
@@ -43,19 +43,19 @@ from stillhouse.student.finished.folder import (
     weight_megabytes,
 )
 from stillhouse.student.finished.quantize import add_int8
-from stillhouse.student.renumbering import Renumbering, renumbering_of
 from stillhouse.student.start.initialise import initialise, write_model
 from stillhouse.student.start.record import read_start
 from stillhouse.student.start.start_config import check_start
-from stillhouse.student.training.arguments import refuse_to_drop_all, training_arguments, without_validation
+from stillhouse.student.training.arguments import check_drop_last, disable_evaluation, training_arguments
 from stillhouse.student.training.forward import LiveTeacher
 from stillhouse.student.training.frozen import freeze
-from stillhouse.student.training.liger import kernels_for_this_alone, settle_liger
-from stillhouse.student.training.lora import add_adapters, merged, trainable
-from stillhouse.student.training.objective import Objective, open_objective
-from stillhouse.student.training.packing import check_both
+from stillhouse.student.training.liger import disable_unsupported_liger, restore_patched_module
+from stillhouse.student.training.lora import add_adapters, count_trainable, merge_adapters
+from stillhouse.student.training.objective import Objective, load_objective
+from stillhouse.student.training.packing import check_packing_of_models
 from stillhouse.student.training.stopping import StopEarly
-from stillhouse.student.training.trainer import WHOLE, StudentTrainer, Watch
+from stillhouse.student.training.trainer import COMPLETE_MARKER, ProgressCallback, StudentTrainer
+from stillhouse.student.vocabulary_map import VocabularyMap, vocabulary_map_for
 
 
 def prepare_untrained(
@@ -78,11 +78,11 @@ def prepare_untrained(
         StudentBusy: another run is training this recipe's students.
     """
     labelled = start_dataset(recipe, student, labelled)
-    place = student_folder(recipe, student, "untrained", None, labelled)
-    if place.finished():
-        return place
+    folder = student_folder(recipe, student, "untrained", None, labelled)
+    if folder.finished_card():
+        return folder
     check_start(recipe, student)  # before anything is written, the lock included
-    with place.held():
+    with folder.lock():
         return _prepare_untrained(recipe, student, labelled, progress)
 
 
@@ -90,16 +90,16 @@ def _prepare_untrained(
     recipe: Recipe, student: StudentSettings, labelled: Dataset | None, progress: Progress
 ) -> StudentFolder:
     """Do the work of `prepare_untrained`, with the folder's lock held."""
-    place = student_folder(recipe, student, "untrained", None, labelled)
-    if place.finished():
-        return place
-    made = place.work / "model"
+    folder = student_folder(recipe, student, "untrained", None, labelled)
+    if folder.finished_card():
+        return folder
+    made = folder.work / "model"
     shutil.rmtree(made, ignore_errors=True)
-    make_folder(place.work)
+    make_folder(folder.work)
     initialise(recipe, student, made, labelled, progress)
     model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
-    _publish(recipe, place, made, _card(recipe, place, made, model))
-    return place
+    _publish(recipe, folder, made, _card(recipe, folder, made, model))
+    return folder
 
 
 def distill(
@@ -123,20 +123,20 @@ def distill(
         TrainingError: this student cannot learn from the rows, or the training has diverged.
     """
     labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
-    place = student_folder(recipe, student, student.mode, dataset, labelled)
-    card = place.finished()
+    folder = student_folder(recipe, student, student.mode, dataset, labelled)
+    card = folder.finished_card()
     if card is not None:
         return card
-    arguments = training_arguments(recipe, student, place.work)
-    objective = open_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
+    arguments = training_arguments(recipe, student, folder.work)
+    objective = load_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
     dataset.check()
     check_template_on_rows(recipe, student, dataset)
-    with place.held():  # nothing is written before this
-        if (card := place.finished()) is not None:  # trained by another run in the meantime
+    with folder.lock():  # nothing is written before this
+        if (card := folder.finished_card()) is not None:  # trained by another run in the meantime
             return card
-        if (card := place.trained()) is not None:  # complete except for its quantised copy
-            return add_int8(place, recipe, student, dataset) if is_first() else card
-        work = _Work(recipe, student, dataset, labelled, place, arguments, objective)
+        if (card := folder.trained_card()) is not None:  # complete except for its quantised copy
+            return add_int8(folder, recipe, student, dataset) if is_first() else card
+        work = _Work(recipe, student, dataset, labelled, folder, arguments, objective)
         return _train(work, progress, open_teacher, is_teacher=is_teacher)
 
 
@@ -148,7 +148,7 @@ class _Work:
     student: StudentSettings
     dataset: Dataset
     labelled: Dataset | None
-    place: StudentFolder
+    folder: StudentFolder
     arguments: TrainingArguments
     objective: Objective
 
@@ -157,37 +157,40 @@ def _train(
     work: _Work, progress: Progress, open_teacher: Callable[[], LiveTeacher] | None, *, is_teacher: bool
 ) -> StudentCard:
     """Train the student with the folder's lock held; the arguments are those of `distill`."""
-    recipe, student, dataset, place, arguments = work.recipe, work.student, work.dataset, work.place, work.arguments
+    recipe, student, dataset, folder, arguments = work.recipe, work.student, work.dataset, work.folder, work.arguments
     with first_process_first():
         start = _prepare_untrained(recipe, student, work.labelled, progress)
         if is_first():
-            place.resume_earlier_work()
-        checkpoint = _last_whole_checkpoint(place.work)
+            folder.resume_earlier_work()
+        checkpoint = _last_complete_checkpoint(folder.work)
     files = ModelFiles("the student", start.path)
-    other_tokens = other_tokenizer(dataset, files, refused=student.needs_soft_labels)
-    renumbering = renumbering_of(files, dataset.manifest.teacher.tokenizer_sha256)
+    other_tokens = has_other_tokenizer(dataset, files, refused=student.needs_soft_labels)
+    vocabulary_map = vocabulary_map_for(files, dataset.manifest.teacher.tokenizer_sha256)
     lm = load_language_model(start.path, trust_remote_code=student.trust_remote_code)
-    other_rows = other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=student.needs_soft_labels)
-    rows = _rows(dataset, student, lm, renumbering, by_text=other_tokens or other_rows)
+    other_rows = has_other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=student.needs_soft_labels)
+    rows = _rows(dataset, student, lm, vocabulary_map, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
-        without_validation(arguments, student)
-    refuse_to_drop_all(arguments, len(rows.train))
-    settle_liger(arguments, lm.model.config.model_type, asked="use_liger_kernel" in student.train)
+        disable_evaluation(arguments, student)
+    check_drop_last(arguments, student, len(rows.train))
+    disable_unsupported_liger(arguments, student, lm.model.config.model_type)
     trainer, learning = _trainer(student, lm, work.objective, arguments, rows, open_teacher() if open_teacher else None)
     doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
-    trainer.add_callback(Watch(progress, doing))
-    make_folder(place.work)
+    trainer.add_callback(ProgressCallback(progress, doing))
+    make_folder(folder.work)
     began = time.monotonic()
-    with kernels_for_this_alone(lm.model):
+    with restore_patched_module(lm.model):
         trainer.train(resume_from_checkpoint=checkpoint)
     training = _Trained(dataset, time.monotonic() - began, trainer, rows.train, learning, is_teacher)
-    weights = trainer.whole_weights()
+    weights = trainer.gather_weights()
     if is_first():
-        _finish(recipe, student, place, start.path, weights, training)
+        _finish(recipe, student, folder, start.path, weights, training)
     wait_for_all()
-    finished = place.finished()
+    finished = folder.finished_card()
     if finished is None:
-        raise TrainingError(f"{place.path} was written and is not there: do all processes see the same disk?")
+        raise TrainingError(
+            f"the first process wrote {folder.path}, but this process cannot see it",
+            fix="use a disk that all processes share",
+        )
     return finished
 
 
@@ -200,7 +203,12 @@ class _Rows:
 
 
 def _rows(
-    dataset: Dataset, student: StudentSettings, lm: LanguageModel, renumbering: Renumbering | None, *, by_text: bool
+    dataset: Dataset,
+    student: StudentSettings,
+    lm: LanguageModel,
+    vocabulary_map: VocabularyMap | None,
+    *,
+    by_text: bool,
 ) -> _Rows:
     rows = _Rows(
         *(
@@ -211,15 +219,15 @@ def _rows(
                 soft=student.needs_soft_labels,
                 by_text=by_text,
                 max_length=student.max_length,
-                renumbering=renumbering,
+                vocabulary_map=vocabulary_map,
             )
             for split in ("train", "validation")
         )
     )
     if len(rows.train) == 0:
         raise TrainingError(
-            f"dataset {dataset.manifest.label} leaves no row to learn from: {rows.train.too_long} are longer than "
-            f"student.max_length={student.max_length}, {rows.train.empty} have no completion token, "
+            f"dataset {dataset.manifest.label} has no row to learn from: {rows.train.too_long} are longer than "
+            f"{student.setting('max_length')} ({student.max_length}), {rows.train.empty} have no completion token, "
             f"{rows.train.unrendered} have a prompt that the student's chat template refuses, "
             f"{sum(dataset.manifest.rejected.values())} were rejected"
         )
@@ -236,13 +244,19 @@ def _trainer(
 ) -> tuple[StudentTrainer, int]:
     """Return the trainer of a student, and the number of its trainable parameters."""
     if student.packing:
-        check_both(lm, teacher)
+        check_packing_of_models(student, lm, teacher)
     freeze(lm.model, student.freeze)
     adapted = None
     if student.lora:
         checkpointing = bool(arguments.activation_checkpointing)
-        adapted = add_adapters(lm.model, student.lora, seed=arguments.seed, checkpointing=checkpointing)
-    learning = trainable(lm.model)
+        adapted = add_adapters(
+            lm.model,
+            student.lora,
+            seed=arguments.seed,
+            checkpointing=checkpointing,
+            setting=student.setting("lora.target_modules"),
+        )
+    learning = count_trainable(lm.model)
     trainer = StudentTrainer(
         lm,
         objective,
@@ -255,39 +269,40 @@ def _trainer(
         adapted=adapted,
     )
     if student.early_stopping:
-        trainer.add_callback(StopEarly(student.early_stopping.patience, student.early_stopping.min_delta))
+        stopping = student.early_stopping
+        trainer.add_callback(StopEarly(stopping.patience, stopping.min_delta, student.setting("train.learning_rate")))
     return trainer, learning
 
 
 def _finish(
     recipe: Recipe,
     student: StudentSettings,
-    place: StudentFolder,
+    folder: StudentFolder,
     start: Path,
     weights: dict[str, Tensor],
     training: _Trained,
 ) -> None:
     """Write the trained student and move it to its final folder; called in the first process only."""
-    made = place.work / "model"
+    made = folder.work / "model"
     shutil.rmtree(made, ignore_errors=True)
     if student.lora:
         untrained = load_language_model(start, device="cpu", trust_remote_code=student.trust_remote_code)
-        weights = merged(untrained, student.lora, weights, made / "adapter").model.state_dict()
+        weights = merge_adapters(untrained, student.lora, weights, made / "adapter").model.state_dict()
     model = _save(weights, start, made, trusted=student.trust_remote_code)
-    _publish(recipe, place, made, _card(recipe, place, made, model, training), training.dataset)
-    if place.wants_int8:
-        add_int8(place, recipe, student, training.dataset)
+    _publish(recipe, folder, made, _card(recipe, folder, made, model, training), training.dataset)
+    if folder.wants_int8:
+        add_int8(folder, recipe, student, training.dataset)
 
 
-def _last_whole_checkpoint(work: Path) -> str | None:
+def _last_complete_checkpoint(work: Path) -> str | None:
     """Return the newest complete checkpoint; remove those that a crash left incomplete."""
-    whole: dict[int, Path] = {}
+    complete: dict[int, Path] = {}
     for checkpoint in work.glob("checkpoint-*"):
-        if (checkpoint / WHOLE).is_file():
-            whole[int(checkpoint.name.rpartition("-")[2])] = checkpoint
+        if (checkpoint / COMPLETE_MARKER).is_file():
+            complete[int(checkpoint.name.rpartition("-")[2])] = checkpoint
         else:
             shutil.rmtree(checkpoint)
-    return str(whole[max(whole)]) if whole else None
+    return str(complete[max(complete)]) if complete else None
 
 
 def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: bool) -> PreTrainedModel:
@@ -301,12 +316,12 @@ def _save(weights: dict[str, Tensor], start: Path, folder: Path, *, trusted: boo
 
 
 def _publish(
-    recipe: Recipe, place: StudentFolder, made: Path, card: StudentCard, dataset: Dataset | None = None
+    recipe: Recipe, folder: StudentFolder, made: Path, card: StudentCard, dataset: Dataset | None = None
 ) -> None:
     write_cards(made, card, recipe, dataset.manifest if dataset else None)
     write_atomically(made / RECIPE, recipe.as_yaml().encode())
     fsync_files(made)
-    place.publish(made, card)
+    folder.publish(made, card)
 
 
 @dataclass(frozen=True)
@@ -322,16 +337,16 @@ class _Trained:
 
 
 def _card(
-    recipe: Recipe, place: StudentFolder, made: Path, model: torch.nn.Module, training: _Trained | None = None
+    recipe: Recipe, folder: StudentFolder, made: Path, model: torch.nn.Module, training: _Trained | None = None
 ) -> StudentCard:
     trainer = training.trainer if training else None
     history = trainer.state.log_history if trainer else []
     measured = [entry for entry in history if {"loss", "eval_loss"} & entry.keys()]
     return StudentCard(
         recipe=recipe.name,
-        variant=place.variant,
+        variant=folder.variant,
         is_teacher=training is not None and training.is_teacher,
-        key=place.key,
+        key=folder.key,
         names_weights_by="content",
         dataset=training.dataset.manifest.label if training else "",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -339,7 +354,7 @@ def _card(
         megabytes=weight_megabytes(made),
         steps=trainer.state.global_step if trainer else 0,
         kept_step=trainer.state.best_global_step if trainer and trainer.args.load_best_model_at_end else None,
-        training=told_arguments(trainer.args) if trainer else {},
+        training=reported_arguments(trainer.args) if trainer else {},
         rows=len(training.rows) if training else 0,
         rows_too_long=training.rows.too_long if training else 0,
         rows_empty=training.rows.empty if training else 0,

@@ -17,15 +17,15 @@ from stillhouse.processes.ranks import wait_for_all
 from stillhouse.progress import Progress
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.data.batches import Batch, collator
-from stillhouse.student.data.epoch_order import LengthGroups, Order, Shares, Shuffled
+from stillhouse.student.data.epoch_order import LengthGroupedSampler, Order, ShardedBatchSampler, ShuffledSampler
 from stillhouse.student.data.examples import Examples
 from stillhouse.student.data.rows import Example
-from stillhouse.student.training.forward import LiveTeacher, end_in_loss
+from stillhouse.student.training.forward import LiveTeacher, replace_forward_with_loss
 from stillhouse.student.training.objective import Objective
 from stillhouse.student.training.reporting import keep_logs
-from stillhouse.student.training.sharded import shard_on_cpu, with_one_embedding
+from stillhouse.student.training.sharded import shard_on_cpu, share_embedding_module
 
-WHOLE = "whole"  # marks a checkpoint whose files have all been fsynced
+COMPLETE_MARKER = "whole"  # marks a checkpoint whose files have all been fsynced
 
 
 class StudentTrainer(Trainer):
@@ -62,7 +62,7 @@ class StudentTrainer(Trainer):
             adapted: the student wrapped in adapters, if only these are trained (lora.py).
         """
         if arguments.fsdp:
-            with_one_embedding(lm.model)
+            share_embedding_module(lm.model)
         super().__init__(
             model=lm.model if adapted is None else adapted,
             args=arguments,
@@ -70,7 +70,7 @@ class StudentTrainer(Trainer):
             eval_dataset=validation if len(validation) else None,
             data_collator=collator(lm.pad_id, lm.start_id, pack_to=pack_to),
         )
-        end_in_loss(lm.model, objective, chunk=head_chunk, teacher=teacher)
+        replace_forward_with_loss(lm.model, objective, chunk=head_chunk, teacher=teacher)
         self.remove_callback(PrinterCallback)  # it prints dictionaries to standard output
         keep_logs(self.callback_handler.callbacks, Path(arguments.output_dir))
         self._train_rows, self._validation_rows = train, validation
@@ -83,16 +83,16 @@ class StudentTrainer(Trainer):
         self.is_fsdp_enabled: bool = shard_on_cpu(self.accelerator, self.args) or self.is_fsdp_enabled
 
     def get_train_dataloader(self) -> DataLoader[Example]:
-        """Return this process's batches (`epoch_order.Shares`); the library's loader ignores row groups and uneven ends."""
+        """Return this process's batches (ShardedBatchSampler): the library's loader ignores row groups and uneven ends."""
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order: Order = range(len(self._train_rows))
         if self.args.train_sampling_strategy == "random":
-            order = Shuffled(self._train_rows, seed)
+            order = ShuffledSampler(self._train_rows, seed)
         elif self.args.train_sampling_strategy == "group_by_length":
             step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-            order = LengthGroups(self._train_rows, step, seed)
-        if isinstance(order, Shuffled):
-            self.add_callback(_TellEpoch(order))
+            order = LengthGroupedSampler(self._train_rows, step, seed)
+        if isinstance(order, ShuffledSampler):
+            self.add_callback(_EpochCallback(order))
         return self._loader(self._train_rows, order, self.args.train_batch_size, self.args.dataloader_drop_last)
 
     def get_eval_dataloader(self, eval_dataset: Examples | None = None) -> DataLoader[Example]:
@@ -100,11 +100,11 @@ class StudentTrainer(Trainer):
         rows = eval_dataset or self._validation_rows
         grouped = self.args.train_sampling_strategy == "group_by_length"
         batch = self.args.eval_batch_size
-        order: Order = LengthGroups(rows, batch * self.args.world_size, seed=0) if grouped else range(len(rows))
+        order: Order = LengthGroupedSampler(rows, batch * self.args.world_size, seed=0) if grouped else range(len(rows))
         return self._loader(rows, order, batch, drop_last=False)
 
     def _loader(self, rows: Examples, order: Order, batch_size: int, drop_last: bool) -> DataLoader[Example]:
-        share = Shares(
+        share = ShardedBatchSampler(
             order, batch_size, processes=self.args.world_size, rank=self.args.process_index, drop_last=drop_last
         )
         return DataLoader(
@@ -147,7 +147,7 @@ class StudentTrainer(Trainer):
         """Add one held-out batch to the sums; the library itself would average over rows, not tokens."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = model(**inputs).double().cpu()  # (3,), as `Objective.measured`
+            sums = model(**inputs).double().cpu()  # (3,), as `Objective.held_out_metrics`
         tokens = int((inputs["labels"] != IGNORED).sum())
         self._held_out += torch.tensor([*sums.tolist(), tokens], dtype=torch.float64)
         return None, None, None
@@ -171,7 +171,7 @@ class StudentTrainer(Trainer):
                 output.metrics[f"{metric_key_prefix}_{name}"] = mean
         return output
 
-    def whole_weights(self) -> dict[str, Tensor]:
+    def gather_weights(self) -> dict[str, Tensor]:
         """Gather the student's weights from all processes (FSDP); all processes must call it together."""
         weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
         return weights
@@ -182,17 +182,17 @@ def _at_least_one(tokens: Tensor | int) -> Tensor:
     return torch.as_tensor(tokens).clamp(min=1)
 
 
-class _TellEpoch(TrainerCallback):
+class _EpochCallback(TrainerCallback):
     """Sets a sampler's epoch; with several processes, accelerate sets it only on the outer sampler."""
 
-    def __init__(self, sampler: Shuffled) -> None:
+    def __init__(self, sampler: ShuffledSampler) -> None:
         self._sampler = sampler
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._sampler.set_epoch(int(state.epoch or 0))
 
 
-class Watch(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Reports the progress of the training, and marks complete checkpoints."""
 
     def __init__(self, progress: Progress, activity: str) -> None:
@@ -208,4 +208,4 @@ class Watch(TrainerCallback):
         wait_for_all()  # each process writes its own file
         if state.is_world_process_zero:
             fsync_files(checkpoint)
-            write_atomically(checkpoint / WHOLE, b"")
+            write_atomically(checkpoint / COMPLETE_MARKER, b"")

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from stillhouse.errors import RecipeError, TeacherRefused
-from stillhouse.inputs.urls import without_secrets
+from stillhouse.inputs.urls import mask_secrets
 
 if TYPE_CHECKING:
     import httpx2
@@ -71,10 +71,10 @@ def find_proxy(client: httpx2.AsyncClient, base_url: str) -> Proxy | None:
     used = getattr(client._transport_for_url(httpx2.URL(base_url)), "proxy", None)
     if used is None:
         return None
-    proxy = Proxy(_variable(urlsplit(base_url).scheme), without_secrets(str(used.url)).rstrip("/"))
+    proxy = Proxy(_variable(urlsplit(base_url).scheme), mask_secrets(str(used.url)).rstrip("/"))
     if used.url.scheme not in {"http", "https"} or used.url.port == 0 or (used.url.port or 1) > 65_535:
         raise TeacherRefused(
-            f"{proxy.variable} names the proxy {proxy.url} for {without_secrets(base_url)}, and no request "
+            f"{proxy.variable} names the proxy {proxy.url} for {mask_secrets(base_url)}, and no request "
             f"can go through it: give an http:// or https:// proxy, or {around(base_url)}. Nothing was sent."
         )
     return proxy
@@ -83,7 +83,7 @@ def find_proxy(client: httpx2.AsyncClient, base_url: str) -> Proxy | None:
 def unusable_proxy() -> TeacherRefused:
     """Return the error to raise if the client cannot be created with the proxies of the environment."""
     named = {name: os.environ[name] for name in _variables("http", "https", "all") if os.environ.get(name)}
-    listed = ", ".join(f"{name} is {without_secrets(url)!r}" for name, url in named.items())
+    listed = ", ".join(f"{name} is {mask_secrets(url)!r}" for name, url in named.items())
     return TeacherRefused(
         f"a proxy of the environment cannot be used ({listed}): give an http:// or https:// URL with a port, or unset the "
         "variable. Nothing was sent."

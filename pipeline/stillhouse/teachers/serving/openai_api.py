@@ -239,8 +239,8 @@ class OpenAiApi:
         """Build a request from parts parsed once: the client would parse URL and headers for every request."""
         import httpx2
 
-        base = urls.beside_v1(self._endpoint.base_url) if beside else self._endpoint.base_url
-        url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(urls.below(base, path)))
+        base = urls.without_v1(self._endpoint.base_url) if beside else self._endpoint.base_url
+        url = self._urls.get(base + path) or self._urls.setdefault(base + path, httpx2.URL(urls.join_path(base, path)))
         method, content = ("GET", None) if body is None else ("POST", orjson.dumps(body))
         limits = {"timeout": self._timeout.as_dict()}
         return httpx2.Request(method, url, headers=self._headers, content=content, extensions=limits)
