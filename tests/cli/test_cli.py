@@ -83,7 +83,7 @@ def test_stages_one_by_one(
     assert stillhouse("label", recipe).returncode == 0
     early = stillhouse("evaluate", recipe)
     assert early.returncode == 1
-    assert "run `stillhouse distill`" in early.stderr
+    assert "Run `stillhouse distill`" in early.stderr
     done = stillhouse("distill", recipe, "--set", "evaluate.baselines=[untrained]")
     assert done.returncode == 0, done.stderr
     assert "white-box" in done.stdout
@@ -106,7 +106,7 @@ def test_a_teacher_that_is_fine_tuned_first(
     assert "12 to send" in planned.stdout
     early = stillhouse("label", recipe)
     assert early.returncode == 1
-    assert "run `stillhouse finetune`" in early.stderr
+    assert "Run `stillhouse finetune`" in early.stderr
     assert not (tmp_path / "labels").exists()
     done = stillhouse("finetune", recipe, "--json")
     assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ def test_tables_and_bars_show_texts_as_they_are(odd: str, monkeypatch: pytest.Mo
     terminal.show_table([odd, "b"], [[odd, odd]])
     terminal.show_pairs([[odd, odd]])
     terminal.show_comparison(["model", "kl"], [[odd, f"{odd} [1, 2]"]])
-    with terminal.shown_progress() as progress:
+    with terminal.progress_display() as progress:
         progress(odd, 1, 2)
     assert console.export_text().count(odd) >= 7
 

@@ -92,7 +92,7 @@ def test_soft_labels_are_required_if_a_student_of_the_sweep_needs_them(tiny_reci
 @pytest.mark.parametrize(
     ("sweep", "words"),
     [
-        ({LAYERS: [2, 9]}, "sweep, 9 layers: student.init.layers is 9, and the teacher has only 4"),
+        ({LAYERS: [2, 9]}, "sweep, 9 layers: student.init.layers is 9: the teacher has only 4"),
         (
             {"student.init": [ALL, {"from": "teacher", "layers": [0, 1, 2, 3]}]},
             "are the same student, with the same layers",

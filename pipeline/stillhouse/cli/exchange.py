@@ -120,7 +120,7 @@ def datasets_import(
             )
         else:
             output.print(f"import   {done.dataset.folder}: {results.format_counts(manifest.rows)}", markup=False)
-        _print_findings(counts)
+        _print_import_counts(counts)
 
 
 @datasets_app.command("push")
@@ -149,13 +149,13 @@ def datasets_push(
             print_error(f"{to} also has files that no push wrote; they are unchanged: {', '.join(done.kept[:3])}")
 
 
-def _print_findings(findings: ImportCounts) -> None:
-    for reason, count in findings.skipped.most_common():
-        example = findings.examples.get(reason)
+def _print_import_counts(counts: ImportCounts) -> None:
+    for reason, count in counts.skipped.most_common():
+        example = counts.examples.get(reason)
         print_error(f"left out: {count} {reason}" + (f", first {example}" if example else ""))
-    if findings.keyed:
+    if counts.keyed:
         print_error(
-            f"{findings.keyed} rows have the keys of their requests: labelling into this dataset reuses them at no cost"
+            f"{counts.keyed} rows have the keys of their requests: labelling into this dataset reuses them at no cost"
         )
-    for why, count in findings.unkeyed.most_common():
+    for why, count in counts.unkeyed.most_common():
         print_error(f"{count} rows cannot be reused by labelling: {why}")

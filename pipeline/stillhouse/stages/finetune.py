@@ -84,8 +84,8 @@ def has_gold(recipe: Recipe) -> bool:
 
 
 def _label_gold(recipe: Recipe, progress: Progress) -> Dataset:
-    told = partial(progress, "Collecting the references")
-    return run_coroutine(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
+    report = partial(progress, "Collecting the references")
+    return run_coroutine(label(gold_recipe(recipe), lambda _, done, total: report(done, total))).dataset
 
 
 def _first_process_first() -> AbstractContextManager[None]:
