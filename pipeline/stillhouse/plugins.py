@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +26,7 @@ from stillhouse.settings import nearest
 
 TEACHERS, FILTERS = "stillhouse.teachers", "stillhouse.filters"
 LOSSES, METRICS = "stillhouse.losses", "stillhouse.metrics"
+_DEFINES = re.compile(r"^(def )?(open_teacher|open_filter|open_metric|divergence|FORMAT)\b", re.MULTILINE)
 
 
 def load_kind(setting: str, kind: str, package: ModuleType, attribute: str, group: str) -> Any:
@@ -77,6 +80,9 @@ def _plugin_kinds(group: str) -> dict[str, EntryPoint]:
 
 
 def built_in_kinds(package: ModuleType) -> dict[str, str]:
-    """Return {kind: module name} for every module of a package except `base`."""
-    names = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return {name.replace("_", "-"): name for name in names if name != "base"}
+    """Return {kind: module name} for every module of a package that defines what a kind is; none of them is imported."""
+    folder = Path(package.__path__[0])
+    names = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
+    return {
+        name.replace("_", "-"): name for name in names if _DEFINES.search((folder / f"{name}.py").read_text("utf-8"))
+    }
