@@ -23,7 +23,7 @@ from benchmarks.shared import openai_teacher, write_recipe
 from stillhouse.cli.main import app
 from stillhouse.labelling.engine import LabelResult
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages import stages
 
 _label = stages.label

@@ -36,7 +36,7 @@ from stillhouse.records import TeacherIdentity
 VOCABULARY, DRAWS, K = 49_152, 50, 50
 ROWS = 500  # per block; rows have 100 to 300 completion tokens
 ROUNDS, BATCH = 3, 16
-LOOKS = 20  # samples of resident memory while a dataset is read
+ANSWER_QUALITY_TITLE = 20  # samples of resident memory while a dataset is read
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def read(folder: Path) -> dict[str, Any]:
         batch = collate([examples[index] for index in part])
         tokens += len(batch["soft_tail_logprob"])
         places += batch["soft_token_ids"].numel()
-        if len(memory) < LOOKS * tokens / int(dataset.manifest.totals.completion_tokens):
+        if len(memory) < ANSWER_QUALITY_TITLE * tokens / int(dataset.manifest.totals.completion_tokens):
             memory.append(_resident())
     ended, busy = time.perf_counter(), time.process_time() - busy
     return {

@@ -1,6 +1,6 @@
 """The prompts of several benchmarks: one simple sentence about each of 311 words."""
 
-from stillhouse.recipe.load import PromptSettings
+from stillhouse.recipe.prompts import PromptSettings
 
 GLOSSARY = PromptSettings(
     source="prompts/glossary.jsonl",

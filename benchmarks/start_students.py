@@ -28,7 +28,8 @@ from stillhouse.models.files import teacher_files
 from stillhouse.models.head import Parts, split
 from stillhouse.models.layout import TokenBatch
 from stillhouse.models.load import LanguageModel, load_language_model
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import InitSettings
 from stillhouse.student.data.batches import collator, tokens_of
 from stillhouse.student.data.examples import Examples, read_examples

@@ -27,7 +27,7 @@ import stillhouse.student.losses
 import stillhouse.teachers
 from stillhouse.cli.main import app
 from stillhouse.plugins import built_in_kinds
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -61,7 +61,7 @@ def settings_page() -> str:
         'changes one on the command line, and `stillhouse.load_recipe(..., {"a.b": value})` in Python.\n',
         *_model_section("", Recipe, _homes("", Recipe)),
         "## Options of each kind\n",
-        "Options stand beside `kind`, those of a teacher in `teacher.options`.\n",
+        "Options are given next to `kind`, those of a teacher in `teacher.options`.\n",
     ]
     for where, setting, package in _KINDS:
         for kind, module_name in sorted(built_in_kinds(package).items()):
@@ -212,7 +212,9 @@ def commands_page() -> str:
         _DO_NOT_EDIT,
         "Exit status: 0 done; 1 failed; 2 the recipe or the arguments are wrong, and nothing was sent; 3 done, but more "
         "prompts were rejected than `label.max_rejected` allows; 130 interrupted. With `--json` the result is one JSON "
-        "object on standard output, and everything else goes to standard error.\n",
+        "object on standard output, and everything else goes to standard error. A command that fails also prints one JSON "
+        "object: `error`, with the fields `kind` (the error's class), `message`, `problem`, `setting`, `value` and `fix`; "
+        "unknown fields are null. An interrupted command prints none.\n",
     ]
     for name, command in _commands(typer.main.get_command(app), "stillhouse"):
         parts += _command_section(name, command)

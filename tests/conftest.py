@@ -25,7 +25,7 @@ from hypothesis import settings
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.labelling.engine import label
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.recipe.student import StudentSettings
 from tests.paths import ROOT
 

@@ -71,7 +71,7 @@ def test_its_metric_is_found_and_scores(installed: Path, monkeypatch: pytest.Mon
     with pytest.raises(RecipeError, match="Did you mean 'loudness'"):
         open_metrics([MetricSettings(kind="loudnes")])
     monkeypatch.delattr("stillhouse_parrot.Loudness.digits")
-    with pytest.raises(RecipeError, match=r"metrics\.0\.kind is 'loudness', and its metric has no digits"):
+    with pytest.raises(RecipeError, match=r"metrics\.0\.kind is 'loudness': its metric has no digits"):
         open_metrics([MetricSettings.model_validate(given)])
 
 

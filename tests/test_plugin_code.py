@@ -15,7 +15,7 @@ from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.plugins import FILTERS, LOSSES, METRICS, TEACHERS, plugin_code_key
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.stages import distill_students, recipe_dataset
 from stillhouse.student.finished.folder import student_folder
 from tests.conftest import MakeRecipe

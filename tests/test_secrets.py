@@ -25,7 +25,7 @@ from stillhouse.labelling import sender
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.journal_view import JournalView
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import RunningStandIn, running_stand_in

@@ -1,1 +1,1 @@
-"""Prefect flows over the stages of `stillhouse`: they schedule, retry and show; the store decides what is done."""
+"""Prefect flows over the stages of `stillhouse`: scheduling, retries, artifacts. The store decides what is done."""

@@ -1,4 +1,4 @@
-"""What every flow does alike: typed parameters, a name that says what it makes, progress, nothing in Prefect's storage."""
+"""Shared by all flows: typed parameters, run names, progress, and no results in Prefect's storage."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from stillhouse.dataset.manifest import Manifest, version_label
 from stillhouse.errors import StillhouseError, UsageError, error_from
 from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.progress import PlainProgress, Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 
-# Persistent caching stays off: whether a shard or a student is done is for the store to say (docs/architecture.md).
-ENDED = "prefect.flow-run.ended"  # the last event of a run of ours
+# No persistent caching: the store decides whether a shard or a student is done (docs/architecture.md).
+ENDED = "prefect.flow-run.ended"  # the last event of a Stillhouse run
 TASK: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
-LOG_EVERY = 30.0  # seconds between two lines of progress: a server keeps each of them
-TAG = "stillhouse"  # of every run of a flow of ours
+LOG_EVERY = 30.0  # seconds between two lines of progress, because a server stores each line
+TAG = "stillhouse"  # of every run of these flows
 _ERROR = "stillhouse.error"  # label of a flow run: the error that ended it
 
 # A deployment's form and the API check these; the recipe itself is checked when the run begins.
@@ -36,11 +36,11 @@ RecipePath = Annotated[str, Field(min_length=1)]
 Overrides = list[Annotated[str, Field(pattern=r"^[^=\s]+=")]] | None
 
 
-def tell_ended(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
-    """Say that a run has ended, after its heartbeats and by the same way.
+def emit_ended_event(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+    """Emit the event that a run has ended, after its heartbeats and over the same channel.
 
-    The server learns of a state at once, and of a heartbeat some seconds after it was sent: of a short run often after its
-    end. The guard (recovery.py) would then wait for the next word of a run that has none to give.
+    The server receives states at once, but heartbeats some seconds after they were sent, often after a short run has ended.
+    The automations of recovery.py would then wait for the next heartbeat of a run that has ended.
     """
     emit_event(
         event=ENDED,
@@ -59,30 +59,30 @@ def tell_ended(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
 FLOW: dict[str, Any] = {
     "persist_result": False,
     "validate_parameters": True,
-    **{when: [tell_ended] for when in ("on_completion", "on_failure", "on_crashed", "on_cancellation")},
+    **{when: [emit_ended_event] for when in ("on_completion", "on_failure", "on_crashed", "on_cancellation")},
 }
 
 
 def logged_progress() -> Progress:
-    """Progress as lines of the run's log."""
+    """Return progress that writes lines to the run's log."""
     quiet_libraries()
     return PlainProgress(get_run_logger().info, LOG_EVERY)
 
 
-def another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """What the recipe says wrongly stays wrong; whatever else it was, the store decides what is done."""
+def retry_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether to retry: not if the recipe is wrong; otherwise yes, since the store skips finished work."""
     return not isinstance(state.data, UsageError)
 
 
 @asynccontextmanager
 async def reported_errors() -> AsyncIterator[None]:
-    """Attach an error of Stillhouse to the flow run as JSON, for whoever started the run (`reported_error`)."""
+    """Attach a Stillhouse error to the flow run as JSON, for the run that started it (`reported_error`)."""
     try:
         yield
     except StillhouseError as error:
         context = FlowRunContext.get()
         if context is not None and context.flow_run is not None:
-            with suppress(httpx.HTTPError):  # the run fails with the error all the same
+            with suppress(httpx.HTTPError):  # the run fails with the error anyway
                 async with get_client() as client:
                     await client.update_flow_run_labels(context.flow_run.id, {_ERROR: json.dumps(error.as_dict())})
         raise
@@ -97,7 +97,7 @@ async def reported_error(run_id: UUID) -> StillhouseError | None:
 
 
 class _NoTraceback(logging.Filter):
-    """Errors raised on purpose say what mends them, and are told without the way they came."""
+    """Drop the traceback of Stillhouse errors, whose message is enough."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], StillhouseError):
@@ -105,18 +105,18 @@ class _NoTraceback(logging.Filter):
         return True
 
 
-for _name in ("prefect.flow_runs", "prefect.task_runs"):  # whose loggers Prefect makes by these names
+for _name in ("prefect.flow_runs", "prefect.task_runs"):  # names of Prefect's loggers
     logging.getLogger(_name).addFilter(_NoTraceback())
 
 
-def name_run(stage: str, recipe: Recipe, made: Manifest | None = None) -> None:
-    """Name the flow run that this is called in after its recipe and, once it is known, the dataset's version."""
+def name_run(stage: str, recipe: Recipe, manifest: Manifest | None = None) -> None:
+    """Name the current flow run after its recipe and, once known, the dataset's version."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return
     name = f"{stage} {recipe.name}"
-    if made is not None:
-        name += f" {version_label(made.version) if made.name == recipe.name else made.label}"
+    if manifest is not None:
+        name += f" {version_label(manifest.version) if manifest.name == recipe.name else manifest.label}"
     with get_client(sync_client=True) as client:
         client.update_flow_run(
             context.flow_run.id, name=name, tags=sorted({*context.flow_run.tags, TAG, stage, recipe.name})

@@ -1,8 +1,8 @@
-"""What is scheduled: `flows/prefect.yaml`, with the changes that a command asks for.
+"""The deployments of `flows/prefect.yaml`, with the changes that a command requests.
 
     definitions = read_definitions(Changes(only="nightly", recipe="my.yaml"))
 
-The file is Prefect's own and is read by `prefect deploy` as well; nothing of it stands a second time in code.
+The file has Prefect's format, and `prefect deploy` reads it too; nothing in it is repeated in code.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _NO_POOL = {"work_pool_name": None, "work_queue_name": None}
 
 @dataclass(frozen=True)
 class Changes:
-    """What a command changes of the file; None leaves it as it stands there."""
+    """Changes that a command makes to the file; None: unchanged."""
 
     only: str | None = None  # the name of one deployment
     recipe: str | None = None
-    overrides: Sequence[str] = ()  # as --set takes them
-    cron: str | None = None  # five fields, as cron has them
+    overrides: Sequence[str] = ()  # as for --set
+    cron: str | None = None  # the five fields of cron
     timezone: str | None = None  # an IANA name
 
 
 @dataclass(frozen=True)
 class Definitions:
-    """The file's content, changed; `deployments` are its entries."""
+    """The file's content with the changes; `deployments` are its entries."""
 
     content: dict[str, Any]
 
@@ -51,39 +51,49 @@ class Definitions:
 
     @property
     def pools(self) -> list[str]:
-        """The names of the work pools, each once."""
+        """Return the distinct names of the work pools."""
         return list(dict.fromkeys(entry["work_pool"]["name"] for entry in self.deployments))
 
     @property
-    def in_turn(self) -> list[dict[str, Any]]:
-        """Those whose runs wait for each other: each writes a recipe's dataset, students or report."""
+    def sequential(self) -> list[dict[str, Any]]:
+        """Deployments whose runs run one at a time: each writes a recipe's dataset, students or report."""
         return [entry for entry in self.deployments if "work_queue_name" in entry["work_pool"]]
 
     @property
-    def beside(self) -> list[dict[str, Any]]:
-        """The others."""
-        return [entry for entry in self.deployments if entry not in self.in_turn]
+    def parallel(self) -> list[dict[str, Any]]:
+        """Deployments whose runs may run at the same time as others."""
+        return [entry for entry in self.deployments if entry not in self.sequential]
 
     @property
     def queues(self) -> list[tuple[str, str]]:
-        """The work queues in which one run works at a time, each once: a pool's name, and the queue's."""
-        named = (entry["work_pool"] for entry in self.in_turn)
+        """Return the distinct work queues with one run at a time: name of the pool, name of the queue."""
+        named = (entry["work_pool"] for entry in self.sequential)
         return list(dict.fromkeys((pool["name"], pool["work_queue_name"]) for pool in named))
 
 
 def read_definitions(changes: Changes, file: Path = FILE) -> Definitions:
-    """The deployments as they shall be, each with a recipe that can be loaded.
+    """Return the changed deployments, after loading each one's recipe.
 
     Raises:
-        RecipeError: no such deployment, a schedule changed of more than one, or a recipe that is wrong.
+        RecipeError: the deployment does not exist, a schedule is given for several of them, or a recipe is wrong.
     """
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     names = [entry["name"] for entry in content["deployments"]]
     if changes.only is not None and changes.only not in names:
-        raise RecipeError(f"--only is {changes.only!r}, and {file} has only: {', '.join(names)}")
+        raise RecipeError(
+            f"{file} has no such deployment",
+            setting="--only",
+            value=changes.only,
+            fix=f"choose from: {', '.join(names)}",
+        )
     chosen = [entry for entry in content["deployments"] if changes.only in (None, entry["name"])]
     if changes.cron is not None and len(chosen) > 1:
-        raise RecipeError(f"--cron is {changes.cron!r} for {len(chosen)} deployments: name one with --only")
+        raise RecipeError(
+            f"it would apply to {len(chosen)} deployments",
+            setting="--cron",
+            value=changes.cron,
+            fix="choose one with --only",
+        )
     for entry in chosen:
         _change(entry, changes)
         load_recipe(entry["parameters"]["recipe"], entry["parameters"]["overrides"])
@@ -112,41 +122,45 @@ def _check_schedule(name: str, schedule: dict[str, Any]) -> None:
         CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
     except ValueError as error:
         raise RecipeError(
-            f"the schedule of {name}, cron {schedule['cron']!r} in time zone {schedule['timezone']!r}, is none: give five "
-            'fields such as "0 2 * * *", and an IANA time zone such as Europe/Lisbon'
+            f"the schedule of {name}, cron {schedule['cron']!r} in time zone {schedule['timezone']!r}, is not valid",
+            fix='give five fields such as "0 2 * * *", and an IANA time zone such as Europe/Lisbon',
         ) from error
 
 
 def flow_of(entry: dict[str, Any]) -> Flow[..., Any]:
-    """The flow that an entry of the file runs."""
+    """Return the flow of an entry of the file."""
     return load_flow_from_entrypoint(entry["entrypoint"])
 
 
-def at_server(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Do what needs a Prefect server.
+def run_with_server(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine function that needs a Prefect server.
 
     Raises:
-        PrefectUnavailable: none is configured (an embedded one would be gone with this command), or it does not answer.
+        PrefectUnavailable: no server is configured (an embedded one would end with this command), or it does not answer.
     """
     url = get_current_settings().api.url
     if url is None:
         raise PrefectUnavailable(
-            "PREFECT_API_URL is not set, so there is no server that could keep a schedule: start one with "
-            "`prefect server start`, and export PREFECT_API_URL=http://127.0.0.1:4200/api"
+            "it is not set, and a schedule needs a server",
+            setting="PREFECT_API_URL",
+            fix="start a server with `prefect server start`, and export PREFECT_API_URL=http://127.0.0.1:4200/api",
         )
     try:
         asyncio.run(work())
     except httpx.TransportError as error:
         raise PrefectUnavailable(
-            f"PREFECT_API_URL is {url}, where nobody answers ({error}): start the server with `prefect server start`"
+            f"the server does not answer ({error})",
+            setting="PREFECT_API_URL",
+            value=url,
+            fix="start the server with `prefect server start`",
         ) from error
 
 
-async def settle(client: PrefectClient, definitions: Definitions, *, served: bool = False) -> None:
-    """What Prefect's own registering leaves open, of deployments that are registered.
+async def complete_registration(client: PrefectClient, definitions: Definitions, *, served: bool = False) -> None:
+    """Complete the registration of deployments by Prefect.
 
-    The API shall refuse parameters that a flow does not have: Prefect's schemas allow any beside the known ones. And one
-    that is served and stood in a work pool before must leave it, or a worker would take its runs as well.
+    Make the API reject parameters that a flow does not have, which Prefect's schemas allow. Remove a deployment that is now
+    served from its former work pool, or a worker would take its runs as well.
     """
     for entry in definitions.deployments:
         deployment = await client.read_deployment_by_name(f"{flow_of(entry).name}/{entry['name']}")

@@ -1,9 +1,9 @@
-"""Give the deployments of `flows/prefect.yaml` to a Prefect server: what `stillhouse flows deploy` does.
+"""Register the deployments of `flows/prefect.yaml` with a Prefect server: `stillhouse flows deploy`.
 
-    work pool -> its queue -> deployments -> parameters that are not known are refused
-        -> keys come from Secret blocks (keys.py) -> runs whose process is gone end (recovery.py)
+    work pool -> its queue -> deployments -> unknown parameters are rejected
+        -> keys come from Secret blocks (keys.py) -> runs whose process is lost are ended (recovery.py)
 
-Each step finds what is there already, so the command can be given again after any change.
+Each step is idempotent, so the command can be run again after any change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from prefect.workers.process import ProcessWorker
 
 from stillhouse.errors import PrefectUnavailable, RecipeError
 from stillhouse.processes.environment import child_environment
-from stillhouse_flows.definitions import Changes, Definitions, at_server, flow_of, read_definitions, settle
+from stillhouse_flows.definitions import (
+    Changes,
+    Definitions,
+    complete_registration,
+    flow_of,
+    read_definitions,
+    run_with_server,
+)
 from stillhouse_flows.keys import check_blocks, refer_to_blocks, secrets_from
 from stillhouse_flows.recovery import guard_runs
 
@@ -32,15 +39,17 @@ HOME_VARIABLE = "STILLHOUSE_HOME"
 
 
 def working_folder() -> dict[str, str]:
-    """A build step: the folder that runs shall work in, on the machine of the worker.
+    """Return the working folder of runs, on the worker's machine; a build step of `flows/prefect.yaml`.
 
     Raises:
-        RecipeError: $STILLHOUSE_HOME is no absolute path.
+        RecipeError: $STILLHOUSE_HOME is not an absolute path.
     """
-    named = os.environ.get(HOME_VARIABLE)
-    if named and not Path(named).is_absolute():
-        raise RecipeError(f"{HOME_VARIABLE} is {named!r}: give an absolute path, a worker starts anywhere")
-    return {"directory": named or str(Path.cwd())}
+    home = os.environ.get(HOME_VARIABLE)
+    if home and not Path(home).is_absolute():
+        raise RecipeError(
+            "a worker may start in any folder", setting=HOME_VARIABLE, value=home, fix="set it to an absolute path"
+        )
+    return {"directory": home or str(Path.cwd())}
 
 
 def deploy(changes: Changes, secrets: Sequence[str] = ()) -> list[str]:
@@ -48,12 +57,12 @@ def deploy(changes: Changes, secrets: Sequence[str] = ()) -> list[str]:
 
     Raises:
         RecipeError: a recipe, a schedule, a secret or $STILLHOUSE_HOME is wrong; nothing was changed.
-        PrefectUnavailable: there is no server, or it refuses.
+        PrefectUnavailable: no server is configured, it does not answer, or it rejects a request.
     """
     definitions = read_definitions(changes)
     working_folder()
     blocks = secrets_from(secrets)
-    at_server(lambda: _deploy(definitions, blocks))
+    run_with_server(lambda: _deploy(definitions, blocks))
     return [f"{flow_of(entry).name}/{entry['name']}" for entry in definitions.deployments]
 
 
@@ -65,7 +74,7 @@ async def _deploy(definitions: Definitions, secrets: Mapping[str, str]) -> None:
         for pool, queue in definitions.queues:
             await _make_queue(client, pool, queue)
         await asyncio.to_thread(_prefect_deploy, definitions)
-        await settle(client, definitions)
+        await complete_registration(client, definitions)
         await refer_to_blocks(client, definitions, secrets)
         await guard_runs(client)
 
@@ -80,13 +89,13 @@ async def _make_pool(client: PrefectClient, name: str) -> None:
 
 
 async def _make_queue(client: PrefectClient, pool: str, queue: str) -> None:
-    """A queue of which one run works at a time; a limit that somebody has set stays."""
+    """Create a queue with one run at a time; keep a limit that is already set."""
     try:
         await client.create_work_queue(queue, work_pool_name=pool, concurrency_limit=1)
     except ObjectAlreadyExists:
-        there = await client.read_work_queue_by_name(queue, work_pool_name=pool)
-        if there.concurrency_limit is None:
-            await client.update_work_queue(there.id, concurrency_limit=1)
+        existing = await client.read_work_queue_by_name(queue, work_pool_name=pool)
+        if existing.concurrency_limit is None:
+            await client.update_work_queue(existing.id, concurrency_limit=1)
 
 
 def _prefect_deploy(definitions: Definitions) -> None:
@@ -96,4 +105,4 @@ def _prefect_deploy(definitions: Definitions) -> None:
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
         done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise PrefectUnavailable(f"`prefect deploy` refuses flows/prefect.yaml:\n{done.stdout}{done.stderr}".rstrip())
+        raise PrefectUnavailable(f"`prefect deploy` rejects flows/prefect.yaml:\n{done.stdout}{done.stderr}".rstrip())

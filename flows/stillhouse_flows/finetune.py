@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger, task
 
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_finetune
 from stillhouse.stages.stages import finetune_stage
 from stillhouse.student.finished.folder import StudentResult
-from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, another_try_may_help, logged_progress, name_run
-from stillhouse_flows.watching import show_models
+from stillhouse_flows.artifacts import publish_models
+from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run, retry_may_help
 
 
 @task(
@@ -17,24 +18,24 @@ from stillhouse_flows.watching import show_models
     task_run_name="fine-tune teacher",
     retries=1,
     retry_delay_seconds=10,
-    retry_condition_fn=another_try_may_help,
+    retry_condition_fn=retry_may_help,
     **TASK,
 )
 def finetune_teacher(recipe: Recipe) -> StudentResult | None:
-    """Fine-tune the teacher, where it is not there yet; a retry goes on from its last checkpoint."""
+    """Fine-tune the teacher unless it is finished; a retry resumes from its last checkpoint."""
     return finetune_stage(recipe, logged_progress(), get_run_logger().info)
 
 
 @flow(name="finetune", flow_run_name="finetune {recipe}", **FLOW)
 def finetune_flow(recipe: RecipePath, overrides: Overrides = None) -> StudentResult | None:
-    """Fine-tune a recipe's teacher; `overrides` are as `--set` takes them."""
+    """Fine-tune a recipe's teacher; `overrides` are as for `--set`."""
     loaded = load_recipe(recipe, overrides or [])
     name_run("finetune", loaded)
     check_finetune(loaded)
     result = finetune_teacher(loaded)
     if result is not None:
         card = result.card
-        get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "was there already")
+        get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "already trained")
         about = f"Fine-tuned teacher of {loaded.name}, from dataset {card.dataset}"
-        show_models("teacher", about, [result], loaded)
+        publish_models("teacher", about, [result], loaded)
     return result

@@ -1,6 +1,6 @@
-"""The labelling flow: teacher -> dataset, one task a shard.
+"""The labelling flow: teacher -> dataset, one task per shard.
 
-A shard that fails is retried by Prefect; what is already answered is in the journal and is not asked for again.
+Prefect retries a shard that fails; answers are in the journal and are not requested again.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from stillhouse.labelling.engine import LabelJob, LabelResult, open_job_when_fre
 from stillhouse.labelling.retrying import Retry
 from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import check_labels
+from stillhouse_flows.artifacts import publish_dataset, publish_plan, publishing_progress
 from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run, reported_errors
-from stillhouse_flows.watching import show_dataset, show_plan, watched
 from stillhouse_flows.work_pool import runner_of
 
 
-async def _another_try_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """What the recipe, the account or the budget forbids stays forbidden."""
+async def _retry_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether to retry: not if the recipe, the account or the budget is the cause."""
     try:
         await state.aresult()
     except (UsageError, TeacherRefused, BudgetSpent):
         return False
-    except Exception:  # whatever else it was: the store decides what is done, so trying is harmless
+    except Exception:  # the store skips finished work, so a retry is harmless
         return True
     return False
 
@@ -39,7 +39,7 @@ async def _another_try_may_help(task: Task[..., Any], run: TaskRun, state: State
     task_run_name="label {name}",
     retries=2,
     retry_delay_seconds=10,
-    retry_condition_fn=_another_try_may_help,
+    retry_condition_fn=_retry_may_help,
     **TASK,
 )
 async def label_shard(job: LabelJob, number: int, name: str) -> None:
@@ -55,8 +55,8 @@ async def label_flow(
 
     Args:
         recipe: A recipe file, such as flows/recipes/quickstart.yaml.
-        overrides: Settings of the recipe to change, as --set takes them, such as label.sampling.temperature=0.5
-        retry_rejected: Ask again what the teacher's errors rejected for these reasons; an empty list: for any reason.
+        overrides: Settings of the recipe to change, as for --set, such as label.sampling.temperature=0.5
+        retry_rejected: Retry requests that the teacher's errors rejected for these reasons; an empty list: for any.
     """
     log = get_run_logger()
     async with reported_errors():
@@ -65,8 +65,8 @@ async def label_flow(
         check_labels(loaded)
         async with open_job_when_free(loaded, logged_progress(), Retry.from_reasons(retry_rejected)) as job:
             try:
-                await show_plan(job, loaded)
-                async with watched(job, loaded):
+                await publish_plan(job, loaded)
+                async with publishing_progress(job, loaded):
                     await job.run_parts(runner_of(loaded.label.runner))
                     await job.run(lambda number: label_shard(job, number, job.describe(number)))
             finally:
@@ -74,15 +74,15 @@ async def label_flow(
             result = job.commit()
         name_run("label", loaded, result.dataset.manifest)
         log.info("%s", result)
-        await show_dataset(result, loaded)
-    return cast(LabelResult, Completed(message=str(result), data=result))  # the state says it; the caller gets the data
+        await publish_dataset(result, loaded)
+    return cast(LabelResult, Completed(message=str(result), data=result))  # message for the state, data for the caller
 
 
 def run_label_flow(recipe: str, overrides: Overrides = None, retry_rejected: list[str] | None = None) -> LabelResult:
-    """Run the labelling flow to its end, outside of an event loop.
+    """Run the labelling flow from synchronous code.
 
-    Prefect 3.8.8 reads the server's settings for an asynchronous flow with a client that it never closes, unless one is
-    open.
+    For an asynchronous flow, Prefect 3.8.8 reads the server's settings with a client that it never closes, unless a client
+    is already open.
     """
     with SyncClientContext.get_or_create():
         return asyncio.run(label_flow(recipe, overrides, retry_rejected))

@@ -1,10 +1,10 @@
-"""End runs whose process is gone, so that they can be retried: what `stillhouse flows guard` sets up.
+"""End runs whose process is lost, so that they can be retried: `stillhouse flows guard`.
 
-A flow run says every 30 seconds that it lives. Where its process and its worker are both killed, or its machine is lost,
-nobody is left to say that it failed, and Prefect would show it as Running for ever, or as Pending where it had not begun.
-Two automations of the server wait for the next word of it, and end a run that gives none as Crashed. The last word of a run
-that ends by itself is its own event (common.tell_ended), which follows its last heartbeat. Nothing is retried by itself: a
-retry goes on where the journal, or the last checkpoint, stands.
+A flow run sends a heartbeat every 30 seconds. If its process and its worker are both killed, or its machine is lost, no
+process reports the failure, and Prefect would show the run as Running, or as Pending before it begins, for ever. Two
+automations of the server wait for the next event of a run, and set a run without one to Crashed. A run that ends normally
+emits a last event (common.emit_ended_event) after its last heartbeat. Retries are not automatic; a retry resumes from the
+journal or the last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.schemas.events import ResourceSpecification
 
 from stillhouse.errors import RecipeError
-from stillhouse_flows.definitions import at_server
+from stillhouse_flows.definitions import run_with_server
 
 FLOWS = ["finetune", "label", "distill", "evaluate", "run"]
 HEARTBEAT = 30  # seconds; prefect.toml and flows/prefect.yaml set it, and Prefect allows no less
 AFTER = 3 * HEARTBEAT
-BEGINS_WITHIN = 600  # seconds: an image may have to be fetched
+BEGINS_WITHIN = 600  # seconds, enough to pull an image
 
 
 @dataclass(frozen=True)
-class _Watch:
-    """What a run must be heard of after."""
+class _Automation:
+    """An automation: after `event`, a run must emit another event in time."""
 
     name: str  # of the automation
     event: str
-    told: str  # of a run that is not, which `seconds` completes
-    seconds: float  # where nothing else is asked for
+    message: str  # of a run that is set to Crashed; `seconds` completes it
+    seconds: float  # default
 
-    def automation(self, seconds: float) -> AutomationCore:
+    def build(self, seconds: float) -> AutomationCore:
         return AutomationCore(
             name=self.name,
             description="Set up by `stillhouse flows guard`.",
@@ -44,7 +44,7 @@ class _Watch:
                 match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}),
                 for_each={"prefect.resource.id"},
                 after={self.event},
-                expect={"prefect.flow-run.*"},  # a heartbeat, or that it has begun or ended, or waits
+                expect={"prefect.flow-run.*"},  # a heartbeat, or a new state
                 posture=Posture.Proactive,
                 threshold=1,
                 within=timedelta(seconds=seconds),
@@ -53,21 +53,21 @@ class _Watch:
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
                     name="Crashed",
-                    message=f"{self.told} {seconds:g} seconds. What was done is kept: retry this run, here or with "
-                    "`prefect flow-run retry`, and it goes on where it was.",
+                    message=f"{self.message} {seconds:g} seconds. Finished work is kept: retry this run, here or with "
+                    "`prefect flow-run retry`, and it resumes.",
                     force=False,
                 )
             ],
         )
 
 
-_BEGUN = _Watch(
+_BEGUN = _Automation(
     "Stillhouse: a run whose process is gone has crashed",
     "prefect.flow-run.heartbeat",
-    "Its process gave no sign of life for",
+    "Its process sent no heartbeat for",
     AFTER,
 )
-_TAKEN = _Watch(
+_TAKEN = _Automation(
     "Stillhouse: a run that a worker took and never began has crashed",
     "prefect.flow-run.Pending",
     "A worker took it and did not begin it within",
@@ -76,46 +76,51 @@ _TAKEN = _Watch(
 
 
 def guard(after: float = AFTER, begins_within: float = BEGINS_WITHIN) -> None:
-    """Set up the automations, or change them.
+    """Create or change the automations.
 
     Args:
-        after: seconds without a sign of life, of a run that has begun.
-        begins_within: seconds from the moment when a worker takes a run until it must have begun.
+        after: seconds without a heartbeat after which a run that has begun is set to Crashed.
+        begins_within: seconds from when a worker takes a run until it must have begun.
 
     Raises:
-        RecipeError: one of them is too short for a run that lives.
-        PrefectUnavailable: there is no server.
+        RecipeError: one of them is so short that it would end healthy runs.
+        PrefectUnavailable: no server is configured, or it does not answer.
     """
     if after <= HEARTBEAT:
         raise RecipeError(
-            f"--after is {after:g}: a run that lives says so every {HEARTBEAT} seconds, so give more, best {AFTER}"
+            f"a run sends a heartbeat only every {HEARTBEAT} seconds",
+            setting="--after",
+            value=after,
+            fix=f"give more than {HEARTBEAT} seconds, preferably {AFTER}",
         )
     if begins_within < HEARTBEAT:
         raise RecipeError(
-            f"--begins-within is {begins_within:g}: a run's process takes some seconds to start, so give {HEARTBEAT} or "
-            f"more, best {BEGINS_WITHIN}"
+            "a run's process takes some seconds to start",
+            setting="--begins-within",
+            value=begins_within,
+            fix=f"give {HEARTBEAT} seconds or more, preferably {BEGINS_WITHIN}",
         )
-    at_server(lambda: _guard(after, begins_within))
+    run_with_server(lambda: _guard(after, begins_within))
 
 
 async def _guard(after: float, begins_within: float) -> None:
     async with get_client() as client:
-        await _watch(client, _BEGUN, after)
-        await _watch(client, _TAKEN, begins_within)
+        await _register(client, _BEGUN, after)
+        await _register(client, _TAKEN, begins_within)
 
 
 async def guard_runs(client: PrefectClient) -> None:
-    """Set up what is not there yet; what is stays as it is."""
+    """Create the automations that do not exist yet; keep existing ones unchanged."""
     for one in (_BEGUN, _TAKEN):
-        await _watch(client, one)
+        await _register(client, one)
 
 
-async def _watch(client: PrefectClient, watch: _Watch, seconds: float | None = None) -> None:
-    """One automation of this name, however often this is called; without `seconds` one that is there stays as it is."""
-    there = await client.read_automations_by_name(watch.name)
-    if not there:
-        await client.create_automation(watch.automation(seconds or watch.seconds))
+async def _register(client: PrefectClient, automation: _Automation, seconds: float | None = None) -> None:
+    """Create or update the automation of this name; without `seconds`, an existing one is kept. Remove duplicates."""
+    existing = await client.read_automations_by_name(automation.name)
+    if not existing:
+        await client.create_automation(automation.build(seconds or automation.seconds))
     elif seconds is not None:
-        await client.update_automation(there[0].id, watch.automation(seconds))
-    for surplus in there[1:]:
+        await client.update_automation(existing[0].id, automation.build(seconds))
+    for surplus in existing[1:]:
         await client.delete_automation(surplus.id)

@@ -1,7 +1,7 @@
-"""One machine and no work pool: this process waits for the schedules of `flows/prefect.yaml` and starts their runs.
+"""One machine without a work pool: this process follows the schedules of `flows/prefect.yaml` and starts their runs.
 
-What writes a recipe's dataset, students or report runs one at a time, whichever deployment it is of; parts of a dataset run
-beside it.
+Runs that write a recipe's dataset, students or report run one at a time across all deployments; runs that label a part of a
+dataset run in parallel with them.
 
 python -m stillhouse_flows.serve          # the same as `stillhouse flows serve`
 """
@@ -19,12 +19,12 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from stillhouse.processes.environment import safe_path_for_children
-from stillhouse_flows.definitions import Changes, at_server, flow_of, read_definitions, settle
+from stillhouse_flows.definitions import Changes, complete_registration, flow_of, read_definitions, run_with_server
 from stillhouse_flows.recovery import HEARTBEAT, guard_runs
 
 
-async def served(entry: dict[str, Any]) -> RunnerDeployment:
-    """An entry of the file as a deployment that this process serves."""
+async def served_deployment(entry: dict[str, Any]) -> RunnerDeployment:
+    """Return an entry of the file as a deployment that this process serves."""
     return await flow_of(entry).ato_deployment(
         entry["name"],
         schedules=[Cron(one["cron"], timezone=one["timezone"], slug=one["slug"]) for one in entry["schedules"]],
@@ -37,27 +37,27 @@ async def served(entry: dict[str, Any]) -> RunnerDeployment:
 
 
 def serve(changes: Changes | None = None) -> None:
-    """Run what is due until Ctrl-C, in processes of their own; the schedules are paused while nobody serves them.
+    """Run deployments on schedule until Ctrl-C, each run in a separate process; schedules are paused while not served.
 
     Raises:
         RecipeError: a recipe or a schedule is wrong.
-        PrefectUnavailable: there is no server.
+        PrefectUnavailable: no server is configured, or it does not answer.
     """
     with safe_path_for_children():
-        at_server(lambda: _serve(changes or Changes()))
+        run_with_server(lambda: _serve(changes or Changes()))
 
 
 async def _serve(changes: Changes) -> None:
     definitions = read_definitions(changes)
-    alone = Runner(name="stillhouse", limit=1, pause_on_shutdown=True, heartbeat_seconds=HEARTBEAT)
-    beside = Runner(name="stillhouse-parts", limit=None, pause_on_shutdown=True, heartbeat_seconds=HEARTBEAT)
+    sequential_runner = Runner(name="stillhouse", limit=1, pause_on_shutdown=True, heartbeat_seconds=HEARTBEAT)
+    parts_runner = Runner(name="stillhouse-parts", limit=None, pause_on_shutdown=True, heartbeat_seconds=HEARTBEAT)
     runners = []
-    for runner, entries in ((alone, definitions.in_turn), (beside, definitions.beside)):
+    for runner, entries in ((sequential_runner, definitions.sequential), (parts_runner, definitions.parallel)):
         for entry in entries:
-            await runner.aadd_deployment(await served(entry))
+            await runner.aadd_deployment(await served_deployment(entry))
         runners += [runner] if entries else []
     async with get_client() as client:
-        await settle(client, definitions, served=True)
+        await complete_registration(client, definitions, served=True)
         await guard_runs(client)
     async with asyncio.TaskGroup() as group:
         for runner in runners:

@@ -1,8 +1,7 @@
 """Parts of a labelling job as runs of a deployment: `label.runner: {kind: work-pool}`.
 
-The deployment `label/part` (flows/prefect.yaml) is the labelling flow itself, in a work pool: Prefect gives its runs to the
-workers, on as many machines as have one. A run that is lost, begun or not, ends as Crashed (recovery.py), and its part is
-handed out again.
+The deployment `label/part` (flows/prefect.yaml) is the labelling flow in a work pool: Prefect assigns its runs to workers
+on one or more machines. A run that is lost is set to Crashed (recovery.py), and its part is dispatched again.
 """
 
 from __future__ import annotations
@@ -23,28 +22,30 @@ from stillhouse.labelling.runners.base import open_runner
 from stillhouse.recipe.label import RunnerSettings
 from stillhouse_flows.common import TAG, reported_error
 
-_LOOK_EVERY = 2.0  # seconds, at a run that is under way
+_POLL_SECONDS = 2.0  # between two requests for a run's state
 
 
 class WorkPool:
-    """Hands parts to a deployment of a Prefect server."""
+    """Dispatches parts to a deployment of a Prefect server."""
 
     def __init__(self, deployment: str) -> None:
         self._deployment = deployment
 
     async def label(self, recipe: str, name: str) -> None:
-        """As `Runner.label`.
+        """Label a part in a run of the deployment, and wait for its end; see `Runner.label`.
 
         Raises:
-            PrefectUnavailable: there is no such deployment.
-            WorkerFailed: the run raised what is no error of this program: a defect, or a plug-in's fault.
+            StillhouseError: the error that the run reported.
+            PrefectUnavailable: the deployment does not exist.
+            WorkerFailed: the run raised another exception: a defect, or an error of a plug-in.
+            WorkerLost: the run ended without reporting an error.
         """
         run = await self._start(recipe, name)
         try:
             state = await _end_of(run)
         except asyncio.CancelledError:
             async with get_client() as client:
-                await client.set_flow_run_state(run.id, Cancelling(message="The run that asked for it was stopped."))
+                await client.set_flow_run_state(run.id, Cancelling(message="The run that started it was stopped."))
             raise
         if state.is_completed():
             return
@@ -59,16 +60,18 @@ class WorkPool:
             )
         except ObjectNotFound:
             raise PrefectUnavailable(
-                f"label.runner.deployment is {self._deployment!r}, which the server does not know: give it with "
-                "`stillhouse flows deploy`, or name another"
+                "the server has no such deployment",
+                setting="label.runner.deployment",
+                value=self._deployment,
+                fix="create it with `stillhouse flows deploy`, or name another one",
             ) from None
 
 
 def runner_of(settings: RunnerSettings) -> Runner | None:
-    """What hands a recipe's parts out, within a flow.
+    """Return the runner of a recipe's parts, within a flow; None: this process labels.
 
     Raises:
-        RecipeError: as `open_runner` does; a work pool needs a server that workers can reach.
+        RecipeError: the runner's settings are wrong, a library is missing, or a work pool has no server to reach.
     """
     if settings.kind == "work-pool" and get_current_settings().api.url is not None:
         return WorkPool(settings.deployment)
@@ -78,6 +81,6 @@ def runner_of(settings: RunnerSettings) -> Runner | None:
 async def _end_of(run: FlowRun) -> State[Any]:
     async with get_client() as client:
         while run.state is None or not run.state.is_final():
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_SECONDS)
             run = await client.read_flow_run(run.id)
     return run.state

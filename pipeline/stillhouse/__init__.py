@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from stillhouse.labelling.estimate import Estimate
     from stillhouse.progress import Progress, silent
     from stillhouse.quality.base import Filter
-    from stillhouse.recipe.load import Recipe
+    from stillhouse.recipe.recipe import Recipe
     from stillhouse.stages.stages import RunResult
     from stillhouse.student.finished.folder import StudentResult
     from stillhouse.student.finished.open import Student, open_student
@@ -63,7 +63,7 @@ _FROM = {
     "stillhouse.labelling.estimate": "Estimate",
     "stillhouse.progress": "Progress silent",
     "stillhouse.quality.base": "Filter",
-    "stillhouse.recipe.load": "Recipe",
+    "stillhouse.recipe.recipe": "Recipe",
     "stillhouse.stages.stages": "RunResult",
     "stillhouse.student.finished.folder": "StudentResult",
     "stillhouse.student.finished.open": "Student open_student",

@@ -27,11 +27,12 @@ from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
 from stillhouse.labelling.engine import LabelResult
 from stillhouse.labelling.estimate import Estimate
 from stillhouse.labelling.retrying import Retry
-from stillhouse.processes.event_loop import run_to_end
+from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.progress import Bars, Progress
-from stillhouse.recipe import load as recipes
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.load import load_recipe as load_recipe_file
+from stillhouse.recipe.overrides import with_overrides
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.stages.checks import check_distill, check_evaluate, check_labels, check_run
 from stillhouse.stages.stages import (
     RunResult,
@@ -60,9 +61,9 @@ def load_recipe(source: RecipeLike, overrides: Sequence[str] | Mapping[str, Any]
         RecipeError: the file cannot be read, a setting is unknown or wrong, or two settings contradict each other.
     """
     if isinstance(source, str | Path):
-        return recipes.load_recipe(source, overrides)
+        return load_recipe_file(source, overrides)
     raw = source.model_dump(mode="json", by_alias=True, exclude_unset=True) if isinstance(source, Recipe) else source
-    return recipes.recipe_from(recipes.changed(raw, overrides), origin="that was given")
+    return recipe_from(with_overrides(raw, overrides), origin="that was given")
 
 
 def plan(recipe: RecipeLike) -> Estimate:
@@ -92,7 +93,7 @@ def label(
         BudgetSpent: the next request could exceed `label.budget_usd`; answers so far are kept.
         DatasetBusy: another run is writing this dataset.
     """
-    return run_to_end(label_async(recipe, retry_rejected=retry_rejected, progress=progress))
+    return run_coroutine(label_async(recipe, retry_rejected=retry_rejected, progress=progress))
 
 
 async def label_async(

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: one function, handed in by whoever shows it."""
+"""Progress of long work: a function that the caller passes in."""
 
 from __future__ import annotations
 

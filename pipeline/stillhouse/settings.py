@@ -1,21 +1,22 @@
-"""What every part of a recipe is made of, and how a wrong one is told of.
+"""Base class of the recipe's parts, and the errors that describe a wrong setting.
 
     class ServeSettings(Settings): ...
     parse_options("teacher.options", given, ServeSettings)
 
-An unknown key is refused with its path and the nearest right one.
+An unknown key is an error that names its path and the nearest valid key.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from stillhouse.errors import RecipeError
+from stillhouse.errors import RecipeError, RecipeFaults
 
 
 class Settings(BaseModel):
@@ -25,54 +26,74 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _numbers_are_no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
-        """`limit: true` is no 1; pydantic would take it for one."""
+    def _reject_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject `limit: true`, which pydantic would read as 1."""
         if isinstance(value, bool) and info.field_name is not None:
-            kinds = _kinds(cls.model_fields[info.field_name].annotation)
-            if kinds & {int, float} and bool not in kinds:
-                raise ValueError("is a truth value: give a number")
+            types_ = _types_in(cls.model_fields[info.field_name].annotation)
+            if types_ & {int, float} and bool not in types_:
+                raise ValueError("it must be a number, not true or false")
         return value
+
+
+class SettingError(ValueError):
+    """A ValueError of a validator with the fields of a `RecipeError`; `setting` is relative to the validated model."""
+
+    def __init__(self, problem: str | RecipeError, **fields: Any) -> None:
+        self.error = RecipeError(problem, **fields) if isinstance(problem, str) else problem
+        super().__init__(str(self.error))
 
 
 Options = TypeVar("Options", bound=Settings)
 
 
-def parse_options(where: str, given: Mapping[str, Any], options: type[Options]) -> Options:
-    """The options of one kind of teacher or filter, as that kind's own settings; `where` is their place in the recipe.
+def parse_options(path: str, given: Mapping[str, Any], options: type[Options]) -> Options:
+    """Validate the options of a teacher, filter, loss or metric; `path` is where the recipe has them.
 
     Raises:
-        RecipeError: with one line for every wrong option.
+        RecipeError: an option is unknown or has a wrong value.
+        RecipeFaults: several options are wrong.
     """
     try:
         return options.model_validate(given)
     except ValidationError as error:
-        raise RecipeError("\n".join(explain(options, detail, where) for detail in error.errors())) from None
+        faults = setting_errors(options, error, path)
+    raise faults[0] if len(faults) == 1 else RecipeFaults.of(faults)
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """A hint such as " Did you mean 'temperature'?", or the choices where none is near."""
+    """Return a hint such as " Did you mean 'temperature'?"; if no choice is similar, list the choices."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Choose from: {', '.join(choices)}." if choices else ""
 
 
-def explain(model: type[BaseModel], detail: Any, where: str | None = None) -> str:
-    """One pydantic complaint in words: the path (below `where`, if that is given), the value, the mend."""
-    path = ".".join(str(part) for part in [where, *detail["loc"]] if part is not None) or "recipe"
-    value = detail["input"]
+def setting_errors(model: type[BaseModel], error: ValidationError, path: str | None = None) -> list[RecipeError]:
+    """Return one error per wrong setting; `path` is where the recipe has the settings of `model`, None for the root."""
+    return [_setting_error(model, detail, path) for detail in error.errors()]
+
+
+def _setting_error(model: type[BaseModel], detail: Any, path: str | None) -> RecipeError:
+    location = ".".join(str(part) for part in [path, *detail["loc"]] if part is not None)
+    setting, value = location or None, detail["input"]
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        path_inside = cause.error.setting
+        return cause.error.replace(setting=".".join(filter(None, [location, path_inside]))) if location else cause.error
     if detail["type"] == "extra_forbidden":
         parent = _model_at(model, detail["loc"][:-1])
         names = [field.alias or name for name, field in parent.model_fields.items()] if parent else []
-        return f"{path}: there is no such setting.{nearest(str(detail['loc'][-1]), names)}"
+        return RecipeError(f"there is no such setting.{nearest(str(detail['loc'][-1]), names)}", setting=setting)
     if detail["type"] == "missing":
-        return f"{path}: is missing; give it a value"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message}" + ("" if isinstance(value, (dict, BaseModel)) else f" (it is {value!r})")
+        return RecipeError("it is missing", setting=setting, fix="give it a value")
+    message = re.sub(r"^\w+ should ", "it must ", str(detail["msg"]).removeprefix("Value error, "))
+    if isinstance(value, (dict, BaseModel)):
+        return RecipeError(message, setting=setting)
+    return RecipeError(message, setting=setting, value=value)
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel] | None:
-    """The settings model at a path inside `model`, through optional fields and tuples."""
+    """Return the settings model at a path inside `model`, through optional fields and tuples."""
     current: type[BaseModel] | None = model
     for part in location:
         if isinstance(part, int) or current is None:
@@ -82,10 +103,10 @@ def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[Bas
     return current
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation is made of: int and None of `int | None`; what a container holds is not looked at."""
+def _types_in(annotation: Any) -> set[Any]:
+    """Return the members of a union, such as int and None; a container counts as one type, without its items' types."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return set().union(*(_kinds(arg) for arg in get_args(annotation)))
+        return set().union(*(_types_in(arg) for arg in get_args(annotation)))
     return {annotation}
 
 

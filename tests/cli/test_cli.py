@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stillhouse import __version__
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 
 Stillhouse = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -39,7 +39,7 @@ def test_help_lists_the_commands(stillhouse: Stillhouse) -> None:
         assert command in done.stdout
 
 
-def test_it_tells_its_version(stillhouse: Stillhouse) -> None:
+def test_version(stillhouse: Stillhouse) -> None:
     done = stillhouse("--version")
     assert (done.returncode, done.stdout) == (0, f"stillhouse {__version__}\n")
 
@@ -97,7 +97,7 @@ def test_a_teacher_that_is_fine_tuned_first(
     parts = tiny_recipe().model_dump(mode="json", by_alias=True)
     plain = recipe_file(tiny_recipe())
     none = stillhouse("finetune", plain)
-    assert (none.returncode, "no `teacher.finetune`" in none.stderr) == (2, True)
+    assert (none.returncode, "teacher.finetune is null" in none.stderr) == (2, True)
     teacher = parts["teacher"] | {"finetune": {"root": str(tmp_path / "teachers"), "train": parts["student"]["train"]}}
     recipe = recipe_file(tiny_recipe(teacher=teacher))
     planned = stillhouse("plan", recipe)
@@ -113,7 +113,7 @@ def test_a_teacher_that_is_fine_tuned_first(
     assert "Fine-tuning the teacher: 6 of 6" in done.stderr
     assert json.loads(done.stdout)["teacher"]["trained"] is True
     again = stillhouse("finetune", recipe)
-    assert re.search(r"^teacher +.*teachers/test/gold: .* was there already", again.stdout, re.M)
+    assert re.search(r"^teacher +.*teachers/test/gold: .* already trained", again.stdout, re.M)
     assert stillhouse("label", recipe).returncode == 0
 
 
@@ -131,7 +131,7 @@ def test_a_teacher_that_is_fine_tuned_first(
         (["student.loss.kind=forwardkl"], 2, "Did you mean 'forward-kl'?"),
     ],
 )
-def test_bad_input_is_told_in_a_line_and_nothing_is_written(
+def test_wrong_input_is_reported_in_a_line_and_nothing_is_written(
     stillhouse: Stillhouse,
     tiny_recipe: MakeRecipe,
     recipe_file: Callable[[Recipe], Path],
@@ -149,6 +149,30 @@ def test_bad_input_is_told_in_a_line_and_nothing_is_written(
     assert not (tmp_path / "labels").exists()
     assert not (tmp_path / "students").exists()
     assert not (tmp_path / "data").exists()
+
+
+def test_an_error_is_one_json_object_with_json(
+    stillhouse: Stillhouse, scripted_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
+) -> None:
+    recipe = recipe_file(scripted_recipe())
+    done = stillhouse("label", recipe, "--set", "label.mode=scor", "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert json.loads(done.stdout).keys() == {"error"}
+    assert (error["kind"], error["setting"], error["value"]) == ("RecipeError", "label.mode", "scor")
+    assert done.stderr.strip().endswith(error["message"])
+    assert stillhouse("label", recipe, "--set", "label.mode=scor").stdout == ""
+
+
+def test_a_missing_dataset_and_a_system_error_are_json_too(
+    stillhouse: Stillhouse, scripted_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    missing = stillhouse("datasets", "show", "nothing", "--root", "labels", "--json")
+    assert (missing.returncode, json.loads(missing.stdout)["error"]["kind"]) == (1, "DatasetMissing")
+    (tmp_path / "labels").write_text("a file where the folder should be")
+    unwritable = stillhouse("label", recipe_file(scripted_recipe()), "--json")
+    assert unwritable.returncode == 1
+    assert json.loads(unwritable.stdout)["error"]["message"] in unwritable.stderr
 
 
 def test_too_many_rejections_end_with_status_3(
@@ -192,7 +216,7 @@ def test_datasets_list_show_verify(
 
 @pytest.mark.parametrize("started", ["", 'trap "" INT; '], ids=["by hand", "by a script, with &"])
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on(
+def test_an_interrupted_run_says_how_to_continue(
     tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path, stop: signal.Signals, started: str
 ) -> None:
     parts: dict[str, Any] = {"sampling": {"temperature": 1.0, "max_tokens": 200}, "soft": {"k": 16}, "shard_size": 2}
@@ -206,11 +230,11 @@ def test_an_interrupted_run_says_how_to_go_on(
         process.send_signal(stop)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Go on with: stillhouse run" in told
+    assert "Continue with: stillhouse run" in told
     assert "Traceback" not in told
 
 
-def test_a_folder_that_cannot_be_written_is_told(
+def test_a_folder_that_cannot_be_written_is_reported(
     stillhouse: Stillhouse, scripted_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "labels").write_text("a file where the folder should be")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from tests.conftest import MakeRecipe
 from tests.namesakes import add_namesakes, refuse_imported_namesakes
 from tests.paths import PYTHONPATH

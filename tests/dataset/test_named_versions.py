@@ -7,7 +7,7 @@ import pytest
 from stillhouse.dataset.catalog import find_versions
 from stillhouse.dataset.store import Dataset, find_dataset
 from stillhouse.errors import DatasetMissing
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 
 Labelled = tuple[Recipe, StudentSettings, Dataset]

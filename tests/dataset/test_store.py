@@ -14,7 +14,7 @@ from stillhouse.dataset.manifest import FILE_NAME, read_manifest
 from stillhouse.dataset.store import Dataset, all_datasets, find_dataset, open_dataset
 from stillhouse.errors import DatasetMissing, DatasetRefused
 from stillhouse.labelling.engine import label
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 
 

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from stillhouse.recipe.load import PromptSettings
+from stillhouse.recipe.prompts import PromptSettings
 from tests.paths import ROOT
 
 ROOM = ROOT / "docs"

@@ -15,7 +15,7 @@ from stillhouse.exchange.imports import Imported, ImportRequest, import_dataset
 from stillhouse.exchange.openai_log import OPENAI_URL, LogReader
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import estimate_labelling
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 
 BODY: dict[str, Any] = {
     "model": "gpt-4o-mini",
@@ -350,7 +350,7 @@ def test_the_command(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert (result["dataset"], result["left_out"], result["known_keys"]) == ("paid/v001", {"status-500": 1}, 1)
     assert "left out: 1 status-500, first out.jsonl line 2" in done.stderr
-    assert "labelling into this dataset finds them" in done.stderr
+    assert "labelling into this dataset reuses them" in done.stderr
     arguments = ["export", "paid", "--to", "openai", "--out", "x", "--json"]
     done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout)["left_out"]) == (0, 0)

@@ -87,7 +87,7 @@ def test_a_newer_version_takes_the_place_of_the_older_one(push: Push, hub: Hub, 
     assert "data/train-00000-of-00007.parquet" not in older.files
     theirs = ["LICENSE", "data/notes.csv", "data/train-00001-of-00009.parquet"]
     assert result["kept"] == theirs and {older.files[name] for name in theirs} == {b"theirs"}
-    assert "also has files that no push put there" in done.stderr and "LICENSE" in done.stderr
+    assert "also has files that no push wrote" in done.stderr and "LICENSE" in done.stderr
     assert [one["parentCommit"] for one in older.commits] == ["0" * 40]  # of what the manifest was read
 
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from prefect.states import Pending
 
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import WORDS, MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import PrefectServer

@@ -11,7 +11,7 @@ from stillhouse.dataset.columns import completion_at
 from stillhouse.dataset.store import dataset_folder, open_dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.labelling.engine import label
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 

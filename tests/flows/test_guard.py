@@ -25,13 +25,13 @@ def our_flows() -> list[Any]:
 
 
 def test_every_flow_that_is_guarded_tells_its_end_however_it_ends() -> None:
-    from stillhouse_flows.common import tell_ended
+    from stillhouse_flows.common import emit_ended_event
     from stillhouse_flows.recovery import FLOWS
 
     assert [flow.name for flow in our_flows()] == FLOWS
     for flow in our_flows():
         for hooks in ("on_completion", "on_failure", "on_crashed", "on_cancellation"):
-            assert tell_ended in getattr(flow, f"{hooks}_hooks")
+            assert emit_ended_event in getattr(flow, f"{hooks}_hooks")
 
 
 def test_the_last_event_is_one_that_the_guard_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,11 +42,11 @@ def test_the_last_event_is_one_that_the_guard_waits_for(monkeypatch: pytest.Monk
     sent: list[dict[str, Any]] = []
     monkeypatch.setattr(common, "emit_event", lambda **event: sent.append(event))
     run = SimpleNamespace(id=uuid4(), name="label words", flow_id=uuid4())
-    common.tell_ended(our_flows()[1], run, SimpleNamespace(name="Completed"))  # type: ignore[arg-type]
+    common.emit_ended_event(our_flows()[1], run, SimpleNamespace(name="Completed"))  # type: ignore[arg-type]
     (event,) = sent
     assert event["resource"]["prefect.resource.id"] == f"prefect.flow-run.{run.id}"
     for watch in (recovery._BEGUN, recovery._TAKEN):
-        automation = watch.automation(watch.seconds)
+        automation = watch.build(watch.seconds)
         trigger = EventTrigger.model_validate(automation.trigger.model_dump())
         assert trigger.expects(event["event"]) and not trigger.starts_after(event["event"])
         assert trigger.match.matches(event["resource"])

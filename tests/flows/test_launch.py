@@ -124,7 +124,7 @@ import os, sys
 from prefect import flow, task
 from stillhouse.processes import children, ranks
 from stillhouse.stages import launch
-from stillhouse.cli.common import errors_told
+from stillhouse.cli.common import reporting_errors
 
 @task(retries=1)
 def train():
@@ -137,7 +137,7 @@ def train():
 def training():
     train()
 
-with errors_told():
+with reporting_errors():
     training()
 """
 LAUNCHER = """
@@ -164,9 +164,9 @@ def test_a_flow_that_is_stopped_ends_its_processes_first(tmp_path: Path) -> None
 def test_what_the_recipe_says_wrongly_is_not_tried_again() -> None:
     from prefect.states import Failed
 
-    from stillhouse_flows.distill import another_try_may_help, train_student
+    from stillhouse_flows.distill import retry_may_help, train_student
 
     task: Any = train_student
     run: Any = None
-    assert not another_try_may_help(task, run, Failed(data=RecipeError("wrong")))
-    assert another_try_may_help(task, run, Failed(data=TrainingError("a process failed")))
+    assert not retry_may_help(task, run, Failed(data=RecipeError("wrong")))
+    assert retry_may_help(task, run, Failed(data=TrainingError("a process failed")))

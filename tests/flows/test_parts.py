@@ -17,7 +17,7 @@ import pytest
 
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import WorkerLost
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.stages.stages import label_stage
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS

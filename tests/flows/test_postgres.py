@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests import compose
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
@@ -256,9 +256,7 @@ def test_a_block_that_is_not_there_is_named(composed_server: ComposedServer) -> 
 
     with known(composed_server):
         asyncio.run(check(BLOCK))
-        with pytest.raises(
-            RecipeError, match="--secret names the block 'teachers-key' for TEACHER_KEY, and the server has no"
-        ):
+        with pytest.raises(RecipeError, match="--secret is 'TEACHER_KEY=teachers-key': the server has no Secret block"):
             asyncio.run(check("teachers-key"))
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from stillhouse.errors import TrainingError
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.test_flows import artifact, task_names

@@ -92,5 +92,7 @@ def test_a_recipe_that_is_not_utf_8_or_nested_too_deeply(tmp_path: Path) -> None
     with pytest.raises(RecipeError, match="nested too deeply"):
         load_recipe(file)
     file.write_text(RECIPE)
-    with pytest.raises(RecipeError, match=r"--set label\.budget_usd: the value is not YAML: it is nested too deeply"):
+    with pytest.raises(
+        RecipeError, match=r"--set label\.budget_usd: the value is not valid YAML: it is nested too deeply"
+    ):
         load_recipe(file, [f"label.budget_usd={'[' * 3000}"])

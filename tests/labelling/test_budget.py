@@ -30,7 +30,7 @@ from stillhouse.labelling.journal_view import JournalView
 from stillhouse.labelling.leases import Leases
 from stillhouse.labelling.tokens import likely_prompt_tokens, likely_tokens, most_prompt_tokens
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt, TeacherIdentity
 from stillhouse.teachers.base import AnswerSettings, Request
 from stillhouse.teachers.prices import FlatPrice

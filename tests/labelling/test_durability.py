@@ -24,7 +24,7 @@ from stillhouse.errors import StorageFailed
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.journal_view import JournalView
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.durable import write_atomically
 from tests.conftest import MakeRecipe
 from tests.power import PowerFailures, whole_versions
@@ -305,7 +305,9 @@ def test_a_file_that_finds_no_space_is_named_and_leaves_nothing(
     write_atomically(tmp_path / "kept", b"before")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", FullFrom(1))
-        with pytest.raises(StorageFailed, match=r"kept cannot be written: No space left on device.*Free (disk )?space"):
+        with pytest.raises(
+            StorageFailed, match=r"kept cannot be written: No space left on device.*Free space on the disk"
+        ):
             write_atomically(tmp_path / "kept", b"after")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("kept", b"before")]
 

@@ -22,7 +22,7 @@ from stillhouse.labelling import engine
 from stillhouse.labelling.engine import LabelResult, label, open_job
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.plan import make_plan
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.teachers.base import Outcome, Request, Teacher, open_teacher
 from stillhouse.teachers.scripted import ScriptedTeacher
 from tests.conftest import WORDS, MakeRecipe

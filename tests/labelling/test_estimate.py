@@ -10,7 +10,7 @@ from stillhouse.dataset.store import dataset_folder
 from stillhouse.errors import RecipeError
 from stillhouse.labelling.engine import label, open_job
 from stillhouse.labelling.estimate import Estimate, estimate_labelling
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import WORDS, MakeRecipe
 from tests.stand_in import COMPLETION_TOKENS, PROMPT_TOKENS, RunningStandIn, running_stand_in
 

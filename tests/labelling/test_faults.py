@@ -14,7 +14,7 @@ from stillhouse.labelling import engine, sender
 from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.labelling.sender import ATTEMPTS
 from stillhouse.progress import Progress, silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import TeacherIdentity
 from stillhouse.teachers.base import AttemptFailed, Outcome, Request, open_teacher
 from tests.conftest import MakeRecipe

@@ -19,7 +19,7 @@ from stillhouse.errors import StudentMissing
 from stillhouse.labelling import engine
 from stillhouse.labelling.engine import LabelResult, label, open_job
 from stillhouse.labelling.plan import LabelPlan
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages import stages
 from stillhouse.student.finished.folder import StudentResult
 from tests.conftest import WORDS, MakeRecipe

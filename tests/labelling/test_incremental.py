@@ -21,7 +21,7 @@ from stillhouse.labelling import new_version as version
 from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.labelling.plan import make_plan
 from stillhouse.prompts.load import split_of
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.records import Message, Prompt
 from stillhouse.teachers.base import Outcome, Request, Teacher, open_teacher
 from tests.conftest import WORDS, MakeRecipe

@@ -11,7 +11,7 @@ from stillhouse.errors import PromptError, RecipeError
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.records import Message, Prompt, TeacherIdentity
 from stillhouse.teachers.base import AnswerSettings, Request
 from tests.conftest import MakeRecipe

@@ -11,7 +11,7 @@ from stillhouse.labelling.engine import label, open_job
 from stillhouse.labelling.estimate import estimate_labelling
 from stillhouse.labelling.metrics import Counts, Meter, Metrics, format_duration, format_usd
 from stillhouse.progress import PlainProgress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.stand_in import COMPLETION_TOKENS, PROMPT_TOKENS, running_stand_in
 

@@ -18,7 +18,8 @@ from stillhouse.exchange.push import push_dataset
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.journal_view import JournalView
 from stillhouse.recipe.label import LabelSettings, RunnerSettings
-from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Message, Prompt
 from stillhouse.storage import service
 from stillhouse.teachers.base import AnswerSettings, Refusal, Request, open_teacher
@@ -278,7 +279,7 @@ def test_the_endpoint_of_the_hub_is_checked_before_it_is_asked(
 
 @pytest.mark.parametrize("address", ["127.0.0.1:99999", "ray://127.0.0.1:0", "127.0.0.1 :6379"])
 def test_the_address_of_a_ray_cluster_is_checked_with_the_recipe(address: str) -> None:
-    with pytest.raises(ValidationError, match="host:port, the port from 1 to 65535"):
+    with pytest.raises(ValidationError, match="host:port, with a port from 1 to 65535"):
         RunnerSettings(kind="ray", address=address)
 
 

@@ -13,7 +13,9 @@ from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRe
 from stillhouse.labelling.dataset_lock import lock_dataset
 from stillhouse.labelling.engine import LabelResult, label, open_job, open_job_when_free
 from stillhouse.labelling.journal_view import JournalView
-from stillhouse.recipe.load import DatasetSettings, Recipe, load_recipe, recipe_from
+from stillhouse.recipe.dataset import DatasetSettings
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.stages.stages import label_stage
 from tests.conftest import WORDS, MakeRecipe
 from tests.stand_in import running_stand_in
@@ -126,7 +128,7 @@ def test_the_rate_limits_are_shared_among_the_workers(api_recipe: MakeRecipe) ->
         in_parts(recipe, runner)
     assert runner.most_at_once == 3
     assert {one.label.limits.requests_per_minute for one in runner.recipes} == {200}
-    with pytest.raises(RecipeError, match=r"limits.requests_per_minute is 2, which 3 workers cannot share"):
+    with pytest.raises(RecipeError, match=r"limits.requests_per_minute is 2: it cannot be divided among 3 workers"):
         split_up(api_recipe("http://127.0.0.1:1", WORDS, limits={"requests_per_minute": 2}), workers=3)
 
 

@@ -14,7 +14,7 @@ from stillhouse.errors import PromptError
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt, TeacherIdentity
 from stillhouse.teachers.base import AnswerSettings, Request
 from tests.conftest import MakeRecipe

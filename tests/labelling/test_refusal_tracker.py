@@ -12,7 +12,7 @@ from stillhouse.errors import TeacherRefused, TeacherUnavailable
 from stillhouse.labelling import sender
 from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.labelling.journal_view import JournalView
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import Canned, RunningStandIn, running_stand_in

@@ -14,7 +14,7 @@ from stillhouse.errors import TeacherUnavailable, UsageError
 from stillhouse.labelling import sender
 from stillhouse.labelling.engine import LabelResult, label
 from stillhouse.labelling.retrying import Retry
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import Canned, RunningStandIn, running_stand_in
@@ -104,7 +104,7 @@ def test_the_command_asks_again_and_tells_how(
 ) -> None:
     file = str(recipe_file(api_recipe(server.base_url, ALL)))
     first = CliRunner().invoke(app, ["label", file, "--no-flow"])
-    assert "2 requests: once the cause is mended, --retry-rejected asks again" in " ".join(first.output.split())
+    assert "2 requests: fix the cause, then send them again with --retry-rejected" in " ".join(first.output.split())
     told = CliRunner().invoke(app, ["label", file, "timeout", "--no-flow"])
     assert (told.exit_code, "--retry-rejected" in told.output) == (2, True)
     done = CliRunner().invoke(

@@ -20,7 +20,7 @@ from stillhouse.labelling import engine
 from stillhouse.labelling.engine import LabelResult, label, open_job
 from stillhouse.labelling.plan import make_plan
 from stillhouse.quality.base import NamedFilter
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.records import Completion
 from stillhouse.teachers.base import Outcome, Request, Teacher, open_teacher
 

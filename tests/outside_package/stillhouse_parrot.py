@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stillhouse.evaluation.metrics.base import Floats, quotient
+from stillhouse.evaluation.metrics.base import Floats, ratio
 from stillhouse.quality.base import Filter
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Completion, TeacherIdentity
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
@@ -62,7 +62,7 @@ class Loudness:
         return abs(capitals[0] - capitals[1]), sum(self._of == "characters" or letter.isalpha() for letter in reference)
 
     def score(self, totals: Floats) -> Floats:
-        return quotient(totals)
+        return ratio(totals)
 
 
 def open_metric(options: dict[str, Any]) -> Loudness:

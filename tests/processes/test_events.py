@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import BudgetSpent, RecipeError, TrainingError
-from stillhouse.processes.children import follow
+from stillhouse.processes.children import run_command
 from stillhouse.processes.events import EventProgress, ProgressEvent, progress_event
 from tests.conftest import MakeRecipe
 
@@ -48,14 +48,14 @@ CHILD = """
 import sys
 from stillhouse.errors import *
 from stillhouse.processes.events import EventProgress
-from stillhouse.processes.ranks import leave_failure
+from stillhouse.processes.ranks import write_failure
 print("from a library", flush=True)
 progress = EventProgress()
 progress.tell_more("Training", lambda: ["loss 0.5"])
 progress("Training", 1, 2)
 progress("Training", 2, 2)
 if sys.argv[1] == "refused":
-    leave_failure(RecipeError("too many", setting="student.packing", value=3, fix="take 2"))
+    write_failure(RecipeError("too many", setting="student.packing", value=3, fix="take 2"))
     print("a traceback that nobody wants", file=sys.stderr)
     sys.exit(2)
 sys.exit(int(sys.argv[1]))
@@ -78,7 +78,7 @@ def run(recipe: Any, folder: Path, ends: str) -> tuple[list[str], Told]:
     lines: list[str] = []
     told = Told()
     try:
-        follow(recipe, folder, [sys.executable, "-c", CHILD, ends], lines.append, told, what="the training")
+        run_command(recipe, folder, [sys.executable, "-c", CHILD, ends], lines.append, told, what="the training")
     finally:
         assert lines == ["from a library"]
         assert told.progress == [("Training", 1, 2), ("Training", 2, 2)]

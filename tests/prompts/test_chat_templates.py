@@ -14,13 +14,13 @@ from transformers import AutoTokenizer
 from stillhouse.dataset.columns import completion_at
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TemplateRefused
-from stillhouse.evaluation.measures.rendered import rendered_by_all
-from stillhouse.evaluation.measures.subject import Subject
+from stillhouse.evaluation.measures.chat_templates import select_rendered
+from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
 from stillhouse.exchange.tokens import PromptDecoder
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import encode_prompt, load_language_model, load_tokenizer
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion, Message, Prompt
 from stillhouse.stages.checks import check_finetune, check_labels, check_run
 from stillhouse.stages.stages import distill_students, plan_stage
@@ -198,7 +198,7 @@ def test_a_row_that_the_teacher_s_template_refuses_is_that_row_s_rejection(
 
 def test_a_server_is_not_asked_what_its_template_refuses(model: Make) -> None:
     """No server listens there: the refusal is made before anything is sent."""
-    from stillhouse.recipe.load import TeacherSettings
+    from stillhouse.recipe.teacher import TeacherSettings
 
     folder = model(GEMMA)
     settings = TeacherSettings(kind="vllm", model=str(folder), options={"base_urls": ["http://127.0.0.1:9/v1"]})
@@ -238,7 +238,7 @@ def test_rows_that_a_student_s_template_refuses_are_left_out_and_counted(
     assert (result.card.rows, result.card.rows_unrendered, result.card.rows_too_long) == (6, 2, 0)
     assert ", and every other row whose prompt the chat template refuses: Conversation roles" in caplog.text
     shown.print_student(result)
-    assert "2 rows were left out: its chat template refuses their prompts" in capsys.readouterr().out
+    assert "2 rows were skipped: its chat template rejects their prompts" in capsys.readouterr().out
     lm = load_language_model(folder)
     read = read_examples(dataset, "train", lm, soft=False, by_text=True, max_length=200)
     assert (len(read), read.unrendered) == (6, 2)
@@ -257,15 +257,15 @@ def test_models_are_compared_on_the_rows_that_all_of_them_render(
         )
         for number, turns in enumerate(numbered(number, twice=number % 2 == 0) for number in range(4))
     ]
-    both = [Subject("teacher", "t", tiny_model), Subject("student", "s", model(GEMMA))]
+    both = [ModelToMeasure("teacher", "t", tiny_model), ModelToMeasure("student", "s", model(GEMMA))]
     with caplog.at_level(logging.WARNING):
-        assert [row.id for row in rendered_by_all(rows, both)] == ["1", "3"]
+        assert [row.id for row in select_rendered(rows, both)] == ["1", "3"]
     assert "2 of 4 held-out rows are left out of the report: the chat template of the student" in caplog.text
-    assert rendered_by_all(rows, both[:1]) == tuple(rows)
+    assert select_rendered(rows, both[:1]) == tuple(rows)
     with pytest.raises(
-        RecipeError, match="the chat template of the student .* refuses the prompts of all 2 held-out rows"
+        RecipeError, match="the chat template of the student .* rejects the prompts of all 2 held-out rows"
     ):
-        rendered_by_all(rows[::2], both)
+        select_rendered(rows[::2], both)
 
 
 def test_a_server_is_checked_by_a_talk_that_its_template_renders(model: Make, tmp_path: Path) -> None:

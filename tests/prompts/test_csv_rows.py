@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stillhouse.errors import PromptError
 from stillhouse.prompts.csv_rows import csv_rows
 from stillhouse.prompts.load import read_prompts
-from stillhouse.recipe.load import PromptSettings
+from stillhouse.recipe.prompts import PromptSettings
 
 
 def rows(data: bytes, delimiter: str | None = None) -> list[dict[str, Any]]:

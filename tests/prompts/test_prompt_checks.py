@@ -9,7 +9,7 @@ import pytest
 
 from stillhouse.errors import PromptError, RecipeError
 from stillhouse.prompts.checks import check_prompts
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from tests.encoder_decoders import tiny_t5
 
 PREFIXES = {"summarization": {"prefix": "summarize: ", "num_beams": 4}, "other": {"early_stopping": True}}

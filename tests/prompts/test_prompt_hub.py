@@ -11,7 +11,7 @@ import pytest
 
 from stillhouse.errors import PromptError
 from stillhouse.prompts.load import read_prompts
-from stillhouse.recipe.load import PromptSettings
+from stillhouse.recipe.prompts import PromptSettings
 
 CARD = """---
 configs:

@@ -10,7 +10,7 @@ import pytest
 
 from stillhouse.errors import PromptError
 from stillhouse.prompts.load import read_prompts
-from stillhouse.recipe.load import PromptSettings
+from stillhouse.recipe.prompts import PromptSettings
 
 
 def rendered(folder: Path, row: dict[str, Any], template: str | bytes, **settings: Any) -> str:

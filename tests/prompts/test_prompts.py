@@ -10,7 +10,7 @@ import pytest
 
 from stillhouse.errors import PromptError
 from stillhouse.prompts.load import read_prompts, split_of
-from stillhouse.recipe.load import PromptSettings
+from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.records import Message, Prompt
 
 

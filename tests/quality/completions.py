@@ -1,7 +1,7 @@
 """Completions for the tests of filters, and a shorthand for asking them."""
 
 from stillhouse.quality.base import NamedFilter, open_filters
-from stillhouse.recipe.load import FilterSettings
+from stillhouse.recipe.quality import FilterSettings
 from stillhouse.records import Completion, FinishReason, Message, Prompt, content_hash
 
 

@@ -94,8 +94,8 @@ def test_the_first_filter_that_rejects_gives_the_reason() -> None:
         ({"kind": "length"}, "set at least one of min_tokens, max_tokens, min_chars and max_chars"),
         ({"kind": "length", "min_chars": 3, "max_chars": 2}, "min_chars is 3 and max_chars is 2, so no completion"),
         ({"kind": "empty", "x": 1}, "quality.empty.x"),
-        ({"kind": "regex"}, "quality.regex.pattern: is missing"),
-        ({"kind": "regex", "pattern": "("}, "quality.regex.pattern: Input should be a valid regular expression"),
+        ({"kind": "regex"}, "quality.regex.pattern: it is missing"),
+        ({"kind": "regex", "pattern": "("}, "quality.regex.pattern is '(': it must be a valid regular expression"),
         ({"kind": "regex", "pattern": "a", "mode": "match"}, "quality.regex.mode"),
     ],
 )

@@ -96,7 +96,7 @@ def test_patterns_of_ones_own() -> None:
 
 
 def test_a_wrong_pattern_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"quality\.refusal\.patterns\.0: .*regular expression \(it is '\['\)"):
+    with pytest.raises(RecipeError, match=r"quality\.refusal\.patterns\.0 is '\[': .*regular expression"):
         open_filter({"patterns": ["["]})
 
 

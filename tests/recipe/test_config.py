@@ -1,4 +1,4 @@
-"""Recipes: what is refused, in which words."""
+"""Errors of wrong recipes: the setting, its value and the fix."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from stillhouse.errors import RecipeError
-from stillhouse.recipe.load import Recipe, load_recipe, recipe_from
+from stillhouse.errors import RecipeError, RecipeFaults
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe, recipe_from
 
 MINIMAL: dict[str, Any] = {
     "name": "r",
@@ -18,11 +19,11 @@ MINIMAL: dict[str, Any] = {
 }
 
 
-def refusal(**parts: Any) -> str:
+def refusal(**parts: Any) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
         recipe_from({**MINIMAL, **parts}, "r.yaml")
     assert caught.value.exit_status == 2
-    return str(caught.value)
+    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -36,46 +37,75 @@ def refusal(**parts: Any) -> str:
         ({"student": {"init": {"fro": "teacher"}}}, "student.init.fro: there is no such setting. Did you mean 'from'?"),
         (
             {"label": {"sampling": {"temperature": -1}}},
-            "label.sampling.temperature: Input should be greater than or equal to 0 (it is -1)",
+            "label.sampling.temperature is -1: it must be greater than or equal to 0",
         ),
-        ({"label": {"mode": "scor"}}, "label.mode: Input should be 'generate' or 'score' (it is 'scor')"),
-        ({"label": {"mode": "score", "samples": 3}}, "set samples to 1"),
-        ({"student": {"init": {"model": "m"}}}, "set label.soft to {encoding: top-k, k: 32}"),
-        ({"student": {"init": {}}}, "give exactly one of"),
-        ({"student": {"init": {"from": "teacher"}}}, "`from: teacher` needs what is to be kept of it"),
-        ({"name": "../x"}, "name: String should match pattern"),
-        ({"teacher": {"kind": "vllm", "finetune": {}}}, "finetune is set and kind is 'vllm'"),
+        ({"label": {"mode": "scor"}}, "label.mode is 'scor': it must be 'generate' or 'score'"),
+        (
+            {"label": {"mode": "score", "samples": 3}},
+            "label.samples is 3: mode is 'score', and scoring",
+        ),
+        (
+            {"student": {"init": {"model": "m"}}},
+            "label.soft is null: student.mode is 'white-box'",
+        ),
+        ({"student": {"init": {}}}, "student.init: it names no start of the student. Give exactly one of"),
+        (
+            {"student": {"init": {"from": "teacher"}}},
+            "to keep are not given. Give `layers`",
+        ),
+        ({"name": "../x"}, "the recipe r.yaml: name is '../x': it must match pattern"),
+        (
+            {"teacher": {"kind": "vllm", "finetune": {}}},
+            "teacher.kind is 'vllm': teacher.finetune is",
+        ),
         (
             {"teacher": {"kind": "transformers", "finetune": {"trian": {}}}},
             "teacher.finetune.trian: there is no such setting. Did you mean 'train'?",
         ),
-        ({"teacher": {"kind": "transformers", "finetune": {"name": "a/b"}}}, "teacher.finetune.name: String should"),
+        (
+            {"teacher": {"kind": "transformers", "finetune": {"name": "a/b"}}},
+            "teacher.finetune.name is 'a/b'",
+        ),
         (
             {"teacher": {"kind": "transformers", "finetune": {"root": "data/students"}}},
-            "teacher.finetune.root is 'data/students' and its name 'r', where the students lie",
+            "teacher.finetune.root is 'data/students': teacher.finetune.name is 'r', so",
         ),
         (
             {"evaluate": {"baselines": ["golden"]}},
-            "evaluate.baselines.0: Input should be 'untrained', 'black-box' or 'gold'",
+            "evaluate.baselines.0 is 'golden': it must be 'untrained', 'black-box' or 'gold'",
         ),
-        ({"dataset": {}}, "dataset.name: is missing"),
+        ({"dataset": {}}, "dataset.name: it is missing. Give it a value."),
         (
             {
                 "label": {"soft": {"k": 4}},
                 "student": {"init": {"model": "m"}, "loss": {"weight": 0, "cross_entropy_weight": 0}},
             },
-            "nothing would be learnt",
+            "student.loss.weight is 0.0: cross_entropy_weight is 0 too, so nothing would be learnt",
         ),
     ],
 )
-def test_a_wrong_recipe_names_the_setting_and_the_mend(parts: dict[str, Any], words: str) -> None:
-    assert words in refusal(**parts)
+def test_a_wrong_recipe_names_the_setting_and_the_fix(parts: dict[str, Any], words: str) -> None:
+    assert words in str(refusal(**parts))
 
 
-def test_every_wrong_setting_is_told_at_once() -> None:
-    message = refusal(label={"samples": 0, "shard_size": 0})
-    assert "label.samples" in message
-    assert "label.shard_size" in message
+def test_errors_of_settings_have_fields() -> None:
+    error = refusal(label={"mode": "scor"})
+    assert (error.setting, error.value, error.fix) == ("label.mode", "scor", None)
+    error = refusal(label={"mode": "score", "samples": 3})
+    assert (error.setting, error.value, error.fix) == ("label.samples", 3, "set samples to 1")
+    error = refusal(student={"init": {"from": "teacher", "layers": [3, 1]}}, label={"soft": {"k": 4}})
+    assert (error.setting, error.value) == ("student.init.layers", [3, 1])
+    error = refusal(label={"samples": True})
+    assert (error.setting, error.value) == ("label.samples", True)
+    error = refusal(prompts={})
+    assert (error.setting, error.fix, error.as_dict()["value"]) == ("prompts.source", "give it a value", None)
+
+
+def test_all_wrong_settings_are_reported_together() -> None:
+    error = refusal(label={"samples": 0, "shard_size": 0})
+    assert isinstance(error, RecipeFaults)
+    assert [fault.setting for fault in error.faults] == ["label.samples", "label.shard_size"]
+    assert str(error).startswith("the recipe r.yaml has 2 faults:\n  label.samples is 0: ")
 
 
 def test_overrides_reach_any_depth(tmp_path: Path) -> None:
@@ -88,7 +118,7 @@ def test_overrides_reach_any_depth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("override", ["label", "=3", "name.x=3", "label=[", "label.x.y=1"])
-def test_a_wrong_override_is_refused(tmp_path: Path, override: str) -> None:
+def test_a_wrong_override_is_rejected(tmp_path: Path, override: str) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(yaml.safe_dump(MINIMAL))
     with pytest.raises(RecipeError):
@@ -96,15 +126,15 @@ def test_a_wrong_override_is_refused(tmp_path: Path, override: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [", "\x00"])
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_rejected(tmp_path: Path, text: str) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(text)
     with pytest.raises(RecipeError, match="recipe"):
         load_recipe(file)
 
 
-def test_a_missing_recipe_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml is not there"):
+def test_a_missing_recipe_is_rejected() -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml does not exist"):
         load_recipe("nowhere.yaml")
 
 
@@ -121,11 +151,11 @@ def test_yaml_runs_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(Path("flows/recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_recipes_that_ship_are_right(path: Path) -> None:
+def test_shipped_recipes_are_valid(path: Path) -> None:
     assert load_recipe(path).name
 
 
-def test_a_fine_tuned_teacher_has_the_recipes_name_and_seed_unless_it_says_others() -> None:
+def test_a_fine_tuned_teacher_defaults_to_the_recipes_name_and_seed() -> None:
     def teacher(**finetune: Any) -> Any:
         parts = {"teacher": {"kind": "transformers", "model": "m", "revision": "v1", "finetune": finetune}, "seed": 3}
         return recipe_from({**MINIMAL, **parts}, "r.yaml").teacher
@@ -143,7 +173,7 @@ def test_a_resolved_recipe_loads_back_to_itself() -> None:
     assert recipe_from(yaml.safe_load(recipe.as_yaml()), "again") == recipe
 
 
-def test_references_are_as_prompts_where_they_say_nothing() -> None:
+def test_references_default_to_prompts() -> None:
     prompts = {"source": "p.jsonl", "template": "p.j2", "reference": "answer", "holdout": 0.2}
     recipe = recipe_from({**MINIMAL, "prompts": prompts, "references": {"limit": 5}}, "r.yaml")
     assert recipe.gold_prompts == recipe.prompts.model_copy(update={"limit": 5})
@@ -151,6 +181,8 @@ def test_references_are_as_prompts_where_they_say_nothing() -> None:
     assert recipe_from(yaml.safe_load(recipe.as_yaml()), "again") == recipe
 
 
-def test_what_is_held_out_is_held_out_of_the_references_too() -> None:
-    with pytest.raises(RecipeError, match=r"references\.holdout is 0\.0 and prompts\.holdout 0\.1: .*leave references"):
+def test_references_must_have_the_same_holdout() -> None:
+    with pytest.raises(
+        RecipeError, match=r"references\.holdout is 0\.0: prompts\.holdout is 0\.1, .*Remove references"
+    ):
         recipe_from({**MINIMAL, "references": {"holdout": 0.0}}, "r.yaml")

@@ -1,4 +1,4 @@
-"""`--set`: versions as outputs show them, and ways into lists."""
+"""`--set`: versions as outputs show them, and paths into lists."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,8 @@ import pytest
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError
 from stillhouse.labelling.engine import label
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.stages import recipe_dataset
 from tests.conftest import MakeRecipe
@@ -20,7 +21,7 @@ RecipeFile = Callable[[Recipe], Path]
 @pytest.mark.parametrize(
     ("given", "version"), [("v002", 2), ("2", 2), ("v1", 1), ("'002'", 2), ("v0010", 10), ("null", None)]
 )
-def test_a_version_is_named_as_outputs_show_it(
+def test_a_version_may_be_written_as_outputs_show_it(
     scripted_recipe: MakeRecipe, recipe_file: RecipeFile, given: str, version: int | None
 ) -> None:
     recipe = load_recipe(recipe_file(scripted_recipe()), [f"dataset.version={given}"])
@@ -28,12 +29,12 @@ def test_a_version_is_named_as_outputs_show_it(
 
 
 @pytest.mark.parametrize("given", ["v", "v0", "vv1", "words/v002", "v-1"])
-def test_what_is_no_version_is_refused(scripted_recipe: MakeRecipe, recipe_file: RecipeFile, given: str) -> None:
-    with pytest.raises(RecipeError, match=r"dataset\.version: "):
+def test_an_invalid_version_is_rejected(scripted_recipe: MakeRecipe, recipe_file: RecipeFile, given: str) -> None:
+    with pytest.raises(RecipeError, match=r"dataset\.version is "):
         load_recipe(recipe_file(scripted_recipe()), [f"dataset.version={given}"])
 
 
-def test_the_dataset_of_a_version_that_was_named_so_is_found(
+def test_the_dataset_of_such_a_version_is_found(
     labelled: tuple[Recipe, StudentSettings, Dataset], recipe_file: RecipeFile
 ) -> None:
     recipe, _, dataset = labelled
@@ -65,15 +66,15 @@ def test_set_reaches_into_lists(scripted_recipe: MakeRecipe, recipe_file: Recipe
         ),
         (
             "quality.3={kind: empty}",
-            "quality has no entry 3: its entries are numbered from 0 to 2. To add one, give the",
+            "quality has no entry 3: its entries are numbered from 0 to 2. To add an entry, give the",
         ),
-        ("quality.-1.kind=empty", "quality is a list, and '-1' is no number of an entry"),
-        ("quality.kind=empty", "quality is a list, and 'kind' is no number of an entry"),
+        ("quality.-1.kind=empty", "quality is a list, and '-1' is not the number of an entry"),
+        ("quality.kind=empty", "quality is a list, and 'kind' is not the number of an entry"),
         ("evaluate.metrics.0.kind=x", "evaluate.metrics has no entry 0: it has no entries"),
-        ("quality.1.kind.deep=1", "'kind' is 'length', which has no settings inside"),
+        ("quality.1.kind.deep=1", "quality.1.kind is 'length', which has no settings inside"),
     ],
 )
-def test_a_way_into_a_list_that_leads_nowhere_is_refused(
+def test_a_path_into_a_list_that_does_not_exist_is_rejected(
     scripted_recipe: MakeRecipe, recipe_file: RecipeFile, override: str, words: str
 ) -> None:
     with pytest.raises(RecipeError) as raised:

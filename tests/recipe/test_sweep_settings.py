@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.finetune import NAME
-from stillhouse.recipe.load import Recipe, load_recipe, recipe_from
+from stillhouse.recipe.dataset import NAME
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.recipe.sweep import SweepSettings
 from stillhouse.recipe.sweep_points import points
 from stillhouse.stages.checks import check_distill, check_labels
@@ -29,26 +30,35 @@ ALL = {"from": "teacher", "layers": 4, "choose": "even"}
     [
         (
             {"teacher.model": ["a", "b"]},
-            "teacher.model is a setting of `teacher`, and a sweep changes the student alone",
+            "sweep.teacher.model: a sweep varies only settings of the student",
         ),
-        ({"label.sampling.temperature": [0, 1]}, "that would be several recipes"),
-        ({"seed": [0, 1]}, "seed is a setting of `seed`"),
-        ({"layers": [2, 1]}, "layers is no setting of a sweep: give paths that begin with `student.`"),
+        (
+            {"label.sampling.temperature": [0, 1]},
+            "with --set label.sampling.temperature=... --set name=...",
+        ),
+        ({"seed": [0, 1]}, "sweep.seed: a sweep varies only settings of the student"),
+        ({"layers": [2, 1]}, "sweep.layers: a sweep has no such setting."),
         ({"at_a_tim": 2, LAYERS: [2]}, "Did you mean 'at_a_time'?"),
-        ({"at_a_time": 0, LAYERS: [2]}, "sweep.at_a_time: Input should be greater than or equal to 1 (it is 0)"),
-        ({}, "sweep names no setting"),
-        ({"at_a_time": 2}, "sweep names no setting"),
-        ({LAYERS: []}, "student.init.layers is an empty list: give at least one value"),
-        ({LAYERS: 3}, "student.init.layers is 3: give a list of values"),
-        ({LAYERS: "321"}, "student.init.layers is '321': give a list of values"),
+        ({"at_a_time": 0, LAYERS: [2]}, "sweep.at_a_time is 0: it must be greater than or equal to 1"),
+        ({}, "sweep: it has no setting to vary"),
+        ({"at_a_time": 2}, "sweep: it has no setting to vary"),
+        ({LAYERS: []}, "sweep.student.init.layers: the list is empty. Give at least one value"),
+        ({LAYERS: 3}, "sweep.student.init.layers is 3: it is not a list. Give a list"),
+        ({LAYERS: "321"}, "sweep.student.init.layers is '321': it is not a list"),
         ({"student.init.layrs": [2]}, "student.init.layrs: there is no such setting. Did you mean 'layers'?"),
         ({"student.los.temperature": [2]}, "student.los: there is no such setting. Did you mean 'loss'?"),
-        ({"student.init.layers.depth": [2]}, "sweep.student.init.layers.depth: 'layers' is 2, which has no settings"),
-        ({LAYERS: [2, 0]}, "at 0 layers is wrong:\n  student.init: layers is 0: give 1 or more"),
-        ({"student.loss.temperature": [1, -1]}, "student.loss.temperature: Input should be greater than 0 (it is -1)"),
+        (
+            {"student.init.layers.depth": [2]},
+            "layers.depth: student.init.layers is 2, which has no settings",
+        ),
+        ({LAYERS: [2, 0]}, "sweep, 0 layers: student.init.layers is 0: it must be at least 1. Give 1 or more"),
+        ({"student.loss.temperature": [1, -1]}, "student.loss.temperature is -1: it must be greater than 0"),
         ({LAYERS: [2, 3, 2]}, "`2 layers` and `2 layers` are the same student"),
         ({"student.loss.temperature": [1, 1.0]}, "`temperature 1` and `temperature 1.0` are the same student"),
-        ({"student.launch.num_processes": [1, 2]}, "are the same student (launch and quantize change no weight)"),
+        (
+            {"student.launch.num_processes": [1, 2]},
+            "are the same student (launch and quantize do not change the weights)",
+        ),
         (
             {"student.mode": ["black-box"], "student.loss.temperature": [1, 2]},
             "`mode black-box, temperature 1` and `mode black-box, temperature 2` are the same student",
@@ -56,7 +66,7 @@ ALL = {"from": "teacher", "layers": 4, "choose": "even"}
         ({LAYERS: [2, 1], "student.init": [{"from": "teacher", "layers": 1}]}, "are the same student"),
     ],
 )
-def test_a_wrong_sweep_is_refused_when_the_recipe_is_read(
+def test_a_wrong_sweep_is_rejected_when_the_recipe_is_loaded(
     tiny_recipe: MakeRecipe, sweep: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(RecipeError) as raised:
@@ -65,16 +75,16 @@ def test_a_wrong_sweep_is_refused_when_the_recipe_is_read(
 
 
 def test_a_sweep_needs_a_student(tiny_recipe: MakeRecipe) -> None:
-    with pytest.raises(RecipeError, match="has no `student` whose settings it could change"):
+    with pytest.raises(RecipeError, match="the recipe test: sweep: the recipe has no `student`"):
         tiny_recipe(sweep={LAYERS: [2]}, student=None)
 
 
-def test_soft_labels_are_asked_for_where_a_student_of_the_sweep_needs_them(tiny_recipe: MakeRecipe) -> None:
+def test_soft_labels_are_required_if_a_student_of_the_sweep_needs_them(tiny_recipe: MakeRecipe) -> None:
     text = {"sampling": {"max_tokens": 12}}
     recipe = tiny_recipe(sweep={"student.mode": ["black-box", "gold"]}, label=text)
     assert [point.recipe.name for point in points(recipe)] == ["test-mode-black-box", "test-mode-gold"]
     assert recipe.needs_gold
-    with pytest.raises(RecipeError, match=r"at mode white-box is wrong:\n.*label.soft is null"):
+    with pytest.raises(RecipeError, match=r"sweep, mode white-box: label.soft is null"):
         tiny_recipe(sweep={"student.mode": ["black-box", "white-box"]}, label=text)
     assert not tiny_recipe(sweep={LAYERS: [2]}, evaluate={"baselines": ["gold"]}).needs_gold
 
@@ -87,11 +97,11 @@ def test_soft_labels_are_asked_for_where_a_student_of_the_sweep_needs_them(tiny_
             {"student.init": [ALL, {"from": "teacher", "layers": [0, 1, 2, 3]}]},
             "are the same student, with the same layers",
         ),
-        ({LAYERS: [2, [0, 3]], "student.init.choose": ["even"]}, "give it a number such as 16"),
+        ({LAYERS: [2, [0, 3]], "student.init.choose": ["even"]}, "Set layers to a number such as 16"),
         ({"student.loss.kind": ["forward-kl", "forwardkl"]}, "sweep, kind forwardkl: "),
     ],
 )
-def test_what_the_teacher_s_config_tells_is_refused_before_anything_is_labelled(
+def test_faults_that_need_the_teacher_s_config_are_found_before_labelling(
     tiny_recipe: MakeRecipe, sweep: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(RecipeError) as raised:
@@ -110,10 +120,10 @@ def test_evenly_spaced_layers_are_those_that_are_listed(tiny_recipe: MakeRecipe)
 def test_several_at_a_time_and_several_processes_each_are_refused(
     tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RecipeError, match="sweep.at_a_time is 2 and student.launch is set"):
+    with pytest.raises(RecipeError, match="sweep.at_a_time is 2: student.launch is set"):
         check_distill(tiny_recipe(sweep={LAYERS: [2], "student.launch": [{"num_processes": 2}], "at_a_time": 2}))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="sweep.at_a_time is 2, and 2 processes were started"):
+    with pytest.raises(RecipeError, match="sweep.at_a_time is 2: 2 processes were started"):
         check_distill(tiny_recipe(sweep={LAYERS: [2, 1], "at_a_time": 2}))
 
 

@@ -18,7 +18,7 @@ from stillhouse.errors import RecipeError, StillhouseError, TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.models.files import teacher_files
 from stillhouse.models.load import load_language_model
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_distill, check_labels, check_run
 from stillhouse.stages.finetune import check_finetuned, check_finetuning, finetuning_of, make_gold, open_gold
 from stillhouse.stages.stages import (

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from stillhouse.cli.main import app
 from stillhouse.errors import RecipeError, RecipeFaults, TeacherUnavailable
-from stillhouse.recipe.faults import raise_all, tell_all
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.faults import raise_all, run_checks
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_distill, check_evaluate, check_finetune, check_labels, check_plan, check_run
 from stillhouse.stages.stages import plan_stage
 from tests.conftest import MakeRecipe
@@ -23,7 +23,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "loss": ({"loss": {"kind": "forward-lk"}}, "student.loss.kind is 'forward-lk'"),
     "teacher": ({"teacher": {"kind": "transfomers"}}, "teacher.kind is 'transfomers'"),
 }
-MENDS = {"metric": "exact-match", "filter": "length", "loss": "forward-kl", "teacher": "transformers"}
+FIXES = {"metric": "exact-match", "filter": "length", "loss": "forward-kl", "teacher": "transformers"}
 
 
 def with_parts(make: MakeRecipe, **parts: Any) -> Recipe:
@@ -38,16 +38,16 @@ def test_an_unknown_kind_is_refused_by_every_command_with_the_nearest_one(tiny_r
     for check in ALL:
         with pytest.raises(RecipeError) as raised:
             check(recipe)
-        assert f"{words}: there is no such kind. Did you mean '{MENDS[what]}'?" in str(raised.value), check
+        assert f"{words}: there is no such kind. Did you mean '{FIXES[what]}'?" in str(raised.value), check
 
 
-def test_all_faults_of_a_recipe_are_told_at_once(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_all_faults_of_a_recipe_are_reported_together(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     parts = {key: value for own, _ in WRONG.values() for key, value in own.items()}
     parts["evaluate"] = {"metrics": [{"kind": "exact-mach"}, "exact-match", {"kind": "rouge", "variant": "x"}]}
     parts["quality"] = [{"kind": "lenght"}, {"kind": "length", "most": 1}]
     recipe = with_parts(tiny_recipe, **parts)
     words = [words.replace("quality.1", "quality.0") for _, words in WRONG.values()]
-    words += ["evaluate.metrics.rouge.variant: ", "quality.length.most: there is no such setting."]
+    words += ["evaluate.metrics.rouge.variant is 'x': ", "quality.length.most: there is no such setting."]
     for check in (plan_stage, check_labels, check_run):
         with pytest.raises(RecipeFaults) as raised:
             check(recipe)
@@ -89,18 +89,18 @@ def test_a_model_that_is_not_there_is_told_only_where_nothing_is_wrong() -> None
         return check
 
     with pytest.raises(RecipeError, match="^wrong$"):
-        tell_all(raising(away), raising(wrong))
+        run_checks(raising(away), raising(wrong))
     with pytest.raises(TeacherUnavailable, match="^away$"):
-        tell_all(raising(away), raising(TeacherUnavailable("far")))
+        run_checks(raising(away), raising(TeacherUnavailable("far")))
     with pytest.raises(RecipeFaults) as raised:
-        tell_all(raising(RecipeFaults.of([wrong, RecipeError("odd\nvery")])), raising(wrong))
+        run_checks(raising(RecipeFaults.of([wrong, RecipeError("odd\nvery")])), raising(wrong))
     assert str(raised.value) == "the recipe has 2 faults:\n  wrong\n  odd\n  very"
     raise_all([])
 
 
 def test_a_defect_is_no_fault_of_the_recipe() -> None:
     with pytest.raises(ZeroDivisionError):
-        tell_all(lambda: 1 / 0)
+        run_checks(lambda: 1 / 0)
 
 
 @pytest.mark.parametrize("command", ["plan", "label", "run", "distill", "evaluate"])

@@ -20,19 +20,19 @@ from stillhouse.errors import DatasetRefused, RecipeError, StillhouseError, Stud
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation, evaluate_sweep
 from stillhouse.labelling.engine import label
 from stillhouse.progress import silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.sweep_points import points
 from stillhouse.stages import sweep as sweeping
 from stillhouse.stages.stages import (
     distill_stage,
     distill_students,
     evaluate_stage,
-    of_version,
     points_to_train,
     recipe_dataset,
     run_stages,
+    with_version,
 )
-from stillhouse.stages.sweep import Children, train_points
+from stillhouse.stages.sweep import ParallelChildren, train_points
 from stillhouse.student.finished.folder import read_card
 from stillhouse.student.training import train as training
 from tests.conftest import MakeRecipe
@@ -85,7 +85,7 @@ def test_the_whole_way_and_again_nothing(recipe: Recipe, tmp_path: Path) -> None
     assert all(row.kl_per_token and row.agreement and row.tokens_per_second for row in report.models)
     assert [len(one.answers) for one in report.answers] == [3, 3]
     assert "1 layer" in report.choice.front
-    assert "set evaluate.metrics" in first.evaluation.files.markdown.read_text()
+    assert "With evaluate.metrics" in first.evaluation.files.markdown.read_text()
     card = (tmp_path / "students/test-layers-1/white-box/README.md").read_text()
     assert "| **1 layer** |" in card and "| 3 layers |" in card
 
@@ -108,7 +108,7 @@ def test_adding_a_size_trains_that_size(recipe: Recipe) -> None:
     distill_students(recipe)
     more = swept(recipe, layers=[1, 2, 3])
     with pytest.raises(
-        StudentMissing, match="sweep, 2 layers: there is no finished white-box student.*run `stillhouse d"
+        StudentMissing, match="sweep, 2 layers: .* has no finished white-box student.*Run `stillhouse d"
     ):
         evaluate_stage(more, recipe_dataset(more))
     assert [(one.label, one.trained) for one in distill_students(more)] == [
@@ -140,7 +140,7 @@ def test_one_student_under_two_names_is_refused_before_it_is_trained(
 
 
 def test_all_students_learn_from_the_version_that_the_recipe_names(recipe: Recipe) -> None:
-    named = of_version(recipe, recipe_dataset(recipe))
+    named = with_version(recipe, recipe_dataset(recipe))
     assert [point.recipe.dataset.version for point in points(named)] == [1, 1]
     assert [one.point.recipe.dataset.version for one in points_to_train(recipe)] == [1, 1]
 
@@ -148,7 +148,7 @@ def test_all_students_learn_from_the_version_that_the_recipe_names(recipe: Recip
 def test_gold_students_have_the_references(recipe: Recipe) -> None:
     gold = swept(recipe, **{"student.mode": ["gold", "black-box"]})
     dataset = recipe_dataset(gold)
-    with pytest.raises(StudentMissing, match="there is no gold student of this recipe"):
+    with pytest.raises(StudentMissing, match="the recipe has no gold student"):
         evaluate_stage(gold, dataset)
     assert [one.card.dataset for one in distill_students(gold)] == ["words-gold/v001", "words/v001"]
     found = evaluate_sweep(gold, dataset)
@@ -157,7 +157,7 @@ def test_gold_students_have_the_references(recipe: Recipe) -> None:
 
 def test_only_students_of_a_mode(recipe: Recipe) -> None:
     assert len(points_to_train(recipe, "white-box")) == 2
-    with pytest.raises(UsageError, match="--only is 'gold': the sweep's students are white-box"):
+    with pytest.raises(UsageError, match="--only is 'gold': the sweep has no such student. Choose from: white-box"):
         points_to_train(recipe, "gold")
 
 
@@ -231,7 +231,7 @@ def test_no_student_is_begun_after_one_has_failed(recipe: Recipe, monkeypatch: p
         begun.append(training.point.label)
         raise TrainingError("it failed")
 
-    monkeypatch.setattr(sweeping, "train_apart", train)
+    monkeypatch.setattr(sweeping, "train_in_child", train)
     listed = ([0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3], [0], [1])
     many = swept(recipe, **{"student.init": [{"from": "teacher", "layers": layers} for layers in listed]})
     with pytest.raises(StillhouseError, match="it failed"):
@@ -242,7 +242,7 @@ def test_no_student_is_begun_after_one_has_failed(recipe: Recipe, monkeypatch: p
 @pytest.mark.parametrize(("given", "at_a_time", "share"), [("8", 2, "4"), ("8", 3, "2"), ("1", 4, "1"), ("2", 1, "2")])
 def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch, given: str, at_a_time: int, share: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    children = Children(at_a_time)
+    children = ParallelChildren(at_a_time)
     assert children.environment(0) == {"OMP_NUM_THREADS": share}
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
@@ -252,7 +252,7 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch, given: str, at_
 def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    children = Children(3)
+    children = ParallelChildren(3)
     assert [children.environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [children.environment(place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["5", "7", "5"]
@@ -334,19 +334,19 @@ def test_the_commands_know_a_sweep(
     assert [Path(name).name for name in result["report"]["files"]] == ["sweep.md", "sweep.html", "sweep.json"]
     shown = stillhouse("evaluate", file, folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "The recipe has no metric of the task" in shown.stdout
+    assert "because the recipe has no task metric" in shown.stdout
     assert "sweep.html" in shown.stdout
     found = stillhouse("distill", file, folder=tmp_path)
-    assert found.stdout.count("was there already") == 2
+    assert found.stdout.count("already trained") == 2
 
 
 @pytest.mark.parametrize(
     ("sweep", "words"),
     [
-        ({"teacher.model": ["a"]}, "teacher.model is a setting of `teacher`"),
+        ({"teacher.model": ["a"]}, "sweep.teacher.model: a sweep varies only settings of the student"),
         ({LAYERS: [2, 2]}, "`2 layers` and `2 layers` are the same student"),
         ({LAYERS: [2, 9]}, "sweep, 9 layers: student.init.layers is 9, and the teacher has only 4"),
-        ({LAYERS: []}, "student.init.layers is an empty list"),
+        ({LAYERS: []}, "student.init.layers: the list is empty"),
     ],
 )
 @pytest.mark.slow

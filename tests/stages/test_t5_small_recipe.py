@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_labels
 from stillhouse.stages.stages import run_stages
 from tests.t5_small import t5_small

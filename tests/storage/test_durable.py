@@ -11,7 +11,7 @@ from stillhouse.dataset import catalog
 from stillhouse.dataset.catalog import find_versions, remove
 from stillhouse.dataset.store import Dataset
 from stillhouse.exchange.export import NOTE, export_dataset
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages import demo
 from stillhouse.stages.demo import fetch_demo_teacher

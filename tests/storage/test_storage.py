@@ -26,7 +26,7 @@ from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, Stora
 from stillhouse.labelling import engine, sender
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import estimate_labelling
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.storage import location as locations
 from stillhouse.storage import service
 from stillhouse.storage.durable import atomic_file, sha256_of_file, write_atomically
@@ -312,7 +312,7 @@ def test_a_passing_failure_is_waited_out(s3: Window, s3_root: str, scripted_reci
 
 def test_no_secret_is_taken_in_a_url(scripted_recipe: MakeRecipe) -> None:
     for root in ("s3://key:hidden@bucket/labels", "https://store/labels?sig=hidden", "simplecache::s3://bucket/labels"):
-        with pytest.raises(RecipeError, match=r"dataset: root: the URL") as caught:
+        with pytest.raises(RecipeError, match=r"dataset.root: the URL") as caught:
             at(scripted_recipe, root)
         assert "hidden" not in "".join(traceback.format_exception(caught.value))
         shown = CliRunner().invoke(app, ["datasets", "list", "--root", root])
@@ -320,7 +320,7 @@ def test_no_secret_is_taken_in_a_url(scripted_recipe: MakeRecipe) -> None:
 
 
 def test_a_journal_needs_a_disk(scripted_recipe: MakeRecipe) -> None:
-    with pytest.raises(RecipeError, match="journal is a URL"):
+    with pytest.raises(RecipeError, match="dataset.journal: it is a URL"):
         scripted_recipe(dataset={"root": "s3://bucket/labels", "name": "words", "journal": "s3://bucket/journals"})
 
 

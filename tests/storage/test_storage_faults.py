@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from stillhouse.dataset.store import dataset_folder, open_dataset, versions
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.s3_server import SeaweedFS, Window

@@ -18,7 +18,7 @@ from stillhouse.dataset.store import dataset_folder, versions
 from stillhouse.errors import DatasetBusy
 from stillhouse.labelling import dataset_lock
 from stillhouse.labelling.engine import LabelResult, label
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage import lock
 from stillhouse.storage.durable import write_atomically, write_lock
 from stillhouse.storage.location import Location, location

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from stillhouse.errors import RecipeError
 from stillhouse.models.load import auto_class
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.student.start.initialise import initialise
 from stillhouse.student.start.start_config import check_start
 from tests.conftest import MakeRecipe

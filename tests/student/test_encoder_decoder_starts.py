@@ -28,7 +28,7 @@ from transformers import (
 from stillhouse.errors import RecipeError
 from stillhouse.models.generate import generate
 from stillhouse.models.load import load_language_model
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_labels, check_student
 from stillhouse.student.start.start_config import check_start, meta_model
 from stillhouse.student.training.frozen import freeze
@@ -406,7 +406,7 @@ def test_models_that_are_no_start(start: Make, t5: Path, tmp_path: Path) -> None
 def test_copied_layers_have_the_teachers_width(start: Make, t5: Path) -> None:
     for init in ({"from": "teacher", "layers": 2, "config": {"d_model": 64}}, {"layers": 2, "config": {"d_model": 64}}):
         with pytest.raises(
-            RecipeError, match=r"student\.init: config is .*'d_model': 64.*copied layers have the teacher's w"
+            RecipeError, match=r"student\.init\.config is .*'d_model': 64.*copied layers have the teacher's w"
         ):
             start(init, t5)
 
@@ -416,14 +416,14 @@ def test_copied_layers_have_the_teachers_width(start: Make, t5: Path) -> None:
     [
         (
             {"encodr": 2},
-            r"student\.init\.layers: layers is \{'encodr': 2\}: name the layers of an encoder-decoder's stacks",
+            r"student\.init\.layers is \{'encodr': 2\}: the stacks of an encoder-decoder are",
         ),
-        ({}, r"student\.init\.layers: layers is \{\}: name the layers"),
-        ({"encoder": None, "decoder": None}, r"student\.init\.layers: layers is .*: name the layers"),
-        ({"encoder": 0}, r"layers\.encoder is 0: give 1 or more"),
+        ({}, r"student\.init\.layers is \{\}: the stacks"),
+        ({"encoder": None, "decoder": None}, r"student\.init\.layers is .*: the stacks"),
+        ({"encoder": 0}, r"layers\.encoder is 0: it must be at least 1"),
         (
             {"encoder": 1, "decoder": [2, 1]},
-            r"layers\.decoder is \[2, 1\]: list layers of the teacher from 0 in rising",
+            r"layers\.decoder is \[2, 1\]: it is not a rising list",
         ),
     ],
     ids=str,

@@ -21,7 +21,7 @@ def main(files: list[str]) -> None:
             print(f"{Path(file).stem} {done} {os.getpid()}", flush=True)
 
         distill_stage(recipe, student_of(recipe), recipe_dataset(recipe), say)
-    ranks.leave()
+    ranks.end_distributed()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from stillhouse.errors import RecipeError
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Message, Prompt
 from stillhouse.teachers.base import Answer, AnswerSettings, Refusal, Request, open_teacher
 from tests.encoder_decoders import tiny_bart, tiny_t5

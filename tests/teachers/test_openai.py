@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import PriceSettings, TeacherSettings
+from stillhouse.recipe.teacher import PriceSettings, TeacherSettings
 from stillhouse.records import Message, Prompt, TokenLogprob
 from stillhouse.teachers.base import Answer, AnswerSettings, AttemptFailed, Outcome, Refusal, Request
 from stillhouse.teachers.openai import OpenAiTeacher, open_teacher

@@ -15,7 +15,7 @@ from stillhouse.models.files import find_model
 from stillhouse.models.generate import Sampling, generate
 from stillhouse.models.load import decode_completion, encode_prompt, load_language_model
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Message, Prompt, SampledLabels
 from stillhouse.teachers.base import Answer, AnswerSettings, Refusal, Request, Teacher, open_teacher
 from tests.conftest import make_tiny_model

@@ -12,7 +12,7 @@ from stillhouse.errors import TeacherRefused, TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.progress import silent
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Message, Prompt
 from stillhouse.teachers.base import Answer, AnswerSettings, AttemptFailed, Finding, Outcome, Refusal, Request
 from stillhouse.teachers.vllm import VllmTeacher, open_teacher

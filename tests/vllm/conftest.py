@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.teachers.serving.vllm_server import ServeSettings, VllmServer
 from tests.conftest import MakeRecipe
 

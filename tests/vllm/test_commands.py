@@ -17,7 +17,7 @@ from urllib.error import URLError
 import pytest
 import yaml
 
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.teachers.serving.vllm_server import PYTHON_VARIABLE, VllmServer
 from tests.conftest import MakeRecipe
 from tests.paths import ROOT

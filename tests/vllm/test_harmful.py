@@ -17,7 +17,7 @@ from stillhouse.labelling.engine import label
 from stillhouse.models.layout import completion_logits, make_token_batch
 from stillhouse.models.load import encode_prompt, load_language_model
 from stillhouse.progress import Progress, silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message
 from stillhouse.stages.stages import check_teacher
 from stillhouse.teachers.serving.vllm_server import VllmServer

@@ -24,7 +24,8 @@ from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import TeacherRefused, TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import load_language_model
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion
 from stillhouse.stages.stages import check_teacher
 from stillhouse.teachers.serving.vllm_server import VllmServer

@@ -1,4 +1,4 @@
-"""What every command shares: its options, and how an error ends it."""
+"""Options that several commands share, and how a command reports an error."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.errors import StillhouseError, StorageFailed, UsageError
 from stillhouse.processes import ranks
 from stillhouse.storage.location import Location, location
 
-_LEFT_TO_THE_FIRST = 10.0  # seconds in which the first of several processes can tell what is wrong
+_FIRST_PROCESS_SECONDS = 10.0  # for the first of several processes to report an error that all of them find
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result, or the error, as one JSON object on standard output.")
+]
 
 
 def _root(text: str | Path) -> Location:
@@ -29,37 +31,52 @@ def _root(text: str | Path) -> Location:
         raise typer.BadParameter(str(error)) from None
 
 
-Root = Annotated[  # a Location, which Typer knows nothing of
-    Any, typer.Option("--root", parser=_root, metavar="FOLDER", help="The folder or URL that holds the datasets.")
+Root = Annotated[  # a Location, a type that Typer does not know
+    Any, typer.Option("--root", parser=_root, metavar="FOLDER", help="The folder or URL of the datasets.")
 ]
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
-    """End with one clear line and the right exit status; SIGTERM is an interruption like Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what a script starts with `&`
+def reporting_errors(as_json: bool = False) -> Iterator[None]:
+    """End with the error on standard error and its exit status; SIGTERM interrupts as Ctrl-C does.
+
+    Args:
+        as_json: also print {"error": ...} on standard output, with the fields of `StillhouseError.as_dict`.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell script makes background jobs ignore SIGINT
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     except StillhouseError as error:
-        ranks.leave_failure(error)
+        ranks.write_failure(error)
+        if as_json and ranks.is_first():
+            _print_json_error(error)
         if ranks.is_first() or not isinstance(error, UsageError):
-            tell(f"{_who()}error: {error}")
-        else:  # every process finds the same; the launcher ends all when the first one ends
-            time.sleep(_LEFT_TO_THE_FIRST)
+            print_error(f"{_process_name()}error: {error}")
+        else:  # every process finds the same error; the launcher ends all of them when the first one ends
+            time.sleep(_FIRST_PROCESS_SECONDS)
         raise typer.Exit(error.exit_status) from None
     except KeyboardInterrupt:
         if ranks.is_first():
-            tell(f"interrupted; what was done is kept. Go on with: {_same_command()}")
+            print_error(f"interrupted; finished work is kept. Continue with: {_same_command()}")
         raise typer.Exit(130) from None
     except OSError as error:
         if error.filename is None and error.errno is None:
-            raise  # not of a file: a defect of ours, which keeps its traceback
-        tell(f"error: {error.strerror}: {error.filename or 'while writing'}. What was done is kept.")
+            raise  # not about a file: a defect, which keeps its traceback
+        failed = StorageFailed(f"{error.strerror}: {error.filename or 'while writing'}. Finished work is kept.")
+        if as_json and ranks.is_first():
+            _print_json_error(failed)
+        print_error(f"error: {failed}")
         raise typer.Exit(1) from None
 
 
-def _who() -> str:
+def _print_json_error(error: StillhouseError) -> None:
+    from stillhouse.cli.terminal import show_json
+
+    show_json({"error": error.as_dict()})
+
+
+def _process_name() -> str:
     return f"process {ranks.rank()}: " if ranks.processes() > 1 else ""
 
 
@@ -69,8 +86,8 @@ def _same_command() -> str:
     return shlex.join(["stillhouse", *sys.argv[1:]])
 
 
-def tell(message: str) -> None:
-    """One line on standard error."""
+def print_error(message: str) -> None:
+    """Print a line on standard error."""
     from stillhouse.cli.terminal import errors
 
     errors.print(message, markup=False)

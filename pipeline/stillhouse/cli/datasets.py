@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillhouse.cli import results as shown
-from stillhouse.cli.common import AsJson, Root, errors_told, tell
+from stillhouse.cli import results
+from stillhouse.cli.common import AsJson, Root, print_error, reporting_errors
 
 if TYPE_CHECKING:
     from stillhouse.dataset.catalog import CatalogEntry
@@ -24,15 +24,15 @@ Into = Annotated[str, typer.Option("--into", metavar="NAME", help="The dataset w
 
 @datasets_app.command("list")
 def datasets_list(root: Root = _ROOT, as_json: AsJson = False) -> None:
-    """Every finished version, by name; a damaged one is listed with what is wrong."""
-    with errors_told():
+    """List every finished version, by name; a damaged one is listed with its fault."""
+    with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.catalog import catalog
         from stillhouse.dataset.listing import catalog_lines, listed_json
 
         listed = catalog(root)
         if as_json:
-            shown.print_json({"datasets": [listed_json(one) for one in listed]})
+            results.print_json({"datasets": [listed_json(one) for one in listed]})
         elif not listed:
             output.print(f"no finished dataset in {root}")
         else:
@@ -45,16 +45,16 @@ def datasets_show(
     root: Root = _ROOT,
     samples: Annotated[
         int | None,
-        typer.Option("--samples", min=0, help="Rows to show.  [default: 3, in a page 20]", show_default=False),
+        typer.Option("--samples", min=0, help="Rows to show.  [default: 3; 20 with --html]", show_default=False),
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one page to look through.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page to browse.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="The teacher's folder, where it is not found by itself.")
+        Path | None, typer.Option("--tokenizer", help="The teacher's folder, if it is not found automatically.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a dataset is: teacher, rows, rejections, lengths, the teacher's entropy, and some samples."""
-    with errors_told():
+    """Show a dataset: teacher, rows, rejections, lengths, the teacher's entropy, and some samples."""
+    with reporting_errors(as_json):
         from dataclasses import asdict
 
         from stillhouse.cli.terminal import output
@@ -78,7 +78,7 @@ def datasets_show(
             write_page(html, page)
         if as_json:
             result = manifest.model_dump(mode="json") | {"folder": str(dataset.folder), "statistics": asdict(found)}
-            shown.print_json(result | ({"html": str(html)} if html else {}))
+            results.print_json(result | ({"html": str(html)} if html else {}))
         elif html is not None:
             output.print(f"{manifest.label}: {html}", markup=False)
         else:
@@ -97,8 +97,8 @@ def datasets_show(
 
 @datasets_app.command("verify")
 def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> None:
-    """Hold every file, its rows, and the manifest itself against the checksums; exit status 1 if one differs."""
-    with errors_told():
+    """Check every file, its rows and the manifest against their checksums; exit status 1 if one differs."""
+    with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.store import find_dataset
         from stillhouse.dataset.verify import has_checksums
@@ -107,36 +107,40 @@ def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> 
         label, files = dataset.manifest.label, len(dataset.manifest.files)
         problems = dataset.problems()
         if as_json:
-            shown.print_json({"dataset": label, "files": files, "problems": problems})
+            results.print_json({"dataset": label, "files": files, "problems": problems})
         elif not problems:
-            output.print(f"{label}: {files} Parquet files and all beside them are as they were written")
+            output.print(f"{label}: {files} Parquet files and all other files match their checksums")
             if not has_checksums(dataset.folder):
-                tell(f"{label} was written by an earlier release: manifest, card and recipe have no checksum to check")
+                print_error(
+                    f"{label} was written by an earlier release: its manifest, card and recipe have no checksums to check"
+                )
         for problem in [] if as_json else problems:
-            tell(f"{label}: {problem}")
+            print_error(f"{label}: {problem}")
         if problems:
             raise typer.Exit(1)
 
 
 @datasets_app.command("merge")
 def datasets_merge(
-    names: Annotated[list[str], typer.Argument(metavar="NAME NAME...", help="Of rows with one id the first wins.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME NAME...", help="Datasets; of rows with the same id, the first is kept.")
+    ],
     into: Into,
-    text_only: Annotated[bool, typer.Option("--text-only", help="Leave soft labels and token ids out.")] = False,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Leave out soft labels and token ids.")] = False,
     licence: Annotated[
-        str | None, typer.Option("--licence", help="For the card; by default the one that all have.")
+        str | None, typer.Option("--licence", help="Licence for the card. Default: the licence that all of them have.")
     ] = None,
     prefer: Annotated[
         str | None,
         typer.Option(
-            "--prefer", metavar="NAME", help="Whose rows are taken where versions answer a prompt differently."
+            "--prefer", metavar="NAME", help="Dataset whose rows are kept if versions answer a prompt differently."
         ),
     ] = None,
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """Several datasets as one new version, each row once; what one of them holds out stays held out."""
-    with errors_told():
+    """Merge datasets into a new version, each row once; a prompt that one of them holds out stays held out."""
+    with reporting_errors(as_json):
         from stillhouse.dataset.merge import merge
         from stillhouse.dataset.store import find_dataset
 
@@ -154,8 +158,8 @@ def datasets_filter(
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """The rows for which a condition is true, as a new version."""
-    with errors_told():
+    """Write the rows for which a condition is true as a new version."""
+    with reporting_errors(as_json):
         from stillhouse.dataset.derive import filter_rows
         from stillhouse.dataset.store import find_dataset
 
@@ -165,13 +169,13 @@ def datasets_filter(
 @datasets_app.command("split")
 def datasets_split(
     name: Name,
-    validation: Annotated[float, typer.Option("--validation", help="The share of prompts to hold out, such as 0.1.")],
+    validation: Annotated[float, typer.Option("--validation", help="Share of prompts to hold out, such as 0.1.")],
     into: Into,
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """The same rows split anew, by prompt, as a new version."""
-    with errors_told():
+    """Split the rows again, by prompt, and write them as a new version."""
+    with reporting_errors(as_json):
         from stillhouse.dataset.derive import resplit
         from stillhouse.dataset.store import find_dataset
 
@@ -181,22 +185,22 @@ def datasets_split(
 @datasets_app.command("rm")
 def datasets_rm(
     name: Annotated[str, typer.Argument(metavar="NAME/V001", help="A version; a name alone if it has only one.")],
-    every: Annotated[bool, typer.Option("--all", help="Every version of the name.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Remove every version of the name.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a version for good; refused while another version was made from it, or a run is writing it."""
-    with errors_told():
+    """Remove a version for good; refused if another version was made from it, or while a run is writing it."""
+    with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.catalog import find_versions, remove
 
         listed = find_versions(root, name, every=every)
         if not remove(root, listed, lambda: yes or _confirmed(listed)):
-            output.print("nothing was removed")
+            results.print_json({"removed": [], "bytes": 0}) if as_json else output.print("nothing was removed")
             raise typer.Exit(1)
         if as_json:
-            shown.print_json({"removed": [one.label for one in listed], "bytes": sum(one.bytes for one in listed)})
+            results.print_json({"removed": [one.label for one in listed], "bytes": sum(one.bytes for one in listed)})
         else:
             output.print(f"removed {', '.join(one.label for one in listed)}", markup=False)
 
@@ -209,7 +213,7 @@ def _print_derived(derived: Derived, as_json: bool) -> None:
 
     manifest = derived.dataset.manifest
     if as_json:
-        result = shown.manifest_json(manifest) | {
+        result = results.manifest_json(manifest) | {
             "folder": str(derived.dataset.folder),
             "parents": list(manifest.parents),
         }
@@ -217,20 +221,24 @@ def _print_derived(derived: Derived, as_json: bool) -> None:
             "prompts": len(derived.disagreements.prompts),
             "examples": [asdict(example) for example in derived.disagreements.examples],
         }
-        shown.print_json(result | {"counts": derived.counts, "notes": list(derived.notes), "differing": differing})
+        results.print_json(result | {"counts": derived.counts, "notes": list(derived.notes), "differing": differing})
     else:
-        _print_lines([f"{manifest.label}: {shown.counted(manifest.rows)}", *(f"  {note}" for note in derived.notes)])
+        _print_lines(
+            [f"{manifest.label}: {results.format_counts(manifest.rows)}", *(f"  {note}" for note in derived.notes)]
+        )
 
 
 def _confirmed(listed: list[CatalogEntry]) -> bool:
-    """Ask on a terminal; elsewhere nobody can answer."""
+    """Ask for confirmation, which needs a terminal."""
     from stillhouse.dataset.listing import removal_lines
     from stillhouse.errors import UsageError
 
     for line in removal_lines(listed):
-        tell(line)
+        print_error(line)
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked here: say --yes if this is to be removed")
+        raise UsageError(
+            "removal needs a confirmation, and there is no terminal to ask on", fix="add --yes to confirm it"
+        )
     return typer.confirm("Remove for good?", err=True)
 
 

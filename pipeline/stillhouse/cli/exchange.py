@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillhouse.cli import results as shown
-from stillhouse.cli.common import AsJson, Root, errors_told, tell
+from stillhouse.cli import results
+from stillhouse.cli.common import AsJson, Root, print_error, reporting_errors
 from stillhouse.cli.datasets import Into, Name, datasets_app
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _FORMATS = "trl, axolotl, distillkit, openai, sharegpt"
 
 
 class Files(StrEnum):
-    """How rows are written."""
+    """File type of the rows."""
 
     JSONL = "jsonl"
     PARQUET = "parquet"
@@ -31,19 +31,19 @@ class Files(StrEnum):
 def datasets_export(
     name: Name,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"One of {_FORMATS}.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new folder; it gets one file a split.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new folder for the files, one per split.")],
     files: Annotated[
-        Files | None, typer.Option("--files", help="How rows are written; each format has its own.")
+        Files | None, typer.Option("--files", help="File type of the rows. Default: the format's own.")
     ] = None,
     length: Annotated[
-        int | None, typer.Option("--length", help="Tokens a row, of distillkit; the longest row's if not given.")
+        int | None, typer.Option("--length", help="Tokens per row, for distillkit. Default: the longest row.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder that an export wrote before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that an earlier export wrote.")] = False,
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset in another project's format."""
-    with errors_told():
+    with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.store import find_dataset
         from stillhouse.exchange.base import ExportOptions
@@ -52,15 +52,15 @@ def datasets_export(
         options = ExportOptions(files.value if files else None, length)
         done = export_dataset(find_dataset(root, name), to, out, options, force=force)
         if as_json:
-            shown.print_json(
+            results.print_json(
                 dataclasses.asdict(done) | {"folder": str(out), "files": [str(file) for file in done.files]}
             )
         else:
-            output.print(f"export   {out}: {shown.counted(done.rows)}", markup=False)
+            output.print(f"export   {out}: {results.format_counts(done.rows)}", markup=False)
         if done.left_out:
-            tell(f"{done.left_out} rows are not in it: {done.why_left_out}")
+            print_error(f"{done.left_out} rows were left out: {done.why_left_out}")
         for note in done.notes:
-            tell(note)
+            print_error(note)
 
 
 @datasets_app.command("import")
@@ -69,23 +69,32 @@ def datasets_import(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of them.")],
     into: Into,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", metavar="MODEL", help="Who wrote the answers, where no file says it.")
+        str | None,
+        typer.Option(
+            "--teacher", metavar="MODEL", help="The model that wrote the answers, if the files do not name it."
+        ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="Of axolotl and distillkit: what made the ids.")
+        Path | None,
+        typer.Option(
+            "--tokenizer", metavar="FOLDER", help="For axolotl and distillkit: the tokenizer that made the ids."
+        ),
     ] = None,
     validation: Annotated[
-        float | None, typer.Option("--validation", help="Share of prompts held out; by the files' names, or 0.1.")
+        float | None,
+        typer.Option("--validation", help="Share of prompts to hold out. Default: from the files' names, or 0.1."),
     ] = None,
     base_url: Annotated[
         str | None,
-        typer.Option("--base-url", help="Of openai-log: the API that answered; OPENAI_BASE_URL, or OpenAI's."),
+        typer.Option(
+            "--base-url", help="For openai-log: the API that answered. Default: OPENAI_BASE_URL, or OpenAI's."
+        ),
     ] = None,
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """Make a dataset of answers from elsewhere: another project's files, or a log of what was paid for."""
-    with errors_told():
+    """Import answers as a dataset: from another project's files, or from a log of API requests."""
+    with reporting_errors(as_json):
         import os
 
         from stillhouse.cli.terminal import output
@@ -100,8 +109,8 @@ def datasets_import(
         done = import_dataset(request)
         manifest, counts = done.dataset.manifest, done.counts
         if as_json:
-            shown.print_json(
-                shown.manifest_json(manifest)
+            results.print_json(
+                results.manifest_json(manifest)
                 | {
                     "folder": str(done.dataset.folder),
                     "left_out": dict(counts.skipped),
@@ -110,41 +119,43 @@ def datasets_import(
                 | {"unknown_keys": dict(counts.unkeyed)}
             )
         else:
-            output.print(f"import   {done.dataset.folder}: {shown.counted(manifest.rows)}", markup=False)
-        _report_counts(counts)
+            output.print(f"import   {done.dataset.folder}: {results.format_counts(manifest.rows)}", markup=False)
+        _print_findings(counts)
 
 
 @datasets_app.command("push")
 def datasets_push(
     name: Name,
     to: Annotated[
-        str, typer.Option("--to", metavar="USER/REPO", help="A dataset repository; made if it is not there.")
+        str, typer.Option("--to", metavar="USER/REPO", help="A dataset repository; created if it does not exist.")
     ],
-    private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create it as a private repository.")] = False,
     root: Root = _ROOT,
     as_json: AsJson = False,
 ) -> None:
     """Push a version to the Hugging Face hub, with its card; the token comes from HF_TOKEN."""
-    with errors_told():
+    with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.store import find_dataset
         from stillhouse.exchange.push import push_dataset
 
         done = push_dataset(find_dataset(root, name), to, private=private)
         if as_json:
-            shown.print_json(dataclasses.asdict(done))
+            results.print_json(dataclasses.asdict(done))
         else:
             gone = f", {len(done.removed)} of an earlier version removed" if done.removed else ""
             output.print(f"pushed   {done.url}: {len(done.files)} files{gone}", markup=False)
         if done.kept:
-            tell(f"{to} also has files that no push put there; they were left as they are: {', '.join(done.kept[:3])}")
+            print_error(f"{to} also has files that no push wrote; they are unchanged: {', '.join(done.kept[:3])}")
 
 
-def _report_counts(counts: ImportCounts) -> None:
-    for reason, count in counts.skipped.most_common():
-        example = counts.examples.get(reason)
-        tell(f"left out: {count} {reason}" + (f", first {example}" if example else ""))
-    if counts.keyed:
-        tell(f"{counts.keyed} rows have their requests' keys: labelling into this dataset finds them, and pays nothing")
-    for why, count in counts.unkeyed.most_common():
-        tell(f"{count} rows cannot be found by labelling: {why}")
+def _print_findings(findings: ImportCounts) -> None:
+    for reason, count in findings.skipped.most_common():
+        example = findings.examples.get(reason)
+        print_error(f"left out: {count} {reason}" + (f", first {example}" if example else ""))
+    if findings.keyed:
+        print_error(
+            f"{findings.keyed} rows have the keys of their requests: labelling into this dataset reuses them at no cost"
+        )
+    for why, count in findings.unkeyed.most_common():
+        print_error(f"{count} rows cannot be reused by labelling: {why}")

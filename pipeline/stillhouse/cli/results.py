@@ -1,4 +1,4 @@
-"""Results as a person sees them in a terminal, and as a program gets them by --json; rich is imported when one is shown."""
+"""Print the results of commands: as text for people, and as JSON for programs (--json). rich is imported on use."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
+    """Print one JSON object on standard output."""
     from stillhouse.cli.terminal import show_json
 
     show_json(result)
 
 
-def counted(rows: dict[str, int]) -> str:
-    """Counts by name: 12 train, 3 validation."""
+def format_counts(rows: dict[str, int]) -> str:
+    """Return counts by name, such as "12 train, 3 validation"."""
     return ", ".join(f"{count} {split}" for split, count in rows.items())
 
 
 def written_json(written: Written) -> dict[str, Any]:
-    """What `init` wrote, for programs."""
+    """Return the files that `init` wrote as JSON values."""
     return {
         "recipe": str(written.recipe),
         "template": str(written.template) if written.template else None,
@@ -38,7 +38,7 @@ def written_json(written: Written) -> dict[str, Any]:
 
 
 def print_written(written: Written, teacher: str) -> None:
-    """What `init` wrote, and the commands that follow."""
+    """Print the files that `init` wrote, and the next commands."""
     from stillhouse.cli.terminal import output
 
     reference = f", gold answers from {written.reference_column!r}" if written.reference_column else ""
@@ -53,7 +53,7 @@ def print_written(written: Written, teacher: str) -> None:
 
 
 def label_json(result: LabelResult) -> dict[str, Any]:
-    """What labelling did, for programs."""
+    """Return the result of labelling as JSON values."""
     return manifest_json(result.dataset.manifest) | {
         "folder": str(result.dataset.folder),
         "parents": list(result.dataset.manifest.parents),
@@ -66,7 +66,7 @@ def label_json(result: LabelResult) -> dict[str, Any]:
 
 
 def manifest_json(manifest: Manifest) -> dict[str, Any]:
-    """What a dataset is, for programs."""
+    """Return a summary of a manifest as JSON values."""
     return {
         "dataset": manifest.label,
         "teacher": manifest.teacher.model,
@@ -80,67 +80,67 @@ def manifest_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def print_labels(result: LabelResult) -> None:
-    """What labelling did, in a line."""
+    """Print the result of labelling in one line."""
     from stillhouse.cli.terminal import output
 
     manifest = result.dataset.manifest
     if not result.fresh:
         output.print(f"labels   {result} ({result.dataset.folder})", markup=False)
-        print_retry(result)
+        _print_retry_hint(result)
         return
-    come = f", from {', '.join(manifest.parents)}" if manifest.parents else ""
-    rejected = f", rejected {counted(manifest.rejected)}" if manifest.rejected else ""
+    source = f", from {', '.join(manifest.parents)}" if manifest.parents else ""
+    rejected = f", rejected {format_counts(manifest.rejected)}" if manifest.rejected else ""
     output.print(
-        f"labels   {result.dataset.folder}{come}: {counted(manifest.rows)}{rejected}; "
+        f"labels   {result.dataset.folder}{source}: {format_counts(manifest.rows)}{rejected}; "
         f"{result.sent} requests sent, {result.reused} answered before",
         markup=False,
     )
-    print_retry(result)
+    _print_retry_hint(result)
 
 
-def print_retry(result: LabelResult) -> None:
-    """How to ask again what the teacher's errors rejected, where they did."""
+def _print_retry_hint(result: LabelResult) -> None:
+    """Print how to send again the requests that the teacher's errors rejected, if any."""
     from stillhouse.cli.terminal import errors
 
     if lost := result.rejected_by_teacher:
         errors.print(
-            f"The teacher's errors rejected {lost:,} requests: once the cause is mended, --retry-rejected asks again.",
+            f"The teacher's errors rejected {lost:,} requests: fix the cause, then send them again with --retry-rejected.",
             markup=False,
         )
 
 
 def student_json(result: StudentResult) -> dict[str, Any]:
-    """A student, for programs; `label` is there of one of a sweep."""
+    """Return a student as JSON values; a student of a sweep also has its `label`."""
     own = {"label": result.label} if result.label else {}
     return result.card.model_dump(mode="json") | own | {"folder": result.folder, "trained": result.trained}
 
 
 def print_student(result: StudentResult) -> None:
-    """A student, in a line."""
+    """Print a student in one line."""
     from stillhouse.cli.terminal import output
     from stillhouse.student.finished.card import count_in_words, megabytes_in_words
 
     card, size = result.card, megabytes_in_words
-    did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "was there already"
+    did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "already trained"
     copy = f"; its int8 copy takes {size(card.int8.megabytes)} MB" if card.int8 else ""
     what = f"of {card.dataset}, {count_in_words(card.parameters)} parameters, {size(card.megabytes)} MB"
     output.print(f"{'teacher' if card.is_teacher else 'student'}  {result.folder}: {what}, {did}{copy}", markup=False)
     if card.rows_cut_off:
         output.print(
-            f"         {card.rows_cut_off} of its {card.rows} rows are text that the teacher did not end (finish_reason "
-            "is not 'stop'): no end token was learnt from them. Raise label.sampling.max_tokens, or leave them out with "
-            "quality: [{kind: finish-reason}]",
+            f"         {card.rows_cut_off} of its {card.rows} rows are completions without an end token (finish_reason is "
+            "not 'stop'): no end was learnt from them. Raise label.sampling.max_tokens, or reject them with quality: "
+            "[{kind: finish-reason}]",
             markup=False,
         )
     if card.rows_unrendered:
         output.print(
-            f"         {card.rows_unrendered:,} rows were left out: its chat template refuses their prompts",
+            f"         {card.rows_unrendered:,} rows were skipped: its chat template rejects their prompts",
             markup=False,
         )
 
 
 def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:
-    """A report and where its files lie, for programs."""
+    """Return a report and the paths of its files as JSON values."""
     from stillhouse.evaluation.report.report import as_json
 
     return as_json(result.report) | {
@@ -151,9 +151,9 @@ def report_json(result: EvaluationResult | SweepEvaluation) -> dict[str, Any]:
 
 
 def print_report(result: EvaluationResult | SweepEvaluation) -> None:
-    """What is wrong with the students, the report's tables, and where the page lies; of a sweep, which student to take."""
+    """Print the warnings, the tables, the path of the HTML page and, for a sweep, which student to choose."""
     from stillhouse.cli.terminal import output, show_comparison
-    from stillhouse.evaluation.report.report import LOOKS
+    from stillhouse.evaluation.report.report import ANSWER_QUALITY_TITLE
     from stillhouse.evaluation.report.tables import answer_quality_table, comparison_table
     from stillhouse.evaluation.sweep.report import sweep_table
     from stillhouse.evaluation.sweep.results import SweepReport
@@ -165,16 +165,16 @@ def print_report(result: EvaluationResult | SweepEvaluation) -> None:
         output.print(f"WARNING  {warning}\n", style="bold", markup=False)
     headers, *rows = sweep_table(report) if isinstance(report, SweepReport) else comparison_table(report)
     show_comparison(headers, rows)
-    if looks := answer_quality_table(report):
-        output.print(f"\n{LOOKS}", markup=False)
-        show_comparison(looks[0], looks[1:])
+    if quality := answer_quality_table(report):
+        output.print(f"\n{ANSWER_QUALITY_TITLE}", markup=False)
+        show_comparison(quality[0], quality[1:])
     if isinstance(report, SweepReport):
         output.print(f"\n{sweep_findings(report)}", markup=False)
     output.print(f"\nreport   {result.files.html}", markup=False)
 
 
 def _warnings(report: Report | SweepReport) -> list[str]:
-    """What is wrong with the students."""
+    """Return the warnings about the students."""
     from stillhouse.evaluation.report.warnings import warnings
     from stillhouse.evaluation.sweep.results import SweepReport
     from stillhouse.evaluation.sweep.verdict import sweep_warnings

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: progress on standard error, results on standard output."""
+"""Output on a terminal: progress on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.processes.events import EventProgress
-from stillhouse.processes.ranks import by_recipe
+from stillhouse.processes.ranks import launched_by_recipe
 from stillhouse.progress import PlainProgress, Progress
 
 if TYPE_CHECKING:
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from stillhouse.teachers.base import Finding
 
 _BAR_WIDTH = 10
-_BAR_SECONDS = 0.5  # between two looks at what a bar tells besides
+_BAR_SECONDS = 0.5  # between two updates of an activity's details
 
-Words = Callable[[], Sequence[str]]  # what an activity tells of itself besides
+Details = Callable[[], Sequence[str]]  # an activity's details, besides its progress
 
-# Paths, names, prompts and the words of errors are shown as they are: `[/x]` and `:x:` mean nothing on these consoles.
+# Paths, names, prompts and the words of errors are printed verbatim: `[/x]` and `:x:` have no meaning on these consoles.
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 
 
 @contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """Bars on a terminal, plain lines elsewhere (a log file, a CI job); in a process that a recipe launched, events."""
-    if by_recipe():
+def progress_display() -> Iterator[Progress]:
+    """Yield progress bars on a terminal, plain lines elsewhere (a log file, a CI job), events in a launched process."""
+    if launched_by_recipe():
         yield EventProgress()
     elif errors.is_terminal:
-        whole = Column(no_wrap=True)  # on a narrow terminal what is told besides is cut, and nothing else
+        whole = Column(no_wrap=True)  # on a narrow terminal only the details are cut
         columns = (
             TextColumn("{task.description}", markup=False, table_column=whole.copy()),
             BarColumn(bar_width=_BAR_WIDTH, table_column=whole.copy()),
@@ -53,7 +53,7 @@ def shown_progress() -> Iterator[Progress]:
 
 
 class _MoreColumn(ProgressColumn):
-    """What an activity tells of itself; of others, how long it will still take."""
+    """An activity's details; the remaining time if it has none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,15 +69,15 @@ class _MoreColumn(ProgressColumn):
 
 
 class _BarProgress:
-    """One bar an activity."""
+    """One bar per activity."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
         self._tasks: dict[str, Any] = {}
-        self._words: dict[str, Words] = {}
+        self._words: dict[str, Details] = {}
         self._last = 0.0
 
-    def tell_more(self, activity: str, words: Words) -> None:
+    def tell_more(self, activity: str, words: Details) -> None:
         self._words[activity] = words
 
     def __call__(self, activity: str, done: int, total: int) -> None:
@@ -91,7 +91,7 @@ class _BarProgress:
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table that keeps its columns whole; the first column is left-aligned, figures to the right."""
+    """Print a table without wrapping; the first column is left-aligned, the others right-aligned."""
     table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     for place, header in enumerate(headers):
         table.add_column(header, justify="left" if place == 0 else "right", no_wrap=True)
@@ -101,7 +101,7 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Models as columns, each interval below its value: four of them are whole on a terminal of 80 columns."""
+    """Print models as columns, each interval below its value; four models fit a terminal of 80 columns."""
     lines: list[list[str]] = []
     for place, header in enumerate(headers[1:], start=1):
         values, ranges = zip(*(row[place].partition(" [")[::2] for row in rows), strict=True)
@@ -112,12 +112,12 @@ def show_comparison(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> No
 
 
 def show_estimate(estimate: Estimate) -> None:
-    """What labelling would send, cost and take."""
+    """Print what labelling would send, cost and take."""
     show_pairs(estimate.lines())
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
-    """What was looked at in a teacher, server by server."""
+    """Print the results of a teacher's checks, server by server."""
     for place, finding in enumerate(findings):
         if not place or finding.server != findings[place - 1].server:
             output.print(finding.server, markup=False)
@@ -125,7 +125,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
 
 
 def show_pairs(lines: Sequence[Sequence[str]]) -> None:
-    """Names and values, one a line."""
+    """Print names and values, one pair per line."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -135,5 +135,5 @@ def show_pairs(lines: Sequence[Sequence[str]]) -> None:
 
 
 def show_json(result: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
+    """Print one JSON object on standard output."""
     sys.stdout.write(to_json(result) + "\n")

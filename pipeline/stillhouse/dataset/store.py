@@ -22,7 +22,7 @@ from stillhouse.dataset.files import open_parquet
 from stillhouse.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest, read_manifest, version_label
 from stillhouse.dataset.verify import verify_folder
 from stillhouse.errors import DatasetMissing, DatasetRefused, UsageError
-from stillhouse.recipe.load import VERSION, DatasetSettings
+from stillhouse.recipe.dataset import VERSION, DatasetSettings
 from stillhouse.records import Row, Split
 from stillhouse.storage.location import Location, RemotePath, location, subfolders
 

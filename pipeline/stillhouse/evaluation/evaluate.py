@@ -28,10 +28,10 @@ from stillhouse.evaluation.measures.held_out import (
     shown_answers,
     versions_of,
 )
-from stillhouse.evaluation.measures.subject import Subject
-from stillhouse.evaluation.measures.subjects import student_subjects, teacher_subjects
-from stillhouse.evaluation.report.importance_plot import layers_of
-from stillhouse.evaluation.report.notes import notes, of_the_vocabularies
+from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
+from stillhouse.evaluation.measures.recipe_models import student_models, teacher_models
+from stillhouse.evaluation.report.importance_plot import layer_importance
+from stillhouse.evaluation.report.notes import notes, vocabulary_notes
 from stillhouse.evaluation.report.report import ReportFiles, write_report
 from stillhouse.evaluation.report.tables import comparison_table
 from stillhouse.evaluation.results import Curve, Report
@@ -39,7 +39,7 @@ from stillhouse.evaluation.stored import figures_of, report_key, stored_report
 from stillhouse.models.files import find_model
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.card import write_cards
@@ -49,7 +49,7 @@ from stillhouse.student.start.record import read_start
 
 _STORED = TypeAdapter(Report)
 BEFORE = "teacher before fine-tuning"
-_WITHOUT_EFFECT = {"reports", "batch_size", "keep"}  # settings that do not change the figures
+_NOT_IN_KEY = {"reports", "batch_size", "keep"}  # settings that do not change the figures
 
 
 @dataclass(frozen=True)
@@ -75,30 +75,30 @@ def evaluate(
     """
     students = _students(recipe, student, dataset)
     named = [[place.key, place.wants_int8] for place in students]
-    key = report_key(recipe, dataset, named, key_of_settings(recipe.evaluate))
+    key = report_key(recipe, dataset, named, settings_key(recipe.evaluate))
     folder = Path(recipe.evaluate.reports) / recipe.name
     files = ReportFiles.in_folder(folder)
     stored = stored_report(_STORED, files, key)
     if stored is not None:
-        _tell_cards(stored, recipe, dataset, students)
+        _update_cards(stored, recipe, dataset, students)
         return EvaluationResult(stored, files, fresh=False)
     if student.quantize:
         require_torchao()
     subjects = _subjects(recipe, student, dataset, students)
     held_out = read_held_out(recipe, dataset, subjects)
     with write_lock(folder, ReportBusy, keep_lock=False):
-        report = _measured(recipe, student, dataset, students, subjects, held_out, key, progress)
+        report = _measure(recipe, student, dataset, students, subjects, held_out, key, progress)
         files = write_report(report, folder)
-        _tell_cards(report, recipe, dataset, students)
+        _update_cards(report, recipe, dataset, students)
     return EvaluationResult(report, files, fresh=True)
 
 
-def key_of_settings(settings: EvaluateSettings) -> dict[str, Any]:
+def settings_key(settings: EvaluateSettings) -> dict[str, Any]:
     """Return the settings that the figures depend on; without an empty `metrics`, so that older reports keep their keys."""
-    return settings.model_dump(exclude=_WITHOUT_EFFECT | (set() if settings.metrics else {"metrics"}))
+    return settings.model_dump(exclude=_NOT_IN_KEY | (set() if settings.metrics else {"metrics"}))
 
 
-def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> None:
+def _update_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequence[StudentFolder]) -> None:
     """Write the report's figures into the students' model cards."""
     figures = figures_of(report, comparison_table(report))
     for place in students:
@@ -107,12 +107,12 @@ def _tell_cards(report: Report, recipe: Recipe, dataset: Dataset, students: Sequ
             write_cards(place.path, card, recipe, learnt_from.manifest if learnt_from else None, figures)
 
 
-def _measured(
+def _measure(
     recipe: Recipe,
     student: StudentSettings,
     dataset: Dataset,
     students: list[StudentFolder],
-    subjects: Sequence[Subject],
+    subjects: Sequence[ModelToMeasure],
     held_out: HeldOut,
     key: str,
     progress: Progress,
@@ -127,32 +127,32 @@ def _measured(
         labels=label_summary(dataset),
         overlap=overlap_of(dataset, recipe.evaluate.near_duplicate),
         models=models.rows,
-        answers=shown_answers(held_out.asked, models),
+        answers=shown_answers(held_out.prompts, models),
         curves=tuple(_curve(card) for card in cards if card.log),
         recipe_yaml=recipe.as_yaml(),
         notes=(
-            *notes(recipe, student, dataset, len(held_out.task.rows), held_out.asked, models.metrics),
-            *of_the_vocabularies(models.rows, recipe, dataset),
+            *notes(recipe, student, dataset, len(held_out.task.rows), held_out.prompts, models.metrics),
+            *vocabulary_notes(models.rows, recipe, dataset),
         ),
         key=key,
         metrics=models.metrics,
         differences=models.differences,
         kept=models.kept,
-        starts=layers_of(read_start(students[-1].path)),
+        starts=layer_importance(read_start(students[-1].path)),
     )
 
 
 def _subjects(
     recipe: Recipe, student: StudentSettings, dataset: Dataset, students: Sequence[StudentFolder]
-) -> list[Subject]:
+) -> list[ModelToMeasure]:
     """Return the teacher, if it is a model that can run on this machine, and the students."""
-    subjects = teacher_subjects(recipe)
-    if subjects and _told_of_its_start(recipe):
+    subjects = teacher_models(recipe)
+    if subjects and _start_roles(recipe):
         start = find_model(recipe.teacher.model, recipe.teacher.revision)
         trusted = subjects[0].trust_remote_code
-        subjects.append(Subject(BEFORE, start.name, start.folder, trust_remote_code=trusted))
+        subjects.append(ModelToMeasure(BEFORE, start.name, start.folder, trust_remote_code=trusted))
     for place in students:
-        subjects += student_subjects(f"{place.variant} student", place, student, dataset)
+        subjects += student_models(f"{place.variant} student", place, student, dataset)
     return subjects
 
 
@@ -169,10 +169,10 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
         if place.finished_card() is None:
             found = read_card(place.path)
             other = found is not None and place.variant != "gold" and found.dataset not in ("", dataset.manifest.label)
-            older = f" (of {found.dataset} there is: dataset.version can name that)" if found and other else ""
+            older = f"; to use the student of {found.dataset}, set dataset.version" if found and other else ""
             raise StudentMissing(
-                f"there is no finished {place.variant} student of this recipe and dataset {dataset.manifest.label} in "
-                f"{place.path}{older}: run `stillhouse distill` with the same recipe first"
+                f"{place.path} has no finished {place.variant} student of this recipe and dataset {dataset.manifest.label}",
+                fix=f"run `stillhouse distill` with the same recipe first{older}",
             )
     return places
 
@@ -189,11 +189,12 @@ def learning_dataset(recipe: Recipe, variant: Variant, dataset: Dataset) -> Data
         return open_dataset(dataset_folder(recipe.dataset.gold))
     except DatasetMissing as error:
         raise StudentMissing(
-            f"there is no gold student of this recipe: {error}. `stillhouse distill` with the same recipe makes both"
+            f"the recipe has no gold student: {error}",
+            fix="run `stillhouse distill` with the same recipe, which makes both",
         ) from None
 
 
-def _told_of_its_start(recipe: Recipe) -> list[str]:
+def _start_roles(recipe: Recipe) -> list[str]:
     """Return the role of the teacher before fine-tuning; empty if it was not fine-tuned or began with fresh weights."""
     tuned = recipe.teacher.finetune
     return [BEFORE] if tuned is not None and tuned.config is None else []

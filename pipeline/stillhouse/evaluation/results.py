@@ -112,7 +112,7 @@ class LayerImportance:
 
     stack: str  # "encoder" or "decoder"; "model" for the only stack of a causal model
     method: str  # "leave-one-out", "greedy" (its scores are the leave-one-out scores), "block-influence"
-    unit: str  # of the scores: "nats a token when left out", or "block influence"
+    unit: str  # of the scores: "nats per token if removed", or "block influence"
     kept: tuple[int, ...]  # layer numbers, from 0
     scores: tuple[float, ...]  # one per layer of the teacher
     rows: int = 0  # rows that importance was measured on; 0: unknown

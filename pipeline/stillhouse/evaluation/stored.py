@@ -9,15 +9,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.report.report import ReportFiles
-from stillhouse.evaluation.report.tables import Compared, answer_quality_table
+from stillhouse.evaluation.report.tables import ComparedModels, answer_quality_table
 from stillhouse.evaluation.report.warnings import warning_of
 from stillhouse.models.files import can_load_in_process, find_model, labelling_files
 from stillhouse.plugins import METRICS, plugin_code_key
-from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import content_hash
 from stillhouse.student.finished.card import Figures
 
-FIGURES = 3  # version of the figures; a higher one invalidates older reports
+FIGURES_VERSION = 3  # version of the figures; a higher one invalidates older reports
 
 
 def report_key(recipe: Recipe, dataset: Dataset, students: object, settings: Mapping[str, Any]) -> str:
@@ -37,7 +38,7 @@ def report_key(recipe: Recipe, dataset: Dataset, students: object, settings: Map
             "metrics": [plugin_code_key(METRICS, one.kind) for one in recipe.evaluate.metrics],
             "teacher": _teacher(recipe.teacher),
             "answers": [recipe.label.mode, recipe.label.sampling.max_tokens],
-            "figures": FIGURES,
+            "figures": FIGURES_VERSION,
         }
     )
 
@@ -52,7 +53,7 @@ def _teacher(teacher: TeacherSettings) -> list[str]:
     return [files.content_sha256 for files in measured]
 
 
-class Measured(Compared, Protocol):
+class MeasuredReport(ComparedModels, Protocol):
     """A report with the facts of its measurement."""
 
     @property
@@ -72,7 +73,7 @@ class Measured(Compared, Protocol):
         """Notes on how the figures were measured and how to read them."""
 
 
-Found = TypeVar("Found", bound=Measured)
+Found = TypeVar("Found", bound=MeasuredReport)
 
 
 def stored_report(kind: TypeAdapter[Found], files: ReportFiles, key: str) -> Found | None:
@@ -81,7 +82,7 @@ def stored_report(kind: TypeAdapter[Found], files: ReportFiles, key: str) -> Fou
     Raises:
         UsageError: a file with a report's name was not written by Stillhouse; it is not overwritten.
     """
-    files.refuse_others()
+    files.refuse_foreign_files()
     if not all(file.is_file() for file in (files.markdown, files.html, files.json)):
         return None
     try:
@@ -91,7 +92,7 @@ def stored_report(kind: TypeAdapter[Found], files: ReportFiles, key: str) -> Fou
     return report if report.key == key else None
 
 
-def figures_of(report: Measured, table: Sequence[Sequence[str]], own: str | None = None) -> Figures:
+def figures_of(report: MeasuredReport, table: Sequence[Sequence[str]], own: str | None = None) -> Figures:
     """Return a report's figures for a student's model card; `own` is the student's name in the table's first column."""
     return Figures(
         key=report.key,

@@ -33,8 +33,8 @@ from stillhouse.exchange.find_format import find_format
 from stillhouse.exchange.lines import input_files
 from stillhouse.exchange.sample_numbering import Numbering
 from stillhouse.prompts.load import split_of
+from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
-from stillhouse.recipe.load import DatasetSettings
 from stillhouse.records import Completion, Split, TeacherIdentity, content_hash
 from stillhouse.storage.location import Location
 

@@ -21,7 +21,7 @@ from pydantic import SecretStr, ValidationError
 from stillhouse.exchange.base import ImportedAnswer, Json, Read, RequestKey, SkippedRow, SourceLine
 from stillhouse.exchange.conversations import parse_messages
 from stillhouse.recipe.label import LabelSettings, SamplingSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Message, Prompt, content_hash
 from stillhouse.teachers.base import Answer, AnswerSettings, AttemptFailed, Refusal
 from stillhouse.teachers.openai import OpenAiOptions, OpenAiTeacher

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from stillhouse.errors import BudgetSpent, RecipeError
 from stillhouse.labelling.journal import Change, Journal
 from stillhouse.labelling.tokens import most_prompt_tokens
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.teachers.base import Request, Teacher, why_no_price
 from stillhouse.teachers.prices import Price
 

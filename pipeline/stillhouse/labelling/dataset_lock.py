@@ -19,7 +19,7 @@ from stillhouse.dataset.store import dataset_folder, journal_folder, open_datase
 from stillhouse.errors import DatasetBusy
 from stillhouse.labelling.journal import FILE_NAME, Journal
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import DatasetSettings
+from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.records import EncodingName
 from stillhouse.storage.durable import write_lock
 from stillhouse.storage.location import Location, RemotePath

@@ -48,7 +48,9 @@ from stillhouse.plugins import TEACHERS, plugin_code_key
 from stillhouse.progress import Progress, TellsMore, silent
 from stillhouse.quality.base import NamedFilter, open_filters
 from stillhouse.recipe.label import encoding_of
-from stillhouse.recipe.load import FilterSettings, Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.quality import FilterSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import FORMAT_VERSION
 from stillhouse.teachers.base import Teacher, open_teacher
 

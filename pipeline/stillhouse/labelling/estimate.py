@@ -29,7 +29,7 @@ from stillhouse.labelling.metrics import format_usd
 from stillhouse.labelling.plan import LabelPlan, Shard, make_plan
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.location import Location, RemotePath
 from stillhouse.teachers.base import Request, Teacher, open_teacher, why_no_price
 

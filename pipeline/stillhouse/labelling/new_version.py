@@ -21,7 +21,7 @@ from stillhouse.labelling.plan import LabelPlan, ShardName
 from stillhouse.labelling.retrying import Retry, teacher_rejections
 from stillhouse.labelling.reuse import copy_earlier_answers, copy_except_retried
 from stillhouse.recipe.label import encoding_of
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import EncodingName
 from stillhouse.storage.durable import write_atomically
 from stillhouse.storage.location import Location

@@ -41,7 +41,9 @@ from stillhouse.labelling.plan import LabelPlan
 from stillhouse.labelling.reuse import copy_part
 from stillhouse.progress import Progress
 from stillhouse.prompts.load import read_prompts
-from stillhouse.recipe.load import DatasetSettings, PromptSettings, Recipe
+from stillhouse.recipe.dataset import DatasetSettings
+from stillhouse.recipe.prompts import PromptSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Prompt, content_hash
 from stillhouse.storage.durable import write_atomically
 from stillhouse.storage.location import Location, remove_tree, subfolders

@@ -30,7 +30,7 @@ from stillhouse.labelling.former_names import Former, FormerNames, GetNote, Rena
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from stillhouse.plugins import FILTERS, plugin_code_key
 from stillhouse.prompts.load import read_prompts, split_of
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt, Split, TeacherIdentity, content_hash
 from stillhouse.teachers.base import AnswerSettings, Request
 

@@ -17,8 +17,9 @@ from typing import Any
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
 from stillhouse.models.weights import sha256_of_weights
-from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import content_hash
 
 _SAFE = "*.safetensors"

@@ -1,14 +1,13 @@
-"""A command of ours in processes of its own, which end with this one, and whose errors are raised here.
+"""Run a Stillhouse command in child processes that end with this process, and raise its errors here.
 
-    follow(recipe, work / "launch", [sys.executable, "-m", "stillhouse", "distill", RECIPE], tell, what="the training")
+    run_command(recipe, work / "launch", [sys.executable, "-m", "stillhouse", "distill", RECIPE], log, progress, ...)
 
-The command gets the resolved recipe from a file, reports its progress as lines of JSON (events.py) and its error in another
-file (ranks.py). All that it starts ends
-with the process that called `follow`, however that ends:
+The command reads the resolved recipe from a file, reports progress as lines of JSON (events.py) and its error in another
+file (ranks.py). All of its processes end with the process that called `run_command`:
 
-    asked to stop, an error    SIGTERM for the command and what it started, SIGKILL some seconds later (serving/child.py)
-    kill -9                    the same, by the kernel's word on Linux; and every process of ours waits for the end of its
-                               standard input, whose other end is held here, and then ends at once (ranks.py)
+    stopped, or an error    SIGTERM for the command and its children, SIGKILL some seconds later (bound_child.py)
+    kill -9                 the same, by the kernel's parent-death signal on Linux; and every Stillhouse process ends when
+                            its standard input, a pipe that this process holds open, is closed (ranks.py)
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from stillhouse.processes import ranks
 from stillhouse.processes.environment import child_environment
 from stillhouse.processes.events import progress_event
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.durable import write_atomically
 
-RECIPE = "{recipe}"  # in a command: the file of the recipe
-Tell = Callable[[str], None]
+RECIPE = "{recipe}"  # placeholder in a command: the recipe's file
+LogLine = Callable[[str], None]
 
-_GRACE_SECONDS = 15.0  # for the group to end; child.py kills it before
-_LINES_KEPT = 20  # of the log, for an error's message
+_GRACE_SECONDS = 15.0  # for the group to end; bound_child.py kills it earlier
+_LOG_TAIL = 20  # lines of the log in an error's message
 
 
-def to_standard_error(line: str) -> None:
-    """A `Tell` for whoever gives none; it writes above the bars of a terminal."""
+def log_to_standard_error(line: str) -> None:
+    """Write a line to standard error, above the progress bars of a terminal."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
-def follow(
+def run_command(
     recipe: Recipe,
     folder: Path,
     command: Sequence[str],
-    tell: Tell,
+    log: LogLine,
     progress: Progress,
     *,
     what: str,
@@ -61,18 +60,18 @@ def follow(
     """Run a command until it ends.
 
     Args:
-        recipe: resolved; the command gets it as a file.
-        folder: where that file goes, and where the command leaves what was wrong.
-        command: RECIPE in it stands for the file.
-        tell: called with every line of the log that is not progress.
+        recipe: the resolved recipe, which is written to a file for the command.
+        folder: folder of that file and of the command's error.
+        command: the command's words; RECIPE is replaced by the path of the file.
+        log: called with every line of the command's output that is not progress.
         progress: called with the command's progress.
-        what: what the command is, for the error when it ends without a word.
-        environment: variables to set besides.
-        on_start: gets the process, and may end it.
+        what: name of the command in the error if it fails without reporting one.
+        environment: further environment variables.
+        on_start: called with the process, which it may end.
 
     Raises:
-        StillhouseError: the very error that the command ended with.
-        TrainingError: the command failed without one.
+        StillhouseError: the error that the command reported.
+        TrainingError: the command failed without reporting an error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ranks.failure_file(folder).unlink(missing_ok=True)  # of an earlier run
@@ -80,7 +79,7 @@ def follow(
     write_atomically(file, recipe.as_yaml().encode())
     arguments = [str(file) if one == RECIPE else one for one in command]
     variables = {**(environment or {}), ranks.LAUNCH: str(folder), "PYTHONUNBUFFERED": "1"}
-    kept: deque[str] = deque(maxlen=_LINES_KEPT)
+    tail: deque[str] = deque(maxlen=_LOG_TAIL)
     failed = False
     with running(arguments, variables) as child:
         if on_start is not None:
@@ -90,48 +89,48 @@ def follow(
             if event is not None:
                 event.pass_to(progress)
                 continue
-            kept.append(line)
+            tail.append(line)
             failed = failed or line == ranks.FAILED
-            if line and not failed:  # the error is raised here, and the launcher reports it at length
-                tell(line)
+            if line and not failed:  # the error is raised here; the launcher's long report of it is dropped
+                log(line)
         status = child.process.wait()
     if status != 0:
-        raise _failure(folder, status, kept, what)
+        raise _failure(folder, status, tail, what)
 
 
-def _failure(folder: Path, status: int, kept: Sequence[str], what: str) -> StillhouseError:
-    """What the command itself said, or else the end of the log."""
+def _failure(folder: Path, status: int, tail: Sequence[str], what: str) -> StillhouseError:
+    """Return the error that the command reported, or one with the end of its log."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        said = json.loads(ranks.failure_file(folder).read_text(encoding="utf-8"))
-        if (error := error_from(said)) is not None:
+        fields = json.loads(ranks.failure_file(folder).read_text(encoding="utf-8"))
+        if (error := error_from(fields)) is not None:
             return error
     ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
     return TrainingError(
-        f"{what} {ended}. Its last lines say why; run again, and the training goes on from its last checkpoint:\n"
-        + "\n".join(kept)
+        f"{what} {ended}. Read its last lines for the cause; a new run resumes from the last checkpoint:\n"
+        + "\n".join(tail)
     )
 
 
 @dataclass(frozen=True)
 class Running:
-    """A command whose log is read, and which ends with the block that it runs in."""
+    """A running command whose output is read; it ends with the block that started it."""
 
     process: subprocess.Popen[bytes]
-    read: queue.SimpleQueue[str | None]  # None: the end
+    output: queue.SimpleQueue[str | None]  # lines; None: the end
 
     def lines(self) -> Iterator[str]:
-        """Each line when it comes; of one that was written over (a progress bar), what was last there."""
-        while (line := self.read.get()) is not None:
+        """Yield each line of output; of a line that was overwritten (a progress bar), its last state."""
+        while (line := self.output.get()) is not None:
             yield line.rstrip().rpartition("\r")[2]
 
 
 @contextlib.contextmanager
 def running(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Running]:
-    """Run a command, with these variables set, until it ends or the block does; either way nothing of it is left."""
+    """Run a command with these environment variables; when the block ends, all of its processes are ended."""
     process = subprocess.Popen(
         [sys.executable, "-m", "stillhouse.processes.bound_child", *command],
         env=child_environment(variables),
-        stdin=subprocess.PIPE,  # nothing is ever written: its end is the end of this process
+        stdin=subprocess.PIPE,  # nothing is written: it is closed when this process ends
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -160,9 +159,9 @@ def _read(process: subprocess.Popen[bytes], read: queue.SimpleQueue[str | None])
 
 
 def _watch(process: subprocess.Popen[bytes], reader: threading.Thread, read: queue.SimpleQueue[str | None]) -> None:
-    """When the launcher has ended, whoever it left behind does too, and then the log is at its end."""
+    """When the launcher has ended, end the processes that it left behind, then mark the end of the output."""
     assert process.stdin is not None
     process.wait()
     process.stdin.close()
-    reader.join(_GRACE_SECONDS)  # a service that an integration leaves behind may keep the log open
+    reader.join(_GRACE_SECONDS)  # a service that an integration started may keep the pipe open
     read.put(None)

@@ -1,8 +1,8 @@
-"""The environment of processes that Stillhouse starts: they find its code and the libraries, and never a user's file.
+"""The environment of child processes: they import Stillhouse and its libraries, never a file of the working folder.
 
-Python puts the working folder before everything installed when it runs a module (`python -m accelerate.commands.launch`,
-`python -m vllm...`), so a file that is called `torch.py` or `datasets.py` there would be imported in place of the library.
-With PYTHONSAFEPATH it does not, nor does what the process starts in its turn.
+Python puts the working folder first on the import path when it runs a module (`python -m accelerate.commands.launch`,
+`python -m vllm...`), so that a file `torch.py` or `datasets.py` there would shadow the library. PYTHONSAFEPATH prevents
+this in the process and in its own children.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 
 def child_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of this process, with a safe path and `more`."""
+    """Return the environment of this process with PYTHONSAFEPATH and `more`."""
     return {**os.environ, **SAFE_PATH, **(more or {})}
 
 
 @contextmanager
 def safe_path_for_children() -> Iterator[None]:
-    """For what starts a process without asking for its environment, such as multiprocessing."""
+    """Set PYTHONSAFEPATH for the block, for libraries such as multiprocessing that take no environment."""
     before = {name: os.environ.get(name) for name in SAFE_PATH}
     os.environ.update(SAFE_PATH)
     try:
@@ -36,7 +36,7 @@ def safe_path_for_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def leave_working_folder_out() -> None:
-    """Take the working folder off the path of this process, where `python -m stillhouse` has put it."""
+def remove_working_folder_from_path() -> None:
+    """Remove the working folder from this process's import path, where `python -m stillhouse` has put it."""
     if not sys.flags.safe_path and sys.path and sys.path[0] in ("", str(Path.cwd())):
         del sys.path[0]

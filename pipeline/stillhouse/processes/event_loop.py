@@ -1,4 +1,4 @@
-"""Run a coroutine to its end from code that is not asynchronous, inside a running event loop (Jupyter) too."""
+"""Run a coroutine from synchronous code, even inside a running event loop (Jupyter)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-def run_to_end(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Return what a coroutine returns, or raise what it raises.
+def run_coroutine(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine, and return its result or raise its exception.
 
-    Where this thread runs an event loop already, as every cell of a notebook does, the coroutine gets an event loop of its
-    own in another thread, and this thread waits for it. An interrupt of this thread cancels the coroutine.
+    If this thread already runs an event loop, as every cell of a notebook does, the coroutine runs in an event loop of
+    another thread, and this thread waits for it. An interrupt of this thread cancels the coroutine.
     """
     try:
         asyncio.get_running_loop()

@@ -1,9 +1,9 @@
-"""What a launched process reports to the process that launched it: JSON objects, one a line, on standard output.
+"""Progress of launched processes: JSON objects, one per line, on standard output.
 
     {"stillhouse": "progress", "activity": "Training the white-box student", "done": 12, "total": 40, "more": []}
 
-Lines of another form are the log of the libraries. The error that ends a launched process is not among these lines, which
-several processes write into one pipe: it is a file of its own (`ranks.leave_failure`).
+All other lines are log output of libraries. The error that ends a launched process is not among these lines, which several
+processes write to one pipe: it has its own file (`ranks.write_failure`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ProgressEvent:
     activity: str
     done: int
     total: int
-    more: tuple[str, ...] = ()  # what else the activity has to say
+    more: tuple[str, ...] = ()  # details of the activity
 
     def as_line(self) -> str:
         """Return the event as a line of JSON."""
@@ -48,7 +48,7 @@ def progress_event(line: str) -> ProgressEvent | None:
     try:
         fields = json.loads(line)
         return ProgressEvent(fields["activity"], int(fields["done"]), int(fields["total"]), tuple(fields["more"]))
-    except (ValueError, KeyError, TypeError):  # two processes have written into one line
+    except (ValueError, KeyError, TypeError):  # two processes wrote into one line
         return None
 
 

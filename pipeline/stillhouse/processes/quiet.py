@@ -1,9 +1,9 @@
-"""What third-party libraries print to everybody, and no user of Stillhouse can act upon, stays out of the terminal.
+"""Silence warnings of third-party libraries that users of Stillhouse cannot act on.
 
-torchao, where it is installed, is imported by transformers and peft whether a model is quantised or not. It then warns of
-libraries for GPUs that it cannot load, and torch of how torchao registers its enumerations. Both are loggers of a name, so
-their level can be set before the libraries are imported, and without importing them: every command, flow and library call
-that may load a model does so first. Errors still come through.
+transformers and peft import torchao if it is installed, even if no model is quantised. torchao then warns about GPU
+libraries that it cannot load, and torch about how torchao registers its enumerations. Both use named loggers, whose level
+can be set before the libraries are imported: every command, flow and library call that may load a model does so first.
+Errors are still logged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _LOGGERS = ("torchao", "torch.utils._pytree")
 
 
 def quiet_libraries() -> None:
-    """Have these loggers say nothing below an error; a level that a user has set stays."""
+    """Set these loggers to log only errors, unless the user has set their level."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:

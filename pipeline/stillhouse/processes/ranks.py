@@ -1,12 +1,11 @@
-"""Several processes that train one student together, as `torchrun` and `accelerate launch` start them.
+"""Distributed training: several processes that train one student, as `torchrun` and `accelerate launch` start them.
 
     torchrun --nproc_per_node 2 -m stillhouse distill RECIPE
 
-or as `student.launch` of the recipe has them started (launch.py).
+`student.launch` of a recipe starts them too (stages/launch.py).
 
-Every process reads the same recipe and dataset and takes its share of each step's rows; the first one, of rank 0, writes
-what there is to write and tells how far it is. Until torch has joined them, all that is known is what the launcher says in
-the environment.
+Every process reads the same recipe and dataset and takes its share of each step's rows; the process of rank 0 writes the
+files and reports progress. Before torch initialises the process group, rank and world size come from the environment.
 """
 
 from __future__ import annotations
@@ -22,63 +21,63 @@ from pathlib import Path
 
 from stillhouse.errors import StillhouseError, UsageError
 
-FAILED = '{"stillhouse": "failed"}'  # a line of output: what follows is how the launcher reports the failure
-LAUNCH = "STILLHOUSE_LAUNCH"  # in the environment of what a recipe has launched: a folder for what goes wrong
+FAILED = '{"stillhouse": "failed"}'  # a line of output; the lines after it are the launcher's report of the failure
+LAUNCH = "STILLHOUSE_LAUNCH"  # environment variable of launched processes: the folder for their error
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:
-    """How many train together; 1 where nothing was launched."""
+    """Return the number of processes that train together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and tells."""
+    """Whether this is the process of rank 0, which writes files and reports."""
     return rank() == 0
 
 
-def by_recipe() -> bool:
+def launched_by_recipe() -> bool:
     """Whether this process was started by `student.launch`."""
     return LAUNCH in os.environ
 
 
-def works_in(folder: Path) -> bool:
-    """Whether this process was started by another one of ours to train something in this folder, which that one holds."""
-    return by_recipe() and folder.resolve() in Path(os.environ[LAUNCH]).resolve().parents
+def is_launched_for(folder: Path) -> bool:
+    """Whether a Stillhouse process that holds this folder's lock launched this one to train in it."""
+    return launched_by_recipe() and folder.resolve() in Path(os.environ[LAUNCH]).resolve().parents
 
 
 def is_launched() -> bool:
-    """Whether this process was started to train, by a recipe or by hand, and so starts no others."""
-    return by_recipe() or processes() > 1
+    """Whether a launcher started this process, by a recipe or by hand; it then launches no others."""
+    return launched_by_recipe() or processes() > 1
 
 
 def end_with_launcher() -> None:
-    """Where a recipe launched this process: end at once when the one that launched it has, even by kill -9.
+    """In a process that a recipe launched: end at once when the launching process ends, even by kill -9.
 
-    Nothing is ever written to the standard input that all of them share. It ends when its other end is closed.
+    Nothing is written to standard input, which all of them share; it reaches its end when the launching process ends.
     """
-    if by_recipe():
-        threading.Thread(target=_wait_for_the_end, daemon=True).start()
+    if launched_by_recipe():
+        threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
 
 
-def _wait_for_the_end() -> None:
+def _exit_at_end_of_input() -> None:
     while os.read(0, 1):
         pass
-    os.kill(os.getpid(), signal.SIGKILL)  # a checkpoint counts when it is whole, so there is nothing to put in order
+    os.kill(os.getpid(), signal.SIGKILL)  # checkpoints are atomic, so nothing needs cleaning up
 
 
 def failure_file(folder: Path) -> Path:
-    """Where a launched command says what was wrong: its launcher's exit status does not."""
+    """Return the file with the error of a launched command, which the launcher's exit status does not carry."""
     return folder / "failure.json"
 
 
-def leave_failure(error: StillhouseError) -> None:
-    """Tell whoever launched this process what was wrong; the first word counts."""
-    if not by_recipe():
+def write_failure(error: StillhouseError) -> None:
+    """Report an error to the process that launched this one; the first report counts."""
+    if not launched_by_recipe():
         return
     with suppress(OSError), failure_file(Path(os.environ[LAUNCH])).open("x", encoding="utf-8") as file:
         json.dump(error.as_dict(), file)
@@ -86,22 +85,23 @@ def leave_failure(error: StillhouseError) -> None:
     sys.stdout.flush()
 
 
-def one_process(command: str) -> None:
-    """Refuse to run a command in several processes at once.
+def require_one_process(command: str) -> None:
+    """Refuse to run a command in several processes.
 
     Raises:
-        UsageError: this is one of several.
+        UsageError: a launcher started several processes.
     """
     if processes() > 1:
         raise UsageError(
-            f"`stillhouse {command}` was started in {processes()} processes, and runs in one: start it without torchrun or "
-            "accelerate. `torchrun --nproc_per_node 2 -m stillhouse distill RECIPE` trains in several"
+            f"`stillhouse {command}` was started in {processes()} processes, and runs only in one",
+            fix="start it without torchrun or accelerate; to train in several, run `torchrun --nproc_per_node 2 -m "
+            "stillhouse distill RECIPE`",
         )
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """The block is run by the first process, and then by all others at once: they find what it wrote."""
+    """Run the block in the first process, then in all others at once, which find the files that it wrote."""
     from accelerate import PartialState
 
     with PartialState().main_process_first():
@@ -109,14 +109,14 @@ def first_process_first() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come this far."""
+    """Wait until every process has called this."""
     from accelerate import PartialState
 
     PartialState().wait_for_everyone()
 
 
-def leave() -> None:
-    """The end of working together; without it torch complains when the process ends."""
+def end_distributed() -> None:
+    """Destroy the process group; without this, torch warns when the process ends."""
     if processes() > 1:
         from torch import distributed
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from stillhouse.errors import PromptError, RecipeError
 from stillhouse.models.files import find_model
 from stillhouse.prompts.load import read_prompts
-from stillhouse.recipe.load import PromptSettings, Recipe, TeacherSettings
+from stillhouse.recipe.prompts import PromptSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Prompt
 
 _SHOWN_CHARACTERS = 60  # characters of a prompt shown in an error message

@@ -15,7 +15,7 @@ from stillhouse.errors import PromptError
 from stillhouse.inputs.cells import NotText, cell_text, is_missing
 from stillhouse.prompts.rows import Row, source_rows
 from stillhouse.prompts.templates import PromptTemplate
-from stillhouse.recipe.load import PromptSettings
+from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.records import Message, Prompt, Role, Split
 from stillhouse.settings import nearest
 from stillhouse.text import short_repr

@@ -18,7 +18,8 @@ import numpy as np
 from stillhouse.errors import PromptError
 from stillhouse.inputs.user_files import Unreadable, parse_json, text_lines
 from stillhouse.prompts.csv_rows import csv_rows
-from stillhouse.recipe.load import PromptSettings, find_input
+from stillhouse.recipe.load import find_input
+from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.settings import nearest
 from stillhouse.storage.location import Location, open_for_library
 from stillhouse.text import short_quote

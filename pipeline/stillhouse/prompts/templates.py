@@ -17,7 +17,8 @@ from stillhouse.errors import PromptError
 from stillhouse.inputs.cells import NotText, is_missing
 from stillhouse.inputs.user_files import Unreadable, decode_text
 from stillhouse.prompts.template_text import TextEnvironment
-from stillhouse.recipe.load import PromptSettings, find_input
+from stillhouse.recipe.load import find_input
+from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.settings import nearest
 from stillhouse.text import short_quote
 

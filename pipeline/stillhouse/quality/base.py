@@ -20,7 +20,7 @@ import stillhouse.quality
 from stillhouse.errors import RecipeError
 from stillhouse.plugins import FILTERS, load_kind
 from stillhouse.recipe.faults import raise_all
-from stillhouse.recipe.load import FilterSettings
+from stillhouse.recipe.quality import FilterSettings
 from stillhouse.records import Completion
 
 Filter = Callable[[Completion], str | None]  # returns the detail of a rejection, or None to keep

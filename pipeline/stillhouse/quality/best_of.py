@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from stillhouse.quality.base import NamedFilter, first_rejection, open_filters, record_kept
-from stillhouse.recipe.load import FilterSettings
+from stillhouse.recipe.quality import FilterSettings
 from stillhouse.records import Completion
 from stillhouse.settings import Settings, parse_options
 

@@ -1,6 +1,6 @@
 """Report all faults of a recipe at once, so that a user can fix them in one go.
 
-tell_all(partial(check_prompts, recipe), partial(check_student, recipe))
+run_checks(partial(check_prompts, recipe), partial(check_student, recipe))
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from stillhouse.errors import RecipeFaults, StillhouseError, TeacherUnavailable,
 Check = Callable[[], object]
 
 
-def tell_all(*checks: Check) -> None:
+def run_checks(*checks: Check) -> None:
     """Run every check, and raise their errors together.
 
     Raises:

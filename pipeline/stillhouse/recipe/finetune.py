@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
+from stillhouse.recipe.dataset import NAME
 from stillhouse.recipe.student import (
     EarlyStoppingSettings,
     InitSettings,
@@ -24,7 +25,6 @@ from stillhouse.recipe.student import (
 )
 from stillhouse.settings import Settings
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # used as a folder's name
 _OF_A_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "head_chunk", "train", "launch")
 
 

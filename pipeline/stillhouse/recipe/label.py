@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.records import EncodingName
-from stillhouse.settings import Settings
+from stillhouse.settings import SettingError, Settings
 
 
 class SamplingSettings(Settings):
@@ -46,14 +46,18 @@ class SoftSettings(Settings):
     @model_validator(mode="after")
     def _size_of_this_encoding(self) -> SoftSettings:
         if self.encoding == "sampled" and (self.k is not None or self.draws is None):
-            raise ValueError(
-                f"encoding is 'sampled' and k is {self.k}: sampled labels have no k, give the number of draws in its "
-                "place, {encoding: sampled, draws: 50}, or set encoding to top-k"
+            raise SettingError(
+                "encoding is 'sampled', and sampled labels have no k",
+                setting="k",
+                value=self.k,
+                fix="give the number of draws instead, {encoding: sampled, draws: 50}, or set encoding to top-k",
             )
         if self.encoding == "top-k" and (self.draws is not None or self.k is None):
-            raise ValueError(
-                f"encoding is 'top-k' and draws is {self.draws}: top-k labels draw nothing, give the number of tokens in "
-                "its place, {encoding: top-k, k: 32}, or set encoding to sampled"
+            raise SettingError(
+                "encoding is 'top-k', and top-k labels have no draws",
+                setting="draws",
+                value=self.draws,
+                fix="give the number of tokens instead, {encoding: top-k, k: 32}, or set encoding to sampled",
             )
         return self
 
@@ -97,13 +101,17 @@ class RunnerSettings(Settings):
 
     @field_validator("address")
     @classmethod
-    def _can_be_an_address(cls, address: str | None) -> str | None:
+    def _is_host_and_port(cls, address: str | None) -> str | None:
         if address is None:
             return None
         address = address.strip()
         _, _, port = address.rpartition(":")
         if re.search(r"\s", address) or (port.isdecimal() and not 0 < int(port) < 65_536):
-            raise ValueError("give the address of a Ray cluster as host:port, the port from 1 to 65535")
+            raise SettingError(
+                "it is not the address of a Ray cluster",
+                value=address,
+                fix="give it as host:port, with a port from 1 to 65535",
+            )
         return address
 
 
@@ -138,17 +146,25 @@ class LabelSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _one_reference_one_score(self) -> LabelSettings:
+    def _one_sample_if_scoring(self) -> LabelSettings:
         if self.mode == "score" and self.samples != 1:
-            raise ValueError(f"mode is 'score' and samples is {self.samples}: scoring draws nothing, set samples to 1")
+            raise SettingError(
+                "mode is 'score', and scoring samples no completions",
+                setting="samples",
+                value=self.samples,
+                fix="set samples to 1",
+            )
         return self
 
     @model_validator(mode="after")
-    def _limits_can_be_shared(self) -> LabelSettings:
+    def _limits_can_be_divided(self) -> LabelSettings:
         shares = 1 if self.runner.kind == "local" else self.runner.workers
         for name, limit in self.limits:
             if limit is not None and limit < shares:
-                raise ValueError(
-                    f"limits.{name} is {limit}, which {shares} workers cannot share: set runner.workers to {limit} or less"
+                raise SettingError(
+                    f"it cannot be divided among {shares} workers",
+                    setting=f"limits.{name}",
+                    value=limit,
+                    fix=f"set label.runner.workers to {limit} or less",
                 )
         return self

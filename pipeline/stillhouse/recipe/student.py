@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from stillhouse.settings import Settings
+from stillhouse.settings import SettingError, Settings
 
 Part = Literal["embedding", "head"]
 Layers = int | tuple[int, ...]  # a number of layers, chosen by `choose`; or a list of layers, from 0
 Width = int | float  # a number; or a share of the teacher's, such as 0.5 (1.0: all)
+_WIDTH_FIX = "give a whole number from 1 up, or a share of the teacher's width between 0 and 1 such as 0.5"
 Choose = Literal["importance", "greedy", "leave-one-out", "block-influence", "even"]
 
 
@@ -43,22 +44,22 @@ class WidthSettings(Settings):
     @classmethod
     def _a_number(cls, given: Any) -> Any:
         if given is not None and (isinstance(given, bool) or not isinstance(given, int | float)):
-            raise ValueError("give a whole number from 1 up, or a share between 0 and 1 such as 0.5")
+            raise SettingError("it is not a number", value=given, fix=_WIDTH_FIX)
         return given
 
     @field_validator("*", mode="after")
     @classmethod
     def _greater_than_zero(cls, given: Width | None) -> Width | None:
         if given is not None and (given <= 0 or (isinstance(given, float) and given > 1)):
-            raise ValueError(
-                f"{given} is no width: give a whole number from 1 up, or a share of the teacher's from 0 to 1 such as 0.5"
-            )
+            raise SettingError("it is out of range", value=given, fix=_WIDTH_FIX)
         return given
 
     @model_validator(mode="after")
     def _at_least_one(self) -> WidthSettings:
         if self.feed_forward is None and self.heads is None and self.hidden is None:
-            raise ValueError("names no width: give feed_forward, heads or hidden, for instance {feed_forward: 0.5}")
+            raise SettingError(
+                "no width is given", fix="give feed_forward, heads or hidden, such as {feed_forward: 0.5}"
+            )
         return self
 
 
@@ -90,18 +91,20 @@ class InitSettings(Settings):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _of_stacks_that_there_are(cls, given: Any) -> Any:
+    def _number_list_or_stacks(cls, given: Any) -> Any:
         if isinstance(given, Mapping):
-            named = {name for name, layers in given.items() if layers is not None}
-            if not named or not named <= StackLayers.model_fields.keys():
-                raise ValueError(
-                    f"layers is {dict(given)}: name the layers of an encoder-decoder's stacks, such as "
-                    "{encoder: 3, decoder: 2}, or give a number or a list"
+            stacks = {name for name, layers in given.items() if layers is not None}
+            if not stacks or not stacks <= StackLayers.model_fields.keys():
+                raise SettingError(
+                    "the stacks of an encoder-decoder are `encoder` and `decoder`",
+                    value=dict(given),
+                    fix="give the layers of each stack, such as {encoder: 3, decoder: 2}, or a number or a list",
                 )
         elif isinstance(given, bool | float | str):
-            raise ValueError(
-                f"layers is {given!r}: give how many layers of the teacher to keep, such as 16, or list them, such as "
-                "[0, 5, 11]"
+            raise SettingError(
+                "it is neither a number of layers nor a list of them",
+                value=given,
+                fix="give how many layers of the teacher to keep, such as 16, or list them, such as [0, 5, 11]",
             )
         return given
 
@@ -109,53 +112,81 @@ class InitSettings(Settings):
     def _exactly_one_origin(self) -> InitSettings:
         origins = [self.from_ is not None, self.model is not None, self.config is not None]
         if self.config is not None and (self.from_ is not None or self.layers is not None):
-            raise ValueError(
-                f"config is {self.config}, and copied layers have the teacher's width, heads and feed-forward: take "
-                "`config` away to copy layers as they are, or take `from` and `layers` away for fresh weights of another "
-                "shape"
+            raise SettingError(
+                "copied layers have the teacher's width, heads and feed-forward",
+                setting="config",
+                value=self.config,
+                fix="remove `config` to copy layers unchanged, or remove `from` and `layers` for fresh weights of another "
+                "shape",
             )
         if sum(origins) != 1:
-            raise ValueError("give exactly one of `from: teacher` (with `layers`), `model`, or `config`")
+            raise SettingError(
+                f"it names {'several starts' if any(origins) else 'no start'} of the student",
+                fix="give exactly one of `from: teacher` (with `layers`), `model`, or `config`",
+            )
         return self
 
     @model_validator(mode="after")
-    def _parts_of_the_teacher(self) -> InitSettings:
+    def _settings_fit_the_origin(self) -> InitSettings:
         parts = [self.layers is not None, self.width is not None, self.vocabulary == "used"]
         if self.from_ is None and any(parts[:2]):
             named, example = ("layers", "layers: 16") if parts[0] else ("width", "width: {feed_forward: 0.5}")
-            raise ValueError(
-                f"`{named}` goes with `from: teacher`: give both, for instance {{from: teacher, {example}}}, or take "
-                f"`{named}` away"
+            raise SettingError(
+                "it applies only with `from: teacher`",
+                setting=named,
+                fix=f"give both, for instance {{from: teacher, {example}}}, or remove `{named}`",
             )
         if self.from_ is not None and not any(parts):
-            raise ValueError(
-                "`from: teacher` needs what is to be kept of it: give `layers`, `width` or `vocabulary: used`, for "
-                "instance {from: teacher, layers: 16}"
+            raise SettingError(
+                "the parts of the teacher to keep are not given",
+                setting="from",
+                value=self.from_,
+                fix="give `layers`, `width` or `vocabulary: used`, for instance {from: teacher, layers: 16}",
             )
         if self.config is not None and parts[2]:
-            raise ValueError(
-                "vocabulary is 'used', which keeps rows of a model's embedding, and `config` starts from fresh weights: "
-                "take one of the two away"
+            raise SettingError(
+                "it keeps rows of a model's embedding, and `config` starts from fresh weights",
+                setting="vocabulary",
+                value=self.vocabulary,
+                fix="remove `vocabulary` or `config`",
             )
         if self.choose != "importance" and not self._counts:  # a resolved recipe contains the default
-            raise ValueError(
-                f"choose is {self.choose!r}, and `layers` gives no number of layers: give it a number such as 16, or take "
-                "`choose` away"
+            raise SettingError(
+                "`layers` is not a number of layers to choose",
+                setting="choose",
+                value=self.choose,
+                fix="set layers to a number such as 16, or remove `choose`",
             )
         if self.revision is not None and self.model is None:
-            raise ValueError("`revision` goes with `model`: give both, or take it away")
+            raise SettingError(
+                "it applies only with `model`",
+                setting="revision",
+                value=self.revision,
+                fix="give `model` too, or remove `revision`",
+            )
         return self
 
     @model_validator(mode="after")
     def _layers_in_order(self) -> InitSettings:
-        given = self.layers
-        named = {f"layers.{n}": of for n, of in given} if isinstance(given, StackLayers) else {"layers": given}
-        for where, layers in named.items():
+        by_stack = (
+            {f"layers.{stack}": layers for stack, layers in self.layers}
+            if isinstance(self.layers, StackLayers)
+            else {"layers": self.layers}
+        )
+        for setting, layers in by_stack.items():
             if isinstance(layers, int) and layers < 1:
-                raise ValueError(f"{where} is {layers}: give 1 or more, or a list such as [0, 5, 11]")
+                raise SettingError(
+                    "it must be at least 1",
+                    setting=setting,
+                    value=layers,
+                    fix="give 1 or more, or a list such as [0, 5, 11]",
+                )
             if isinstance(layers, tuple) and (not layers or min(layers) < 0 or sorted(set(layers)) != [*layers]):
-                raise ValueError(
-                    f"{where} is {[*layers]}: list layers of the teacher from 0 in rising order, such as [0, 5, 11]"
+                raise SettingError(
+                    "it is not a rising list of layers",
+                    setting=setting,
+                    value=[*layers],
+                    fix="list layers of the teacher from 0 in rising order, such as [0, 5, 11]",
                 )
         return self
 
@@ -208,9 +239,14 @@ class LossSettings(Settings):
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
-    def _something_to_learn(self) -> LossSettings:
+    def _a_weight_is_positive(self) -> LossSettings:
         if self.weight == 0 and self.cross_entropy_weight == 0:
-            raise ValueError("weight and cross_entropy_weight are both 0: nothing would be learnt, raise one of them")
+            raise SettingError(
+                "cross_entropy_weight is 0 too, so nothing would be learnt",
+                setting="weight",
+                value=self.weight,
+                fix="set one of the two above 0",
+            )
         return self
 
 
@@ -283,20 +319,24 @@ class StudentSettings(Settings):
     launch: LaunchSettings | None = Field(default=None, description="None: train in this process")
 
     @model_validator(mode="after")
-    def _whole_vocabulary_for_a_live_teacher(self) -> StudentSettings:
+    def _live_teacher_has_the_whole_vocabulary(self) -> StudentSettings:
         if self.needs_live_teacher and self.init.vocabulary == "used":
-            raise ValueError(
-                "labels is 'live' and init.vocabulary is 'used': a live teacher reads its own token ids, and the student "
-                "has a part of them. Set labels to 'stored', or init.vocabulary to 'all'"
+            raise SettingError(
+                "init.vocabulary is 'used', and a live teacher reads its own token ids, of which the student has only some",
+                setting="labels",
+                value=self.labels,
+                fix="set labels to stored, or init.vocabulary to all",
             )
         return self
 
     @model_validator(mode="after")
     def _freeze_or_adapters(self) -> StudentSettings:
         if self.freeze and self.lora is not None:
-            raise ValueError(
-                f"freeze is {[*self.freeze]} and lora is set: adapters leave all of the student's own weights as they are, "
-                "take freeze away"
+            raise SettingError(
+                "lora is set, and adapters leave all of the student's other weights unchanged",
+                setting="freeze",
+                value=[*self.freeze],
+                fix="remove freeze",
             )
         return self
 

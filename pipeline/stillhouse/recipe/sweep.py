@@ -23,10 +23,10 @@ import yaml
 from pydantic import ConfigDict, Field, model_validator
 
 from stillhouse.records import content_hash
-from stillhouse.settings import Settings, nearest
+from stillhouse.settings import SettingError, Settings, nearest
 
 _STUDENT = "student."
-_OWN = "at_a_time"
+_AT_A_TIME = "at_a_time"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # texts of values that go into a name unchanged
 _LONGEST_VALUE = 24  # characters of a value in a name
 _LONGEST_SLUG = 80  # characters
@@ -53,13 +53,15 @@ class SweepSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _settings_of_the_student(cls, given: Any) -> Any:
+    def _flatten_and_check_axes(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
         flat = _flat(given)
-        axes = {path: values for path, values in flat.items() if path != _OWN}
+        axes = {path: values for path, values in flat.items() if path != _AT_A_TIME}
         if not axes:
-            raise ValueError("sweep names no setting: give it one, for instance {student.init.layers: [16, 12, 8]}")
+            raise SettingError(
+                "it has no setting to vary", fix="give one, for instance {student.init.layers: [16, 12, 8]}"
+            )
         for path, values in axes.items():
             _check_axis(str(path), values)
         return flat
@@ -105,27 +107,28 @@ def _check_axis(path: str, values: Any) -> None:
     """Check that a key is a path of a student setting, and that its values are a non-empty list.
 
     Raises:
-        ValueError: the path is not one of a student setting, or the values are not a list, or an empty one.
+        SettingError: the path is not one of a student setting, or its value is not a list or is an empty one.
     """
-    first = path.split(".")[0]
-    if first in _OTHERS:
-        raise ValueError(
-            f"{path} is a setting of `{first}`, and a sweep changes the student alone: all its students learn from one "
-            "dataset and are compared on it, and with other labels or prompts that would be several recipes. Run the "
-            f"recipe once for each value, with --set {path}=... --set name=... and a dataset.name of its own"
+    section = path.split(".")[0]
+    if section in _OTHER_SECTIONS:
+        raise SettingError(
+            "a sweep varies only settings of the student: all its students learn from one dataset and are compared on it",
+            setting=path,
+            fix=f"run the recipe once for each value, with --set {path}=... --set name=... --set dataset.name=...",
         )
     if not path.startswith(_STUDENT) or path == _STUDENT:
-        raise ValueError(
-            f"{path} is no setting of a sweep: give paths that begin with `student.`, such as student.init.layers, or "
-            f"{_OWN}.{nearest(path, [_OWN, 'student.init.layers'])}"
+        raise SettingError(
+            f"a sweep has no such setting.{nearest(path, [_AT_A_TIME, 'student.init.layers'])}",
+            setting=path,
+            fix=f"give paths that begin with `student.`, such as student.init.layers, or {_AT_A_TIME}",
         )
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ValueError(f"{path} is {values!r}: give a list of values, such as [16, 12, 8]")
+        raise SettingError("it is not a list", setting=path, value=values, fix="give a list, such as [16, 12, 8]")
     if not values:
-        raise ValueError(f"{path} is an empty list: give at least one value, or take the key away")
+        raise SettingError("the list is empty", setting=path, fix="give at least one value, or remove the key")
 
 
-_OTHERS = (
+_OTHER_SECTIONS = (
     *("name", "seed", "prompts", "references", "teacher", "label", "quality", "dataset", "students", "evaluate"),
     "sweep",
 )

@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.errors import RecipeError
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 
 
@@ -40,7 +39,4 @@ def points(recipe: Recipe) -> tuple[Point, ...]:
     """
     if recipe.sweep is None:
         return ()
-    try:
-        return tuple(Point(one.settings, one.label, recipe.at(one)) for one in recipe.sweep.grid())
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+    return tuple(Point(one.settings, one.label, recipe.of_point(one)) for one in recipe.sweep.grid())

@@ -1,9 +1,9 @@
-"""Refuse a recipe that could not be carried out before anything is sent, trained or written.
+"""Checks of a recipe before anything is sent, trained or written.
 
-    check_run(recipe)       # of `stillhouse run`
+    check_run(recipe)       # for `stillhouse run`
 
-Each command has one of its own, which looks at what that command would use, and tells all faults at once. Whatever the
-command, every kind that the recipe names must be there.
+Each command has its own function, which checks what the command will use and reports all faults together. Every command
+checks that all kinds that the recipe names exist.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from stillhouse.labelling.engine import filters_of
 from stillhouse.plugins import check_kind_exists
 from stillhouse.prompts.checks import check_prompts
 from stillhouse.quality.base import open_filters
-from stillhouse.recipe.faults import tell_all
+from stillhouse.recipe.faults import run_checks
 from stillhouse.recipe.label import encoding_of
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.finetune import before_finetuning, check_finetuned, check_finetuning
 from stillhouse.stages.launch import check_launch
@@ -36,13 +36,15 @@ _LOG = logging.getLogger(__name__)
 
 
 def student_of(recipe: Recipe) -> StudentSettings:
-    """The recipe's student.
+    """Return the recipe's student.
 
     Raises:
-        RecipeError: it has none.
+        RecipeError: the recipe has no student.
     """
     if recipe.student is None:
-        raise RecipeError("the recipe has no `student`: add one, for instance {init: {from: teacher, layers: 10}}")
+        raise RecipeError(
+            "the recipe has none", setting="student", fix="add one, for instance {init: {from: teacher, layers: 10}}"
+        )
     return recipe.student
 
 
@@ -50,15 +52,15 @@ def student_of(recipe: Recipe) -> StudentSettings:
 
 
 def check_run(recipe: Recipe) -> None:
-    """Refuse whatever could stop a run in its middle before it begins.
+    """Check everything that could make `run` fail after it has started.
 
     Raises:
-        RecipeError: something in it is wrong, or it has no student.
-        PromptError: prompts lack what they need.
-        TeacherUnavailable: a model that it starts from is not there.
+        RecipeError: a setting is wrong, or the recipe has no student.
+        PromptError: a prompt lacks something that the recipe needs.
+        TeacherUnavailable: a model that teacher or student starts from does not exist.
     """
     student_of(recipe)
-    tell_all(
+    run_checks(
         partial(_check_kinds, recipe),
         partial(_check_teacher, recipe),
         partial(check_prompts, recipe),
@@ -69,19 +71,21 @@ def check_run(recipe: Recipe) -> None:
 
 
 def check_finetune(recipe: Recipe) -> None:
-    """Refuse a fine-tuning that could not be done before anything is written.
+    """Check that the teacher can be fine-tuned, before anything is written.
 
     Raises:
-        RecipeError: the recipe has none, or something in it is wrong.
+        RecipeError: the recipe has no `teacher.finetune`, or a setting is wrong.
         PromptError: a prompt lacks its reference.
-        TeacherUnavailable: the model that it starts from is not there.
+        TeacherUnavailable: the model that the teacher starts from does not exist.
     """
     if recipe.teacher.finetune is None:
         raise RecipeError(
-            "the recipe has no `teacher.finetune`: add it, for instance {train: {num_train_epochs: 3}}, or go on with "
-            "`stillhouse label`"
+            "the recipe does not fine-tune its teacher",
+            setting="teacher.finetune",
+            value=None,
+            fix="set it, for instance to {train: {num_train_epochs: 3}}, or continue with `stillhouse label`",
         )
-    tell_all(
+    run_checks(
         partial(_check_kinds, recipe),
         partial(_check_teacher, recipe),
         partial(check_prompts, recipe),
@@ -91,15 +95,15 @@ def check_finetune(recipe: Recipe) -> None:
 
 
 def check_plan(recipe: Recipe) -> None:
-    """Refuse what `check_labels` refuses, but for a teacher that has still to be fine-tuned.
+    """Check what `check_labels` checks, but accept a teacher that has not been fine-tuned yet.
 
-    Whether this machine could train the student does not matter, and a start that is not at hand here is looked at later.
+    Whether this machine can train the student is not checked. A start that is not on this machine is checked later.
 
     Raises:
-        PromptError: prompts lack what they need.
-        RecipeError: something in it is wrong: a kind, the teacher, a loss that cannot be taken from such labels, the
-            student's start, its tokenizer or its chat template.
-        TeacherUnavailable: the teacher's model is not there.
+        PromptError: a prompt lacks something that the recipe needs.
+        RecipeError: a kind, the teacher, the student's start, its tokenizer or its chat template is wrong, or the loss
+            cannot use these labels.
+        TeacherUnavailable: the teacher's model does not exist.
     """
     checks = [
         partial(_check_kinds, recipe),
@@ -109,58 +113,58 @@ def check_plan(recipe: Recipe) -> None:
     ]
     if recipe.student is not None:
         checks.append(partial(_check_students, recipe, _check_learner))
-    tell_all(*checks)
+    run_checks(*checks)
 
 
 def check_labels(recipe: Recipe) -> None:
-    """Refuse to label for a student that could not learn from the labels, or not be made at all.
+    """Check that the prompts can be labelled, and that the student could learn from the labels.
 
     Raises:
-        PromptError, RecipeError: as `check_plan` does.
-        TeacherUnavailable: the teacher's model is not there, or has still to be fine-tuned.
+        PromptError: a prompt lacks something that the recipe needs.
+        RecipeError: a setting of the teacher, the labels or the student is wrong.
+        TeacherUnavailable: the teacher's model does not exist, or the teacher has not been fine-tuned yet.
     """
-    tell_all(partial(check_plan, recipe), partial(check_finetuned, recipe, read_prompts=True))
+    run_checks(partial(check_plan, recipe), partial(check_finetuned, recipe, read_prompts=True))
 
 
 def check_distill(recipe: Recipe) -> None:
-    """Refuse a student that could not be trained, or whose teacher has still to be fine-tuned.
-
-    Raises:
-        RecipeError, TeacherUnavailable: as `check_student` does.
-    """
-    student_of(recipe)
-    tell_all(partial(check_finetuned, recipe), partial(check_student, recipe))
-
-
-def check_evaluate(recipe: Recipe) -> None:
-    """Refuse a report that could not be made.
-
-    Raises:
-        RecipeError: the recipe has no student, or names a kind that is not there.
-        TeacherUnavailable: the teacher has still to be fine-tuned.
-    """
-    student_of(recipe)
-    tell_all(partial(_check_kinds, recipe), partial(check_finetuned, recipe))
-
-
-def check_student(recipe: Recipe) -> None:
-    """Refuse a student that could not be trained, or a teacher that could not be fine-tuned, before anything is sent.
-
-    Of a sweep, every student is looked at.
+    """Check that the student can be trained, and that its teacher has been fine-tuned.
 
     Raises:
         RecipeError: the recipe has no student, or a kind, its start, its loss or its training arguments are wrong.
-        TeacherUnavailable: the model that it starts from is not there.
+        TeacherUnavailable: the model that the student starts from does not exist, or the teacher has not been fine-tuned.
     """
-    tell_all(partial(_check_kinds, recipe), partial(_check_students, recipe, _check_trainable))
+    student_of(recipe)
+    run_checks(partial(check_finetuned, recipe), partial(check_student, recipe))
 
 
-# ----------------------------------------------------------------------------------------------------------- what is seen
+def check_evaluate(recipe: Recipe) -> None:
+    """Check that the models can be measured.
+
+    Raises:
+        RecipeError: the recipe has no student, or names a kind that does not exist.
+        TeacherUnavailable: the teacher has not been fine-tuned yet.
+    """
+    student_of(recipe)
+    run_checks(partial(_check_kinds, recipe), partial(check_finetuned, recipe))
+
+
+def check_student(recipe: Recipe) -> None:
+    """Check that the student, or every student of a sweep, can be trained and the teacher fine-tuned.
+
+    Raises:
+        RecipeError: the recipe has no student, or a kind, its start, its loss or its training arguments are wrong.
+        TeacherUnavailable: the model that the student starts from does not exist.
+    """
+    run_checks(partial(_check_kinds, recipe), partial(_check_students, recipe, _check_trainable))
+
+
+# ----------------------------------------------------------------------------------------------------------- single checks
 
 
 def _check_kinds(recipe: Recipe) -> None:
-    """Refuse a kind that is not there, and wrong options of filters and metrics."""
-    tell_all(
+    """Check that all kinds exist, and the options of filters and metrics."""
+    run_checks(
         partial(find_teacher_kind, recipe.teacher.kind),
         lambda: open_filters(filters_of(recipe)),
         partial(open_metrics, recipe.evaluate.metrics),
@@ -174,8 +178,8 @@ def _check_loss_kind(recipe: Recipe) -> None:
 
 
 def _check_teacher(recipe: Recipe) -> None:
-    """Refuse a teacher that cannot be opened, and a budget that could not be kept."""
-    if recipe.teacher.finetune is not None:  # it may have to be made first
+    """Check that the teacher can be opened, and that the budget can be enforced."""
+    if recipe.teacher.finetune is not None:  # it may not exist yet
         teacher_options(recipe)
         return
     check_budget(recipe, open_teacher(recipe.teacher, recipe.label, recipe.seed))
@@ -190,16 +194,16 @@ def _check_students(recipe: Recipe, check: Callable[[Recipe], None]) -> None:
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Refuse a student that could not be trained here."""
+    """Check that the student can be trained on this machine."""
     from stillhouse.student.training.arguments import training_arguments
 
     student = student_of(recipe)
-    tell_all(
+    run_checks(
         partial(_check_loss, recipe),
         partial(training_arguments, recipe, student, Path(recipe.students)),
         partial(check_launch, recipe, student),
         partial(check_finetuning, recipe),
-        partial(_check_making, recipe),
+        partial(_check_start, recipe),
     )
 
 
@@ -210,15 +214,15 @@ def _check_loss(recipe: Recipe) -> None:
     load_objective(student, encoding_of(recipe.label.soft) if student.needs_soft_labels else None)
 
 
-def _check_making(recipe: Recipe) -> None:
-    """Refuse a start that no student can be made from; each step needs what the one before it found right."""
+def _check_start(recipe: Recipe) -> None:
+    """Check that a student can be made from its start; each step relies on the ones before it."""
     from stillhouse.student.data.vocabulary import check_tokenizers
     from stillhouse.student.finished.quantize import check_quantizable
     from stillhouse.student.start.start_config import check_start
     from stillhouse.student.training.lora import check_adapters
     from stillhouse.student.training.packing import refuse_packed_encoder_decoder
 
-    find_teacher_kind(recipe.teacher.kind)  # nothing that follows can be said of a teacher of no kind
+    find_teacher_kind(recipe.teacher.kind)  # the following checks need a known kind
     student = student_of(recipe)
     recipe = before_finetuning(recipe)
     if student.needs_live_teacher:
@@ -231,11 +235,11 @@ def _check_making(recipe: Recipe) -> None:
 
 
 def _check_learner(recipe: Recipe) -> None:
-    """Refuse labels that the student could not learn from."""
-    tell_all(partial(_check_loss, recipe), partial(_check_learner_files, recipe))
+    """Check that the student can learn from the labels."""
+    run_checks(partial(_check_loss, recipe), partial(_check_learner_start, recipe))
 
 
-def _check_learner_files(recipe: Recipe) -> None:
+def _check_learner_start(recipe: Recipe) -> None:
     from stillhouse.student.data.vocabulary import check_tokenizers
     from stillhouse.student.start.start_config import check_start
     from stillhouse.student.training.packing import refuse_packed_encoder_decoder
@@ -248,7 +252,7 @@ def _check_learner_files(recipe: Recipe) -> None:
         refuse_packed_encoder_decoder(recipe, student)
         check_student_template(recipe, student)
     except TeacherUnavailable as error:
-        _LOG.warning("the student is not looked at before labelling: %s", error)
+        _LOG.warning("the student is not checked before labelling: %s", error)
 
 
 def _check_template_of_student(recipe: Recipe) -> None:

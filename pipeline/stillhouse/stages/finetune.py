@@ -19,13 +19,14 @@ from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, vers
 from stillhouse.errors import TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
-from stillhouse.processes.event_loop import run_to_end
+from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.ranks import first_process_first, is_first, processes
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import Recipe, TeacherSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.launch import check_launch
 from stillhouse.student.finished.folder import StudentFolder, folder_for, read_card, student_folder
 from stillhouse.teachers.base import open_teacher
@@ -83,8 +84,8 @@ def has_gold(recipe: Recipe) -> bool:
 
 
 def _label_gold(recipe: Recipe, progress: Progress) -> Dataset:
-    report = partial(progress, "Collecting the references")
-    return run_to_end(label(gold_recipe(recipe), lambda _, done, total: report(done, total))).dataset
+    told = partial(progress, "Collecting the references")
+    return run_coroutine(label(gold_recipe(recipe), lambda _, done, total: told(done, total))).dataset
 
 
 def _first_process_first() -> AbstractContextManager[None]:

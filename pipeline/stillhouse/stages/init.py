@@ -22,7 +22,8 @@ from stillhouse.errors import PromptError, UsageError
 from stillhouse.inputs.cells import NotText, cell_text
 from stillhouse.inputs.yaml_text import parse_yaml
 from stillhouse.prompts.rows import source_rows
-from stillhouse.recipe.load import PromptSettings, recipe_from
+from stillhouse.recipe.prompts import PromptSettings
+from stillhouse.recipe.recipe import recipe_from
 from stillhouse.settings import nearest
 from stillhouse.storage.durable import write_atomically
 

@@ -1,12 +1,12 @@
-"""Several processes that train one student, started by `accelerate launch` where a recipe says so (`student.launch`).
+"""Distributed training of one student with `accelerate launch`, if the recipe sets `student.launch`.
 
-    check_launch(recipe, student)                              # before anything is trained
-    launch(recipe, student, work, ["distill", ...], tell)      # accelerate launch ... -m stillhouse distill RECIPE ...
+    check_launch(recipe, student)                                   # before anything is trained
+    launch(recipe, student, work, ["distill", ...], log, progress)  # accelerate launch ... -m stillhouse distill RECIPE ...
 
-The launcher is accelerate's own, as a command in a session of its own; what is started is the command that a shell would
-give it, with the resolved recipe from a file. All of it ends with the process that called `launch`, however that ends
-(children.py). torch's launcher puts each training process into a session of its own, so no signal to a group reaches them
-all: that they wait for the end of their standard input is needed wherever the launcher itself is killed.
+accelerate's launcher runs as a command in a separate session, and starts the same command that a user would type, with the
+resolved recipe from a file. All processes end with the process that called `launch` (processes/children.py). torch's
+launcher puts each training process into a separate session, so no signal to a group reaches all of them: each training
+process also ends when its standard input is closed, which is needed if the launcher itself is killed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,35 +26,38 @@ import yaml
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.user_files import Unreadable, decode_text
 from stillhouse.processes import ranks
-from stillhouse.processes.children import RECIPE, Tell, follow
+from stillhouse.processes.children import RECIPE, LogLine, run_command
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import LaunchSettings, StudentSettings
 
 _LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch")
 _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")  # distributed types that --multi_gpu starts, with a GPU or without
 _OTHERS = ("MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_HPU", "MULTI_NEURON")
-_ARGUMENTS: dict[str, tuple[Any, str]] = {  # what accelerate's parser must make of ours -> the mend of what changed it
-    "training_script": ("stillhouse", "each must be an option of accelerate launch, with its value after it"),
+_ARGUMENTS: dict[str, tuple[Any, str]] = {  # what accelerate's parser must find, and the fix if it finds another value
+    "training_script": ("stillhouse", "give only options of accelerate launch, each followed by its value"),
     "num_machines": (1, "start `accelerate launch ... -m stillhouse distill RECIPE` from a shell on each machine"),
-    "mixed_precision": ("no", "set student.train.bf16 or fp16: what a student is stands in its recipe"),
-    "dynamo_backend": ("no", "the loss has another shape with every batch, and would be compiled anew for each"),
-    "cpu": (False, "set student.train.use_cpu; accelerate starts one process with --cpu"),
-    "use_fsdp": (False, "set student.train.fsdp"),
+    "mixed_precision": ("no", "set bf16 or fp16 in student.train instead, which is part of the student's key"),
+    "dynamo_backend": (
+        "no",
+        "leave it out: every batch has another shape, and the loss would be compiled again for each",
+    ),
+    "cpu": (False, "set student.train.use_cpu instead; with --cpu, accelerate starts only one process"),
+    "use_fsdp": (False, "set student.train.fsdp instead"),
     "use_deepspeed": (False, "shard with student.train.fsdp instead"),
     "use_megatron_lm": (False, "shard with student.train.fsdp instead"),
     "use_parallelism_config": (False, "shard with student.train.fsdp instead"),
-    "tpu": (False, "training on TPUs was never tried"),
-    "no_python": (False, "Stillhouse sets what is started"),
-    "module": (True, "Stillhouse sets what is started"),
+    "tpu": (False, "leave it out: training on TPUs is untested"),
+    "no_python": (False, "leave it out: Stillhouse sets the program to start"),
+    "module": (True, "leave it out: Stillhouse sets the program to start"),
 }
 
 
-# --------------------------------------------------------------------------------------------------------------- checking
+# ----------------------------------------------------------------------------------------------------------------- checks
 
 
 def check_launch(recipe: Recipe, student: StudentSettings) -> None:
-    """Refuse a launch that could not be done; in a process that was launched, one that came out as another.
+    """Refuse a launch that cannot work; in a launched process, check the number of processes.
 
     Raises:
         RecipeError: the config file, the number of processes or an argument is wrong.
@@ -62,31 +66,42 @@ def check_launch(recipe: Recipe, student: StudentSettings) -> None:
     if settings is None:
         return
     if ranks.is_launched():
-        if settings.num_processes not in (None, ranks.processes()) and ranks.by_recipe():
+        if settings.num_processes not in (None, ranks.processes()) and ranks.launched_by_recipe():
+            path = student.setting("launch")
             raise RecipeError(
-                f"student.launch.num_processes is {settings.num_processes}, and `accelerate launch` started "
-                f"{ranks.processes()}: look for what says so in student.launch.config_file and student.launch.arguments"
+                f"`accelerate launch` started {ranks.processes()} processes",
+                setting=f"{path}.num_processes",
+                value=settings.num_processes,
+                fix=f"find the setting that changes the number in {path}.config_file or {path}.arguments",
             )
         return
     command = _accelerate(student, _gpus(recipe, student))
-    parsed = _parsed([*command, "-m", "stillhouse"], settings)
+    parsed = _parsed([*command, "-m", "stillhouse"], student)
     number, file = (
         command[command.index(name) + 1] if name in command else None for name in ("--num_processes", "--config_file")
     )
-    ours = {
-        "num_processes": (int(number or 0), "set student.launch.num_processes"),
-        "config_file": (file, "set student.launch.config_file"),
+    expected = {
+        "num_processes": (int(number or 0), "set student.launch.num_processes instead"),
+        "config_file": (file, "set student.launch.config_file instead"),
     }
-    for name, (wanted, mend) in {**_ARGUMENTS, **ours}.items():
+    for name, (value, fix) in {**_ARGUMENTS, **expected}.items():
         found = getattr(parsed, name)
-        if found != wanted and (found or wanted):  # a flag that is not given is False or None
+        if found != value and (found or value):  # a flag that is not given is False or None
             raise RecipeError(
-                f"student.launch.arguments is {[*settings.arguments]}, which makes {name} {found!r}: take that away; {mend}"
+                f"it sets {name} to {found!r}",
+                setting=student.setting("launch.arguments"),
+                value=[*settings.arguments],
+                fix=f"remove that argument; {_in_recipe(fix, student)}",
             )
 
 
+def _in_recipe(fix: str, student: StudentSettings) -> str:
+    """Return a fix that names a student's settings, for a teacher that is fine-tuned with its settings' own paths."""
+    return re.sub(r"student\.((?:launch|train)[.\w]*)", lambda match: student.setting(match[1]), fix)
+
+
 def _gpus(recipe: Recipe, student: StudentSettings) -> int:
-    """How many devices the processes can share out; 0 on the CPU."""
+    """Return the number of devices for the processes; 0 on the CPU."""
     import torch
 
     from stillhouse.student.training.arguments import training_arguments
@@ -95,36 +110,50 @@ def _gpus(recipe: Recipe, student: StudentSettings) -> int:
     return 0 if on_cpu or not torch.accelerator.is_available() else torch.accelerator.device_count()
 
 
-def _parsed(command: Sequence[str], settings: LaunchSettings) -> argparse.Namespace:
-    """What accelerate itself makes of its arguments."""
+def _parsed(command: Sequence[str], student: StudentSettings) -> argparse.Namespace:
+    """Parse arguments with accelerate's own parser.
+
+    Raises:
+        RecipeError: accelerate rejects an argument.
+    """
     from accelerate.commands.launch import launch_command_parser
 
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             parsed: argparse.Namespace = launch_command_parser().parse_args([*command])
     except SystemExit:
-        reason = said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2]
+        reason = output.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2]
+        assert student.launch is not None
         raise RecipeError(
-            f"student.launch.arguments is {[*settings.arguments]}, and accelerate does not take that ({reason}): "
-            "`accelerate launch --help` lists what it takes"
+            f"accelerate rejects it ({reason})",
+            setting=student.setting("launch.arguments"),
+            value=[*student.launch.arguments],
+            fix="give arguments that `accelerate launch --help` lists",
         ) from None
     return parsed
 
 
 @dataclass(frozen=True)
 class _Config:
-    """An accelerate config file, and what it says."""
+    """An accelerate config file and its content."""
 
     file: Path
-    said: dict[str, Any]
+    content: dict[str, Any]
+    setting: str  # that names the file
 
-    def refuse(self, name: str, mend: str) -> RecipeError:
-        return RecipeError(f"student.launch.config_file is {self.file}, where {name} is {self.said[name]!r}: {mend}")
+    def error(self, name: str, fix: str) -> RecipeError:
+        """Return the error of a setting in the file."""
+        problem = f"{name} is {self.content[name]!r} in that file"
+        return RecipeError(problem, setting=self.setting, value=str(self.file), fix=fix)
 
 
-def _config(settings: LaunchSettings) -> _Config | None:
-    """The recipe's config file, or else the one that `accelerate config` wrote for all; None where there is neither."""
+def _config(settings: LaunchSettings, setting: str) -> _Config | None:
+    """Return the recipe's config file, or else accelerate's default config file; None if neither exists.
+
+    Raises:
+        RecipeError: the file does not exist, or is not a YAML mapping; `setting` is the setting that names it.
+    """
     if settings.config_file is None:
         from accelerate.commands.config.config_args import default_config_file
 
@@ -135,82 +164,101 @@ def _config(settings: LaunchSettings) -> _Config | None:
         found = Path(settings.config_file)
         if not found.is_file():
             raise RecipeError(
-                f"student.launch.config_file is {settings.config_file!r}, which is not there: check the path, or write one "
-                f"with `accelerate config --config_file {settings.config_file}`"
+                "the file does not exist",
+                setting=setting,
+                value=settings.config_file,
+                fix=f"check the path, or write it with `accelerate config --config_file {settings.config_file}`",
             )
     try:
-        said = yaml.safe_load(decode_text(found.read_bytes()))
+        content = yaml.safe_load(decode_text(found.read_bytes()))
     except (yaml.YAMLError, Unreadable, RecursionError, OSError) as error:
-        raise RecipeError(f"student.launch.config_file is {found}, which cannot be read as YAML: {error}") from None
-    if not isinstance(said, dict):
+        raise RecipeError(f"it cannot be read as YAML: {error}", setting=setting, value=str(found)) from None
+    if not isinstance(content, dict):
         raise RecipeError(
-            f"student.launch.config_file is {found}, which is no mapping of settings: write one with `accelerate config "
-            f"--config_file {found}`"
+            "it is not a mapping of settings",
+            setting=setting,
+            value=str(found),
+            fix=f"write it with `accelerate config --config_file {found}`",
         )
-    return _Config(found, said)
+    return _Config(found, content, setting)
 
 
 def _accelerate(student: StudentSettings, gpus: int) -> list[str]:
-    """The arguments of `accelerate launch`, up to what it starts.
+    """Return the arguments of `accelerate launch`, without the program to start.
 
     Raises:
         RecipeError: the config file or the number of processes is wrong.
     """
     settings = student.launch
     assert settings is not None
-    config = _config(settings)
+    config = _config(settings, student.setting("launch.config_file"))
     kind = "NO"
     if config is not None:
         _check_config(config, student)
-        kind = config.said.get("distributed_type") or "NO"
-        chosen = str(config.said.get("gpu_ids") or "all")
+        kind = config.content.get("distributed_type") or "NO"
+        chosen = str(config.content.get("gpu_ids") or "all")
         gpus = gpus if chosen == "all" else min(gpus, len(chosen.split(",")))
-    number, where = settings.num_processes, "num_processes"
+    setting = student.setting("launch.num_processes")
+    number = settings.num_processes
     if number is None and config is not None:
-        number, where = config.said.get("num_processes"), f"config_file is {config.file}, where num_processes"
+        number = config.content.get("num_processes")
+    source = f" (num_processes in {config.file})" if config is not None and settings.num_processes is None else ""
     if number in (None, -1) and gpus:
         number = gpus
     if not isinstance(number, int) or number < 1:
         raise RecipeError(
-            f"student.launch.{where} is {number}, and there is no GPU to count: set student.launch.num_processes to 1 or "
-            "more"
+            f"there is no GPU from which to derive the number of processes{source}",
+            setting=setting,
+            value=number,
+            fix=f"set {setting} to 1 or more",
         )
     if number > gpus > 0:
         raise RecipeError(
-            f"student.launch.{where} is {number}, and here {'is' if gpus == 1 else 'are'} {gpus} GPU"
-            f"{'s' if gpus > 1 else ''}, one for each process: set student.launch.num_processes to at most {gpus}"
+            f"this machine has {gpus} GPU{'s' if gpus > 1 else ''}, and each process needs one{source}",
+            setting=setting,
+            value=number,
+            fix=f"set {setting} to at most {gpus}",
         )
     return [
         *(["--config_file", str(config.file)] if config else []),
-        *(["--multi_gpu"] if number > 1 and kind in _PLAIN else []),  # on the CPU too: else it starts one
+        *(
+            ["--multi_gpu"] if number > 1 and kind in _PLAIN else []
+        ),  # on the CPU too, where accelerate would else start one process
         *["--num_processes", str(number), "--num_machines", "1"],
-        *["--mixed_precision", "no", "--dynamo_backend", "no"],  # student.train says what they are
-        *([] if config and config.said.get("main_process_port") else ["--main_process_port", "0"]),  # a free one
+        *["--mixed_precision", "no", "--dynamo_backend", "no"],  # student.train sets both
+        *([] if config and config.content.get("main_process_port") else ["--main_process_port", "0"]),  # 0: a free port
         *map(str, settings.arguments),
     ]
 
 
 def _check_config(config: _Config, student: StudentSettings) -> None:
-    """Refuse a config file that would make another training of it than the recipe describes."""
-    said, train = config.said, student.train
-    if said.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
-        raise config.refuse("compute_environment", "only this machine's processes are started, set LOCAL_MACHINE")
-    if said.get("num_machines", 1) != 1:
-        raise config.refuse("num_machines", f"set it to 1, or {_ARGUMENTS['num_machines'][1]}")
-    kind = said.get("distributed_type") or "NO"
+    """Refuse a config file that contradicts the recipe.
+
+    Raises:
+        RecipeError: a setting of the file would train another student than the recipe describes.
+    """
+    content, train = config.content, student.train
+    if content.get("compute_environment", "LOCAL_MACHINE") != "LOCAL_MACHINE":
+        raise config.error("compute_environment", "set it to LOCAL_MACHINE: processes are started only on this machine")
+    if content.get("num_machines", 1) != 1:
+        raise config.error("num_machines", f"set it to 1, or {_ARGUMENTS['num_machines'][1]}")
+    kind = content.get("distributed_type") or "NO"
     if kind not in (*_PLAIN, *_OTHERS):
-        raise config.refuse("distributed_type", "set MULTI_GPU there; student.train.fsdp shards a student")
-    precision = said.get("mixed_precision") or "no"
+        fsdp = student.setting("train.fsdp")
+        raise config.error("distributed_type", f"set it to MULTI_GPU there; to shard the student, set {fsdp}")
+    precision = content.get("mixed_precision") or "no"
     if precision != "no" and not train.get(precision):
-        raise config.refuse(
-            "mixed_precision",
-            f"set it to 'no' there, or student.train.{precision} to true: a student's key covers that",
+        setting = student.setting(f"train.{precision}")
+        raise config.error(
+            "mixed_precision", f"set it to 'no' there, or {setting} to true, which is part of the student's key"
         )
-    if said.get("dynamo_config"):
-        raise config.refuse("dynamo_config", f"take it away; {_ARGUMENTS['dynamo_backend'][1]}")
+    if content.get("dynamo_config"):
+        raise config.error(
+            "dynamo_config", "remove it: every batch has another shape, and the loss would be recompiled"
+        )
 
 
-# -------------------------------------------------------------------------------------------------------------- launching
+# ----------------------------------------------------------------------------------------------------------------- launch
 
 
 def launch(
@@ -218,24 +266,25 @@ def launch(
     student: StudentSettings,
     work: Path,
     command: Sequence[str],
-    tell: Tell,
+    log: LogLine,
     progress: Progress,
 ) -> None:
-    """Have a command of ours done by the processes of `student.launch`, and wait for its end.
+    """Run a Stillhouse command in the processes of `student.launch`, and wait for its end.
 
     Args:
-        recipe: resolved; the command gets it as a file.
+        recipe: the resolved recipe, which is written to a file for the command.
         student: one of its students.
-        work: the folder of its checkpoints, where that file goes.
+        work: the folder of the student's checkpoints, which also gets that file.
         command: such as ["distill", "--only", "gold"]; the recipe's file becomes its first argument.
-        tell: called with every line of the log that is not progress.
+        log: called with every line of the command's output that is not progress.
         progress: called with the command's progress.
 
     Raises:
-        RecipeError: as `check_launch` does.
-        StillhouseError, TrainingError: as `follow` does.
+        RecipeError: the config file or the number of processes is wrong.
+        StillhouseError: the error that the command reported.
+        TrainingError: the command failed without reporting an error.
     """
     command = [command[0], RECIPE, *command[1:]]
     starter = [*_LAUNCHER, *_accelerate(student, _gpus(recipe, student)), "-m", "stillhouse"]
-    what = "`accelerate launch`, started as student.launch says,"
-    follow(recipe, work / "launch", [*starter, *command], tell, progress, what=what)
+    what = f"`accelerate launch` ({student.setting('launch')})"
+    run_command(recipe, work / "launch", [*starter, *command], log, progress, what=what)

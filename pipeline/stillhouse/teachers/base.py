@@ -24,7 +24,7 @@ from stillhouse.errors import TemplateRefused
 from stillhouse.plugins import TEACHERS, load_kind
 from stillhouse.progress import Progress
 from stillhouse.recipe.label import LabelSettings, SamplingSettings, SoftSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import FinishReason, Prompt, TeacherIdentity, TokenLogprob, TokenTrace, content_hash
 from stillhouse.teachers.prices import Price
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import RecipeError
 from stillhouse.models.files import can_load_in_process, refuse_untrusted_code, teacher_files
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.settings import parse_options
 from stillhouse.teachers.transformers import TransformersOptions
 

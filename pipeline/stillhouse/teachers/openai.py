@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue, SecretStr
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.urls import check_base_url
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from stillhouse.errors import RecipeError
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import TeacherIdentity
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, Outcome, Refusal, Request

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from stillhouse.recipe.label import LabelSettings, SoftSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, Outcome, Refusal, Request

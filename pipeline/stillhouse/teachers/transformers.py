@@ -25,7 +25,7 @@ from pydantic import Field
 from stillhouse.errors import TemplateRefused
 from stillhouse.models.files import ModelFiles, labelling_files, refuse_untrusted_code, refuse_without_decoder_start
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import (

@@ -26,7 +26,7 @@ from stillhouse.inputs.urls import check_base_url
 from stillhouse.models.files import ModelFiles, find_model
 from stillhouse.progress import Progress
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import FinishReason, TeacherIdentity, TokenTrace
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import (

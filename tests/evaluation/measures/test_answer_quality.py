@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.evaluation.measures.answer_quality import Written, answer_qualities
+from stillhouse.evaluation.measures.answer_quality import ModelAnswers, answer_qualities
 from stillhouse.evaluation.measures.copying import find_copies, training_answers
 from stillhouse.evaluation.results import Interval
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.text import bare_words, repeated_share, repeats_itself
 
@@ -88,15 +88,17 @@ def test_the_threshold_is_a_fifth_and_counts_itself() -> None:
     assert not repeats_itself(below)
 
 
-def sound(count: int) -> Written:
+def sound(count: int) -> ModelAnswers:
     texts = tuple(f"{DRILL} {number}" for number in range(count))
-    return Written(texts, tuple(20 for _ in texts), tuple(False for _ in texts))
+    return ModelAnswers(texts, tuple(20 for _ in texts), tuple(False for _ in texts))
 
 
-def half_broken(count: int) -> Written:
+def half_broken(count: int) -> ModelAnswers:
     """Every other answer stammers into the limit, and every fourth is empty."""
     texts = tuple(OVEN if number % 2 else "" if number % 4 == 0 else DRILL for number in range(count))
-    return Written(texts, tuple(40 if text == OVEN else 10 for text in texts), tuple(text == OVEN for text in texts))
+    return ModelAnswers(
+        texts, tuple(40 if text == OVEN else 10 for text in texts), tuple(text == OVEN for text in texts)
+    )
 
 
 def test_every_figure_is_a_mean_over_prompts_and_has_its_interval() -> None:
@@ -129,7 +131,7 @@ def test_models_are_resampled_together() -> None:
 
 
 def test_what_was_not_counted_has_no_figure() -> None:
-    silent = Written(("", ""), (None, 3), (False, False))
+    silent = ModelAnswers(("", ""), (None, 3), (False, False))
     teacher, student = answer_qualities([silent, sound(2)], [[False] * 2] * 2, teacher=0)
     assert teacher.tokens is None
     assert teacher.empty == Interval(1, 1, 1)

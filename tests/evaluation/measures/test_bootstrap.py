@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from stillhouse.evaluation.measures import bootstrap
-from stillhouse.evaluation.measures.bootstrap import mean_per_prompt, mean_per_token, resampled_totals
+from stillhouse.evaluation.measures.bootstrap import mean_per_prompt, ratio_of_sums, resampled_totals
 
 pytestmark = pytest.mark.numeric
 
 
 def test_the_mean_is_over_tokens_not_over_prompts() -> None:
-    interval = mean_per_token([10.0, 1.0], [10, 4])
+    interval = ratio_of_sums([10.0, 1.0], [10, 4])
     assert interval.mean == pytest.approx(11 / 14)
     assert interval.low == pytest.approx(0.25)
     assert interval.high == pytest.approx(1.0)
@@ -20,12 +20,12 @@ def test_the_mean_is_over_tokens_not_over_prompts() -> None:
 
 def test_resamples_without_a_token_are_left_out() -> None:
     """Of three prompts one alone has tokens: many a resample has none of it, and no quotient."""
-    interval = mean_per_token([6.0, 0.0, 0.0], [3, 0, 0])
+    interval = ratio_of_sums([6.0, 0.0, 0.0], [3, 0, 0])
     assert (interval.mean, interval.low, interval.high) == (2.0, 2.0, 2.0)
 
 
 def test_perplexity_is_the_exponential_of_the_mean() -> None:
-    interval, plain = mean_per_token([2.0, 4.0], [2, 2], np.exp), mean_per_token([2.0, 4.0], [2, 2])
+    interval, plain = ratio_of_sums([2.0, 4.0], [2, 2], np.exp), ratio_of_sums([2.0, 4.0], [2, 2])
     assert interval.mean == pytest.approx(np.exp(1.5))
     assert (interval.low, interval.high) == pytest.approx((np.exp(plain.low), np.exp(plain.high)))
 
@@ -50,7 +50,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_the_interval_is_the_same_each_time() -> None:
-    assert mean_per_token([1.0, 2.0, 5.0], [1, 1, 2]) == mean_per_token([1.0, 2.0, 5.0], [1, 1, 2])
+    assert ratio_of_sums([1.0, 2.0, 5.0], [1, 1, 2]) == ratio_of_sums([1.0, 2.0, 5.0], [1, 1, 2])
 
 
 @pytest.mark.parametrize("at_once", [1, 100, 10**9])

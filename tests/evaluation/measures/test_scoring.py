@@ -9,7 +9,7 @@ import pytest
 from sacrebleu.metrics.chrf import CHRF
 
 from stillhouse.errors import RecipeError
-from stillhouse.evaluation.measures.scoring import asked_rows, reference_score, score
+from stillhouse.evaluation.measures.scoring import reference_score, score, select_prompts
 from stillhouse.evaluation.metrics.base import NamedMetric, open_metrics
 from stillhouse.evaluation.results import Interval
 from stillhouse.recipe.evaluate import EvaluateSettings, MetricSettings
@@ -120,9 +120,9 @@ def test_an_interval_is_that_of_the_resamples_alone() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([(1.0, 1.0), (1.0,)], r"the metric 'odd' gives \[1, 2\] statistics an answer"),
-        ([()], r"the metric 'odd' gives \[0\] statistics an answer"),
-        ([(1.0, 1.0), (float("nan"), 1.0)], r"gives \(nan, 1.0\) for the answer 'word1 and 1 more': .* finite"),
+        ([(1.0, 1.0), (1.0,)], r"the metric 'odd' returns \[1, 2\] statistics per answer"),
+        ([()], r"the metric 'odd' returns \[0\] statistics per answer"),
+        ([(1.0, 1.0), (float("nan"), 1.0)], r"returns \(nan, 1.0\) for the answer 'word1 and 1 more': .* finite"),
         ([(1.0, 0.0)], r"scores the sums \[200.0, 0.0\] as inf: scores must be finite"),
     ],
 )  # fmt: skip
@@ -136,11 +136,11 @@ def row(text: str, reference: str | None) -> Completion:
     return completion("answer", question=text, reference=reference)
 
 
-def test_each_prompt_is_asked_once_by_its_first_row() -> None:
+def test_each_prompt_is_selected_once_by_its_first_row() -> None:
     rows = [row("a", None), row("a", None), row("b", "x"), row("c", " "), row("d", "y"), row("d", "y"), row("e", "z")]
-    asked = asked_rows(rows, EvaluateSettings(answers=3, metrics=("chrf",)))
-    assert [one.prompt.messages[-1].content for one in asked.rows] == ["a", "b", "c", "d", "e"]
-    assert (asked.shown, asked.scored, asked.without) == (3, (1, 3, 4), 2)
-    assert asked == asked_rows(rows, EvaluateSettings(answers=3))  # with metrics or without
-    assert asked.rows[0] is rows[0]
-    assert asked_rows(rows, EvaluateSettings(answers=30)).shown == 5
+    prompts = select_prompts(rows, EvaluateSettings(answers=3, metrics=("chrf",)))
+    assert [one.prompt.messages[-1].content for one in prompts.rows] == ["a", "b", "c", "d", "e"]
+    assert (prompts.answers_shown, prompts.with_reference, prompts.without_reference) == (3, (1, 3, 4), 2)
+    assert prompts == select_prompts(rows, EvaluateSettings(answers=3))  # with metrics or without
+    assert prompts.rows[0] is rows[0]
+    assert select_prompts(rows, EvaluateSettings(answers=30)).answers_shown == 5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from stillhouse.evaluation.report.importance_plot import TITLE, about, bars, layers_of, line
+from stillhouse.evaluation.report.importance_plot import TITLE, bar_chart, explanation, layer_importance, summary_line
 from stillhouse.evaluation.report.report import as_json, html, markdown, write_report
 from stillhouse.evaluation.results import LayerImportance, Report
 from stillhouse.student.start.record import StackStart, Start
@@ -17,7 +17,7 @@ from tests.evaluation.reports import SEPARATE
 SCORES = (8.34, 3.295, 1.061, 0.245, 0.137, 0.118, 0.694, 0.4, 2.845, 0.0)
 STACK = StackStart(stack="model", depth=10, kept=(0, 1, 2, 6, 7, 8), method="leave-one-out", scores=SCORES)
 START = Start(teacher="t", dataset="words/v001", rows=64, stacks=(STACK,))
-(ONE,) = layers_of(START)
+(ONE,) = layer_importance(START)
 DEEP = dataclasses.replace(ONE, stack="encoder", kept=tuple(range(0, 80, 2)), scores=SCORES * 8)
 INFLUENCE = dataclasses.replace(
     ONE, stack="decoder", method="block-influence", unit="block influence", scores=SCORES[::-1]
@@ -29,7 +29,9 @@ _BAR = re.compile(
 
 def drawn(one: LayerImportance) -> list[tuple[str, float, int, str]]:
     """Kind, height, layer and figure of each bar."""
-    return [(kind, float(height), int(layer), figure) for kind, *_, height, layer, figure in _BAR.findall(bars(one))]
+    return [
+        (kind, float(height), int(layer), figure) for kind, *_, height, layer, figure in _BAR.findall(bar_chart(one))
+    ]
 
 
 def test_bars_are_the_square_roots_of_the_scores_from_layer_0() -> None:
@@ -48,7 +50,7 @@ def test_bars_of_layers_that_were_left_out_are_empty() -> None:
     page = html(dataclasses.replace(SEPARATE, starts=(ONE,)))
     assert "svg .layer.gone { fill: none; }" in page
     assert ">kept</text>" in page
-    assert ">left out</text>" in page
+    assert ">removed</text>" in page
 
 
 def test_layers_that_are_worth_nothing_at_all_are_drawn() -> None:
@@ -57,30 +59,30 @@ def test_layers_that_are_worth_nothing_at_all_are_drawn() -> None:
 
 
 def test_only_layers_that_were_measured_are_shown() -> None:
-    assert layers_of(None) == ()
-    assert layers_of(Start(teacher="t")) == ()
+    assert layer_importance(None) == ()
+    assert layer_importance(Start(teacher="t")) == ()
     even = StackStart(stack="encoder", depth=4, kept=(0, 3))
     influence = StackStart(stack="decoder", depth=2, kept=(1,), method="block-influence", scores=(0.1, 0.5))
-    (shown,) = layers_of(Start(teacher="t", rows=3, stacks=(even, influence)))
+    (shown,) = layer_importance(Start(teacher="t", rows=3, stacks=(even, influence)))
     assert (shown.stack, shown.unit, shown.kept, shown.scores) == ("decoder", "block influence", (1,), (0.1, 0.5))
 
 
 def test_the_words_say_what_was_kept_how_and_on_what() -> None:
-    assert about(ONE) == (
-        "Kept: 6 of the teacher's 10 layers (0, 1, 2, 6, 7, 8). They are the ones whose removal costs most. A bar is the "
-        "KL to the whole teacher with that layer alone left out, in nats a token, measured on 64 rows of words/v001."
+    assert explanation(ONE) == (
+        "Kept: 6 of the teacher's 10 layers (0, 1, 2, 6, 7, 8). They are the layers whose removal costs most. A bar is the "
+        "KL to the whole teacher if only that layer is removed, in nats per token, measured on 64 rows of words/v001."
     )
-    assert about(dataclasses.replace(ONE, method="greedy")).startswith(
-        "Kept: 6 of the teacher's 10 layers (0, 1, 2, 6, 7, 8). Greedy removal chose them"
+    assert explanation(dataclasses.replace(ONE, method="greedy")).startswith(
+        "Kept: 6 of the teacher's 10 layers (0, 1, 2, 6, 7, 8). They were chosen by greedy removal"
     )
-    assert about(INFLUENCE).startswith(
-        "Kept: 6 of the teacher's 10 decoder layers (0, 1, 2, 6, 7, 8). They are the ones"
+    assert explanation(INFLUENCE).startswith(
+        "Kept: 6 of the teacher's 10 decoder layers (0, 1, 2, 6, 7, 8). They are the layers"
     )
-    assert about(INFLUENCE).endswith("its input and its output, measured on 64 rows of words/v001.")
-    assert line(ONE).startswith(
-        "Layers kept: 0, 1, 2, 6, 7, 8 of 10 (leave-one-out on 64 rows of words/v001, nats a token when left out: 0: 8.34,"
+    assert explanation(INFLUENCE).endswith("its input and output, measured on 64 rows of words/v001.")
+    assert summary_line(ONE).startswith(
+        "Layers kept: 0, 1, 2, 6, 7, 8 of 10 (leave-one-out on 64 rows of words/v001, nats per token if removed: 0: 8.34,"
     )
-    assert line(INFLUENCE).startswith(
+    assert summary_line(INFLUENCE).startswith(
         "Decoder layers kept: 0, 1, 2, 6, 7, 8 of 10 (block influence on 64 rows of words/v001: 0: 0, 1: 2.85,"
     )
 
@@ -90,7 +92,7 @@ def test_reports_have_the_layers_in_all_three_forms() -> None:
     page, text = html(report), markdown(report)
     assert f"<h2>{TITLE}</h2>" in page
     assert page.count('class="about"') == 2
-    assert all(line(one) in text and about(one).replace("'", "&#39;") in page for one in report.starts)
+    assert all(summary_line(one) in text and explanation(one).replace("'", "&#39;") in page for one in report.starts)
     assert TypeAdapter(Report).validate_python(as_json(report)) == report
 
 

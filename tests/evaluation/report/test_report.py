@@ -21,23 +21,23 @@ from tests.evaluation.reports import BROKEN, OVERLAPPING, QUANTISED, SEPARATE, T
 def test_the_verdict_says_what_the_intervals_allow() -> None:
     words = verdict(SEPARATE)
     assert "47% of the teacher's parameters" in words
-    assert "2.6 times as many tokens a second" in words
-    assert "stands 1.90 nats a token from the teacher" in words
+    assert "2.6 times as many tokens per second" in words
+    assert "Its KL to the teacher is 1.90 nats per token" in words
     assert "The untrained student, at 12.40, is clearly farther away." in words
     assert "The black-box student, at 2.80, is clearly farther away." in words
 
 
 def test_overlapping_intervals_are_not_called_a_difference() -> None:
-    assert "From the black-box student, at 2.10, it is not distinguishable" in verdict(OVERLAPPING)
+    assert "It is not distinguishable from the black-box student, at 2.10" in verdict(OVERLAPPING)
 
 
 def test_the_int8_copy_is_no_student_of_its_own() -> None:
     assert QUANTISED.student == SEPARATE.student
     assert verdict(QUANTISED) == (
-        f"{verdict(SEPARATE)} The student's int8 copy takes 50% of its space on disk, writes 0.5 times as many "
-        "tokens a second, and stands 1.95 nats a token from the teacher."
+        f"{verdict(SEPARATE)} The student's int8 copy takes 50% of its disk space and writes 0.5 times as many "
+        "tokens per second; its KL to the teacher is 1.95 nats per token."
     )
-    assert verdict(with_copy(TEXT_ONLY, None)).endswith("writes 0.5 times as many tokens a second.")
+    assert verdict(with_copy(TEXT_ONLY, None)).endswith("writes 0.5 times as many tokens per second.")
 
 
 def test_the_int8_copy_has_a_row_a_mark_and_a_colour_of_its_own() -> None:
@@ -59,7 +59,7 @@ def test_a_student_that_is_worse_is_called_so() -> None:
 
 
 def test_a_teacher_of_text_alone() -> None:
-    assert "its distance cannot be told" in verdict(TEXT_ONLY)
+    assert "the KL cannot be measured" in verdict(TEXT_ONLY)
     table = comparison_table(TEXT_ONLY)
     assert [line[table[0].index("KL/token")] for line in table[1:]] == ["–"] * 4
     assert "Distance to the teacher" not in html(TEXT_ONLY)
@@ -105,13 +105,13 @@ def test_html_shows_every_model_and_every_answer() -> None:
     for one in SEPARATE.models:
         assert page.count(one.role) >= 2
     assert page.count("<svg") == 3
-    assert "(nothing)" in page
+    assert "(empty)" in page
 
 
 @pytest.mark.parametrize("near", [(), (("a b", "a c", 0.85),)])
 def test_overlapping_prompts_are_listed(near: tuple[tuple[str, str, float], ...]) -> None:
     found = dataclasses.replace(SEPARATE, overlap=Overlap(50, 200, ("the same one",) if near else (), near, 0.8))
-    assert ("none of them is a training prompt" in html(found)) == (not near)
+    assert ("none of them is also a training prompt" in html(found)) == (not near)
     assert ("the same one" in html(found)) == bool(near)
 
 
@@ -173,10 +173,10 @@ def test_metrics_have_columns_beside_the_size() -> None:
 
 def test_differences_from_the_student_are_judged() -> None:
     headers, *rows = differences_table(TASK)
-    assert headers == ["the student less", "exact match", ERRORS.name, "chrF"]
+    assert headers == ["student minus", "exact match", ERRORS.name, "chrF"]
     assert [line[0] for line in rows] == ["teacher", "untrained student", "black-box student"]
     assert [line[1] for line in rows] == [
-        "−1.0 [−1.8, −0.2] worse", "+50.0 [+48.0, +52.0] better", "+0.3 [−0.4, +0.9] not told apart"
+        "−1.0 [−1.8, −0.2] worse", "+50.0 [+48.0, +52.0] better", "+0.3 [−0.4, +0.9] not distinguishable"
     ]  # fmt: skip
     assert rows[0][2:] == ["−1.0 [−2.0, −0.4] better", "−2.0 [−3.0, −1.0] worse"]  # fewer errors are better
     assert "## Differences from the student" in markdown(TASK)
@@ -191,11 +191,11 @@ def test_the_verdict_goes_by_the_first_metric() -> None:
         "between 96.5% and 99.0%." in words
     )
     assert "The untrained student, at 50.0 %, is clearly worse." in words
-    assert "From the black-box student, at 50.0 %, it is not told apart." in words
-    assert "It stands 1.90 nats a token from the teacher." in words
+    assert "It is not distinguishable from the black-box student, at 50.0 %." in words
+    assert "Its KL to the teacher is 1.90 nats per token." in words
     assert "farther away" not in words
     worse = of_the_task(SEPARATE, (0.01, -0.01, 0.02), (-0.2, -0.3, -0.1), (0, -0.1, 0.1))
-    assert "not told apart from the teacher's 50.0 %" in verdict(worse)
+    assert "not distinguishable from the teacher's 50.0 %" in verdict(worse)
     assert "The untrained student, at 50.0 %, is clearly better." in verdict(worse)
 
 

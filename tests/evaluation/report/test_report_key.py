@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.evaluation.evaluate import key_of_settings
+from stillhouse.evaluation.evaluate import settings_key
 from stillhouse.evaluation.stored import report_key
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 
 Labelled = tuple[Recipe, StudentSettings, Dataset]
@@ -28,7 +28,7 @@ def with_label(recipe: Recipe, **settings: Any) -> Recipe:
 
 
 def key_of(recipe: Recipe, dataset: Dataset) -> str:
-    return report_key(recipe, dataset, [], key_of_settings(recipe.evaluate))
+    return report_key(recipe, dataset, [], settings_key(recipe.evaluate))
 
 
 def of_a_server(recipe: Recipe) -> Recipe:

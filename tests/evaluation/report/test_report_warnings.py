@@ -19,7 +19,7 @@ from tests.evaluation.reports import BROKEN, NONE, QUANTISED, SEPARATE, looks, n
     [
         (looks(repeats=0.38), "This student is broken: 38 % of its answers repeat themselves (its teacher: 2 %)."),
         (looks(repeats=0.38, cut=0.413, empty=0.1, length=2.3),
-         "This student is broken: 38 % of its answers repeat themselves (its teacher: 2 %), 41 % run into the token limit "
+         "This student is broken: 38 % of its answers repeat themselves (its teacher: 2 %), 41 % reach the token limit "
          "(its teacher: 2 %), 10 % are empty (its teacher: 2 %), and its answers are 2.3 times as long as its teacher's."),
         (looks(empty=0.1), "This student is broken: 10 % of its answers are empty (its teacher: 2 %)."),
         (looks(length=1.8), "This student runs on: its answers are 1.8 times as long as its teacher's."),
@@ -97,9 +97,9 @@ def test_what_the_answers_look_like_is_a_table_of_its_own() -> None:
     assert answer_quality_table(SEPARATE) == []
     one = dataclasses.replace(BROKEN, models=(*BROKEN.models[:-1], SEPARATE.models[-1]))
     assert answer_quality_table(one)[-1] == ["white-box student", *["–"] * 5]
-    assert "## Answers: what they look like\n\n| model | repeat themselves |" in markdown(BROKEN)
+    assert "## Quality of the answers\n\n| model | repeat themselves |" in markdown(BROKEN)
     assert "| repeat themselves | 2.0 % [0.0, 5.0] |" in markdown(BROKEN, narrow=True)
-    assert "what they look like" not in markdown(SEPARATE) + html(SEPARATE)
+    assert "Quality of the answers" not in markdown(SEPARATE) + html(SEPARATE)
 
 
 def test_the_page_s_place_is_named_below_the_verdict() -> None:

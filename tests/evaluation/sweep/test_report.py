@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from stillhouse.evaluation.report.report import LOOKS, ReportFiles
+from stillhouse.evaluation.report.report import ANSWER_QUALITY_TITLE, ReportFiles
 from stillhouse.evaluation.report.warnings import fault_of, warning_of
 from stillhouse.evaluation.results import (
     AnswerQuality,
@@ -22,7 +22,7 @@ from stillhouse.evaluation.results import (
     ModelRow,
     Overlap,
 )
-from stillhouse.evaluation.sweep.choice import choose, front
+from stillhouse.evaluation.sweep.choice import choose, pareto_front
 from stillhouse.evaluation.sweep.report import sweep_html, sweep_markdown, sweep_table, write_sweep_report
 from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
 from stillhouse.evaluation.sweep.verdict import sweep_findings, sweep_verdict, sweep_warnings
@@ -99,7 +99,7 @@ def test_the_front_is_what_no_other_point_is_preferable_to(points: list[tuple[fl
         return (one[0] <= other[0] and one[1] > other[1]) or (one[0] < other[0] and one[1] >= other[1])
 
     expected = {place for place, point in enumerate(points) if not any(preferable(other, point) for other in points)}
-    assert front(points) == expected
+    assert pareto_front(points) == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.5, 1.1)), min_size=1, max_size=6), st.floats(0.6, 1))
@@ -125,9 +125,9 @@ def test_the_first_line_names_the_smallest_that_keeps_enough() -> None:
     words = sweep_verdict(one)
     assert words.startswith(
         "The smallest student that keeps 97% of the teacher's exact match is 16 layers, with 80.0 million parameters (59% "
-        "of the teacher's): it keeps 98.0%, between 96.5% and 99.5%. Its interval reaches below 97%"
+        "of the teacher's): it keeps 98.0%, between 96.5% and 99.5%. Its interval extends below 97%"
     )
-    assert words.endswith("On the front of size and quality: 24 layers, 16 layers, 8 layers.")
+    assert words.endswith("On the Pareto front of size and quality: 24 layers, 16 layers, 8 layers.")
     assert one.student is not None
     assert one.student.role == "16 layers"
     assert sweep_markdown(one).splitlines()[2] == words
@@ -137,20 +137,20 @@ def test_the_first_line_names_the_smallest_that_keeps_enough() -> None:
 def test_where_none_keeps_enough_the_nearest_is_named() -> None:
     words = sweep_verdict(report(EXACT, kept=(0.9, 0.95, 0.8, 0.7)))
     assert words.startswith(
-        "No student keeps 97% of the teacher's exact match. The nearest is 16 layers, with 80.0 million"
+        "No student keeps 97% of the teacher's exact match. The closest is 16 layers, with 80.0 million"
     )
     assert "it keeps 95.0%, between 93.5% and 96.5%" in words
 
 
 def test_without_a_metric_that_can_be_kept_it_says_how_to_have_one() -> None:
     words = sweep_verdict(report())
-    assert "no metric of the task, so no student is named: set evaluate.metrics" in words
-    assert "The nearest to the teacher is 24 layers, at 0.60 nats a token." in words
-    assert "On the front of size and quality: 24 layers, 16 layers, 8 layers." in words
+    assert "No student is recommended, because the recipe has no task metric. With evaluate.metrics" in words
+    assert "The closest to the teacher is 24 layers, at 0.60 nats per token." in words
+    assert "On the Pareto front of size and quality: 24 layers, 16 layers, 8 layers." in words
     lower = report(ERRORS, EXACT)
     words = sweep_verdict(lower)
-    assert "Of error rate lower is better" in words
-    assert "put a metric of which higher is better first in evaluate.metrics" in words
+    assert "because a lower error rate is better" in words
+    assert "If a metric of which higher is better is first in evaluate.metrics" in words
     assert "The best is 8 layers, at 42.0 %." in words
     assert lower.choice.front == ("8 layers",)
     assert "kept" not in sweep_table(lower)[0]
@@ -160,9 +160,11 @@ def test_a_teacher_near_0_and_one_that_is_not_here() -> None:
     plain = report(EXACT)
     students = tuple(dataclasses.replace(one, kept={}) for one in plain.students)
     unknown = dataclasses.replace(plain, students=students, choice=choose(students, [EXACT], 0.97))
-    assert "cannot be told: the teacher's own is 60.0 %, too near 0. The best is 24 layers" in sweep_verdict(unknown)
+    assert "cannot be computed: the teacher's score, 60.0 %, is too close to 0. The best is 24 layers" in sweep_verdict(
+        unknown
+    )
     away = dataclasses.replace(unknown, teacher=None)
-    assert "cannot be told: the teacher does not run here" in sweep_verdict(away)
+    assert "cannot be computed: the teacher does not run on this machine" in sweep_verdict(away)
     assert [cells[0] for cells in sweep_table(away)[1:]] == [one.row.role for one in students]
 
 
@@ -191,10 +193,10 @@ def test_a_broken_student_is_never_named_and_the_first_words_say_so() -> None:
 def test_the_nearest_and_the_best_are_sound() -> None:
     one = with_looks(report(EXACT, kept=(0.9, 0.95, 0.8, 0.7)), s1=RUNS_ON)
     assert sweep_findings(one).startswith(
-        "No sound student keeps 97% of the teacher's exact match. The nearest is 24 layers"
+        "No student without a warning keeps 97% of the teacher's exact match. The closest is 24 layers"
     )
     by_distance = with_looks(report(), s0=COPIES)
-    assert "The nearest to the teacher is 16 layers, at 0.90 nats a token." in sweep_findings(by_distance)
+    assert "The closest to the teacher is 16 layers, at 0.90 nats per token." in sweep_findings(by_distance)
     lower = with_looks(report(ERRORS), s3=BROKEN)
     assert "The best is layers [0,1,3,5], at 57.6 %." in sweep_findings(lower)
 
@@ -203,7 +205,7 @@ def test_the_nearest_and_the_best_are_sound() -> None:
 def test_where_all_are_broken_none_is_named(metrics: tuple[MetricColumn, ...]) -> None:
     one = with_looks(report(*metrics), s0=BROKEN, s1=RUNS_ON, s2=COPIES, s3=BROKEN)
     assert (one.choice.smallest, one.choice.nearest, one.choice.front) == (None, None, ())
-    assert sweep_findings(one) == "No student is named: something is wrong with each of them."
+    assert sweep_findings(one) == "No student can be recommended: each of them has a warning."
     assert len(sweep_warnings(one)) == 4
     assert '<circle class="front"' not in sweep_html(one)
 
@@ -234,7 +236,7 @@ def test_a_fault_has_a_word_in_the_table_and_in_the_plot(quality: AnswerQuality 
     assert rows[1][headers.index("front")] == (word or "yes")
     page = sweep_html(one)
     assert (f">24 layers 59.4, {word}</text>" in page) == bool(word)
-    assert ("one with a warning is not on it" in page) == bool(word)
+    assert ("students with a warning are not on it" in page) == bool(word)
     assert page.count('<circle class="front"') == len(one.choice.front) == (2 if word else 3)
 
 
@@ -259,12 +261,12 @@ def test_a_broken_copy_is_told_where_its_student_is_sound() -> None:
 def test_what_the_answers_look_like_has_its_table() -> None:
     one = with_looks(report(EXACT), s1=BROKEN)
     text = sweep_markdown(one)
-    assert f"## {LOOKS}" in text
+    assert f"## {ANSWER_QUALITY_TITLE}" in text
     assert "| 16 layers | 38.0 % [35.0, 41.0] |" in text
     page = sweep_html(one)
-    assert f"<h2>{LOOKS}</h2>" in page
+    assert f"<h2>{ANSWER_QUALITY_TITLE}</h2>" in page
     assert page.count("38.0 %") == 1
-    assert LOOKS not in sweep_html(report(EXACT)) + sweep_markdown(report(EXACT))
+    assert ANSWER_QUALITY_TITLE not in sweep_html(report(EXACT)) + sweep_markdown(report(EXACT))
 
 
 def test_quantised_copies_have_a_line_and_are_not_chosen_among() -> None:

@@ -23,7 +23,7 @@ from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
 from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.labelling.engine import label
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
 from stillhouse.stages.checks import check_labels, check_student
@@ -316,7 +316,7 @@ def test_labels_are_not_made_for_a_student_that_cannot_learn_from_them(
     check_labels(
         tiny_recipe(student=parts["student"] | {"init": {"model": "not/here"}})
     )  # it may be where it is trained
-    assert "the student is not looked at before labelling: student.init.model is 'not/here'" in caplog.text
+    assert "the student is not checked before labelling: student.init.model is 'not/here'" in caplog.text
 
 
 def test_black_box_goes_on_by_text(foreign: Any) -> None:

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import InitSettings, LossSettings, StudentSettings
 from stillhouse.student.finished.card import CardFacts, Figures, card_facts, formula, render_card, write_cards
 from stillhouse.student.finished.folder import Int8Copy, Step, StudentCard, read_card, student_folder

@@ -22,12 +22,14 @@ from stillhouse.errors import Busy, ReportBusy, StudentBusy
 from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.models import files as model_files
 from stillhouse.models.files import ModelFiles
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.progress import silent
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import LaunchSettings, StudentSettings
 from stillhouse.recipe.sweep_points import points
 from stillhouse.stages.finetune import finetuning_of, make_gold
 from stillhouse.stages.stages import distill_stage, distill_students, finetune_stage, recipe_dataset
-from stillhouse.stages.sweep import Children, PointTraining, train_apart
+from stillhouse.stages.sweep import ParallelChildren, PointTraining, train_in_child
 from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.folder import StudentFolder, read_card, student_folder
 from stillhouse.student.start.store import ImportanceStore
@@ -127,7 +129,7 @@ def test_points_of_two_sweeps_that_share_a_student_are_trained_once_at_a_time(la
         written_meanwhile(place.base),
         pytest.raises(StudentBusy, match="sweep, 1 layer: .*is being written by another run"),
     ):
-        train_apart(PointTraining(point, dataset), Children(2), print)
+        train_in_child(PointTraining(point, dataset), ParallelChildren(2), print, silent)
     assert not place.work.exists()
 
 

@@ -25,7 +25,7 @@ from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.labelling.engine import label
 from stillhouse.models.generate import generate
 from stillhouse.models.load import load_language_model
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.checks import check_student
 from stillhouse.stages.stages import distill_stage, students_to_train

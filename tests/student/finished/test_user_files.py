@@ -14,7 +14,8 @@ from stillhouse.errors import UsageError
 from stillhouse.evaluation.report.report import ReportFiles, write_report
 from stillhouse.exchange.lines import NOTE
 from stillhouse.labelling.engine import label
-from stillhouse.processes.children import follow
+from stillhouse.processes.children import run_command
+from stillhouse.progress import silent
 from stillhouse.student.finished.folder import CARD, StudentCard, StudentFolder
 from tests.conftest import MakeRecipe
 from tests.dataset.made import completion, make_dataset
@@ -162,14 +163,14 @@ def test_a_launched_command_removes_nothing_of_others(scripted_recipe: MakeRecip
     (folder / "kept").mkdir(parents=True)
     (folder / "notes.txt").write_text(THEIRS)
     (folder / "failure.json").write_text("{}")
-    follow(scripted_recipe(), folder, ["true"], lambda line: None, what="it")
+    run_command(scripted_recipe(), folder, ["true"], lambda line: None, silent, what="it")
     assert sorted(one.name for one in folder.iterdir()) == ["kept", "notes.txt", "recipe.yaml"]
 
 
 def test_the_demo_teacher_is_not_put_among_other_files(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text(THEIRS)
     done = CliRunner().invoke(app, ["teacher", "fetch-demo", "--folder", str(tmp_path)])
-    assert (done.exit_code, "name a new or an empty folder" in done.stderr) == (2, True)
+    assert (done.exit_code, "Give a new or an empty folder" in done.stderr) == (2, True)
     assert [file.name for file in tmp_path.iterdir()] == ["weights.bin"]
 
 

@@ -13,7 +13,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetMissing, RecipeError
 from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.labelling.engine import label
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.finetune import gold_dataset
 from stillhouse.stages.stages import distill_stage
@@ -200,16 +200,16 @@ def test_a_start_without_its_dataset_says_why_and_which_command_makes_it(tiny_re
 @pytest.mark.parametrize(
     ("init", "words"),
     [
-        ({**TWO, "rows": 0}, "student.init.rows: Input should be greater than or equal to 1 (it is 0)"),
-        ({**TWO, "choose": "evn"}, "student.init.choose: Input should be 'importance', 'greedy', "),
-        ({"from": "teacher", "layers": [0, 1], "choose": "greedy"}, "choose is 'greedy', and `layers` gives no number"),
-        ({"from": "teacher", "layers": 0.5}, "student.init.layers: layers is 0.5: give how many"),
+        ({**TWO, "rows": 0}, "student.init.rows is 0: it must be greater than or equal to 1"),
+        ({**TWO, "choose": "evn"}, "student.init.choose is 'evn': it must be 'importance', 'greedy', "),
+        ({"from": "teacher", "layers": [0, 1], "choose": "greedy"}, "choose is 'greedy': `layers` is not a number"),
+        ({"from": "teacher", "layers": 0.5}, "student.init.layers is 0.5: it is neither a number"),
         (
             {"from": "teacher", "width": {"heads": 1.5}},
-            "student.init.width.heads: 1.5 is no width: give a whole number",
+            "student.init.width.heads is 1.5: it is out of range. Give a whole number",
         ),
-        ({"from": "teacher", "width": {"heads": True}}, "student.init.width.heads: give a whole number from 1 up"),
-        ({"model": "a", "width": {"heads": 2}}, "`width` goes with `from: teacher`: give both, for instance {from: "),
+        ({"from": "teacher", "width": {"heads": True}}, "student.init.width.heads is true: it is not a number"),
+        ({"model": "a", "width": {"heads": 2}}, "student.init.width: it applies only with `from: teacher`. Give both"),
     ],
 )
 def test_wrong_settings_of_a_start(tiny_recipe: MakeRecipe, init: dict[str, Any], words: str) -> None:

@@ -23,7 +23,7 @@ from stillhouse.labelling.engine import label
 from stillhouse.models.files import ModelFiles
 from stillhouse.models.load import LanguageModel, decoder_start_token_id, load_language_model
 from stillhouse.recipe.label import SoftSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.checks import check_labels, check_student
 from stillhouse.stages.finetune import gold_dataset
@@ -295,7 +295,7 @@ def test_the_whole_way(soft: dict[str, Any], make: Make, teacher: Path) -> None:
         assert model.agreement is not None
         assert 0 < model.kl_per_token.mean < math.inf
         assert 0 < model.lost_mass.mean < 1
-        note = f"The {model.role} has a part of the teacher's tokens: {model.lost_mass.mean:.2%} of the teacher's"
+        note = f"The {model.role} has only some of the teacher's tokens: {model.lost_mass.mean:.2%} of the teacher's"
         assert any(line.startswith(note) for line in report.notes)
 
 
@@ -431,7 +431,7 @@ def test_a_teacher_whose_tokenizer_is_not_known_is_refused(make: Make, teacher: 
 
 
 def test_a_live_teacher_is_refused() -> None:
-    with pytest.raises(ValidationError, match="labels is 'live' and init.vocabulary is 'used'"):
+    with pytest.raises(ValidationError, match="labels is 'live': init.vocabulary is 'used'"):
         StudentSettings.model_validate({"init": USED, "labels": "live"})
     StudentSettings.model_validate({"init": USED, "labels": "live", "mode": "black-box"})
 

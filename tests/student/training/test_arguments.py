@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.student.training import arguments as module
 from stillhouse.student.training.arguments import training_arguments
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from stillhouse.labelling.engine import label
 from stillhouse.prompts.load import split_of
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt
 from stillhouse.stages.checks import student_of
 from stillhouse.stages.stages import distill_stage, recipe_dataset
@@ -201,7 +202,7 @@ def test_two_processes_killed_at_any_step_go_on_to_the_same_student(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["label"], "`stillhouse label` was started in 2 processes, and runs in one"),
+        (["label"], "`stillhouse label` was started in 2 processes, and runs only in one"),
         (
             ["distill", "--set", "student.train.fsdp=true", "--set", "student.train.fsdp_config={version: 1}"],
             "FSDP1 does",

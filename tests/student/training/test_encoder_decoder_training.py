@@ -17,11 +17,11 @@ from stillhouse.dataset.columns import completion_at
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError
 from stillhouse.evaluation.measures.distance import distances
-from stillhouse.evaluation.measures.subject import Subject, Task
+from stillhouse.evaluation.measures.measurement_task import MeasurementTask, ModelToMeasure
 from stillhouse.labelling.engine import label
 from stillhouse.models.files import ModelFiles
 from stillhouse.models.load import load_language_model, load_weights
-from stillhouse.recipe.load import Recipe, recipe_from
+from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.recipe.student import LoraSettings
 from stillhouse.stages.checks import check_labels, check_student, student_of
 from stillhouse.stages.stages import distill_stage
@@ -116,12 +116,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def held_out(recipe: Recipe) -> Task:
+def held_out(recipe: Recipe) -> MeasurementTask:
     batches = list(labelled(recipe).batches("validation"))
     rows = tuple(completion_at(batch, index) for batch in batches for index in range(batch.num_rows))
     assert len(rows) > 3
     vocabulary = ModelFiles("", Path(recipe.teacher.model)).vocabulary_size
-    return Task(rows, recipe.evaluate, max_tokens=9, vocabulary=vocabulary, soft=True)
+    return MeasurementTask(rows, recipe.evaluate, max_tokens=9, vocabulary=vocabulary, soft=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- learning
@@ -144,9 +144,9 @@ def test_a_student_comes_nearer_to_its_teacher(make: Make, teacher: str, student
     check_student(recipe)
     card, folder = trained(recipe)
     subjects = [
-        Subject("teacher", teacher, Path(recipe.teacher.model), is_teacher=True),
-        Subject("untrained", "before", folder.parent / "untrained"),
-        Subject("student", "after", folder),
+        ModelToMeasure("teacher", teacher, Path(recipe.teacher.model), is_teacher=True),
+        ModelToMeasure("untrained", "before", folder.parent / "untrained"),
+        ModelToMeasure("student", "after", folder),
     ]
     _, before, after = distances(subjects, held_out(recipe))
     assert before.kl is not None and after.kl is not None
@@ -292,7 +292,10 @@ def test_an_adapter_on_a_shared_table_is_refused(place: Path) -> None:
 def test_a_report_s_figures_are_those_of_each_row_alone(make: Make, place: Path, tmp_path: Path, teacher: str) -> None:
     recipe = make(teacher)
     other = MAKERS[teacher](tmp_path / "other", layers=1, decoder_layers=1, seed=4, vocabulary=[*LETTERS, *PHONEMES])
-    subjects = [Subject("teacher", "one", place / teacher, is_teacher=True), Subject("student", "two", other)]
+    subjects = [
+        ModelToMeasure("teacher", "one", place / teacher, is_teacher=True),
+        ModelToMeasure("student", "two", other),
+    ]
     task = held_out(recipe)
     kl = surprise = agreed = tokens = 0.0
     models = [AutoModelForSeq2SeqLM.from_pretrained(subject.folder, dtype=torch.float64).eval() for subject in subjects]

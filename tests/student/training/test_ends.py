@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from stillhouse.cli.main import app
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.measures.distance import distances
-from stillhouse.evaluation.measures.subject import Subject, Task
+from stillhouse.evaluation.measures.measurement_task import MeasurementTask, ModelToMeasure
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import LanguageModel, encode_completion, load_language_model
 from stillhouse.recipe.evaluate import EvaluateSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion, FinishReason, finish_reason_of, is_complete
 from stillhouse.student.data.batches import collator
 from stillhouse.student.data.examples import read_examples
@@ -154,9 +154,14 @@ def test_a_row_without_a_completion_token_is_left_out(
 def test_distances_are_taken_on_what_the_teacher_wrote(tmp_path: Path) -> None:
     """Neither KL nor perplexity asks for an end that the teacher did not write; an empty text counts for nothing."""
     folders = [make_tiny_model(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
-    subjects = [Subject("teacher", "one", folders[0], is_teacher=True), Subject("student", "other", folders[1])]
+    subjects = [
+        ModelToMeasure("teacher", "one", folders[0], is_teacher=True),
+        ModelToMeasure("student", "other", folders[1]),
+    ]
     rows = (row_that_ended(0, "length"), row_that_ended(1, "stop"), row_that_ended(2, "length", text=""))
-    task = Task(rows=rows, settings=EvaluateSettings(), max_tokens=9, vocabulary=300, soft=False, asked=rows)
+    task = MeasurementTask(
+        rows=rows, settings=EvaluateSettings(), max_tokens=9, vocabulary=300, soft=False, prompts=rows
+    )
     found = distances(subjects, task)[1]
     lms = [load_language_model(folder, device="cpu") for folder in folders]
     surprise = kl = 0.0
@@ -200,7 +205,7 @@ def test_the_command_says_how_many_rows_were_cut_off(
     done = CliRunner().invoke(app, ["distill", str(recipe_file(recipe))])
     assert done.exit_code == 0, done.output
     told = " ".join(done.output.split())
-    assert f"{cut} of its {len(reasons)} rows are text that the teacher did not end" in told
+    assert f"{cut} of its {len(reasons)} rows are completions without an end token" in told
     card = json.loads((Path(recipe.students) / "test/black-box/student.json").read_text())
     assert (card["rows_cut_off"], card["rows_empty"]) == (cut, 0)
     readme = (Path(recipe.students) / "test/black-box/README.md").read_text()

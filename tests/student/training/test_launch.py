@@ -1,4 +1,4 @@
-"""What `student.launch` refuses before anything is trained, and what it says when the processes fail."""
+"""`student.launch`: checks before training, and the errors of its processes."""
 
 import os
 import signal
@@ -12,7 +12,8 @@ import yaml
 
 from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.processes import children, ranks
-from stillhouse.recipe.load import Recipe
+from stillhouse.progress import silent
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages import launch
 from stillhouse.stages.checks import check_distill, check_student, student_of
 from stillhouse.stages.finetune import check_finetuning
@@ -64,7 +65,7 @@ def test_launching_is_no_part_of_what_a_student_is(launched: MakeLaunched) -> No
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_processes": 0}, "student.launch.num_processes: Input should be greater than or equal to 1 (it is 0)"),
+        ({"num_processes": 0}, "student.launch.num_processes is 0: it must be greater than or equal to 1"),
         ({"processes": 2}, "student.launch.processes: there is no such setting. Did you mean 'num_processes'?"),
     ],
 )
@@ -79,19 +80,23 @@ def test_wrong_settings_are_refused_when_the_recipe_is_read(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "num_processes is None, and there is no GPU to count: set student.launch.num_processes to 1 or more"),
-        ({"config_file": "nowhere.yaml"}, "config_file is 'nowhere.yaml', which is not there: check the path"),
-        ({"arguments": ["--cpu"]}, "makes cpu True: take that away; set student.train.use_cpu"),
-        ({"arguments": ["--use_fsdp"]}, "makes use_fsdp True: take that away; set student.train.fsdp"),
-        ({"arguments": ["--num-processes", 3]}, "makes num_processes 3: take that away; set student.launch.num_pro"),
-        ({"arguments": ["--mixed_precision", "bf16"]}, "makes mixed_precision 'bf16'"),
-        ({"arguments": ["--sharded"]}, "accelerate does not take that (unrecognized arguments: --sharded)"),
-        ({"arguments": ["train.py"]}, "makes training_script 'train.py'"),
+        ({}, "student.launch.num_processes is null: there is no GPU from which to derive"),
+        (
+            {"config_file": "nowhere.yaml"},
+            "student.launch.config_file is 'nowhere.yaml': the file does not exist. Check",
+        ),
+        ({"arguments": ["--cpu"]}, "it sets cpu to True. Remove that argument; set student.train.use_cpu"),
+        ({"arguments": ["--use_fsdp"]}, "it sets use_fsdp to True. Remove that argument; set student.train.fsdp"),
+        (
+            {"arguments": ["--num-processes", 3]},
+            "it sets num_processes to 3. Remove that argument; set student.launch.num_pro",
+        ),
+        ({"arguments": ["--mixed_precision", "bf16"]}, "it sets mixed_precision to 'bf16'"),
+        ({"arguments": ["--sharded"]}, "accelerate rejects it (unrecognized arguments: --sharded)"),
+        ({"arguments": ["train.py"]}, "it sets training_script to 'train.py'"),
     ],
 )
-def test_a_launch_that_could_not_be_done_is_refused_before_it(
-    launched: MakeLaunched, settings: dict[str, Any], words: str
-) -> None:
+def test_a_launch_that_cannot_work_is_rejected(launched: MakeLaunched, settings: dict[str, Any], words: str) -> None:
     given = {"num_processes": 2} if settings.keys() <= {"arguments"} and settings else {}
     assert words in refused(launched(**given, **settings))
 
@@ -99,11 +104,11 @@ def test_a_launch_that_could_not_be_done_is_refused_before_it(
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"distributed_type": "FSDP"}, "distributed_type is 'FSDP': set MULTI_GPU there; student.train.fsdp shards"),
-        ({"num_machines": 2}, "num_machines is 2: set it to 1, or start `accelerate launch"),
-        ({"mixed_precision": "bf16"}, "set it to 'no' there, or student.train.bf16 to true"),
+        ({"distributed_type": "FSDP"}, "distributed_type is 'FSDP' in that file. Set it to MULTI_GPU there"),
+        ({"num_machines": 2}, "num_machines is 2 in that file. Set it to 1, or start `accelerate launch"),
+        ({"mixed_precision": "bf16"}, "Set it to 'no' there, or student.train.bf16 to true"),
         ({"dynamo_config": {"dynamo_backend": "INDUCTOR"}}, "dynamo_config is"),
-        ({"num_processes": -1}, "num_processes is -1, and there is no GPU to count"),
+        ({"num_processes": -1}, "student.launch.num_processes is -1: there is no GPU"),
     ],
 )
 def test_a_config_file_of_another_training_is_refused(
@@ -116,12 +121,12 @@ def test_a_config_file_that_fits_is_taken(launched: MakeLaunched, tmp_path: Path
     file = config(tmp_path, distributed_type="MULTI_GPU", mixed_precision="bf16")
     check_student(launched({"bf16": True}, config_file=file))
     (tmp_path / "accelerate.yaml").write_text("- no mapping")
-    assert "which is no mapping of settings" in refused(launched(config_file=file))
+    assert "it is not a mapping of settings" in refused(launched(config_file=file))
 
 
 def test_more_processes_than_gpus_are_refused(launched: MakeLaunched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_gpus", lambda *_: 1)
-    assert "student.launch.num_processes is 2, and here is 1 GPU, one for each process" in refused(
+    assert "student.launch.num_processes is 2: this machine has 1 GPU, and each process needs one" in refused(
         launched(num_processes=2)
     )
     check_student(launched())  # one for each
@@ -132,26 +137,28 @@ def test_sharding_may_be_launched(launched: MakeLaunched) -> None:
     assert "Set student.launch to {num_processes: 2}" in refused(launched({"fsdp": True}, num_processes=1))
 
 
-def test_another_number_of_processes_than_asked_for_is_told(
+def test_a_different_number_of_processes_is_reported(
     launched: MakeLaunched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(ranks.LAUNCH, str(tmp_path))
-    assert "num_processes is 2, and `accelerate launch` started 1" in refused(launched(num_processes=2))
+    assert "num_processes is 2: `accelerate launch` started 1" in refused(launched(num_processes=2))
 
 
-def test_a_teacher_s_launch_is_told_of_by_its_own_name(launched: MakeLaunched, tiny_recipe: MakeRecipe) -> None:
+def test_errors_of_a_teacher_s_launch_name_teacher_finetune(launched: MakeLaunched, tiny_recipe: MakeRecipe) -> None:
     teacher = tiny_recipe().model_dump(mode="json")["teacher"]
     recipe = tiny_recipe(teacher=teacher | {"finetune": {"launch": {"config_file": "nowhere.yaml"}}})
-    with pytest.raises(RecipeError, match=r"teacher\.finetune\.launch\.config_file is 'nowhere.yaml'"):
+    with pytest.raises(RecipeError, match=r"teacher\.finetune\.launch\.config_file is 'nowhere.yaml': the file"):
         check_finetuning(recipe)
 
 
 @pytest.mark.slow
-def test_what_a_launched_command_says_is_raised_here(launched: MakeLaunched, tmp_path: Path) -> None:
+def test_the_error_of_a_launched_command_is_raised(launched: MakeLaunched, tmp_path: Path) -> None:
     recipe = launched(num_processes=1)
     told: list[str] = []
     with pytest.raises(RecipeError) as raised:
-        launch.launch(recipe, student_of(recipe), tmp_path, ["distill", "--set", "label.nonsense=1"], told.append)
+        launch.launch(
+            recipe, student_of(recipe), tmp_path, ["distill", "--set", "label.nonsense=1"], told.append, silent
+        )
     assert "label.nonsense: there is no such setting" in str(raised.value)
     assert told == []  # neither the error, which is raised, nor what the launcher says of it
 
@@ -163,8 +170,10 @@ def test_the_end_of_the_log_is_in_the_error(
     monkeypatch.setattr(launch, "_accelerate", lambda *_: ["--no-such-argument"])
     recipe = launched(num_processes=1)
     told: list[str] = []
-    with pytest.raises(TrainingError, match=r"ended with status 2\. Its last lines say why[^$]*--no-such-argument"):
-        launch.launch(recipe, student_of(recipe), tmp_path, ["distill"], told.append)
+    with pytest.raises(
+        TrainingError, match=r"ended with status 2\. Read its last lines for the cause[^$]*--no-such-argument"
+    ):
+        launch.launch(recipe, student_of(recipe), tmp_path, ["distill"], told.append, silent)
     assert "--no-such-argument" in told[-1]
 
 

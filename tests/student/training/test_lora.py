@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError
 from stillhouse.models.load import LanguageModel, load_language_model
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import LoraSettings, StudentSettings
 from stillhouse.stages.checks import check_student
 from stillhouse.student.training import train as training

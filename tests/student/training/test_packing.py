@@ -18,7 +18,7 @@ from stillhouse.errors import TrainingError
 from stillhouse.models.head import split
 from stillhouse.models.layout import IGNORED
 from stillhouse.models.load import load_language_model
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
 from stillhouse.student.data.batches import collator, pack_first_fit, soft_labels_of

@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TrainingError
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import EarlyStoppingSettings, LoraSettings, StudentSettings
 from stillhouse.student.finished.folder import StudentCard
 from stillhouse.student.training import liger
@@ -362,5 +362,5 @@ def test_a_head_of_its_own_is_frozen_alone() -> None:
 
 def test_adapters_leave_nothing_to_freeze(labelled: Labelled) -> None:
     _, settings, _ = labelled
-    with pytest.raises(ValidationError, match=r"freeze is \['head'\] and lora is set.*take freeze away"):
+    with pytest.raises(ValidationError, match=r"freeze is \['head'\]: lora is set.*Remove freeze"):
         StudentSettings.model_validate(settings.model_dump(by_alias=True) | {"freeze": ["head"], "lora": {}})

@@ -18,7 +18,7 @@ from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import load_language_model
 from stillhouse.progress import silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import SoftLabels
 from stillhouse.student.data.batches import collator

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stillhouse.evaluation.measures.bootstrap import Floats, interval_of, resampled_totals
+from stillhouse.evaluation.measures.bootstrap import Floats, interval, resampled_totals
 from stillhouse.evaluation.results import AnswerQuality, FromTeacher, Interval
 from stillhouse.records import Completion
 from stillhouse.text import repeats_itself
@@ -25,7 +25,7 @@ _REPEATS, _CUT, _EMPTY, _COPIED, _TOKENS, _CHARACTERS = range(6)  # columns of o
 
 
 @dataclass(frozen=True)
-class Written:
+class ModelAnswers:
     """One model's answers, in the order of the prompts."""
 
     texts: tuple[str, ...]
@@ -33,16 +33,18 @@ class Written:
     cut: tuple[bool, ...]  # whether each answer reached the token limit
 
 
-def written_as_labels(rows: Sequence[Completion]) -> Written:
+def answers_from_labels(rows: Sequence[Completion]) -> ModelAnswers:
     """Return the stored labels as the answers of a teacher that does not run on this machine."""
-    return Written(
+    return ModelAnswers(
         texts=tuple(row.text for row in rows),
         tokens=tuple(row.completion_tokens for row in rows),
         cut=tuple(row.finish_reason == "length" for row in rows),
     )
 
 
-def answer_qualities(written: Sequence[Written], copied: Sequence[Sequence[bool]], teacher: int) -> list[AnswerQuality]:
+def answer_qualities(
+    written: Sequence[ModelAnswers], copied: Sequence[Sequence[bool]], teacher: int
+) -> list[AnswerQuality]:
     """Return the answer quality of each model, compared with the model at index `teacher` on the same prompts.
 
     Args:
@@ -68,7 +70,7 @@ def answer_qualities(written: Sequence[Written], copied: Sequence[Sequence[bool]
     ]
 
 
-def _statistics(one: Written, copied: Sequence[bool]) -> Floats:
+def _statistics(one: ModelAnswers, copied: Sequence[bool]) -> Floats:
     """Return one row of statistics per answer: (prompts, kinds)."""
     rows = [
         (repeats_itself(text), cut, not text.strip(), copy, tokens or 0, len(text.strip()))
@@ -92,4 +94,4 @@ def _from_teacher(own: Floats, teacher: Floats) -> FromTeacher:
 
 def _interval(figures: Floats) -> Interval:
     """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
-    return interval_of(figures[0], figures[1:])
+    return interval(figures[0], figures[1:])

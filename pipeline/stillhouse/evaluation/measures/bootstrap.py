@@ -33,16 +33,16 @@ def resampled_totals(statistics: Floats) -> Floats:
     return np.concatenate(totals)
 
 
-def interval_of(value: float, resampled: Floats) -> Interval:
+def interval(value: float, resampled: Floats) -> Interval:
     """Return a figure with its 95 % percentile interval over the resamples."""
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(float(value), float(low), float(high))
 
 
-def mean_per_token(
+def ratio_of_sums(
     sums: Sequence[float], tokens: Sequence[float], transform: Callable[[Floats], Floats] = np.asarray
 ) -> Interval:
-    """Return transform(sum(sums) / sum(tokens)) over prompts with its 95 % interval; works for any quotient of sums.
+    """Return transform(sum(sums) / sum(tokens)) over prompts with its 95 % interval; works for any ratio of sums.
 
     The sum of all `tokens` must be above 0. Resamples whose token sum is 0 are dropped.
     """
@@ -51,9 +51,9 @@ def mean_per_token(
     resampled = resampled[resampled[:, 1] > 0]
     total = both.sum(axis=0)
     mean = transform(np.asarray(total[0] / total[1]))
-    return interval_of(float(mean), transform(resampled[:, 0] / resampled[:, 1]))
+    return interval(float(mean), transform(resampled[:, 0] / resampled[:, 1]))
 
 
 def mean_per_prompt(values: Sequence[float]) -> Interval:
     """Return the mean over prompts with its 95 % interval."""
-    return mean_per_token(values, [1] * len(values))
+    return ratio_of_sums(values, [1] * len(values))

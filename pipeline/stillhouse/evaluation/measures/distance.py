@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from stillhouse.dataset.encodings import PackedLabels
-from stillhouse.evaluation.measures.bootstrap import mean_per_token
-from stillhouse.evaluation.measures.subject import Subject, Task
+from stillhouse.evaluation.measures.bootstrap import ratio_of_sums
+from stillhouse.evaluation.measures.measurement_task import MeasurementTask, ModelToMeasure
 from stillhouse.evaluation.results import Interval
 from stillhouse.models.layout import completion_logits
 from stillhouse.models.load import LanguageModel, load_language_model
@@ -53,7 +53,7 @@ class _Sums:
     lost: list[float] = field(default_factory=list)  # teacher's mass on missing tokens, if the vocabulary is reduced
 
 
-def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
+def distances(subjects: Sequence[ModelToMeasure], task: MeasurementTask) -> list[Distance]:
     """Return the distance of each model, in the order of `subjects`; the teacher, if among them, must be first."""
     sums = [_Sums() for _ in subjects]
     for rows in _blocks(task):
@@ -72,7 +72,7 @@ def distances(subjects: Sequence[Subject], task: Task) -> list[Distance]:
     return [_distance(total, subject) for total, subject in zip(sums, subjects, strict=True)]
 
 
-def _blocks(task: Task) -> Iterator[list[Completion]]:
+def _blocks(task: MeasurementTask) -> Iterator[list[Completion]]:
     """Yield the rows in blocks whose full distributions fit into `_BLOCK_BYTES`."""
     block: list[Completion] = []
     held = 0
@@ -101,7 +101,7 @@ def _logits(lm: LanguageModel, examples: Sequence[Example]) -> Iterator[Tensor]:
 
 
 def _add(
-    sums: _Sums, subject: Subject, row: Completion, example: Example, logprobs: Tensor, known: Tensor | None
+    sums: _Sums, subject: ModelToMeasure, row: Completion, example: Example, logprobs: Tensor, known: Tensor | None
 ) -> None:
     """Add one row to the sums; `logprobs` are the model's and `known` the teacher's, (completion tokens, vocabulary)."""
     if len(example.completion) == 0:
@@ -113,14 +113,14 @@ def _add(
         return
     vocabulary_map, trace = subject.vocabulary_map, row.trace
     if known is not None and vocabulary_map is not None:
-        kl, agrees, lost = against_teacher_of_more(logprobs, known.to(logprobs.device), vocabulary_map)
+        kl, agrees, lost = kl_with_fewer_tokens(logprobs, known.to(logprobs.device), vocabulary_map)
         sums.lost.append(float(lost.double().sum()))
     elif known is not None:
-        kl, agrees = against_teacher(logprobs, known.to(logprobs.device))
+        kl, agrees = kl_and_agreement(logprobs, known.to(logprobs.device))
     elif example.soft is not None:
-        kl, agrees = against_labels(logprobs, example)
+        kl, agrees = kl_from_labels(logprobs, example)
         if vocabulary_map is not None and trace is not None and trace.soft is not None:
-            likeliest, mass = of_more_tokens(packed(trace.soft), vocabulary_map)
+            likeliest, mass = labels_with_fewer_tokens(packed(trace.soft), vocabulary_map)
             agrees = torch.from_numpy(likeliest).to(logprobs.device) == logprobs.argmax(dim=-1)
             sums.lost.append(float(mass.sum()))
     else:
@@ -129,7 +129,7 @@ def _add(
     sums.agreed.append(float(agrees.sum()))
 
 
-def against_teacher(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def kl_and_agreement(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Return the KL over the full vocabulary in nats, and whether the most likely token is the same: (positions,) each.
 
     Both arguments are (positions, vocabulary) log-probabilities. Columns beyond the tokenizer's last token are padding; one
@@ -140,7 +140,7 @@ def against_teacher(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return divergence(teacher, student), teacher.argmax(dim=-1) == student.argmax(dim=-1)
 
 
-def against_teacher_of_more(
+def kl_with_fewer_tokens(
     logprobs: Tensor, known: Tensor, vocabulary_map: VocabularyMap
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return KL, agreement and lost mass for a student with a reduced vocabulary: (positions,) each.
@@ -161,7 +161,7 @@ def against_teacher_of_more(
     return kl, known.argmax(dim=-1) == ids[logprobs.argmax(dim=-1)], lost
 
 
-def of_more_tokens(
+def labels_with_fewer_tokens(
     labels: PackedLabels, vocabulary_map: VocabularyMap
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return the labels' most likely token as a student id (-1: missing) and the mass of missing tokens: (positions,) each.
@@ -178,7 +178,7 @@ def of_more_tokens(
     return likeliest, mass.astype(np.float64)
 
 
-def against_labels(logprobs: Tensor, example: Example) -> tuple[Tensor, Tensor]:
+def kl_from_labels(logprobs: Tensor, example: Example) -> tuple[Tensor, Tensor]:
     """Return KL and agreement from stored soft labels: over their tokens plus one outcome for all others.
 
     With top-k labels this KL is a lower bound of the KL over the full vocabulary.
@@ -191,15 +191,15 @@ def against_labels(logprobs: Tensor, example: Example) -> tuple[Tensor, Tensor]:
     return divergence(teacher, student_outcomes(logprobs, token_ids, 1.0)), likeliest == logprobs.argmax(dim=-1)
 
 
-def _distance(sums: _Sums, subject: Subject) -> Distance:
+def _distance(sums: _Sums, subject: ModelToMeasure) -> Distance:
     if not sums.tokens:  # no row has a completion token
         return Distance(None, None, None)
-    perplexity = mean_per_token(sums.surprise, sums.tokens, np.exp)
+    perplexity = ratio_of_sums(sums.surprise, sums.tokens, np.exp)
     if subject.is_teacher:
         return Distance(Interval(0.0, 0.0, 0.0), Interval(1.0, 1.0, 1.0), perplexity)
     if not subject.shares_tokenizer:  # perplexities over different tokens are not comparable
         return Distance(None, None, None)
     if not sums.kl:
         return Distance(None, None, perplexity)
-    lost = mean_per_token(sums.lost, sums.tokens) if sums.lost else None
-    return Distance(mean_per_token(sums.kl, sums.tokens), mean_per_token(sums.agreed, sums.tokens), perplexity, lost)
+    lost = ratio_of_sums(sums.lost, sums.tokens) if sums.lost else None
+    return Distance(ratio_of_sums(sums.kl, sums.tokens), ratio_of_sums(sums.agreed, sums.tokens), perplexity, lost)

@@ -14,16 +14,22 @@ from dataclasses import dataclass
 from stillhouse.dataset.columns import completion_at, prompt_at
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError
+from stillhouse.evaluation.measures.chat_templates import select_rendered
 from stillhouse.evaluation.measures.copying import training_answers
-from stillhouse.evaluation.measures.models import Models, described, measure_all, scored, with_labels
+from stillhouse.evaluation.measures.measurement_task import MeasurementTask, ModelToMeasure
+from stillhouse.evaluation.measures.models import (
+    MeasuredModels,
+    measure_all,
+    with_answer_quality,
+    with_labels,
+    with_scores,
+)
 from stillhouse.evaluation.measures.overlap import find_overlap
-from stillhouse.evaluation.measures.rendered import rendered_by_all
-from stillhouse.evaluation.measures.scoring import Asked, asked_rows, refuse_without_references
-from stillhouse.evaluation.measures.subject import Subject, Task
+from stillhouse.evaluation.measures.scoring import EvaluationPrompts, require_references, select_prompts
 from stillhouse.evaluation.metrics.base import NamedMetric, open_metrics
 from stillhouse.evaluation.results import Answers, LabelSummary, Overlap
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion, Split
 from stillhouse.student.finished.card import software_versions
 from stillhouse.student.finished.folder import StudentCard
@@ -33,12 +39,12 @@ from stillhouse.student.finished.folder import StudentCard
 class HeldOut:
     """The held-out rows, the metrics, and the prompts that every model answers."""
 
-    task: Task
+    task: MeasurementTask
     metrics: tuple[NamedMetric, ...]
-    asked: Asked
+    prompts: EvaluationPrompts
 
 
-def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[Subject]) -> HeldOut:
+def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[ModelToMeasure]) -> HeldOut:
     """Return the held-out rows to measure on: those whose prompt every model's chat template renders.
 
     Raises:
@@ -50,27 +56,33 @@ def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[Subject])
     rows = tuple(_rows(dataset, recipe.evaluate.limit))
     if not rows:
         raise RecipeError(
-            f"prompts.holdout is {recipe.prompts.holdout}, and dataset {dataset.manifest.label} has no validation rows: "
-            "set prompts.holdout to a share such as 0.2"
+            f"dataset {dataset.manifest.label} has no validation rows",
+            setting="prompts.holdout",
+            value=recipe.prompts.holdout,
+            fix="set it to a share such as 0.2, and label again",
         )
-    rows = rendered_by_all(rows, subjects)
+    rows = select_rendered(rows, subjects)
     metrics = open_metrics(recipe.evaluate.metrics)
-    asked = asked_rows(rows, recipe.evaluate)
-    refuse_without_references(recipe, metrics, asked)
-    task = Task(
+    prompts = select_prompts(rows, recipe.evaluate)
+    require_references(recipe, metrics, prompts)
+    task = MeasurementTask(
         rows=rows,
         settings=recipe.evaluate,
         max_tokens=recipe.label.sampling.max_tokens,
         vocabulary=dataset.manifest.teacher.vocabulary_size or 0,
         soft=dataset.manifest.soft is not None,
-        asked=asked.rows,
+        prompts=prompts.rows,
     )
-    return HeldOut(task, tuple(metrics), asked)
+    return HeldOut(task, tuple(metrics), prompts)
 
 
 def measured_models(
-    subjects: Sequence[Subject], held_out: HeldOut, recipe: Recipe, learnt_from: Iterable[Dataset], progress: Progress
-) -> Models:
+    subjects: Sequence[ModelToMeasure],
+    held_out: HeldOut,
+    recipe: Recipe,
+    learnt_from: Iterable[Dataset],
+    progress: Progress,
+) -> MeasuredModels:
     """Measure every model: its cost, its distance from the teacher, the quality of its answers, and its scores.
 
     `learnt_from` are the datasets that the students learnt from; copied answers are looked up in their training splits.
@@ -78,17 +90,19 @@ def measured_models(
     Raises:
         RecipeError: a metric returns statistics or scores of a wrong shape, or that are not finite.
     """
-    asked = held_out.asked
+    prompts = held_out.prompts
     once = {one.manifest.plan_sha256: one for one in learnt_from}
-    measured = with_labels(measure_all(subjects, held_out.task, progress), asked, recipe)
-    return scored(described(measured, asked, training_answers(once.values())), held_out.metrics, asked)
+    measured = with_labels(measure_all(subjects, held_out.task, progress), prompts, recipe)
+    return with_scores(
+        with_answer_quality(measured, prompts, training_answers(once.values())), held_out.metrics, prompts
+    )
 
 
-def shown_answers(asked: Asked, models: Models) -> tuple[Answers, ...]:
-    """Return the first `asked.shown` prompts with every model's answer."""
+def shown_answers(prompts: EvaluationPrompts, models: MeasuredModels) -> tuple[Answers, ...]:
+    """Return the first `answers_shown` prompts with every model's answer."""
     return tuple(
         Answers(row.prompt.text, row.prompt.reference, tuple(written.texts[place] for written in models.answers))
-        for place, row in enumerate(asked.rows[: asked.shown])
+        for place, row in enumerate(prompts.rows[: prompts.answers_shown])
     )
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stillhouse.evaluation.measures.answer_quality import Written
-from stillhouse.evaluation.measures.bootstrap import mean_per_token
-from stillhouse.evaluation.measures.subject import Subject, Task
+from stillhouse.evaluation.measures.answer_quality import ModelAnswers
+from stillhouse.evaluation.measures.bootstrap import ratio_of_sums
+from stillhouse.evaluation.measures.measurement_task import MeasurementTask, ModelToMeasure
 from stillhouse.evaluation.results import Interval
 from stillhouse.models.generate import generate
 from stillhouse.models.load import LanguageModel, decode_completion, encode_prompt, load_language_model
@@ -25,7 +25,7 @@ from stillhouse.student.finished.folder import weight_megabytes
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMeasurement:
     """The cost and the answers of one model."""
 
     parameters: int
@@ -34,10 +34,10 @@ class Measured:
     tokens_per_second: Interval
     latency_p50_ms: float
     latency_p95_ms: float
-    written: Written  # answers to `task.asked`
+    answers: ModelAnswers  # answers to `task.prompts`
 
 
-def measure(subject: Subject, task: Task) -> Measured:
+def measure(subject: ModelToMeasure, task: MeasurementTask) -> ModelMeasurement:
     """Load one model, time it, and collect its answers."""
     torch.manual_seed(0)
     trusted = subject.trust_remote_code
@@ -45,18 +45,18 @@ def measure(subject: Subject, task: Task) -> Measured:
     seconds, tokens = _timed_answers(lm, task)
     p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
     peak = _peak_megabytes(lm.device)
-    return Measured(
+    return ModelMeasurement(
         parameters=sum(parameter.numel() for parameter in lm.model.parameters()),
         megabytes=weight_megabytes(subject.folder),
         peak_memory_megabytes=peak,
-        tokens_per_second=mean_per_token(tokens, seconds),
+        tokens_per_second=ratio_of_sums(tokens, seconds),
         latency_p50_ms=float(p50),
         latency_p95_ms=float(p95),
-        written=_answers(lm, task),
+        answers=_answers(lm, task),
     )
 
 
-def _timed_answers(lm: LanguageModel, task: Task) -> tuple[list[float], list[int]]:
+def _timed_answers(lm: LanguageModel, task: MeasurementTask) -> tuple[list[float], list[int]]:
     """Answer prompts one at a time, after a warm-up; return the seconds and the tokens of each."""
     rows = task.rows[: task.settings.latency_prompts]
     prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in rows]
@@ -70,9 +70,9 @@ def _timed_answers(lm: LanguageModel, task: Task) -> tuple[list[float], list[int
     return seconds, tokens
 
 
-def _answers(lm: LanguageModel, task: Task) -> Written:
+def _answers(lm: LanguageModel, task: MeasurementTask) -> ModelAnswers:
     """Return the model's greedy answers to all prompts, in batches of prompts of similar length."""
-    prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in task.asked]
+    prompts = [encode_prompt(lm.tokenizer, row.prompt.messages) for row in task.prompts]
     by_length = sorted(
         range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True
     )  # longest prompts first
@@ -82,7 +82,7 @@ def _answers(lm: LanguageModel, task: Task) -> Written:
         written = generate(lm, [prompts[place] for place in part], max_tokens=task.max_tokens)
         for place, tokens in zip(part, written, strict=True):
             answers[place] = tokens
-    return Written(
+    return ModelAnswers(
         texts=tuple(decode_completion(lm, tokens) for tokens in answers),
         tokens=tuple(len(tokens) for tokens in answers),
         cut=tuple(tokens[-1] not in lm.end_ids for tokens in answers),

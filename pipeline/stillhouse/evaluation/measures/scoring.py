@@ -1,6 +1,6 @@
 """Select the prompts that every model answers, and score the answers with the task metrics.
 
-    asked = asked_rows(rows, settings)                          # the prompts that every model answers
+    prompts = select_prompts(rows, settings)                        # the prompts that every model answers
     scores = score(metrics, answers, references, student=..., teacher=...)  # with intervals and paired differences
 
 All models are scored on the same prompts with the same resamples, so differences between models are paired: their
@@ -15,23 +15,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillhouse.errors import RecipeError
-from stillhouse.evaluation.measures.bootstrap import Floats, interval_of, mean_per_prompt, resampled_totals
+from stillhouse.evaluation.measures.bootstrap import Floats, interval, mean_per_prompt, resampled_totals
 from stillhouse.evaluation.metrics.base import NamedMetric
 from stillhouse.evaluation.results import Interval, MetricColumn
 from stillhouse.recipe.evaluate import EvaluateSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion
 from stillhouse.text import token_f1
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationPrompts:
     """The rows whose prompts every model answers."""
 
     rows: tuple[Completion, ...]
-    shown: int  # number of rows, from the first, whose answers the report shows
-    scored: tuple[int, ...]  # indices of the rows with a reference
-    without: int  # number of rows without a reference
+    answers_shown: int  # number of rows, from the first, whose answers the report shows
+    with_reference: tuple[int, ...]  # indices of the rows with a reference
+    without_reference: int  # number of rows without a reference
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,18 @@ class Scores:
     models: tuple[dict[str, Interval], ...]  # in the order of the models
     differences: tuple[dict[str, Interval], ...]  # the student minus each model
     kept: dict[str, Interval]  # student's score / teacher's score, for metrics where higher is better
-    shares: tuple[dict[str, Interval], ...]  # the same quotient for every model
+    shares: tuple[dict[str, Interval], ...]  # the same ratio for every model
 
 
-def asked_rows(rows: Sequence[Completion], settings: EvaluateSettings) -> Asked:
+def select_prompts(rows: Sequence[Completion], settings: EvaluateSettings) -> EvaluationPrompts:
     """Return the first row of each held-out prompt."""
     first: dict[str, Completion] = {}
     for row in rows:
         first.setdefault(row.prompt.id, row)
-    asked = tuple(first.values())
-    scored = tuple(place for place, row in enumerate(asked) if has_reference(row))
-    return Asked(asked, min(settings.answers, len(asked)), scored, len(asked) - len(scored))
+    selected = tuple(first.values())
+    with_reference = tuple(index for index, row in enumerate(selected) if has_reference(row))
+    shown = min(settings.answers, len(selected))
+    return EvaluationPrompts(selected, shown, with_reference, len(selected) - len(with_reference))
 
 
 def has_reference(row: Completion) -> bool:
@@ -60,17 +61,20 @@ def has_reference(row: Completion) -> bool:
     return bool(row.prompt.reference and row.prompt.reference.strip())
 
 
-def refuse_without_references(recipe: Recipe, metrics: Sequence[NamedMetric], asked: Asked) -> None:
+def require_references(recipe: Recipe, metrics: Sequence[NamedMetric], prompts: EvaluationPrompts) -> None:
     """Refuse metrics if no held-out prompt has a reference.
 
     Raises:
         RecipeError: the recipe has metrics, and no held-out prompt has a reference.
     """
-    if metrics and not asked.scored:
+    if metrics and not prompts.with_reference:
+        names = ", ".join(one.name for one in metrics)
         raise RecipeError(
-            f"evaluate.metrics asks for {', '.join(one.name for one in metrics)}, and none of the {asked.without} held-out "
-            f"prompts has a reference (prompts.reference is {recipe.prompts.reference or 'null'}): name the column that "
-            "holds the gold answer in prompts.reference and label again, or take evaluate.metrics away"
+            f"evaluate.metrics ({names}) needs references, and none of the {prompts.without_reference} held-out "
+            "prompts has one",
+            setting="prompts.reference",
+            value=recipe.prompts.reference,
+            fix="set it to the column with the gold answers and label again, or remove evaluate.metrics",
         )
 
 
@@ -109,7 +113,7 @@ def score(
         return {one.name: _interval(row) for one, row in zip(metrics, figures, strict=True)}
 
     def share(figures: Floats) -> dict[str, Interval]:
-        """Return intervals of the quotient with the teacher's score by metric name, from (metrics, 1 + resamples)."""
+        """Return intervals of the ratio to the teacher's score by metric name, from (metrics, 1 + resamples)."""
         return {
             one.name: _interval(figures[place] / drawn[teacher, place])
             for place, one in enumerate(metrics)
@@ -139,7 +143,7 @@ def reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Inter
 
 def _interval(figures: Floats) -> Interval:
     """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
-    return interval_of(figures[0], figures[1:])
+    return interval(figures[0], figures[1:])
 
 
 def _column(one: NamedMetric) -> MetricColumn:
@@ -153,13 +157,13 @@ def _statistics(one: NamedMetric, answers: Sequence[str], references: Sequence[s
     sizes = sorted({len(row) for row in rows})
     if len(sizes) != 1 or sizes[0] == 0:
         raise RecipeError(
-            f"the metric {one.name!r} gives {sizes} statistics an answer: it must be one number of them, not 0"
+            f"the metric {one.name!r} returns {sizes} statistics per answer: the number must be the same for all, and not 0"
         )
     statistics = np.asarray(rows, dtype=np.float64)
     if not np.isfinite(statistics).all():
         place = int(np.argmin(np.isfinite(statistics).all(axis=1)))
         raise RecipeError(
-            f"the metric {one.name!r} gives {rows[place]} for the answer {answers[place]!r}: statistics must be finite"
+            f"the metric {one.name!r} returns {rows[place]} for the answer {answers[place]!r}: statistics must be finite"
         )
     return statistics
 
@@ -169,8 +173,8 @@ def _scores(one: NamedMetric, totals: Floats) -> Floats:
     scored: Floats = np.asarray(one.metric.score(totals), dtype=np.float64)
     if scored.shape != totals.shape[:1]:
         raise RecipeError(
-            f"the metric {one.name!r} makes scores of shape {scored.shape} from totals of shape {totals.shape}: it must "
-            f"give one for each, {totals.shape[:1]}"
+            f"the metric {one.name!r} returns scores of shape {scored.shape} for totals of shape {totals.shape}: the shape "
+            f"must be {totals.shape[:1]}, one score for each"
         )
     if not np.isfinite(scored).all():
         place = int(np.argmin(np.isfinite(scored)))

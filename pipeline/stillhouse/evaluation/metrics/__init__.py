@@ -1,1 +1,1 @@
-"""Task metrics: one module per kind, or an entry point `stillhouse.metrics`; base.py defines the interface."""
+"""MeasurementTask metrics: one module per kind, or an entry point `stillhouse.metrics`; base.py defines the interface."""

@@ -7,8 +7,8 @@ A metric is a module in this folder (or an entry point `stillhouse.metrics`) wit
     def open_metric(options: dict[str, Any]) -> Metric
 
 Each answer yields a few numbers, its statistics, and the score is a function of their sums over the answers. For a mean,
-the statistics are (value, 1) and the score is the quotient of the sums; for an error rate they are (edits, words), with the
-same quotient; a corpus-level score sums its counts. So a bootstrap resample of the prompts is one weighted sum, and every
+the statistics are (value, 1) and the score is the ratio of the sums; for an error rate they are (edits, words), with the
+same ratio; a corpus-level score sums its counts. So a bootstrap resample of the prompts is one weighted sum, and every
 metric gets its confidence interval the same way.
 """
 
@@ -65,27 +65,28 @@ class NamedMetric:
     metric: Metric
 
 
-def quotient(totals: Floats) -> Floats:
+def ratio(totals: Floats) -> Floats:
     """Divide the first sum by the second, 0 if that is 0: (..., 2) -> (...). The score of means and rates."""
     above, below = totals[..., 0], totals[..., 1]
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
 
 
-def open_metrics(settings: Sequence[MetricSettings], where: str = "evaluate.metrics") -> list[NamedMetric]:
-    """Return the metrics of a recipe, in its order; `where` is their dotted path in the recipe, for error messages.
+def open_metrics(settings: Sequence[MetricSettings], path: str = "evaluate.metrics") -> list[NamedMetric]:
+    """Return the metrics of a recipe, in its order; `path` is their path in the recipe, for error messages.
 
     Raises:
         RecipeError: a kind is unknown, an option is wrong, or two columns have the same name; the error lists every fault.
     """
     opened: list[NamedMetric] = []
     faults: list[RecipeError] = []
-    for place, one in enumerate(settings):
+    for index, one in enumerate(settings):
         try:
-            metric = _open_metric(f"{where}.{place}", one)
+            metric = _open_metric(f"{path}.{index}", one)
             if any(metric.name == other.name for other in opened):
                 raise RecipeError(
-                    f"{where}.{place}: the metric {metric.name!r} is there twice; give one another `name`, for instance "
-                    f"{{kind: {one.kind}, name: another}}"
+                    f"the metric {metric.name!r} is listed twice",
+                    setting=f"{path}.{index}",
+                    fix=f"give one of them another `name`, for instance {{kind: {one.kind}, name: another}}",
                 )
             opened.append(metric)
         except RecipeError as error:
@@ -94,15 +95,20 @@ def open_metrics(settings: Sequence[MetricSettings], where: str = "evaluate.metr
     return opened
 
 
-def _open_metric(where: str, settings: MetricSettings) -> NamedMetric:
+def _open_metric(path: str, settings: MetricSettings) -> NamedMetric:
     build: Callable[[dict[str, Any]], Any] = load_kind(
-        f"{where}.kind", settings.kind, stillhouse.evaluation.metrics, "open_metric", group=METRICS
+        f"{path}.kind", settings.kind, stillhouse.evaluation.metrics, "open_metric", group=METRICS
     )
     metric = build(settings.options)
     if not isinstance(metric, Metric):
-        lacks = [name for name in _PARTS if not hasattr(metric, name)]
-        raise RecipeError(f"{where}.kind is {settings.kind!r}, and its metric has no {', '.join(lacks)}: see Metric")
+        missing = [name for name in _MEMBERS if not hasattr(metric, name)]
+        raise RecipeError(
+            f"its metric has no {', '.join(missing)}",
+            setting=f"{path}.kind",
+            value=settings.kind,
+            fix="implement stillhouse.Metric",
+        )
     return NamedMetric(settings.name or metric.name, metric)
 
 
-_PARTS = ("name", "lower_is_better", "percent", "digits", "statistics", "score")
+_MEMBERS = ("name", "lower_is_better", "percent", "digits", "statistics", "score")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 from rapidfuzz.distance import Levenshtein
 
-from stillhouse.evaluation.metrics.base import Floats, quotient
+from stillhouse.evaluation.metrics.base import Floats, ratio
 from stillhouse.settings import Settings, parse_options
 
 
@@ -52,7 +52,7 @@ class EditDistance:
 
     def score(self, totals: Floats) -> Floats:
         """Return edits / length."""
-        return quotient(totals)
+        return ratio(totals)
 
 
 def open_metric(options: dict[str, Any]) -> EditDistance:

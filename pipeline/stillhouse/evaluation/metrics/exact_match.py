@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from stillhouse.evaluation.metrics.base import Floats, quotient
+from stillhouse.evaluation.metrics.base import Floats, ratio
 from stillhouse.settings import Settings, parse_options
 
 
@@ -41,7 +41,7 @@ class ExactMatch:
 
     def score(self, totals: Floats) -> Floats:
         """Return the mean."""
-        return quotient(totals)
+        return ratio(totals)
 
     def _folded(self, text: str) -> str:
         if self.options.ignore_case:

@@ -16,7 +16,7 @@ from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from stillhouse.evaluation.metrics.base import Floats, quotient
+from stillhouse.evaluation.metrics.base import Floats, ratio
 from stillhouse.settings import Settings, parse_options
 
 Variant = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
@@ -52,7 +52,7 @@ class Rouge:
 
     def score(self, totals: Floats) -> Floats:
         """Return the mean."""
-        return quotient(totals)
+        return ratio(totals)
 
 
 def open_metric(options: dict[str, Any]) -> Rouge:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.evaluation.metrics.base import Floats, quotient
+from stillhouse.evaluation.metrics.base import Floats, ratio
 from stillhouse.settings import Settings, parse_options
 from stillhouse.text import token_f1
 
@@ -34,7 +34,7 @@ class TokenF1:
 
     def score(self, totals: Floats) -> Floats:
         """Return the mean."""
-        return quotient(totals)
+        return ratio(totals)
 
 
 def open_metric(options: dict[str, Any]) -> TokenF1:

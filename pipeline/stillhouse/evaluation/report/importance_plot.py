@@ -1,7 +1,7 @@
 """The importance of the teacher's layers: as an SVG bar chart, as a line of Markdown, and how it was measured.
 
-    starts = layers_of(read_start(folder))     # of the student in this folder
-    bars(starts[0]), line(starts[0]), about(starts[0])
+    starts = layer_importance(read_start(folder))     # of the student in this folder
+    bar_chart(starts[0]), summary_line(starts[0]), explanation(starts[0])
 
 The first layers of a model often score a hundred times as high as others, so the plot has a square-root scale.
 """
@@ -12,29 +12,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stillhouse.evaluation.report.svg import short, svg, text_at
+from stillhouse.evaluation.report.svg import format_value, svg, text_at
 from stillhouse.evaluation.results import LayerImportance
 from stillhouse.student.start.descriptions import rows_in_words
 from stillhouse.student.start.record import Start
 
-TITLE = "What each layer is worth"
+TITLE = "Layer importance"
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 306, 60, 626, 52, 250
 _BETWEEN = 26  # minimum pixels between two ticks
 _NUMBER = 34  # pixels for a layer's number, on a phone
 _THINNEST = 1.5  # minimum height of a bar, pixels: a layer with score 0 stays visible
-_LOST, _INFLUENCE = "nats a token when left out", "block influence"
+_LOST, _INFLUENCE = "nats per token if removed", "block influence"
 _NAMES = {"greedy": "greedy removal", "leave-one-out": "leave-one-out", "block-influence": _INFLUENCE}
 _MEASURED = {
-    "greedy": "Greedy removal chose them: it leaves out the layer that costs least, measures the others again without it, "
-    "and goes on. {alone} A layer that another one can stand in for may therefore have gone with a higher bar.",
-    "leave-one-out": "They are the ones whose removal costs most. {alone}",
-    "block-influence": "They are the ones that change their input most. A bar is the block influence of a layer, 1 less "
-    "the cosine of its input and its output{measured}.",
+    "greedy": "They were chosen by greedy removal: the layer whose removal costs least is removed, the others are measured "
+    "again without it, and so on. {alone} So a layer whose work another one can do may be removed despite a higher bar.",
+    "leave-one-out": "They are the layers whose removal costs most. {alone}",
+    "block-influence": "They are the layers that change their input most. A bar is the block influence of a layer, 1 minus "
+    "the cosine similarity of its input and output{measured}.",
 }
-_ALONE = "A bar is the KL to the whole teacher with that layer alone left out, in nats a token{measured}."
+_ALONE = "A bar is the KL to the whole teacher if only that layer is removed, in nats per token{measured}."
 
 
-def layers_of(start: Start | None) -> tuple[LayerImportance, ...]:
+def layer_importance(start: Start | None) -> tuple[LayerImportance, ...]:
     """Return the layer importance of each stack; empty if the layers were listed or evenly spaced."""
     if start is None:
         return ()
@@ -53,29 +53,29 @@ def layers_of(start: Start | None) -> tuple[LayerImportance, ...]:
     )
 
 
-def whose(one: LayerImportance, count: str = "") -> str:
+def layers_phrase(one: LayerImportance, count: str = "") -> str:
     """Return a phrase such as "the teacher's 24 encoder layers"; `count` is the number in it."""
     return " ".join(filter(None, ["the teacher's", count, one.stack if one.stack != "model" else "", "layers"]))
 
 
-def about(one: LayerImportance) -> str:
+def explanation(one: LayerImportance) -> str:
     """Return sentences on which layers were kept, how they were chosen, and on which rows."""
     rows = rows_in_words(one.rows, one.dataset)
     measured = f", measured{rows}" if rows else ""
     chosen = _MEASURED[one.method].format(alone=_ALONE.format(measured=measured), measured=measured)
-    return f"Kept: {len(one.kept)} of {whose(one, str(len(one.scores)))} ({_listed(one.kept)}). {chosen}"
+    return f"Kept: {len(one.kept)} of {layers_phrase(one, str(len(one.scores)))} ({_listed(one.kept)}). {chosen}"
 
 
-def line(one: LayerImportance) -> str:
+def summary_line(one: LayerImportance) -> str:
     """Return the kept layers and every layer's score in one line."""
-    scores = ", ".join(f"{layer}: {short(score)}" for layer, score in enumerate(one.scores))
+    scores = ", ".join(f"{layer}: {format_value(score)}" for layer, score in enumerate(one.scores))
     which = "Layers" if one.stack == "model" else f"{one.stack.capitalize()} layers"
     rows = rows_in_words(one.rows, one.dataset)
     how = f"{_NAMES[one.method]}{rows}" + (f", {one.unit}" if one.unit != _INFLUENCE else "")
     return f"{which} kept: {_listed(one.kept)} of {len(one.scores)} ({how}: {scores})."
 
 
-def bars(one: LayerImportance) -> str:
+def bar_chart(one: LayerImportance) -> str:
     """Return a bar chart with one bar per layer: filled if the layer was kept, outlined if it was left out."""
     scale = _Scale(max(one.scores) if max(one.scores) > 0 else 1.0)
     slot = (_RIGHT - _LEFT) / len(one.scores)
@@ -83,19 +83,21 @@ def bars(one: LayerImportance) -> str:
     for value in scale.ticks:
         y = scale.place(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}"/>')
-        parts.append(text_at(_LEFT - 8, y + 5, short(value), "end"))
+        parts.append(text_at(_LEFT - 8, y + 5, format_value(value), "end"))
     for layer, score in enumerate(one.scores):
         y = min(scale.place(score), _BOTTOM - _THINNEST)
-        said = f"layer {layer}: {short(score)} {one.unit}, {_fate(layer, one)}"
-        parts.append(_bar(_LEFT + slot * (layer + 0.14), y, slot * 0.72, _BOTTOM - y, said, kept=layer in one.kept))
+        tooltip = f"layer {layer}: {format_value(score)} {one.unit}, {_outcome(layer, one)}"
+        parts.append(_bar(_LEFT + slot * (layer + 0.14), y, slot * 0.72, _BOTTOM - y, tooltip, kept=layer in one.kept))
     parts.append(_highest(one.scores, slot, scale))
     step = next((step for step in (1, 2, 5, 10, 20, 50) if step * slot >= _NUMBER), 100)
     for layer in range(0, len(one.scores), step):
         parts.append(text_at(_LEFT + slot * (layer + 0.5), _BOTTOM + 20, str(layer), "middle"))
     named = "layer" if one.stack == "model" else f"{one.stack} layer"
     parts.append(text_at((_LEFT + _RIGHT) / 2, _HEIGHT - 8, named, "middle"))
-    worth = "; ".join(f"{layer}: {short(score)}, {_fate(layer, one)}" for layer, score in enumerate(one.scores))
-    return svg(_WIDTH, _HEIGHT, f"{TITLE}, {one.unit}, of {whose(one)}: {worth}", parts)
+    worth = "; ".join(
+        f"{layer}: {format_value(score)}, {_outcome(layer, one)}" for layer, score in enumerate(one.scores)
+    )
+    return svg(_WIDTH, _HEIGHT, f"{TITLE}, {one.unit}, of {layers_phrase(one)}: {worth}", parts)
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ class _Scale:
         return found
 
 
-def _bar(x: float, y: float, width: float, height: float, said: str = "", *, kept: bool) -> str:
+def _bar(x: float, y: float, width: float, height: float, tooltip: str = "", *, kept: bool) -> str:
     kind = "kept" if kept else "gone"
-    title = f"<title>{said}</title>" if said else ""
+    title = f"<title>{tooltip}</title>" if tooltip else ""
     return (
         f'<rect class="layer {kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">{title}</rect>'
     )
@@ -134,7 +136,7 @@ def _legend(unit: str) -> list[str]:
         _bar(428, 7, 14, 14, kept=True),
         text_at(448, 20, "kept", "start"),
         _bar(516, 7, 14, 14, kept=False),
-        text_at(536, 20, "left out", "start"),
+        text_at(536, 20, "removed", "start"),
     ]
 
 
@@ -147,11 +149,11 @@ def _highest(scores: Sequence[float], slot: float, scale: _Scale) -> str:
         x, anchor = _LEFT + slot * (layer + 0.14), "start"
     elif middle > _RIGHT - 40:
         x, anchor = _LEFT + slot * (layer + 0.86), "end"
-    return text_at(x, scale.place(scores[layer]) - 6, short(scores[layer]), anchor, "value")
+    return text_at(x, scale.place(scores[layer]) - 6, format_value(scores[layer]), anchor, "value")
 
 
-def _fate(layer: int, one: LayerImportance) -> str:
-    return "kept" if layer in one.kept else "left out"
+def _outcome(layer: int, one: LayerImportance) -> str:
+    return "kept" if layer in one.kept else "removed"
 
 
 def _listed(layers: Sequence[int]) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from stillhouse.evaluation.report.svg import (
     FAR,
     Axis,
-    apart,
+    axis_range,
+    format_value,
+    grid_lines,
     mark,
-    most_of,
     role_class,
-    rules,
-    short,
+    spread_labels,
     svg,
     text_at,
     whisker,
@@ -35,9 +35,9 @@ def intervals(models: Sequence[ModelRow]) -> str:
     for tick in axis.ticks:
         x = axis.place(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="8" x2="{x:.1f}" y2="{bottom}"/>')
-        parts.append(text_at(x, bottom + 18, short(tick), "middle"))
+        parts.append(text_at(x, bottom + 18, format_value(tick), "middle"))
     parts.append(
-        text_at((left + axis.end) / 2, bottom + 38, "KL to the teacher, nats a token (nearer is better)", "middle")
+        text_at((left + axis.end) / 2, bottom + 38, "KL to the teacher, nats per token (lower is better)", "middle")
     )
     for number, (place, row, kl) in enumerate(shown):
         y = 8 + height * (number + 0.5)
@@ -45,7 +45,7 @@ def intervals(models: Sequence[ModelRow]) -> str:
         top = y + 4 - 10 * (len(words) - 1)
         parts += [text_at(left - 12, top + 20 * line, word, "end") for line, word in enumerate(words)]
         if kl.mean > axis.top:
-            parts.append(text_at(axis.end, y + 4, f"{short(kl.mean)}, off the scale →", "end", "value"))
+            parts.append(text_at(axis.end, y + 4, f"{format_value(kl.mean)}, off the scale →", "end", "value"))
             continue
         low, mean, high = (axis.place(value) for value in (kl.low, kl.mean, kl.high))
         parts.append(whisker(low, y, high, y, place))
@@ -64,15 +64,15 @@ def size_and_distance(models: Sequence[ModelRow]) -> str:
     width, height, left, bottom = 640, 300, 60, 250
     across = Axis.over(max(megabytes for _, _, _, megabytes in shown), left, width - 40)
     up = Axis.over(_drawn_to_scale([kl for _, _, kl, _ in shown]), bottom, 34)
-    parts = rules(up, left, width - 20)
-    parts += [text_at(across.place(tick), bottom + 20, short(tick), "middle") for tick in across.ticks]
+    parts = grid_lines(up, left, width - 20)
+    parts += [text_at(across.place(tick), bottom + 20, format_value(tick), "middle") for tick in across.ticks]
     parts.append(text_at((left + width) / 2, height - 8, "megabytes on disk", "middle"))
-    parts.append(text_at(left, 14, "KL, nats a token", "start"))
-    labels = apart([up.place(kl.mean) + 4 for _, _, kl, _ in shown], bottom)
+    parts.append(text_at(left, 14, "KL, nats per token", "start"))
+    labels = spread_labels([up.place(kl.mean) + 4 for _, _, kl, _ in shown], bottom)
     for (place, row, kl, megabytes), label in zip(shown, labels, strict=True):
         x, y = across.place(megabytes), up.place(kl.mean)
         parts.append(mark(x, y, place))
-        beyond = f" {short(kl.mean)} ↑" if kl.mean > up.top else ""
+        beyond = f" {format_value(kl.mean)} ↑" if kl.mean > up.top else ""
         right = x < width * 0.66
         parts.append(text_at(x + (14 if right else -14), label, row.role + beyond, "start" if right else "end"))
     described = "; ".join(f"{row.role} {megabytes:.1f} MB, {kl.mean:.2f}" for _, row, kl, megabytes in shown)
@@ -90,15 +90,15 @@ def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
     if not shown:
         return ""
     width, height, left, bottom = 640, 340, 60, 290
-    lowest, highest = most_of([score for *_, score in shown])
+    lowest, highest = axis_range([score for *_, score in shown])
     across = Axis.over(max(millions for _, _, millions, _ in shown), left, width - 40)
     up = Axis.over(highest, bottom, 34, lowest)
-    parts = rules(up, left, width - 20)
-    parts += [text_at(across.place(tick), bottom + 20, short(tick), "middle") for tick in across.ticks]
+    parts = grid_lines(up, left, width - 20)
+    parts += [text_at(across.place(tick), bottom + 20, format_value(tick), "middle") for tick in across.ticks]
     parts.append(text_at((left + width) / 2, height - 8, "million parameters", "middle"))
     better = "lower" if metric.lower_is_better else "higher"
     parts.append(text_at(left, 14, f"{metric.name}{', %' if metric.percent else ''} ({better} is better)", "start"))
-    labels = apart([up.place(mean) + 4 for *_, (_, mean, _) in shown], bottom)
+    labels = spread_labels([up.place(mean) + 4 for *_, (_, mean, _) in shown], bottom)
     sizes = [millions for _, _, millions, _ in shown]
     for number, ((place, row, millions, (low, mean, high)), label) in enumerate(zip(shown, labels, strict=True)):
         aside = 9 * (sizes.count(millions) - 1) / 2  # models of the same size are drawn side by side
@@ -116,7 +116,7 @@ def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
     return svg(width, height, f"Parameters against {metric.name}: {described}", parts)
 
 
-def curve(one: Curve, place: int) -> str:
+def loss_plot(one: Curve, place: int) -> str:
     """Plot a student's loss by step: a line for training, marks for held-out rows; `place` is its row in the table."""
     values = [*one.loss, *one.evaluation_loss]
     steps = [*one.steps, *one.evaluation_steps]
@@ -125,7 +125,7 @@ def curve(one: Curve, place: int) -> str:
     width, height, left, bottom = 640, 260, 60, 210
     up = Axis.over(max(values), bottom, 20)
     across = Axis(max(steps), left, width - 30, max(steps) / 2)
-    parts = rules(up, left, width - 20)
+    parts = grid_lines(up, left, width - 20)
     parts += [
         text_at(across.place(tick), bottom + 20, str(tick), "middle")
         for tick in sorted({0, max(steps) // 2, max(steps)})

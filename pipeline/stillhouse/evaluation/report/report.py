@@ -22,7 +22,7 @@ from stillhouse.evaluation.report import importance_plot, plots
 from stillhouse.evaluation.report.svg import SHAPES, role_class
 from stillhouse.evaluation.report.tables import (
     DASH,
-    Compared,
+    ComparedModels,
     answer_quality_table,
     comparison_table,
     differences_table,
@@ -36,13 +36,13 @@ from stillhouse.storage.durable import write_atomically
 _HEAD_BYTES = 4096
 _TITLE = re.compile("– Stillhouse report</title>".encode())  # identifies the HTML page
 _KEYS = re.compile(rb'^{\s*"recipe"')  # identifies the JSON
-LOOKS = "Answers: what they look like"
+ANSWER_QUALITY_TITLE = "Quality of the answers"
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-class Shown(Compared, Protocol):
+class RenderedReport(ComparedModels, Protocol):
     """A report of either kind, with everything it shows besides its table."""
 
     @property
@@ -83,7 +83,7 @@ class ReportFiles:
         """Return the paths of the three files in `folder`; `name` is `report` or `sweep`."""
         return cls(*(folder / f"{name}.{kind}" for kind in ("md", "html", "json")))
 
-    def refuse_others(self) -> None:
+    def refuse_foreign_files(self) -> None:
         """Refuse to overwrite files of these names that Stillhouse did not write.
 
         Raises:
@@ -94,8 +94,10 @@ class ReportFiles:
         for file, well in ((self.html, page), (self.markdown, ours), (self.json, ours)):
             if file.exists() and not well:
                 raise UsageError(
-                    f"evaluate.reports is {str(file.parent.parent)!r}, and {file} is there and is no report of Stillhouse: "
-                    "move it elsewhere, or name another folder"
+                    f"{file} exists and is not a report of Stillhouse",
+                    setting="evaluate.reports",
+                    value=str(file.parent.parent),
+                    fix="move the file, or name another folder",
                 )
 
 
@@ -143,7 +145,7 @@ def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
         lines += ["## Differences from the student", "", *markdown_table(headers, rows), ""]
     if report.starts:
         lines += [f"## {importance_plot.TITLE}", ""]
-        lines += [part for one in report.starts for part in (importance_plot.line(one), "")]
+        lines += [part for one in report.starts for part in (importance_plot.summary_line(one), "")]
     return "\n".join([*lines, *closing_lines(report, narrow=narrow)])
 
 
@@ -153,16 +155,16 @@ def opening_lines(title: str, warnings: Sequence[str], findings: str, page: str)
     return [f"# {title}", "", verdict, "", *([page, ""] if page else [])]
 
 
-def closing_lines(report: Shown, *, narrow: bool = False) -> list[str]:
+def closing_lines(report: RenderedReport, *, narrow: bool = False) -> list[str]:
     """Return the last lines of a report: held-out prompts and their answers, labels, notes, versions."""
     lines = ["## Held-out prompts", "", overlap_text(report), ""]
-    if looks := answer_quality_table(report):
-        lines += [f"## {LOOKS}", "", *models_table(looks, narrow=narrow), ""]
+    if quality := answer_quality_table(report):
+        lines += [f"## {ANSWER_QUALITY_TITLE}", "", *models_table(quality, narrow=narrow), ""]
     lines += ["## Answers side by side", ""]
     for one in report.answers:
-        said = [("prompt", one.prompt)] + ([("reference", one.reference)] if one.reference else [])
-        said += [(row.role, answer) for row, answer in zip(report.models, one.answers, strict=True)]
-        lines += [*markdown_table(["", ""], [[who, text] for who, text in said]), ""]
+        cells = [("prompt", one.prompt)] + ([("reference", one.reference)] if one.reference else [])
+        cells += [(row.role, answer) for row, answer in zip(report.models, one.answers, strict=True)]
+        lines += [*markdown_table(["", ""], [[who, text] for who, text in cells]), ""]
     lines += ["## Labels", "", *markdown_table(["", ""], [list(pair) for pair in label_facts(report)]), ""]
     lines += ["## Notes", "", *(f"- {note}" for note in report.notes)]
     return [
@@ -190,30 +192,30 @@ def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
     return [line(headers), "|" + " --- |" * len(headers), *(line(row) for row in rows)]
 
 
-def overlap_text(report: Shown) -> str:
+def overlap_text(report: RenderedReport) -> str:
     """Return a sentence on the overlap of held-out and training prompts."""
     overlap = report.overlap
     found = (
-        "none of them is a training prompt too, and none is a near duplicate of one"
+        "none of them is also a training prompt, and none is a near duplicate of one"
         if not overlap.exact and not overlap.near
-        else f"{len(overlap.exact)} of them are training prompts too, and {len(overlap.near)} pairs are near duplicates"
+        else f"{len(overlap.exact)} of them are also training prompts, and {len(overlap.near)} pairs are near duplicates"
     )
     return (
         f"{overlap.held_out} prompts were held out from {overlap.training} training prompts: {found} (word sets with a "
-        f"Jaccard similarity of {overlap.threshold} or more, the template's words aside)."
+        f"Jaccard similarity of {overlap.threshold} or more, without the template's words)."
     )
 
 
-def label_facts(report: Shown) -> list[tuple[str, str]]:
+def label_facts(report: RenderedReport) -> list[tuple[str, str]]:
     """Return the summary of the labelled dataset as (name, value) pairs."""
     labels = report.labels
     rejected = ", ".join(f"{count} {reason}" for reason, count in labels.rejected.items()) or "none"
     return [
         ("dataset", labels.dataset),
-        ("rows", f"{labels.train_rows} to learn from, {labels.validation_rows} held out"),
+        ("rows", f"{labels.train_rows} for training, {labels.validation_rows} held out"),
         ("rejected", rejected),
         ("tokens", f"{labels.prompt_tokens:,} in prompts, {labels.completion_tokens:,} in completions"),
-        ("soft labels", labels.soft or "none, text only"),
+        ("soft labels", labels.soft or "none (text only)"),
         ("cost", DASH if labels.cost_usd is None else f"${labels.cost_usd:,.4f}"),
     ]
 
@@ -234,20 +236,26 @@ def html(report: Report) -> str:
         headers=headers,
         rows=rows,
         difference_headers=difference_headers,
-        differences=[(_place(report, row[0]), row) for row in differences],
+        differences=[(_row_index(report, row[0]), row) for row in differences],
         score_plots=[(name, Markup(plot)) for name, plot in score_plots if plot],
         kl_plot=Markup(plots.intervals(report.models)),
         size_plot=Markup(plots.size_and_distance(report.models)),
         layers_title=importance_plot.TITLE,
         layers=[
-            (importance_plot.whose(one), importance_plot.about(one), Markup(importance_plot.bars(one)))
+            (
+                importance_plot.layers_phrase(one),
+                importance_plot.explanation(one),
+                Markup(importance_plot.bar_chart(one)),
+            )
             for one in report.starts
         ],
-        curves=[(curve.role, Markup(plots.curve(curve, _place(report, curve.role)))) for curve in report.curves],
+        curves=[
+            (curve.role, Markup(plots.loss_plot(curve, _row_index(report, curve.role)))) for curve in report.curves
+        ],
     )
 
 
-def page(template: str, report: Shown, **parts: Any) -> str:
+def page(template: str, report: RenderedReport, **parts: Any) -> str:
     """Render a template of this folder with the variables that all reports share, and `parts`, which are its own."""
     loader = PackageLoader("stillhouse.evaluation.report", "")
     environment = Environment(
@@ -257,8 +265,8 @@ def page(template: str, report: Shown, **parts: Any) -> str:
     return environment.get_template(template).render(
         report=report,
         shares=[(row.parameters or largest) / largest for row in report.models],
-        looks_title=LOOKS,
-        looks=answer_quality_table(report),
+        answer_quality_title=ANSWER_QUALITY_TITLE,
+        answer_quality=answer_quality_table(report),
         overlap=overlap_text(report),
         facts=label_facts(report),
         role_class=role_class,
@@ -267,6 +275,6 @@ def page(template: str, report: Shown, **parts: Any) -> str:
     )
 
 
-def _place(report: Report, role: str) -> int:
+def _row_index(report: Report, role: str) -> int:
     """Return a model's row in the table, which determines its colour and mark."""
     return next((place for place, row in enumerate(report.models) if row.role == role), 0)

@@ -70,16 +70,16 @@ def role_class(place: int) -> str:
     return f"m{place % len(SHAPES)}"
 
 
-def rules(up: Axis, left: float, right: float) -> list[str]:
+def grid_lines(up: Axis, left: float, right: float) -> list[str]:
     """Return horizontal grid lines, with their values on the left."""
     lines = [
         f'<line class="grid" x1="{left}" y1="{up.place(tick):.1f}" x2="{right}" y2="{up.place(tick):.1f}"/>'
         for tick in up.ticks
     ]
-    return lines + [text_at(left - 8, up.place(tick) + 4, short(tick), "end") for tick in up.ticks]
+    return lines + [text_at(left - 8, up.place(tick) + 4, format_value(tick), "end") for tick in up.ticks]
 
 
-def most_of(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
+def axis_range(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Return the lowest and the highest value that the axis must reach, for scores of (low, mean, high).
 
     A single far outlier, such as an untrained model, is ignored and drawn at the edge; it would squeeze the other models.
@@ -95,8 +95,8 @@ def most_of(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
     return min(score[0] for score in ordered), max(score[2] for score in ordered)
 
 
-def apart(heights: Sequence[float], lowest: float) -> list[float]:
-    """Return heights for labels: as near to their marks as possible, in the same order, a line apart, inside the plot.
+def spread_labels(heights: Sequence[float], lowest: float) -> list[float]:
+    """Return heights for labels: as near to their marks as possible, in the same order, one line apart, inside the plot.
 
     After subtracting one line height per label above, this is isotonic regression, solved by pooling adjacent violators.
     """
@@ -141,6 +141,6 @@ def mark(x: float, y: float, place: int) -> str:
     return f'<polygon class="{style}" points="{points}"/>'
 
 
-def short(value: float) -> str:
+def format_value(value: float) -> str:
     """Format a value with three significant digits, or two for large ones (1.2e+05)."""
     return f"{value:.3g}" if abs(value) < 1e5 else f"{value:.1e}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stillhouse.evaluation.report.tables import judged, shown
+from stillhouse.evaluation.report.tables import UNCLEAR, classify_difference, format_interval
 from stillhouse.evaluation.report.warnings import warnings
 from stillhouse.evaluation.results import Interval, MetricColumn, ModelRow, Report
 
@@ -23,9 +23,9 @@ def findings(report: Report) -> str:
     if report.metrics:
         sentences += _by_metric(report, report.metrics[0], teacher)
     if student.kl_per_token is None:
-        sentences.append("The teacher gave no log-probabilities, so its distance cannot be told.")
+        sentences.append("The teacher returned no log-probabilities, so the KL cannot be measured.")
     else:
-        sentences.append(f"It stands {student.kl_per_token.mean:.2f} nats a token from the teacher.")
+        sentences.append(f"Its KL to the teacher is {student.kl_per_token.mean:.2f} nats per token.")
         if not report.metrics:
             sentences += [
                 _nearer(student.kl_per_token, row.kl_per_token, row.role)
@@ -43,7 +43,7 @@ def _cost(student: ModelRow, teacher: ModelRow) -> str:
         return ""
     return (
         f"The {student.role} has {student.parameters / teacher.parameters:.0%} of the teacher's parameters and writes "
-        f"{faster} times as many tokens a second."
+        f"{faster} times as many tokens per second."
     )
 
 
@@ -52,25 +52,24 @@ def _by_metric(report: Report, metric: MetricColumn, teacher: ModelRow | None) -
     student, role = report.student, report.student.role
 
     def figure(row: ModelRow) -> str:
-        return shown(row.scores[metric.name], metric.digits, percent=metric.percent).partition(" [")[0]
+        return format_interval(row.scores[metric.name], metric.digits, percent=metric.percent).partition(" [")[0]
 
     against = {
-        row.role: judged(row.scores[metric.name], lower_is_better=metric.lower_is_better) for row in report.differences
+        row.role: classify_difference(row.scores[metric.name], lower_is_better=metric.lower_is_better)
+        for row in report.differences
     }
     if teacher is None:
         yield f"The {metric.name} of the {role} is {figure(student)}."
     else:
-        said = {"better": "better than", "worse": "worse than", "not told apart": "not told apart from"}[
-            against["teacher"]
-        ]
+        relation = {"better": "better than", "worse": "worse than", UNCLEAR: f"{UNCLEAR} from"}[against["teacher"]]
         kept = report.kept.get(metric.name)
         keeps = f": it keeps {kept.mean:.1%} of it, between {kept.low:.1%} and {kept.high:.1%}" if kept else ""
-        yield f"The {metric.name} of the {role} is {figure(student)}, {said} the teacher's {figure(teacher)}{keeps}."
+        yield f"The {metric.name} of the {role} is {figure(student)}, {relation} the teacher's {figure(teacher)}{keeps}."
     for row in report.models:
         if row is student or row is teacher or row.is_int8:
             continue
-        if against[row.role] == "not told apart":
-            yield f"From the {row.role}, at {figure(row)}, it is not told apart."
+        if against[row.role] == UNCLEAR:
+            yield f"It is {UNCLEAR} from the {row.role}, at {figure(row)}."
         else:
             other = "worse" if against[row.role] == "better" else "better"
             yield f"The {row.role}, at {figure(row)}, is clearly {other}."
@@ -80,10 +79,10 @@ def _copy(copy: ModelRow, student: ModelRow) -> str:
     faster = _times(copy.tokens_per_second, student.tokens_per_second)
     if not (copy.megabytes and student.megabytes and faster):
         return ""
-    kl = f", and stands {copy.kl_per_token.mean:.2f} nats a token from the teacher" if copy.kl_per_token else ""
+    kl = f"; its KL to the teacher is {copy.kl_per_token.mean:.2f} nats per token" if copy.kl_per_token else ""
     return (
-        f"The student's int8 copy takes {copy.megabytes / student.megabytes:.0%} of its space on disk, writes "
-        f"{faster} times as many tokens a second{kl}."
+        f"The student's int8 copy takes {copy.megabytes / student.megabytes:.0%} of its disk space and writes "
+        f"{faster} times as many tokens per second{kl}."
     )
 
 
@@ -96,4 +95,4 @@ def _nearer(student: Interval, baseline: Interval, role: str) -> str:
         return f"The {role}, at {baseline.mean:.2f}, is clearly farther away."
     if student.low > baseline.high:
         return f"The {role}, at {baseline.mean:.2f}, is clearly nearer."
-    return f"From the {role}, at {baseline.mean:.2f}, it is not distinguishable: their intervals overlap."
+    return f"It is {UNCLEAR} from the {role}, at {baseline.mean:.2f}: their intervals overlap."

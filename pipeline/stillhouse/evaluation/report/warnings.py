@@ -12,7 +12,7 @@ clearly higher, by the same rule as the other shares.
 
 from __future__ import annotations
 
-from stillhouse.evaluation.report.tables import Compared
+from stillhouse.evaluation.report.tables import ComparedModels
 from stillhouse.evaluation.results import AnswerQuality, FromTeacher, Interval, ModelRow, Report
 
 CLEARLY_MORE = 0.05  # of the answers, 0..1
@@ -27,8 +27,8 @@ def warnings(report: Report) -> list[str]:
     return [one for one in copies if one]
 
 
-def warning_of(report: Compared, row: ModelRow, who: str = "This student") -> str:
-    """Return the warning about one model, a sentence or two; empty if all is well or nothing was measured.
+def warning_of(report: ComparedModels, row: ModelRow, who: str = "This student") -> str:
+    """Return the warning about one model, a sentence or two; empty if there is none, or answers were not measured.
 
     `who` is the subject of the sentences.
     """
@@ -62,13 +62,13 @@ def _broken(quality: AnswerQuality, less: FromTeacher, who: str, other: str) -> 
         (own, difference, what)
         for own, difference, what in (
             (quality.repeats, less.repeats, "repeat themselves"),
-            (quality.cut, less.cut, "run into the token limit"),
+            (quality.cut, less.cut, "reach the token limit"),
             (quality.empty, less.empty, "are empty"),
         )
         if _clearly_more(difference)
     ]
     parts = [
-        f"{percent(own.mean)}{'' if place else ' of its answers'} {what} {_beside(own, difference, other)}"
+        f"{percent(own.mean)}{'' if place else ' of its answers'} {what} {_in_parentheses(own, difference, other)}"
         for place, (own, difference, what) in enumerate(shares)
     ]
     if less.length_ratio is not None and _much_longer(less):
@@ -84,7 +84,7 @@ def _copies(quality: AnswerQuality, less: FromTeacher, who: str, other: str) -> 
         return ""
     return (
         f"{who} copies: {percent(quality.copied.mean)} of its answers are, word for word, training answers to other "
-        f"prompts {_beside(quality.copied, less.copied, other)}."
+        f"prompts {_in_parentheses(quality.copied, less.copied, other)}."
     )
 
 
@@ -96,7 +96,7 @@ def _much_longer(less: FromTeacher) -> bool:
     return less.length_ratio is not None and less.length_ratio.low > MUCH_LONGER
 
 
-def _beside(own: Interval, difference: Interval, other: str) -> str:
+def _in_parentheses(own: Interval, difference: Interval, other: str) -> str:
     """Return the other's share in parentheses, computed as the model's share minus the difference."""
     return f"({other}: {percent(max(0.0, round(own.mean - difference.mean, 9)))})"
 

@@ -13,11 +13,11 @@ from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.evaluation.sweep.results import Choice, SweptStudent
 
-DISTANCE = MetricColumn("KL to the teacher, nats a token", lower_is_better=True, percent=False, digits=2)
+DISTANCE = MetricColumn("KL to the teacher, nats per token", lower_is_better=True, percent=False, digits=2)
 
 
 def choose(students: Sequence[SweptStudent], metrics: Sequence[MetricColumn], keep: float) -> Choice:
-    """Choose by the first metric; without metrics the front is of size and KL, and no student is named.
+    """Choose by the first metric; without metrics the front is of size and KL, and no student is chosen.
 
     Args:
         students: all students of the sweep; quantised copies and students with a warning are ignored.
@@ -34,7 +34,7 @@ def choose(students: Sequence[SweptStudent], metrics: Sequence[MetricColumn], ke
     smallest = min(keeping, key=lambda one: one.row.parameters or 0) if keeping else None
     nearest = max(shares, key=lambda pair: pair[1])[0] if shares else None
     places = [(one.row, worth) for one in whole if (worth := quality(one.row, metrics)) is not None]
-    on_front = front([(row.parameters or 0, worth) for row, worth in places])
+    on_front = pareto_front([(row.parameters or 0, worth) for row, worth in places])
     return Choice(
         keep=keep,
         smallest=smallest.row.role if smallest else None,
@@ -53,7 +53,7 @@ def quality(row: ModelRow, metrics: Sequence[MetricColumn]) -> float | None:
     return -score.mean if metrics[0].lower_is_better else score.mean
 
 
-def front(points: Sequence[tuple[float, float]]) -> set[int]:
+def pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
     """Return the indices of the Pareto front of (size, quality) points.
 
     A point is on it if no other one is as small and better, or smaller and as good.

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import ReportBusy, StudentMissing
-from stillhouse.evaluation.evaluate import key_of_settings, learning_dataset
+from stillhouse.evaluation.evaluate import learning_dataset, settings_key
 from stillhouse.evaluation.measures.held_out import (
     HeldOut,
     label_summary,
@@ -29,17 +29,17 @@ from stillhouse.evaluation.measures.held_out import (
     shown_answers,
     versions_of,
 )
-from stillhouse.evaluation.measures.models import Models
-from stillhouse.evaluation.measures.subject import Subject
-from stillhouse.evaluation.measures.subjects import student_subjects, teacher_subjects
-from stillhouse.evaluation.report.notes import measurement_notes, of_the_vocabularies
+from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
+from stillhouse.evaluation.measures.models import MeasuredModels
+from stillhouse.evaluation.measures.recipe_models import student_models, teacher_models
+from stillhouse.evaluation.report.notes import measurement_notes, vocabulary_notes
 from stillhouse.evaluation.report.report import ReportFiles
 from stillhouse.evaluation.stored import figures_of, report_key, stored_report
 from stillhouse.evaluation.sweep.choice import choose
 from stillhouse.evaluation.sweep.report import NAME, sweep_table, write_sweep_report
 from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
 from stillhouse.progress import Progress, silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.sweep_points import Point, points
 from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.card import write_cards
@@ -80,21 +80,21 @@ def evaluate_sweep(recipe: Recipe, dataset: Dataset, progress: Progress = silent
     """
     students = [_finished(point, dataset) for point in points(recipe)]
     named = [[one.point.label, one.place.key, one.place.wants_int8] for one in students]
-    settings = {name: value for name, value in key_of_settings(recipe.evaluate).items() if name != "baselines"}
+    settings = {name: value for name, value in settings_key(recipe.evaluate).items() if name != "baselines"}
     key = report_key(recipe, dataset, named, settings)
     folder = Path(recipe.evaluate.reports) / recipe.name
     files = ReportFiles.in_folder(folder, NAME)
     stored = stored_report(_STORED, files, key)
     held_out = _held_out(recipe, dataset, students) if stored is None else None
     with write_lock(folder, ReportBusy, keep_lock=False):
-        report = _measured(recipe, dataset, students, held_out, key, progress) if held_out is not None else stored
+        report = _measure(recipe, dataset, students, held_out, key, progress) if held_out is not None else stored
         assert report is not None
         if report.choice.keep != recipe.evaluate.keep:
             choice = choose(report.students, report.metrics, recipe.evaluate.keep)
             report = dataclasses.replace(report, choice=choice, recipe_yaml=recipe.as_yaml())
         if report is not stored:
             write_sweep_report(report, folder)
-        _tell_cards(report, students)
+        _update_cards(report, students)
     return SweepEvaluation(report, files, fresh=stored is None)
 
 
@@ -110,8 +110,9 @@ def _finished(point: Point, dataset: Dataset) -> _Finished:
     card = place.finished_card()
     if card is None:
         raise StudentMissing(
-            f"sweep, {point.label}: there is no finished {mode} student of this recipe and dataset "
-            f"{dataset.manifest.label} in {place.path}: run `stillhouse distill` with the same recipe first"
+            f"sweep, {point.label}: {place.path} has no finished {mode} student of this recipe and dataset "
+            f"{dataset.manifest.label}",
+            fix="run `stillhouse distill` with the same recipe first",
         )
     return _Finished(point, place, card, learnt_from)
 
@@ -126,18 +127,18 @@ def _held_out(recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]) -
 
 def _subjects(
     recipe: Recipe, dataset: Dataset, students: Sequence[_Finished]
-) -> tuple[list[Subject], list[dict[str, Any]]]:
+) -> tuple[list[ModelToMeasure], list[dict[str, Any]]]:
     """Return the teacher and the students with their copies, and the sweep settings of each student and copy."""
-    subjects = teacher_subjects(recipe)
+    subjects = teacher_models(recipe)
     settings: list[dict[str, Any]] = []
     for one in students:
-        own = student_subjects(one.point.label, one.place, one.point.student, dataset)
+        own = student_models(one.point.label, one.place, one.point.student, dataset)
         settings += [one.point.settings] * len(own)
         subjects += own
     return subjects, settings
 
 
-def _measured(
+def _measure(
     recipe: Recipe, dataset: Dataset, students: Sequence[_Finished], held_out: HeldOut, key: str, progress: Progress
 ) -> SweepReport:
     subjects, settings = _subjects(recipe, dataset, students)
@@ -153,7 +154,7 @@ def _measured(
         teacher=others[0] if others else None,
         students=swept,
         choice=choose(swept, models.metrics, recipe.evaluate.keep),
-        answers=shown_answers(held_out.asked, models),
+        answers=shown_answers(held_out.prompts, models),
         recipe_yaml=recipe.as_yaml(),
         notes=_notes(recipe, students, dataset, held_out, models),
         key=key,
@@ -161,7 +162,7 @@ def _measured(
     )
 
 
-def _swept(models: Models, settings: Sequence[dict[str, Any]]) -> tuple[SweptStudent, ...]:
+def _swept(models: MeasuredModels, settings: Sequence[dict[str, Any]]) -> tuple[SweptStudent, ...]:
     """Return the students and their copies, which are the last rows."""
     rows = models.rows[-len(settings) :]
     shares = models.shares[-len(settings) :] if models.shares else [{} for _ in settings]
@@ -169,24 +170,24 @@ def _swept(models: Models, settings: Sequence[dict[str, Any]]) -> tuple[SweptStu
 
 
 def _notes(
-    recipe: Recipe, students: Sequence[_Finished], dataset: Dataset, held_out: HeldOut, models: Models
+    recipe: Recipe, students: Sequence[_Finished], dataset: Dataset, held_out: HeldOut, models: MeasuredModels
 ) -> tuple[str, ...]:
     quantised = next((one for one in students if one.place.wants_int8), students[0])
     rows = len(held_out.task.rows)
-    measured = measurement_notes(recipe, quantised.point.student, dataset, rows, held_out.asked, models.metrics)
+    measured = measurement_notes(recipe, quantised.point.student, dataset, rows, held_out.prompts, models.metrics)
     return (
         *measured,
-        *of_the_vocabularies(models.rows, recipe, dataset, article=""),
-        "All students learnt from the same labels with the same seed. What another seed would change is not in the "
-        "intervals: a difference between two sizes that is small may be chance in training.",
-        "A student keeps a share of the teacher's score if its own score divided by the teacher's, on the same prompts, is "
-        "at least that share. A student is on the front if no other is as small and better, or smaller and as good, "
-        "whatever the intervals say. A student that is broken, runs on or copies is neither named nor on the front, "
-        "however well it scores: the column of the front has the word.",
+        *vocabulary_notes(models.rows, recipe, dataset, article=""),
+        "All students learnt from the same labels with the same seed. The intervals do not include what another seed would "
+        "change: a small difference between two sizes may be chance in training.",
+        "A student keeps a share of the teacher's score if its score divided by the teacher's, on the same prompts, is at "
+        "least that share. A student is on the front if no other one is as small and better, or smaller and as good; "
+        "intervals are not considered. A student that is broken, runs on or copies is neither chosen nor on the "
+        "front, even if its scores are good; the column of the front says so.",
     )
 
 
-def _tell_cards(report: SweepReport, students: Sequence[_Finished]) -> None:
+def _update_cards(report: SweepReport, students: Sequence[_Finished]) -> None:
     """Write the report's figures into the students' model cards."""
     table = sweep_table(report)
     for one in students:

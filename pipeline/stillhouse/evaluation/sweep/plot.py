@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from stillhouse.evaluation.report.svg import Axis, apart, mark, most_of, role_class, rules, short, svg, text_at, whisker
+from stillhouse.evaluation.report.svg import (
+    Axis,
+    axis_range,
+    format_value,
+    grid_lines,
+    mark,
+    role_class,
+    spread_labels,
+    svg,
+    text_at,
+    whisker,
+)
 from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 
@@ -33,12 +44,12 @@ def size_and_quality(models: Sequence[ModelRow], metric: MetricColumn, front: Co
         for _, row, _, (_, mean, _) in shown
     ]
     column = max(_LEFT + _NARROWEST, _WIDTH - _LETTER * max(map(len, labels)))
-    lowest, highest = most_of([score for *_, score in shown])
+    lowest, highest = axis_range([score for *_, score in shown])
     across = Axis.over(max(millions for _, _, millions, _ in shown), _LEFT, column - 40)
     up = Axis.over(highest, _BOTTOM, 40, lowest)
     parts = _frame(across, up, column, metric)
     points = [(across.place(millions), up.place(mean)) for _, _, millions, (_, mean, _) in shown]
-    heights = apart([y + 4 for _, y in points], _BOTTOM)
+    heights = spread_labels([y + 4 for _, y in points], _BOTTOM)
     for (place, *_), (x, y), height in zip(shown, points, heights, strict=True):
         line = f"{x:.1f},{y:.1f} {column - 22:.1f},{height - 4:.1f} {column - 6:.1f},{height - 4:.1f}"
         parts.append(f'<polyline class="leader {role_class(place)}" points="{line}"/>')
@@ -59,8 +70,8 @@ def _frame(across: Axis, up: Axis, column: float, metric: MetricColumn) -> list[
     better = "lower" if metric.lower_is_better else "higher"
     ticks = across.ticks if column > _WIDTH / 2 else across.ticks[::2]
     return [
-        *rules(up, _LEFT, column - 30),
-        *(text_at(across.place(tick), _BOTTOM + 20, short(tick), "middle") for tick in ticks),
+        *grid_lines(up, _LEFT, column - 30),
+        *(text_at(across.place(tick), _BOTTOM + 20, format_value(tick), "middle") for tick in ticks),
         text_at((_LEFT + column) / 2, _HEIGHT - 8, "million parameters", "middle"),
         text_at(4, 16, f"{metric.name}{', %' if metric.percent else ''} ({better} is better)", "start"),
     ]

@@ -22,7 +22,7 @@ from stillhouse.evaluation.report.report import (
     page,
     write_files,
 )
-from stillhouse.evaluation.report.tables import DASH, comparison_table, shown
+from stillhouse.evaluation.report.tables import DASH, comparison_table, format_interval
 from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.evaluation.sweep.choice import DISTANCE
@@ -53,7 +53,7 @@ def sweep_table(report: SweepReport) -> list[list[str]]:
     place = headers.index("peak MB")
     table = [[*headers[:place], *(["kept"] if kept else []), "front", *headers[place:]]]
     for model, cells in zip(report.models, rows, strict=True):
-        own = [shown(kept.get(cells[0]), 1, percent=True)] if kept else []
+        own = [format_interval(kept.get(cells[0]), 1, percent=True)] if kept else []
         own.append(fault_of(model) or ("yes" if model.role in report.choice.front else DASH))
         table.append([*cells[:place], *own, *cells[place:]])
     return table
@@ -80,8 +80,8 @@ def sweep_html(report: SweepReport) -> str:
         rows=rows,
         caption=(
             f"Parameters against {metric.name}, with 95 % intervals. Ringed, and joined by the dashed line: the front, "
-            "students to which no other is preferable in both"
-            f"{'; one with a warning is not on it' if sweep_warnings(report) else ''}"
+            "students that no other one beats in both"
+            f"{'; students with a warning are not on it' if sweep_warnings(report) else ''}"
         ),
         plot=Markup(size_and_quality(models, metric, on_front)),
         kl_plot=Markup(plots.intervals(report.models)),

@@ -20,8 +20,10 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TemplateRefused
 from stillhouse.models.files import ModelFiles, find_model, has_local_files, init_model_files, labelling_files
 from stillhouse.prompts.load import read_prompts
-from stillhouse.recipe.load import PromptSettings, Recipe, TeacherSettings
+from stillhouse.recipe.prompts import PromptSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import Prompt
 
 if TYPE_CHECKING:

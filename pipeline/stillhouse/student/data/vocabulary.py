@@ -26,7 +26,7 @@ from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError
 from stillhouse.models.files import ModelFiles, has_local_files, init_model_files, teacher_files
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
 from stillhouse.student.losses.base import PAD_TOKEN_ID

@@ -29,7 +29,7 @@ from stillhouse.dataset.manifest import Manifest
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.models.files import ModelFiles, has_local_files
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import InitSettings, LossSettings, StudentSettings
 from stillhouse.records import TeacherIdentity
 from stillhouse.storage.durable import write_atomically

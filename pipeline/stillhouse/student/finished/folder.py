@@ -31,8 +31,8 @@ from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import DatasetMissing, StudentBusy
 from stillhouse.models.files import has_local_files, init_model_files, teacher_files
 from stillhouse.plugins import LOSSES, plugin_code_key
-from stillhouse.processes.ranks import is_first, works_in
-from stillhouse.recipe.load import Recipe
+from stillhouse.processes.ranks import is_first, is_launched_for
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
 from stillhouse.storage.durable import fsync_folder, write_atomically, write_lock
@@ -158,7 +158,7 @@ class StudentFolder:
         Raises:
             StudentBusy: another run is training the recipe's students; the message names that run.
         """
-        if works_in(self.base) or not is_first():
+        if is_launched_for(self.base) or not is_first():
             yield
             return
         with write_lock(self.base, StudentBusy, keep_lock=False):

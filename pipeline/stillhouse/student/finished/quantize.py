@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TrainingError
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.finished.card import write_cards

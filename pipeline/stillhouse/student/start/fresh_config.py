@@ -26,7 +26,7 @@ from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 from stillhouse.errors import RecipeError, RecipeFaults
 from stillhouse.models.files import ModelFiles, init_model_files
 from stillhouse.models.load import auto_class, load_tokenizer
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.settings import nearest
 from stillhouse.student.start.kinds import (

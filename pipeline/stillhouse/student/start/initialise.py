@@ -17,7 +17,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.models.files import ModelFiles, init_model_files
 from stillhouse.models.load import auto_class, load_tokenizer, load_weights, quiet_transformers, token_ids_alone
 from stillhouse.progress import Progress, silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import write_atomically
 from stillhouse.student.start.fresh_config import fresh_config, special_tokens_of_fresh

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.models.files import ModelFiles, find_model, has_local_files
 from stillhouse.models.load import quiet_transformers
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 
 LANGUAGE_MODELS = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 _SAVED_AS = "a causal language model (one saved as ...ForCausalLM) or an encoder-decoder (...ForConditionalGeneration)"

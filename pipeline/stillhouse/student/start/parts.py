@@ -17,7 +17,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.models.files import ModelFiles
 from stillhouse.models.load import choose_device, load_language_model
 from stillhouse.progress import Progress, silent
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.start.activations import Activations, measure_activations
 from stillhouse.student.start.choice import LayerMeasurer, choose_layers

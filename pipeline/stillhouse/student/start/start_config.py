@@ -20,7 +20,7 @@ from stillhouse.models.files import (
     refuse_without_decoder_start,
 )
 from stillhouse.models.load import auto_class
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.start.fresh_config import dry_run, fresh_config
 from stillhouse.student.start.kinds import read_config, refuse_mismatched_kind, refuse_unsupported_model

@@ -20,7 +20,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import StudentBusy
 from stillhouse.models.files import ModelFiles
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
 from stillhouse.storage.durable import write_atomically, write_lock

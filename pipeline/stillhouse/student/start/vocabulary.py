@@ -25,7 +25,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
 from stillhouse.models.files import ModelFiles, has_local_files, teacher_files
 from stillhouse.models.load import LanguageModel, decoder_start_token_id, load_tokenizer, token_ids_alone
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import write_atomically
 from stillhouse.student.start.layers import untie_head

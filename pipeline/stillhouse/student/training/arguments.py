@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import IntervalStrategy, Trainer, TrainingArguments, get_scheduler
 
 from stillhouse.errors import RecipeError, TrainingError
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.settings import nearest
 from stillhouse.student.training.liger import liger_arguments

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from stillhouse.errors import RecipeError
 from stillhouse.models.load import LanguageModel
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import LoraSettings, StudentSettings
 from stillhouse.student.start.start_config import meta_model
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.models.head import split
 from stillhouse.models.load import LanguageModel
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.data.batches import collator, pack_first_fit
 from stillhouse.student.data.rows import Example

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stillhouse.errors import RecipeError, TrainingError
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 
 _PAIRS = (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps"))

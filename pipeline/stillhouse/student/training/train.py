@@ -26,7 +26,7 @@ from stillhouse.models.load import LanguageModel, load_language_model, load_weig
 from stillhouse.processes.ranks import first_process_first, is_first, wait_for_all
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.label import encoding_of
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import fsync_files, make_folder, write_atomically
 from stillhouse.student.data.examples import Examples, read_examples

@@ -12,7 +12,7 @@ import pytest
 
 from stillhouse.evaluation.evaluate import EvaluationResult
 from stillhouse.evaluation.report.report import ReportFiles
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.evaluation.reports import BROKEN, SEPARATE
 from tests.flows import PREFECTS_WARNINGS
@@ -32,7 +32,7 @@ async def artifacts_of(recipe: Recipe) -> dict[str, Any]:
     """The newest artifact of each kind of a recipe, by what it shows."""
     from prefect.client.orchestration import get_client
 
-    from stillhouse_flows.watching import artifact_key
+    from stillhouse_flows.artifacts import artifact_key
 
     end = artifact_key("", recipe)
     async with get_client() as client:
@@ -48,7 +48,7 @@ def state_of(file: Path, *overrides: str) -> Any:
 
 
 def test_every_recipe_has_keys_of_its_own_that_prefect_takes(scripted_recipe: MakeRecipe) -> None:
-    from stillhouse_flows.watching import artifact_key
+    from stillhouse_flows.artifacts import artifact_key
 
     names = ["a-b", "a.b", "a_b", "A-b", "a-b-", "Nightly_v2.1"]
     keys = [artifact_key("labels", scripted_recipe(name=name)) for name in names]
@@ -85,7 +85,7 @@ def test_a_run_shows_its_plan_its_end_its_rows_and_its_card(
 def test_progress_is_shown_while_it_runs(
     api_recipe: MakeRecipe, recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stillhouse_flows import watching
+    from stillhouse_flows import artifacts
     from stillhouse_flows.label import label_flow
 
     followed, held = StandIn._follow, threading.Event()
@@ -96,7 +96,7 @@ def test_progress_is_shown_while_it_runs(
         return await followed(self, request, body, prompt)
 
     monkeypatch.setattr(StandIn, "_follow", follow)
-    monkeypatch.setattr(watching, "EVERY", 0.1)
+    monkeypatch.setattr(artifacts, "UPDATE_SECONDS", 0.1)
     prompts = [f"Name a colour, {number}." for number in range(4)]
     prompts += ["Name a weapon. !400policy*", "Name a bird, slowly.", "Name a fish, slowly."]
 
@@ -145,7 +145,7 @@ def test_a_server_that_takes_no_artifact_fails_no_run(
     recipe = scripted_recipe(name="unshown")
     assert state_of(recipe_file(recipe)).message == "words/v001: 12 requests sent, 0 answered before"
     assert asyncio.run(artifacts_of(recipe)) == {}
-    assert "an artifact is not shown: ConnectError: nobody there" in caplog.text
+    assert "an artifact could not be published: ConnectError: nobody there" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -183,12 +183,12 @@ def test_a_failed_run_says_the_mend_and_logs_no_traceback(
 
 
 def test_a_broken_student_s_report_begins_with_what_is_wrong(scripted_recipe: MakeRecipe, tmp_path: Path) -> None:
-    from stillhouse_flows.watching import show_report
+    from stillhouse_flows.artifacts import publish_report
 
     said = "This student is broken: 38 % of its answers repeat themselves (its teacher: 2 %), "
     for name, report in (("broken", BROKEN), ("sound", SEPARATE)):
         recipe = scripted_recipe(name=name)
-        show_report(EvaluationResult(report, ReportFiles.in_folder(tmp_path), fresh=True), recipe)
+        publish_report(EvaluationResult(report, ReportFiles.in_folder(tmp_path), fresh=True), recipe)
         shown = asyncio.run(artifacts_of(recipe))["report"]
         assert shown.data.startswith(
             f"# quick\n\n**{said}" if name == "broken" else "# quick\n\nThe white-box student has "
@@ -198,7 +198,7 @@ def test_a_broken_student_s_report_begins_with_what_is_wrong(scripted_recipe: Ma
 
 
 def test_a_report_s_page_is_named_so_that_it_can_be_opened(tmp_path: Path) -> None:
-    from stillhouse_flows.watching import _link
+    from stillhouse_flows.artifacts import _link
 
     page = tmp_path / "report.html"
     assert _link("Page", str(page)) == f"[Page]({page.as_uri()}): `{page}`"

@@ -11,7 +11,7 @@ from stillhouse.student.vocabulary_map import VocabularyMap
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelToMeasure:
     """One model to measure."""
 
     role: str  # its label in the report
@@ -25,7 +25,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Task:
+class MeasurementTask:
     """The rows and settings of a measurement."""
 
     rows: tuple[Completion, ...]  # held out
@@ -33,4 +33,4 @@ class Task:
     max_tokens: int  # of an answer
     vocabulary: int  # size of the teacher's; 0: unknown
     soft: bool  # whether the rows have soft labels
-    asked: tuple[Completion, ...] = ()  # rows whose prompts every model answers
+    prompts: tuple[Completion, ...] = ()  # rows whose prompts every model answers

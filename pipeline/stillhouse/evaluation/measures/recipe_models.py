@@ -5,29 +5,29 @@ from __future__ import annotations
 import dataclasses
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.evaluation.measures.subject import Subject
+from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
 from stillhouse.models.files import ModelFiles, can_load_in_process, teacher_files
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.finished.folder import StudentFolder
 from stillhouse.student.vocabulary_map import shares_tokenizer, vocabulary_map_for
 from stillhouse.teachers.live import teacher_options
 
 
-def teacher_subjects(recipe: Recipe) -> list[Subject]:
+def teacher_models(recipe: Recipe) -> list[ModelToMeasure]:
     """Return the teacher; empty if it is not a model that can run on this machine."""
     if not can_load_in_process(recipe.teacher):
         return []
     files = teacher_files(recipe)
     trusted = teacher_options(recipe).trust_remote_code
-    return [Subject("teacher", files.name, files.folder, is_teacher=True, trust_remote_code=trusted)]
+    return [ModelToMeasure("teacher", files.name, files.folder, is_teacher=True, trust_remote_code=trusted)]
 
 
-def student_subjects(role: str, place: StudentFolder, student: StudentSettings, dataset: Dataset) -> list[Subject]:
+def student_models(role: str, place: StudentFolder, student: StudentSettings, dataset: Dataset) -> list[ModelToMeasure]:
     """Return a finished student, and its quantised copy if the settings request one; `role` is its label in the report."""
     files = ModelFiles(str(place.path), place.path)
     tokenizer = dataset.manifest.teacher.tokenizer_sha256
-    one = Subject(
+    one = ModelToMeasure(
         role,
         files.name,
         files.folder,

@@ -1,15 +1,15 @@
-"""What a run shows on its page in Prefect besides the log: its artifacts, each under a key of its own stage and recipe.
+"""The Prefect artifacts of a run, each with a key of its stage and recipe.
 
-    plan-quickstart         before anything is sent: what it will send, cost and take
-    labelling-quickstart    while it runs: how far it is, how fast, for how many dollars, how long it will still take
-    labels-quickstart       the rows that it made, and those rejected
+    plan-quickstart         the estimate, before anything is sent: requests, cost, time
+    labelling-quickstart    while labelling runs: progress, speed, cost, remaining time
+    labels-quickstart       the number of rows, and of rejected ones
     card-quickstart         the dataset's card
-    teacher-quickstart      the fine-tuned teacher, where the recipe has one
-    students-quickstart     what was trained, and where it lies
-    report-quickstart       the report, with the place of its page
-    sweep-quickstart        the report of a sweep, likewise
+    teacher-quickstart      the fine-tuned teacher, if the recipe has one
+    students-quickstart     the trained students and their folders
+    report-quickstart       the report, with the path of its HTML page
+    sweep-quickstart        the report of a sweep, with the path of its HTML page
 
-They are for people to look at, and nothing rests on them: where the server cannot be reached, the run goes on without.
+Artifacts are informative only: if the server cannot be reached, the run continues without them.
 """
 
 from __future__ import annotations
@@ -43,35 +43,35 @@ from stillhouse.evaluation.sweep.verdict import sweep_warnings
 from stillhouse.labelling.engine import LabelJob, LabelResult
 from stillhouse.labelling.metrics import Metrics, format_duration, format_usd
 from stillhouse.labelling.parts import FOLDER as PARTS
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.student.finished.folder import StudentResult
 
-EVERY = 10.0  # seconds between two looks at a run
-_TROUBLE = (httpx.HTTPError, PrefectException, OSError)  # the server cannot be reached, or refuses
-_WHOLE_LINES = ("#", "|", "```")  # in Markdown, what begins so is a line of its own
-_PATIENCE = 10.0  # seconds for the server to take an artifact
+UPDATE_SECONDS = 10.0  # between two updates of the progress artifact
+_SERVER_ERRORS = (httpx.HTTPError, PrefectException, OSError)  # the server cannot be reached, or rejects a request
+_WHOLE_LINES = ("#", "|", "```")  # prefixes of Markdown lines that are not joined with others
+_TIMEOUT = 10.0  # seconds for the server to accept an artifact
 
 
-def artifact_key(what: str, recipe: Recipe) -> str:
-    """The key of one of a recipe's artifacts: lower-case letters, numbers and dashes, as Prefect wants them.
+def artifact_key(stage: str, recipe: Recipe) -> str:
+    """Return the key of one of a recipe's artifacts: lower-case letters, digits and dashes, as Prefect requires.
 
-    A name that has anything else gets some of its hash, so that no two recipes share a key. What a worker labels of a whole
-    (pipeline/stillhouse/labelling/parts.py) has its recipe's name and keys of its own: `part-labels-quickstart`.
+    A name with other characters gets a part of its hash, so that no two recipes share a key. The part of a dataset that a
+    worker labels (pipeline/stillhouse/labelling/parts.py) has the recipe's name and its own keys: `part-labels-quickstart`.
     """
     name = re.sub(r"[^a-z0-9]+", "-", recipe.name.lower()).strip("-")
     if name != recipe.name:
         name += f"-{hashlib.sha256(recipe.name.encode()).hexdigest()[:6]}"
     is_part = recipe.dataset.root.rstrip("/").rpartition("/")[2] == PARTS
-    return f"part-{what}-{name}" if is_part else f"{what}-{name}"
+    return f"part-{stage}-{name}" if is_part else f"{stage}-{name}"
 
 
 # ------------------------------------------------------------------------------------------------------------- labelling
 
 
-async def show_plan(job: LabelJob, recipe: Recipe) -> None:
-    """What labelling will send, cost and take, as `stillhouse plan` tells it."""
+async def publish_plan(job: LabelJob, recipe: Recipe) -> None:
+    """Publish the estimate of labelling, as `stillhouse plan` prints it."""
     lines = (await asyncio.to_thread(job.estimate)).lines()
-    await _shown(
+    await _published(
         acreate_markdown_artifact(
             _table(["", "before anything is sent"], lines),
             artifact_key("plan", recipe),
@@ -81,38 +81,38 @@ async def show_plan(job: LabelJob, recipe: Recipe) -> None:
 
 
 @asynccontextmanager
-async def watched(job: LabelJob, recipe: Recipe) -> AsyncIterator[None]:
-    """Meanwhile an artifact says every few seconds how the job goes, and at last how it ended."""
+async def publishing_progress(job: LabelJob, recipe: Recipe) -> AsyncIterator[None]:
+    """Update an artifact with the job's progress every few seconds during the block, and once at its end."""
     ended = asyncio.Event()
-    watching = asyncio.create_task(_watch(job, artifact_key("labelling", recipe), ended))
+    updates = asyncio.create_task(_publish_progress(job, artifact_key("labelling", recipe), ended))
     try:
         yield
     finally:
         ended.set()
-        await watching
+        await updates
 
 
-async def _watch(job: LabelJob, key: str, ended: asyncio.Event) -> None:
-    made: UUID | None = None
+async def _publish_progress(job: LabelJob, key: str, ended: asyncio.Event) -> None:
+    artifact: UUID | None = None
     while True:
         last = ended.is_set()
         metrics = job.metrics()
-        percent, told = round(100 * metrics.share, 1), metrics_text(metrics)
-        if made is None:
-            made = await _shown(acreate_progress_artifact(percent, key, told))
+        percent, text = round(100 * metrics.share, 1), metrics_text(metrics)
+        if artifact is None:
+            artifact = await _published(acreate_progress_artifact(percent, key, text))
         else:
-            await _shown(aupdate_progress_artifact(made, percent, told))
+            await _published(aupdate_progress_artifact(artifact, percent, text))
         if last:
             return
         try:
-            async with asyncio.timeout(EVERY):
+            async with asyncio.timeout(UPDATE_SECONDS):
                 await ended.wait()
         except TimeoutError:
             continue
 
 
 def metrics_text(metrics: Metrics) -> str:
-    """Metrics of labelling: a line, which lists of artifacts show, and all of them as a Markdown table."""
+    """Return metrics of labelling as text: a summary line, which lists of artifacts show, and a Markdown table."""
     rate, mean, left = metrics.tokens_per_second, metrics.mean_tokens_per_second, metrics.seconds_left
     budget = f" of {format_usd(metrics.budget_usd)}" if metrics.budget_usd is not None else ""
     lines = [
@@ -129,10 +129,10 @@ def metrics_text(metrics: Metrics) -> str:
     return f"Labelling: {metrics}\n\n{_table(['requests', ''], lines)}"
 
 
-async def show_dataset(result: LabelResult, recipe: Recipe) -> None:
-    """The rows of a version, and its card."""
+async def publish_dataset(result: LabelResult, recipe: Recipe) -> None:
+    """Publish the numbers of rows of a version, and its card."""
     manifest, folder = result.dataset.manifest, result.dataset.folder
-    await _shown(
+    await _published(
         acreate_table_artifact(
             [{"rows": split, "count": f"{count:,}"} for split, count in manifest.rows.items()]
             + [{"rows": f"rejected: {reason}", "count": f"{count:,}"} for reason, count in manifest.rejected.items()],
@@ -141,16 +141,16 @@ async def show_dataset(result: LabelResult, recipe: Recipe) -> None:
         )
     )
     card = await asyncio.to_thread((folder / "README.md").read_text, "utf-8")
-    await _shown(
-        acreate_markdown_artifact(_as_shown(card), artifact_key("card", recipe), f"Card of dataset {manifest.label}")
+    await _published(
+        acreate_markdown_artifact(_for_prefect(card), artifact_key("card", recipe), f"Card of dataset {manifest.label}")
     )
 
 
 # ----------------------------------------------------------------------------------------------- training and evaluation
 
 
-def show_models(what: str, description: str, models: Sequence[StudentResult], recipe: Recipe) -> None:
-    """What was trained, now or before; `what` begins the key."""
+def publish_models(stage: str, description: str, models: Sequence[StudentResult], recipe: Recipe) -> None:
+    """Publish the trained models, newly trained or not; `stage` is the start of the key."""
     lines = [
         [
             model.label or model.card.variant,
@@ -163,38 +163,38 @@ def show_models(what: str, description: str, models: Sequence[StudentResult], re
     ]
     table = _table(["student", "parameters", "steps", "trained for", "folder"], lines)
     try:
-        create_markdown_artifact(table, artifact_key(what, recipe), description)
-    except _TROUBLE as error:
-        _tell(error)
+        create_markdown_artifact(table, artifact_key(stage, recipe), description)
+    except _SERVER_ERRORS as error:
+        _log_failure(error)
 
 
-def show_report(result: EvaluationResult, recipe: Recipe) -> None:
-    """The report, what is wrong with the student first, and where its page with the plots lies."""
+def publish_report(result: EvaluationResult, recipe: Recipe) -> None:
+    """Publish the report, warnings first, with the path of the HTML page with its plots."""
     text = markdown(result.report, narrow=True, page=_page(result.files))
-    _show_report("report", f"Report of {recipe.name}", warnings(result.report), text, recipe)
+    _publish_report("report", f"Report of {recipe.name}", warnings(result.report), text, recipe)
 
 
-def show_sweep(result: SweepEvaluation, recipe: Recipe) -> None:
-    """The report of a sweep, what is wrong with its students first, and where its page with the plots lies."""
-    words = f"Size against quality: the sweep of {recipe.name}"
+def publish_sweep(result: SweepEvaluation, recipe: Recipe) -> None:
+    """Publish the report of a sweep, warnings first, with the path of the HTML page with its plots."""
+    description = f"Size against quality: the sweep of {recipe.name}"
     text = sweep_markdown(result.report, page=_page(result.files))
-    _show_report("sweep", words, sweep_warnings(result.report), text, recipe)
+    _publish_report("sweep", description, sweep_warnings(result.report), text, recipe)
 
 
 def _page(files: ReportFiles) -> str:
     return _link("The report with its plots", str(files.html))
 
 
-def _show_report(what: str, description: str, warnings: Sequence[str], text: str, recipe: Recipe) -> None:
-    said = " ".join(warnings)
+def _publish_report(stage: str, description: str, warnings: Sequence[str], text: str, recipe: Recipe) -> None:
+    warned = " ".join(warnings)
     try:
-        create_markdown_artifact(text, artifact_key(what, recipe), f"{description}{f'. {said}' if said else ''}")
-    except _TROUBLE as error:
-        _tell(error)
+        create_markdown_artifact(text, artifact_key(stage, recipe), f"{description}{f'. {warned}' if warned else ''}")
+    except _SERVER_ERRORS as error:
+        _log_failure(error)
 
 
 def _link(words: str, place: str) -> str:
-    """A link, and the place in full: a browser follows no link from a server's page to a file of its machine."""
+    """Return a link and the full path: a browser follows no link from a server's page to a local file."""
     if place.startswith(("http://", "https://")):
         return f"[{words}]({place})"
     if "://" in place:
@@ -203,7 +203,7 @@ def _link(words: str, place: str) -> str:
     return f"[{words}]({file.as_uri()}): `{file}`"
 
 
-# ---------------------------------------------------------------------------------------------------------------- within
+# --------------------------------------------------------------------------------------------------------------- helpers
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -213,31 +213,30 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headers), "|" + " --- |" * len(headers), *(line(row) for row in rows)])
 
 
-def _as_shown(card: str) -> str:
-    """A card as Prefect's pages show it well: without its front matter, and each paragraph in one line."""
+def _for_prefect(card: str) -> str:
+    """Return a card for Prefect's pages: without front matter, and each paragraph in one line."""
     body = re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL)
     lines: list[str] = []
     fenced = False
     for line in body.splitlines():
         fenced ^= line.startswith("```")
-        begun = bool(lines and lines[-1]) and not lines[-1].startswith(_WHOLE_LINES)
-        if begun and line and not fenced and not line.startswith((*_WHOLE_LINES, "- ")):
+        in_paragraph = bool(lines and lines[-1]) and not lines[-1].startswith(_WHOLE_LINES)
+        if in_paragraph and line and not fenced and not line.startswith((*_WHOLE_LINES, "- ")):
             lines[-1] += f" {line.strip()}"
         else:
             lines.append(line)
     return "\n".join(lines)
 
 
-async def _shown(showing: Awaitable[UUID]) -> UUID | None:
-    """What it gives, or None where the server did not take it."""
+async def _published(request: Awaitable[UUID]) -> UUID | None:
+    """Return the artifact's id; None if the server did not accept it."""
     try:
-        async with asyncio.timeout(_PATIENCE):
-            return await showing
-    except _TROUBLE as error:
-        _tell(error)
+        async with asyncio.timeout(_TIMEOUT):
+            return await request
+    except _SERVER_ERRORS as error:
+        _log_failure(error)
         return None
 
 
-def _tell(error: Exception) -> None:
-    """The work is what counts: it goes on."""
-    get_run_logger().warning("an artifact is not shown: %s: %s", type(error).__name__, error)
+def _log_failure(error: Exception) -> None:
+    get_run_logger().warning("an artifact could not be published: %s: %s", type(error).__name__, error)
