@@ -22,7 +22,8 @@ import stillhouse.teachers.serving.vllm_answers  # noqa: F401
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
 from stillhouse.labelling.send_order import order_requests
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.teachers.base import open_teacher
 from stillhouse.teachers.vllm import VllmTeacher
 

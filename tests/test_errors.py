@@ -37,6 +37,7 @@ def test_the_same_error_about_another_setting() -> None:
     assert str(error.replace(setting="teacher.finetune.packing")) == "teacher.finetune.packing is 3: too many. Take 2."
     assert str(error.within("sweep, 16 layers")) == "sweep, 16 layers: student.packing is 3: too many. Take 2."
     assert error.within("x").setting == "student.packing"
+    assert DatasetBusy("held", "run 7").replace(setting="dataset.name").holder == "run 7"
 
 
 @pytest.mark.parametrize("kind", KINDS)

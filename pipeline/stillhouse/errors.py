@@ -38,6 +38,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 _NOT_GIVEN: Any = object()
+_FIELDS = ("problem", "setting", "value", "fix", "_has_value")
 _LONGEST_VALUE = 200  # characters in a message
 
 AnyError = TypeVar("AnyError", bound="StillhouseError")
@@ -68,7 +69,7 @@ class StillhouseError(Exception):
         fields = {"problem": self.problem, "setting": self.setting, "fix": self.fix}
         fields |= {"value": self.value} if self._has_value else {}
         made = type(self)(**fields | changes)
-        made.__dict__ = self.__dict__ | made.__dict__
+        made.__dict__ |= {name: value for name, value in self.__dict__.items() if name not in _FIELDS}  # holder, faults
         return made
 
     def within(self: AnyError, place: str) -> AnyError:

@@ -82,7 +82,9 @@ def _plugin_kinds(group: str) -> dict[str, EntryPoint]:
 def built_in_kinds(package: ModuleType) -> dict[str, str]:
     """Return {kind: module name} for every module of a package that defines what a kind is; none of them is imported."""
     folder = Path(package.__path__[0])
-    names = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
+    names = (
+        module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg and module.name != "base"
+    )
     return {
         name.replace("_", "-"): name for name in names if _DEFINES.search((folder / f"{name}.py").read_text("utf-8"))
     }

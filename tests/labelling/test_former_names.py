@@ -22,7 +22,8 @@ from stillhouse.labelling.plan import make_plan
 from stillhouse.models import files as model_files
 from stillhouse.models.files import ModelFiles
 from stillhouse.progress import Progress
-from stillhouse.recipe.load import Recipe, load_recipe
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.teachers.base import Answer, AnswerSettings, Request, open_teacher
 from stillhouse.teachers.transformers import TransformersTeacher
 from stillhouse.teachers.vllm import VllmTeacher

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stillhouse.errors import RecipeError
 from stillhouse.labelling.estimate import estimate_labelling
-from stillhouse.recipe.load import TeacherSettings
+from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.teachers.prices import FREE, FlatPrice, ListedPrice, Price, find_price, why_no_price
 from tests.conftest import MakeRecipe
 

@@ -163,7 +163,7 @@ def check_student(recipe: Recipe) -> None:
 
 
 def _check_kinds(recipe: Recipe) -> None:
-    """Refuse a kind that is not there, and wrong options of filters and metrics."""
+    """Check that all kinds exist, and the options of filters and metrics."""
     run_checks(
         partial(find_teacher_kind, recipe.teacher.kind),
         lambda: open_filters(filters_of(recipe)),
@@ -222,7 +222,7 @@ def _check_start(recipe: Recipe) -> None:
     from stillhouse.student.training.lora import check_adapters
     from stillhouse.student.training.packing import refuse_packed_encoder_decoder
 
-    find_teacher_kind(recipe.teacher.kind)  # nothing that follows can be said of a teacher of no kind
+    find_teacher_kind(recipe.teacher.kind)  # the following checks need a known kind
     student = student_of(recipe)
     recipe = before_finetuning(recipe)
     if student.needs_live_teacher:

@@ -22,7 +22,7 @@ from stillhouse.evaluation.measures.measurement_task import MeasurementTask, Mod
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import LanguageModel, encode_completion, load_language_model
 from stillhouse.recipe.evaluate import EvaluateSettings
-from stillhouse.recipe.load import Recipe
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion, FinishReason, finish_reason_of, is_complete
 from stillhouse.student.data.batches import collator
 from stillhouse.student.data.examples import read_examples
