@@ -1,13 +1,14 @@
-"""Prefect flows over the stages of `stillhouse`: they schedule, retry and show; the store decides what is done."""
+"""Prefect flows over the stages of `stillhouse`: scheduling, retries, artifacts. The store decides what is done."""
 
 import os
 import sys
 
 
-def _search_working_folder_last() -> None:
-    """While Prefect imports a flow, it puts the working folder first on the path, where a user may have a `torch.py`."""
-    if sys.path and sys.path[0] == os.getcwd():  # noqa: PTH109  the text that Prefect removes afterwards
+def search_working_folder_last() -> None:
+    """Put the working folder last on the path while Prefect imports a flow.
+
+    Prefect puts it first, where a user's `torch.py` would be imported in place of the library. It stays on the path, since
+    Prefect removes it afterwards. The modules of flows that are deployed call this before they import anything else.
+    """
+    if sys.path and sys.path[0] == os.getcwd():  # noqa: PTH109  as Prefect writes it
         sys.path.append(sys.path.pop(0))
-
-
-_search_working_folder_last()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from stillhouse_flows import search_working_folder_last
+
+search_working_folder_last()
+
 from prefect import flow, get_run_logger, task
 
 from stillhouse.dataset.store import Dataset

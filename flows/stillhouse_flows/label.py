@@ -5,6 +5,10 @@ Prefect retries a shard that fails; answers are in the journal and are not reque
 
 from __future__ import annotations
 
+from stillhouse_flows import search_working_folder_last
+
+search_working_folder_last()
+
 import asyncio
 from typing import Any, cast
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from stillhouse_flows import search_working_folder_last
+
+search_working_folder_last()
+
 from prefect import flow
 
 from stillhouse.recipe.load import load_recipe
