@@ -7,8 +7,10 @@ import sys
 def search_working_folder_last() -> None:
     """Put the working folder last on the path while Prefect imports a flow.
 
-    Prefect puts it first, where a user's `torch.py` would be imported in place of the library. It stays on the path, since
-    Prefect removes it afterwards. The modules of flows that are deployed call this before they import anything else.
+    Prefect puts it first, twice in a worker's run, and a user's `torch.py` would be imported in place of the library. It
+    stays on the path, since Prefect removes it afterwards. The modules of flows that are deployed call this before they
+    import anything else.
     """
-    if sys.path and sys.path[0] == os.getcwd():  # noqa: PTH109  as Prefect writes it
-        sys.path.append(sys.path.pop(0))
+    folder = os.getcwd()  # noqa: PTH109  as Prefect writes it
+    times = sys.path.count(folder)
+    sys.path[:] = [entry for entry in sys.path if entry != folder] + [folder] * times

@@ -17,15 +17,23 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 
 def child_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of this process with PYTHONSAFEPATH and `more`."""
-    return {**os.environ, **SAFE_PATH, **(more or {})}
+    """Return the environment of this process with a safe import path and `more`."""
+    return {**os.environ, **_safe_path(), **(more or {})}
+
+
+def _safe_path() -> dict[str, str]:
+    """Return variables that keep the working folder off the import path of a child, where Prefect's workers put it too."""
+    here = Path.cwd()
+    entries = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one and Path(one).resolve() != here]
+    return {**SAFE_PATH, **({"PYTHONPATH": os.pathsep.join(entries)} if "PYTHONPATH" in os.environ else {})}
 
 
 @contextmanager
 def safe_path_for_children() -> Iterator[None]:
-    """Set PYTHONSAFEPATH for the block, for libraries such as multiprocessing that take no environment."""
-    before = {name: os.environ.get(name) for name in SAFE_PATH}
-    os.environ.update(SAFE_PATH)
+    """Set these variables for the block, for libraries such as multiprocessing that take no environment."""
+    safe = _safe_path()
+    before = {name: os.environ.get(name) for name in safe}
+    os.environ.update(safe)
     try:
         yield
     finally:
