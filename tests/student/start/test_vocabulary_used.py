@@ -315,7 +315,6 @@ def test_a_start_with_all_layers_is_as_far_from_the_teacher_as_its_lost_tokens(m
     rows = [row for batch in dataset.batches("validation") for row in batch.to_pylist()]
     likeliest = [ids[0] for row in rows for ids in row["top_token_ids"]]  # by the teacher
     kept = float(np.isin(likeliest, own.teacher_ids).mean())
-    assert 0 < kept < 1
     assert untrained.agreement.mean == pytest.approx(kept)
     assert untrained.lost_mass is not None
     assert 0 < untrained.lost_mass.mean < 1
