@@ -132,7 +132,7 @@ def test_a_server_that_fails_for_everybody_rejects_nobody(api_recipe: MakeRecipe
         recipe = api_recipe(server.base_url, MANY, concurrency=8)
         with pytest.raises(TeacherUnavailable, match="returned 500"):
             run(recipe)
-        assert answered(recipe) == 6
+        assert answered(recipe) == server.stats.billed_answers >= 6  # more, where several came before it broke
         server.server.canned = None
         assert run(recipe).dataset.manifest.rejected == {}
 
