@@ -119,7 +119,7 @@ def test_the_run_flow_fine_tunes_the_teacher_first(
         evaluate=parts["evaluate"] | {"baselines": []},
     )
     file = str(recipe_file(recipe))
-    with pytest.raises(TeacherUnavailable, match="run `stillhouse finetune`"):
+    with pytest.raises(TeacherUnavailable, match="has not been fine-tuned yet"):
         asyncio.run(label_flow(file))
     result = run_flow(file)
     assert result.finetuned is not None
