@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import queue
 import shlex
@@ -38,7 +39,7 @@ class Copies:
 
 
 def run_all(session: WorkDB, items: Sequence[WorkItem], python: Path, workers: int, baselines: Path) -> None:
-    """Run these mutants; `baselines` is a file with the seconds of the tests without a mutant, once they were run.
+    """Run these mutants; `baselines` is a file that keeps how long the tests take without a mutant.
 
     Raises:
         SystemExit: the tests fail without any mutant.
@@ -99,18 +100,28 @@ def _make_copies(python: Path, workers: int, rooms: set[str], baselines: Path) -
     subprocess.run([str(python), "-m", "compileall", "-q", str(first / "pipeline"), str(first / "tests")], check=False)
     asked = [(room, which) for room in ROOMS if room.name in rooms for which in WHICH]
     known = json.loads(baselines.read_text()) if baselines.is_file() else {}
+    tests = _tests_digest()
+    seconds = {}
     for room, which in asked:
-        key = f"{room.name}, {which}"
+        key = f"{room.name}, {which}, {tests}"
         if key not in known:
             known[key] = _baseline(first, python, which, room)
             baselines.write_text(json.dumps(known, indent=2))
-    seconds = {(room.name, which): known[f"{room.name}, {which}"] for room, which in asked}
+        seconds[room.name, which] = known[key]
     for other in copies[1:]:
         shutil.copytree(first, other, symlinks=True)
     free: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for copy in copies:
         free.put(copy)
     return Copies(free, seconds)
+
+
+def _tests_digest() -> str:
+    """Names the tests as they are: edited ones are run without a mutant first."""
+    digest = hashlib.sha256()
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _baseline(copy: Path, python: Path, which: str, room: Room) -> float:
