@@ -4,8 +4,9 @@
 # make test-numeric the tests that compare sums with a formula, as other processors compute them
 # make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
 # make mutants      change one place of the code at a time: does a test fail? (docs/mutants.md) SAMPLE=200 SEED=0
-# make check        lint and types
+# make check        lint, types, and plain English
 # make bench-*      PART=name measures one part again (label, vllm, train)
+# make docs         the documentation as a site in data/site, its reference written from the code
 # make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
 # make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
 # make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
@@ -26,7 +27,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants check lint types format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -65,9 +66,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 # Three processes at a time: much of a test is waiting. `make test WORKERS=0` runs them one after another.
+# Each computes with one thread: several with two on two cores take three times as long.
+test: export OMP_NUM_THREADS ?= 1
 test: install-dev
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: install-dev
 	$(BIN)/python -m pytest -m "not slow and not vllm"
@@ -84,9 +87,15 @@ test-vllm: install-dev .venv-vllm/.installed
 
 mutants: install-dev .venv-mutants/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	.venv-mutants/bin/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) --workers $(MUTANTS_AT_ONCE) $(if $(AGAIN),--again) $(if $(ROOM),--room $(ROOM))
+	PYTHONPATH=pipeline .venv-mutants/bin/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) --workers $(MUTANTS_AT_ONCE) $(if $(AGAIN),--again) $(if $(ROOM),--room $(ROOM))
 
-check: lint types
+# The reference is written from the code; the site opens from data/site/index.html, without a network.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install-dev
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/mkdocs build --quiet
+
+check: lint types words
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -95,47 +104,51 @@ lint: install-dev
 types: install-dev
 	$(BIN)/mypy
 
+# Words that a reader would have to look up, or to read twice (tests/words.toml).
+words: install-dev
+	$(BIN)/python -m tests.plain_english
+
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # The other projects live in virtual environments of their own, with the versions they were measured with.
 bench-label: install .venv-curator/.installed .venv-distilabel/.installed
-	$(BIN)/python -m tests.benchmarks.label $(PART)
+	$(BIN)/python -m benchmarks.label $(PART)
 
 bench-vllm: install .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m tests.benchmarks.vllm $(PART)
+	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m benchmarks.vllm $(PART)
 
 bench-data: install
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m tests.benchmarks.encodings --output docs/benchmarks.md
-	$(BIN)/python -m tests.benchmarks.decoding --output docs/benchmarks.md
+	$(BIN)/python -m benchmarks.encodings --output docs/benchmarks.md
+	$(BIN)/python -m benchmarks.decoding --output docs/benchmarks.md
 
 bench-start: install
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m tests.benchmarks.start
+	$(BIN)/python -m benchmarks.start
 
 bench-flows: install-dev
-	$(BIN)/python -m tests.benchmarks.orchestration
+	$(BIN)/python -m benchmarks.orchestration
 
 bench-train: install .venv-trl/.installed
 	$(BIN)/stillhouse teacher fetch-demo
-	$(BIN)/python -m tests.benchmarks.train $(PART)
+	$(BIN)/python -m benchmarks.train $(PART)
 
 # The experiment that the project grew from (docs/t5.md).
 reproduce-t5: $(VENV)/.installed-t5
-	$(BIN)/python -m tests.benchmarks.t5
+	$(BIN)/python -m benchmarks.t5
 
 reproduce-t5-quick: $(VENV)/.installed-t5
-	$(BIN)/python -m tests.benchmarks.t5 --quick
+	$(BIN)/python -m benchmarks.t5 --quick
 
 $(VENV)/.installed-t5: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV): some minutes the first time"
 	$(PIP) -e '.[t5,int8]'
 	@touch $@
 
-.venv-%/.installed: tests/benchmarks/%.txt
+.venv-%/.installed: benchmarks/%.txt
 	@echo "Installing into .venv-$*: a minute the first time"
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet -r $<

@@ -39,7 +39,7 @@ def command_of(service: dict[str, Any], program: str = "stillhouse", **instead: 
     `instead` changes options: `host="127.0.0.1"` gives `--host=127.0.0.1`.
     """
     module, *arguments = [*(service.get("entrypoint") or [program]), *service["command"]]
-    names = {"stillhouse": "pipeline", "prefect": "prefect"}
+    names = {"stillhouse": "stillhouse", "prefect": "prefect"}
     changed = [f"--{name}={value}" for name, value in instead.items()]
     kept = [one for one in arguments if not one.startswith(tuple(f"--{name}=" for name in instead))]
     assert len(kept) + len(changed) == len(arguments)

@@ -23,10 +23,11 @@ os.environ.setdefault("STILLHOUSE_CACHE", tempfile.mkdtemp(prefix="stillhouse-ca
 
 from hypothesis import settings
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.store import Dataset
-from pipeline.labelling.engine import label
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.store import Dataset
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.recipe import Recipe, recipe_from
+from stillhouse.recipe.student import StudentSettings
+from tests.paths import ROOT
 
 settings.register_profile("stillhouse", deadline=None)  # machines are noisy; slowness is no failure
 settings.load_profile("stillhouse")
@@ -35,7 +36,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-DEMO = Path(__file__).parent.parent / "data/models/smollm2-135m-instruct"
+DEMO = ROOT / "data/models/smollm2-135m-instruct"
 WORDS = [
     "kettle",
     "hammer",
@@ -51,7 +52,31 @@ WORDS = [
     "elbow",
 ]
 
+# Files whose few tests take longest: each worker takes a whole file, and what is begun last ends last.
+LONGEST_FIRST = (
+    *(f"flows/test_{name}.py" for name in ("parts", "deployments", "postgres", "in_turn", "launch", "guard", "sweep")),
+    *(
+        "student/training/test_distributed.py",
+        "docs/test_notebook.py",
+        "docs/test_tutorial.py",
+        "cli/test_namesakes.py",
+    ),
+    *(
+        "cli/test_cli.py",
+        "stages/test_sweep.py",
+        "flows/test_flows.py",
+        "test_wheel.py",
+        "storage/test_storage_lock.py",
+    ),
+)
+
 MakeRecipe = Callable[..., Recipe]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order inside a file stays."""
+    rank = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def make_tiny_model(folder: Path, *, layers: int = 4, seed: int = 0, template: bool = True, merges: int = 0) -> Path:

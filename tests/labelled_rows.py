@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.dataset import writer
-from pipeline.dataset.store import Dataset
-from pipeline.dataset.writer import Origin, new_version
-from pipeline.label_settings import SoftSettings
-from pipeline.records import (
+from stillhouse.dataset import writer
+from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.records import (
     Completion,
     EncodingName,
     Message,

@@ -62,7 +62,7 @@ class Postgres:
 
     def start(self) -> None:
         server = [str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port), "-k", str(self._folder)]
-        child = [sys.executable, "-m", "pipeline.serving.child"]  # it ends with the tests, however they end
+        child = [sys.executable, "-m", "stillhouse.processes.bound_child"]  # it ends with the tests, however they end
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*child, *_AS_NOBODY, *server, "-c", "listen_addresses=127.0.0.1"],

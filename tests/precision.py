@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pipeline import language_model
+from stillhouse.models import load as language_model
 
 ROUNDINGS = 10_000  # one after another: some layers, each with sums over some hundred numbers, forward and backward
 

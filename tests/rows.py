@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.dataset.store import Dataset
+from stillhouse.dataset.store import Dataset
 
 Row = Mapping[str, Any]
 

@@ -88,7 +88,7 @@ class SeaweedFS:
         (folder / "s3.json").write_text(json.dumps(_IDENTITIES))
         self._log = folder / "log"
         self._command = [
-            *(sys.executable, "-m", "pipeline.serving.child"),  # it ends with the tests, however they end
+            *(sys.executable, "-m", "stillhouse.processes.bound_child"),  # it ends with the tests, however they end
             weed(),
             *("server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", *flags),
             *("-filer", "-s3", f"-s3.config={folder / 's3.json'}", "-s3.iam=false", "-s3.autoCreateBucket=false"),

@@ -11,13 +11,20 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
-OURS = {"pipeline", "flows"}
-ON_REQUEST = {"ray", "torchao", "vllm", "liger_kernel"}  # of extras, or installed by who needs them; a message says how
+from tests.paths import ROOT
+
+FOLDERS, OURS = ("pipeline", "flows"), {"stillhouse", "stillhouse_flows"}
+ON_REQUEST = {
+    "polars",
+    "ray",
+    "torchao",
+    "vllm",
+    "liger_kernel",
+}  # of extras, or installed by who needs them; a message says how
 
 
 def _imported() -> Iterator[tuple[str, Path]]:
-    for folder in OURS:
+    for folder in FOLDERS:
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
                 if isinstance(node, ast.Import):

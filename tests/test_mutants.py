@@ -57,27 +57,31 @@ def test_every_room_has_its_files_and_its_quickest_test_first() -> None:
         assert all(list(ROOT.glob(test)) for test in room.tests)
         assert all((ROOT / way).is_file() for way in room.without)
         assert len(room.test_files()) == len(set(room.test_files()))
-    labelling = room_of("pipeline/labelling/pace.py")
-    assert labelling.tests_of("pipeline/labelling/pace.py")[0] == "tests/labelling/test_pace.py"
-    assert sorted(labelling.tests_of("pipeline/labelling/pace.py")) == sorted(labelling.test_files())
-    found = {str(file.relative_to(ROOT)) for file in (ROOT / "tests/labelling").glob("test_*.py")}
-    assert found - set(labelling.test_files()) == {"tests/labelling/test_ray_cluster.py"}
+    labelling = room_of("pipeline/stillhouse/labelling/rate_limiter.py")
+    assert (
+        labelling.tests_of("pipeline/stillhouse/labelling/rate_limiter.py")[0] == "tests/labelling/test_rate_limiter.py"
+    )
+    assert sorted(labelling.tests_of("pipeline/stillhouse/labelling/rate_limiter.py")) == sorted(labelling.test_files())
+    found = {str(file.relative_to(ROOT)) for file in (ROOT / "tests/labelling").rglob("test_*.py")}
+    assert found - set(labelling.test_files()) == {"tests/labelling/runners/test_ray.py"}
 
 
 def test_a_survivor_stands_in_the_table_with_its_reason() -> None:
     def outcome(was: str, now: str, killed: bool) -> Outcome:
-        return Outcome("pipeline/durable.py", 7, f"--- a\n+++ b\n@@ -1 +1 @@\n-    {was}\n+    {now}\n", killed)
+        return Outcome(
+            "pipeline/stillhouse/storage/durable.py", 7, f"--- a\n+++ b\n@@ -1 +1 @@\n-    {was}\n+    {now}\n", killed
+        )
 
     known = Outcome(
-        "pipeline/student/losses/base.py",
+        "pipeline/stillhouse/student/losses/base.py",
         42,
-        "--- a\n+++ b\n-NO_TOKEN = -1  # in the place of a token id: no entry\n"
-        "+NO_TOKEN = - 2  # in the place of a token id: no entry\n",
+        "--- a\n+++ b\n-PAD_TOKEN_ID = -1  # padding in place of a token id\n"
+        "+PAD_TOKEN_ID = - 2  # padding in place of a token id\n",
         killed=False,
     )
     outcomes = [outcome("a | b", "a & b", False), outcome("x", "y", True), known]
     text = section(outcomes, sample=3, seed=0, places=1000, machine="")
     assert "3 mutants, a sample of seed 0 (3 asked for) from 1,000 places: 1 were killed, 33.3 %" in text
-    assert f"| `pipeline/durable.py:7` | `a \\| b` → `a & b` | {NO_REASON} |" in text
+    assert f"| `pipeline/stillhouse/storage/durable.py:7` | `a \\| b` → `a & b` | {NO_REASON} |" in text
     assert "| equal: any number that is no token id" in text
     assert "| storage | 2 | 1 | 1 |" in text

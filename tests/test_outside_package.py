@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-import pipeline.quality
-import pipeline.teachers
-from pipeline.errors import RecipeError
-from pipeline.evaluate_settings import MetricSettings
-from pipeline.evaluation.metrics.base import open_metrics
-from pipeline.evaluation.scoring import score
-from pipeline.plugins import load_kind
+import stillhouse.quality
+import stillhouse.teachers
+from stillhouse.errors import RecipeError
+from stillhouse.evaluation.measures.scoring import score
+from stillhouse.evaluation.metrics.base import open_metrics
+from stillhouse.plugins import load_kind
+from stillhouse.recipe.evaluate import MetricSettings
+from tests.paths import PYTHONPATH
 from tests.quality.completions import completion, filters
 
 PACKAGE = Path(__file__).parent / "outside_package"
@@ -39,7 +40,7 @@ def test_without_the_package_its_kinds_are_not_there() -> None:
 def test_its_kinds_are_found(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(installed)
     monkeypatch.delitem(sys.modules, "stillhouse_parrot", raising=False)
-    open_teacher = load_kind("teacher.kind", "parrot", pipeline.teachers, "open_teacher", group="stillhouse.teachers")
+    open_teacher = load_kind("teacher.kind", "parrot", stillhouse.teachers, "open_teacher", group="stillhouse.teachers")
     assert open_teacher.__module__ == "stillhouse_parrot"
     (shouting,) = filters({"kind": "no-shouting"})
     assert shouting.judge(completion("Land ahoy")) is None
@@ -48,7 +49,7 @@ def test_its_kinds_are_found(installed: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RecipeError, match=r"quality\.no-shouting\.at_least: there is no such setting"):
         filters({"kind": "no-shouting", "at_least": 1})
     with pytest.raises(RecipeError, match="Did you mean 'parrot'"):
-        load_kind("teacher.kind", "parot", pipeline.teachers, "open_teacher", group="stillhouse.teachers")
+        load_kind("teacher.kind", "parot", stillhouse.teachers, "open_teacher", group="stillhouse.teachers")
 
 
 def test_its_metric_is_found_and_scores(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def test_its_metric_is_found_and_scores(installed: Path, monkeypatch: pytest.Mon
     with pytest.raises(RecipeError, match="Did you mean 'loudness'"):
         open_metrics([MetricSettings(kind="loudnes")])
     monkeypatch.delattr("stillhouse_parrot.Loudness.digits")
-    with pytest.raises(RecipeError, match=r"metrics\.0\.kind is 'loudness', and its metric has no digits"):
+    with pytest.raises(RecipeError, match=r"metrics\.0\.kind is 'loudness': its metric has no digits"):
         open_metrics([MetricSettings.model_validate(given)])
 
 
@@ -86,8 +87,8 @@ def test_a_recipe_runs_with_both(installed: Path, tmp_path: Path) -> None:
         "dataset": {"root": "labels", "name": "ship"},
     }
     (tmp_path / "ship.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "pipeline", "label", "ship.yaml", "--no-flow", "--json"]
-    around = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-m", "stillhouse", "label", "ship.yaml", "--no-flow", "--json"]
+    around = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{PYTHONPATH}"}
     done = subprocess.run(command, cwd=tmp_path, env=around, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["sent"] == 4

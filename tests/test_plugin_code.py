@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.plugins import FILTERS, LOSSES, METRICS, TEACHERS, code_of
-from pipeline.stages import distill_students, recipe_dataset
-from pipeline.student.folder import student_folder
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.plugins import FILTERS, LOSSES, METRICS, TEACHERS, plugin_code_key
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages.stages import distill_students, recipe_dataset
+from stillhouse.student.finished.folder import student_folder
 from tests.conftest import MakeRecipe
+from tests.paths import PYTHONPATH
 
-ROOT = Path(__file__).parent.parent
 OUTSIDE = {
     "keeps_some.py": """
 from outside_words import unwanted
@@ -39,7 +39,7 @@ def unwanted():
     "outside/loss.py": """
 from . import factor
 def divergence(teacher, student):
-    from pipeline.student.losses.forward_kl import divergence as forward
+    from stillhouse.student.losses.forward_kl import divergence as forward
     return factor.FACTOR * forward(teacher, student)
 """,
     "outside/factor.py": "FACTOR = 1.0\n",
@@ -55,9 +55,9 @@ def open_metric(options):
     return Length()
 """,
     "outside/teacher.py": """
-from pipeline.pricing import FREE
-from pipeline.records import TeacherIdentity
-from pipeline.teachers.base import Answer
+from stillhouse.teachers.prices import FREE
+from stillhouse.records import TeacherIdentity
+from stillhouse.teachers.base import Answer
 class Echo:
     batch_size, parallel, price = 4, 1, FREE
     identity = TeacherIdentity("echo", "echo")
@@ -124,7 +124,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     [(FILTERS, "length"), (FILTERS, "regex"), (LOSSES, "forward-kl"), (METRICS, "chrf"), (TEACHERS, "scripted")],
 )
 def test_what_comes_with_stillhouse_adds_nothing_to_a_key(group: str, kind: str) -> None:
-    assert code_of(group, kind) == {}
+    assert plugin_code_key(group, kind) == {}
 
 
 @pytest.mark.parametrize(
@@ -139,28 +139,28 @@ def test_what_comes_with_stillhouse_adds_nothing_to_a_key(group: str, kind: str)
     ],
 )
 def test_the_hash_is_of_what_the_kind_is_made_of(project: Project, changed: str, counts: bool) -> None:
-    before = code_of(FILTERS, "keeps-some")["code"]
+    before = plugin_code_key(FILTERS, "keeps-some")["code"]
     assert (before["distribution"], before["version"]) == ("outside", "0.1")
     project.write(changed, OUTSIDE[changed] + "# a change\n")
-    assert (code_of(FILTERS, "keeps-some")["code"] != before) is counts
+    assert (plugin_code_key(FILTERS, "keeps-some")["code"] != before) is counts
     project.write(changed, OUTSIDE[changed])
-    assert code_of(FILTERS, "keeps-some")["code"] == before
+    assert plugin_code_key(FILTERS, "keeps-some")["code"] == before
     project.version("0.2")
-    assert code_of(FILTERS, "keeps-some")["code"] == before | {"version": "0.2"}
+    assert plugin_code_key(FILTERS, "keeps-some")["code"] == before | {"version": "0.2"}
 
 
 def test_the_hash_does_not_say_where_it_is_installed(project: Project, tmp_path: Path) -> None:
-    probe = f"from pipeline.plugins import code_of; print(code_of({FILTERS!r}, 'keeps-some')['code'])"
+    probe = f"from stillhouse.plugins import plugin_code_key; print(plugin_code_key({FILTERS!r}, 'keeps-some')['code'])"
     project.folder.rename(tmp_path / "moved")
     around = {
         **os.environ,
-        "PYTHONPATH": f"{tmp_path / 'moved'}{os.pathsep}{ROOT}",
+        "PYTHONPATH": f"{tmp_path / 'moved'}{os.pathsep}{PYTHONPATH}",
     }
     (tmp_path / "project").mkdir()
     first = subprocess.run([sys.executable, "-c", probe], env=around, capture_output=True, text=True, check=True).stdout
     (tmp_path / "project").rmdir()
     (tmp_path / "moved").rename(tmp_path / "project")
-    assert first.strip() == str(code_of(FILTERS, "keeps-some")["code"])
+    assert first.strip() == str(plugin_code_key(FILTERS, "keeps-some")["code"])
 
 
 def labelled(recipe: Recipe) -> LabelResult:
@@ -185,7 +185,9 @@ def test_an_edited_filter_sorts_anew_what_a_stopped_run_had_written(
 ) -> None:
     recipe = scripted_recipe(quality=[{"kind": "keeps-some"}])
     with monkeypatch.context() as stopped:
-        stopped.setattr("pipeline.labelling.engine.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stopped.setattr(
+            "stillhouse.labelling.engine.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             labelled(recipe)
     project.write("outside/lists/short.py", "WORDS = ['otter', 'tram']\n")
@@ -238,6 +240,6 @@ def test_an_edited_teacher_is_told_of_and_asked_for_nothing_again(
     project.version("0.2")
     result = labelled(recipe)
     assert (result.sent, result.fresh) == (0, False)
-    assert "whose code has changed since it labelled words/v001 (outside 0.1, sha256 " in caplog.text
+    assert "code of this plug-in has changed since it labelled words/v001 (outside 0.1, sha256 " in caplog.text
     assert ", outside 0.2, sha256 " in caplog.text.replace("… then", "")
-    assert "label into another dataset.name" in caplog.text
+    assert "set another dataset.name" in caplog.text

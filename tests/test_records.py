@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.columns import (
+from stillhouse.dataset.columns import (
     completion_at,
     completion_row,
     completion_schema,
@@ -13,16 +13,16 @@ from pipeline.columns import (
     rejection_row,
     rejection_schema,
 )
-from pipeline.encodings.top_k import rounded
-from pipeline.records import Completion, Message, Prompt, Rejection, SoftLabels, TokenTrace, content_hash
+from stillhouse.dataset.encodings.top_k import round_logprobs
+from stillhouse.records import Completion, Message, Prompt, Rejection, SoftLabels, TokenTrace, content_hash
 
 
 def completion(time: int = 3, k: int = 2, text: str = "An answer.") -> Completion:
     generator = np.random.default_rng(time * 10 + k)
     soft = SoftLabels(
         generator.integers(0, 50_000, (time, k)).astype(np.int32),
-        rounded(-generator.random((time, k))).astype(np.float16),
-        rounded(-generator.random(time)),
+        round_logprobs(-generator.random((time, k))).astype(np.float16),
+        round_logprobs(-generator.random(time)),
     )
     trace = TokenTrace(
         np.arange(5, dtype=np.int32), np.arange(time, dtype=np.int32), -generator.random(time).astype(np.float32), soft

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 from tenacity import wait_fixed
 
-from pipeline.config import Recipe
-from pipeline.errors import TeacherUnavailable
-from pipeline.labelling import sender
-from pipeline.labelling.engine import label
-from pipeline.labelling.journal import Journal
-from pipeline.labelling.journal_view import JournalView
+from stillhouse.errors import TeacherUnavailable
+from stillhouse.labelling import sender
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.journal import Journal
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import RunningStandIn, running_stand_in
@@ -104,7 +104,7 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
 def test_no_file_of_a_dataset_and_no_journal_holds_the_key(
     key: str, server: RunningStandIn, api_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Journal, "forget", lambda *_: None)  # as a run that was stopped leaves it
+    monkeypatch.setattr(Journal, "delete", lambda *_: None)  # as a run that was stopped leaves it
     result = asyncio.run(label(api_recipe(server.base_url, TELLING)))
     with closing(JournalView(result.dataset.folder.parent)) as journal:
         assert len(list(journal.ids())) == len(TELLING)
@@ -118,7 +118,7 @@ def test_no_exception_of_a_failed_run_holds_the_key(
     key: str, server: RunningStandIn, api_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = api_recipe(server.base_url, [*TELLING, STOPPING])
-    with pytest.raises(TeacherUnavailable, match=r"said 401: you came with Bearer \*\*\*") as told:
+    with pytest.raises(TeacherUnavailable, match=r"returned 401: you came with Bearer \*\*\*") as told:
         asyncio.run(label(recipe))
     shown = "".join(traceback.format_exception(told.value)) + repr(told.value) + repr(recipe) + recipe.as_yaml()
     assert key not in shown
@@ -149,7 +149,7 @@ def test_no_command_and_no_prefect_shows_or_keeps_the_key(
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_LOGGING_LEVEL": "DEBUG"}
     for command in (["plan", str(recipe)], ["label", str(recipe), way, "--json"]):
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *command],
+            [sys.executable, "-m", "stillhouse", *command],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.text import shingles, shortened, token_f1, words
+from stillhouse.text import shingles, short_quote, token_f1, words
 
 
 @pytest.mark.parametrize(
@@ -63,5 +63,5 @@ def test_token_f1(answer: str, reference: str, score: float) -> None:
 
 
 def test_shortened() -> None:
-    assert shortened("two\n lines") == "'two lines'"
-    assert shortened("abcdef", 4) == "'abc…'"
+    assert short_quote("two\n lines") == "'two lines'"
+    assert short_quote("abcdef", 4) == "'abc…'"

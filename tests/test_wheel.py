@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 pytestmark = pytest.mark.slow
 
 
@@ -31,28 +32,36 @@ def stillhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment / "bin/stillhouse"
 
 
+def without_the_clone(home: Path) -> dict[str, str]:
+    """An environment that names no copy of the repository."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**kept, "PREFECT_HOME": str(home / "prefect")}
+
+
 def test_the_quickstart_comes_along(stillhouse: Path, tmp_path: Path) -> None:
     """Its recipe, template and prompts; the scripted teacher takes the place of the one that must be fetched."""
     scripted = ["--set", "teacher={kind: scripted}", "--set", "quality=[]", "--set", "student=null"]
     command = [str(stillhouse), "label", "flows/recipes/quickstart.yaml", *scripted, "--no-flow", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    around = without_the_clone(tmp_path)
+    done = subprocess.run(command, cwd=tmp_path, env=around, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["sent"] == 576
     assert (tmp_path / "data/labels/quickstart/v001/manifest.json").is_file()
 
 
 def test_what_runs_is_the_wheel(stillhouse: Path, tmp_path: Path) -> None:
-    probe = "import pipeline, flows.run; print(pipeline.__file__, flows.run.__file__)"
+    probe = "import stillhouse, stillhouse_flows.run; print(stillhouse.__file__, stillhouse_flows.run.__file__)"
     python = stillhouse.parent / "python"
-    quiet = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    quiet = without_the_clone(tmp_path)
     done = subprocess.run([python, "-c", probe], cwd=tmp_path, env=quiet, capture_output=True, text=True, check=True)
-    assert str(ROOT / "pipeline") not in done.stdout
+    assert str(ROOT) not in done.stdout
     assert done.stdout.count(str(stillhouse.parent.parent)) == 2
 
 
 def test_what_is_scheduled_comes_along(stillhouse: Path, tmp_path: Path) -> None:
-    probe = "from flows.definitions import *; print([one['name'] for one in read_definitions(Changes()).deployments])"
+    probe = "from stillhouse_flows.definitions import *; "
+    probe += "print([one['name'] for one in read_definitions(Changes()).deployments])"
     python = stillhouse.parent / "python"
-    quiet = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    quiet = without_the_clone(tmp_path)
     done = subprocess.run([python, "-c", probe], cwd=tmp_path, env=quiet, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['nightly', 'weekly', 'on-demand', 'part']"

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from aiohttp import web
 
-from pipeline.language_model import load_language_model, load_tokenizer
-from pipeline.records import Message
+from stillhouse.models.load import load_language_model, load_tokenizer
+from stillhouse.records import Message
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.dataset.store import Dataset
-from pipeline.dataset.writer import Origin, new_version
-from pipeline.label_settings import SamplingSettings, SoftSettings, encoding_of
-from pipeline.records import (
+from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
+from stillhouse.records import (
     Completion,
     Message,
     Prompt,

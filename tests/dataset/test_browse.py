@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.dataset.browse import level, percent, render_page
-from pipeline.dataset.samples import pick_samples
-from pipeline.dataset.statistics import measure
-from pipeline.dataset.store import Dataset
-from pipeline.dataset.token_texts import TokenTexts
-from pipeline.label_settings import SoftSettings
-from pipeline.model_files import ModelFiles
-from pipeline.records import Message, Prompt, TokenLogprob
+from stillhouse.cli.main import app
+from stillhouse.dataset.browse import level, percent, render_page
+from stillhouse.dataset.samples import pick_samples
+from stillhouse.dataset.statistics import measure_dataset
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.token_texts import TokenTexts
+from stillhouse.models.files import ModelFiles
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.records import Message, Prompt, TokenLogprob
 from tests.dataset.chromium import Page, open_page
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset
 
@@ -117,9 +117,9 @@ def test_a_phone(page_file: Path) -> None:
 def test_other_labels(tmp_path: Path, soft: SoftSettings | None) -> None:
     make_dataset(tmp_path / "labels", "words", [completion("kettle", soft=soft)], soft=soft)
     text = written(tmp_path).read_text()
-    assert ("Only text is known of this teacher" in text) == (soft is None)
+    assert ("This dataset has no log-probabilities" in text) == (soft is None)
     assert ("of the frequencies of 8 draws" in text) == (soft == SAMPLED)
-    assert ("tokens are ids" in text) == (soft is not None)
+    assert ("tokens are shown as ids" in text) == (soft is not None)
     assert 'class="t ' in text or soft is None
     assert "A kettle is a thing." in text or soft is not None
 
@@ -131,14 +131,14 @@ def test_tokens_that_an_api_named_by_text(tmp_path: Path) -> None:
     samples = pick_samples(made, 5, texts)
     assert samples[0].tokens is not None
     assert [one.text for one in samples[0].tokens[0].alternatives] == ["A", "<u>"]
-    page = render_page(made, samples, measure(made), {}, 0, "")
+    page = render_page(made, samples, measure_dataset(made), {}, 0, "")
     assert 'class="t ' in page and "<u>" not in page
 
 
 def test_an_empty_dataset_has_a_page(tmp_path: Path) -> None:
     made = make_dataset(tmp_path, "words", [completion("kettle")])
     empty = Dataset(made.folder, made.manifest.model_copy(update={"files": (), "rows": {}}))
-    page = render_page(empty, pick_samples(empty, 5, TokenTexts(None, "")), measure(empty), {}, 0, "")
+    page = render_page(empty, pick_samples(empty, 5, TokenTexts(None, "")), measure_dataset(empty), {}, 0, "")
     assert "No rows." in page
 
 

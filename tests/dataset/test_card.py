@@ -8,9 +8,9 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from pipeline.dataset.card import exactness, render_card
-from pipeline.label_settings import SoftSettings
-from pipeline.labelling.engine import label
+from stillhouse.dataset.card import describe_label_error, render_card
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.label import SoftSettings
 from tests.conftest import MakeRecipe
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset
 
@@ -44,9 +44,9 @@ def test_a_published_card_says_what_was_left_out_and_what_it_is_not_for(
         "temperature 0.7",
         "top-k, k = 8",
         "is below 9.0e-05 nats",
-        "## What it should not be used for",
+        "## Limitations",
         "teacher's licence",
-        "none was set (`dataset.licence` in the recipe)",
+        "not set (`dataset.licence` in the recipe)",
         "load_dataset(",
         "-- DuckDB",
         "polars.read_parquet",
@@ -95,8 +95,8 @@ def test_size_categories(tmp_path: Path, rows: int, category: str) -> None:
 
 
 def test_error_bounds() -> None:
-    assert "0.071 at most" in exactness(SoftSettings(encoding="sampled", draws=50))
-    assert "32 most likely" in exactness(SoftSettings())
+    assert "0.071 at most" in describe_label_error(SoftSettings(encoding="sampled", draws=50))
+    assert "32 most likely" in describe_label_error(SoftSettings())
 
 
 def test_the_recipe_in_the_manifest_is_whole_again(scripted_recipe: MakeRecipe) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.dataset import catalog as catalog_module
-from pipeline.dataset.catalog import catalog, find_versions, remove
-from pipeline.dataset.listing import amount, catalog_lines
-from pipeline.dataset.manifest import FILE_NAME
-from pipeline.dataset.store import Dataset, all_datasets
-from pipeline.durable import sole_writer
-from pipeline.errors import DatasetBusy, DatasetMissing, DatasetRefused, UsageError
+from stillhouse.cli.main import app
+from stillhouse.dataset import catalog as catalog_module
+from stillhouse.dataset.catalog import catalog, find_versions, remove
+from stillhouse.dataset.listing import catalog_lines, format_amount
+from stillhouse.dataset.manifest import FILE_NAME
+from stillhouse.dataset.store import Dataset, all_datasets
+from stillhouse.errors import DatasetBusy, DatasetMissing, DatasetRefused, UsageError
+from stillhouse.storage.durable import write_lock
 from tests.dataset.made import SAMPLED, TOP_K, completion, make_dataset
 
 
@@ -69,7 +69,7 @@ def test_the_list_for_programs(root: Path, three: list[Dataset]) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda folder: (folder / FILE_NAME).write_text("{"), "is no JSON"),
+        (lambda folder: (folder / FILE_NAME).write_text("{"), "is not valid JSON"),
         (lambda folder: (folder / FILE_NAME).write_text('{"format_version": 9}'), "format version 9"),
         (lambda folder: next((folder / "data").iterdir()).unlink(), "is missing"),
         (lambda folder: next((folder / "data").iterdir()).write_text("cut"), "has 3 bytes"),
@@ -104,7 +104,7 @@ def test_nothing_there(root: Path) -> None:
     ],
 )
 def test_amounts(number: float, text: str) -> None:
-    assert amount(number) == text
+    assert format_amount(number) == text
 
 
 # -------------------------------------------------------------------------------------------------------------- commands
@@ -132,18 +132,18 @@ def test_merge_filter_and_split_say_what_they_did(root: Path, three: list[Datase
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["filter", "one", "--where", "tokens < 2", "--into", "x"], 2, "no column 'tokens'"),
-        (["filter", "one", "--where", "sample > 9", "--into", "x"], 2, "nothing was written"),
+        (["filter", "one", "--where", "tokens < 2", "--into", "x"], 2, "the column 'tokens' does not exist"),
+        (["filter", "one", "--where", "sample > 9", "--into", "x"], 2, "Nothing was written"),
         (["filter", "one", "--where", "true", "--into", "../x"], 2, "--into is '../x'"),
-        (["filter", "nobody", "--where", "true", "--into", "x"], 1, "Finished ones: child/v001"),
+        (["filter", "nobody", "--where", "true", "--into", "x"], 1, "Finished datasets: child/v001"),
         (["split", "one", "--validation", "1.5", "--into", "x"], 2, "--validation is 1.5"),
         (["merge", "one", "--into", "x"], 2, "two or more"),
         (["rm", "one/v001", "--yes"], 1, "is a parent of child/v001"),
-        (["rm", "one/v007", "--yes"], 1, "there is no one/v007"),
+        (["rm", "one/v007", "--yes"], 1, "one/v007 does not exist"),
         (["rm", "tow/v001", "--yes"], 1, "Did you mean"),
-        (["rm", "../one", "--yes"], 2, "is no dataset"),
+        (["rm", "../one", "--yes"], 2, "is not a valid name of a dataset"),
         (["rm", "two"], 2, "say --yes"),
-        (["rm", "two/v001", "--all", "--yes"], 2, "names one version"),
+        (["rm", "two/v001", "--all", "--yes"], 2, "is one version"),
     ],
 )
 def test_bad_input_is_told_and_nothing_changes(
@@ -204,7 +204,7 @@ def test_a_version_is_removed_children_first(root: Path, three: list[Dataset]) -
 def test_several_versions_are_removed_only_when_that_is_said(root: Path) -> None:
     make_dataset(root, "words", [completion("kettle")])
     make_dataset(root, "words", [completion("otter")], parents=["words/v001"])
-    with pytest.raises(UsageError, match="words/v001, words/v002. Name one of them, or remove all with --all"):
+    with pytest.raises(UsageError, match="words/v001, words/v002. Name one of them, or remove all of them with --all"):
         find_versions(root, "words")
     with pytest.raises(DatasetRefused, match="parent of words/v002"):
         remove(root, find_versions(root, "words/v001"))
@@ -214,8 +214,8 @@ def test_several_versions_are_removed_only_when_that_is_said(root: Path) -> None
 
 def test_a_run_that_holds_the_dataset_keeps_it(root: Path, three: list[Dataset]) -> None:
     hold = (
-        "import sys; from pathlib import Path; from pipeline.durable import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from stillhouse.storage.durable import write_lock\n"
+        "with write_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(root / "two")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
@@ -224,7 +224,7 @@ def test_a_run_that_holds_the_dataset_keeps_it(root: Path, three: list[Dataset])
             remove(root, find_versions(root, "two"))
         run.communicate()
     assert all_datasets(root)[-1].problems() == []
-    with sole_writer(root / "two"):
+    with write_lock(root / "two"):
         pass
 
 
@@ -252,7 +252,7 @@ def test_a_damaged_version_can_be_removed(root: Path, three: list[Dataset]) -> N
 
 
 def test_asked_on_a_terminal(root: Path, three: list[Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import cli_datasets
+    from stillhouse.cli import datasets as cli_datasets
 
     monkeypatch.setattr(
         cli_datasets, "sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda self: True})()})

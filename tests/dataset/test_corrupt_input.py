@@ -6,11 +6,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.dataset.derive import filter_rows
-from pipeline.dataset.exchange.export import export_dataset
-from pipeline.dataset.store import Dataset
-from pipeline.errors import DatasetRefused
+from stillhouse.cli.main import app
+from stillhouse.dataset.derive import filter_rows
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetRefused
+from stillhouse.exchange.export import export_dataset
 from tests.dataset.made import completion, make_dataset
 
 

@@ -1,4 +1,4 @@
-"""New versions out of finished ones: merged, filtered, split anew; nothing leaks, and the parents stay as they are."""
+"""New versions out of finished ones: merged, filtered, re-split; nothing leaks, and the parents stay as they are."""
 
 import hashlib
 from dataclasses import replace
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.columns import completion_at
-from pipeline.dataset.derive import filter_rows, split_anew
-from pipeline.dataset.merge import merge
-from pipeline.dataset.store import Dataset, versions
-from pipeline.errors import DatasetRefused, UsageError
-from pipeline.prompts import split_of
-from pipeline.records import content_hash
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.derive import filter_rows, resplit
+from stillhouse.dataset.merge import merge
+from stillhouse.dataset.store import Dataset, versions
+from stillhouse.errors import DatasetRefused, UsageError
+from stillhouse.prompts.load import split_of
+from stillhouse.records import content_hash
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset, words_of
 
 
@@ -56,8 +56,8 @@ def test_differing_answers_are_told_with_examples(root: Path) -> None:
     two = make_dataset(root, "words", corrected)
     merged = merge([one, two], root, "both")
     assert texts_of(merged.dataset) == ["wrong", "A otter is a thing.", "right"]
-    assert len(merged.differing.prompts) == 1
-    (example,) = merged.differing.examples
+    assert len(merged.disagreements.prompts) == 1
+    (example,) = merged.disagreements.examples
     assert example.prompt == "kettle"
     assert example.answers == {"words/v001": "wrong", "words/v002": "right"}
     (repeated, note) = merged.notes
@@ -96,7 +96,7 @@ def test_a_preferred_version_without_the_prompt_settles_nothing(root: Path) -> N
     three = make_dataset(root, "three", [completion("tram")])
     merged = merge([one, two, three], root, "all", prefer="three")
     assert texts_of(merged.dataset) == ["a", "b", "A tram is a thing."]
-    assert len(merged.differing.prompts) == 1 and "of 1 every row" in merged.notes[-1]
+    assert len(merged.disagreements.prompts) == 1 and "of 1 every row" in merged.notes[-1]
 
 
 def test_samples_of_one_version_and_repeats_differ_from_nothing(root: Path) -> None:
@@ -105,19 +105,19 @@ def test_samples_of_one_version_and_repeats_differ_from_nothing(root: Path) -> N
     two = make_dataset(root, "two", samples[:2])  # as after a filter
     merged = merge([one, two], root, "both")
     assert merged.dataset.manifest.rows == {"train": 3}
-    assert merged.differing.prompts == frozenset() and merged.differing.examples == ()
+    assert merged.disagreements.prompts == frozenset() and merged.disagreements.examples == ()
     assert not any("differing" in note for note in merged.notes)
     more = make_dataset(root, "more", [*samples[:2], completion("kettle", sample=7, text="another")])
-    (example,) = merge([one, more], root, "both").differing.examples
+    (example,) = merge([one, more], root, "both").disagreements.examples
     assert example.answers == {"one/v001": "answer 2", "more/v001": "another"}
 
 
 @pytest.mark.parametrize(
-    ("prefer", "words"), [("otter", "none of the merged versions"), ("words", "several of the merged versions")]
+    ("prefer", "words"), [("otter", "none of the merged versions"), ("words", "several merged versions")]
 )
 def test_a_preference_for_no_one_version_is_refused(root: Path, prefer: str, words: str) -> None:
     datasets = [make_dataset(root, "words", [completion("kettle", text=text)]) for text in ("a", "b")]
-    with pytest.raises(UsageError, match=f"--prefer is '{prefer}', and {words}.*: give one of words/v001, words/v002"):
+    with pytest.raises(UsageError, match=f"--prefer is '{prefer}': {words}.* Use one of words/v001, words/v002"):
         merge(datasets, root, "both", prefer=prefer)
     assert versions(root / "both") == []
 
@@ -157,18 +157,18 @@ def test_soft_labels_come_along_bit_by_bit(root: Path) -> None:
     [
         ({"soft": SAMPLED}, "labels top-k, k = 4 and sampled, 8 draws"),
         ({"soft": TOP_K.model_copy(update={"k": 8})}, "labels top-k, k = 4 and top-k, k = 8"),
-        ({"soft": None}, "labels top-k, k = 4 and text alone"),
+        ({"soft": None}, "labels top-k, k = 4 and text only"),
         ({"teacher": replace(TEACHER, tokenizer_sha256="b" * 64)}, "tokenizer aaaaaaaaaaaa… and bbbbbbbbbbbb…"),
         ({"teacher": replace(TEACHER, vocabulary_size=65)}, "vocabulary size 64 and 65"),
         ({"teacher": replace(TEACHER, encoder_decoder=True)}, "teachers causal and encoder-decoder"),
-        ({"teacher": replace(TEACHER, model="x", tokenizer_sha256=None)}, "tokenizer aaaaaaaaaaaa… and not known"),
+        ({"teacher": replace(TEACHER, model="x", tokenizer_sha256=None)}, "tokenizer aaaaaaaaaaaa… and unknown"),
     ],
 )
 def test_soft_labels_that_mean_something_else_are_refused(root: Path, changes: dict[str, object], words: str) -> None:
     one = make_dataset(root, "one", [completion("kettle", soft=TOP_K)], soft=TOP_K)
     soft = changes.get("soft", TOP_K)
     two = make_dataset(root, "two", [completion("otter", soft=soft)], **{"soft": TOP_K, **changes})  # type: ignore[arg-type]
-    with pytest.raises(DatasetRefused, match="one/v001 and two/v001 have soft labels that do not go together") as told:
+    with pytest.raises(DatasetRefused, match="one/v001 and two/v001 have incompatible soft labels") as told:
         merge([one, two], root, "both")
     assert words in str(told.value)
     assert "--text-only" in str(told.value)
@@ -191,7 +191,7 @@ def test_two_teachers_and_two_licences(root: Path) -> None:
 def test_merging_needs_two_versions(root: Path) -> None:
     one = make_dataset(root, "one", [completion("kettle")])
     for datasets in ([one], [one, one]):
-        with pytest.raises(UsageError, match="name two or more different versions"):
+        with pytest.raises(UsageError, match="Name two or more different versions"):
             merge(datasets, root, "both")
 
 
@@ -203,7 +203,7 @@ def test_a_damaged_parent_is_refused(root: Path) -> None:
     for act in (
         lambda: merge([one, two], root, "new"),
         lambda: filter_rows(two, root, "new", "true"),
-        lambda: split_anew(two, root, "new", 0.5),
+        lambda: resplit(two, root, "new", 0.5),
     ):
         with pytest.raises(DatasetRefused, match="two/v001"):
             act()
@@ -253,7 +253,7 @@ def test_soft_rows_can_be_filtered(root: Path) -> None:
 
 def test_an_empty_result_writes_nothing(mixed: Dataset, root: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"true for none of the 6 rows of mixed/v001 \(1 cannot be told, a column is null\)"
+        UsageError, match=r"true for none of the 6 rows of mixed/v001 \(1 are undecided because a column is null\)"
     ):
         filter_rows(mixed, root, "none", "completion_tokens < 0")
     assert not (root / "none").exists()
@@ -265,7 +265,7 @@ def test_an_empty_result_writes_nothing(mixed: Dataset, root: Path) -> None:
 def test_splits_are_by_prompt_and_by_the_rule_of_labelling(root: Path) -> None:
     rows = [completion(f"word {number}", sample=sample) for number in range(50) for sample in range(3)]
     dataset = make_dataset(root, "words", rows[:100], rows[100:])
-    parted = split_anew(dataset, root, "parted", 0.3)
+    parted = resplit(dataset, root, "parted", 0.3)
     train, held = (words_of(parted.dataset, split) for split in ("train", "validation"))
     assert not set(train) & set(held)
     assert len(train) + len(held) == 150
@@ -273,7 +273,7 @@ def test_splits_are_by_prompt_and_by_the_rule_of_labelling(root: Path) -> None:
     for row in rows:
         words = held if split_of(row.prompt, 0.3) == "validation" else train
         assert words.count(row.prompt.messages[-1].content) == 3
-    less = split_anew(parted.dataset, root, "parted", 0.1).dataset
+    less = resplit(parted.dataset, root, "parted", 0.1).dataset
     assert less.manifest.label == "parted/v002"
     assert set(words_of(less, "validation")) <= set(held)  # what was learnt from is never held out by a smaller share
 
@@ -281,7 +281,7 @@ def test_splits_are_by_prompt_and_by_the_rule_of_labelling(root: Path) -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_that_is_none(mixed: Dataset, root: Path, share: float) -> None:
     with pytest.raises(UsageError, match="--validation is"):
-        split_anew(mixed, root, "new", share)
+        resplit(mixed, root, "new", share)
 
 
 def test_too_few_prompts(root: Path) -> None:
@@ -289,6 +289,6 @@ def test_too_few_prompts(root: Path) -> None:
     dataset = make_dataset(root, "one", [row])
     place = int(row.prompt.id[:16], 16) / 2**64
     with pytest.raises(UsageError, match="leave none"):
-        split_anew(dataset, root, "new", min(place + 1e-6, 0.999999))
+        resplit(dataset, root, "new", min(place + 1e-6, 0.999999))
     assert not (root / "new").exists()
-    assert "no prompt was held out" in split_anew(dataset, root, "new", place / 2).notes[0]
+    assert "no prompt was held out" in resplit(dataset, root, "new", place / 2).notes[0]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.catalog import find_versions
-from pipeline.dataset.store import Dataset, find_dataset
-from pipeline.errors import DatasetMissing
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.catalog import find_versions
+from stillhouse.dataset.store import Dataset, find_dataset
+from stillhouse.errors import DatasetMissing
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.student import StudentSettings
 
 Labelled = tuple[Recipe, StudentSettings, Dataset]
 
@@ -24,5 +24,5 @@ def test_a_version_is_found_by_its_number(labelled: Labelled, version: str) -> N
 
 @pytest.mark.parametrize("label", ["words/v2", "words/v", "words/vone", "v1"])
 def test_what_is_not_there_is_not_found(labelled: Labelled, label: str) -> None:
-    with pytest.raises(DatasetMissing, match=f"there is no dataset '{label}', under .* Finished ones: words/v001"):
+    with pytest.raises(DatasetMissing, match=f"the dataset '{label}' does not exist, .* Finished datasets: words/v001"):
         find_dataset(Path(labelled[0].dataset.root), label)

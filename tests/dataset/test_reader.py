@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.manifest import FileEntry
-from pipeline.dataset.reader import Cache, ColumnFacts, RowGroup, SplitReader, list_lengths, windows
-from pipeline.dataset.store import Dataset
-from pipeline.errors import DatasetRefused
+from stillhouse.dataset.manifest import FileEntry
+from stillhouse.dataset.reader import Cache, ColumnStatistics, RowGroup, SplitReader, cache_windows, list_lengths
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetRefused
 from tests.labelled_rows import completion, numbered, write
 
 TOKENS = ["prompt_token_ids", "completion_token_ids"]
@@ -104,11 +104,11 @@ def test_the_bytes_in_memory_are_those_of_numbers_and_text(counted: Dataset) -> 
 
 
 def test_footers_tell_the_highest_token_and_what_is_missing(counted: Dataset) -> None:
-    facts = SplitReader(counted, "train", ["completion_token_ids"]).groups[0].facts
+    facts = SplitReader(counted, "train", ["completion_token_ids"]).groups[0].statistics
     tokens = [completion(number, "sampled").trace.completion_token_ids for number in range(4)]  # type: ignore[union-attr]
-    assert facts == (ColumnFacts(nulls=0, highest=max(int(ids.max()) for ids in tokens)),)
-    assert SplitReader(counted, "train", ["reasoning"]).groups[0].facts[0].nulls == 4
-    assert SplitReader(counted, "train", ["prompt"]).groups[0].facts == (ColumnFacts(None, None),)
+    assert facts == (ColumnStatistics(nulls=0, highest=max(int(ids.max()) for ids in tokens)),)
+    assert SplitReader(counted, "train", ["reasoning"]).groups[0].statistics[0].nulls == 4
+    assert SplitReader(counted, "train", ["prompt"]).groups[0].statistics == (ColumnStatistics(None, None),)
 
 
 def test_a_reader_can_be_handed_to_another_process(counted: Dataset) -> None:
@@ -121,7 +121,7 @@ def test_what_does_not_fit_the_manifest_is_refused(counted: Dataset) -> None:
         SplitReader(counted, "train", ["top_token_ids"])
     files = tuple(entry.model_copy(update={"rows": 5}) for entry in counted.manifest.files)
     other = dataclasses.replace(counted, manifest=counted.manifest.model_copy(update={"files": files}))
-    with pytest.raises(DatasetRefused, match="has 4 rows, the manifest says 5"):
+    with pytest.raises(DatasetRefused, match="has 4 rows, and the manifest lists 5"):
         SplitReader(other, "train", ["id"])
 
 
@@ -168,11 +168,11 @@ def test_a_window_at_a_time_decodes_every_group_once(sizes: list[int], capacity:
     cache = Cache(groups, counting(decoded), capacity)
     shuffled = np.random.default_rng(seed)
     order = shuffled.permutation(len(sizes)).tolist()
-    parts = list(windows(groups, order, capacity))
+    parts = list(cache_windows(groups, order, capacity))
     assert [number for part in parts for number in part] == order
     for part in parts:
         assert len(part) == 1 or sum(sizes[number] for number in part) <= capacity
         for number in shuffled.choice(part, 20):
             assert cache[int(number)] == number * 10
-            assert len(cache) == 1 or sum(sizes[held] for held in cache._held) <= capacity
+            assert len(cache) == 1 or sum(sizes[held] for held in cache._cached) <= capacity
     assert len(decoded) == len(set(decoded))

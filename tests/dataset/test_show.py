@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.dataset.listing import bin_name, sample_lines, short, statistics_lines
-from pipeline.dataset.samples import pick_samples
-from pipeline.dataset.statistics import entropies_of, histogram, measure
-from pipeline.dataset.token_texts import TokenTexts, find_token_texts
-from pipeline.encodings import PackedLabels
-from pipeline.errors import UsageError
-from pipeline.label_settings import SoftSettings
-from pipeline.model_files import ModelFiles
-from pipeline.records import Message, Prompt
+from stillhouse.cli.main import app
+from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.dataset.listing import bin_name, format_number, sample_lines, statistics_lines
+from stillhouse.dataset.samples import pick_samples
+from stillhouse.dataset.statistics import entropies_of, histogram, measure_dataset
+from stillhouse.dataset.token_texts import TokenTexts, find_token_texts
+from stillhouse.errors import UsageError
+from stillhouse.models.files import ModelFiles
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.records import Message, Prompt
 from tests.conftest import make_tiny_model
 from tests.dataset.made import SAMPLED, TEACHER, TOP_K, completion, make_dataset
 
@@ -78,7 +78,7 @@ def test_a_long_tail_does_not_press_the_rest_together() -> None:
 def test_entropies_of_both_encodings(tmp_path: Path, soft: SoftSettings, entropy: float) -> None:
     rows = [completion(str(number), 10 + number, soft=soft) for number in range(20)]
     made = make_dataset(tmp_path, "words", rows, soft=soft)
-    found = measure(made)
+    found = measure_dataset(made)
     assert found.entropies is not None and found.lengths is not None
     assert found.entropies.mean == pytest.approx(entropy, abs=0.02)
     assert (found.entropies.values, found.rows_measured) == (sum(range(10, 30)), 20)
@@ -90,7 +90,7 @@ def test_entropies_of_both_encodings(tmp_path: Path, soft: SoftSettings, entropy
 
 def test_characters_where_no_tokens_were_counted(tmp_path: Path) -> None:
     made = make_dataset(tmp_path, "words", [completion("kettle", completion_tokens=None)])
-    lengths = measure(made).lengths
+    lengths = measure_dataset(made).lengths
     assert lengths is not None
     assert (lengths.unit, lengths.highest) == ("characters", len("A kettle is a thing."))
 
@@ -99,7 +99,7 @@ def test_characters_where_no_tokens_were_counted(tmp_path: Path) -> None:
     ("value", "text"), [(0, "0"), (0.123, "0.12"), (1.25, "1.2"), (12, "12"), (1234.5, "1,234"), (99.96, "100.0")]
 )
 def test_short_figures(value: float, text: str) -> None:
-    assert short(value) == text
+    assert format_number(value) == text
 
 
 # ----------------------------------------------------------------------------------------------------------- token texts
@@ -117,7 +117,7 @@ def test_texts_of_the_teacher_and_of_no_other(tmp_path: Path, tiny_model: Path) 
     assert texts(99_999) == "#99999"
 
     other = make_tiny_model(tmp_path / "other", merges=2)
-    with pytest.raises(UsageError, match="another tokenizer than the one that own/v001"):
+    with pytest.raises(UsageError, match="own/v001 was labelled with another tokenizer"):
         find_token_texts(own, other)
     with pytest.raises(UsageError, match=r"has no tokenizer\.json"):
         find_token_texts(own, tmp_path)
@@ -182,4 +182,4 @@ def test_show_for_people_and_for_programs(tmp_path: Path) -> None:
     assert said["statistics"]["lengths"]["mean"] == 5
     assert said["teacher"]["model"] == "teacher-a"
     missing = runner.invoke(app, ["datasets", "show", "wrods", "--root", str(tmp_path)])
-    assert missing.exit_code == 1 and "Finished ones: words/v001" in missing.stderr
+    assert missing.exit_code == 1 and "Finished datasets: words/v001" in missing.stderr

@@ -9,12 +9,12 @@ import numpy as np
 import polars
 import pytest
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe
-from pipeline.dataset.manifest import FILE_NAME, read_manifest
-from pipeline.dataset.store import Dataset, all_datasets, find_dataset, open_dataset
-from pipeline.errors import DatasetMissing, DatasetRefused
-from pipeline.labelling.engine import label
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.manifest import FILE_NAME, read_manifest
+from stillhouse.dataset.store import Dataset, all_datasets, find_dataset, open_dataset
+from stillhouse.errors import DatasetMissing, DatasetRefused
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 
 
@@ -64,17 +64,17 @@ def test_names_that_a_person_types(dataset: Dataset, tmp_path: Path) -> None:
     for name in ("words", "words/v001", str(dataset.folder), str(dataset.folder.parent)):
         assert find_dataset(root, name) == dataset
     assert all_datasets(root) == [dataset]
-    with pytest.raises(DatasetMissing, match="Finished ones: words/v001"):
+    with pytest.raises(DatasetMissing, match="Finished datasets: words/v001"):
         find_dataset(root, "wrods")
 
 
 def test_a_version_that_is_not_there(dataset: Dataset) -> None:
-    with pytest.raises(DatasetMissing, match="has only v001"):
+    with pytest.raises(DatasetMissing, match="has only the versions v001"):
         open_dataset(dataset.folder.parent, 7)
 
 
 def test_nothing_labelled_yet(tmp_path: Path) -> None:
-    with pytest.raises(DatasetMissing, match="run `stillhouse label`"):
+    with pytest.raises(DatasetMissing, match="Run `stillhouse label`"):
         open_dataset(tmp_path / "none")
     assert all_datasets(tmp_path / "none") == []
 
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_named(dataset: Dataset, damage: str) -> None:
 def test_a_newer_format_is_refused(dataset: Dataset) -> None:
     file = dataset.folder / FILE_NAME
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 99}))
-    with pytest.raises(DatasetRefused, match=r"has format version 99; this release reads version 1"):
+    with pytest.raises(DatasetRefused, match=r"has format version 99, and this release reads version 1"):
         read_manifest(dataset.folder)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest, read_seal
-from pipeline.dataset.store import Dataset
-from pipeline.dataset.verify import folder_problems, has_seal, missing_files
-from pipeline.errors import DatasetRefused
+from stillhouse.dataset.manifest import FILE_NAME, Manifest, read_manifest, read_seal
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.verify import has_checksums, missing_files, verify_folder
+from stillhouse.errors import DatasetRefused
 from tests.dataset.made import TOP_K, completion, make_dataset
 
 
@@ -27,7 +27,7 @@ def dataset(tmp_path: Path) -> Dataset:
     folder = made.folder
     assert isinstance(folder, Path)
     (folder / "recipe.yaml").write_text("name: words\n")  # as labelling leaves it; the manifest must know it
-    from pipeline.dataset.manifest import write_manifest
+    from stillhouse.dataset.manifest import write_manifest
 
     write_manifest(folder, made.manifest)
     return made
@@ -41,7 +41,7 @@ def folder_of(dataset: Dataset) -> Path:
 def told(folder: Path) -> list[str]:
     """What verifying a folder says, whether its manifest opens or not."""
     try:
-        return folder_problems(folder, read_manifest(folder))
+        return verify_folder(folder, read_manifest(folder))
     except DatasetRefused as error:
         return [str(error)]
 
@@ -50,7 +50,7 @@ def test_every_file_is_known(dataset: Dataset) -> None:
     assert dataset.problems() == []
     seal = read_seal(dataset.folder)
     assert [entry.path for entry in seal.extras or ()] == ["README.md", "recipe.yaml"]
-    assert has_seal(dataset.folder)
+    assert has_checksums(dataset.folder)
 
 
 def test_a_flipped_byte_is_found_wherever_it_is(dataset: Dataset) -> None:
@@ -92,7 +92,7 @@ def test_an_extra_file_is_named(dataset: Dataset, name: str) -> None:
     extra = folder_of(dataset) / name
     extra.parent.mkdir(exist_ok=True)
     shutil.copy(folder_of(dataset) / dataset.manifest.files[0].path, extra)
-    assert told(folder_of(dataset)) == [f"{name} is not in the manifest: it belongs elsewhere"]
+    assert told(folder_of(dataset)) == [f"{name} is not in the manifest: move it to another folder"]
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "data/.train.parquet.77.tmp", ".gitattributes", ".cache/huggingface/x"])
@@ -107,9 +107,7 @@ def test_a_renamed_file_is_known_by_its_checksum(dataset: Dataset) -> None:
     folder = folder_of(dataset)
     data = folder / "data"
     (data / "train-00000-of-00001.parquet").rename(data / "train.parquet")
-    assert told(folder) == [
-        "data/train-00000-of-00001.parquet was renamed to data/train.parquet: give it back its name"
-    ]
+    assert told(folder) == ["data/train-00000-of-00001.parquet was renamed to data/train.parquet: restore its name"]
 
 
 def test_two_files_that_changed_places(dataset: Dataset) -> None:
@@ -136,12 +134,12 @@ def test_a_wrong_row_count_is_told(dataset: Dataset) -> None:
     files[0]["rows"] = 7
     resealed(folder, files=files)
     assert told(folder) == [
-        "data/train-00000-of-00001.parquet has 3 rows, the manifest says 7",
-        "manifest.json says 3 rows of train, and its files have 7",
+        "data/train-00000-of-00001.parquet has 3 rows, and the manifest lists 7",
+        "manifest.json counts 3 rows of train, and its files have 7",
     ]
     files[0]["rows"] = 3
     resealed(folder, files=files, rejected={"length": 2})
-    assert told(folder) == ["manifest.json says 2 rows of rejected, and its files have 0"]
+    assert told(folder) == ["manifest.json counts 2 rows of rejected, and its files have 0"]
 
 
 def test_a_file_with_other_rows_in_it(dataset: Dataset) -> None:
@@ -149,14 +147,14 @@ def test_a_file_with_other_rows_in_it(dataset: Dataset) -> None:
     one, two = (folder / entry.path for entry in dataset.manifest.files)
     one.write_bytes(two.read_bytes())
     (problem,) = told(folder)
-    assert "bytes, the manifest says" in problem
-    assert "has 1 rows, the manifest says 3" in problem
+    assert "bytes, and the manifest lists" in problem
+    assert "has 1 rows, and the manifest lists 3" in problem
 
 
 def test_a_newer_format_is_told_before_anything_else(dataset: Dataset) -> None:
     folder = folder_of(dataset)
     (folder / FILE_NAME).write_text(json.dumps({"format_version": 2, "all": "else is new"}))
-    assert "format version 2; this release reads version 1" in told(folder)[0]
+    assert "format version 2, and this release reads version 1" in told(folder)[0]
 
 
 def test_a_manifest_without_a_seal_stays_readable(dataset: Dataset) -> None:
@@ -166,7 +164,7 @@ def test_a_manifest_without_a_seal_stays_readable(dataset: Dataset) -> None:
     (folder / FILE_NAME).write_text(json.dumps(said))
     assert read_manifest(folder) == dataset.manifest
     assert told(folder) == []
-    assert not has_seal(folder)
+    assert not has_checksums(folder)
 
 
 def test_a_manifest_that_lost_its_checksum(dataset: Dataset) -> None:
@@ -174,14 +172,14 @@ def test_a_manifest_that_lost_its_checksum(dataset: Dataset) -> None:
     said = json.loads((folder / FILE_NAME).read_text())
     del said["manifest_sha256"]
     (folder / FILE_NAME).write_text(json.dumps(said))
-    assert "has lost its own checksum" in told(folder)[0]
+    assert "its checksum is missing" in told(folder)[0]
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../other/data.parquet", "data/../../x", "..\\x", ""])
 def test_a_manifest_names_only_files_inside(dataset: Dataset, path: str) -> None:
     said = dataset.manifest.model_dump(mode="json")
     said["files"][0]["path"] = path
-    with pytest.raises(ValueError, match="no path inside the version's folder"):
+    with pytest.raises(ValueError, match="not a path inside the version's folder"):
         Manifest.model_validate(said)
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.columns import completion_row, completion_schema, record_batch
-from pipeline.dataset.store import versions
-from pipeline.dataset.writer import Origin, new_version
-from pipeline.durable import sole_writer
-from pipeline.errors import DatasetBusy
-from pipeline.records import Completion
+from stillhouse.dataset.columns import completion_row, completion_schema, record_batch
+from stillhouse.dataset.store import versions
+from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.errors import DatasetBusy
+from stillhouse.records import Completion
+from stillhouse.storage.durable import write_lock
 from tests.dataset.made import TEACHER, completion, make_dataset
 
 ORIGIN = Origin(made_by="import", how="rows.jsonl", teacher=TEACHER)
@@ -66,7 +66,7 @@ def test_a_version_that_fails_is_gone_and_its_number_is_free(tmp_path: Path) -> 
 
 
 def test_two_do_not_write_one_dataset_at_once(tmp_path: Path) -> None:
-    with sole_writer(tmp_path / "words"), pytest.raises(DatasetBusy):
+    with write_lock(tmp_path / "words"), pytest.raises(DatasetBusy):
         make_dataset(tmp_path, "words", [completion("kettle")])
 
 

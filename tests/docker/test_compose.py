@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from stillhouse.cli.main import app
 from tests.compose import FOLDER, command_of, docker_compose, services
 
 SECRETS = ["POSTGRES_PASSWORD", "PREFECT_SERVER_API_AUTH_STRING", "OPENAI_API_KEY", "VLLM_API_KEY", "HF_TOKEN"]

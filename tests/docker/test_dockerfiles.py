@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from dockerfile_parse import DockerfileParser
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.paths import ROOT
+
 FILES = [ROOT / "docker/Dockerfile", ROOT / "docker/vllm-cpu.Dockerfile"]
 
 

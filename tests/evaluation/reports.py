@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pipeline.evaluation.results import (
+from stillhouse.evaluation.results import (
     AnswerQuality,
     Answers,
     Curve,

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.evaluation.evaluate import EvaluationResult, evaluate
-from pipeline.evaluation.results import Interval
-from pipeline.evaluation.sweep import evaluate_sweep
-from pipeline.evaluation.warnings import warnings
-from pipeline.labelling.engine import label
-from pipeline.language_model import load_weights
-from pipeline.shown import print_report, report_json
-from pipeline.stages import distill_students
-from pipeline.student.train import distill
+from stillhouse.cli.results import print_report, report_json
+from stillhouse.dataset.store import Dataset
+from stillhouse.evaluation.evaluate import EvaluationResult, evaluate
+from stillhouse.evaluation.report.warnings import warnings
+from stillhouse.evaluation.results import Interval
+from stillhouse.evaluation.sweep.evaluate import evaluate_sweep
+from stillhouse.labelling.engine import label
+from stillhouse.models.load import load_weights
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages.stages import distill_students
+from stillhouse.student.training.train import distill
 from tests.conftest import MakeRecipe, make_tiny_model
 
 END, SPECIAL = 0, 4  # the end token, and how many tokens are none of text
@@ -98,7 +98,7 @@ def test_a_student_that_never_ends_is_called_broken_wherever_it_is_shown(
     change(folder, never_end)
     change(tmp_path / "students/test/untrained", never_end)
     broken = evaluated()
-    said = "This student is broken: 100 % of its answers run into the token limit (its teacher: 0 %)."
+    said = "This student is broken: 100 % of its answers reach the token limit (its teacher: 0 %)."
     assert warnings(broken.report) == [said]
     teacher, untrained, student = (row.answer_quality for row in broken.report.models)
     assert teacher is not None
@@ -116,7 +116,7 @@ def test_a_student_that_never_ends_is_called_broken_wherever_it_is_shown(
     assert "Warning" not in (tmp_path / "students/test/untrained/README.md").read_text()  # it has learnt nothing
     print_report(broken)
     shown = capsys.readouterr().out
-    assert shown.index(f"WARNING  {said}") < shown.index("KL/token") < shown.index("Answers: what they look like")
+    assert shown.index(f"WARNING  {said}") < shown.index("KL/token") < shown.index("Quality of the answers")
     assert report_json(broken)["warnings"] == [said]
     stored = json.loads(broken.files.json.read_text())
     assert stored["models"][-1]["answer_quality"]["from_teacher"]["cut"] == {"mean": 1, "low": 1, "high": 1}
@@ -130,7 +130,7 @@ def test_a_sweep_says_which_student_is_broken_and_its_card_says_so_alone(
     sound, broken = (Path(one.folder) for one in distill_students(recipe))
     change(broken, never_end)
     result = evaluate_sweep(recipe, dataset)
-    said = "layers [0,3] is broken: 100 % of its answers run into the token limit (its teacher: 0 %)."
+    said = "layers [0,3] is broken: 100 % of its answers reach the token limit (its teacher: 0 %)."
     assert result.report.choice.front == ("layers [0,1,3]",)
     assert result.files.markdown.read_text().startswith(f"# test: a sweep\n\n**{said}** ")
     assert "Warning" not in (sound / "README.md").read_text()
@@ -139,6 +139,6 @@ def test_a_sweep_says_which_student_is_broken_and_its_card_says_so_alone(
     assert "| **layers [0,3]** | 0.0 % | 100.0 % | 0.0 % | 0.0 % | 12.0 |" in card
     print_report(result)
     shown = capsys.readouterr().out
-    assert shown.index(f"WARNING  {said}") < shown.index("KL/token") < shown.index("Answers: what they look like")
+    assert shown.index(f"WARNING  {said}") < shown.index("KL/token") < shown.index("Quality of the answers")
     assert report_json(result)["warnings"] == [said]
-    assert any("A student is called broken" in note for note in result.report.notes)
+    assert any("A student is broken if" in note for note in result.report.notes)

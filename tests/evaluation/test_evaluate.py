@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.encodings import PackedLabels
-from pipeline.errors import RecipeError, StudentMissing
-from pipeline.evaluation import distance
-from pipeline.evaluation.distance import against_labels, against_teacher, distances
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.subject import Subject, Task
-from pipeline.labelling.engine import label
-from pipeline.language_model import load_language_model
-from pipeline.records import Completion, TokenTrace
-from pipeline.stages import students_to_train
-from pipeline.student.rows import Example
-from pipeline.student.train import distill
-from pipeline.student_settings import InitSettings, StudentSettings
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import RecipeError, StudentMissing
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.evaluation.measures import distance
+from stillhouse.evaluation.measures.distance import distances, kl_and_agreement, kl_from_labels
+from stillhouse.evaluation.measures.measurement_task import MeasurementTask, ModelToMeasure
+from stillhouse.labelling.engine import label
+from stillhouse.models.load import load_language_model
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.student import InitSettings, StudentSettings
+from stillhouse.records import Completion, TokenTrace
+from stillhouse.stages.stages import students_to_train
+from stillhouse.student.data.rows import Example
+from stillhouse.student.training.train import distill
 from tests.conftest import MakeRecipe, make_tiny_model
 from tests.precision import close_to_dense, in_float64
 
@@ -33,24 +33,24 @@ Labelled = tuple[Recipe, StudentSettings, Dataset]
 
 
 @pytest.fixture
-def task(labelled: Labelled) -> Task:
+def task(labelled: Labelled) -> MeasurementTask:
     recipe, _, dataset = labelled
     batches = list(dataset.batches("validation"))
     rows = tuple(completion_at(batch, index) for batch in batches for index in range(batch.num_rows))
     assert len(rows) > 1
-    return Task(
+    return MeasurementTask(
         rows, recipe.evaluate, max_tokens=12, vocabulary=dataset.manifest.teacher.vocabulary_size or 0, soft=True
     )
 
 
 @pytest.fixture
-def teacher(tiny_model: Path) -> Subject:
-    return Subject("teacher", "tiny", tiny_model, is_teacher=True)
+def teacher(tiny_model: Path) -> ModelToMeasure:
+    return ModelToMeasure("teacher", "tiny", tiny_model, is_teacher=True)
 
 
 @pytest.fixture
-def student(tmp_path: Path) -> Subject:
-    return Subject("student", "other", make_tiny_model(tmp_path / "student", layers=2, seed=5))
+def student(tmp_path: Path) -> ModelToMeasure:
+    return ModelToMeasure("student", "other", make_tiny_model(tmp_path / "student", layers=2, seed=5))
 
 
 def trace_of(row: Completion) -> TokenTrace:
@@ -58,7 +58,7 @@ def trace_of(row: Completion) -> TokenTrace:
     return row.trace
 
 
-def probabilities(subject: Subject, row: Completion) -> torch.Tensor:
+def probabilities(subject: ModelToMeasure, row: Completion) -> torch.Tensor:
     """At each completion token, with no batch and no padding: (completion tokens, vocabulary) float64."""
     trace = trace_of(row)
     tokens = [*trace.prompt_token_ids.tolist(), *trace.completion_token_ids.tolist()]
@@ -69,7 +69,7 @@ def probabilities(subject: Subject, row: Completion) -> torch.Tensor:
 
 @pytest.mark.numeric
 @in_float64()
-def test_distances_are_the_plain_sums(task: Task, teacher: Subject, student: Subject) -> None:
+def test_distances_are_the_plain_sums(task: MeasurementTask, teacher: ModelToMeasure, student: ModelToMeasure) -> None:
     kl = surprise = own_surprise = 0.0
     agreed = tokens = 0
     for row in task.rows:
@@ -96,7 +96,9 @@ def test_distances_are_the_plain_sums(task: Task, teacher: Subject, student: Sub
 
 @pytest.mark.numeric
 @in_float64()
-def test_blocks_change_nothing(task: Task, teacher: Subject, student: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing(
+    task: MeasurementTask, teacher: ModelToMeasure, student: ModelToMeasure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = distances([teacher, student], task)
     monkeypatch.setattr(distance, "_BLOCK_BYTES", 1)
     for one, other in zip(whole, distances([teacher, student], task), strict=True):
@@ -105,7 +107,9 @@ def test_blocks_change_nothing(task: Task, teacher: Subject, student: Subject, m
         assert one.kl.mean == pytest.approx(other.kl.mean, rel=1e-9)
 
 
-def test_a_teacher_far_away_is_known_by_its_labels(task: Task, teacher: Subject, student: Subject) -> None:
+def test_a_teacher_far_away_is_known_by_its_labels(
+    task: MeasurementTask, teacher: ModelToMeasure, student: ModelToMeasure
+) -> None:
     full, coarse = distances([teacher, student], task)[1], distances([student], task)[0]
     assert full.kl is not None
     assert coarse.kl is not None
@@ -124,21 +128,23 @@ def test_stored_labels_of_the_whole_vocabulary_are_the_full_distribution() -> No
     offsets, tail = np.arange(0, 37, 9), torch.full((4,), -math.inf).numpy()
     soft = PackedLabels(ids.int().numpy().ravel(), ordered.numpy().ravel(), offsets, tail)
     example = Example(ids[0].int().numpy(), ids[:, 0].int().numpy(), soft)
-    for full, stored in zip(against_teacher(logprobs, known), against_labels(logprobs, example), strict=True):
+    for full, stored in zip(kl_and_agreement(logprobs, known), kl_from_labels(logprobs, example), strict=True):
         close_to_dense(full.double(), stored.double(), summed=10.0)
 
 
 def test_padded_rows_of_one_vocabulary_count_for_nothing() -> None:
     torch.manual_seed(0)
     known, logprobs = (torch.randn(3, width, dtype=torch.float64) for width in (12, 9))
-    kl, agrees = against_teacher(logprobs.log_softmax(-1), known.log_softmax(-1))
-    expected, same = against_teacher(logprobs.log_softmax(-1), known[:, :9].log_softmax(-1))
+    kl, agrees = kl_and_agreement(logprobs.log_softmax(-1), known.log_softmax(-1))
+    expected, same = kl_and_agreement(logprobs.log_softmax(-1), known[:, :9].log_softmax(-1))
     close_to_dense(kl, expected, summed=10.0)
     assert torch.equal(agrees, same)
 
 
-def test_another_tokenizer_is_not_compared_token_by_token(task: Task, teacher: Subject, tmp_path: Path) -> None:
-    foreign = Subject("foreign", "x", make_tiny_model(tmp_path / "foreign", merges=3), shares_tokenizer=False)
+def test_another_tokenizer_is_not_compared_token_by_token(
+    task: MeasurementTask, teacher: ModelToMeasure, tmp_path: Path
+) -> None:
+    foreign = ModelToMeasure("foreign", "x", make_tiny_model(tmp_path / "foreign", merges=3), shares_tokenizer=False)
     assert distances([teacher, foreign], task)[1] == distance.Distance(None, None, None)
 
 
@@ -220,7 +226,8 @@ def test_the_int8_copy_is_measured_and_the_cards_have_the_figures(
     assert not evaluate(recipe, asking, dataset).fresh
     assert f"evaluation {result.report.key[:12]}" in (folder / "README.md").read_text()
     monkeypatch.setattr(
-        "pipeline.student.quantize.importlib.util.find_spec", lambda name: None if name == "torchao" else object()
+        "stillhouse.student.finished.quantize.importlib.util.find_spec",
+        lambda name: None if name == "torchao" else object(),
     )
     (Path(recipe.evaluate.reports) / recipe.name / "report.json").unlink()
     with pytest.raises(RecipeError, match="torchao is not installed"):
@@ -234,5 +241,5 @@ def test_nothing_held_out_is_told(tiny_recipe: MakeRecipe) -> None:
     dataset = asyncio.run(label(recipe)).dataset
     for variant in students_to_train(recipe):
         distill(recipe, variant, dataset)
-    with pytest.raises(RecipeError, match="set prompts.holdout to a share such as 0.2"):
+    with pytest.raises(RecipeError, match=r"prompts\.holdout is .*Set it to a share such as 0\.2"):
         evaluate(recipe, recipe.student, dataset)

@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 from sacrebleu.metrics.chrf import CHRF
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.errors import RecipeError
-from pipeline.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.answer_quality import Written
-from pipeline.evaluation.evaluate import evaluate, key_of_settings
-from pipeline.evaluation.measure import _answers
-from pipeline.evaluation.metrics.base import open_metrics
-from pipeline.evaluation.models import Models, described, scored, with_labels
-from pipeline.evaluation.results import Interval, ModelRow
-from pipeline.evaluation.scoring import asked_rows
-from pipeline.evaluation.subject import Task
-from pipeline.generation import generate
-from pipeline.labelling.engine import label
-from pipeline.language_model import decode_completion, encode_prompt, load_language_model
-from pipeline.recipe_checks import check_labels, check_student
-from pipeline.records import Completion
-from pipeline.student.train import distill
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import RecipeError
+from stillhouse.evaluation.evaluate import evaluate, settings_key
+from stillhouse.evaluation.measures.answer_quality import ModelAnswers
+from stillhouse.evaluation.measures.measure import _answers
+from stillhouse.evaluation.measures.measurement_task import MeasurementTask
+from stillhouse.evaluation.measures.models import MeasuredModels, with_answer_quality, with_labels, with_scores
+from stillhouse.evaluation.measures.scoring import select_prompts
+from stillhouse.evaluation.metrics.base import open_metrics
+from stillhouse.evaluation.results import Interval, ModelRow
+from stillhouse.labelling.engine import label
+from stillhouse.models.generate import generate
+from stillhouse.models.load import decode_completion, encode_prompt, load_language_model
+from stillhouse.recipe.evaluate import EvaluateSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.records import Completion
+from stillhouse.stages.checks import check_labels, check_student
+from stillhouse.student.training.train import distill
 from tests.conftest import WORDS, MakeRecipe
 from tests.encoder_decoders import LETTERS, PHONEMES, tiny_t5
 from tests.quality.completions import completion
@@ -88,8 +88,8 @@ def test_every_model_answers_what_has_a_reference(
     assert any(
         f"Of {len(referenced)} held-out prompts with a reference: chrF (higher is better)" in one for one in found.notes
     )
-    assert "1 held-out prompts have no reference, and are left out of these." in found.notes
-    monkeypatch.setattr("pipeline.evaluation.held_out.measure_all", None)
+    assert "These metrics leave out 1 held-out prompts without a reference." in found.notes
+    monkeypatch.setattr("stillhouse.evaluation.measures.held_out.measure_all", None)
     assert not evaluate(settings(recipe, batch_size=7), recipe.student, dataset).fresh  # the same figures
 
 
@@ -103,10 +103,8 @@ def test_metrics_without_any_reference_are_refused(
     dataset = asyncio.run(label(recipe)).dataset
     recipe = settings(recipe, metrics=METRICS)
     distill(recipe, recipe.student, dataset)
-    monkeypatch.setattr("pipeline.evaluation.held_out.measure_all", None)  # nothing is measured first
-    said = (
-        r"evaluate\.metrics asks for chrF, exact match, character error rate, and none of .*prompts\.reference is null"
-    )
+    monkeypatch.setattr("stillhouse.evaluation.measures.held_out.measure_all", None)  # nothing is measured first
+    said = r"prompts\.reference is null: evaluate\.metrics \(chrF, exact match, character error rate\) needs"
     with pytest.raises(RecipeError, match=said):
         evaluate(recipe, recipe.student, dataset)
 
@@ -128,8 +126,8 @@ def test_metrics_stand_in_a_recipe_and_come_back(tiny_recipe: MakeRecipe) -> Non
     assert Recipe.model_validate(recipe.model_dump(mode="json", by_alias=True)) == recipe
 
 
-def written(*texts: str) -> Written:
-    return Written(texts, tuple(len(text) for text in texts), tuple(False for _ in texts))
+def written(*texts: str) -> ModelAnswers:
+    return ModelAnswers(texts, tuple(len(text) for text in texts), tuple(False for _ in texts))
 
 
 def test_labels_stand_for_a_teacher_that_does_not_run_here(scripted_recipe: MakeRecipe) -> None:
@@ -138,10 +136,10 @@ def test_labels_stand_for_a_teacher_that_does_not_run_here(scripted_recipe: Make
         completion(text, question=text, reference=right, finish_reason="length" if text == "c" else "stop")
         for text, right in [("a", "a"), ("b", "b"), ("c", "x")]
     ]
-    asked = asked_rows(rows, recipe.evaluate)
-    students = Models((ModelRow("black-box student", "s", 1, 1.0),), (written("a", "no", "no"),))
+    asked = select_prompts(rows, recipe.evaluate)
+    students = MeasuredModels((ModelRow("black-box student", "s", 1, 1.0),), (written("a", "no", "no"),))
     metrics = open_metrics(recipe.evaluate.metrics)
-    found = scored(described(with_labels(students, asked, recipe), asked, ()), metrics, asked)
+    found = with_scores(with_answer_quality(with_labels(students, asked, recipe), asked, ()), metrics, asked)
     teacher, student = found.rows
     assert (teacher.role, teacher.parameters, teacher.tokens_per_second) == ("teacher", None, None)
     assert teacher.scores["exact match"].mean == pytest.approx(2 / 3)
@@ -162,9 +160,9 @@ def test_where_the_labels_are_the_references_they_have_no_line_and_are_compared_
 ) -> None:
     recipe = settings(scripted_recipe(label={"soft": None}))
     forced = recipe.model_copy(update={"label": recipe.label.model_copy(update={"mode": "score"})})
-    asked = asked_rows([completion("a", question="a", reference="a")], recipe.evaluate)
-    students = Models((ModelRow("black-box student", "s", 1, 1.0),), (written(""),))
-    found = described(with_labels(students, asked, forced), asked, ())
+    asked = select_prompts([completion("a", question="a", reference="a")], recipe.evaluate)
+    students = MeasuredModels((ModelRow("black-box student", "s", 1, 1.0),), (written(""),))
+    found = with_answer_quality(with_labels(students, asked, forced), asked, ())
     (student,) = found.rows
     assert len(found.answers) == 1
     assert student.answer_quality is not None
@@ -176,8 +174,8 @@ def test_prompts_of_an_encoder_decoder_are_answered_in_any_order(tmp_path: Path)
     lm = load_language_model(tiny_t5(tmp_path / "t5", vocabulary=[*LETTERS, *PHONEMES]))
     spelt = [" ".join(word) for word in ("abacus", "zoo", "i", "questions", "hello", "ox", "jumping")]
     rows = tuple(completion(question=word) for word in spelt)
-    task = Task(rows, EvaluateSettings(batch_size=3), max_tokens=6, vocabulary=0, soft=False, asked=rows)
-    alone = [_answers(lm, dataclasses.replace(task, asked=(row,))) for row in rows]
+    task = MeasurementTask(rows, EvaluateSettings(batch_size=3), max_tokens=6, vocabulary=0, soft=False, prompts=rows)
+    alone = [_answers(lm, dataclasses.replace(task, prompts=(row,))) for row in rows]
     together = _answers(lm, task)
     assert [(text,) for text in together.texts] == [one.texts for one in alone]
     assert [(count,) for count in together.tokens] == [one.tokens for one in alone]
@@ -187,6 +185,6 @@ def test_prompts_of_an_encoder_decoder_are_answered_in_any_order(tmp_path: Path)
 
 def test_a_report_without_metrics_keeps_the_key_that_it_had() -> None:
     before = {"baselines", "limit", "answers", "latency_prompts", "dtype", "near_duplicate"}
-    assert set(key_of_settings(EvaluateSettings())) == before
-    assert set(key_of_settings(EvaluateSettings(batch_size=3))) == before
-    assert set(key_of_settings(EvaluateSettings.model_validate({"metrics": ["chrf"]}))) == before | {"metrics"}
+    assert set(settings_key(EvaluateSettings())) == before
+    assert set(settings_key(EvaluateSettings(batch_size=3))) == before
+    assert set(settings_key(EvaluateSettings.model_validate({"metrics": ["chrf"]}))) == before | {"metrics"}

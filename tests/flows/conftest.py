@@ -23,13 +23,12 @@ from typing import Any
 import pytest
 
 from tests import compose
+from tests.paths import ROOT
 from tests.postgres import Postgres
 from tests.s3_server import free_ports
 
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="stillhouse-prefect-")  # before prefect is imported
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-
-ROOT = Path(__file__).parent.parent.parent  # prefect.toml is there
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +36,7 @@ def what_is_left_open_shows(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test left open is collected with it, and not with another.
 
     Prefect 3.8.8 reads the server's settings for an asynchronous flow with a client that it never closes, unless one is
-    open: `flows.label.run_label_flow` opens one, and so does this for tests that call the flow itself.
+    open: `stillhouse_flows.label.run_label_flow` opens one, and so does this for tests that call the flow itself.
     """
     with ExitStack() as stack:
         if "prefect_api" in request.fixturenames:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PrefectUnavailable, RecipeError
+from stillhouse.errors import PrefectUnavailable, RecipeError
 from tests.flows import PREFECTS_WARNINGS
 
 pytestmark = PREFECTS_WARNINGS
 
 
 def test_the_file_has_a_nightly_labelling_a_weekly_distillation_and_the_whole_way_on_demand() -> None:
-    from flows.definitions import Changes, flow_of, read_definitions
+    from stillhouse_flows.definitions import Changes, flow_of, read_definitions
 
     entries = {entry["name"]: entry for entry in read_definitions(Changes()).deployments}
     assert {name: flow_of(entry).name for name, entry in entries.items()} == {
@@ -32,7 +32,7 @@ def test_the_file_has_a_nightly_labelling_a_weekly_distillation_and_the_whole_wa
 
 
 def test_a_change_reaches_what_it_names_and_nothing_else() -> None:
-    from flows.definitions import Changes, read_definitions
+    from stillhouse_flows.definitions import Changes, read_definitions
 
     changes = Changes("nightly", "flows/recipes/api.yaml", ("label.samples=2",), "30 1 * * *", "Europe/Lisbon")
     (entry,) = read_definitions(changes).deployments
@@ -50,15 +50,15 @@ def test_a_change_reaches_what_it_names_and_nothing_else() -> None:
     ("changes", "said"),
     [
         ({"only": "hourly"}, "--only is 'hourly'.*nightly, weekly, on-demand, part"),
-        ({"cron": "* * * * *"}, "name one with --only"),
+        ({"cron": "* * * * *"}, "Choose one with --only"),
         ({"only": "nightly", "cron": "every night"}, "cron 'every night'.*five fields"),
         ({"only": "nightly", "timezone": "Mars/Base"}, "time zone 'Mars/Base'.*IANA"),
-        ({"recipe": "nowhere.yaml"}, "the recipe nowhere.yaml is not there"),
+        ({"recipe": "nowhere.yaml"}, "the recipe nowhere.yaml does not exist"),
         ({"overrides": ("label.sample=2",)}, "Did you mean 'samples'"),
     ],
 )
-def test_what_is_wrong_is_refused_before_anything_is_sent(changes: dict[str, str], said: str) -> None:
-    from flows.definitions import Changes, read_definitions
+def test_wrong_changes_are_rejected_before_anything_is_sent(changes: dict[str, str], said: str) -> None:
+    from stillhouse_flows.definitions import Changes, read_definitions
 
     with pytest.raises(RecipeError, match=said):
         read_definitions(Changes(**changes))  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(changes: dict[str, str
 def test_runs_work_where_the_deployment_was_made_or_where_the_variable_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.deploy import working_folder
+    from stillhouse_flows.deploy import working_folder
 
     monkeypatch.delenv("STILLHOUSE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -75,42 +75,42 @@ def test_runs_work_where_the_deployment_was_made_or_where_the_variable_says(
     monkeypatch.setenv("STILLHOUSE_HOME", "/srv/stillhouse")
     assert working_folder() == {"directory": "/srv/stillhouse"}
     monkeypatch.setenv("STILLHOUSE_HOME", "stillhouse")
-    with pytest.raises(RecipeError, match="STILLHOUSE_HOME is 'stillhouse': give an absolute path"):
+    with pytest.raises(RecipeError, match="STILLHOUSE_HOME is 'stillhouse': .*Set it to an absolute path"):
         working_folder()
 
 
 def test_without_a_server_a_command_says_how_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.definitions import Changes
-    from flows.deploy import deploy
-    from flows.recovery import guard
+    from stillhouse_flows.definitions import Changes
+    from stillhouse_flows.deploy import deploy
+    from stillhouse_flows.recovery import guard
 
-    not_set = pytest.raises(PrefectUnavailable, match="PREFECT_API_URL is not set.*prefect server start")
+    not_set = pytest.raises(PrefectUnavailable, match="PREFECT_API_URL: it is not set.*prefect server start")
     with temporary_settings(restore_defaults={PREFECT_API_URL}), not_set:
         deploy(Changes())
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        with pytest.raises(PrefectUnavailable, match="127.0.0.1:9/api, where nobody answers"):
+        with pytest.raises(PrefectUnavailable, match="127.0.0.1:9/api': the server does not answer"):
             guard()
         with pytest.raises(RecipeError, match="--after is 30"):
             guard(30)
-        with pytest.raises(RecipeError, match="--begins-within is 5: .* give 30 or more"):
+        with pytest.raises(RecipeError, match="--begins-within is 5: .*Give 30 seconds or more"):
             guard(begins_within=5)
 
 
 def test_the_commands_are_quick_to_ask_for_help() -> None:
-    probe = "import sys, pipeline.cli; print('prefect' in sys.modules)"
+    probe = "import sys, stillhouse.cli.main; print('prefect' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
 def test_deployments_that_can_meet_share_a_queue_and_parts_do_not_wait_in_it() -> None:
     """A run of any of them may write the dataset or the students of the same recipe; a run waits for its parts."""
-    from flows.definitions import Changes, read_definitions
+    from stillhouse_flows.definitions import Changes, read_definitions
 
     definitions = read_definitions(Changes())
-    assert [entry["name"] for entry in definitions.in_turn] == ["nightly", "weekly", "on-demand"]
-    assert [entry["name"] for entry in definitions.beside] == ["part"]
+    assert [entry["name"] for entry in definitions.sequential] == ["nightly", "weekly", "on-demand"]
+    assert [entry["name"] for entry in definitions.parallel] == ["part"]
     assert definitions.queues == [("stillhouse", "one-at-a-time")]
     assert {entry["work_pool"]["name"] for entry in definitions.deployments} == {"stillhouse"}
     assert read_definitions(Changes(only="part")).queues == []

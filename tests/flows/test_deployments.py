@@ -19,11 +19,12 @@ import pytest
 import yaml
 from prefect.states import Pending
 
-from pipeline.config import Recipe
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import WORDS, MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import PrefectServer
-from tests.processes import processes
+from tests.namesakes import add_namesakes, refuse_imported_namesakes
+from tests.process_tree import processes
 from tests.stand_in import running_stand_in
 
 pytestmark = [pytest.mark.slow, PREFECTS_WARNINGS]
@@ -50,9 +51,10 @@ def command(server: PrefectServer, folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, deployed to be labelled every minute."""
+def home(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a recipe, deployed to be labelled every minute, and with files called as ours and the libraries are."""
     folder = tmp_path_factory.mktemp("home")
+    add_namesakes(folder)
     (folder / "words.jsonl").write_text("".join(json.dumps({"word": word}) + "\n" for word in WORDS))
     (folder / "words.j2").write_text("Explain {{ word }}.\n")
     recipe = {
@@ -64,8 +66,9 @@ def home(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
     }
     (folder / "words.yaml").write_text(yaml.safe_dump(recipe))
     every_minute = ["--only", "nightly", "--recipe", "words.yaml", "--cron", "* * * * *"]
-    assert "deployed label/nightly" in command(prefect_server, folder, "pipeline", "flows", "deploy", *every_minute)
-    return folder
+    assert "deployed label/nightly" in command(prefect_server, folder, "stillhouse", "flows", "deploy", *every_minute)
+    yield folder
+    refuse_imported_namesakes(folder)
 
 
 @contextmanager
@@ -165,7 +168,7 @@ def test_the_api_refuses_wrong_parameters(
 def test_the_guard_is_one_pair_however_often_it_is_set_up(prefect_server: PrefectServer, home: Path) -> None:
     seconds = ["--after", str(GONE), "--begins-within", str(NOT_BEGUN)]
     for _ in range(2):
-        command(prefect_server, home, "pipeline", "flows", "guard", *seconds)
+        command(prefect_server, home, "stillhouse", "flows", "guard", *seconds)
     automations = ask(prefect_server, lambda client: client.read_automations())
     assert sorted(one.trigger.within.total_seconds() for one in automations) == [NOT_BEGUN, GONE]
     assert all(one.enabled for one in automations)
@@ -173,7 +176,7 @@ def test_the_guard_is_one_pair_however_often_it_is_set_up(prefect_server: Prefec
 
 def test_a_worker_takes_a_run_and_is_gone(prefect_server: PrefectServer, home: Path) -> None:
     """What is left of it is looked at by a later test: it takes a while."""
-    command(prefect_server, home, "pipeline", "flows", "deploy", "--only", "part")
+    command(prefect_server, home, "stillhouse", "flows", "deploy", "--only", "part")
 
     async def taken(client: Any) -> Any:
         deployment = await client.read_deployment_by_name("label/part")
@@ -241,7 +244,7 @@ def test_a_run_that_is_killed_with_its_worker_ends_as_crashed_and_a_retry_goes_o
 
 def test_one_machine_serves_the_same_definitions_without_a_pool(prefect_server: PrefectServer, home: Path) -> None:
     with (home / "serve.log").open("w") as output:
-        arguments = ["pipeline", "flows", "serve", "--only", "nightly", "--recipe", "words.yaml"]
+        arguments = ["stillhouse", "flows", "serve", "--only", "nightly", "--recipe", "words.yaml"]
         serving = subprocess.Popen(
             [sys.executable, "-m", *arguments], cwd=home, env=prefect_server.environment, stdout=output, stderr=output
         )

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, open_dataset
-from pipeline.errors import RecipeError, TeacherUnavailable
-from pipeline.labelling.engine import label
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.store import dataset_folder, open_dataset
+from stillhouse.errors import RecipeError, TeacherUnavailable
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 
@@ -66,7 +66,7 @@ def rows_of(recipe: Recipe) -> list[Any]:
 def test_the_label_flow_has_one_task_a_shard_and_the_same_rows(
     scripted_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
 ) -> None:
-    from flows.label import label_flow
+    from stillhouse_flows.label import label_flow
 
     recipe = scripted_recipe()
     result = asyncio.run(label_flow(str(recipe_file(recipe))))
@@ -86,7 +86,7 @@ def test_the_label_flow_has_one_task_a_shard_and_the_same_rows(
 def test_the_run_flow_goes_the_whole_way_and_again_does_nothing(
     tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
 ) -> None:
-    from flows.run import run_flow
+    from stillhouse_flows.run import run_flow
 
     recipe = str(recipe_file(tiny_recipe()))
     first = run_flow(recipe)
@@ -107,9 +107,9 @@ def test_the_run_flow_goes_the_whole_way_and_again_does_nothing(
 def test_the_run_flow_fine_tunes_the_teacher_first(
     tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
 ) -> None:
-    from flows.finetune import finetune_flow
-    from flows.label import label_flow
-    from flows.run import run_flow
+    from stillhouse_flows.finetune import finetune_flow
+    from stillhouse_flows.label import label_flow
+    from stillhouse_flows.run import run_flow
 
     parts = tiny_recipe().model_dump(mode="json", by_alias=True)
     finetune = {"root": str(tmp_path / "teachers"), "train": parts["student"]["train"]}
@@ -119,7 +119,7 @@ def test_the_run_flow_fine_tunes_the_teacher_first(
         evaluate=parts["evaluate"] | {"baselines": []},
     )
     file = str(recipe_file(recipe))
-    with pytest.raises(TeacherUnavailable, match="run `stillhouse finetune`"):
+    with pytest.raises(TeacherUnavailable, match="has not been fine-tuned yet"):
         asyncio.run(label_flow(file))
     result = run_flow(file)
     assert result.finetuned is not None
@@ -135,7 +135,7 @@ def test_the_run_flow_fine_tunes_the_teacher_first(
 def test_a_wrong_recipe_fails_the_flow_with_its_own_error(
     tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
 ) -> None:
-    from flows.run import run_flow
+    from stillhouse_flows.run import run_flow
 
     with pytest.raises(RecipeError, match="Did you mean 'temperature'"):
         run_flow(str(recipe_file(tiny_recipe())), ["label.sampling.temprature=1"])
@@ -145,8 +145,8 @@ def test_a_student_that_cannot_learn_is_refused_by_the_flows_before_anything_is_
     tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path], tmp_path: Path
 ) -> None:
     """A deployment's run comes past no command line."""
-    from flows.label import label_flow
-    from flows.run import run_flow
+    from stillhouse_flows.label import label_flow
+    from stillhouse_flows.run import run_flow
 
     parts = tiny_recipe().model_dump(mode="json", by_alias=True)["student"]
     deep = tiny_recipe(student={**parts, "init": {"from": "teacher", "layers": 9}})

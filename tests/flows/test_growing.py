@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, versions
-from pipeline.durable import sole_writer
-from pipeline.errors import DatasetBusy
-from pipeline.labelling.engine import LabelResult
+from stillhouse.dataset.store import dataset_folder, versions
+from stillhouse.errors import DatasetBusy
+from stillhouse.labelling.engine import LabelResult
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.storage.durable import write_lock
 from tests.conftest import WORDS, MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 
@@ -26,7 +26,7 @@ pytestmark = [
 
 def run_of(recipe: Path, *overrides: str) -> Any:
     """The final state of a run of the flow."""
-    from flows.label import label_flow
+    from stillhouse_flows.label import label_flow
 
     return asyncio.run(label_flow(str(recipe), list(overrides), return_state=True))  # type: ignore[call-overload]
 
@@ -56,7 +56,7 @@ def test_a_run_that_finds_another_leaves_or_waits_and_says_for_whom(
     held, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with sole_writer(dataset_folder(recipe.dataset)):
+        with write_lock(dataset_folder(recipe.dataset)):
             held.set()
             enough.wait(120)
 

@@ -15,38 +15,38 @@ from tests.flows.conftest import ROOT, PrefectServer
 
 
 def our_flows() -> list[Any]:
-    from flows.distill import distill_flow
-    from flows.evaluate import evaluate_flow
-    from flows.finetune import finetune_flow
-    from flows.label import label_flow
-    from flows.run import run_flow
+    from stillhouse_flows.distill import distill_flow
+    from stillhouse_flows.evaluate import evaluate_flow
+    from stillhouse_flows.finetune import finetune_flow
+    from stillhouse_flows.label import label_flow
+    from stillhouse_flows.run import run_flow
 
     return [finetune_flow, label_flow, distill_flow, evaluate_flow, run_flow]
 
 
 def test_every_flow_that_is_guarded_tells_its_end_however_it_ends() -> None:
-    from flows.common import tell_ended
-    from flows.recovery import FLOWS
+    from stillhouse_flows.common import emit_ended_event
+    from stillhouse_flows.recovery import FLOWS
 
     assert [flow.name for flow in our_flows()] == FLOWS
     for flow in our_flows():
         for hooks in ("on_completion", "on_failure", "on_crashed", "on_cancellation"):
-            assert tell_ended in getattr(flow, f"{hooks}_hooks")
+            assert emit_ended_event in getattr(flow, f"{hooks}_hooks")
 
 
 def test_the_last_event_is_one_that_the_guard_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.server.events.schemas.automations import EventTrigger
 
-    from flows import common, recovery
+    from stillhouse_flows import common, recovery
 
     sent: list[dict[str, Any]] = []
     monkeypatch.setattr(common, "emit_event", lambda **event: sent.append(event))
     run = SimpleNamespace(id=uuid4(), name="label words", flow_id=uuid4())
-    common.tell_ended(our_flows()[1], run, SimpleNamespace(name="Completed"))  # type: ignore[arg-type]
+    common.emit_ended_event(our_flows()[1], run, SimpleNamespace(name="Completed"))  # type: ignore[arg-type]
     (event,) = sent
     assert event["resource"]["prefect.resource.id"] == f"prefect.flow-run.{run.id}"
     for watch in (recovery._BEGUN, recovery._TAKEN):
-        automation = watch.automation(watch.seconds)
+        automation = watch.build(watch.seconds)
         trigger = EventTrigger.model_validate(automation.trigger.model_dump())
         assert trigger.expects(event["event"]) and not trigger.starts_after(event["event"])
         assert trigger.match.matches(event["resource"])
@@ -61,7 +61,7 @@ def test_the_guard_leaves_a_short_run_alone(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(scripted_recipe().as_yaml())
     for more in (["flows", "guard", "--after", "35"], ["label", str(recipe), "--flow"]):
-        command = [sys.executable, "-m", "pipeline", *more]
+        command = [sys.executable, "-m", "stillhouse", *more]
         done = subprocess.run(command, cwd=ROOT, env=prefect_server.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     run = _latest_run(prefect_server)

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Prefec
 @contextmanager
 def serving(server: PrefectServer, folder: Path) -> Iterator[None]:
     """`stillhouse flows serve`."""
-    run = [sys.executable, "-m", "pipeline", "flows", "serve", "--recipe", "words.yaml"]
+    run = [sys.executable, "-m", "stillhouse", "flows", "serve", "--recipe", "words.yaml"]
     with (folder / "serve.log").open("w") as output:
         process = subprocess.Popen(run, cwd=folder, env=server.environment, stdout=output, stderr=output)
     try:
@@ -47,7 +47,7 @@ def test_two_deployments_of_one_recipe_take_turns(prefect_server: PrefectServer,
             "dataset": {"root": "labels", "name": "words"},
         }
         (tmp_path / "words.yaml").write_text(yaml.safe_dump(recipe))
-        command(prefect_server, tmp_path, "pipeline", "flows", "deploy", "--recipe", "words.yaml")
+        command(prefect_server, tmp_path, "stillhouse", "flows", "deploy", "--recipe", "words.yaml")
         runner = running_worker(prefect_server, tmp_path) if way == "work pool" else serving(prefect_server, tmp_path)
         with runner:
             until = time.monotonic() + PATIENCE

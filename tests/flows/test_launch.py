@@ -13,15 +13,15 @@ from uuid import UUID
 import pytest
 import torch
 
-from pipeline.config import load_recipe
-from pipeline.errors import RecipeError, TrainingError
-from pipeline.labelling.engine import label
-from pipeline.recipe_checks import student_of
-from pipeline.stages import distill_stage, recipe_dataset
+from stillhouse.errors import RecipeError, TrainingError
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.load import load_recipe
+from stillhouse.stages.checks import student_of
+from stillhouse.stages.stages import distill_stage, recipe_dataset
 from tests.conftest import WORDS, make_tiny_model
 from tests.flows import PREFECTS_WARNINGS
-from tests.processes import Process, processes
-from tests.student.test_distributed import ONE, ROOT, TWO, trained, written
+from tests.process_tree import Process, processes
+from tests.student.training.test_distributed import ONE, ROOT, TWO, trained, written
 
 pytestmark = [
     pytest.mark.slow,
@@ -88,10 +88,10 @@ async def log_of(flow_name: str) -> list[str]:
 
 
 def test_killed_with_its_processes_the_flow_goes_on_to_the_student_of_one_process(place: Path) -> None:
-    from flows.distill import distill_flow
+    from stillhouse_flows.distill import distill_flow
 
     recipe = written(place, "two", {"launch": {"num_processes": 2}}, TWO | OFTEN)
-    flow = own_process("-m", "pipeline", "distill", str(recipe), "--flow")
+    flow = own_process("-m", "stillhouse", "distill", str(recipe), "--flow")
     while (saved := last_saved(recipe)) < 2 and flow.poll() is None:
         time.sleep(0.02)
     assert len(started(recipe)) >= 4  # child.py, the launcher and the two
@@ -122,12 +122,13 @@ def test_killed_with_its_processes_the_flow_goes_on_to_the_student_of_one_proces
 FLOW = """
 import os, sys
 from prefect import flow, task
-from pipeline import children, launch, ranks
-from pipeline.cli_common import errors_told
+from stillhouse.processes import children, ranks
+from stillhouse.stages import launch
+from stillhouse.cli.common import reporting_errors
 
 @task(retries=1)
 def train():
-    environment = {**os.environ, ranks.LAUNCH: sys.argv[1]}
+    environment = {ranks.LAUNCH: sys.argv[1]}
     with children.running([sys.executable, "-c", sys.argv[2], sys.argv[1]], environment) as running:
         for line in running.lines():
             print(line, flush=True)
@@ -136,12 +137,13 @@ def train():
 def training():
     train()
 
-with errors_told():
+with reporting_errors():
     training()
 """
 LAUNCHER = """
 import subprocess, sys
-training = "from pipeline.ranks import *; import time; end_with_launcher(); print('training', flush=True); time.sleep(9e3)"
+training = "from stillhouse.processes.ranks import *; import time; end_with_launcher(); "
+training += "print('training', flush=True); time.sleep(9e3)"
 subprocess.Popen([sys.executable, "-c", training, sys.argv[1]], start_new_session=True).wait()
 """
 
@@ -162,9 +164,9 @@ def test_a_flow_that_is_stopped_ends_its_processes_first(tmp_path: Path) -> None
 def test_what_the_recipe_says_wrongly_is_not_tried_again() -> None:
     from prefect.states import Failed
 
-    from flows.distill import another_try_may_help, train_student
+    from stillhouse_flows.distill import retry_may_help, train_student
 
     task: Any = train_student
     run: Any = None
-    assert not another_try_may_help(task, run, Failed(data=RecipeError("wrong")))
-    assert another_try_may_help(task, run, Failed(data=TrainingError("a process failed")))
+    assert not retry_may_help(task, run, Failed(data=RecipeError("wrong")))
+    assert retry_may_help(task, run, Failed(data=TrainingError("a process failed")))

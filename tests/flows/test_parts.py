@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.errors import WorkerLost
-from pipeline.labelling.engine import label
+from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
+from stillhouse.errors import WorkerLost
+from stillhouse.recipe.recipe import Recipe, recipe_from
+from stillhouse.stages.stages import label_stage
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import ComposedServer, PrefectServer
 from tests.flows.test_deployments import PATIENCE, ask, command, kill_all, running_worker
-from tests.processes import processes
+from tests.namesakes import add_namesakes, refuse_imported_namesakes
+from tests.process_tree import processes
 from tests.stand_in import Stats, running_stand_in
 
 pytestmark = [pytest.mark.slow, PREFECTS_WARNINGS]
@@ -69,8 +70,8 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
     composed_server: ComposedServer, tmp_path: Path, api_recipe: MakeRecipe, recipe_file: RecipeFile
 ) -> None:
     server = composed_server.from_outside()
-    command(server, tmp_path, "pipeline", "flows", "deploy", "--only", "part")
-    command(server, tmp_path, "pipeline", "flows", "guard", "--after", "40")
+    command(server, tmp_path, "stillhouse", "flows", "deploy", "--only", "part")
+    command(server, tmp_path, "stillhouse", "flows", "guard", "--after", "40")
     with running_stand_in(latency=2.0) as teacher, ExitStack() as running:
         recipe = in_parts(api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8), "work-pool")
         names = ["parts-1", "parts-2"]
@@ -78,7 +79,7 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
             running.enter_context(running_worker(server, tmp_path, "--limit", "1", "--name", name)) for name in names
         ]
         until(lambda: online(server) >= {*names})
-        arguments = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--json"]
+        arguments = [sys.executable, "-m", "stillhouse", "label", str(recipe_file(recipe)), "--json"]
 
         def labelling(output: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
             return subprocess.Popen(arguments, cwd=tmp_path, env=server.environment, stdout=output)
@@ -123,13 +124,15 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_ray_cluster_shares_a_job_and_one_of_its_nodes_is_killed(
-    cluster: Any, tmp_path: Path, api_recipe: MakeRecipe
+    cluster: Any, tmp_path: Path, api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    add_namesakes(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with running_stand_in(latency=1.0) as teacher:
         recipe = api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8)
         recipe = in_parts(recipe, "ray", address=cluster.address)
         with ThreadPoolExecutor(1) as pool:
-            going = pool.submit(lambda: asyncio.run(label(recipe)))
+            going = pool.submit(lambda: asyncio.run(label_stage(recipe)))
             until(lambda: teacher.stats.most_at_once > 1 or going.done())  # both are at work
             (other,) = cluster.worker_nodes
             cluster.remove_node(other, allow_graceful=False)
@@ -137,9 +140,10 @@ def test_a_ray_cluster_shares_a_job_and_one_of_its_nodes_is_killed(
             result = going.result(PATIENCE)
         assert result.sent == len(PROMPTS)
         check(recipe, teacher.stats, in_flight=1)
+    refuse_imported_namesakes(tmp_path)
 
 
 def test_a_cluster_that_is_not_there_is_told_of(api_recipe: MakeRecipe) -> None:
     recipe = in_parts(api_recipe("http://127.0.0.1:1", PROMPTS), "ray", address="127.0.0.1:1")
     with pytest.raises(WorkerLost, match=r"label.runner.address is '127.0.0.1:1', where no Ray cluster answers"):
-        asyncio.run(label(recipe))
+        asyncio.run(label_stage(recipe))

@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.errors import RecipeError
+from stillhouse.errors import RecipeError
+from stillhouse.recipe.recipe import Recipe
 from tests import compose
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
@@ -212,7 +212,7 @@ def test_a_power_cut_and_a_database_from_its_copy_and_a_retry_goes_on(
 ) -> None:
     prompts = [f"Name thing {number} of the cut." for number in range(60)]
     database = job.server.database
-    job.command("pipeline", "flows", "guard", "--after", str(GONE))
+    job.command("stillhouse", "flows", "guard", "--after", str(GONE))
     with running_stand_in(latency=0.5) as teacher:
         run = job.start_run(recipe_file(api_recipe(teacher.base_url, prompts, concurrency=2, shard_size=10)))
         wait_for_answers(teacher, 20, job)
@@ -248,7 +248,7 @@ def test_no_secret_is_in_the_database_the_logs_or_any_other_file(job: Job) -> No
 def test_a_block_that_is_not_there_is_named(composed_server: ComposedServer) -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.keys import check_blocks
+    from stillhouse_flows.keys import check_blocks
 
     async def check(block: str) -> None:
         async with get_client() as client:
@@ -256,15 +256,13 @@ def test_a_block_that_is_not_there_is_named(composed_server: ComposedServer) -> 
 
     with known(composed_server):
         asyncio.run(check(BLOCK))
-        with pytest.raises(
-            RecipeError, match="--secret names the block 'teachers-key' for TEACHER_KEY, and the server has no"
-        ):
+        with pytest.raises(RecipeError, match="--secret is 'TEACHER_KEY=teachers-key': the server has no Secret block"):
             asyncio.run(check("teachers-key"))
 
 
 @pytest.mark.parametrize("given", ["OPENAI_API_KEY", "sk-live-55", "OPENAI_API_KEY=sk_live_55", "A-B=c", "A=b c"])
 def test_what_names_no_block_is_refused_and_not_repeated(given: str) -> None:
-    from flows.keys import secrets_from
+    from stillhouse_flows.keys import secrets_from
 
     assert secrets_from(["A_KEY=a-block", "B=b2"]) == {"A_KEY": "a-block", "B": "b2"}
     with pytest.raises(RecipeError, match="VARIABLE=BLOCK") as told:

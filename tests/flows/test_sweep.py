@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import Recipe
-from pipeline.errors import TrainingError
-from pipeline.evaluation.sweep import SweepEvaluation
+from stillhouse.errors import TrainingError
+from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.test_flows import artifact, task_names
 from tests.flows.test_launch import own_process
-from tests.test_sweep import LAYERS, trainings_of
+from tests.stages.test_sweep import LAYERS, trainings_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +42,7 @@ def swept(tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]) -> Cal
 
 
 def test_the_run_flow_has_a_task_run_a_student_and_shows_the_report(swept: Callable[..., Path]) -> None:
-    from flows.run import run_flow
+    from stillhouse_flows.run import run_flow
 
     recipe = str(swept({LAYERS: [2, 1]}))
     first = run_flow(recipe)
@@ -59,8 +59,8 @@ def test_the_run_flow_has_a_task_run_a_student_and_shows_the_report(swept: Calla
 
 
 def test_several_at_a_time(swept: Callable[..., Path], tmp_path: Path) -> None:
-    from flows.distill import distill_flow
-    from flows.label import label_flow
+    from stillhouse_flows.distill import distill_flow
+    from stillhouse_flows.label import label_flow
 
     recipe = str(swept({LAYERS: [3, 2, 1], "at_a_time": 2}))
     asyncio.run(label_flow(recipe))
@@ -83,13 +83,13 @@ def test_several_at_a_time(swept: Callable[..., Path], tmp_path: Path) -> None:
 def test_a_flow_that_is_stopped_ends_its_trainings_and_goes_on(
     swept: Callable[..., Path], tmp_path: Path, stop: signal.Signals
 ) -> None:
-    from flows.distill import distill_flow
-    from flows.label import label_flow
+    from stillhouse_flows.distill import distill_flow
+    from stillhouse_flows.label import label_flow
 
     often = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 12}
     recipe = swept({LAYERS: [2, 1], "at_a_time": 2}, **often)
     asyncio.run(label_flow(str(recipe)))
-    flow = own_process("-m", "pipeline", "distill", str(recipe), "--flow")
+    flow = own_process("-m", "stillhouse", "distill", str(recipe), "--flow")
 
     def saved() -> bool:
         places = [tmp_path / "students" / name for name in ("test-layers-2", "test-layers-1")]

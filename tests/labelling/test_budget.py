@@ -20,29 +20,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tenacity import wait_fixed
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, versions
-from pipeline.errors import BudgetSpent, RecipeError, StorageFailed, TeacherUnavailable
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling import engine, sender
-from pipeline.labelling.budget import Budget, Reservation
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.journal import Change, Journal
-from pipeline.labelling.journal_view import JournalView
-from pipeline.labelling.leases import Leases
-from pipeline.labelling.tokens import likely_prompt_tokens, likely_tokens, most_prompt_tokens
-from pipeline.pricing import Flat
-from pipeline.records import Message, Prompt, TeacherIdentity
-from pipeline.teachers.base import Request, Terms
+from stillhouse.dataset.store import dataset_folder, versions
+from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherUnavailable
+from stillhouse.labelling import engine, sender
+from stillhouse.labelling.budget import Budget, Reservation
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.journal import Change, Journal
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.labelling.leases import Leases
+from stillhouse.labelling.tokens import likely_prompt_tokens, likely_tokens, most_prompt_tokens
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.records import Message, Prompt, TeacherIdentity
+from stillhouse.teachers.base import AnswerSettings, Request
+from stillhouse.teachers.prices import FlatPrice
 from tests.conftest import MakeRecipe
+from tests.paths import ROOT
 from tests.rows import rows_by_prompt
 from tests.stand_in import COMPLETION_TOKENS, PROMPT_TOKENS, RunningStandIn, running_stand_in
 
-SRC = Path(__file__).parent.parent.parent
 PRICE = {"input_usd_per_million": 1.0, "output_usd_per_million": 10.0}
 ANSWER_USD = PROMPT_TOKENS * 1e-6 + COMPLETION_TOKENS * 1e-5  # as the server bills it
 MAX_TOKENS = 16
-TERMS = Terms(TeacherIdentity("openai", "stand-in"), None)
+TERMS = AnswerSettings(TeacherIdentity("openai", "stand-in"), None)
 DUST = 1e-9
 
 
@@ -103,7 +103,7 @@ def billed_usd(server: RunningStandIn) -> float:
 def test_the_server_never_bills_more_than_the_budget(server: RunningStandIn, budgeted: MakeRecipe, word: str) -> None:
     prompts = [f"Question {n}? {word if n % 2 else ''}" for n in range(150)]
     recipe = budgeted(prompts, 0.01, concurrency=64, shard_size=20)
-    with pytest.raises(BudgetSpent, match=r"label\.budget_usd is 0\.01: \$0\.\d+ are spent.*to go on"):
+    with pytest.raises(BudgetSpent, match=r"label\.budget_usd is 0\.01: \$0\.\d+ of it are spent.*Raise it"):
         run(recipe)
     assert billed_usd(server) <= spent_usd(recipe) + DUST <= 0.01 + 2 * DUST
     assert spent_usd(recipe) + max(map(worst_usd, prompts)) > 0.01  # and stops no earlier than it must
@@ -222,7 +222,7 @@ def test_an_attempt_that_was_stopped_under_way_counts_in_full(
     asyncio.run(stopped())
     with closing(JournalView(dataset_folder(recipe.dataset))) as view:
         assert view.spent() == pytest.approx(sum(map(worst_usd, prompts)))
-        assert not view._one("SELECT count(*) FROM reserved")
+        assert not view._scalar("SELECT count(*) FROM reserved")
 
 
 def test_a_refusal_of_everybody_costs_nothing_and_leaves_nothing_set_aside(
@@ -233,7 +233,7 @@ def test_a_refusal_of_everybody_costs_nothing_and_leaves_nothing_set_aside(
         run(recipe)
     assert spent_usd(recipe) == 0.0
     with closing(JournalView(dataset_folder(recipe.dataset))) as view:
-        assert not view._one("SELECT count(*) FROM reserved")
+        assert not view._scalar("SELECT count(*) FROM reserved")
 
 
 def test_a_defect_of_a_teacher_counts_in_full(
@@ -263,7 +263,7 @@ def test_a_budget_without_a_price_is_refused_before_anything_is_written(
 ) -> None:
     recipe = api_recipe(server.base_url, ["Name a colour."], price=price, budget_usd=0.5)
     if price is None:
-        with pytest.raises(RecipeError, match="set teacher.price to"):
+        with pytest.raises(RecipeError, match="Set teacher.price to"):
             run(recipe)
         assert server.stats.requests == 0
         assert not dataset_folder(recipe.dataset).exists()
@@ -288,7 +288,7 @@ def test_money_is_reserved_on_the_disk_before_anything_is_sent(
         async def answer(requests: Sequence[Request]) -> Any:
             under_way.add(requests[0].prompt.text)
             with closing(JournalView(dataset_folder(recipe.dataset))) as view:
-                held = float(view._one("SELECT sum(usd) FROM reserved") or 0.0)
+                held = float(view._scalar("SELECT sum(usd) FROM reserved") or 0.0)
             missing.append(sum(map(worst_usd, under_way)) - held)
             try:
                 return await plain(requests)
@@ -308,13 +308,13 @@ def test_money_is_reserved_on_the_disk_before_anything_is_sent(
 
 
 def _stillhouse(recipe: Path) -> list[str]:
-    return [sys.executable, "-m", "pipeline", "label", str(recipe), "--no-flow", "--json"]
+    return [sys.executable, "-m", "stillhouse", "label", str(recipe), "--no-flow", "--json"]
 
 
 def _killed_after(command: Sequence[str], server: RunningStandIn, answers: int, environment: dict[str, str]) -> None:
     """Run a command until the server has billed so many answers more, then `kill -9`."""
     target = server.stats.billed_answers + answers
-    with subprocess.Popen(command, cwd=SRC, env=environment, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + 60
         while server.stats.billed_answers < target and process.poll() is None and time.monotonic() < until:
             time.sleep(0.001)
@@ -328,14 +328,14 @@ def test_killed_again_and_again_the_server_bills_no_more_than_the_budget(
 ) -> None:
     """What was under way at a kill may have been billed, and counts; the end of the budget is told, with exit status 1."""
     prompts = [f"Question {n}? {'!reset' if n % 7 == 0 else ''}" for n in range(400)]
-    environment = {**os.environ, "PREFECT_HOME": str(SRC)}
+    environment = {**os.environ, "PREFECT_HOME": str(ROOT)}
     server.server.latency = 0.02
     path = recipe_file(budgeted(prompts, 0.04, concurrency=32, shard_size=25))
     for answers in (1, 40, 30):
         _killed_after(_stillhouse(path), server, answers, environment)
     assert billed_usd(server) <= spent_usd(budgeted(prompts, 0.04)) + DUST
     done = subprocess.run(
-        _stillhouse(path), cwd=SRC, env=environment, capture_output=True, text=True, check=False, timeout=120
+        _stillhouse(path), cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 1
     assert "error: label.budget_usd is 0.04" in " ".join(done.stderr.split())
@@ -355,7 +355,7 @@ def test_a_budget_without_a_price_ends_with_status_2(
     server: RunningStandIn, api_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
 ) -> None:
     recipe = api_recipe(server.base_url, ["Name a colour."], budget_usd=0.5)
-    done = subprocess.run(_stillhouse(recipe_file(recipe)), cwd=SRC, capture_output=True, text=True, check=False)
+    done = subprocess.run(_stillhouse(recipe_file(recipe)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "teacher.price" in done.stderr
     assert server.stats.requests == 0
@@ -382,13 +382,13 @@ class Ledger:
     def lent(self) -> dict[str, float]:
         return {}
 
-    def later(self, change: Change) -> "asyncio.Future[None]":
+    def commit_soon(self, change: Change) -> "asyncio.Future[None]":
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiting.append((change, done))
         return done
 
     async def commit(self, change: Change) -> None:
-        await self.later(change)
+        await self.commit_soon(change)
 
     def write(self) -> None:
         for change, done in self.waiting:
@@ -417,7 +417,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.limit = 20 * UNIT
         self.ledger = Ledger()
-        self.budget = Budget(self.limit, Flat(0.0, UNIT), self.ledger)  # type: ignore[arg-type]
+        self.budget = Budget(self.limit, FlatPrice(0.0, UNIT), self.ledger)  # type: ignore[arg-type]
         self.asked: dict[asyncio.Task[Reservation], int] = {}  # still waiting, for money or for the disk
         self.open: list[Reservation] = []  # attempts under way
         self.spent = 0.0
@@ -462,7 +462,7 @@ class AnyOrder(RuleBasedStateMachine):
         cost = None if share is None else share * reservation.worst_usd
 
         async def settled() -> None:
-            self.ledger.later(self.budget.settle(reservation, cost))
+            self.ledger.commit_soon(self.budget.settle(reservation, cost))
 
         self.spent += reservation.worst_usd if cost is None else cost
         self.loop.run_until_complete(settled())
@@ -523,7 +523,7 @@ TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=30, deadli
 
 def test_one_who_gives_up_takes_back_his_own_reservation_and_no_other(tmp_path: Path) -> None:
     async def give_up(journal: Journal) -> None:
-        budget = Budget(10.0, Flat(0.0, UNIT), journal)
+        budget = Budget(10.0, FlatPrice(0.0, UNIT), journal)
         impatient = asyncio.create_task(budget.reserve([request_for("?")], 1))
         await asyncio.sleep(0)
         patient = asyncio.create_task(budget.reserve([request_for("?")], 2))
@@ -544,12 +544,12 @@ def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Pat
     settings = LabelSettings.model_validate({"budget_usd": 10.0, "runner": {"kind": "ray", "workers": 2}})
 
     async def lend_and_repay(journal: Journal) -> None:
-        budget = Budget(10.0, Flat(0.0, UNIT), journal)
+        budget = Budget(10.0, FlatPrice(0.0, UNIT), journal)
         leases = Leases(settings, budget, journal)
         await leases.lend("a", 3.0)
         await leases.lend("b", 2.0)
         assert budget.spent_usd == pytest.approx(5.0)
-        leases.returned()
+        leases.release()
         leases.repay("a", 0.5)
         assert budget.spent_usd == pytest.approx(2.5)
         leases.repay("a", 0.5)
@@ -559,7 +559,7 @@ def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Pat
     with Journal(tmp_path, soft=None) as journal:
         asyncio.run(lend_and_repay(journal))
     with Journal(tmp_path, soft=None) as journal:  # the next run
-        budget = Budget(10.0, Flat(0.0, UNIT), journal)
+        budget = Budget(10.0, FlatPrice(0.0, UNIT), journal)
         assert budget.spent_usd == pytest.approx(2.5)
         Leases(settings, budget, journal).repay("a", 0.5)
         assert not journal.repay("a", 0.5)
@@ -568,7 +568,7 @@ def test_a_lease_is_repaid_once_however_often_its_part_is_taken_in(tmp_path: Pat
 
 def leases_of(journal: Journal, budget_usd: float, workers: int = 2) -> tuple[Leases, Budget]:
     label = LabelSettings.model_validate({"budget_usd": budget_usd, "runner": {"kind": "ray", "workers": workers}})
-    budget = Budget(budget_usd, Flat(0.0, UNIT), journal)
+    budget = Budget(budget_usd, FlatPrice(0.0, UNIT), journal)
     return Leases(label, budget, journal), budget
 
 
@@ -577,7 +577,7 @@ def test_what_is_left_of_a_budget_is_shared_among_the_workers_that_have_nothing_
         leases, budget = leases_of(journal, 9.0, workers=3)
         for part in "abc":
             await leases.lend(part, 100.0)
-        assert [leases.of(part).budget_usd for part in "abc"] == [pytest.approx(3.0)] * 3
+        assert [leases.settings_for(part).budget_usd for part in "abc"] == [pytest.approx(3.0)] * 3
         assert budget.spent_usd == pytest.approx(9.0)
 
     with Journal(tmp_path, soft=None) as journal:
@@ -588,7 +588,7 @@ def test_a_part_is_labelled_with_its_own_lease_and_fails_for_no_share_of_rejecti
     async def lend(journal: Journal) -> None:
         leases, _ = leases_of(journal, 9.0)
         await leases.lend("a", 2.0)
-        label = leases.of("a")
+        label = leases.settings_for("a")
         assert (label.budget_usd, label.runner.kind, label.max_rejected) == (2.0, "local", 1.0)
 
     with Journal(tmp_path, soft=None) as journal:
@@ -600,13 +600,13 @@ def test_who_asks_for_more_lets_others_bring_back_theirs_first_though_some_is_le
         leases, _ = leases_of(journal, 10.0)
         await leases.lend("a", 2.0)
         await leases.lend("b", 2.0)
-        leases.returned()  # a is out of money
+        leases.release()  # a is out of money
         more = asyncio.create_task(leases.lend("a", 2.0, more=True))
         await asyncio.sleep(0)
         assert not more.done()
-        leases.returned()  # b
+        leases.release()  # b
         await asyncio.wait_for(more, timeout=5)
-        assert leases.of("a").budget_usd == pytest.approx(4.0)
+        assert leases.settings_for("a").budget_usd == pytest.approx(4.0)
 
     with Journal(tmp_path, soft=None) as journal:
         asyncio.run(wait_for_more(journal))
@@ -620,17 +620,17 @@ def test_a_part_that_has_spent_its_lease_waits_for_another_and_is_told_where_not
         leases, _ = leases_of(journal, 6.0)
         await leases.lend("a", 3.0)
         await leases.lend("b", 3.0)
-        leases.returned()  # a is out of money
+        leases.release()  # a is out of money
         more = asyncio.create_task(leases.lend("a", 3.0, more=True))
         await asyncio.sleep(0)
         assert not more.done()
-        leases.returned()  # b is done, or out of money too
+        leases.release()  # b is done, or out of money too
         if brings_back:
             leases.repay("b", 3.0 - brings_back)
             await asyncio.wait_for(more, timeout=5)
-            assert leases.of("a").budget_usd == pytest.approx(3.0 + brings_back / 2)
+            assert leases.settings_for("a").budget_usd == pytest.approx(3.0 + brings_back / 2)
         else:
-            with pytest.raises(BudgetSpent, match="set aside for parts that are not done"):
+            with pytest.raises(BudgetSpent, match="reserved for parts that are not finished"):
                 await asyncio.wait_for(more, timeout=5)
 
     with Journal(tmp_path, soft=None) as journal:
@@ -642,12 +642,12 @@ def test_money_that_comes_back_wakes_who_waits_for_it_while_others_are_still_at_
         leases, _ = leases_of(journal, 6.0, workers=3)
         for part in "abc":
             await leases.lend(part, 2.0)
-        leases.returned()  # a is out of money
+        leases.release()  # a is out of money
         more = asyncio.create_task(leases.lend("a", 1.0, more=True))
         await asyncio.sleep(0)
         leases.repay("b", 0.5)  # taken in; c is at work
         await asyncio.wait_for(more, timeout=5)
-        assert leases.of("a").budget_usd > 2.0
+        assert leases.settings_for("a").budget_usd > 2.0
 
     with Journal(tmp_path, soft=None) as journal:
         asyncio.run(wait_for_more(journal))
@@ -658,7 +658,7 @@ def test_rounding_leaves_nobody_waiting(tmp_path: Path, dollars: float) -> None:
     """Sums of tenths are not exact, whatever the price: the last one is told, and not left to wait."""
 
     async def use_up(journal: Journal) -> None:
-        budget = Budget(1000 * dollars, Flat(0.0, dollars / 10), journal)
+        budget = Budget(1000 * dollars, FlatPrice(0.0, dollars / 10), journal)
         random = Random(0)
         for _ in range(10):
             opened = [await budget.reserve([request_for("?")], random.randint(1, 300)) for _ in range(20)]
@@ -674,7 +674,7 @@ def test_rounding_leaves_nobody_waiting(tmp_path: Path, dollars: float) -> None:
 
 def test_without_a_budget_nothing_is_reserved_and_everything_is_counted(tmp_path: Path) -> None:
     async def pay(journal: Journal) -> None:
-        budget = Budget(None, Flat(0.0, UNIT), journal)
+        budget = Budget(None, FlatPrice(0.0, UNIT), journal)
         reservation = await budget.reserve([request_for("?")], 1000)
         await journal.commit(budget.settle(reservation, 0.5))
 
@@ -687,7 +687,7 @@ def test_the_worst_case_grows_with_all_that_is_sent() -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     plain = request_for("word " * 100)
     assert most_prompt_tokens(plain) > 500
-    shaped = Request(plain.prompt, 0, Terms(TERMS.teacher, None, response_format=schema))
+    shaped = Request(plain.prompt, 0, AnswerSettings(TERMS.teacher, None, response_format=schema))
     assert most_prompt_tokens(shaped) >= most_prompt_tokens(plain) + len(json.dumps(schema))
     assert most_prompt_tokens(request_for("ü" * 100)) == most_prompt_tokens(request_for("u" * 200))
 
@@ -700,7 +700,7 @@ def test_the_worst_case_has_room_for_every_message_and_what_a_template_puts_arou
 def test_a_text_that_a_teacher_is_forced_along_is_part_of_the_prompt_and_nothing_is_written() -> None:
     plain = request_for("Name a colour.")
     forced = Request(plain.prompt, 0, TERMS, forced="blüe")
-    budget = Budget(None, Flat(1.0, 10.0), Ledger())  # type: ignore[arg-type]
+    budget = Budget(None, FlatPrice(1.0, 10.0), Ledger())  # type: ignore[arg-type]
     assert most_prompt_tokens(forced) == most_prompt_tokens(plain) + 5  # bytes
     assert budget.worst_usd([forced], 100) == most_prompt_tokens(forced)
     assert budget.worst_usd([plain, forced], 100) == most_prompt_tokens(plain) + 1000 + most_prompt_tokens(forced)

@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, open_dataset
-from pipeline.durable import write_atomically
-from pipeline.errors import StorageFailed
-from pipeline.labelling.engine import label
-from pipeline.labelling.journal import Journal
-from pipeline.labelling.journal_view import JournalView
+from stillhouse.dataset.store import dataset_folder, open_dataset
+from stillhouse.errors import StorageFailed
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.journal import Journal
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.storage.durable import write_atomically
 from tests.conftest import MakeRecipe
 from tests.power import PowerFailures, whole_versions
 from tests.rows import rows_by_prompt
@@ -38,7 +38,7 @@ RecipeFile = Callable[[Recipe], Path]
 
 
 def command(recipe: Path) -> list[str]:
-    return [sys.executable, "-m", "pipeline", "label", str(recipe), "--no-flow", "--json"]
+    return [sys.executable, "-m", "stillhouse", "label", str(recipe), "--no-flow", "--json"]
 
 
 def ended(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_sent(
             done = ended([sys.executable, "-c", _UNPRIVILEGED, *run], tmp_path)
             assert done.returncode == 1
             assert f"{dataset_folder(recipe.dataset)} cannot be written: Permission denied" in done.stderr
-            assert "the right to write there" in done.stderr
+            assert "grant write permission" in done.stderr
             assert "Traceback" not in done.stderr
             assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
         assert server.stats.requests == sent
@@ -305,7 +305,9 @@ def test_a_file_that_finds_no_space_is_named_and_leaves_nothing(
     write_atomically(tmp_path / "kept", b"before")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", FullFrom(1))
-        with pytest.raises(StorageFailed, match=r"kept cannot be written: No space left on device.*free space"):
+        with pytest.raises(
+            StorageFailed, match=r"kept cannot be written: No space left on device.*Free space on the disk"
+        ):
             write_atomically(tmp_path / "kept", b"after")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("kept", b"before")]
 
@@ -319,7 +321,7 @@ def test_space_that_ends_between_an_answer_and_its_file_costs_no_answer(
         recipe = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"holdout": 0.0})})
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", FullFrom(call))
-            with pytest.raises(StorageFailed, match="free space"):
+            with pytest.raises(StorageFailed, match="(?i)free (disk )?space"):
                 asyncio.run(label(recipe))
         asked = server.stats.requests
         result = asyncio.run(label(recipe))
@@ -331,13 +333,13 @@ def test_space_that_ends_between_an_answer_and_its_file_costs_no_answer(
 def test_a_power_failure_at_any_instant_leaves_whole_versions_and_no_answer_is_forgotten_before(
     api_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    forget, forgotten = Journal.forget, []
+    forget, forgotten = Journal.delete, []
 
     def forgetting(journal: Journal, *given: Any) -> None:
         forgotten.append(disk.survivors())
         forget(journal, *given)
 
-    monkeypatch.setattr(Journal, "forget", forgetting)
+    monkeypatch.setattr(Journal, "delete", forgetting)
     with running_stand_in() as server, PowerFailures(tmp_path, whole_versions) as disk:
         recipe = api_recipe(server.base_url, PROMPTS[:10], shard_size=5)
         folder = asyncio.run(label(recipe)).dataset.folder

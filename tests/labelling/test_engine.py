@@ -15,19 +15,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, open_dataset, versions
-from pipeline.errors import DatasetBusy, PromptError, TeacherUnavailable
-from pipeline.labelling import engine
-from pipeline.labelling.engine import LabelResult, label, open_job
-from pipeline.labelling.journal import Journal
-from pipeline.labelling.plan import make_plan
-from pipeline.teachers.base import Outcome, Request, Teacher, open_teacher
-from pipeline.teachers.scripted import ScriptedTeacher
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.store import dataset_folder, open_dataset, versions
+from stillhouse.errors import DatasetBusy, PromptError, TeacherUnavailable
+from stillhouse.labelling import engine
+from stillhouse.labelling.engine import LabelResult, label, open_job
+from stillhouse.labelling.journal import Journal
+from stillhouse.labelling.plan import make_plan
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.teachers.base import Outcome, Request, Teacher, open_teacher
+from stillhouse.teachers.scripted import ScriptedTeacher
 from tests.conftest import WORDS, MakeRecipe
-
-SRC = Path(__file__).parent.parent.parent
+from tests.paths import ROOT
 
 
 @pytest.fixture
@@ -321,9 +320,9 @@ def test_killed_at_any_instant_no_answer_is_lost_or_asked_twice(
     script = tmp_path / "label.py"
     script.write_text(
         "import asyncio, sys, time\n"
-        "from pipeline.config import load_recipe\n"
-        "from pipeline.labelling.engine import label\n"
-        "from pipeline.teachers.scripted import ScriptedTeacher\n"
+        "from stillhouse.recipe.load import load_recipe\n"
+        "from stillhouse.labelling.engine import label\n"
+        "from stillhouse.teachers.scripted import ScriptedTeacher\n"
         "plain = ScriptedTeacher._one\n"
         "def slow(self, request):\n"
         "    with open(sys.argv[2], 'a') as log: log.write(request.key + '\\n')\n"
@@ -334,12 +333,12 @@ def test_killed_at_any_instant_no_answer_is_lost_or_asked_twice(
         "print(asyncio.run(label(load_recipe(sys.argv[1]))).sent)\n"
     )
     command = [sys.executable, str(script), str(recipe_file(recipe)), str(asked)]
-    with subprocess.Popen(command, cwd=SRC, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(instant)
         process.send_signal(signal.SIGKILL)
-    done = subprocess.run(command, cwd=SRC, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     result = open_dataset(dataset_folder(recipe.dataset))
     assert sum(result.manifest.rows.values()) == 72

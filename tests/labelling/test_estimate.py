@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder
-from pipeline.errors import RecipeError
-from pipeline.labelling.engine import label, open_job
-from pipeline.labelling.estimate import Estimate, estimate_labelling
+from stillhouse.dataset.store import dataset_folder
+from stillhouse.errors import RecipeError
+from stillhouse.labelling.engine import label, open_job
+from stillhouse.labelling.estimate import Estimate, estimate_labelling
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import WORDS, MakeRecipe
 from tests.stand_in import COMPLETION_TOKENS, PROMPT_TOKENS, RunningStandIn, running_stand_in
 

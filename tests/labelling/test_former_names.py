@@ -16,18 +16,19 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import model_files
-from pipeline.config import Recipe, load_recipe
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.estimate import estimate_labelling
-from pipeline.labelling.plan import make_plan
-from pipeline.model_files import ModelFiles
-from pipeline.progress import Progress
-from pipeline.teachers.base import Answer, Request, Terms, open_teacher
-from pipeline.teachers.transformers import TransformersTeacher
-from pipeline.teachers.vllm import VllmTeacher
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.estimate import estimate_labelling
+from stillhouse.labelling.plan import make_plan
+from stillhouse.models import files as model_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.progress import Progress
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.teachers.base import Answer, AnswerSettings, Request, open_teacher
+from stillhouse.teachers.transformers import TransformersTeacher
+from stillhouse.teachers.vllm import VllmTeacher
+from tests.paths import EARLIER
 
-EARLIER = Path(__file__).parent.parent / "earlier"
 KEYS = json.loads((EARLIER / "keys.json").read_text())  # computed by that release
 FINISHED = ["scripted", "greedy", "seeded", "unseeded", "draws", "parity", "no-parity", "served"]
 NO_PARITY = "teacher.options.check={parity: false}"
@@ -110,7 +111,7 @@ def test_what_is_added_is_asked_and_the_rest_taken_over_as_it_is(earlier: Path, 
     for place, row in before.items():
         assert after[place] | {"id": None} == row | {"id": None}
     recipe = recipe_of(name)
-    terms = Terms.of(open_teacher(recipe.teacher, recipe.label, recipe.seed).identity, recipe.label)
+    terms = AnswerSettings.from_label(open_teacher(recipe.teacher, recipe.label, recipe.seed).identity, recipe.label)
     assert all(
         row["id"] == terms.key(prompt, sample, row["reference"] if recipe.label.mode == "score" else None)
         for (prompt, sample), row in after.items()
@@ -210,7 +211,7 @@ def test_weights_that_are_edited_once_a_name_was_used_are_another_teacher(
     monkeypatch.setattr(ModelFiles, "sampled_sha256", sampled)
     assert labelled(name).sent == 0
     told = [record.getMessage() for record in caplog.records if "earlier name" in record.getMessage()]
-    assert len(told) == 1 and told[0].startswith(f"{name}/v001: its answers are kept under an earlier name")
+    assert len(told) == 1 and told[0].startswith(f"{name}/v001: the answers are stored under an earlier name")
     assert labelled(name).sent == 0
     assert len([one for one in caplog.records if "earlier name" in one.getMessage()]) == 1, "it is told once"
     kept = (earlier / "model/model.safetensors").read_bytes()
@@ -236,7 +237,7 @@ def test_keys_that_said_all_are_what_they_were(
     monkeypatch.setattr(model_files, "_SAMPLED_WHOLE", 1 << 22)
     recipe = recipe_of(name)
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
-    assert Terms.of(teacher.identity, recipe.label).id == terms
+    assert AnswerSettings.from_label(teacher.identity, recipe.label).id == terms
     assert terms in [one["terms"] for one in KEYS.values()]
 
 
@@ -257,5 +258,5 @@ def test_a_seed_draws_what_it_drew_in_that_release(earlier: Path, name: str) -> 
     assert isinstance(teacher, TransformersTeacher)
     with make_plan(recipe, teacher.identity) as plan:
         requests = [request for number in range(plan.shards) for request in plan.shard(number).requests]
-    begun = {(one.prompt.id, one.sample): teacher._drawn_by(one) for one in requests}
+    begun = {(one.prompt.id, one.sample): teacher._seeding_key(one) for one in requests}
     assert begun == {place: row["id"] for place, row in rows(earlier / f"labels/{name}/v001").items()}

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import stages
-from pipeline.config import Recipe
-from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.store import Dataset, dataset_folder, open_dataset, versions
-from pipeline.errors import StudentMissing
-from pipeline.labelling import engine
-from pipeline.labelling.engine import LabelResult, label, open_job
-from pipeline.labelling.plan import LabelPlan
-from pipeline.shown import print_student
-from pipeline.student.folder import StudentResult
+from stillhouse.cli.results import print_student
+from stillhouse.dataset.manifest import Manifest
+from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, versions
+from stillhouse.errors import StudentMissing
+from stillhouse.labelling import engine
+from stillhouse.labelling.engine import LabelResult, label, open_job
+from stillhouse.labelling.plan import LabelPlan
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages import stages
+from stillhouse.student.finished.folder import StudentResult
 from tests.conftest import WORDS, MakeRecipe
 from tests.labelling.test_durability import CONCURRENCY, command, completed, durable_ids, until
 from tests.rows import rows_by_prompt

@@ -13,16 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.store import Dataset, dataset_folder, versions
-from pipeline.errors import TeacherUnavailable
-from pipeline.labelling import engine, version
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.plan import make_plan
-from pipeline.prompts import split_of
-from pipeline.records import Message, Prompt
-from pipeline.teachers.base import Outcome, Request, Teacher, open_teacher
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.store import Dataset, dataset_folder, versions
+from stillhouse.errors import TeacherUnavailable
+from stillhouse.labelling import engine
+from stillhouse.labelling import new_version as version
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.plan import make_plan
+from stillhouse.prompts.load import split_of
+from stillhouse.recipe.recipe import Recipe, recipe_from
+from stillhouse.records import Message, Prompt
+from stillhouse.teachers.base import Outcome, Request, Teacher, open_teacher
 from tests.conftest import WORDS, MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import running_stand_in
@@ -185,7 +186,7 @@ def test_an_unchanged_plan_takes_over_once_and_still_knows_its_parents(
     write_words(word_prompts, [*WORDS, "anchor", "basket"])
     assert run(scripted_recipe(), asked, leaves_after=1) is None
     with monkeypatch.context() as patch:
-        patch.setattr(version, "take_over", None)  # is not called
+        patch.setattr(version, "copy_earlier_answers", None)  # is not called
         second = done(scripted_recipe(), asked)
     assert (second.sent, second.reused) == (1, 13)
     assert second.dataset.manifest.parents == ("words/v001",)

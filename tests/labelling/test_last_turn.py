@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.errors import PromptError, RecipeError
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling.engine import label
-from pipeline.labelling.plan import make_plan
-from pipeline.records import Message, Prompt, TeacherIdentity
-from pipeline.teachers.base import Request, Terms
+from stillhouse.errors import PromptError, RecipeError
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.plan import make_plan
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.recipe import Recipe, recipe_from
+from stillhouse.records import Message, Prompt, TeacherIdentity
+from stillhouse.teachers.base import AnswerSettings, Request
 from tests.conftest import MakeRecipe
 from tests.labelling.test_parts import InThisProcess, in_parts, rows, split_up
 from tests.stand_in import running_stand_in
@@ -54,9 +54,9 @@ def test_an_api_that_is_not_known_to_go_on_is_asked_nothing(api_recipe: MakeReci
             asyncio.run(label(recipe))
         assert server.stats.requests == 0
     told = str(caught.value)
-    assert told.startswith("the prompt 'Name a tree.\\nAn' of row 2 ends with an assistant's turn")
+    assert (caught.value.setting, caught.value.value) == ("teacher.kind", "openai")
+    assert "the prompt 'Name a tree.\\nAn' of row 2 ends with an assistant's turn" in told
     for words in (
-        "teacher.kind 'openai'",
         "teacher.options.continue_body",
         "prompts.last_turn",
         "transformers or vllm",
@@ -73,13 +73,13 @@ def test_texts_go_on_by_themselves(api_recipe: MakeRecipe, tmp_path: Path) -> No
 
 def test_continue_body_may_set_no_more_than_extra_body(api_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = with_rows(api_recipe("http://127.0.0.1:9/v1", [], options={"continue_body": {"n": 2}}), tmp_path, OPEN)
-    with pytest.raises(RecipeError, match=r"teacher\.options\.continue_body\.n cannot be set there"):
+    with pytest.raises(RecipeError, match=r"teacher\.options\.continue_body\.n: it cannot be set here"):
         asyncio.run(label(recipe))
 
 
 def key(continuing: str | None, prompt: Prompt) -> str:
     teacher = TeacherIdentity("transformers", "m", content_sha256="a" * 8, options_sha256="b", continuing=continuing)
-    return Request(prompt, 0, Terms.of(teacher, LabelSettings())).key
+    return Request(prompt, 0, AnswerSettings.from_label(teacher, LabelSettings())).key
 
 
 def test_a_key_differs_only_where_something_else_is_sent() -> None:
@@ -117,5 +117,5 @@ def test_a_teacher_of_another_package_that_says_nothing_is_not_asked(
     scripted_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = with_rows(scripted_recipe(), tmp_path, OPEN)
-    with pytest.raises(PromptError, match=r"teacher\.kind 'parrot' is not known to go on from one"):
+    with pytest.raises(PromptError, match=r"teacher\.kind is 'parrot': .*continue_body"):
         make_plan(recipe, TeacherIdentity("parrot", "p"))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.labelling.engine import label, open_job
-from pipeline.labelling.estimate import estimate_labelling
-from pipeline.labelling.metrics import Counts, Meter, Metrics, dollars, duration
-from pipeline.terminal import PlainProgress
+from stillhouse.labelling.engine import label, open_job
+from stillhouse.labelling.estimate import estimate_labelling
+from stillhouse.labelling.metrics import Counts, Meter, Metrics, format_duration, format_usd
+from stillhouse.progress import PlainProgress
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.stand_in import COMPLETION_TOKENS, PROMPT_TOKENS, running_stand_in
 
@@ -20,11 +20,11 @@ ANSWER_USD = (PROMPT_TOKENS + COMPLETION_TOKENS) / 1000
 
 
 def test_rates_are_those_of_the_last_minute_and_time_left_follows_from_them() -> None:
-    counts = Counts(began=100.0)
+    counts = Counts(started_at=100.0)
     meter = Meter(counts)
 
     def look(now: float) -> Metrics:
-        return meter.look(requests=1000, done=counts.answered + 100, spent_usd=0.0, budget_usd=None, now=now)
+        return meter.snapshot(requests=1000, done=counts.answered + 100, spent_usd=0.0, budget_usd=None, now=now)
 
     assert look(100.0).seconds_left is None
     counts.answered, counts.completion_tokens = 100, 1000
@@ -33,18 +33,18 @@ def test_rates_are_those_of_the_last_minute_and_time_left_follows_from_them() ->
     assert fast.earlier == 100
     look(150.0)
     counts.answered, counts.completion_tokens = 150, 1500
-    slow = look(200.0)  # a minute ago is between the looks of 110 and 150; the last before it counts
+    slow = look(200.0)  # a minute ago is between the samples of 110 and 150; the last before it counts
     assert slow.tokens_per_second == pytest.approx(500 / 90)
     assert slow.mean_tokens_per_second == pytest.approx(15.0)
     assert slow.seconds_left == pytest.approx(750 / (50 / 90))
 
 
 def test_looks_that_are_kept_stay_few_however_often_somebody_looks() -> None:
-    counts = Counts(began=0.0, answered=1)
+    counts = Counts(started_at=0.0, answered=1)
     meter = Meter(counts)
     for tick in range(20_000):
-        meter.look(10, 1, 0.0, None, now=tick / 50)
-    assert len(meter._looks) <= 62
+        meter.snapshot(10, 1, 0.0, None, now=tick / 50)
+    assert len(meter._samples) <= 62
 
 
 def test_what_is_naught_or_not_known_is_left_out() -> None:
@@ -60,14 +60,14 @@ def test_what_is_naught_or_not_known_is_left_out() -> None:
     [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (59.7 * 60, "1 h 0 min"), (7500, "2 h 5 min"), (90_000, "1 d 1 h")],
 )
 def test_durations_are_told_as_people_say_them(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+    assert format_duration(seconds) == told
 
 
 @pytest.mark.parametrize(
     ("usd", "told"), [(0, "$0.00"), (0.00004, "less than $0.0001"), (0.0123, "$0.012"), (1234.5, "$1,234.50")]
 )
 def test_small_sums_keep_two_figures(usd: float, told: str) -> None:
-    assert dollars(usd) == told
+    assert format_usd(usd) == told
 
 
 def labelled_metrics(recipe: Recipe) -> Metrics:
@@ -113,7 +113,7 @@ def test_an_open_job_estimates_what_plan_estimates_without_reading_the_prompts_a
         expected = estimate_labelling(recipe)
         with open_job(recipe) as job, monkeypatch.context() as patched:
             patched.setattr(
-                "pipeline.labelling.plan.read_prompts", lambda *_: pytest.fail("the prompts are read again")
+                "stillhouse.labelling.plan.read_prompts", lambda *_: pytest.fail("the prompts are read again")
             )
             assert job.estimate() == expected
         return expected.to_send

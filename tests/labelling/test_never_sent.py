@@ -12,21 +12,22 @@ import pytest
 import yaml
 from pydantic import SecretStr, ValidationError
 
-from pipeline.config import Recipe, TeacherSettings
-from pipeline.dataset.push import push_dataset
-from pipeline.dataset.store import dataset_folder
-from pipeline.errors import RecipeError, StillhouseError, TeacherRefused, TeacherUnavailable, UsageError
-from pipeline.label_settings import LabelSettings, RunnerSettings
-from pipeline.labelling.engine import label
-from pipeline.labelling.journal_view import JournalView
-from pipeline.records import Message, Prompt
-from pipeline.serving.openai_api import Endpoint, OpenAiApi, Timeouts
-from pipeline.storage import service
-from pipeline.teachers.base import Refusal, Request, Terms, open_teacher
+from stillhouse.dataset.store import dataset_folder
+from stillhouse.errors import RecipeError, StillhouseError, TeacherRefused, TeacherUnavailable, UsageError
+from stillhouse.exchange.push import push_dataset
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.journal_view import JournalView
+from stillhouse.recipe.label import LabelSettings, RunnerSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.teacher import TeacherSettings
+from stillhouse.records import Message, Prompt
+from stillhouse.storage import service
+from stillhouse.teachers.base import AnswerSettings, Refusal, Request, open_teacher
+from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Timeouts
 from tests.conftest import MakeRecipe
+from tests.paths import ROOT
 from tests.stand_in import RunningStandIn, running_stand_in
 
-SRC = Path(__file__).parent.parent.parent
 PROMPTS = [f"Name number {number}." for number in range(30)]
 
 
@@ -52,8 +53,8 @@ def rejected_in_journal(recipe: Recipe) -> int:
 
 def stillhouse(command: str, recipe: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", command, str(recipe), *(["--no-flow"] if command == "label" else [])],
-        cwd=SRC,
+        [sys.executable, "-m", "stillhouse", command, str(recipe), *(["--no-flow"] if command == "label" else [])],
+        cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -90,11 +91,17 @@ def test_a_url_and_a_key_with_white_space_around_them_are_meant_without_it(
         ({"OPENAI_BASE_URL": "http://127.0.0.1:99999/v1"}, "OPENAI_BASE_URL is 'http://127.0.0.1:99999/v1': its port"),
         (
             {"OPENAI_BASE_URL": "http://127.0.0.1:9\n/v1"},
-            r"OPENAI_BASE_URL is 'http://127.0.0.1:9\n/v1': it holds white",
+            r"OPENAI_BASE_URL is 'http://127.0.0.1:9\n/v1': it contains white",
         ),
-        ({"OPENAI_BASE_URL": "http://me:s3cret@127.0.0.1:9/v1"}, "carries a user, a password or a query with a key"),
-        ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "s3cret\ns3cret"}, "OPENAI_API_KEY holds"),
-        ({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_ORG_ID": "org–s3cret"}, "OPENAI_ORG_ID holds"),
+        ({"OPENAI_BASE_URL": "http://me:s3cret@127.0.0.1:9/v1"}, "contains a user, a password or a key"),
+        (
+            {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "s3cret\ns3cret"},
+            "OPENAI_API_KEY: the environment",
+        ),
+        (
+            {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_ORG_ID": "org–s3cret"},
+            "OPENAI_ORG_ID: the environment",
+        ),
     ],
 )
 def test_what_no_request_can_be_made_of_ends_with_status_2_and_nothing_is_written(
@@ -117,9 +124,17 @@ def test_what_no_request_can_be_made_of_ends_with_status_2_and_nothing_is_writte
 @pytest.mark.parametrize(
     ("url", "environment", "words"),
     [
-        ("https://127.0.0.1:{port}/v1", {}, "give an http:// URL if the server speaks no TLS"),
-        ("http://127.0.0.1:{port}/v1", {"ALL_PROXY": "socks5://me:s3cret@127.0.0.1:9"}, "ALL_PROXY names the proxy"),
-        ("http://127.0.0.1:{port}/v1", {"HTTP_PROXY": "http://127.0.0.1:99999"}, "HTTP_PROXY names the proxy"),
+        ("https://127.0.0.1:{port}/v1", {}, "use an http:// URL if the server has no TLS"),
+        (
+            "http://127.0.0.1:{port}/v1",
+            {"ALL_PROXY": "socks5://me:s3cret@127.0.0.1:9"},
+            "ALL_PROXY is 'socks5://127.0.0.1:9'",
+        ),
+        (
+            "http://127.0.0.1:{port}/v1",
+            {"HTTP_PROXY": "http://127.0.0.1:99999"},
+            "HTTP_PROXY is 'http://127.0.0.1:99999'",
+        ),
     ],
 )
 def test_a_run_that_cannot_send_ends_at_once_and_rejects_nobody(
@@ -178,7 +193,9 @@ def test_a_prompt_that_json_cannot_carry_is_refused_for_itself_alone(
 
     async def ask() -> object:
         try:
-            (outcome,) = await teacher.answer([Request(half, 0, Terms.of(teacher.identity, recipe.label))])
+            (outcome,) = await teacher.answer(
+                [Request(half, 0, AnswerSettings.from_label(teacher.identity, recipe.label))]
+            )
             return outcome
         finally:
             await teacher.close()
@@ -210,10 +227,10 @@ def test_every_replica_of_a_vllm_teacher_is_checked_before_its_model_is_looked_f
 @pytest.mark.parametrize(
     ("base_url", "key", "words"),
     [
-        ("http://127.0.0.1:9/v1", "two\nlines", "Authorization holds"),
-        ("http://127.0.0.1:9/v1", "a–dash", "Authorization holds"),
+        ("http://127.0.0.1:9/v1", "two\nlines", "the header Authorization contains"),
+        ("http://127.0.0.1:9/v1", "a–dash", "the header Authorization contains"),
         ("http://127.0.0.1:99999/v1", "key", "its port"),
-        ("http://a..b/v1", "key", "no name of a host"),
+        ("http://a..b/v1", "key", "not a valid host name"),
         ("http://127.0.0.1:9\n/v1", "key", "white space"),
         ("ftp://127.0.0.1/v1", "key", "its scheme is ftp"),
     ],
@@ -241,8 +258,8 @@ def test_the_endpoint_of_a_store_is_checked_before_it_is_asked(
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv(variable, endpoint)
-    with pytest.raises(UsageError, match=f"the environment variable {variable} is '"):
-        service.ask("s3://never-opened/labels", lambda fs, path: fs.ls(path), patience=0.1)
+    with pytest.raises(UsageError, match=f"{variable} is '"):
+        service.call_store("s3://never-opened/labels", lambda fs, path: fs.ls(path), retry_seconds=0.1)
 
 
 @pytest.mark.parametrize(
@@ -255,14 +272,14 @@ def test_the_endpoint_of_the_hub_is_checked_before_it_is_asked(
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_TOKEN", "hf_0a1b2c3d")
     dataset = asyncio.run(label(api_recipe(server.base_url, PROMPTS[:1]))).dataset
-    with pytest.raises(UsageError, match="the environment variable HF_ENDPOINT") as told:
+    with pytest.raises(UsageError, match="HF_ENDPOINT") as told:
         push_dataset(dataset, "me/colours", private=False)
     assert "s3cret" not in str(told.value)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:99999", "ray://127.0.0.1:0", "127.0.0.1 :6379"])
 def test_the_address_of_a_ray_cluster_is_checked_with_the_recipe(address: str) -> None:
-    with pytest.raises(ValidationError, match="host:port, the port from 1 to 65535"):
+    with pytest.raises(ValidationError, match="host:port, with a port from 1 to 65535"):
         RunnerSettings(kind="ray", address=address)
 
 

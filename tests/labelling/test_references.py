@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import dataset_folder, open_dataset
-from pipeline.errors import PromptError
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling.engine import label
-from pipeline.labelling.plan import make_plan
-from pipeline.records import Message, Prompt, TeacherIdentity
-from pipeline.teachers.base import Request, Terms
+from stillhouse.dataset.store import dataset_folder, open_dataset
+from stillhouse.errors import PromptError
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.plan import make_plan
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.records import Message, Prompt, TeacherIdentity
+from stillhouse.teachers.base import AnswerSettings, Request
 from tests.conftest import MakeRecipe
 from tests.labelling.test_parts import InThisProcess, in_parts, rows, split_up
 
@@ -89,9 +89,9 @@ def test_a_prompt_that_is_asked_once_keeps_its_first_reference_and_says_so(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         labelled(recipe([*PAIRS, ("three", None)], mode="generate"))
-    (told,) = [record.getMessage() for record in caplog.records if "another reference" in record.getMessage()]
-    assert "repeats prompts with another reference than their first one: row 3, 5 (2 in all)" in told
-    assert "label.mode is score" in told
+    (told,) = [record.getMessage() for record in caplog.records if "a different reference" in record.getMessage()]
+    assert "repeats prompts with a different reference: row 3, 5 (2 in all)" in told
+    assert "label.mode: score" in told
     kept = {row["prompt"][-1]["content"]: row["reference"] for row in rows(recipe([]))}
     assert kept == {"one": "I", "two": "II", "three": "III"}
 
@@ -103,18 +103,20 @@ def test_repeats_with_the_same_reference_are_no_news(recipe: Any, caplog: pytest
 
 
 def test_a_missing_reference_names_its_row(recipe: Any) -> None:
-    with pytest.raises(PromptError, match=r"label\.mode is 'score', and the prompt 'two' of row 2 has no reference"):
+    with pytest.raises(PromptError, match=r"label\.mode is 'score': the prompt 'two' of row 2 has no reference"):
         make_plan(recipe([("one", "I"), ("two", "\n")]), TeacherIdentity("scripted", "x"))
 
 
 def test_keys_are_what_they_were_before_prompts_had_several_references() -> None:
     """Literal values, of the release that labelled a prompt's first reference alone."""
     prompt = Prompt((Message("user", "one"),), "gold")
-    drawn = Terms.of(
+    drawn = AnswerSettings.from_label(
         TeacherIdentity("transformers", "m", content_sha256="a" * 8, options_sha256="b", continuing="x"),
         LabelSettings(),
     )
     assert Request(prompt, 0, drawn).key == "49a1c24b70c33c307b8ce6030249d951"
     assert Request(prompt, 1, drawn).key == "e972209d436c6cbe5481804b7f0e5e8e"
-    scored = Terms.of(TeacherIdentity("reference", "references", continuing=""), LabelSettings(mode="score"))
+    scored = AnswerSettings.from_label(
+        TeacherIdentity("reference", "references", continuing=""), LabelSettings(mode="score")
+    )
     assert Request(prompt, 0, scored, "gold").key == "d65220d988de4bf71076951a47c340db"

@@ -9,12 +9,12 @@ import pytest
 from tenacity import wait_fixed
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.config import Recipe
-from pipeline.errors import TeacherUnavailable, UsageError
-from pipeline.labelling import sender
-from pipeline.labelling.engine import LabelResult, label
-from pipeline.labelling.retrying import Retry
+from stillhouse.cli.main import app
+from stillhouse.errors import TeacherUnavailable, UsageError
+from stillhouse.labelling import sender
+from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.retrying import Retry
+from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.stand_in import Canned, RunningStandIn, running_stand_in
@@ -36,7 +36,7 @@ def server() -> Iterator[RunningStandIn]:
 
 
 def run(recipe: Recipe, reasons: Sequence[str] | None = None) -> LabelResult:
-    return asyncio.run(label(recipe, retry=Retry.of(reasons)))
+    return asyncio.run(label(recipe, retry=Retry.from_reasons(reasons)))
 
 
 def reasons(result: LabelResult) -> dict[str, str | None]:
@@ -104,7 +104,7 @@ def test_the_command_asks_again_and_tells_how(
 ) -> None:
     file = str(recipe_file(api_recipe(server.base_url, ALL)))
     first = CliRunner().invoke(app, ["label", file, "--no-flow"])
-    assert "2 requests: once the cause is mended, --retry-rejected asks again" in " ".join(first.output.split())
+    assert "2 requests: fix the cause, then send them again with --retry-rejected" in " ".join(first.output.split())
     told = CliRunner().invoke(app, ["label", file, "timeout", "--no-flow"])
     assert (told.exit_code, "--retry-rejected" in told.output) == (2, True)
     done = CliRunner().invoke(

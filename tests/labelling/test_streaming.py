@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.files import ShardFiles
-from pipeline.dataset.store import Dataset, dataset_folder
-from pipeline.errors import PromptError, StorageFailed, TeacherUnavailable
-from pipeline.labelling import engine
-from pipeline.labelling.engine import LabelResult, label, open_job
-from pipeline.labelling.plan import make_plan
-from pipeline.quality.base import NamedFilter
-from pipeline.records import Completion
-from pipeline.teachers.base import Outcome, Request, Teacher, open_teacher
+from stillhouse.dataset.files import ShardFiles
+from stillhouse.dataset.store import Dataset, dataset_folder
+from stillhouse.errors import PromptError, StorageFailed, TeacherUnavailable
+from stillhouse.labelling import engine
+from stillhouse.labelling.engine import LabelResult, label, open_job
+from stillhouse.labelling.plan import make_plan
+from stillhouse.quality.base import NamedFilter
+from stillhouse.recipe.recipe import Recipe, recipe_from
+from stillhouse.records import Completion
+from stillhouse.teachers.base import Outcome, Request, Teacher, open_teacher
 
 Wrapper = Callable[[Callable[[int], Awaitable[None]]], Callable[[int], Awaitable[None]]]
 MakeStream = Callable[..., Recipe]
@@ -418,7 +418,7 @@ def test_half_a_character_is_told_before_anything_is_sent(
     recipe = stream()
     with (tmp_path / "prompts.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
-    with pytest.raises(PromptError, match=r"cannot be stored.*Mend its row"):
+    with pytest.raises(PromptError, match=r"cannot be stored.*Correct its row"):
         run(recipe)
     assert answered == []
     assert not dataset_folder(recipe.dataset).exists()
@@ -436,7 +436,7 @@ def test_a_source_that_changes_under_a_run_changes_nothing_of_it(
 
 @pytest.mark.parametrize("what", ["plan", "run"])
 def test_memory_does_not_grow_with_the_number_of_prompts(stream: MakeStream, what: str) -> None:
-    """What Python holds at the most; prompts four times as many. (The whole process: tests/benchmarks/label_memory.py.)"""
+    """What Python holds at the most; prompts four times as many. (The whole process: benchmarks/label_memory.py.)"""
 
     def plan(recipe: Recipe) -> None:
         teacher = open_teacher(recipe.teacher, recipe.label, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome
 
-from tests.benchmarks.shared import measured_on, versions_of, write_section
+from benchmarks.shared import measured_on, versions_of, write_section
 from tests.mutants import operators
 from tests.mutants.choose import fill, mutation_of
 from tests.mutants.report import Outcome, section, without_reason

@@ -74,7 +74,7 @@ def _not_mutated(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _is_exception(name: str) -> bool:
-    from pipeline import errors
+    from stillhouse import errors
 
     known = getattr(errors, name, None)
     return name.endswith("Error") or (isinstance(known, type) and issubclass(known, BaseException))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.shared import table
+from benchmarks.shared import table
 from tests.mutants.left_out import REASONS
 from tests.mutants.rooms import ROOMS, room_of
 

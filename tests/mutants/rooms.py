@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,24 @@ class Room:
 ROOMS = (
     Room(
         "storage",
-        ("pipeline/storage", "pipeline/durable.py"),
+        ("pipeline/stillhouse/storage",),
         (
-            "tests/test_durable.py",
-            "tests/dataset/test_two_at_once.py",
-            "tests/dataset/test_storage.py",
-            "tests/dataset/test_storage_lock.py",
+            "tests/storage/test_durable.py",
+            "tests/storage/test_two_at_once.py",
+            "tests/storage/test_storage.py",
+            "tests/storage/test_storage_lock.py",
             "tests/labelling/test_durability.py",
-            "tests/dataset/test_storage_faults.py",
+            "tests/storage/test_storage_faults.py",
         ),
     ),
     Room(
         "labelling",
-        ("pipeline/labelling",),
+        ("pipeline/stillhouse/labelling",),
         (
             "tests/labelling/test_journal.py",
             "tests/labelling/test_budget.py",
-            "tests/labelling/test_order.py",
-            "tests/labelling/test_pace.py",
+            "tests/labelling/test_send_order.py",
+            "tests/labelling/test_rate_limiter.py",
             "tests/labelling/test_estimate.py",
             "tests/labelling/test_metrics.py",
             "tests/labelling/test_engine.py",
@@ -70,38 +70,41 @@ ROOMS = (
             "tests/labelling/test_durability.py",
             "tests/labelling/test_*.py",
         ),
-        without=("pipeline/labelling/ray_cluster.py", "tests/labelling/test_ray_cluster.py"),
+        without=("pipeline/stillhouse/labelling/runners/ray.py", "tests/labelling/runners/test_ray.py"),
     ),
     Room(
         "serving",
-        ("pipeline/serving",),
+        ("pipeline/stillhouse/teachers/serving",),
         (
-            "tests/serving/test_*.py",
+            "tests/teachers/serving/test_*.py",
             "tests/teachers/test_openai.py",
-            "tests/dataset/exchange/test_openai_log.py",
+            "tests/exchange/test_openai_log.py",
             "tests/labelling/test_never_sent.py",
             "tests/labelling/test_faults.py",
         ),
-        without=("pipeline/serving/check.py", "pipeline/serving/vllm_server.py"),
+        without=(
+            "pipeline/stillhouse/teachers/serving/check.py",
+            "pipeline/stillhouse/teachers/serving/vllm_server.py",
+        ),
     ),
     Room(
         "encodings",
-        ("pipeline/encodings",),
+        ("pipeline/stillhouse/dataset/encodings",),
         (
-            "tests/encodings/test_round_trip.py",
-            "tests/encodings/test_error_bounds.py",
-            "tests/encodings/test_unbiased.py",
+            "tests/dataset/encodings/test_round_trip.py",
+            "tests/dataset/encodings/test_error_bounds.py",
+            "tests/dataset/encodings/test_unbiased.py",
             "tests/dataset/test_reader.py",
         ),
     ),
     Room(
         "losses",
-        ("pipeline/student/losses",),
+        ("pipeline/stillhouse/student/losses",),
         (
-            "tests/student/test_losses.py",
-            "tests/student/test_losses_objective.py",
-            "tests/student/test_sampled_labels.py",
-            "tests/student/test_forward.py",
+            "tests/student/losses/test_losses.py",
+            "tests/student/losses/test_losses_objective.py",
+            "tests/student/losses/test_sampled_labels.py",
+            "tests/student/training/test_forward.py",
         ),
     ),
 )

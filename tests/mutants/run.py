@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ from attrs import evolve
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.testing import run_tests
 from cosmic_ray.work_db import WorkDB
-from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
+from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
+from tests.mutants import covering
 from tests.mutants.choose import mutation_of
+from tests.mutants.covering import Covering
 from tests.mutants.rooms import ROOMS, ROOT, Room, room_of
 
 FOLDER = ROOT / ".mutants"
@@ -35,7 +37,8 @@ class Copies:
     """Copies of the working tree, one for each mutant that is run at a time, and the seconds of each room's tests."""
 
     free: queue.SimpleQueue[Path]
-    seconds: dict[tuple[str, str], float]  # by room and `WHICH`
+    seconds: dict[tuple[str, str], float]  # of the tests without a mutant, by room and `WHICH`
+    covering: dict[tuple[str, str], Covering]  # which tests run which line
 
 
 def run_all(session: WorkDB, items: Sequence[WorkItem], python: Path, workers: int, baselines: Path) -> None:
@@ -52,9 +55,16 @@ def run_all(session: WorkDB, items: Sequence[WorkItem], python: Path, workers: i
         copy = copies.free.get()
         try:
             there = evolve(mutation_of(item), module_path=copy / module)
-            for which in WHICH:  # the slow tests only where no quick one has failed
+            lines = range(there.start_pos[0], there.end_pos[0] + 1)
+            result = WorkResult(WorkerOutcome.NORMAL, "no test runs this line", TestOutcome.SURVIVED)
+            asked = [  # the slow tests only where no quick one has failed
+                (which, tests)
+                for which in WHICH
+                for tests in copies.covering[room.name, which].tests(module, lines, room.tests_of(module))
+            ]
+            for which, tests in asked:
                 limit = _LEAST_SECONDS + _TIMES_AS_LONG * copies.seconds[room.name, which]
-                result = mutate_and_test([there], _command(copy, python, which, room.tests_of(module)), limit)
+                result = mutate_and_test([there], _command(copy, python, which, tests), limit)
                 if result.test_outcome != TestOutcome.SURVIVED:
                     break
             return result
@@ -76,9 +86,17 @@ def way(item: WorkItem) -> str:
     return str(mutation_of(item).module_path.relative_to(ROOT))
 
 
-def _command(copy: Path, python: Path, which: str, tests: Sequence[str]) -> str:
+def _command(
+    copy: Path,
+    python: Path,
+    which: str,
+    tests: Sequence[str],
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] = {},
+) -> str:
     """Run tests in a copy, on one core, until the first that fails. A room may have none that is slow."""
-    words = ["env", f"PYTHONPATH={copy}", "OMP_NUM_THREADS=1", str(python), "-m", "pytest"]
+    words = ["env", f"PYTHONPATH={copy}:{copy}/pipeline:{copy}/flows", "OMP_NUM_THREADS=1"]
+    words += [*(f"{name}={value}" for name, value in environment.items()), str(python), "-m", "pytest", *options]
     words += ["-x", "-q", "--no-header", "-p", "no:cacheprovider"]
     words += [f"--timeout={_ONE_TEST[which]}", "--timeout-method=thread", "-m", which, *tests]
     return shlex.join(["sh", "-c", f"cd {shlex.quote(str(copy))} && {shlex.join(words)} || test $? = {_NO_TESTS}"])
@@ -105,29 +123,37 @@ def _make_copies(python: Path, workers: int, rooms: set[str], baselines: Path) -
     for room, which in asked:
         key = f"{room.name}, {which}, {tests}"
         if key not in known:
-            known[key] = _baseline(first, python, which, room)
+            known[key] = _baseline(first, python, which, room, _measured(baselines, room, which))
             baselines.write_text(json.dumps(known, indent=2))
         seconds[room.name, which] = known[key]
+    covered = {(room.name, which): Covering(_measured(baselines, room, which), first) for room, which in asked}
     for other in copies[1:]:
         shutil.copytree(first, other, symlinks=True)
     free: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for copy in copies:
         free.put(copy)
-    return Copies(free, seconds)
+    return Copies(free, seconds, covered)
 
 
 def _tests_digest() -> str:
-    """Names the tests as they are: edited ones are run without a mutant first."""
+    """Name the tests as they are: edited ones run without a mutant first."""
     digest = hashlib.sha256()
     for file in sorted((ROOT / "tests").rglob("*.py")):
         digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _baseline(copy: Path, python: Path, which: str, room: Room) -> float:
+def _measured(baselines: Path, room: Room, which: str) -> Path:
+    """The folder of what the tests of a room were found to cover."""
+    return baselines.with_suffix(".covered") / f"{room.name}-{WHICH.index(which)}"
+
+
+def _baseline(copy: Path, python: Path, which: str, room: Room, measured: Path) -> float:
     print(f"the tests of {room.name}, {which}, without a mutant", flush=True)
+    shutil.rmtree(measured, ignore_errors=True)
     began = time.monotonic()
-    outcome, output = run_tests(_command(copy, python, which, room.test_files()), None)
+    options, environment = covering.options(measured, (str(copy / source) for source in room.sources))
+    outcome, output = run_tests(_command(copy, python, which, room.test_files(), options, environment), None)
     if outcome != TestOutcome.SURVIVED:
         raise SystemExit(f"{output}\nThe tests of {room.name} fail without a mutant: mend them first.")
     return time.monotonic() - began

@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.config import TeacherSettings
-from pipeline.evaluation.metrics.base import Floats, quotient
-from pipeline.label_settings import LabelSettings
-from pipeline.pricing import FREE
-from pipeline.quality.base import Filter
-from pipeline.records import Completion, TeacherIdentity
-from pipeline.settings import Settings, parse_options
-from pipeline.teachers.base import Answer, Outcome, Refusal, Request, TryAgain
+from stillhouse.evaluation.metrics.base import Floats, ratio
+from stillhouse.quality.base import Filter
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.teacher import TeacherSettings
+from stillhouse.records import Completion, TeacherIdentity
+from stillhouse.settings import Settings, parse_options
+from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
+from stillhouse.teachers.prices import FREE
 
 
 class ShoutingOptions(Settings):
@@ -62,7 +62,7 @@ class Loudness:
         return abs(capitals[0] - capitals[1]), sum(self._of == "characters" or letter.isalpha() for letter in reference)
 
     def score(self, totals: Floats) -> Floats:
-        return quotient(totals)
+        return ratio(totals)
 
 
 def open_metric(options: dict[str, Any]) -> Loudness:
@@ -95,7 +95,7 @@ class Parrot:
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         if self._sleepy:
             self._sleepy -= 1
-            raise TryAgain("asleep", "the parrot sleeps", wait=0.01)
+            raise AttemptFailed("asleep", "the parrot sleeps", wait=0.01)
         return [self._repeat(request.prompt.text) for request in requests]
 
     def _repeat(self, heard: str) -> Outcome:

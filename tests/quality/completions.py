@@ -1,8 +1,8 @@
 """Completions for the tests of filters, and a shorthand for asking them."""
 
-from pipeline.config import FilterSettings
-from pipeline.quality.base import NamedFilter, open_filters
-from pipeline.records import Completion, FinishReason, Message, Prompt, content_hash
+from stillhouse.quality.base import NamedFilter, open_filters
+from stillhouse.recipe.quality import FilterSettings
+from stillhouse.records import Completion, FinishReason, Message, Prompt, content_hash
 
 
 def completion(

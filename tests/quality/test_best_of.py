@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError
-from pipeline.labelling.engine import label
-from pipeline.quality.base import NamedFilter, Verdict, judge, remember
-from pipeline.records import Completion
+from stillhouse.errors import RecipeError
+from stillhouse.labelling.engine import label
+from stillhouse.quality.base import NamedFilter, Verdict, apply_filters, record_kept
+from stillhouse.records import Completion
 from tests.conftest import WORDS, MakeRecipe
 from tests.quality.completions import completion, filters
 
@@ -25,21 +25,21 @@ def samples(*texts: str, question: str = "q") -> list[Completion]:
 
 def verdicts(rows: list[Completion], *settings: dict[str, object]) -> list[str | None]:
     chain = filters(*settings)
-    return [verdict.detail if (verdict := judge(row, chain)) else None for row in rows]
+    return [verdict.detail if (verdict := apply_filters(row, chain)) else None for row in rows]
 
 
 def test_the_first_that_passes_is_kept() -> None:
     assert verdicts(samples("41", "42", "It is 42."), {"kind": "best-of", "verifiers": [NUMBER]}) == [
         "the verifier reference-match rejects it: '41' disagrees with the reference '#### 42' (number)",
         None,
-        "enough was kept of this prompt (keep=1): sample 1",
+        "this prompt already has keep=1 kept: sample 1",
     ]
 
 
 def test_keep_more_than_one() -> None:
     kept = verdicts(samples("42", "41", "42", "42"), {"kind": "best-of", "keep": 2, "verifiers": [NUMBER]})
     assert [detail is None for detail in kept] == [True, False, True, False]
-    assert kept[3] == "enough was kept of this prompt (keep=2): sample 0, 2"
+    assert kept[3] == "this prompt already has keep=2 kept: sample 0, 2"
 
 
 def test_each_prompt_has_its_own_count() -> None:
@@ -67,9 +67,9 @@ def test_a_verifier_that_looks_back_is_told_too() -> None:
 def test_a_row_does_not_stand_in_its_own_way() -> None:
     chain = filters({"kind": "best-of"})
     one, other = samples("a", "b")
-    remember(one, chain)
-    assert judge(one, chain) is None
-    assert judge(other, chain) is not None
+    record_kept(one, chain)
+    assert apply_filters(one, chain) is None
+    assert apply_filters(other, chain) is not None
 
 
 @given(st.lists(st.lists(st.sampled_from(["41", "42"]), min_size=1, max_size=5), max_size=4), st.data())
@@ -81,13 +81,13 @@ def test_a_run_that_was_cut_goes_on_alike(drawn: list[list[str]], data: st.DataO
         return filters({"kind": "best-of", "verifiers": [NUMBER]})
 
     def run(part: list[Completion], chain: list[NamedFilter]) -> list[Verdict | None]:
-        return [judge(row, chain) for row in part]
+        return [apply_filters(row, chain) for row in part]
 
     before = run(rows[:cut], fresh())
     resumed = fresh()
     for row, verdict in zip(rows[:cut], before, strict=True):
         if verdict is None:
-            remember(row, resumed)
+            record_kept(row, resumed)
     assert before + run(rows[cut:], resumed) == run(rows, fresh())
 
 

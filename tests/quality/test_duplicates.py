@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError
-from pipeline.quality.base import judge
-from pipeline.quality.duplicates import Banding, Duplicates, DuplicatesOptions, open_filter
-from pipeline.records import Completion
-from pipeline.text import shingles
+from stillhouse.errors import RecipeError
+from stillhouse.quality.base import apply_filters
+from stillhouse.quality.duplicates import Banding, Duplicates, DuplicatesOptions, open_filter
+from stillhouse.records import Completion
+from stillhouse.text import shingles
 from tests.quality.completions import completion, filters
 
 LONG = "The kettle stands on the stove and sings when the water in it has come to the boil in the morning"
@@ -23,7 +23,7 @@ NEARLY = LONG.replace("in the morning", "in the evening")
 def kept(rows: list[Completion], options: dict[str, object]) -> list[str]:
     """The ids of the rows that the filter alone keeps, one after another."""
     chain = filters({"kind": "duplicates", **options})
-    return [row.id for row in rows if judge(row, chain) is None]
+    return [row.id for row in rows if apply_filters(row, chain) is None]
 
 
 def rows(*texts: str) -> list[Completion]:
@@ -33,19 +33,19 @@ def rows(*texts: str) -> list[Completion]:
 def test_the_same_words_are_a_duplicate_whatever_their_form() -> None:
     one, other, third = rows("Don’t panic!", "don't   PANIC", "Do panic.")
     keep = open_filter({"near": None})
-    keep.remember(one)
-    assert keep(other) == "the same words as 0, which was kept"
+    keep.record_kept(one)
+    assert keep(other) == "the same words as the kept 0"
     assert keep(third) is None
 
 
 def test_a_near_duplicate_is_named_with_its_similarity() -> None:
     one, other = rows(LONG, NEARLY)
     keep = open_filter({})
-    keep.remember(one)
+    keep.record_kept(one)
     said = keep(other)
     assert said is not None
     similarity, rest = said.removeprefix("similarity ").split(" ", 1)
-    assert rest == "to 0, which was kept"
+    assert rest == "to the kept 0"
     assert 0.8 <= float(similarity) < 1
     assert open_filter({"near": None})(other) is None
 
@@ -54,24 +54,26 @@ def test_the_most_alike_is_named() -> None:
     keep = open_filter({"near": 0.3})
     alike = [LONG.replace("sings", "hums"), NEARLY, LONG.replace("The kettle", "A pot")]
     for row in rows(*alike):
-        keep.remember(row)
+        keep.record_kept(row)
     said = keep(completion(f"{NEARLY} here", id_="new"))
     assert said is not None
-    assert said.endswith("to 1, which was kept")
+    assert said.endswith("to the kept 1")
 
 
 def test_a_row_is_no_duplicate_of_itself() -> None:
     (one,) = rows(LONG)
     keep = open_filter({})
-    keep.remember(one)
-    keep.remember(one)
+    keep.record_kept(one)
+    keep.record_kept(one)
     assert keep(one) is None
 
 
 def test_what_was_rejected_is_not_compared_with() -> None:
     chain = filters({"kind": "duplicates"}, {"kind": "length", "max_chars": 5})
     long, again = rows(LONG, LONG)
-    assert [judge(long, chain), judge(again, chain)] == [judge(long, filters({"kind": "length", "max_chars": 5}))] * 2
+    assert [apply_filters(long, chain), apply_filters(again, chain)] == [
+        apply_filters(long, filters({"kind": "length", "max_chars": 5}))
+    ] * 2
 
 
 def test_of_completion_prompt_or_both() -> None:
@@ -127,7 +129,7 @@ def test_near_agrees_with_comparing_every_pair(drawn: list[str], chance: random.
         if closest < 0.6 - room:
             assert not rejected
         if not rejected:
-            keep.remember(row)
+            keep.record_kept(row)
             before.append(row.text)
 
 
@@ -138,11 +140,11 @@ def test_a_run_that_was_cut_goes_on_alike(drawn: list[str], data: st.DataObject)
     whole = kept(every, {"near": 0.7})
     cut = data.draw(st.integers(0, len(every)))
     chain = filters({"kind": "duplicates", "near": 0.7})
-    first = [row for row in every[:cut] if judge(row, chain) is None]
+    first = [row for row in every[:cut] if apply_filters(row, chain) is None]
     resumed = filters({"kind": "duplicates", "near": 0.7})
     for row in first:
-        resumed[0].judge.remember(row)  # type: ignore[attr-defined]
-    rest = [row for row in every[cut:] if judge(row, resumed) is None]
+        resumed[0].check.record_kept(row)  # type: ignore[attr-defined]
+    rest = [row for row in every[cut:] if apply_filters(row, resumed) is None]
     assert [row.id for row in first + rest] == whole
 
 
@@ -154,8 +156,8 @@ def test_what_was_kept_lies_in_a_file_that_is_gone_afterwards() -> None:
     draw = random.Random(0)
     every = rows(*(" ".join(draw.choices(LONG.split(), k=30)) for _ in range(500)))
     for row in every:
-        keep.remember(row)
-    assert all(keep(completion(row.text, id_="new")) == f"the same words as {row.id}, which was kept" for row in every)
+        keep.record_kept(row)
+    assert all(keep(completion(row.text, id_="new")) == f"the same words as the kept {row.id}" for row in every)
     assert connection.execute("PRAGMA database_list").fetchall()[0][2] == ""
     del keep
     gc.collect()
@@ -168,8 +170,8 @@ def test_any_text_has_a_fingerprint(text: str) -> None:
     one, other = rows(text, text)
     keep = open_filter({})
     assert keep(one) is None
-    keep.remember(one)
-    assert keep(other) == "the same words as 0, which was kept"
+    keep.record_kept(one)
+    assert keep(other) == "the same words as the kept 0"
 
 
 def test_a_threshold_of_one_asks_for_the_same_runs_of_words() -> None:

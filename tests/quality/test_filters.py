@@ -4,19 +4,19 @@ import sys
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.quality.base import judge
-from pipeline.records import Completion
+from stillhouse.errors import RecipeError
+from stillhouse.quality.base import apply_filters
+from stillhouse.records import Completion
 from tests.quality.completions import completion, filters
 
 
 def reason(one: Completion, *settings: dict[str, object]) -> str | None:
-    verdict = judge(one, filters(*settings))
+    verdict = apply_filters(one, filters(*settings))
     return verdict.reason if verdict else None
 
 
 def detail(one: Completion, *settings: dict[str, object]) -> str | None:
-    verdict = judge(one, filters(*settings))
+    verdict = apply_filters(one, filters(*settings))
     return verdict.detail if verdict else None
 
 
@@ -53,7 +53,7 @@ def test_length_says_which_bound_was_passed() -> None:
 
 def test_a_bound_in_tokens_cannot_be_held_where_none_were_counted() -> None:
     said = detail(completion(tokens=None), {"kind": "length", "max_tokens": 9, "max_chars": 9})
-    assert said == "the teacher did not count its tokens; bound the text with min_chars and max_chars instead"
+    assert said == "the teacher reports no number of tokens; use min_chars and max_chars instead"
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_the_first_filter_that_rejects_gives_the_reason() -> None:
         ({"kind": "lenght"}, "quality.0.kind is 'lenght': there is no such kind. Did you mean 'length'?"),
         ({"kind": "length", "max": 3}, "quality.length.max: there is no such setting"),
         ({"kind": "length", "max_tokens": 0}, "quality.length.max_tokens"),
-        ({"kind": "length"}, "give at least one of min_tokens, max_tokens, min_chars and max_chars"),
-        ({"kind": "length", "min_chars": 3, "max_chars": 2}, "min_chars is 3 and max_chars is 2: nothing"),
+        ({"kind": "length"}, "set at least one of min_tokens, max_tokens, min_chars and max_chars"),
+        ({"kind": "length", "min_chars": 3, "max_chars": 2}, "min_chars is 3 and max_chars is 2, so no completion"),
         ({"kind": "empty", "x": 1}, "quality.empty.x"),
-        ({"kind": "regex"}, "quality.regex.pattern: is missing"),
-        ({"kind": "regex", "pattern": "("}, "quality.regex.pattern: Input should be a valid regular expression"),
+        ({"kind": "regex"}, "quality.regex.pattern: it is missing"),
+        ({"kind": "regex", "pattern": "("}, "quality.regex.pattern is '(': it must be a valid regular expression"),
         ({"kind": "regex", "pattern": "a", "mode": "match"}, "quality.regex.mode"),
     ],
 )
@@ -107,8 +107,8 @@ def test_a_wrong_filter_is_refused(settings: dict[str, object], words: str) -> N
 
 def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    monkeypatch.delitem(sys.modules, "pipeline.quality.duplicates", raising=False)
-    with pytest.raises(RecipeError, match="'duplicates', which needs the library 'datasketch': run `pip install data"):
+    monkeypatch.delitem(sys.modules, "stillhouse.quality.duplicates", raising=False)
+    with pytest.raises(RecipeError, match="'duplicates': it needs the library 'datasketch'.*Run `pip install data"):
         filters({"kind": "duplicates"})
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError
-from pipeline.quality.json_schema import make_validator, open_filter, schema_problem
+from stillhouse.errors import RecipeError
+from stillhouse.quality.json_schema import make_validator, open_filter, schema_problem
 from tests.quality.completions import completion
 
 SCHEMA = {
@@ -40,7 +40,7 @@ def test_what_fits_is_kept(text: str) -> None:
         ("", "not JSON: Expecting value"),
         ("positive", "not JSON: Expecting value"),
         ('{"label": "positive"', "not JSON: "),
-        ('{"label": NaN}', "not JSON: NaN is no JSON number"),
+        ('{"label": NaN}', "not JSON: NaN is not a JSON number"),
         ('Here it is: {"label": "positive"}', "not JSON: "),
         ("[" * 100_000, "not JSON: nested too deeply"),
         ('{"label": ' + "9" * 5000 + "}", "not JSON: "),
@@ -73,14 +73,17 @@ def test_a_schema_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "give exactly one of `schema`"),
-        ({"schema": {}, "file": "x.json"}, "give exactly one of `schema`"),
-        ({"file": "nowhere.json"}, "quality.json-schema.file is 'nowhere.json': there is no such file"),
-        ({"schema": {"type": "objekt"}}, "quality.json-schema.schema is no JSON schema: at $.type, 'objekt' is not"),
-        ({"schema": {"items": {"$ref": "#/$defs/nope"}}}, "has a $ref that leads nowhere: /$defs/nope"),
+        ({}, "set exactly one of `schema`"),
+        ({"schema": {}, "file": "x.json"}, "set exactly one of `schema`"),
+        ({"file": "nowhere.json"}, "quality.json-schema.file is 'nowhere.json': the file does not exist"),
+        (
+            {"schema": {"type": "objekt"}},
+            "quality.json-schema.schema: it is not a valid JSON schema: at $.type",
+        ),
+        ({"schema": {"items": {"$ref": "#/$defs/nope"}}}, "has a $ref that cannot be resolved: /$defs/nope"),
         (
             {"schema": {"$ref": "https://example.org/schema"}},
-            "has a $ref that leads nowhere: https://example.org/schema",
+            "has a $ref that cannot be resolved: https://example.org/schema",
         ),
         ({"shema": {}}, "quality.json-schema.shema: there is no such setting. Did you mean 'schema'?"),
     ],
@@ -135,5 +138,5 @@ def test_a_schema_file_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> 
 @pytest.mark.parametrize("levels", [150, 900, 5000])
 def test_a_schema_that_is_nested_too_deeply(tmp_path: Path, levels: int) -> None:
     (tmp_path / "s.json").write_text('{"not": ' * levels + "{}" + "}" * levels)
-    with pytest.raises(RecipeError, match="nested too deeply"):
+    with pytest.raises(RecipeError, match="nested (too deeply|more than 200 levels deep)"):
         open_filter({"file": str(tmp_path / "s.json")})

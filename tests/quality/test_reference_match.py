@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import RecipeError
-from pipeline.quality.reference_match import last_number, open_filter
+from stillhouse.errors import RecipeError
+from stillhouse.quality.reference_match import last_number, open_filter
 from tests.quality.completions import completion
 
 
@@ -50,7 +50,9 @@ def test_the_threshold_of_f1() -> None:
 def test_a_row_without_a_reference(how: str, reference: str | None) -> None:
     one = completion("42", reference=reference)
     assert open_filter({"how": how})(one) is None
-    assert open_filter({"how": how, "without_reference": "reject"})(one) == "there is no reference to compare it with"
+    assert (
+        open_filter({"how": how, "without_reference": "reject"})(one) == "the prompt has no reference to compare with"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,9 +105,9 @@ def test_no_text_breaks_it(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "quality.reference-match.how: is missing"),
+        ({}, "quality.reference-match.how: it is missing"),
         ({"how": "bleu"}, "quality.reference-match.how"),
-        ({"how": "exact", "threshold": 0.5}, "threshold goes with `how: f1`, and how is 'exact'"),
+        ({"how": "exact", "threshold": 0.5}, "threshold is only for `how: f1`, and how is 'exact'"),
         ({"how": "f1", "threshold": 2}, "quality.reference-match.threshold"),
     ],
 )
@@ -121,4 +123,6 @@ def test_a_blank_reference_is_none(how: str, blank: str) -> None:
     one = completion("42", reference=blank)
     assert one.prompt.reference is None
     assert open_filter({"how": how})(one) is None
-    assert open_filter({"how": how, "without_reference": "reject"})(one) == "there is no reference to compare it with"
+    assert (
+        open_filter({"how": how, "without_reference": "reject"})(one) == "the prompt has no reference to compare with"
+    )

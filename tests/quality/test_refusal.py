@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from pipeline.errors import RecipeError
-from pipeline.quality.refusal import open_filter
+from stillhouse.errors import RecipeError
+from stillhouse.quality.refusal import open_filter
 from tests.quality.completions import completion
 
 REFUSALS = [
@@ -96,7 +96,7 @@ def test_patterns_of_ones_own() -> None:
 
 
 def test_a_wrong_pattern_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"quality\.refusal\.patterns\.0: .*regular expression \(it is '\['\)"):
+    with pytest.raises(RecipeError, match=r"quality\.refusal\.patterns\.0 is '\[': .*regular expression"):
         open_filter({"patterns": ["["]})
 
 

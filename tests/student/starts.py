@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from pipeline.config import Recipe
-from pipeline.errors import RecipeError
-from pipeline.language_model import auto_class
-from pipeline.student.initialise import initialise
-from pipeline.student.start_config import check_start
+from stillhouse.errors import RecipeError
+from stillhouse.models.load import auto_class
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.student.start.initialise import initialise
+from stillhouse.student.start.start_config import check_start
 from tests.conftest import MakeRecipe
 
 Make = Callable[..., Recipe]

@@ -25,13 +25,13 @@ from transformers import (
     T5Model,
 )
 
-from pipeline.config import Recipe
-from pipeline.errors import RecipeError
-from pipeline.generation import generate
-from pipeline.language_model import load_language_model
-from pipeline.recipe_checks import check_labels, check_student
-from pipeline.student.frozen import freeze
-from pipeline.student.start_config import check_start, without_weights
+from stillhouse.errors import RecipeError
+from stillhouse.models.generate import generate
+from stillhouse.models.load import load_language_model
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages.checks import check_labels, check_student
+from stillhouse.student.start.start_config import check_start, meta_model
+from stillhouse.student.training.frozen import freeze
 from tests.encoder_decoders import tiny_bart, tiny_t5
 from tests.student.starts import Make, made, refused, start
 from tests.t5_small import CONFIG, t5_small, t5_tokenizer
@@ -146,13 +146,17 @@ def test_some_layers_are_the_teacher_without_the_others(
     [
         (
             4,
-            "student.init.layers is 4, and the teacher's decoder has only 3: choose 1 to 3, or give each stack its own",
+            "student.init.layers is 4: the teacher's decoder has only 3 layers. Set it to a number from 1 to 3, or set the "
+            "layers of each stack",
         ),
-        ([0, 3], "student.init.layers names layer 3, and those of the teacher's decoder are 0 to 2"),
-        ({"encoder": 5}, "student.init.layers.encoder is 5, and the teacher's encoder has only 4: choose 1 to 4"),
+        ([0, 3], "student.init.layers is [0, 3]: the teacher's decoder has no layer 3. Use layers from 0 to 2."),
+        (
+            {"encoder": 5},
+            "student.init.layers.encoder is 5: the teacher's encoder has only 4 layers. Set it to a number from 1 to 4.",
+        ),
         (
             {"decoder": [0, 7]},
-            "student.init.layers.decoder names layer 7, and those of the teacher's decoder are 0 to 2",
+            "student.init.layers.decoder is [0, 7]: the teacher's decoder has no layer 7. Use layers from 0 to 2.",
         ),
     ],
     ids=str,
@@ -164,8 +168,8 @@ def test_layers_that_a_stack_lacks(start: Make, t5: Path, bart: Path, layers: An
 
 def test_a_causal_teacher_has_one_stack(start: Make) -> None:
     message = refused(start({"from": "teacher", "layers": {"encoder": 2, "decoder": 1}}))
-    assert "student.init.layers names layers of the encoder and decoder" in message
-    assert "is a causal model with one stack of 4 layers: give a number such as 2" in message
+    assert "student.init.layers: it names layers of the encoder and decoder" in message
+    assert "is a causal model with one stack of 4 layers. Set it to a number such as 2" in message
 
 
 def test_layers_that_are_of_two_sorts_are_not_copied(start: Make, t5: Path, tmp_path: Path) -> None:
@@ -282,20 +286,20 @@ def test_tokens_that_a_config_says_are_those_of_the_student(start: Make, t5: Pat
     ("config", "words"),
     [
         ({"n_layers": 2}, "config.n_layers: a t5 config has no such key. Did you mean 'num_layers'?"),
-        ({"num_layers": 0}, "config.num_layers is 0: give a whole number from 1 up"),
-        ({"num_decoder_layers": 1.5}, "config.num_decoder_layers is 1.5: give a whole number from 1 up"),
-        ({"d_kv": "8"}, "config.d_kv is '8': give a whole number from 1 up"),
-        ({"d_model": True}, "config.d_model is True: give a whole number from 1 up"),
-        ({"model_type": "t5", "num_heads": -2}, "config.num_heads is -2: give a whole number from 1 up"),
-        ({"vocab_size": 99}, r"vocab_size is 99, and the teacher's tokenizer has \d+ tokens: give at least \d+"),
-        ({"feed_forward_proj": "gated-gated-x"}, r"makes no model \(d_model 16, num_heads 2, d_kv 8, d_ff 32\)"),
-        ({"feed_forward_proj": "no-such"}, "makes no model .*look at feed_forward_proj"),
-        ({"feed_forward_proj": "nothing"}, "makes no model .*look at feed_forward_proj"),
-        ({"relative_attention_num_buckets": 2}, "makes no model .*relative_attention_"),
+        ({"num_layers": 0}, "config.num_layers is 0: it must be a whole number, 1 or more"),
+        ({"num_decoder_layers": 1.5}, "config.num_decoder_layers is 1.5: it must be a whole number, 1 or more"),
+        ({"d_kv": "8"}, "config.d_kv is '8': it must be a whole number, 1 or more"),
+        ({"d_model": True}, "config.d_model is true: it must be a whole number, 1 or more"),
+        ({"model_type": "t5", "num_heads": -2}, "config.num_heads is -2: it must be a whole number, 1 or more"),
+        ({"vocab_size": 99}, r"vocab_size is 99: the teacher's tokenizer has \d+ tokens\. Set it to at least \d+"),
+        ({"feed_forward_proj": "gated-gated-x"}, r"no model .* \(d_model 16, num_heads 2, d_kv 8, d_ff 32\)"),
+        ({"feed_forward_proj": "no-such"}, "no model can be built from it .*Check feed_forward_proj"),
+        ({"feed_forward_proj": "nothing"}, "no model can be built from it .*Check feed_forward_proj"),
+        ({"relative_attention_num_buckets": 2}, "no model can be built from it .*relative_attention_"),
         ({"model_type": "bart", "d_model": 9, "num_attention_heads": 2},
-         "makes no model .*encoder_attention_heads and decoder_attention_heads must divide d_model"),
-        ({"model_type": "bartt"}, "model_type is 'bartt': .* such as llama or t5. Did you mean 'bart'?"),
-        ({"model_type": "t5gemma"}, "several configs in one: name an encoder-decoder with one config, such as t5 or bart"),
+         "no model can be built .*Set encoder_attention_heads and decoder_attention_heads to divisors of d_model"),
+        ({"model_type": "bartt"}, "model_type is 'bartt': .* Use 'bart', or another type such as llama or t5"),
+        ({"model_type": "t5gemma"}, r"several configs in one\. Use an encoder-decoder with one config, such as t5 or bart"),
         ({"model_type": "whisper"}, "an encoder-decoder student reads text"),
     ],
     ids=str,
@@ -330,9 +334,11 @@ def test_a_student_is_of_its_teachers_kind(start: Make, t5: Path, tiny_model: Pa
             with pytest.raises(RecipeError) as caught:
                 check(recipe)
             message = str(caught.value)
-            assert f"teacher.model is {teacher}, {names[teacher]} (" in message
-            assert re.search(rf"student\.init\.(model|config\.model_type) is .*, {names[student]} \(", message)
-            assert f"Name a student that is {names[teacher]}, or a teacher that is {names[student]}" in message
+            assert f"teacher.model ({teacher}) is {names[teacher]} (" in message
+            assert re.search(
+                rf"student\.init\.(model|config\.model_type) is .*: the student is {names[student]} \(", message
+            )
+            assert f"Use a student that is {names[teacher]}, or a teacher that is {names[student]}" in message
 
 
 def test_of_a_teacher_behind_an_api_any_student_learns(start: Make, t5: Path, bart: Path, tiny_model: Path) -> None:
@@ -356,11 +362,16 @@ def without_start(model: Path, folder: Path) -> Path:
 def test_a_decoder_start_that_is_not_set(start: Make, t5: Path, tmp_path: Path) -> None:
     folder = without_start(t5, tmp_path / "unset")
     message = refused(start({"model": str(folder)}, t5))
-    assert f"student.init.model is {folder}, an encoder-decoder without a decoder_start_token_id" in message
+    assert (
+        f"student.init.model is '{folder}': the model is an encoder-decoder without a decoder_start_token_id" in message
+    )
     assert "teacher.model is" in refused(start({"from": "teacher", "layers": 1}, folder))
     for config in ({"d_ff": 8}, {"model_type": "t5", "d_model": 8}):
         message = refused(start({"config": config}, folder))
-        assert "has no decoder_start_token_id that it could take over: add student.init.config.decoder_start" in message
+        assert (
+            "has no decoder_start_token_id that it could inherit. Add student.init.config.decoder_start_token_id"
+            in message
+        )
     recipe = start({"config": {"model_type": "t5", "d_model": 8, "decoder_start_token_id": 0}}, folder)
     check_start(recipe, recipe.student)
 
@@ -377,9 +388,9 @@ def test_models_that_are_no_start(start: Make, t5: Path, tmp_path: Path) -> None
         tie_word_embeddings=False,
     )  # fmt: skip
     others = {
-        "a T5EncoderModel: a student foretells the next token": T5EncoderModel(t5_config),
-        "a T5Model: an encoder-decoder student reads text": T5Model(T5Config.from_pretrained(t5)),
-        "a BartModel: an encoder-decoder student reads text": BartModel(bart),
+        "a T5EncoderModel, but a student predicts the next token": T5EncoderModel(t5_config),
+        "a T5Model, but an encoder-decoder student reads text": T5Model(T5Config.from_pretrained(t5)),
+        "a BartModel, but an encoder-decoder student reads text": BartModel(bart),
         "reads one vocabulary (30 tokens) and writes another (40)": FSMTForConditionalGeneration(fsmt),
     }
     for place, (words, model) in enumerate(others.items()):
@@ -388,14 +399,14 @@ def test_models_that_are_no_start(start: Make, t5: Path, tmp_path: Path) -> None
         AutoTokenizer.from_pretrained(t5).save_pretrained(folder)
         message = refused(start({"model": str(folder)}, t5))
         assert words in message
-        assert f"student.init.model is {folder}" in message
+        assert f"student.init.model is '{folder}'" in message
         assert "...ForConditionalGeneration" in message or "with one vocabulary" in message
 
 
 def test_copied_layers_have_the_teachers_width(start: Make, t5: Path) -> None:
     for init in ({"from": "teacher", "layers": 2, "config": {"d_model": 64}}, {"layers": 2, "config": {"d_model": 64}}):
         with pytest.raises(
-            RecipeError, match=r"student\.init: config is .*'d_model': 64.*copied layers have the teacher's w"
+            RecipeError, match=r"student\.init\.config is .*'d_model': 64.*copied layers have the teacher's w"
         ):
             start(init, t5)
 
@@ -405,14 +416,14 @@ def test_copied_layers_have_the_teachers_width(start: Make, t5: Path) -> None:
     [
         (
             {"encodr": 2},
-            r"student\.init\.layers: layers is \{'encodr': 2\}: name the layers of an encoder-decoder's stacks",
+            r"student\.init\.layers is \{'encodr': 2\}: the stacks of an encoder-decoder are",
         ),
-        ({}, r"student\.init\.layers: layers is \{\}: name the layers"),
-        ({"encoder": None, "decoder": None}, r"student\.init\.layers: layers is .*: name the layers"),
-        ({"encoder": 0}, r"layers\.encoder is 0: give 1 or more"),
+        ({}, r"student\.init\.layers is \{\}: the stacks"),
+        ({"encoder": None, "decoder": None}, r"student\.init\.layers is .*: the stacks"),
+        ({"encoder": 0}, r"layers\.encoder is 0: it must be at least 1"),
         (
             {"encoder": 1, "decoder": [2, 1]},
-            r"layers\.decoder is \[2, 1\]: list layers of the teacher from 0 in rising",
+            r"layers\.decoder is \[2, 1\]: it is not a rising list",
         ),
     ],
     ids=str,
@@ -450,9 +461,9 @@ def test_t5_smalls_own_config_is_a_start(start: Make, tmp_path: Path) -> None:
         recipe = start({"config": config}, tmp_path / "t5-small")
         assert recipe.student is not None
         check_start(recipe, recipe.student)
-        shapes = without_weights(recipe, recipe.student)
+        shapes = meta_model(recipe, recipe.student)
         assert sum(weight.numel() for weight in shapes.parameters()) == parameters
-    words = "student.init.layers.decoder is 7, and the teacher's decoder has only 6"
+    words = "student.init.layers.decoder is 7: the teacher's decoder has only 6 layers"
     assert words in refused(start({"from": "teacher", "layers": {"encoder": 3, "decoder": 7}}, tmp_path / "t5-small"))
 
 

@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from pipeline.encodings import PackedLabels
-from pipeline.head import split
-from pipeline.language_model import LanguageModel, load_language_model, load_weights
-from pipeline.layout import completion_logits, token_batch
-from pipeline.live_teacher import LiveTransformersTeacher
-from pipeline.records import EncodingName
-from pipeline.student.batches import collator, soft_labels_of, tokens_of
-from pipeline.student.forward import end_in_loss
-from pipeline.student.frozen import freeze
-from pipeline.student.losses.base import SparseLabels
-from pipeline.student.objective import open_objective
-from pipeline.student.rows import Example, example_of
-from pipeline.student.sharded import with_one_embedding
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.models.head import split
+from stillhouse.models.layout import completion_logits, make_token_batch
+from stillhouse.models.load import LanguageModel, load_language_model, load_weights
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import EncodingName
+from stillhouse.student.data.batches import collator, soft_labels_of, tokens_of
+from stillhouse.student.data.rows import Example, example_of
+from stillhouse.student.losses.base import SparseLabels
+from stillhouse.student.training.forward import replace_forward_with_loss
+from stillhouse.student.training.frozen import freeze
+from stillhouse.student.training.objective import load_objective
+from stillhouse.student.training.sharded import share_embedding_module
+from stillhouse.teachers.live import LiveTransformersTeacher
 from tests.encoder_decoders import tiny_bart, tiny_t5, tiny_t5_v11
 from tests.labelled_rows import completion
 from tests.precision import close_to_dense, largest, summed_gradients
-from tests.student.test_examples import model_of
+from tests.student.data.test_examples import model_of
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
 
@@ -78,10 +78,10 @@ def test_a_batch_holds_every_token_in_its_place(numbers: list[int], encoding: En
     ]
     batch = collator(PAD, START)(examples)
     pairs = [(one.prompt.tolist(), one.completion.tolist()) for one in examples]
-    expected = token_batch(*map(list, zip(*pairs, strict=True)), PAD, START)
+    expected = make_token_batch(*map(list, zip(*pairs, strict=True)), PAD, START)
     for key in ("input_ids", "attention_mask", "labels", "decoder_input_ids"):
         assert torch.equal(getattr(tokens_of(batch), key), getattr(expected, key)), key
-    for row, (prompt, answer) in enumerate(pairs):  # and token_batch itself
+    for row, (prompt, answer) in enumerate(pairs):  # and make_token_batch itself
         assert batch["input_ids"][row][batch["attention_mask"][row] == 1].tolist() == prompt
         assert batch["decoder_input_ids"][row, : len(answer)].tolist() == [START, *answer[:-1]]
         assert batch["labels"][row].tolist() == answer + [-100] * (batch["labels"].shape[1] - len(answer))
@@ -98,7 +98,7 @@ def test_logits_are_those_of_each_row_alone(lm: LanguageModel) -> None:
     expected = row_by_row(lm)
     assert expected.shape == (10, lm.model.config.vocab_size)
     for pad in (lm.pad_id, 9):  # whatever fills up
-        batch = token_batch(prompts, answers, pad, lm.start_id)
+        batch = make_token_batch(prompts, answers, pad, lm.start_id)
         close_to_dense(completion_logits(lm.model, batch), expected, summed=largest(expected))
     assert batch.targets.tolist() == [token for answer in answers for token in answer]
 
@@ -145,7 +145,7 @@ def test_a_model_in_parts_gives_its_own_logits(name: str) -> None:
     model = family(name)
     parts = split(model)
     assert isinstance(parts.head.layer, nn.Linear)
-    batch = token_batch(*map(list, zip(*ROWS, strict=True)), 0, 0)
+    batch = make_token_batch(*map(list, zip(*ROWS, strict=True)), 0, 0)
     hidden = parts.hidden(
         batch.input_ids,
         batch.labels,
@@ -163,7 +163,7 @@ def test_a_model_with_a_bias_after_the_head_gives_its_logits_whole() -> None:
     model.final_logits_bias.normal_()
     parts = split(model)
     assert isinstance(parts.head.layer, nn.Identity)
-    batch = token_batch(*map(list, zip(*ROWS, strict=True)), 0, 0)
+    batch = make_token_batch(*map(list, zip(*ROWS, strict=True)), 0, 0)
     whole = parts.head(
         parts.hidden(
             batch.input_ids,
@@ -178,7 +178,7 @@ def test_a_model_with_a_bias_after_the_head_gives_its_logits_whole() -> None:
 def test_one_embedding_for_all_who_share_its_weights_changes_nothing(folder: Path, lm: LanguageModel) -> None:
     """What FSDP2 wants; the weights keep their names, and the logits are the same."""
     before, keys = row_by_row(lm), [*lm.model.state_dict()]
-    with_one_embedding(lm.model)
+    share_embedding_module(lm.model)
     embedding = lm.model.get_input_embeddings()
     assert lm.model.get_encoder().embed_tokens is embedding
     assert lm.model.get_decoder().embed_tokens is embedding
@@ -209,8 +209,8 @@ def settings(**changes: Any) -> StudentSettings:
 
 def labels_from(logits: Tensor, encoding: str) -> tuple[list[PackedLabels], SparseLabels]:
     """Labels of a made-up teacher, as rows hold them and as the objective takes them."""
-    from pipeline.labels_from_logits import sampled, top_k
-    from pipeline.student.rows import packed
+    from stillhouse.models.soft_labels import sampled, top_k
+    from stillhouse.student.data.rows import packed
 
     rows, begin = [], 0
     for _, answer in ROWS:
@@ -230,7 +230,7 @@ def test_the_loss_of_stored_labels_and_its_gradients(
 ) -> None:
     """A padded batch whose head runs in chunks, against the objective on the logits of each row alone."""
     loss = {"kind": "forward-kl", "temperature": temperature, "cross_entropy_weight": 0.3}
-    objective = open_objective(settings(loss=loss), encoding)
+    objective = load_objective(settings(loss=loss), encoding)
     whole = row_by_row(lm)
     teacher = torch.randn(whole.shape, generator=torch.Generator().manual_seed(2)) * 3
     rows, labels = labels_from(teacher, encoding)
@@ -240,8 +240,8 @@ def test_the_loss_of_stored_labels_and_its_gradients(
     summed = summed_gradients((objective(whole[one], targets[one], labels[one]) for one in each), parameters)
     expected = objective(whole, targets, labels)
     wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
-    measured = objective.measured(whole, targets, labels)
-    end_in_loss(lm.model, objective, chunk=chunk)
+    measured = objective.held_out_metrics(whole, targets, labels)
+    replace_forward_with_loss(lm.model, objective, chunk=chunk)
     batch = collator(lm.pad_id, lm.start_id)(examples_of(rows))
     close_to_dense(lm.model(**batch), measured, summed=largest(measured))
     without_dropout(lm.model).train()
@@ -275,7 +275,7 @@ def test_a_live_teacher_gives_the_dense_formula(folder: Path, lm: LanguageModel,
     wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
     loss = {"kind": "forward-kl", "temperature": temperature, "cross_entropy_weight": 0.5}
     teacher = LiveTransformersTeacher(split(other.model), int(other.model.config.vocab_size))
-    end_in_loss(without_dropout(lm.model), open_objective(settings(loss=loss)), chunk=3, teacher=teacher)
+    replace_forward_with_loss(without_dropout(lm.model), load_objective(settings(loss=loss)), chunk=3, teacher=teacher)
     lm.model.train()
     found = lm.model(**collator(lm.pad_id, lm.start_id)(examples_of()))
     close_to_dense(found, expected, summed=largest(expected))
@@ -294,7 +294,7 @@ def without_dropout(model: Any) -> Any:
 
 
 def test_a_process_without_a_share_takes_part_for_nothing(lm: LanguageModel) -> None:
-    end_in_loss(lm.model, open_objective(settings(mode="black-box")), chunk=4)
+    replace_forward_with_loss(lm.model, load_objective(settings(mode="black-box")), chunk=4)
     lm.model.train()
     nothing = lm.model(**collator(lm.pad_id, lm.start_id)([]))
     nothing.backward()
@@ -306,7 +306,7 @@ def test_a_process_without_a_share_takes_part_for_nothing(lm: LanguageModel) -> 
 def test_what_is_frozen_does_not_learn(folder: Path, lm: LanguageModel) -> None:
     """T5 and BART share one table among encoder, decoder and head."""
     freeze(lm.model, ("embedding", "head"))
-    end_in_loss(lm.model, open_objective(settings(mode="black-box")), chunk=4)
+    replace_forward_with_loss(lm.model, load_objective(settings(mode="black-box")), chunk=4)
     lm.model.train()
     lm.model(**collator(lm.pad_id, lm.start_id)(examples_of())).backward()
     still = {name for name, parameter in lm.model.named_parameters() if parameter.grad is None}

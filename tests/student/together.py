@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline import ranks
-from pipeline.config import load_recipe
-from pipeline.recipe_checks import student_of
-from pipeline.stages import distill_stage, recipe_dataset
+from stillhouse.processes import ranks
+from stillhouse.recipe.load import load_recipe
+from stillhouse.stages.checks import student_of
+from stillhouse.stages.stages import distill_stage, recipe_dataset
 
 
 def main(files: list[str]) -> None:
@@ -21,7 +21,7 @@ def main(files: list[str]) -> None:
             print(f"{Path(file).stem} {done} {os.getpid()}", flush=True)
 
         distill_stage(recipe, student_of(recipe), recipe_dataset(recipe), say)
-    ranks.leave()
+    ranks.end_distributed()
 
 
 if __name__ == "__main__":

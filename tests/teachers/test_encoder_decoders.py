@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from pipeline.config import TeacherSettings
-from pipeline.errors import RecipeError
-from pipeline.label_settings import LabelSettings
-from pipeline.records import Message, Prompt
-from pipeline.teachers.base import Answer, Refusal, Request, Terms, open_teacher
+from stillhouse.errors import RecipeError
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.teacher import TeacherSettings
+from stillhouse.records import Message, Prompt
+from stillhouse.teachers.base import Answer, AnswerSettings, Refusal, Request, open_teacher
 from tests.encoder_decoders import tiny_bart, tiny_t5
 
 pytestmark = pytest.mark.numeric
@@ -43,7 +43,7 @@ def ask(
 ) -> list[Any]:
     settings = LabelSettings.model_validate(label)
     opened = open_teacher(TeacherSettings(kind="transformers", model=str(model), options=options), settings, seed=0)
-    terms = Terms.of(opened.identity, settings)
+    terms = AnswerSettings.from_label(opened.identity, settings)
     said = forced if settings.mode == "score" else [None] * len(texts)
     requests = [Request(Prompt((Message("user", text),)), 0, terms, one) for text, one in zip(texts, said, strict=True)]
     return list(asyncio.run(opened.answer(requests)))
@@ -204,7 +204,7 @@ def test_prompt_and_answer_have_a_window_each(
     for answer in answers:
         if isinstance(answer, Refusal):
             assert answer.reason == "too-long"
-            assert "and the model reads 32 of either" in answer.detail
+            assert "the model allows 32 for each" in answer.detail
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input
@@ -227,8 +227,9 @@ def test_without_a_decoder_start_token_it_is_refused_before_it_is_loaded(tmp_pat
     with pytest.raises(RecipeError) as caught:
         opened(folder)
     assert str(caught.value) == (
-        f"teacher.model is {folder}, an encoder-decoder without a decoder_start_token_id: set it in its config.json, to "
-        "the id of the token that its decoder begins with (T5 takes its pad token, 0)"
+        f"teacher.model is '{folder}': the model is an encoder-decoder without a decoder_start_token_id. Set "
+        "decoder_start_token_id in its config.json to the id of the token that its decoder begins with (T5 uses its pad "
+        "token, 0)."
     )
 
 
@@ -241,7 +242,7 @@ def test_the_decoder_start_token_is_found_in_either_file(tmp_path: Path, file: s
 
 
 def test_vllm_has_no_encoder_decoders(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="an encoder-decoder \\(t5\\), and teacher.kind is 'vllm'.*to transformers"):
+    with pytest.raises(RecipeError, match="an encoder-decoder \\(t5\\), and teacher.kind 'vllm'.*to transformers"):
         opened(tiny_t5(tmp_path / "t5"), "vllm", base_urls=["http://127.0.0.1:1/v1"])
 
 

@@ -11,14 +11,14 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from pipeline.config import PriceSettings, TeacherSettings
-from pipeline.errors import RecipeError, TeacherUnavailable
-from pipeline.label_settings import LabelSettings
-from pipeline.records import Message, Prompt, TokenLogprob
-from pipeline.serving import openai_api
-from pipeline.serving.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
-from pipeline.teachers.base import Answer, Outcome, Refusal, Request, Terms, TryAgain
-from pipeline.teachers.openai import OpenAiTeacher, open_teacher
+from stillhouse.errors import RecipeError, TeacherUnavailable
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.teacher import PriceSettings, TeacherSettings
+from stillhouse.records import Message, Prompt, TokenLogprob
+from stillhouse.teachers.base import Answer, AnswerSettings, AttemptFailed, Outcome, Refusal, Request
+from stillhouse.teachers.openai import OpenAiTeacher, open_teacher
+from stillhouse.teachers.serving import openai_api
+from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
 from tests.stand_in import RunningStandIn, running_stand_in
 
 KEY = "sk-test-0123456789abcdef"
@@ -53,7 +53,7 @@ def teacher_at(base_url: str | None, *, price: PriceSettings | None = None, **pa
 
 def request_of(teacher: OpenAiTeacher, prompt: Prompt | str = QUESTION) -> Request:
     asked = Prompt((Message("user", prompt),)) if isinstance(prompt, str) else prompt
-    return Request(asked, 0, Terms.of(teacher.identity, LabelSettings()))
+    return Request(asked, 0, AnswerSettings.from_label(teacher.identity, LabelSettings()))
 
 
 def ask(teacher: OpenAiTeacher, prompt: Prompt | str = QUESTION) -> Outcome:
@@ -171,7 +171,7 @@ def test_what_shapes_an_answer_is_part_of_the_identity(
 
 
 @pytest.mark.parametrize(
-    ("word", "reason", "of_server", "overloaded", "wait", "cost"),
+    ("word", "reason", "server_at_fault", "overloaded", "wait", "cost"),
     [
         ("429", "overloaded", True, True, 0.0, 0.0),
         ("429:1.5", "overloaded", True, True, 1.5, 0.0),
@@ -195,31 +195,37 @@ def test_what_shapes_an_answer_is_part_of_the_identity(
     ],
 )
 def test_a_failed_attempt_says_whose_fault_it_is_and_what_it_may_have_cost(
-    server: RunningStandIn, word: str, reason: str, of_server: bool, overloaded: bool, wait: float, cost: float | None
+    server: RunningStandIn,
+    word: str,
+    reason: str,
+    server_at_fault: bool,
+    overloaded: bool,
+    wait: float,
+    cost: float | None,
 ) -> None:
     limits: dict[str, Any] = {"timeouts": {"read": 0.5, "total": 0.7}} if reason == "timeout" else {}
     teacher = teacher_at(server.base_url, **limits)
-    with pytest.raises(TryAgain) as told:
+    with pytest.raises(AttemptFailed) as told:
         ask(teacher, f"Name a colour. !{word}*")
     trouble = told.value
-    assert (trouble.reason, trouble.of_server, trouble.overloaded) == (reason, of_server, overloaded)
+    assert (trouble.reason, trouble.server_at_fault, trouble.overloaded) == (reason, server_at_fault, overloaded)
     assert (trouble.wait, trouble.cost_usd) == (wait, cost)
 
 
 def test_a_refused_connection_is_the_server_s_and_costs_nothing(server: RunningStandIn) -> None:
-    with pytest.raises(TryAgain, match="cannot be reached") as told:
+    with pytest.raises(AttemptFailed, match="cannot be reached") as told:
         ask(teacher_at("http://127.0.0.1:9/v1"))
-    assert (told.value.reason, told.value.of_server, told.value.cost_usd) == ("unreachable", True, 0.0)
+    assert (told.value.reason, told.value.server_at_fault, told.value.cost_usd) == ("unreachable", True, 0.0)
 
 
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("401", "the key is not accepted"),
-        ("403", "the key may not do this"),
+        ("401", "the API key is not accepted"),
+        ("403", "the API key has no permission"),
         ("404", "not found"),
-        ("quota", "pay in, and run again"),
-        ("moved", "leads to http://127.0.0.2:9/v1. Check teacher.options.base_url"),
+        ("quota", "Add credit and run again"),
+        ("moved", "redirects to http://127.0.0.2:9/v1.*Check teacher.options.base_url"),
     ],
 )
 def test_what_concerns_everybody_says_what_to_mend(server: RunningStandIn, word: str, words: str) -> None:
@@ -245,10 +251,10 @@ def test_a_400_is_of_one_prompt_unless_it_says_that_it_is_of_the_recipe(
     api = openai_api.OpenAiApi(teacher_at(server.base_url)._endpoint)
     response = httpx2.Response(400, json={"error": said})
     if reason is None:
-        with pytest.raises(TeacherUnavailable, match="No prompt can be answered so"):
-            api._refused(response)
+        with pytest.raises(TeacherUnavailable, match="every prompt would get this error"):
+            api._handle_error_status(response)
     else:
-        assert api._refused(response).reason == reason
+        assert api._handle_error_status(response).reason == reason
 
 
 class Canned(OpenAiApi):
@@ -331,7 +337,7 @@ def test_a_structured_refusal_is_a_rejection_with_its_words() -> None:
 @pytest.mark.parametrize("choices", [None, [], {}, "none", [None], [7], [{}], [[]]])
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_a_body_without_a_choice_is_asked_for_again_and_may_have_cost(choices: Any, api: str) -> None:
-    with pytest.raises(TryAgain) as told:
+    with pytest.raises(AttemptFailed) as told:
         canned({"choices": choices, "error": {"message": "upstream is away"}}, api=api)
     assert (told.value.reason, told.value.cost_usd) == ("malformed", None)
     assert "upstream is away" in told.value.detail
@@ -346,10 +352,10 @@ def test_half_an_answer_with_an_error_is_asked_for_again_at_what_it_cost(text: s
         finish_reason="error",
         error=error,
     )
-    with pytest.raises(TryAgain, match="went away") as told:
+    with pytest.raises(AttemptFailed, match="went away") as told:
         canned(body, price=PRICE)
     assert told.value.cost_usd == pytest.approx(26.0)
-    with pytest.raises(TryAgain, match="finish_reason 'error'"):
+    with pytest.raises(AttemptFailed, match="finish_reason 'error'"):
         canned(chat_body({"role": "assistant", "content": text}, finish_reason="error"))
 
 
@@ -449,22 +455,25 @@ def test_an_answer_tells_that_nothing_remains(server: RunningStandIn) -> None:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"base_url": "https://example.org/v1"}, "OPENAI_API_KEY is not set"),
-        ({"base_url": "https://example.org/v1", "api_key_env": "MY_KEY"}, "MY_KEY is not set"),
-        ({"base_url": "http://user:pass@127.0.0.1/v1"}, "carries a user, a password or a query"),
-        ({"base_url": "http://user@127.0.0.1/v1"}, "carries a user, a password or a query"),
-        ({"base_url": "http://127.0.0.1/v1?key=hidden"}, "carries a user, a password or a query"),
-        ({"base_url": "127.0.0.1:8000/v1"}, "give a URL such as"),
-        ({"base_url": "ftp://127.0.0.1/v1"}, "give a URL such as"),
-        ({"label": {"soft": {"k": 4}}}, "label.soft is set"),
+        ({"base_url": "https://example.org/v1"}, "OPENAI_API_KEY: the environment variable is not set"),
+        (
+            {"base_url": "https://example.org/v1", "api_key_env": "MY_KEY"},
+            "MY_KEY: the environment variable is not set",
+        ),
+        ({"base_url": "http://user:pass@127.0.0.1/v1"}, "contains a user, a password or a key"),
+        ({"base_url": "http://user@127.0.0.1/v1"}, "contains a user, a password or a key"),
+        ({"base_url": "http://127.0.0.1/v1?key=hidden"}, "contains a user, a password or a key"),
+        ({"base_url": "127.0.0.1:8000/v1"}, "it has no scheme"),
+        ({"base_url": "ftp://127.0.0.1/v1"}, "its scheme is ftp"),
+        ({"label": {"soft": {"k": 4}}}, "label.soft: soft labels need token ids"),
         ({"label": {"mode": "score"}}, "label.mode is 'score'"),
         ({"timeouts": {"read": 0}}, "teacher.options.timeouts.read"),
         ({"apy": "chat"}, "teacher.options.apy.*Did you mean 'api'"),
         ({"api_key": "sk-hidden"}, "Did you mean 'api_key_env'"),
-        ({"extra_body": {"model": "other"}}, "extra_body.model cannot be set there: use teacher.model"),
+        ({"extra_body": {"model": "other"}}, "extra_body.model: it cannot be set here. Use teacher.model"),
         ({"extra_body": {"stream": True}}, "extra_body.stream"),
-        ({"extra_body": {"n": 5}}, "use label.samples"),
-        ({"extra_body": {"max_tokens": None}}, "use label.sampling.max_tokens"),
+        ({"extra_body": {"n": 5}}, "Use label.samples"),
+        ({"extra_body": {"max_tokens": None}}, "Use label.sampling.max_tokens"),
         ({"extra_body": {"day": object()}}, "teacher.options.extra_body.day"),
     ],
 )
@@ -479,15 +488,16 @@ def test_a_wrong_recipe_is_refused_before_anything_is_sent(
 
 
 def test_a_model_must_be_named() -> None:
-    with pytest.raises(RecipeError, match="teacher.model is empty"):
+    with pytest.raises(RecipeError, match="teacher.model is ''"):
         open_teacher(TeacherSettings(kind="openai"), LabelSettings(), 0)
 
 
 @pytest.mark.parametrize("key", ["sk-two\nlines-0123", "sk-dash–0123456789", "sk-bell\x07-0123456"])
 def test_a_key_that_cannot_be_one_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(RecipeError, match="OPENAI_API_KEY holds characters that no API key has") as told:
+    with pytest.raises(RecipeError, match="contains characters that no API key has") as told:
         teacher_at("http://127.0.0.1:9/v1")
+    assert told.value.setting == "OPENAI_API_KEY"
     assert "0123" not in str(told.value)
 
 
@@ -500,7 +510,7 @@ def test_what_went_wrong_never_shows_the_key(
     teacher = teacher_at(server.base_url)
     try:
         told = repr(ask(teacher, f"Name a colour. !{word}"))
-    except (TryAgain, TeacherUnavailable) as error:
+    except (AttemptFailed, TeacherUnavailable) as error:
         told = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
         told += repr(pickle.dumps(str(error)))
     assert key not in told

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipeline.config import TeacherSettings
-from pipeline.errors import RecipeError, TeacherUnavailable
-from pipeline.generation import Sampling, generate
-from pipeline.label_settings import LabelSettings
-from pipeline.language_model import decode_completion, encode_prompt, load_language_model
-from pipeline.model_files import find_model
-from pipeline.records import Message, Prompt, SampledLabels
-from pipeline.teachers.base import Answer, Refusal, Request, Teacher, Terms, open_teacher
+from stillhouse.errors import RecipeError, TeacherUnavailable
+from stillhouse.models.files import find_model
+from stillhouse.models.generate import Sampling, generate
+from stillhouse.models.load import decode_completion, encode_prompt, load_language_model
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.teacher import TeacherSettings
+from stillhouse.records import Message, Prompt, SampledLabels
+from stillhouse.teachers.base import Answer, AnswerSettings, Refusal, Request, Teacher, open_teacher
 from tests.conftest import make_tiny_model
 
 pytestmark = pytest.mark.numeric
@@ -37,7 +37,8 @@ def ask(
 ) -> list[Any]:
     teacher, settings = opened(model, label, **options)
     requests = [
-        Request(Prompt((Message("user", text),)), 0, Terms.of(teacher.identity, settings), forced) for text in texts
+        Request(Prompt((Message("user", text),)), 0, AnswerSettings.from_label(teacher.identity, settings), forced)
+        for text in texts
     ]
     return list(asyncio.run(teacher.answer(requests)))
 
@@ -142,7 +143,7 @@ def test_a_prompt_past_the_window_is_refused_and_the_others_go_on(tiny_model: Pa
     first, long, last = ask(tiny_model, label, texts=["Hi", "y" * 400, "Explain tram."])
     assert isinstance(long, Refusal)
     assert long.reason == "too-long"
-    assert "256 of the model's window" in long.detail
+    assert "the model's context window of 256" in long.detail
     check_labels(tiny_model, "Hi", first)
     check_labels(tiny_model, "Explain tram.", last)
 
@@ -302,7 +303,7 @@ def test_an_answer_goes_on_from_the_open_turn(tiny_model: Path, forced: str | No
     """Its labels are the model's own distribution behind that turn."""
     label = {"mode": "score" if forced else "generate", "soft": {"k": 5}, "sampling": {"max_tokens": 9}}
     teacher, settings = opened(tiny_model, label)
-    request = Request(Prompt(OPEN), 0, Terms.of(teacher.identity, settings), forced)
+    request = Request(Prompt(OPEN), 0, AnswerSettings.from_label(teacher.identity, settings), forced)
     (answer,) = asyncio.run(teacher.answer([request]))
     assert isinstance(answer, Answer)
     assert answer.trace is not None and answer.trace.soft is not None
@@ -327,5 +328,7 @@ def test_a_models_file_that_is_no_json_is_named(tmp_path: Path, name: str, conte
     (folder / name).write_bytes(content.encode("latin-1"))
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     asked = {"config.json": "vocabulary_size", "tokenizer_config.json": "chat_template_sha256"}
-    with pytest.raises(TeacherUnavailable, match=rf"model/{name} (cannot be read as JSON|holds no JSON object)"):
+    with pytest.raises(
+        TeacherUnavailable, match=rf"model/{name} (cannot be read as JSON|does not contain a JSON object)"
+    ):
         getattr(find_model(str(folder)), asked.get(name, "decoder_start_id"))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import TeacherSettings
-from pipeline.errors import TeacherRefused, TeacherUnavailable
-from pipeline.label_settings import LabelSettings
-from pipeline.labelling.engine import label
-from pipeline.progress import silent
-from pipeline.records import Message, Prompt
-from pipeline.teachers.base import Answer, Finding, Outcome, Refusal, Request, Terms, TryAgain
-from pipeline.teachers.vllm import VllmTeacher, open_teacher
+from stillhouse.errors import TeacherRefused, TeacherUnavailable
+from stillhouse.labelling.engine import label
+from stillhouse.progress import silent
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.teacher import TeacherSettings
+from stillhouse.records import Message, Prompt
+from stillhouse.teachers.base import Answer, AnswerSettings, AttemptFailed, Finding, Outcome, Refusal, Request
+from stillhouse.teachers.vllm import VllmTeacher, open_teacher
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt
 from tests.vllm_stand_in import Faults, running_vllm
@@ -31,21 +31,23 @@ def teacher_of(model: Path, *base_urls: str, label: dict[str, Any] | None = None
 
 
 def request_of(teacher: VllmTeacher, text: str, forced: str | None = None) -> Request:
-    return Request(Prompt((Message("user", text),)), 0, Terms.of(teacher.identity, LabelSettings()), forced)
+    return Request(
+        Prompt((Message("user", text),)), 0, AnswerSettings.from_label(teacher.identity, LabelSettings()), forced
+    )
 
 
-def asked(teacher: VllmTeacher, *requests: Request, prepare: bool = False) -> list[Outcome | TryAgain]:
+def asked(teacher: VllmTeacher, *requests: Request, prepare: bool = False) -> list[Outcome | AttemptFailed]:
     """What came of one attempt at each, one after another."""
 
-    async def ask() -> list[Outcome | TryAgain]:
+    async def ask() -> list[Outcome | AttemptFailed]:
         try:
             if prepare:
                 await teacher.prepare(silent)
-            found: list[Outcome | TryAgain] = []
+            found: list[Outcome | AttemptFailed] = []
             for request in requests:
                 try:
                     found += await teacher.answer([request])
-                except TryAgain as trouble:
+                except AttemptFailed as trouble:
                     found.append(trouble)
             return found
         finally:
@@ -67,7 +69,7 @@ def checked(teacher: VllmTeacher) -> Sequence[Finding]:
 def test_a_sound_server_is_found_well_in_everything_that_is_looked_at(tiny_model: Path) -> None:
     with running_vllm(tiny_model) as server:
         findings = checked(teacher_of(tiny_model, server.base_url))
-    assert [(one.what, one.well) for one in findings] == [
+    assert [(one.check, one.passed) for one in findings] == [
         ("reachable", True),
         ("model", True),
         ("max_logprobs", True),
@@ -75,17 +77,17 @@ def test_a_sound_server_is_found_well_in_everything_that_is_looked_at(tiny_model
         ("parity", True),
         ("speed", True),
     ]
-    assert "256 tokens" in findings[1].said
+    assert "256 tokens" in findings[1].detail
 
 
 @pytest.mark.parametrize(
     ("parts", "what", "words"),
     [
-        ({"name": "another"}, "model", "it serves another, not 'teacher'"),
+        ({"name": "another"}, "model", "the server serves another, not 'teacher'"),
         ({"faults": Faults(max_logprobs=5)}, "max_logprobs", "at most 5 log-probabilities.*--max-logprobs 20"),
-        ({"faults": Faults(token_shift=1)}, "tokenizer", "other token ids there"),
-        ({"faults": Faults(temperature=0.5)}, "parity", "KL .*nats a token.*--dtype float32"),
-        ({"faults": Faults(temperature=1.5)}, "parity", "KL .*nats a token.*--dtype float32"),
+        ({"faults": Faults(token_shift=1)}, "tokenizer", "other token ids on the server"),
+        ({"faults": Faults(temperature=0.5)}, "parity", "KL .*nats per token.*--dtype float32"),
+        ({"faults": Faults(temperature=1.5)}, "parity", "KL .*nats per token.*--dtype float32"),
     ],
 )
 def test_a_server_that_is_not_the_recipe_s_teacher_is_refused_before_anything_is_asked(
@@ -97,7 +99,7 @@ def test_a_server_that_is_not_the_recipe_s_teacher_is_refused_before_anything_is
         with pytest.raises(TeacherRefused, match=f"is not the recipe's teacher: {what}: .*{words}"):
             asked(teacher, prepare=True)
         found = checked(teacher_of(tiny_model, server.base_url, check=check))
-    assert [(one.what, one.well) for one in found][-1] == (what, False)  # what stands on it is left out
+    assert [(one.check, one.passed) for one in found][-1] == (what, False)  # what stands on it is left out
 
 
 def test_each_of_several_servers_is_checked(tiny_model: Path) -> None:
@@ -158,7 +160,7 @@ def test_a_prompt_that_the_window_has_no_room_for_is_not_sent(tiny_model: Path) 
         outcomes = asked(teacher, request_of(teacher, fits), request_of(teacher, passes))
     assert isinstance(outcomes[0], Answer)
     assert isinstance(outcomes[1], Refusal) and outcomes[1].reason == "too-long"
-    assert f"more than the {server.window} of the server's window" in outcomes[1].detail
+    assert f"more than the server's context window of {server.window}" in outcomes[1].detail
     assert len(server.bodies) == before + 1
 
 
@@ -168,8 +170,10 @@ def test_an_engine_that_dies_twice_with_a_request_rejects_it_and_once_is_forgive
         deadly, harmless = request_of(teacher, "Kill."), request_of(teacher, "Name a colour.")
         server.faults.kills = (teacher.body(deadly)["prompt"][-1],)  # the same for all: the template's end
         first = asked(teacher, deadly, harmless)
-        assert [type(one) for one in first] == [TryAgain, TryAgain]
-        assert all(isinstance(one, TryAgain) and one.of_server and one.reason == "engine-died" for one in first)
+        assert [type(one) for one in first] == [AttemptFailed, AttemptFailed]
+        assert all(
+            isinstance(one, AttemptFailed) and one.server_at_fault and one.reason == "engine-died" for one in first
+        )
         second = asked(teacher, deadly)
         server.faults.kills = ()
         third = asked(teacher, harmless, deadly)

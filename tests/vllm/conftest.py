@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe
-from pipeline.serving.vllm_server import ServeSettings, VllmServer
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.teachers.serving.vllm_server import ServeSettings, VllmServer
 from tests.conftest import MakeRecipe
 
 NAME = "teacher"

@@ -17,25 +17,25 @@ from urllib.error import URLError
 import pytest
 import yaml
 
-from pipeline.config import Recipe
-from pipeline.serving.vllm_server import PYTHON_VARIABLE, VllmServer
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.teachers.serving.vllm_server import PYTHON_VARIABLE, VllmServer
 from tests.conftest import MakeRecipe
+from tests.paths import ROOT
 
 MakeVllmRecipe = Callable[..., Recipe]
 RecipeFile = Callable[[Recipe], Path]
-SRC = Path(__file__).parent.parent.parent
 SERVE: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": True, "cpu_kvcache_gib": 1}
 
 
 def stillhouse(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.run(command, cwd=SRC, capture_output=True, text=True, timeout=400, check=False)
+    command = [sys.executable, "-m", "stillhouse", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
 
 
 def test_check_tells_what_it_found(server: VllmServer, vllm_recipe: MakeVllmRecipe, recipe_file: RecipeFile) -> None:
     done = stillhouse("teacher", "check", recipe_file(vllm_recipe({"base_urls": [server.base_url]})))
     assert done.returncode == 0, done.stderr
-    for what in ("reachable", "max_logprobs", "tokenizer", "parity", "speed", "tokens a second"):
+    for what in ("reachable", "max_logprobs", "tokenizer", "parity", "speed", "tokens per second"):
         assert what in done.stdout
 
 
@@ -53,10 +53,10 @@ def test_serve_runs_until_it_is_interrupted_and_leaves_nothing(
     vllm_recipe: MakeVllmRecipe, recipe_file: RecipeFile
 ) -> None:
     file = recipe_file(vllm_recipe({"serve": SERVE}))
-    command = [sys.executable, "-m", "pipeline", "teacher", "serve", str(file)]
+    command = [sys.executable, "-m", "stillhouse", "teacher", "serve", str(file)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        command, cwd=SRC, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -75,7 +75,7 @@ def test_serve_runs_until_it_is_interrupted_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("serve", "words"),
     [
-        ({"port": "taken"}, "something listens there already"),
+        ({"port": "taken"}, "another program listens on this port"),
         ({"cpu_kvcache_gib": 100_000}, "memory"),
         ({"max_model_len": 100_000}, "max_model_len"),
     ],
@@ -110,7 +110,7 @@ def test_serve_without_a_model_says_why(
 
 @pytest.mark.parametrize("service", ["vllm", "vllm-cpu"])
 def test_the_compose_file_s_arguments_are_understood(service: str) -> None:
-    compose = yaml.safe_load((SRC / "docker/compose.yaml").read_text())
+    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
     command = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", part) for part in compose["services"][service]["command"]]
     script = (
         "import sys\n"

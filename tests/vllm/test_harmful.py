@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import Recipe
-from pipeline.errors import TeacherRefused
-from pipeline.labelling.engine import label
-from pipeline.language_model import encode_prompt, load_language_model
-from pipeline.layout import completion_logits, token_batch
-from pipeline.progress import Progress, silent
-from pipeline.records import Message
-from pipeline.serving.vllm_server import VllmServer
-from pipeline.stages import check_teacher
-from pipeline.teachers.vllm import VllmTeacher
+from stillhouse.errors import TeacherRefused
+from stillhouse.labelling.engine import label
+from stillhouse.models.layout import completion_logits, make_token_batch
+from stillhouse.models.load import encode_prompt, load_language_model
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.records import Message
+from stillhouse.stages.stages import check_teacher
+from stillhouse.teachers.serving.vllm_server import VllmServer
+from stillhouse.teachers.vllm import VllmTeacher
 from tests.vllm.conftest import NAME, make_server
 
 MakeVllmRecipe = Callable[..., Recipe]
@@ -40,9 +40,9 @@ def test_bfloat16_is_judged_by_what_it_does(vllm_recipe: MakeVllmRecipe, demo_te
     asyncio.run(server.start())
     recipe = vllm_recipe({"base_urls": [server.base_url]})
     try:
-        found = {one.what: one for one in asyncio.run(check_teacher(recipe))}
+        found = {one.check: one for one in asyncio.run(check_teacher(recipe))}
         behind = max(behind_the_best(demo_teacher, question, greedy(server, question)) for question in QUESTIONS)
-        assert found["parity"].well == (behind < 0.5), (found["parity"].said, behind)
+        assert found["parity"].passed == (behind < 0.5), (found["parity"].detail, behind)
         strict = vllm_recipe({"base_urls": [server.base_url], "check": {"kl": 1e-5}})  # as if float32 had been promised
         with pytest.raises(TeacherRefused, match=r"parity: KL .* largest difference .*--dtype float32"):
             asyncio.run(label(strict))
@@ -54,7 +54,7 @@ def behind_the_best(folder: Path, question: str, answer: str) -> float:
     """By how many nats, at most, a token of the answer is less likely than the most likely one, in float32."""
     lm = load_language_model(folder, device="cpu")
     prompt = encode_prompt(lm.tokenizer, [Message("user", question)])
-    batch = token_batch([prompt], [lm.tokenizer(answer, add_special_tokens=False)["input_ids"]], lm.pad_id)
+    batch = make_token_batch([prompt], [lm.tokenizer(answer, add_special_tokens=False)["input_ids"]], lm.pad_id)
     with torch.inference_mode():
         logits = completion_logits(lm.model, batch)  # (completion tokens, vocabulary)
     chosen = logits.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
@@ -81,12 +81,12 @@ def test_a_request_that_kills_the_engine_twice_is_rejected_and_the_rest_is_saved
     """A seed, a temperature, and a prompt that is read in pieces: together they end vLLM's engine on a CPU."""
     with word_prompts.open("a") as stream:
         stream.write('{"word": "' + "very " * 2500 + 'long"}\n')
-    without_seed = VllmTeacher._generating
+    without_seed = VllmTeacher._generation_body
 
     def deadly(teacher: VllmTeacher, prompt: Sequence[int]) -> Mapping[str, Any]:
         return {**without_seed(teacher, prompt), **({"seed": 7} if len(prompt) > 2048 else {})}
 
-    monkeypatch.setattr(VllmTeacher, "_generating", deadly)
+    monkeypatch.setattr(VllmTeacher, "_generation_body", deadly)
     serve = {"dtype": "float32", "max_model_len": 4096, "enforce_eager": True, "cpu_kvcache_gib": 1}
     starts: list[VllmServer] = []
     start = VllmServer.start

@@ -18,21 +18,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.columns import completion_at
-from pipeline.config import Recipe, load_recipe
-from pipeline.dataset.store import Dataset, dataset_folder, open_dataset
-from pipeline.encodings.top_k import WIDTH
-from pipeline.errors import TeacherRefused, TeacherUnavailable
-from pipeline.labelling.engine import label
-from pipeline.language_model import load_language_model
-from pipeline.records import Completion
-from pipeline.serving.vllm_server import VllmServer
-from pipeline.stages import check_teacher
-from tests.processes import members, processes
+from stillhouse.dataset.columns import completion_at
+from stillhouse.dataset.encodings.top_k import WIDTH
+from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
+from stillhouse.errors import TeacherRefused, TeacherUnavailable
+from stillhouse.labelling.engine import label
+from stillhouse.models.load import load_language_model
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.records import Completion
+from stillhouse.stages.stages import check_teacher
+from stillhouse.teachers.serving.vllm_server import VllmServer
+from tests.paths import ROOT
+from tests.process_tree import members, processes
 from tests.vllm.conftest import make_server
 
 MakeVllmRecipe = Callable[..., Recipe]
-SRC = Path(__file__).parent.parent.parent
 
 
 def rows_of(dataset: Dataset) -> list[Completion]:
@@ -103,10 +104,10 @@ def test_a_prompt_past_the_window_is_rejected_and_the_others_go_on(
 
 def test_the_check_finds_a_good_server_good(server: VllmServer, vllm_recipe: MakeVllmRecipe) -> None:
     findings = asyncio.run(check_teacher(vllm_recipe({"base_urls": [server.base_url]})))
-    said = {finding.what: finding for finding in findings}
-    assert all(finding.well for finding in findings), findings
+    said = {finding.check: finding for finding in findings}
+    assert all(finding.passed for finding in findings), findings
     assert {"reachable", "model", "max_logprobs", "tokenizer", "parity", "speed"} == set(said)
-    assert "KL" in said["parity"].said and "tokens a second" in said["speed"].said
+    assert "KL" in said["parity"].detail and "tokens per second" in said["speed"].detail
 
 
 def perturbed(model: Path, folder: Path) -> Path:
@@ -125,8 +126,8 @@ def perturbed(model: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"options": {"served_name": "other"}}, "it serves teacher, not 'other'"),
-        ({"label": {"soft": {"k": 60}}}, "at most 50 log-probabilities a token.*--max-logprobs 60"),
+        ({"options": {"served_name": "other"}}, "the server serves teacher, not 'other'"),
+        ({"label": {"soft": {"k": 60}}}, "at most 50 log-probabilities per token.*--max-logprobs 60"),
         ({"options": {"check": {"kl": 1e-12}}}, "parity: KL .* largest difference .* over .* tokens"),
     ],
 )
@@ -149,7 +150,7 @@ def test_wrong_arithmetic_is_caught_with_its_figures(
 
 
 def test_another_tokenizer_is_refused(server: VllmServer, vllm_recipe: MakeVllmRecipe, tiny_model: Path) -> None:
-    with pytest.raises(TeacherRefused, match="other token ids there"):
+    with pytest.raises(TeacherRefused, match="other token ids on the server"):
         asyncio.run(label(vllm_recipe({"base_urls": [server.base_url], "check": {"parity": False}}, model=tiny_model)))
 
 
@@ -163,11 +164,11 @@ def test_nobody_there_is_told(vllm_recipe: MakeVllmRecipe) -> None:
 
 def test_a_taken_port_and_a_missing_model_are_told(demo_teacher: Path, tmp_path: Path, server: VllmServer) -> None:
     port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
-    with pytest.raises(TeacherUnavailable, match="something listens there already"):
+    with pytest.raises(TeacherUnavailable, match="another program listens on this port"):
         asyncio.run(make_server(demo_teacher, port=port).start())
     (tmp_path / "empty").mkdir()
     broken = make_server(tmp_path / "empty")
-    with pytest.raises(TeacherUnavailable, match="ended with status 1. The end of its log"):
+    with pytest.raises(TeacherUnavailable, match="exited with status 1. The end of its log"):
         asyncio.run(broken.start())
     assert not broken.running
 
@@ -189,10 +190,10 @@ def test_an_engine_that_dies_in_mid_run_is_started_again_and_nothing_is_lost(
             "concurrency": 4,  # of 12: when the first is answered, others are under way
         },
     )
-    command = [sys.executable, "-m", "pipeline", "label", str(recipe_file(recipe)), "--no-flow"]
+    command = [sys.executable, "-m", "stillhouse", "label", str(recipe_file(recipe)), "--no-flow"]
     told: list[str] = []
     engines: list[tuple[int, int]] = []  # each with the number of lines that were told before it was seen
-    with subprocess.Popen(command, cwd=SRC, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         too_long = threading.Timer(1200, process.kill)
         too_long.start()
@@ -228,8 +229,8 @@ def test_a_labelling_process_that_is_killed_leaves_no_server_and_loses_nothing(
         },
     )
     file = recipe_file(recipe)
-    command = [sys.executable, "-m", "pipeline", "label", str(file), "--no-flow"]
-    with subprocess.Popen(command, cwd=SRC, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "stillhouse", "label", str(file), "--no-flow"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("Labelling: ") and not line.startswith("Labelling: 0 "):
@@ -291,7 +292,7 @@ def test_a_server_ends_with_the_process_that_started_it(demo_teacher: Path, tmp_
         "input()\n"
     )
     command = [sys.executable, "-c", script, str(demo_teacher)]
-    with subprocess.Popen(command, cwd=SRC, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         assert engine_pids(pid)

@@ -12,9 +12,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
 from sacrebleu.metrics.chrf import CHRF
 
-from pipeline.errors import RecipeError
-from pipeline.evaluate_settings import MetricSettings
-from pipeline.evaluation.metrics.base import Metric, NamedMetric, open_metrics
+from stillhouse.errors import RecipeError
+from stillhouse.evaluation.metrics.base import Metric, NamedMetric, open_metrics
+from stillhouse.recipe.evaluate import MetricSettings
 
 WORDS = ["the", "cats", "ran", "running", "over", "a", "lazy", "dog.", "It's", "(hi)", "42", "café", "日本", "AH0", "K"]
 
@@ -131,11 +131,11 @@ def test_columns_have_names() -> None:
     [
         (["exact-match", "rogue"], r"evaluate\.metrics\.1\.kind is 'rogue': there is no such kind\. Did you mean 'rouge'"),
         ([{"kind": "rouge", "varaint": "rouge1"}], r"rouge\.varaint: there is no such setting\. Did you mean 'variant'"),
-        ([{"kind": "rouge", "variant": "rouge9"}], r"rouge\.variant: .*'rouge9'"),
-        ([{"kind": "edit-distance", "unit": "phonemes"}], r"edit-distance\.unit: .*'words' or 'characters'"),
-        ([{"kind": "chrf", "beta": 0}], r"chrf\.beta: "),
+        ([{"kind": "rouge", "variant": "rouge9"}], r"rouge\.variant is 'rouge9'"),
+        ([{"kind": "edit-distance", "unit": "phonemes"}], r"edit-distance\.unit is 'phonemes': .*'words' or 'characters'"),
+        ([{"kind": "chrf", "beta": 0}], r"chrf\.beta is 0: "),
         ([{"kind": "token-f1", "case": True}], r"token-f1\.case: there is no such setting"),
-        (["rouge", "rouge"], r"metrics\.1: the metric 'ROUGE-L' is there twice"),
+        (["rouge", "rouge"], r"metrics\.1: the metric 'ROUGE-L' is listed twice"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(given: list[Any], said: str) -> None:
@@ -149,8 +149,8 @@ def test_nothing_is_logged_or_fetched() -> None:
         "import logging, socket\n"
         "def refuse(*given): raise OSError('no network')\n"
         "socket.socket.connect = refuse\n"
-        "from pipeline.evaluate_settings import MetricSettings\n"
-        "from pipeline.evaluation.metrics.base import open_metrics\n"
+        "from stillhouse.recipe.evaluate import MetricSettings\n"
+        "from stillhouse.evaluation.metrics.base import open_metrics\n"
         "given = [{'kind': 'rouge', 'variant': 'rougeLsum', 'use_stemmer': True}, {'kind': 'chrf', 'word_order': 2}]\n"
         "metrics = open_metrics([MetricSettings.model_validate(one) for one in given])\n"
         "print([one.metric.statistics('Dogs ran. They fell.', 'A dog ran') for one in metrics], logging.root.handlers)"

@@ -26,9 +26,9 @@ from transformers import (
     UMT5Config,
 )
 
-from pipeline.language_model import auto_class
-from pipeline.layout import IGNORED, TokenBatch, token_batch
-from pipeline.student.start.axes import FAMILIES, Axis, axes_of
+from stillhouse.models.layout import IGNORED, TokenBatch, make_token_batch
+from stillhouse.models.load import auto_class
+from stillhouse.student.start.axes import FAMILIES, Axis, axes_of
 
 VOCABULARY, HIDDEN, NEURONS, HEADS, GROUPS, OF_A_HEAD = 40, 24, 20, 6, 3, 8
 
@@ -116,7 +116,7 @@ def some_rows(model: PreTrainedModel, sizes: Sequence[int] = (3, 2)) -> list[Tok
     batches, first = [], 0
     for size in sizes:
         prompts, completions = zip(*rows[first : first + size], strict=True)
-        batches.append(token_batch(prompts, completions, pad_id=0, start_id=start))
+        batches.append(make_token_batch(prompts, completions, pad_id=0, start_id=start))
         first += size
     assert first == len(rows)
     return batches

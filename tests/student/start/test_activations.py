@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.student.start.activations import Activations, measure_activations
-from pipeline.student.start.axes import sizes_of
+from stillhouse.student.start.activations import Activations, measure_activations
+from stillhouse.student.start.axes import sizes_of
 from tests.precision import in_float64
 from tests.student.start.families import CONFIGS, arguments, make, some_rows
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from pipeline.student.stacks import Kept, evenly_spaced
-from pipeline.student.start.choice import Ruler, choose_layers
-from pipeline.student.start.importance import Measured, block_influence, leave_one_out
-from pipeline.student.start.record import StackStart
-from pipeline.student.start.store import ImportanceStore
-from pipeline.student_settings import InitSettings
+from stillhouse.recipe.student import InitSettings
+from stillhouse.student.start.choice import LayerMeasurer, choose_layers
+from stillhouse.student.start.importance import MeasuredTeacher, block_influence, leave_one_out
+from stillhouse.student.start.record import StackStart
+from stillhouse.student.start.stacks import Kept, evenly_spaced
+from stillhouse.student.start.store import ImportanceStore
 from tests.student.start.test_importance import batches_of, model_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,8 +36,8 @@ def chosen(
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, StackStart]]:
     """The layers that are kept of each stack, and the record of the choice."""
     init = InitSettings.model_validate({"from": "teacher", "layers": layers, "choose": choose})
-    ruler = Ruler(lambda: Measured(model, batches_of(model)), ImportanceStore(folder))
-    kept, records = choose_layers(init, model.config, ruler)
+    measurer = LayerMeasurer(lambda: MeasuredTeacher(model, batches_of(model)), ImportanceStore(folder))
+    kept, records = choose_layers(init, model.config, measurer)
     assert {one.stack.name: one.layers for one in kept} == {one.stack: one.kept for one in records}
     return {one.stack.name: one.layers for one in kept}, {one.stack: one for one in records}
 
@@ -49,7 +49,7 @@ def best(scores: tuple[float, ...], count: int) -> tuple[int, ...]:
 @pytest.mark.parametrize("choose", ["leave-one-out", "block-influence"])
 def test_the_layers_of_the_highest_figures_are_kept(choose: str, llama: PreTrainedModel, tmp_path: Path) -> None:
     measure = leave_one_out if choose == "leave-one-out" else block_influence
-    scores = measure(Measured(llama, batches_of(llama)))["model"]
+    scores = measure(MeasuredTeacher(llama, batches_of(llama)))["model"]
     for count in range(1, 6):
         kept, records = chosen(llama, tmp_path, count, choose)
         assert kept["model"] == best(scores, count)

@@ -25,10 +25,17 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pipeline.layout import TokenBatch, completion_logits, token_batch
-from pipeline.student.stacks import Kept, stacks_of
-from pipeline.student.start.importance import CANDIDATES, Measured, Removal, block_influence, greedy, leave_one_out
-from pipeline.student.start.layers import copy_layers
+from stillhouse.models.layout import TokenBatch, completion_logits, make_token_batch
+from stillhouse.student.start.importance import (
+    CANDIDATES,
+    MeasuredTeacher,
+    Removal,
+    block_influence,
+    greedy,
+    leave_one_out,
+)
+from stillhouse.student.start.layers import copy_layers
+from stillhouse.student.start.stacks import Kept, stacks_of
 from tests.precision import in_float64
 
 pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("one_thread")]
@@ -70,7 +77,7 @@ def batches_of(model: PreTrainedModel, rows: int = 5, *, at_once: int = 2) -> tu
 
     both = [(tokens(3 + row), tokens(2 + row % 3)) for row in range(rows)]
     parts = [both[place : place + at_once] for place in range(0, rows, at_once)]
-    return tuple(token_batch(*zip(*part, strict=True), pad_id=0, start_id=start) for part in parts)
+    return tuple(make_token_batch(*zip(*part, strict=True), pad_id=0, start_id=start) for part in parts)
 
 
 def logprobs(model: PreTrainedModel, batches: Sequence[TokenBatch]) -> Tensor:
@@ -98,7 +105,7 @@ def without(model: PreTrainedModel, stack: str, gone: Sequence[int]) -> PreTrain
 def test_leaving_a_layer_out_is_the_student_without_it(kind: str) -> None:
     model = model_of(kind)
     batches = batches_of(model)
-    scores = leave_one_out(Measured(model, batches))
+    scores = leave_one_out(MeasuredTeacher(model, batches))
     for stack in stacks_of(model.config):
         expected = [distance(model, without(model, stack.name, [layer]), batches) for layer in range(stack.depth)]
         if kind == "gemma3":  # a student's layers would have the attention of their new number
@@ -112,7 +119,7 @@ def test_leaving_a_layer_out_is_the_student_without_it(kind: str) -> None:
 def test_greedy_removal_is_the_best_of_its_candidates_at_every_step(kind: str) -> None:
     model = model_of(kind)
     batches = batches_of(model)
-    measured = Measured(model, batches)
+    measured = MeasuredTeacher(model, batches)
     for stack in stacks_of(model.config):
         alone = leave_one_out(measured)[stack.name]
         known: list[Removal] = []
@@ -138,7 +145,7 @@ def test_layers_are_themselves_again_afterwards() -> None:
     model = model_of("llama")
     batches = batches_of(model)
     before = logprobs(model, batches)
-    measured = Measured(model, batches)
+    measured = MeasuredTeacher(model, batches)
     leave_one_out(measured)
     block_influence(measured)
     assert all("forward" not in vars(layer) for layer in model.model.layers)
@@ -150,7 +157,7 @@ def test_layers_are_themselves_again_afterwards() -> None:
 def test_block_influence_is_one_less_the_cosine_over_tokens(kind: str) -> None:
     model = model_of(kind)
     batches = batches_of(model)
-    scores = block_influence(Measured(model, batches))
+    scores = block_influence(MeasuredTeacher(model, batches))
     encoder_decoder = model.config.is_encoder_decoder
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = {}
@@ -180,6 +187,6 @@ def test_block_influence_is_one_less_the_cosine_over_tokens(kind: str) -> None:
 @in_float64()
 def test_figures_do_not_depend_on_how_rows_are_laid_out(at_once: int) -> None:
     model = model_of("llama")
-    one, other = (Measured(model, batches_of(model, at_once=size)) for size in (5, at_once))
+    one, other = (MeasuredTeacher(model, batches_of(model, at_once=size)) for size in (5, at_once))
     assert leave_one_out(one)["model"] == pytest.approx(leave_one_out(other)["model"], rel=1e-9)
     assert block_influence(one)["model"] == pytest.approx(block_influence(other)["model"], rel=1e-9)

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe, recipe_from
-from pipeline.dataset.store import Dataset
-from pipeline.errors import DatasetMissing, RecipeError
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.finetuning import gold_dataset
-from pipeline.labelling.engine import label
-from pipeline.stages import distill_stage
-from pipeline.student.folder import StudentFolder, Variant, place_of, student_folder
-from pipeline.student.start import choice, parts
-from pipeline.student.start.importance import greedy
-from pipeline.student.start.record import Start, read_start
-from pipeline.student.train import distill, prepare_untrained
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetMissing, RecipeError
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.recipe import Recipe, recipe_from
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.stages.finetune import gold_dataset
+from stillhouse.stages.stages import distill_stage
+from stillhouse.student.finished.folder import StudentFolder, Variant, folder_for, student_folder
+from stillhouse.student.start import choice, parts
+from stillhouse.student.start.importance import greedy
+from stillhouse.student.start.record import Start, read_start
+from stillhouse.student.training.train import distill, prepare_untrained
 from tests.conftest import MakeRecipe
 from tests.encoder_decoders import tiny_t5
 
@@ -188,27 +188,28 @@ def test_a_gold_student_s_layers_are_measured_on_the_teacher_s_completions(label
 def test_a_start_without_its_dataset_says_why_and_which_command_makes_it(tiny_recipe: MakeRecipe) -> None:
     for init, words in (
         (TWO, r"choose is 'importance'.*set it to 'even'"),
-        ({"from": "teacher", "width": {"heads": 2}}, r"width is set.*take it away"),
+        ({"from": "teacher", "width": {"heads": 2}}, r"student\.init\.width: widths .*remove it"),
         ({"from": "teacher", "vocabulary": "used"}, r"vocabulary is 'used'.*set it to 'all'"),
     ):
-        with pytest.raises(DatasetMissing, match=words + ".*run `stillhouse label` with this recipe first$"):
+        with pytest.raises(DatasetMissing, match=words + r".* to start without a dataset\.$") as caught:
             prepare_untrained(*of(tiny_recipe(), init))
+        assert "`stillhouse label`" in str(caught.value)
     assert not Path(tiny_recipe().students).exists()
 
 
 @pytest.mark.parametrize(
     ("init", "words"),
     [
-        ({**TWO, "rows": 0}, "student.init.rows: Input should be greater than or equal to 1 (it is 0)"),
-        ({**TWO, "choose": "evn"}, "student.init.choose: Input should be 'importance', 'greedy', "),
-        ({"from": "teacher", "layers": [0, 1], "choose": "greedy"}, "choose is 'greedy', and `layers` gives no number"),
-        ({"from": "teacher", "layers": 0.5}, "student.init.layers: layers is 0.5: give how many"),
+        ({**TWO, "rows": 0}, "student.init.rows is 0: it must be greater than or equal to 1"),
+        ({**TWO, "choose": "evn"}, "student.init.choose is 'evn': it must be 'importance', 'greedy', "),
+        ({"from": "teacher", "layers": [0, 1], "choose": "greedy"}, "choose is 'greedy': `layers` is not a number"),
+        ({"from": "teacher", "layers": 0.5}, "student.init.layers is 0.5: it is neither a number"),
         (
             {"from": "teacher", "width": {"heads": 1.5}},
-            "student.init.width.heads: 1.5 is no width: give a whole number",
+            "student.init.width.heads is 1.5: it is out of range. Give a whole number",
         ),
-        ({"from": "teacher", "width": {"heads": True}}, "student.init.width.heads: give a whole number from 1 up"),
-        ({"model": "a", "width": {"heads": 2}}, "`width` goes with `from: teacher`: give both, for instance {from: "),
+        ({"from": "teacher", "width": {"heads": True}}, "student.init.width.heads is true: it is not a number"),
+        ({"model": "a", "width": {"heads": 2}}, "student.init.width: it applies only with `from: teacher`. Give both"),
     ],
 )
 def test_wrong_settings_of_a_start(tiny_recipe: MakeRecipe, init: dict[str, Any], words: str) -> None:
@@ -265,4 +266,4 @@ def test_students_of_older_versions_stay_valid(kind: str, tmp_path: Path) -> Non
     variants: tuple[Variant, ...] = ("untrained", "white-box", "gold")
     for variant, key in zip(variants, keys, strict=True):
         rows = [] if variant == "untrained" else ["a" * 64]
-        assert place_of(recipe, recipe.student, variant, rows).key == key
+        assert folder_for(recipe, recipe.student, variant, rows).key == key

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.student.start.tokenizer import (
-    closure,
+from stillhouse.student.start.tokenizer import (
     cut_tokenizer,
     merged_from,
     named_tokens,
     renumbered_settings,
     token_ids,
-    why_not,
+    tokens_to_keep,
+    why_uncuttable,
 )
 from tests.conftest import DEMO
 from tests.student.start.tokenizers_made import KINDS, LINES, SPECIAL, byte_level, unigram
@@ -31,7 +31,7 @@ texts = st.lists(st.one_of(words, anything), max_size=12).map(" ".join)
 def check(written: dict[str, Any], used: list[str], other: str) -> None:
     whole = Tokenizer.from_str(json.dumps(written))
     before = [whole.encode(text).ids for text in used]
-    kept = closure(written, {number for ids in before for number in ids})
+    kept = tokens_to_keep(written, {number for ids in before for number in ids})
     cut = Tokenizer.from_str(json.dumps(cut_tokenizer(written, kept)))
     assert cut.get_vocab_size() == len(kept) <= whole.get_vocab_size()
     assert [[int(kept[number]) for number in cut.encode(text).ids] for text in used] == before
@@ -69,17 +69,17 @@ def test_the_demo_teachers_tokenizer(used: list[str], other: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_tokens_are_the_tokenizer_itself(kind: str) -> None:
     written = json.loads(KINDS[kind]())
-    kept = closure(written, token_ids(written).values())
+    kept = tokens_to_keep(written, token_ids(written).values())
     assert kept.tolist() == [*range(len(token_ids(written)))]
     assert cut_tokenizer(written, kept) == written
 
 
 def test_what_is_kept_though_no_text_has_it() -> None:
     written = json.loads(byte_level())
-    kept = {text for text, number in token_ids(written).items() if number in set(closure(written, []).tolist())}
+    kept = {text for text, number in token_ids(written).items() if number in set(tokens_to_keep(written, []).tolist())}
     assert kept == {*SPECIAL, *pre_tokenizers.ByteLevel.alphabet()}
     scored = json.loads(unigram())
-    pieces, kept_ids = scored["model"]["vocab"], closure(scored, []).tolist()
+    pieces, kept_ids = scored["model"]["vocab"], tokens_to_keep(scored, []).tolist()
     assert {number for number, (piece, _) in enumerate(pieces) if len(piece) == 1} < set(kept_ids)
     assert min(score for _, score in pieces) == min(pieces[number][1] for number in kept_ids)
     assert scored["model"]["unk_id"] in kept_ids
@@ -128,7 +128,7 @@ def test_ids_around_a_text_are_renumbered() -> None:
     for processor in (*processors, {"type": "Sequence", "processors": [processors[0]]}):
         written["post_processor"] = processor
         before = Tokenizer.from_str(json.dumps(written)).encode("a")
-        kept = closure(written, before.ids)
+        kept = tokens_to_keep(written, before.ids)
         cut = cut_tokenizer(written, kept)
         assert kept.tolist()[:4] == [0, 1, 2, 4]
         encoded = Tokenizer.from_str(json.dumps(cut)).encode("a")
@@ -150,7 +150,7 @@ def test_ids_around_a_text_are_renumbered() -> None:
     ],
 )
 def test_what_cannot_be_cut(tokenizer: Tokenizer, reason: str) -> None:
-    found = why_not(json.loads(tokenizer.to_str()))
+    found = why_uncuttable(json.loads(tokenizer.to_str()))
     assert found is not None
     assert re.search(reason, found)
     assert "byte-level BPE, BPE with byte fallback and Unigram can be cut" in found
@@ -158,7 +158,7 @@ def test_what_cannot_be_cut(tokenizer: Tokenizer, reason: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_can_be_cut(kind: str) -> None:
-    assert why_not(json.loads(KINDS[kind]())) is None
+    assert why_uncuttable(json.loads(KINDS[kind]())) is None
 
 
 def test_settings_with_the_ids_of_the_kept_tokens() -> None:

@@ -16,25 +16,26 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, T5Tokenizer
 
-from pipeline.config import Recipe
-from pipeline.dataset.store import Dataset
-from pipeline.errors import DatasetMissing, DatasetRefused, RecipeError, TrainingError
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.finetuning import gold_dataset
-from pipeline.label_settings import SoftSettings
-from pipeline.labelling.engine import label
-from pipeline.language_model import LanguageModel, decoder_start, load_language_model
-from pipeline.model_files import ModelFiles
-from pipeline.recipe_checks import check_labels, check_student
-from pipeline.stages import distill_stage, students_to_train
-from pipeline.student.folder import student_folder
-from pipeline.student.initialise import initialise
-from pipeline.student.start import used, vocabulary
-from pipeline.student.start.record import read_start
-from pipeline.student.start.renumbering import Renumbering, read_renumbering, renumbering_of
-from pipeline.student.start.used import DRAWN, LIKELY, tokenised_texts, used_tokens
-from pipeline.student.train import distill
-from pipeline.student_settings import StudentSettings
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, TrainingError
+from stillhouse.evaluation.evaluate import evaluate
+from stillhouse.labelling.engine import label
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.load import LanguageModel, decoder_start_token_id, load_language_model
+from stillhouse.recipe.label import SoftSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.stages.checks import check_labels, check_student
+from stillhouse.stages.finetune import gold_dataset
+from stillhouse.stages.stages import distill_stage, students_to_train
+from stillhouse.student.finished.folder import student_folder
+from stillhouse.student.start import used_tokens as used
+from stillhouse.student.start import vocabulary
+from stillhouse.student.start.initialise import initialise
+from stillhouse.student.start.record import read_start
+from stillhouse.student.start.used_tokens import DRAWN, LIKELY, tokenised_texts, used_tokens
+from stillhouse.student.training.train import distill
+from stillhouse.student.vocabulary_map import VocabularyMap, read_vocabulary_map, vocabulary_map_for
 from tests.conftest import MakeRecipe
 from tests.encoder_decoders import PHONEMES, tiny_bart, tiny_t5
 from tests.precision import close_to_dense, in_float64, largest
@@ -82,16 +83,16 @@ def student_of(recipe: Recipe) -> StudentSettings:
     return recipe.student
 
 
-def started(recipe: Recipe, folder: Path) -> tuple[Dataset, Renumbering]:
+def started(recipe: Recipe, folder: Path) -> tuple[Dataset, VocabularyMap]:
     """The untrained student of a recipe, and how it numbers the teacher's tokens."""
     dataset = labelled(recipe)
     initialise(recipe, student_of(recipe), folder, dataset)
-    own = renumbering_of(ModelFiles("student", folder), dataset.manifest.teacher.tokenizer_sha256)
+    own = vocabulary_map_for(ModelFiles("student", folder), dataset.manifest.teacher.tokenizer_sha256)
     assert own is not None
     return dataset, own
 
 
-def same_texts(dataset: Dataset, whole: Path, cut: Path, own: Renumbering) -> int:
+def same_texts(dataset: Dataset, whole: Path, cut: Path, own: VocabularyMap) -> int:
     """Every text has the same tokens; how many texts there are."""
     lms = [load_language_model(folder, device="cpu") for folder in (whole, cut)]
     pairs = list(zip(*(tokenised_texts(dataset, lm) for lm in lms), strict=True))
@@ -188,7 +189,7 @@ def test_a_bart_with_its_bias_over_tokens_and_forced_tokens(make: Make, tmp_path
     kept = torch.from_numpy(own.teacher_ids).long()
     assert torch.equal(cut.final_logits_bias, model.final_logits_bias[:, kept])
     assert same_texts(dataset, whole, tmp_path / "start", own) == 3 * 12
-    assert decoder_start(cut) == 1
+    assert decoder_start_token_id(cut) == 1
     written = json.loads((tmp_path / "start/generation_config.json").read_text())
     assert int(kept[written["forced_eos_token_id"]]) == last
 
@@ -200,7 +201,7 @@ def test_a_tokenizer_that_is_used_whole_loses_the_models_padding_alone(make: Mak
     student = ModelFiles("", tmp_path / "start")
     assert student.vocabulary_size == 259
     assert student.tokenizer_sha256 == ModelFiles("", whole).tokenizer_sha256
-    assert renumbering_of(student, dataset.manifest.teacher.tokenizer_sha256) is None
+    assert vocabulary_map_for(student, dataset.manifest.teacher.tokenizer_sha256) is None
 
 
 def test_layers_and_vocabulary_together(make: Make, tmp_path: Path) -> None:
@@ -281,10 +282,10 @@ def test_the_whole_way(soft: dict[str, Any], make: Make, teacher: Path) -> None:
         assert all(math.isfinite(loss) for loss in losses)
         assert losses[-1] < losses[0]
     place = student_folder(recipe, student_of(recipe), "white-box", dataset)
-    own = read_renumbering(place.path)
+    own = read_vocabulary_map(place.path)
     assert own is not None
     for folder in (place.path, place.int8):
-        assert renumbering_of(ModelFiles("", folder), dataset.manifest.teacher.tokenizer_sha256) is not None
+        assert vocabulary_map_for(ModelFiles("", folder), dataset.manifest.teacher.tokenizer_sha256) is not None
     assert f"{len(own):,} of its 900 tokens" in (place.path / "README.md").read_text()
     first, *students = (report := evaluate(recipe, student_of(recipe), dataset).report).models
     assert first.lost_mass is None
@@ -294,7 +295,7 @@ def test_the_whole_way(soft: dict[str, Any], make: Make, teacher: Path) -> None:
         assert model.agreement is not None
         assert 0 < model.kl_per_token.mean < math.inf
         assert 0 < model.lost_mass.mean < 1
-        note = f"The {model.role} has a part of the teacher's tokens: {model.lost_mass.mean:.2%} of the teacher's"
+        note = f"The {model.role} has only some of the teacher's tokens: {model.lost_mass.mean:.2%} of the teacher's"
         assert any(line.startswith(note) for line in report.notes)
 
 
@@ -309,7 +310,7 @@ def test_a_start_with_all_layers_is_as_far_from_the_teacher_as_its_lost_tokens(m
     assert untrained.kl_per_token.mean == pytest.approx(0, abs=1e-5)
     assert untrained.agreement is not None
     place = student_folder(recipe, student_of(recipe), "white-box", dataset)
-    own = read_renumbering(place.path)
+    own = read_vocabulary_map(place.path)
     assert own is not None
     rows = [row for batch in dataset.batches("validation") for row in batch.to_pylist()]
     likeliest = [ids[0] for row in rows for ids in row["top_token_ids"]]  # by the teacher
@@ -327,7 +328,7 @@ def test_other_ways_to_train(settings: dict[str, Any], make: Make) -> None:
     losses = [step.loss for step in distill(recipe, student_of(recipe), dataset).log if step.loss is not None]
     assert losses[-1] < losses[0]
     place = student_folder(recipe, student_of(recipe), "white-box", dataset)
-    assert read_renumbering(place.path) is not None
+    assert read_vocabulary_map(place.path) is not None
 
 
 def test_an_encoder_decoder(make: Make, tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_a_student_of_a_cut_student_is_a_start_for_the_same_labels(make: Make, t
     card = distill_stage(second, student_of(second), dataset).card
     place = student_folder(second, student_of(second), "white-box", dataset)
     assert card.rows > 0
-    found = read_renumbering(place.path)
+    found = read_vocabulary_map(place.path)
     assert found is not None
     assert found.teacher_ids.tolist() == own.teacher_ids.tolist()
 
@@ -397,8 +398,9 @@ def refused(recipe: Recipe) -> str:
 def test_a_tokenizer_that_cannot_be_cut_is_refused_with_its_name(make: Make, tmp_path: Path) -> None:
     words = tiny_t5(tmp_path / "words", vocabulary=[*PHONEMES])
     message = refused(make(model=words))
-    assert f"student.init.vocabulary is 'used', and {words} does not allow it: its tokenizer is WordLevel" in message
-    assert "Set student.init.vocabulary to 'all'" in message
+    assert message.startswith(f"student.init.vocabulary is 'used': the vocabulary of {words} cannot be cut: ")
+    assert "its tokenizer is WordLevel" in message
+    assert message.endswith(". Set it to 'all'.")
 
 
 def test_a_slow_tokenizer_alone_is_refused(make: Make, tmp_path: Path) -> None:
@@ -411,7 +413,7 @@ def test_a_tokenizer_of_its_own_code_is_refused(make: Make, tmp_path: Path) -> N
     own = llama(tmp_path / "own")
     settings = json.loads((own / "tokenizer_config.json").read_text())
     (own / "tokenizer_config.json").write_text(json.dumps(settings | {"auto_map": {"AutoTokenizer": ["x.Y", None]}}))
-    assert "a tokenizer of its own code" in refused(make(model=own))
+    assert "a tokenizer with custom code" in refused(make(model=own))
 
 
 def test_a_model_with_another_tokenizer_than_the_teacher_is_refused(make: Make, tmp_path: Path) -> None:
@@ -428,13 +430,13 @@ def test_a_teacher_whose_tokenizer_is_not_known_is_refused(make: Make, teacher: 
 
 
 def test_a_live_teacher_is_refused() -> None:
-    with pytest.raises(ValidationError, match="labels is 'live' and init.vocabulary is 'used'"):
+    with pytest.raises(ValidationError, match="labels is 'live': init.vocabulary is 'used'"):
         StudentSettings.model_validate({"init": USED, "labels": "live"})
     StudentSettings.model_validate({"init": USED, "labels": "live", "mode": "black-box"})
 
 
 def test_a_start_without_a_dataset_names_the_command(make: Make) -> None:
-    with pytest.raises(DatasetMissing, match=r"vocabulary is 'used'.*run `stillhouse label`"):
+    with pytest.raises(DatasetMissing, match=r"vocabulary is 'used'.*un `stillhouse label`"):
         student_folder(make(), student_of(make()), "untrained", None)
 
 

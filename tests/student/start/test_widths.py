@@ -12,24 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, PreTrainedModel
 
-from pipeline.errors import TrainingError
-from pipeline.language_model import auto_class
-from pipeline.student.stacks import Kept, stacks_of
-from pipeline.student.start.activations import Activations, measure_activations
-from pipeline.student.start.axes import FAMILIES, Axis, axes_of, sizes_of
-from pipeline.student.start.layers import copy_layers
-from pipeline.student.start.widths import cut_widths
-from pipeline.student_settings import WidthSettings
-from tests.student.start.families import (
-    CONFIGS,
-    HEADS,
-    HIDDEN,
-    NEURONS,
-    OF_A_HEAD,
-    logits,
-    make,
-    some_rows,
-)
+from stillhouse.errors import TrainingError
+from stillhouse.models.load import auto_class
+from stillhouse.recipe.student import WidthSettings
+from stillhouse.student.start.activations import Activations, measure_activations
+from stillhouse.student.start.axes import FAMILIES, Axis, axes_of, sizes_of
+from stillhouse.student.start.layers import copy_layers
+from stillhouse.student.start.stacks import Kept, stacks_of
+from stillhouse.student.start.widths import cut_widths
+from tests.student.start.families import CONFIGS, HEADS, HIDDEN, NEURONS, OF_A_HEAD, logits, make, some_rows
 
 FEWEST = 4  # neurons: what one adds can be so near to 0 that Gemma 2 normalises its rounding errors
 WHOLE = WidthSettings(feed_forward=1.0, heads=1.0, hidden=1.0)

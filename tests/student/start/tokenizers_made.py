@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import CHAT_TEMPLATE
+from tests.paths import ROOT
 
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-ROOT = Path(__file__).parents[3]
 LINES = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
 

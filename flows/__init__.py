@@ -1,1 +1,0 @@
-"""Prefect flows over the stages of `pipeline`: they schedule, retry and show; the store decides what is done."""

@@ -1,0 +1,62 @@
+"""The distillation flow: dataset -> student (and its baselines), or the students of a sweep; one task per student."""
+
+from __future__ import annotations
+
+from stillhouse_flows import search_working_folder_last
+
+search_working_folder_last()
+
+from prefect import flow, get_run_logger, task
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.recipe.load import load_recipe
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages.checks import check_distill
+from stillhouse.stages.stages import dataset_of, distill_stage, points_to_train, students_to_train
+from stillhouse.student.finished.folder import StudentResult
+from stillhouse_flows.artifacts import publish_models
+from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run, retry_may_help
+from stillhouse_flows.sweep import train_sweep
+
+
+@task(
+    name="train student",
+    task_run_name="train {name}",
+    retries=1,
+    retry_delay_seconds=10,
+    retry_condition_fn=retry_may_help,
+    **TASK,
+)
+def train_student(recipe: Recipe, index: int, dataset: Dataset, name: str) -> StudentResult:
+    """Train one of the recipe's students; a retry resumes from its last checkpoint."""
+    return distill_stage(recipe, students_to_train(recipe)[index], dataset, logged_progress(), get_run_logger().info)
+
+
+@flow(name="distill", flow_run_name="distill {recipe}", **FLOW)
+def distill_flow(recipe: RecipePath, overrides: Overrides = None) -> list[StudentResult]:
+    """Train a recipe's students.
+
+    Args:
+        recipe: A recipe file, such as flows/recipes/quickstart.yaml.
+        overrides: Settings of the recipe to change, as for --set, such as label.sampling.temperature=0.5
+    """
+    loaded = load_recipe(recipe, overrides or [])
+    name_run("distill", loaded)
+    check_distill(loaded)
+    if loaded.sweep is not None:
+        trainings = points_to_train(loaded, progress=logged_progress())
+        dataset = trainings[-1].dataset
+        name_run("distill", loaded, dataset.manifest)
+        results = train_sweep(trainings, loaded.sweep.at_a_time)
+    else:
+        datasets = [dataset_of(loaded, student, logged_progress()) for student in students_to_train(loaded)]
+        dataset = datasets[-1]
+        name_run("distill", loaded, dataset.manifest)
+        results = [
+            train_student(loaded, index, one, f"{student.mode} student")
+            for index, (student, one) in enumerate(zip(students_to_train(loaded), datasets, strict=True))
+        ]
+    for result in results:
+        get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "already trained")
+    publish_models("students", f"Students of {loaded.name}, from dataset {dataset.manifest.label}", results, loaded)
+    return results

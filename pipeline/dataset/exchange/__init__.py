@@ -1,1 +1,0 @@
-"""Labelled datasets in other projects' formats: written by export.py, read by imports.py, one file a format."""

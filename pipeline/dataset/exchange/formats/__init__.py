@@ -1,1 +1,0 @@
-"""The formats that datasets are exchanged in: one file each, found by name."""

@@ -1,5 +1,0 @@
-"""How soft labels lie on disk: one file an encoding, found by name."""
-
-from pipeline.encodings.base import Encoding, PackedLabels, find_encoding
-
-__all__ = ["Encoding", "PackedLabels", "find_encoding"]

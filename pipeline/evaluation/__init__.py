@@ -1,1 +1,0 @@
-"""Measure teacher, baselines and student on held-out prompts, and report them side by side."""

@@ -1,1 +1,0 @@
-"""Keep or reject a completion, with a reason: one file a filter, found by name."""

@@ -1,0 +1,219 @@
+"""Merge several finished versions into one new version.
+
+    merged = merge([find_dataset(root, "a"), find_dataset(root, "b")], root, "both")
+    merged.dataset.manifest.rows, merged.notes
+
+Rows are streamed. Memory holds a 16-byte hash of each id and, for prompts in several versions, of each answer, so it does
+not grow with text or soft labels. Prompts that the versions answer differently are reported (disagreements.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from stillhouse.dataset.columns import completion_schema
+from stillhouse.dataset.derive import Derived, check_name, conform_to_schema, filter_by_mask, pluralize
+from stillhouse.dataset.disagreements import (
+    SPLITS,
+    Disagreements,
+    columns,
+    find_disagreements,
+    hash_text,
+    index_of_preferred,
+)
+from stillhouse.dataset.manifest import Manifest
+from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.errors import DatasetRefused, UsageError
+from stillhouse.recipe.label import encoding_of
+from stillhouse.storage.location import Location
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class _MergeCounts:
+    """Counts from the first pass over the ids of all rows."""
+
+    rows: int = 0
+    repeated: int = 0  # rows with the id of an earlier row
+    held_out: set[bytes] = field(default_factory=set)  # prompts that are in some version's validation split
+    moved_prompts: set[bytes] = field(default_factory=set)  # held-out prompts that a version has in train
+    moved: int = 0  # rows of moved_prompts that go from train to validation
+    outvoted: int = 0  # rows of prompts that the preferred version answers differently
+
+
+def merge(
+    datasets: Sequence[Dataset],
+    root: Location,
+    name: str,
+    *,
+    text_only: bool = False,
+    licence: str | None = None,
+    prefer: str | None = None,
+) -> Derived:
+    """Write the rows of several versions as one new version; of rows with the same id, the first is kept.
+
+    A prompt in any version's validation split goes to validation with all its completions, so nothing leaks into train.
+
+    Args:
+        datasets: the versions to merge, in order.
+        root: the folder of all datasets.
+        name: the name of the new dataset.
+        text_only: drop token ids and soft labels.
+        licence: the licence for the card; None: the licence that all versions share.
+        prefer: the version whose rows are kept for prompts that the versions answer differently; None: keep all rows.
+
+    Raises:
+        UsageError: the name is not valid, there are fewer than two versions or one is repeated, or `prefer` does not name
+            exactly one of them.
+        DatasetRefused: a version is damaged, or the versions' soft labels are incompatible.
+    """
+    check_name(name)
+    manifests = [dataset.manifest for dataset in datasets]
+    labels = [manifest.label for manifest in manifests]
+    if len(set(labels)) < 2 or len(set(labels)) < len(labels):
+        raise UsageError(f"merge got {', '.join(labels) or 'no version'}", fix="name two or more different versions")
+    preferred = None if prefer is None else index_of_preferred(datasets, prefer)
+    if not text_only:
+        _check_compatible(manifests)
+    for dataset in datasets:
+        dataset.check()
+    disagreements = find_disagreements(datasets)
+    totals = _count_rows(datasets, disagreements, preferred)
+    notes = (*_merge_notes(totals), *_disagreement_notes(disagreements, labels, preferred, totals.outvoted))
+    teachers = list(dict.fromkeys(one for m in manifests for one in (m.teacher, *m.more_teachers)))
+    origin = Origin(
+        made_by="merge",
+        how="; ".join([" and ".join(labels) + (", text only" if text_only else ""), *notes]),
+        teacher=teachers[0],
+        more_teachers=tuple(teachers[1:]),
+        parents=tuple(labels),
+        soft=None if text_only else manifests[0].soft,
+        mode=_common([m.mode for m in manifests]),
+        sampling=_common([m.sampling for m in manifests]),
+        licence=licence or _common([m.licence for m in manifests]),
+    )
+    schema = completion_schema(soft=encoding_of(origin.soft))
+    taken: set[bytes] = set()
+    with new_version(root, name, origin) as version:
+        for place, split in ((place, split) for place in range(len(datasets)) for split in SPLITS):
+            for batch in datasets[place].batches(split):
+                prompts = [hash_text(prompt) for prompt in batch.column("prompt_id").to_pylist()]
+                new = [
+                    disagreements.keeps_rows(prompt, place, preferred) and _add(taken, hash_text(id_))
+                    for prompt, id_ in zip(prompts, batch.column("id").to_pylist(), strict=True)
+                ]
+                held = [split == "validation" or prompt in totals.held_out for prompt in prompts]
+                rows = conform_to_schema(batch, schema)
+                version.add("train", filter_by_mask(rows, [n and not h for n, h in zip(new, held, strict=True)]))
+                version.add("validation", filter_by_mask(rows, [n and h for n, h in zip(new, held, strict=True)]))
+    counts = {
+        "rows_read": totals.rows,
+        "repeated": totals.repeated,
+        "moved_to_validation": totals.moved,
+        "moved_prompts": len(totals.moved_prompts),
+    }
+    return Derived(version.dataset, counts, notes, disagreements)
+
+
+def _count_rows(datasets: Sequence[Dataset], disagreements: Disagreements, preferred: int | None) -> _MergeCounts:
+    totals = _MergeCounts()
+    for dataset in datasets:
+        for (prompt,) in columns(dataset, "prompt_id", splits=("validation",)):
+            totals.held_out.add(hash_text(prompt))
+    ids: set[bytes] = set()
+    for place, dataset in enumerate(datasets):
+        for split in SPLITS:
+            for id_, prompt in columns(dataset, "id", "prompt_id", splits=(split,)):
+                totals.rows += 1
+                if not disagreements.keeps_rows(hash_text(prompt), place, preferred):
+                    totals.outvoted += 1
+                elif not _add(ids, hash_text(id_)):
+                    totals.repeated += 1
+                elif split == "train" and hash_text(prompt) in totals.held_out:
+                    totals.moved += 1
+                    totals.moved_prompts.add(hash_text(prompt))
+    return totals
+
+
+def _merge_notes(totals: _MergeCounts) -> Iterator[str]:
+    if totals.repeated:
+        yield f"{pluralize(totals.repeated, 'row')} left out: a version named before has the same id"
+    if totals.moved:
+        yield (
+            f"{pluralize(len(totals.moved_prompts), 'prompt')} ({pluralize(totals.moved, 'row')}) moved from train to "
+            "validation: another version holds them out, and in train they would leak"
+        )
+
+
+def _disagreement_notes(
+    disagreements: Disagreements, labels: Sequence[str], preferred: int | None, outvoted: int
+) -> Iterator[str]:
+    """Report the prompts with differing answers, and whose answers were kept."""
+    if disagreements.prompts:
+        settled = 0 if preferred is None else disagreements.count_settled(preferred)
+        unsettled = len(disagreements.prompts) - settled
+        examples = "; ".join(map(str, disagreements.examples))
+        ends = (
+            [f"of {settled} the answers of {labels[preferred]} were taken"] if preferred is not None and settled else []
+        )
+        if unsettled:
+            ends.append(
+                f"of {unsettled} every row with an id of its own was taken (--prefer {' or --prefer '.join(labels)} takes "
+                "the rows of that one alone)"
+            )
+        yield f"{pluralize(len(disagreements.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
+    if outvoted and preferred is not None:
+        rows = pluralize(outvoted, "row")
+        yield f"{rows} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
+
+
+def _check_compatible(manifests: Sequence[Manifest]) -> None:
+    """Raise DatasetRefused unless all versions have soft labels of one kind, tokenizer and vocabulary."""
+    if all(manifest.soft is None for manifest in manifests):
+        return
+    first = manifests[0]
+    for other in manifests[1:]:
+        same_teacher = other.teacher == first.teacher
+        for what, one, two in [
+            ("labels", str(first.soft or "text only"), str(other.soft or "text only")),
+            ("tokenizer", first.teacher.tokenizer_sha256, other.teacher.tokenizer_sha256),
+            ("teachers", _kind(first), _kind(other)),
+            ("vocabulary size", first.teacher.vocabulary_size, other.teacher.vocabulary_size),
+        ]:
+            if one != two or (one is None and not same_teacher):
+                raise DatasetRefused(
+                    f"{first.label} and {other.label} have incompatible soft labels: {what} {_short(one)} and "
+                    f"{_short(two)}",
+                    fix="remove one of them, or merge only their texts with --text-only",
+                )
+
+
+# --------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _kind(manifest: Manifest) -> str:
+    return "encoder-decoder" if manifest.teacher.encoder_decoder else "causal"
+
+
+def _add(known: set[bytes], key: bytes) -> bool:
+    """Add a key and return whether it is new."""
+    before = len(known)
+    known.add(key)
+    return len(known) > before
+
+
+def _common(values: Sequence[Value | None]) -> Value | None:
+    """Return the value if all are equal, else None."""
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "unknown"
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text

@@ -1,0 +1,1 @@
+"""The measurements that are made of each model."""

@@ -1,0 +1,1 @@
+"""The report: tables, plots and verdict, as Markdown, HTML and JSON."""

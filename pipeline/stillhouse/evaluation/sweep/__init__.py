@@ -1,0 +1,1 @@
+"""Compare several students of one recipe in one report on size against quality."""

@@ -1,0 +1,1 @@
+"""Export datasets to other projects' formats (export.py) and import from them (imports.py); one module per format."""

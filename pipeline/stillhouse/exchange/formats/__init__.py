@@ -1,0 +1,1 @@
+"""The exchange formats: one module per format, found by name."""

@@ -1,0 +1,1 @@
+"""Parse and check user input: files, YAML, table cells, URLs."""

@@ -1,0 +1,1 @@
+"""Runners: the systems that label the parts of a job."""

@@ -1,0 +1,1 @@
+"""Read prompts: rows of a source, rendered by a template into messages."""

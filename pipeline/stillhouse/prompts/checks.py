@@ -1,0 +1,133 @@
+"""Check a recipe's prompts before anything is labelled or trained.
+
+    check_prompts(recipe)
+
+Prompts need references if a model is trained on them, scored along them or measured by them. They need a task prefix
+("summarize: ") if the teacher is a multi-task model such as T5, whose config lists prefixes in `task_specific_params`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.errors import PromptError, RecipeError
+from stillhouse.models.files import find_model
+from stillhouse.prompts.load import read_prompts
+from stillhouse.recipe.prompts import PromptSettings
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.teacher import TeacherSettings
+from stillhouse.records import Prompt
+
+_SHOWN_CHARACTERS = 60  # characters of a prompt shown in an error message
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Why references are needed, and the fix that avoids the need; both are parts of an error message."""
+
+    reason: str
+    fix: str
+
+
+def check_prompts(recipe: Recipe) -> None:
+    """Check the prompts in at most one pass, and those of `references`, if the recipe sets it, in another.
+
+    Raises:
+        PromptError: a prompt lacks a reference that the recipe needs, or the recipe's task prefix.
+        RecipeError: the first prompt begins with none of the task prefixes in the teacher's config.
+        TeacherUnavailable: the teacher's config cannot be found.
+    """
+    learnt = _learning_needs(recipe)
+    if recipe.references is not None and learnt:
+        _check(recipe, recipe.references, "references", learnt, None)
+        learnt = None
+    need = learnt or _scoring_needs(recipe)
+    _check(recipe, recipe.prompts, "prompts", need, None if need else _metrics_need(recipe))
+
+
+def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | None, wanted: _Need | None) -> None:
+    """Check one `part` of the recipe; `need` is why every prompt needs a reference, `wanted` why at least one does."""
+    own = recipe.teacher.task_prefix
+    known = _known_prefixes(recipe.teacher)
+    if not (need or wanted or own or known):
+        return
+    for number, prompt in enumerate(read_prompts(settings), start=1):
+        if number == 1 and known and not _text(prompt).startswith(tuple(known)):
+            raise _missing_prefix(recipe, settings, part, prompt, known)
+        if own and not _text(prompt).startswith(own):
+            raise PromptError(
+                f"the prompt of row {number} of {settings.source} ({_text(prompt)[:_SHOWN_CHARACTERS]!r}) does not begin "
+                "with it",
+                setting="teacher.task_prefix",
+                value=own,
+                fix=f'add it at the start of {part}.template ({settings.template}), or set teacher.task_prefix to ""',
+            )
+        missing = prompt.reference is None
+        if need and missing:
+            raise PromptError(
+                f"{need.reason}, so every row needs a reference, and row {number} of {settings.source} has none",
+                setting=f"{part}.reference",
+                value=settings.reference,
+                fix=f"fill its column {settings.reference or 'reference'!r}, set {part}.reference to another column, "
+                f"or {need.fix}",
+            )
+        wanted = wanted if missing else None
+        if not (need or wanted or own):
+            return
+    if wanted:
+        column = settings.reference or "reference"
+        raise PromptError(
+            f"{wanted.reason}, which needs references, and no row of {settings.source} has one in the column {column!r}",
+            setting=f"{part}.reference",
+            value=settings.reference,
+            fix=f"set {part}.reference to the column with the references, or {wanted.fix}",
+        )
+
+
+def _learning_needs(recipe: Recipe) -> _Need | None:
+    if recipe.teacher.finetune is not None:
+        return _Need("teacher.finetune is set", "remove teacher.finetune")
+    if recipe.student is not None and recipe.student.mode == "gold":
+        return _Need("student.mode is 'gold'", "set student.mode to 'black-box'")
+    if recipe.needs_gold:
+        return _Need("evaluate.baselines has 'gold'", "remove it from evaluate.baselines")
+    return None
+
+
+def _scoring_needs(recipe: Recipe) -> _Need | None:
+    return _Need("label.mode is 'score'", "set label.mode to 'generate'") if recipe.label.mode == "score" else None
+
+
+def _metrics_need(recipe: Recipe) -> _Need | None:
+    return _Need("evaluate.metrics is set", "remove evaluate.metrics") if recipe.evaluate.metrics else None
+
+
+def _known_prefixes(teacher: TeacherSettings) -> Sequence[str]:
+    """Return the task prefixes in the teacher's config; empty if the recipe sets its own, or the weights are fresh."""
+    fresh = teacher.finetune is not None and teacher.finetune.config is not None
+    if teacher.kind != "transformers" or teacher.task_prefix is not None or fresh:
+        return ()
+    files = find_model(teacher.model, teacher.revision, weights=False)
+    if files.chat_template_sha256 is not None:
+        return ()
+    tasks = files.config.get("task_specific_params") or {}
+    prefixes = [task.get("prefix") for task in tasks.values() if isinstance(task, dict)]
+    return [prefix for prefix in prefixes if prefix]
+
+
+def _text(prompt: Prompt) -> str:
+    """Return a prompt as plain text, as a model without a chat template reads it."""
+    return "\n".join(message.content for message in prompt.messages)
+
+
+def _missing_prefix(
+    recipe: Recipe, settings: PromptSettings, part: str, prompt: Prompt, known: Sequence[str]
+) -> RecipeError:
+    return RecipeError(
+        f"the first prompt ({_text(prompt)[:_SHOWN_CHARACTERS]!r}) does not begin with a task prefix, and "
+        f"{recipe.teacher.model} was trained with the prefixes {', '.join(map(repr, known))}",
+        setting=f"{part}.template",
+        value=settings.template,
+        fix='begin the template with one of them, or set teacher.task_prefix to another prefix, or to "" for none',
+    )

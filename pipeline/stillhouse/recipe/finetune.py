@@ -1,0 +1,69 @@
+"""`teacher.finetune` of a recipe: fine-tune the teacher on the prompts' references before it labels.
+
+teacher:
+  kind: transformers
+  model: google-t5/t5-small                # the model to fine-tune
+  finetune:
+    train: {num_train_epochs: 3, learning_rate: 1.0e-3}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from stillhouse.recipe.dataset import NAME
+from stillhouse.recipe.student import (
+    EarlyStoppingSettings,
+    InitSettings,
+    LaunchSettings,
+    LoraSettings,
+    Part,
+    StudentSettings,
+)
+from stillhouse.settings import Settings
+
+_OF_A_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "head_chunk", "train", "launch")
+
+
+class FinetuneSettings(Settings):
+    """How the teacher is fine-tuned; keys that `student` also has mean the same here."""
+
+    name: str | None = Field(
+        default=None, pattern=NAME, description="of the fine-tuned teacher; None: the recipe's name"
+    )
+    root: str = Field(default="data/teachers", description="the fine-tuned teacher is stored in <root>/<name>/gold")
+    seed: int | None = Field(default=None, ge=0, description="None: the recipe's seed")
+    config: dict[str, Any] | None = Field(
+        default=None,
+        description="changes to teacher.model's config, to train fresh weights; None: start from its weights",
+    )
+    max_length: int = Field(
+        default=1024, ge=2, description="tokens of prompt and reference; longer rows are skipped and counted"
+    )
+    freeze: tuple[Part, ...] = Field(default=(), description="as `student.freeze`")
+    packing: bool = Field(default=False, description="as `student.packing`")
+    lora: LoraSettings | None = Field(default=None, description="as `student.lora`")
+    early_stopping: EarlyStoppingSettings | None = Field(default=None, description="as `student.early_stopping`")
+    head_chunk: int = Field(default=512, ge=1, description="as `student.head_chunk`")
+    train: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
+    launch: LaunchSettings | None = Field(default=None, description="of accelerate; None: train in this process")
+
+    @property
+    def folder(self) -> str:
+        """The folder of the fine-tuned teacher."""
+        return str(Path(self.root) / (self.name or "") / "gold")
+
+    def as_student(self, model: str, revision: str | None, *, trust_remote_code: bool) -> StudentSettings:
+        """Return the settings of a gold student that starts from `model`, or from its config with fresh weights."""
+        init = (
+            InitSettings(config=self.config)
+            if self.config is not None
+            else InitSettings(model=model, revision=revision)
+        )
+        same = {name: getattr(self, name) for name in _OF_A_STUDENT}
+        student = StudentSettings(init=init, mode="gold", trust_remote_code=trust_remote_code, **same)
+        student._is_teacher = True
+        return student

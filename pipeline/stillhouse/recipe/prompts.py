@@ -1,0 +1,30 @@
+"""The `prompts` part of a recipe: where the prompts come from, and which of them are held out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stillhouse.settings import Settings
+
+
+class PromptSettings(Settings):
+    """Where the prompts come from and which of them are held out."""
+
+    source: str = Field(description="a .jsonl, .csv, .tsv or .parquet file, local or at a URL, or a hub data set's id")
+    config: str | None = Field(default=None, description="configuration of a hub data set that has several")
+    split: str = Field(default="train", description="of a hub data set")
+    template: str | None = Field(default=None, description="a .j2 file; None: the rows have `prompt` or `messages`")
+    system: str | None = Field(default=None, description="system message for prompts without one")
+    columns: dict[str, str] = Field(default_factory=dict, description="name in the template -> column of the row")
+    reference: str | None = Field(
+        default=None, description="column with the gold answer; None: `reference`, if it exists"
+    )
+    last_turn: Literal["refuse", "reference", "continue"] = Field(
+        default="refuse", description="how to treat a final assistant turn"
+    )
+    limit: int | None = Field(default=None, ge=1, description="maximum number of prompts")
+    holdout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of prompts for validation, chosen by content hash"
+    )

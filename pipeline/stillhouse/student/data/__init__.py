@@ -1,0 +1,1 @@
+"""A student's training data: rows of a dataset, as batches."""

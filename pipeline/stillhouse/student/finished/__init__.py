@@ -1,0 +1,1 @@
+"""A finished student: its folder, its card, and its quantised copy."""

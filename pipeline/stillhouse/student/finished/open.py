@@ -1,0 +1,139 @@
+"""Open a finished student and ask it.
+
+student = open_student("quickstart")
+student.answer(["What is a river?"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillhouse.errors import StudentMissing
+from stillhouse.records import Message
+from stillhouse.student.finished.folder import CARD, RECIPE, StudentCard, Variant, read_card
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from stillhouse.models.load import LanguageModel
+
+Conversation = str | Sequence[Mapping[str, str]]  # one user message, or messages with `role` and `content`
+_MAX_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Student:
+    """A finished student. Its weights are loaded when they are first needed."""
+
+    folder: Path
+    card: StudentCard
+    device: str = "auto"
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, as transformers loads it."""
+        return self._lm.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self._lm.tokenizer
+
+    def answer(
+        self,
+        prompts: Conversation | Sequence[Conversation],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Return one answer a prompt.
+
+        Args:
+            prompts: conversations; one string or a list of strings, each a user's message, will do.
+            max_tokens: the most tokens of an answer; None: the `label.sampling.max_tokens` that the student learnt from.
+            temperature: 0 takes the most likely token at every step.
+            top_p: the share of the distribution that tokens are drawn from, 0 < top_p <= 1.
+            seed: of the draws; an answer does not depend on the other prompts of the call.
+
+        Raises:
+            TemplateRefused: the student's chat template cannot render a conversation.
+        """
+        from stillhouse.models.generate import Sampling, generate
+        from stillhouse.models.load import decode_completion, encode_prompt
+
+        encoded = [encode_prompt(self._lm.tokenizer, messages) for messages in _conversations(prompts)]
+        if not encoded:
+            return []
+        sampling = Sampling(temperature, top_p, [seed + n for n in range(len(encoded))]) if temperature > 0 else None
+        answers = generate(self._lm, encoded, max_tokens=max_tokens or self._max_tokens, sampling=sampling)
+        return [decode_completion(self._lm, answer) for answer in answers]
+
+    @cached_property
+    def _lm(self) -> LanguageModel:
+        from stillhouse.models.load import load_language_model
+
+        return load_language_model(self.folder, device=self.device)
+
+    @cached_property
+    def _max_tokens(self) -> int:
+        from stillhouse.recipe.load import load_recipe
+
+        file = self.folder / RECIPE
+        return load_recipe(file).label.sampling.max_tokens if file.is_file() else _MAX_TOKENS
+
+
+def find_student(name: str | Path, variant: Variant, root: str | Path) -> Path:
+    """Return the folder of a finished student.
+
+    Args:
+        name: a recipe's name, or a student's own folder.
+        variant: which of the recipe's students.
+        root: where students are (`students` in the recipe).
+
+    Raises:
+        StudentMissing: neither folder has a finished student.
+    """
+    own, of_recipe = Path(name), Path(root) / name / variant
+    for folder in (of_recipe, own, own / variant):
+        if (folder / CARD).is_file():
+            return folder
+    raise StudentMissing(f"there is no finished student in {of_recipe} or {own}", fix="run `stillhouse distill` first")
+
+
+def open_student(
+    name: str | Path,
+    variant: Variant = "white-box",
+    *,
+    root: str | Path = "data/students",
+    device: str = "auto",
+) -> Student:
+    """Open a finished student by its recipe's name or its own folder.
+
+    Raises:
+        StudentMissing: no finished student exists.
+    """
+    folder = find_student(name, variant, root)
+    card = read_card(folder)
+    if card is None:
+        raise StudentMissing(f"{folder / CARD} cannot be read", fix="train the student again")
+    return Student(folder, card, device)
+
+
+def _conversations(prompts: Conversation | Sequence[Conversation]) -> list[list[Message]]:
+    if isinstance(prompts, str):
+        return [[Message("user", prompts)]]
+    if prompts and isinstance(prompts[0], Mapping):  # one conversation
+        return [_messages(prompts)]  # type: ignore[arg-type]
+    return [_messages(one) for one in prompts]  # type: ignore[arg-type]
+
+
+def _messages(conversation: Conversation) -> list[Message]:
+    if isinstance(conversation, str):
+        return [Message("user", conversation)]
+    return [Message(one["role"], one["content"]) for one in conversation]  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Teachers, the models that label: one module per kind, found by name."""

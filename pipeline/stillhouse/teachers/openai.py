@@ -1,0 +1,326 @@
+"""An OpenAI-compatible API: text, its cost, and token log-probabilities if the API returns them.
+
+    teacher: {kind: openai, model: gpt-4o-mini}
+    teacher: {kind: openai, model: my-model, options: {base_url: "http://127.0.0.1:8000/v1"}}
+
+The key is read from the environment (`OPENAI_API_KEY`, or the variable named by `options.api_key_env`), never from the
+recipe. A server on this machine needs no key. The API returns no token ids, and therefore no soft labels: use the `vllm`
+or `transformers` kinds for these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import orjson
+from pydantic import Field, JsonValue, SecretStr
+
+from stillhouse.errors import RecipeError
+from stillhouse.inputs.urls import check_base_url
+from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.teacher import TeacherSettings
+from stillhouse.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
+from stillhouse.settings import Settings, parse_options
+from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
+from stillhouse.teachers.prices import Price, find_price, why_no_price
+from stillhouse.teachers.serving.environment import HEADER_VARIABLES, read_header, read_key
+from stillhouse.teachers.serving.error_bodies import read_error
+from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
+
+_DEFAULT_URL = "https://api.openai.com/v1"
+_URL_VARIABLE = "OPENAI_BASE_URL"
+_LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
+_FORBIDDEN_FIELDS = {  # not allowed in extra_body, since prices, budgets or answers would be wrong; with the fix
+    "model": "use teacher.model",
+    "messages": "use prompts",
+    "prompt": "use prompts",
+    "max_tokens": "use label.sampling.max_tokens and options.max_tokens_field",
+    "max_completion_tokens": "use label.sampling.max_tokens and options.max_tokens_field",
+    "n": "use label.samples",
+    "best_of": "use label.samples",
+    "stream": "remove it: answers are not streamed",
+}
+_UNPRICED_FIELDS = {"service_tier", "tools", "functions", "web_search_options"}  # cost more than a price includes
+_MAX_TOKENS = 2**31 - 1  # the largest token count that a row can store
+
+
+class OpenAiOptions(Settings):
+    """`teacher.options` of this kind."""
+
+    base_url: str | None = Field(default=None, description="None: OPENAI_BASE_URL, else OpenAI's URL")
+    api_key_env: str = Field(default="OPENAI_API_KEY", description="the environment variable that holds the key")
+    api: Literal["chat", "completions"] = Field(
+        default="chat", description="chat: chat completions; completions: text completions"
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="reasoning models need the second"
+    )
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict, description="extra request fields; null removes one")
+    continue_body: dict[str, JsonValue] | None = Field(
+        default=None, description="fields that make the server continue the last assistant turn"
+    )
+    timeouts: Timeouts = Field(default=Timeouts(), description="timeouts of a request")
+
+
+def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> OpenAiTeacher:
+    """Check the options and read the API key; nothing is sent yet."""
+    options = parse_options("teacher.options", settings.options, OpenAiOptions)
+    if not settings.model:
+        raise RecipeError(
+            "the model has no name",
+            setting="teacher.model",
+            value="",
+            fix="set it to the API's name, such as gpt-4o-mini",
+        )
+    if label.soft is not None and label.soft.encoding == "sampled":
+        raise RecipeError(
+            "no API returns the full distribution to sample from",
+            setting="label.soft.encoding",
+            value="sampled",
+            fix="use teacher.kind 'transformers', or set label.soft to null and student.mode to 'black-box'",
+        )
+    if label.soft is not None:
+        raise RecipeError(
+            "soft labels need token ids, which teacher.kind 'openai' does not return",
+            setting="label.soft",
+            fix="set it to null and student.mode to 'black-box', or use teacher.kind 'vllm' or 'transformers'",
+        )
+    if label.mode == "score":
+        raise RecipeError(
+            "teacher.kind 'openai' can only generate",
+            setting="label.mode",
+            value="score",
+            fix="set it to 'generate', or use teacher.kind 'transformers' or 'vllm'",
+        )
+    for option, fields in (("extra_body", options.extra_body), ("continue_body", options.continue_body or {})):
+        _check_fields(f"teacher.options.{option}", fields, label)
+    _check_encodable(settings, options, label)
+    for name in HEADER_VARIABLES:
+        read_header(name)
+    base_url = _base_url(options)
+    return OpenAiTeacher(settings, options, label, Endpoint(base_url, _key(options, base_url), options.timeouts))
+
+
+def _check_fields(setting: str, fields: Iterable[str], label: LabelSettings) -> None:
+    for name in set(fields) & _FORBIDDEN_FIELDS.keys():
+        raise RecipeError("it cannot be set here", setting=f"{setting}.{name}", fix=_FORBIDDEN_FIELDS[name])
+    if label.budget_usd is not None:
+        for name in set(fields) & _UNPRICED_FIELDS:
+            raise RecipeError(
+                "it changes the cost of a request in a way that the price does not include, so label.budget_usd "
+                f"({label.budget_usd:g}) cannot be enforced",
+                setting=f"{setting}.{name}",
+                fix="remove one of the two",
+            )
+
+
+def _check_encodable(settings: TeacherSettings, options: OpenAiOptions, label: LabelSettings) -> None:
+    """Refuse settings that are part of every request and cannot be encoded as JSON.
+
+    Raises:
+        RecipeError: a setting contains a number of more than 64 bits or a lone surrogate.
+    """
+    sent_with_every_request = {
+        "teacher.model": settings.model,
+        "teacher.options.extra_body": options.extra_body,
+        "teacher.options.continue_body": options.continue_body,
+        "label.response_format": label.response_format,
+    }
+    for name, value in sent_with_every_request.items():
+        try:
+            orjson.dumps(value)
+        except orjson.JSONEncodeError as error:
+            raise RecipeError(
+                f"it contains a value that cannot be sent ({error})", setting=name, fix="write it in another way"
+            ) from None
+
+
+class OpenAiTeacher:
+    """A teacher behind an OpenAI-compatible API; the protocol is `Teacher` in base.py."""
+
+    batch_size = 1
+    parallel = None
+
+    def __init__(
+        self, settings: TeacherSettings, options: OpenAiOptions, label: LabelSettings, endpoint: Endpoint
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._label = label
+        self._endpoint = endpoint
+        self._api = OpenAiApi(endpoint)
+        self._fingerprint: str | None = None
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        shaping = {"api": self._options.api, "extra_body": self._options.extra_body}
+        return TeacherIdentity(
+            kind="openai",
+            model=self._settings.model,
+            revision=self._settings.revision,
+            endpoint=self._endpoint.base_url,
+            fingerprint=self._fingerprint,
+            options_sha256=content_hash(shaping),
+            continuing=self._continuing,
+        )
+
+    @property
+    def _continuing(self) -> str | None:
+        """How to continue an assistant turn: a hash of the fields to send, "" if none are needed, None if impossible."""
+        if self._options.api == "completions" or self._options.continue_body == {}:
+            return ""
+        return None if self._options.continue_body is None else content_hash(self._options.continue_body)
+
+    @cached_property
+    def price(self) -> Price | None:
+        return find_price(self._settings, self._endpoint.base_url)
+
+    @property
+    def why_no_price(self) -> str:
+        return why_no_price(self._settings, self._endpoint.base_url)
+
+    async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
+        return [await self._one(request) for request in requests]
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    async def _one(self, request: Request) -> Outcome:
+        chat = self._options.api == "chat"
+        reply = await self._api.post("/chat/completions" if chat else "/completions", self._body(request))
+        return reply if isinstance(reply, Refusal) else self.read(reply)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        label, options = self._label, self._options
+        body: dict[str, Any] = {
+            "model": self._settings.model,
+            "temperature": label.sampling.temperature,
+            options.max_tokens_field: label.sampling.max_tokens,
+        }
+        if label.sampling.top_p < 1:
+            body["top_p"] = label.sampling.top_p
+        if options.api == "chat":
+            body["messages"] = [message.as_dict() for message in request.prompt.messages]
+        else:
+            body["prompt"] = "\n".join(message.content for message in request.prompt.messages)
+        if label.top_logprobs is not None:
+            requested = {"logprobs": True, "top_logprobs": label.top_logprobs}
+            body |= requested if options.api == "chat" else {"logprobs": label.top_logprobs}
+        if label.response_format is not None:
+            body["response_format"] = label.response_format
+        continue_body = options.continue_body if request.prompt.continues and options.api == "chat" else None
+        return {
+            name: value
+            for name, value in {**body, **options.extra_body, **(continue_body or {})}.items()
+            if value is not None
+        }
+
+    def read(self, reply: Reply) -> Outcome:
+        """Turn a complete response into an outcome; it was paid for, so it is not requested again unless it is an error."""
+        data = reply.data
+        usage = _mapping(data.get("usage"))
+        prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        cost = self._cost(prompt_tokens, completion_tokens, usage)
+        if error := read_error(data):
+            return self._api.classify(200, error, cost_usd=cost)
+        try:
+            choice = data["choices"][0]
+            message = _mapping(choice["message"]) if self._options.api == "chat" else {"content": choice["text"]}
+            finish = str(choice.get("finish_reason") or "other").lower()
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise AttemptFailed("malformed", "status 200 without a readable choice", cost_usd=cost) from None
+        if finish == "error":  # a partial text or none, without a reason
+            raise AttemptFailed("server-error", "status 200 with finish_reason 'error'", cost_usd=cost)
+        self._fingerprint = _text(data.get("system_fingerprint")) or self._fingerprint
+        answer = Answer(
+            text=_text(message.get("content")),
+            finish_reason=finish_reason_of(finish),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost_usd=cost,
+            reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None,
+            token_logprobs=_token_logprobs(_mapping(choice.get("logprobs"))),
+            pause=reply.pause,
+        )
+        if refusal := _text(message.get("refusal")):
+            return Refusal("refused", refusal, answer=answer)
+        if not answer.text.strip():
+            return Refusal("empty", f"the answer has no text (finish_reason {finish})", answer=answer)
+        return answer
+
+    def _cost(self, prompt: int | None, completion: int | None, usage: Mapping[str, Any]) -> float | None:
+        if self.price is None or prompt is None or completion is None:
+            return None
+        details = _mapping(usage.get("prompt_tokens_details"))
+        cached, written = (_count(details, name) or 0 for name in ("cached_tokens", "cache_write_tokens"))
+        return self.price.cost(prompt, completion, cached, written)
+
+
+def _mapping(given: Any) -> Mapping[str, Any]:
+    return given if isinstance(given, dict) else {}
+
+
+def _count(given: Mapping[str, Any], name: str) -> int | None:
+    """Return a token count, or None if the field is not a valid one."""
+    count = given.get(name)
+    if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= _MAX_TOKENS:
+        return None
+    return int(count)
+
+
+def _text(given: Any) -> str:
+    """Return a text, joining the texts of a list of parts ([{"type": "text", "text": ...}]); "" for anything else."""
+    if isinstance(given, list):
+        return "".join(_text(part.get("text")) for part in given if isinstance(part, dict))
+    return given if isinstance(given, str) else ""
+
+
+def _token_logprobs(given: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
+    """Parse the chat format (a list of tokens under `content`) or the legacy completions format (parallel lists).
+
+    Returns None if neither can be parsed: the text was paid for and counts without them.
+    """
+    try:
+        if given.get("content") is not None:
+            return tuple(
+                _token(
+                    one["token"],
+                    one["logprob"],
+                    [(top["token"], top["logprob"]) for top in one.get("top_logprobs") or ()],
+                )
+                for one in given["content"]
+            )
+        if given.get("tokens") is not None:
+            tops = given.get("top_logprobs") or [None] * len(given["tokens"])
+            listed = zip(given["tokens"], given["token_logprobs"], tops, strict=True)
+            return tuple(_token(token, logprob, (top or {}).items()) for token, logprob, top in listed)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+    return None
+
+
+def _token(token: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> TokenLogprob:
+    return TokenLogprob(str(token), float(logprob), tuple((str(name), float(value)) for name, value in top))
+
+
+def _base_url(options: OpenAiOptions) -> str:
+    """Return the base URL from the recipe, else from the environment, else OpenAI's."""
+    given = [("teacher.options.base_url", options.base_url), (_URL_VARIABLE, os.environ.get("OPENAI_BASE_URL"))]
+    setting, url = next(((name, url) for name, url in given if url and url.strip()), ("", _DEFAULT_URL))
+    return check_base_url(url, setting)
+
+
+def _key(options: OpenAiOptions, base_url: str) -> SecretStr:
+    if key := read_key(options.api_key_env):
+        return key
+    if urlsplit(base_url).hostname in _LOCAL_HOSTS:
+        return SecretStr(NO_KEY)
+    raise RecipeError(
+        f"the environment variable is not set, and requests go to {base_url}",
+        setting=options.api_key_env,
+        fix=f"export {options.api_key_env}=..., or name another variable in teacher.options.api_key_env",
+    )

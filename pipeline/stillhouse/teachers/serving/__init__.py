@@ -1,0 +1,1 @@
+"""Teacher servers: how to call, choose, start and stop them."""

@@ -1,1 +1,0 @@
-"""The models that label: one file a kind, found by name."""

@@ -1,0 +1,39 @@
+"""The pages of settings and commands are those that the code gives, and describe every one of them."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from stillhouse.recipe.prompts import PromptSettings
+from tests.paths import ROOT
+
+ROOM = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """docs/make_reference.py, which lies outside of any package."""
+    spec = importlib.util.spec_from_file_location("make_reference", ROOM / "make_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["settings.md", "commands.md"])
+def test_the_page_is_up_to_date(page: str, reference: ModuleType) -> None:
+    assert reference.pages()[ROOM / page] == (ROOM / page).read_text("utf-8"), "run `make docs`"
+
+
+def test_a_setting_without_a_description_is_refused(reference: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PromptSettings.model_fields["split"], "description", None)
+    with pytest.raises(reference.Undescribed, match=r"prompts\.split .*PromptSettings\) has no description"):
+        reference.settings_page()
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert not [page.name for page in Path(ROOM).glob("*.md") if page.name not in site]
