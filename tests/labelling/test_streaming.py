@@ -319,7 +319,7 @@ class Moody:
     def __call__(self, completion: Completion) -> str | None:
         return "not in the mood" if (self.state + len(completion.text)) % 3 == 0 else None
 
-    def remember(self, completion: Completion) -> None:
+    def record_kept(self, completion: Completion) -> None:
         self.state = self.state * 5 + len(completion.text)
         self.remembered.append(int(completion.prompt.reference or 0))
 

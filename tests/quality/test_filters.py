@@ -120,3 +120,20 @@ def test_repetition() -> None:
     assert reason(completion("A hat is a piece of cloth that keeps the head warm."), {"kind": "repetition"}) is None
     with pytest.raises(RecipeError, match=r"quality\.repetition\.share"):
         filters({"kind": "repetition", "share": 0})
+
+
+def test_a_plugin_with_the_hook_of_0_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would silently hear of no kept completion."""
+
+    class Longer:
+        def __call__(self, one: Completion) -> str | None:
+            return None
+
+        def remember(self, one: Completion) -> None: ...
+
+    monkeypatch.setattr("stillhouse.quality.base.load_kind", lambda *_, **__: lambda options: Longer())
+    with pytest.raises(RecipeError, match="rename the method `remember` to `record_kept`") as caught:
+        filters({"kind": "longer"})
+    assert caught.value.setting == "quality.0.kind"
+    monkeypatch.setattr(Longer, "record_kept", Longer.remember, raising=False)  # for both versions
+    assert len(filters({"kind": "longer"})) == 1

@@ -23,6 +23,8 @@ from stillhouse.recipe.faults import raise_all
 from stillhouse.recipe.quality import FilterSettings
 from stillhouse.records import Completion
 
+_HOOK_OF_0_1 = "remember"
+
 Filter = Callable[[Completion], str | None]  # returns the detail of a rejection, or None to keep
 
 
@@ -54,7 +56,8 @@ def open_filters(settings: Sequence[FilterSettings], path: str = "quality") -> l
     """Open the filters of a recipe, in order; `path` is the path of the setting, for messages.
 
     Raises:
-        RecipeError: a filter's kind does not exist or an option is wrong; the error lists all faults.
+        RecipeError: a filter's kind does not exist, an option is wrong, or a plug-in was written for version 0.1; the error
+            lists all faults.
     """
     opened: list[NamedFilter] = []
     faults: list[RecipeError] = []
@@ -63,7 +66,15 @@ def open_filters(settings: Sequence[FilterSettings], path: str = "quality") -> l
             build: Callable[[dict[str, Any]], Filter] = load_kind(
                 f"{path}.{index}.kind", one.kind, stillhouse.quality, "open_filter", group=FILTERS
             )
-            opened.append(NamedFilter(one.kind, build(one.options)))
+            check = build(one.options)
+            if hasattr(check, _HOOK_OF_0_1) and not isinstance(check, StatefulFilter):
+                raise RecipeError(
+                    f"the plug-in's filter has a method `{_HOOK_OF_0_1}`, as version 0.1 called it, and would never hear of "
+                    "a kept completion",
+                    setting=f"{path}.{index}.kind", value=one.kind,
+                    fix=f"rename the method `{_HOOK_OF_0_1}` to `record_kept`",
+                )  # fmt: skip
+            opened.append(NamedFilter(one.kind, check))
         except RecipeError as error:
             faults.append(error)
     raise_all(faults)

@@ -100,7 +100,7 @@ def test_an_epoch_decodes_each_row_group_once_and_holds_few(dataset: Dataset, or
         seen.append(index)
         assert len(examples[index]) == examples.lengths[index]
         cache = examples._rows._cache  # type: ignore[attr-defined]
-        assert sum(examples._rows.groups[number].nbytes for number in cache._held) <= examples._capacity
+        assert sum(examples._rows.groups[number].nbytes for number in cache._cached) <= examples._capacity
     assert sorted(seen) == list(range(len(examples)))
     assert sorted(decoded) == list(range(len(SIZES)))
 
