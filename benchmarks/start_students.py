@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from benchmarks.start_pruning import Plan, Student, plan_of
 from benchmarks.train_students import WHITE_BOX
 from stillhouse.dataset.store import open_dataset
-from stillhouse.models.files import teacher_files
+from stillhouse.models.find import teacher_files
 from stillhouse.models.head import Parts, split
 from stillhouse.models.layout import TokenBatch
 from stillhouse.models.load import LanguageModel, load_language_model

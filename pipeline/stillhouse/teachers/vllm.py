@@ -23,7 +23,8 @@ from pydantic import Field, SecretStr, model_validator
 
 from stillhouse.errors import RecipeError, TemplateRefused
 from stillhouse.inputs.urls import check_base_url
-from stillhouse.models.files import ModelFiles, find_model
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import find_model
 from stillhouse.progress import Progress
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings

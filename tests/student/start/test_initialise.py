@@ -29,7 +29,7 @@ from transformers import (
 
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.labelling.engine import label
-from stillhouse.models.files import find_model
+from stillhouse.models.find import find_model
 from stillhouse.models.generate import generate
 from stillhouse.models.load import decode_completion, load_language_model
 from stillhouse.stages.checks import check_student
