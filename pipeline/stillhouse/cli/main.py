@@ -23,7 +23,7 @@ from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.processes.ranks import end_distributed, is_first, launched_by_recipe, require_one_process
 
 if TYPE_CHECKING:
-    from stillhouse.labelling.engine import LabelResult
+    from stillhouse.labelling.result import LabelResult
 
 _TOO_MANY_REJECTED = 3
 

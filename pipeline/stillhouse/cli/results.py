@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from stillhouse.evaluation.results import Report
     from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
     from stillhouse.evaluation.sweep.results import SweepReport
-    from stillhouse.labelling.engine import LabelResult
+    from stillhouse.labelling.result import LabelResult
     from stillhouse.stages.init import Written
     from stillhouse.student.finished.folder import StudentResult
 
