@@ -17,7 +17,8 @@ from stillhouse.student.finished.folder import Int8Copy, Step, StudentCard, read
 from stillhouse.student.finished.quantize import quantize
 from stillhouse.student.start.descriptions import start_in_words
 from stillhouse.student.start.record import Start, read_start
-from stillhouse.student.training.train import distill, prepare_untrained
+from stillhouse.student.training.train import distill
+from stillhouse.student.training.untrained import prepare_untrained
 from tests.conftest import MakeRecipe, make_tiny_model
 from tests.encoder_decoders import tiny_bart, tiny_t5
 
