@@ -30,7 +30,7 @@ from stillhouse.models.layout import TokenBatch
 from stillhouse.models.load import LanguageModel, load_language_model
 from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import InitSettings
+from stillhouse.recipe.student_init import InitSettings
 from stillhouse.student.data.batches import collator, tokens_of
 from stillhouse.student.data.examples import Examples, read_examples
 from stillhouse.student.losses.forward_kl import divergence

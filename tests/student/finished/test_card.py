@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import InitSettings, LossSettings, StudentSettings
+from stillhouse.recipe.student import LossSettings, StudentSettings
+from stillhouse.recipe.student_init import InitSettings
 from stillhouse.student.finished.card import CardFacts, Figures, card_facts, formula, render_card, write_cards
 from stillhouse.student.finished.folder import Int8Copy, Step, StudentCard, read_card, student_folder
 from stillhouse.student.finished.quantize import quantize
