@@ -43,7 +43,8 @@ from stillhouse.teachers.base import (
 from stillhouse.teachers.prices import FREE, Price, find_price
 from stillhouse.teachers.serving.check import CheckSettings, Expected, require, run_checks
 from stillhouse.teachers.serving.environment import read_key
-from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts, error_in
+from stillhouse.teachers.serving.json_bodies import error_in
+from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts
 from stillhouse.teachers.serving.replicas import Replicas
 from stillhouse.teachers.serving.shared_lock import SharedLock
 from stillhouse.teachers.serving.vllm_answers import VllmAnswer, read_generated, read_scored
