@@ -21,7 +21,7 @@ import stillhouse.teachers.openai  # noqa: F401
 from benchmarks.asking import task_from_arguments, tell
 from benchmarks.shared import openai_teacher, write_recipe
 from stillhouse.cli.main import app
-from stillhouse.labelling.engine import LabelResult
+from stillhouse.labelling.result import LabelResult
 from stillhouse.progress import Progress
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages import stages

@@ -162,7 +162,7 @@ def read(folder: Path) -> dict[str, Any]:
     from stillhouse.student.data.batches import collator
     from stillhouse.student.data.epoch_order import ShuffledSampler
     from stillhouse.student.data.examples import Examples
-    from stillhouse.student.data.rows import TokenRows
+    from stillhouse.student.data.token_rows import TokenRows
 
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)

@@ -24,13 +24,13 @@ from transformers import PreTrainedModel, TrainingArguments
 from benchmarks.start_pruning import Plan, Student, plan_of
 from benchmarks.train_students import WHITE_BOX
 from stillhouse.dataset.store import open_dataset
-from stillhouse.models.files import teacher_files
+from stillhouse.models.find import teacher_files
 from stillhouse.models.head import Parts, split
 from stillhouse.models.layout import TokenBatch
 from stillhouse.models.load import LanguageModel, load_language_model
 from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import InitSettings
+from stillhouse.recipe.student_init import InitSettings
 from stillhouse.student.data.batches import collator, tokens_of
 from stillhouse.student.data.examples import Examples, read_examples
 from stillhouse.student.losses.forward_kl import divergence

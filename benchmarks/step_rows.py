@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.train_speed import SOFT, TEACHER
 from benchmarks.train_students import evenly
 from stillhouse.dataset.store import open_dataset
-from stillhouse.student.data.rows import TokenRows
+from stillhouse.student.data.token_rows import TokenRows
 
 
 def rows_of(folder: Path, vocabulary: int) -> list[dict[str, list[int]]]:

@@ -41,8 +41,9 @@ from stillhouse.models.load import LanguageModel, choose_device, encode_prompt, 
 from stillhouse.models.sampling import sample_tokens
 from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.records import SampledLabels
+from stillhouse.student.data.completion_example import packed
 from stillhouse.student.data.examples import Examples
-from stillhouse.student.data.rows import Example, RowLengths, packed
+from stillhouse.student.data.rows import Example, RowLengths
 from stillhouse.student.losses.forward_kl import divergence
 from stillhouse.student.start.layers import copy_layers
 from stillhouse.student.start.stacks import kept_layers

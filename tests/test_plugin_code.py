@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from stillhouse.evaluation.evaluate import evaluate
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.result import LabelResult
 from stillhouse.plugins import FILTERS, LOSSES, METRICS, TEACHERS, plugin_code_key
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.recipe import Recipe
@@ -185,9 +186,7 @@ def test_an_edited_filter_sorts_anew_what_a_stopped_run_had_written(
 ) -> None:
     recipe = scripted_recipe(quality=[{"kind": "keeps-some"}])
     with monkeypatch.context() as stopped:
-        stopped.setattr(
-            "stillhouse.labelling.engine.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        stopped.setattr("stillhouse.labelling.job.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             labelled(recipe)
     project.write("outside/lists/short.py", "WORDS = ['otter', 'tram']\n")

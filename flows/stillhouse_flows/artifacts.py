@@ -40,9 +40,10 @@ from stillhouse.evaluation.report.warnings import warnings
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
 from stillhouse.evaluation.sweep.report import sweep_markdown
 from stillhouse.evaluation.sweep.verdict import sweep_warnings
-from stillhouse.labelling.engine import LabelJob, LabelResult
+from stillhouse.labelling.job import LabelJob
 from stillhouse.labelling.metrics import Metrics, format_duration, format_usd
 from stillhouse.labelling.parts import FOLDER as PARTS
+from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.student.finished.folder import StudentResult
 

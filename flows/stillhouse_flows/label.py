@@ -18,7 +18,9 @@ from prefect.context import SyncClientContext
 from prefect.states import Completed
 
 from stillhouse.errors import BudgetSpent, TeacherRefused, UsageError
-from stillhouse.labelling.engine import LabelJob, LabelResult, open_job_when_free
+from stillhouse.labelling.engine import open_job_when_free
+from stillhouse.labelling.job import LabelJob
+from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.retrying import Retry
 from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import check_labels

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from stillhouse.evaluation.evaluate import EvaluationResult
     from stillhouse.evaluation.metrics.base import Metric
     from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
-    from stillhouse.labelling.engine import LabelResult
     from stillhouse.labelling.estimate import Estimate
+    from stillhouse.labelling.result import LabelResult
     from stillhouse.progress import Progress, silent
     from stillhouse.quality.base import Filter
     from stillhouse.recipe.recipe import Recipe
@@ -59,8 +59,8 @@ _FROM = {
     "stillhouse.evaluation.evaluate": "EvaluationResult",
     "stillhouse.evaluation.metrics.base": "Metric",
     "stillhouse.evaluation.sweep.evaluate": "SweepEvaluation",
-    "stillhouse.labelling.engine": "LabelResult",
     "stillhouse.labelling.estimate": "Estimate",
+    "stillhouse.labelling.result": "LabelResult",
     "stillhouse.progress": "Progress silent",
     "stillhouse.quality.base": "Filter",
     "stillhouse.recipe.recipe": "Recipe",

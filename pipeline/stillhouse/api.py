@@ -24,8 +24,8 @@ from typing import Any
 from stillhouse.dataset.store import Dataset, find_dataset
 from stillhouse.evaluation.evaluate import EvaluationResult
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
-from stillhouse.labelling.engine import LabelResult
 from stillhouse.labelling.estimate import Estimate
+from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.retrying import Retry
 from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.quiet import quiet_libraries

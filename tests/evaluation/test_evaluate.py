@@ -21,7 +21,8 @@ from stillhouse.evaluation.measures.measurement_task import MeasurementTask, Mod
 from stillhouse.labelling.engine import label
 from stillhouse.models.load import load_language_model
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import InitSettings, StudentSettings
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.recipe.student_init import InitSettings
 from stillhouse.records import Completion, TokenTrace
 from stillhouse.stages.stages import students_to_train
 from stillhouse.student.data.rows import Example

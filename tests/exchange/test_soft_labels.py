@@ -21,7 +21,7 @@ from stillhouse.exchange.formats.distillkit import CONFIG, CompressorConfig
 from stillhouse.exchange.imports import ImportRequest, import_dataset
 from stillhouse.exchange.tokens import PromptDecoder
 from stillhouse.labelling.engine import label
-from stillhouse.models.files import find_model
+from stillhouse.models.find import find_model
 from stillhouse.recipe.label import SoftSettings
 from stillhouse.records import (
     Completion,

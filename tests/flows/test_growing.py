@@ -11,7 +11,7 @@ import pytest
 
 from stillhouse.dataset.store import dataset_folder, versions
 from stillhouse.errors import DatasetBusy
-from stillhouse.labelling.engine import LabelResult
+from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.durable import write_lock
 from tests.conftest import WORDS, MakeRecipe

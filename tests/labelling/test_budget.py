@@ -24,10 +24,11 @@ from stillhouse.dataset.store import dataset_folder, versions
 from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherUnavailable
 from stillhouse.labelling import engine, sender
 from stillhouse.labelling.budget import Budget, Reservation
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
 from stillhouse.labelling.journal import Change, Journal
 from stillhouse.labelling.journal_view import JournalView
 from stillhouse.labelling.leases import Leases
+from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.tokens import likely_prompt_tokens, likely_tokens, most_prompt_tokens
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.recipe import Recipe

@@ -19,9 +19,10 @@ from stillhouse.dataset.columns import completion_at
 from stillhouse.dataset.store import dataset_folder, open_dataset, versions
 from stillhouse.errors import DatasetBusy, PromptError, TeacherUnavailable
 from stillhouse.labelling import engine
-from stillhouse.labelling.engine import LabelResult, label, open_job
+from stillhouse.labelling.engine import label, open_job
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.plan import make_plan
+from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.teachers.base import Outcome, Request, Teacher, open_teacher
 from stillhouse.teachers.scripted import ScriptedTeacher

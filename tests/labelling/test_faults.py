@@ -11,7 +11,8 @@ from tenacity import wait_fixed
 
 from stillhouse.errors import TeacherUnavailable
 from stillhouse.labelling import engine, sender
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.sender import ATTEMPTS
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe

@@ -16,9 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import estimate_labelling
 from stillhouse.labelling.plan import make_plan
+from stillhouse.labelling.result import LabelResult
 from stillhouse.models import files as model_files
 from stillhouse.models.files import ModelFiles
 from stillhouse.progress import Progress

@@ -17,8 +17,9 @@ from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, versions
 from stillhouse.errors import StudentMissing
 from stillhouse.labelling import engine
-from stillhouse.labelling.engine import LabelResult, label, open_job
+from stillhouse.labelling.engine import label, open_job
 from stillhouse.labelling.plan import LabelPlan
+from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages import stages
 from stillhouse.student.finished.folder import StudentResult

@@ -18,8 +18,9 @@ from stillhouse.dataset.store import Dataset, dataset_folder, versions
 from stillhouse.errors import TeacherUnavailable
 from stillhouse.labelling import engine
 from stillhouse.labelling import new_version as version
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
 from stillhouse.labelling.plan import make_plan
+from stillhouse.labelling.result import LabelResult
 from stillhouse.prompts.load import split_of
 from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.records import Message, Prompt

@@ -11,8 +11,9 @@ import pytest
 from stillhouse.dataset.store import dataset_folder, journal_folder, open_dataset
 from stillhouse.errors import BudgetSpent, RecipeError, StorageFailed, TeacherRefused, WorkerLost
 from stillhouse.labelling.dataset_lock import lock_dataset
-from stillhouse.labelling.engine import LabelResult, label, open_job, open_job_when_free
+from stillhouse.labelling.engine import label, open_job, open_job_when_free
 from stillhouse.labelling.journal_view import JournalView
+from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.recipe import Recipe, recipe_from

@@ -10,8 +10,9 @@ from tenacity import wait_fixed
 
 from stillhouse.errors import TeacherRefused, TeacherUnavailable
 from stillhouse.labelling import sender
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
 from stillhouse.labelling.journal_view import JournalView
+from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.rows import rows_by_prompt

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from stillhouse.cli.main import app
 from stillhouse.errors import TeacherUnavailable, UsageError
 from stillhouse.labelling import sender
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.retrying import Retry
 from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe

@@ -17,8 +17,9 @@ from stillhouse.dataset.files import ShardFiles
 from stillhouse.dataset.store import Dataset, dataset_folder
 from stillhouse.errors import PromptError, StorageFailed, TeacherUnavailable
 from stillhouse.labelling import engine
-from stillhouse.labelling.engine import LabelResult, label, open_job
+from stillhouse.labelling.engine import label, open_job
 from stillhouse.labelling.plan import make_plan
+from stillhouse.labelling.result import LabelResult
 from stillhouse.quality.base import NamedFilter
 from stillhouse.recipe.recipe import Recipe, recipe_from
 from stillhouse.records import Completion

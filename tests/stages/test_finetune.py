@@ -16,7 +16,7 @@ from stillhouse.dataset.columns import completion_at
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, StillhouseError, TeacherUnavailable
 from stillhouse.labelling.engine import label
-from stillhouse.models.files import teacher_files
+from stillhouse.models.find import teacher_files
 from stillhouse.models.load import load_language_model
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_distill, check_labels, check_run

@@ -17,7 +17,8 @@ import pytest
 from stillhouse.dataset.store import dataset_folder, versions
 from stillhouse.errors import DatasetBusy
 from stillhouse.labelling import dataset_lock
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage import lock
 from stillhouse.storage.durable import write_atomically, write_lock

@@ -21,7 +21,8 @@ from stillhouse.models.load import LanguageModel, load_language_model, load_weig
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
 from stillhouse.student.data.batches import collator, soft_labels_of, tokens_of
-from stillhouse.student.data.rows import Example, example_of
+from stillhouse.student.data.completion_example import example_of
+from stillhouse.student.data.rows import Example
 from stillhouse.student.losses.base import SparseLabels
 from stillhouse.student.training.forward import replace_forward_with_loss
 from stillhouse.student.training.frozen import freeze
@@ -210,7 +211,7 @@ def settings(**changes: Any) -> StudentSettings:
 def labels_from(logits: Tensor, encoding: str) -> tuple[list[PackedLabels], SparseLabels]:
     """Labels of a made-up teacher, as rows hold them and as the objective takes them."""
     from stillhouse.models.soft_labels import sampled, top_k
-    from stillhouse.student.data.rows import packed
+    from stillhouse.student.data.completion_example import packed
 
     rows, begin = [], 0
     for _, answer in ROWS:

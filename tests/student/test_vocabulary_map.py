@@ -19,7 +19,7 @@ from stillhouse.evaluation.measures.distance import kl_with_fewer_tokens, labels
 from stillhouse.models.files import ModelFiles
 from stillhouse.models.load import encode_completion, encode_prompt, load_language_model
 from stillhouse.records import EncodingName
-from stillhouse.student.data.rows import example_of, packed
+from stillhouse.student.data.completion_example import example_of, packed
 from stillhouse.student.data.vocabulary import labels_for_student
 from stillhouse.student.vocabulary_map import (
     FILE,

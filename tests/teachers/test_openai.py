@@ -17,7 +17,6 @@ from stillhouse.recipe.teacher import PriceSettings, TeacherSettings
 from stillhouse.records import Message, Prompt, TokenLogprob
 from stillhouse.teachers.base import Answer, AnswerSettings, AttemptFailed, Outcome, Refusal, Request
 from stillhouse.teachers.openai import OpenAiTeacher, open_teacher
-from stillhouse.teachers.serving import openai_api
 from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
 from tests.stand_in import RunningStandIn, running_stand_in
 
@@ -248,7 +247,7 @@ def test_what_concerns_everybody_says_what_to_mend(server: RunningStandIn, word:
 def test_a_400_is_of_one_prompt_unless_it_says_that_it_is_of_the_recipe(
     server: RunningStandIn, said: dict[str, Any], reason: str | None
 ) -> None:
-    api = openai_api.OpenAiApi(teacher_at(server.base_url)._endpoint)
+    api = OpenAiApi(teacher_at(server.base_url)._endpoint)
     response = httpx2.Response(400, json={"error": said})
     if reason is None:
         with pytest.raises(TeacherUnavailable, match="every prompt would get this error"):
@@ -422,27 +421,6 @@ BLUE = (TokenLogprob("Blue", -0.5, (("Red", -1.5),)),)
 def test_token_log_probabilities_are_kept_and_spoil_no_answer(given: Any, kept: Any) -> None:
     answer = answer_of(canned(chat_body(logprobs=given)))
     assert (answer.text, answer.token_logprobs) == ("Blue.", kept)
-
-
-@pytest.mark.parametrize(
-    ("body", "text"),
-    [
-        (b'{"a": "\\ud83d"}', "\ufffd"),  # half of a surrogate pair: cut off in mid-emoji
-        (b'{"a": "\\ud83d\\ude00"}', "\U0001f600"),
-        (b'{"a": "\\ud83d", "b": "\\ud83d\\ude00"}', "\ufffd"),
-        (b'{"a": "\xff"}', "\ufffd"),
-        (b'{"a": "x", "logprob": -Infinity, "more": [NaN]}', "x"),
-    ],
-)
-def test_a_body_that_is_whole_but_not_strictly_json_is_read(body: bytes, text: str) -> None:
-    read = openai_api._json_object(body)
-    assert read is not None
-    assert read["a"] == text
-
-
-@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"text"', b"<html>", b'{"a": 1', b"[" * 100_000, b"\xff\xfe"])
-def test_what_is_no_json_object_is_none(body: bytes) -> None:
-    assert openai_api._json_object(body) is None
 
 
 def test_an_answer_tells_that_nothing_remains(server: RunningStandIn) -> None:

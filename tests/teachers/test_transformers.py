@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from stillhouse.errors import RecipeError, TeacherUnavailable
-from stillhouse.models.files import find_model
+from stillhouse.models.find import find_model
 from stillhouse.models.generate import Sampling, generate
 from stillhouse.models.load import decode_completion, encode_prompt, load_language_model
 from stillhouse.recipe.label import LabelSettings

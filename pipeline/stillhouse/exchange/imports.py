@@ -263,7 +263,7 @@ def _teacher(request: ImportRequest, note: dict[str, Any]) -> TeacherIdentity:
         teacher = TeacherIdentity("imported", request.teacher)
     if request.tokenizer is None:
         return teacher
-    from stillhouse.models.files import find_model
+    from stillhouse.models.find import find_model
 
     model = find_model(str(request.tokenizer), setting="--tokenizer", weights=False)
     if teacher.tokenizer_sha256 and teacher.tokenizer_sha256 != model.tokenizer_sha256:

@@ -145,7 +145,7 @@ class PromptDecoder:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from stillhouse.models.files import find_model
+        from stillhouse.models.find import find_model
         from stillhouse.models.load import load_tokenizer
 
         return load_tokenizer(find_model(str(self.folder), setting="--tokenizer", weights=False).folder)

@@ -5,28 +5,17 @@
         dataset = job.commit()
 
 Storage alone decides what is done: a shard on disk is not processed again, an answer in the journal is not requested again,
-and a version with a manifest is finished. To resume after any interruption, call it again.
-
-Several shards are open at a time, so that no request waits for the last answer of an earlier shard; they are written in
-order. Memory use depends on the open shards, not on the number of shards.
+and a version with a manifest is finished. To resume after any interruption, call it again. job.py does the work of a job.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 
-import stillhouse
-from stillhouse.dataset.card import write_card
-from stillhouse.dataset.files import ShardFiles, count_files
-from stillhouse.dataset.manifest import Manifest, write_manifest
-from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, versions
+from stillhouse.dataset.store import dataset_folder
 from stillhouse.errors import DatasetBusy
-from stillhouse.labelling.budget import Budget, check_budget
+from stillhouse.labelling.budget import check_budget
 from stillhouse.labelling.dataset_lock import (
     lock_dataset,
     newest_manifest,
@@ -34,56 +23,19 @@ from stillhouse.labelling.dataset_lock import (
     open_journal,
     wait_for_dataset_lock,
 )
-from stillhouse.labelling.estimate import Estimate, ToSend, estimate_plan, still_to_send
-from stillhouse.labelling.filtering import FilteredShard, ShardFilter
+from stillhouse.labelling.filtering import filters_of
 from stillhouse.labelling.former_names import former_names, warn_if_plugin_code_changed
-from stillhouse.labelling.journal import Journal
-from stillhouse.labelling.metrics import Meter, Metrics
-from stillhouse.labelling.new_version import delete_journaled_answers, finished_version, shard_files, start_version
-from stillhouse.labelling.parts import Parts, Runner
-from stillhouse.labelling.plan import LabelPlan, Shard, ShardName, make_plan
-from stillhouse.labelling.retrying import Retry, teacher_rejections
-from stillhouse.labelling.sender import Sender, utc_now
-from stillhouse.plugins import TEACHERS, plugin_code_key
-from stillhouse.progress import Progress, TellsMore, silent
-from stillhouse.quality.base import NamedFilter, open_filters
+from stillhouse.labelling.job import LabelJob
+from stillhouse.labelling.parts import Runner
+from stillhouse.labelling.plan import make_plan
+from stillhouse.labelling.result import LabelResult
+from stillhouse.labelling.retrying import Retry
+from stillhouse.progress import Progress, silent
+from stillhouse.quality.base import open_filters
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.load import load_recipe
-from stillhouse.recipe.quality import FilterSettings
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.records import FORMAT_VERSION
-from stillhouse.teachers.base import Teacher, open_teacher
-
-_ACTIVITY = "Labelling"
-
-
-@dataclass(frozen=True)
-class LabelResult:
-    """The result of one labelling run."""
-
-    dataset: Dataset
-    sent: int  # requests answered or rejected in this run
-    reused: int  # requests that already had an answer
-    fresh: bool = True  # whether this run made the version; False if it was already finished
-
-    def __str__(self) -> str:
-        manifest = self.dataset.manifest
-        if not self.fresh:
-            return f"nothing new: {manifest.label} has all {manifest.prompts:,} prompts"
-        source = f", from {' and '.join(manifest.parents)}" if manifest.parents else ""
-        return f"{manifest.label}{source}: {self.sent:,} requests sent, {self.reused:,} answered before"
-
-    @property
-    def rejected_by_teacher(self) -> int:
-        """Number of requests rejected by a teacher error without an answer; `label --retry-rejected` retries them."""
-        found = teacher_rejections(self.dataset)
-        return sum(count for (_, answered), count in found.items() if not answered)
-
-    @property
-    def rejected_share(self) -> float:
-        manifest = self.dataset.manifest
-        rejected = sum(manifest.rejected.values())
-        return rejected / max(1, rejected + sum(manifest.rows.values()))
+from stillhouse.teachers.base import open_teacher
 
 
 async def label(
@@ -151,194 +103,7 @@ def open_job(
                 plan = opened.enter_context(make_plan(recipe, teacher.identity, former))
         warn_if_plugin_code_changed(recipe.teacher.kind, newest_manifest(folder))
         journal = opened.enter_context(open_journal(recipe.dataset, encoding_of(recipe.label.soft)))
-        yield LabelJob(recipe, plan, teacher, filters, journal, progress, retry)
-
-
-class LabelJob:
-    """The labelling of one dataset version, or a version that is already finished (`shards` is then 0)."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        plan: LabelPlan,
-        teacher: Teacher,
-        filters: Sequence[NamedFilter],
-        journal: Journal,
-        progress: Progress,
-        retry: Retry | None = None,
-    ) -> None:
-        self._recipe = recipe
-        self._plan = plan
-        self._teacher = teacher
-        self._journal = journal
-        self._progress = progress
-        self._base = dataset_folder(recipe.dataset)
-        self._soft = encoding_of(recipe.label.soft)
-        self._shard_filter = ShardFilter(filters, soft=self._soft)
-        self._budget = Budget(recipe.label.budget_usd, teacher.price, journal)
-        self._sender = Sender(teacher, recipe.label, journal, self._budget, progress)
-        self._meter = Meter(self._sender.counts)
-        self._answered = 0
-        self._counted_shards: set[int] = set()  # shards whose earlier answers have been counted
-        self._written = 0  # number of shards written; they are written in order
-        self._filtered: FilteredShard | None = None  # result of the shard being written, kept in case the write fails
-        self._shard_written = asyncio.Condition()
-        self._parts = Parts(recipe, plan, journal, self._budget)
-        self._finished = finished_version(self._base, plan, journal, retry)
-        if self._finished is None:
-            self._folder, self._parents = start_version(recipe, plan, journal, retry)
-        if isinstance(progress, TellsMore):
-            progress.tell_more(_ACTIVITY, lambda: self.metrics().details())
-
-    @property
-    def shards(self) -> int:
-        """Number of shards to label; 0 if the newest version was made from this plan."""
-        return 0 if self._finished else self._plan.shards
-
-    def describe(self, number: int) -> str:
-        """Return a shard's display name, such as train 3/12."""
-        shard = self._plan.names[number]
-        return f"{shard.split} {shard.index + 1}/{shard.of}"
-
-    def metrics(self) -> Metrics:
-        """Return the run's progress, speed and cost; call it from the thread that runs the job."""
-        done = self._plan.requests if self._finished else max(self._answered, self._parts.answered)
-        return self._meter.snapshot(self._plan.requests, done, self._budget.spent_usd, self._budget.limit_usd)
-
-    def estimate(self) -> Estimate:
-        """Estimate the requests still to send, as `stillhouse plan` does; the prompts are not read again."""
-        newest = self._finished or (open_dataset(self._base) if versions(self._base) else None)
-        to_send = ToSend(0, 0, 0) if self._finished else still_to_send(self._recipe, self._plan, self._journal)
-        manifest = newest.manifest if newest else None
-        return estimate_plan(self._recipe, self._plan, to_send, manifest, self._teacher, self._budget.spent_usd)
-
-    async def run_parts(self, runner: Runner | None) -> None:
-        """Have the runner label unanswered requests; without a runner, finish parts of an earlier run in this process."""
-        if self._finished is None and (runner or self._parts.unfinished):
-            unwritten = [number for number in range(self.shards) if not self._is_written(number)] if runner else []
-            await self._parts.label(runner or _LocalRunner(), self._progress, unwritten)
-
-    async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
-        """Call `label_one` with every shard's number, several at a time; the first failure cancels the others.
-
-        `label_one` is `label_shard` or a wrapper around it (a Prefect task).
-        """
-        requests = self._recipe.label.shard_size * self._recipe.label.samples
-        at_once = max(self._recipe.label.concurrency, 2 * (self._recipe.label.refusals_in_a_row or 0))
-        slots = asyncio.Semaphore(1 + math.ceil(2 * at_once / requests))
-
-        async def one(number: int) -> None:
-            try:
-                await label_one(number)
-            finally:
-                slots.release()
-
-        try:
-            with _collect_garbage_rarely():
-                async with asyncio.TaskGroup() as group:
-                    for number in range(self.shards):
-                        await slots.acquire()
-                        group.create_task(one(number))
-        except BaseExceptionGroup as failed:  # raise only the first failure, which cancelled the others
-            raise failed.exceptions[0] from None
-
-    async def label_shard(self, number: int) -> None:
-        """Request the missing answers of one shard and, when all earlier shards are written, write its Parquet files.
-
-        It may be called again after a failure, while the other shards continue.
-
-        Raises:
-            TeacherUnavailable, BudgetSpent, StorageFailed: the shard cannot be finished; its answers so far are kept.
-        """
-        files = self._files(self._plan.names[number])
-        key = self._shard_key(number)
-        if self._is_written(number):
-            self._count_earlier(number, self._plan.requests_in(number))
-            async with self._write_in_order(number):
-                await asyncio.to_thread(self._shard_filter.remember, files.data)
-            return
-        shard = await asyncio.to_thread(self._plan.shard, number)
-        known = await asyncio.to_thread(self._journal.answered, shard.ids)
-        self._count_earlier(number, len(known))
-        await self._sender.send([request for request in shard.requests if request.key not in known], self._count)
-        async with self._write_in_order(number):
-            await asyncio.to_thread(self._write, shard, files, key)
-
-    def commit(self) -> LabelResult:
-        """Write the card and, last, the manifest; then drop the version's answers from the journal."""
-        if self._finished:
-            return LabelResult(self._finished, sent=0, reused=self._plan.requests, fresh=False)
-        entries = [entry for name in self._plan.names for entry in self._files(name).entries()]
-        counted = count_files(self._folder, entries)
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            name=self._recipe.dataset.name,
-            version=int(self._folder.name[1:]),
-            created_at=utc_now(),
-            stillhouse=stillhouse.__version__,
-            licence=self._recipe.dataset.licence,
-            teacher=self._teacher.identity,
-            teacher_code=plugin_code_key(TEACHERS, self._recipe.teacher.kind).get("code"),
-            mode=self._recipe.label.mode,
-            sampling=self._recipe.label.sampling,
-            soft=self._recipe.label.soft,
-            plan_sha256=self._plan.sha256,
-            prompts_sha256=self._plan.prompts_sha256,
-            prompts=self._plan.prompts,
-            duplicate_prompts=self._plan.duplicate_prompts,
-            rows=counted.rows,
-            rejected=counted.rejected,
-            totals=counted.totals.model_copy(update={"spent_usd": self._budget.spent_usd or None}),
-            parents=tuple(self._parents),
-            recipe=self._recipe.model_dump(mode="json", by_alias=True),
-            files=tuple(entries),
-        )
-        write_card(self._folder, manifest)
-        write_manifest(self._folder, manifest)
-        delete_journaled_answers(self._plan, self._journal)
-        sent = self._sender.sent + self._parts.answered
-        return LabelResult(Dataset(self._folder, manifest), sent, self._plan.requests - sent)
-
-    async def close(self) -> None:
-        """Close the teacher and free its resources (a model's memory, a connection)."""
-        await self._teacher.close()
-
-    # --------------------------------------------------------------------------------------------------------- shards
-
-    def _write(self, shard: Shard, files: ShardFiles, key: str) -> None:
-        if self._filtered is None:  # filter once, so stateful filters see no row twice if a write is retried
-            self._filtered = self._shard_filter.apply(shard, self._journal.read(shard.ids))
-        files.write(self._filtered.kept, self._filtered.rejected, key)
-        self._filtered = None
-
-    @asynccontextmanager
-    async def _write_in_order(self, number: int) -> AsyncIterator[None]:
-        """Wait until every earlier shard is written: filters see the rows in one order, however the work is split."""
-        async with self._shard_written:
-            await self._shard_written.wait_for(lambda: self._written == number)
-        yield
-        async with self._shard_written:
-            self._written += 1
-            self._shard_written.notify_all()
-
-    def _files(self, shard: ShardName) -> ShardFiles:
-        return shard_files(self._folder, shard)
-
-    def _is_written(self, number: int) -> bool:
-        return self._files(self._plan.names[number]).is_done(self._shard_key(number))
-
-    def _shard_key(self, number: int) -> str:
-        name = self._plan.names[number]
-        return f"{self._plan.sha256}:{name.split}:{name.index}:{self._plan.requests_in(number)}"
-
-    def _count_earlier(self, number: int, requests: int) -> None:
-        if number not in self._counted_shards:
-            self._counted_shards.add(number)
-            self._count(requests)
-
-    def _count(self, requests: int) -> None:
-        self._answered += requests
-        self._progress(_ACTIVITY, self._answered, self._plan.requests)
+        yield LabelJob(recipe, plan, teacher, filters, journal, progress, _LocalRunner(), retry)
 
 
 class _LocalRunner:
@@ -346,26 +111,3 @@ class _LocalRunner:
 
     async def label(self, recipe: str, name: str) -> None:
         await label(load_recipe(recipe))
-
-
-@contextmanager
-def _collect_garbage_rarely() -> Iterator[None]:
-    """Run Python's cyclic garbage collector less often: a request makes hundreds of objects and almost no cycles, and the
-    collector took a fifth of the time (docs/benchmarks.md)."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
-def filters_of(recipe: Recipe) -> list[FilterSettings]:
-    """Return the recipe's filters; if answers must match a JSON schema, that check comes first."""
-    schema = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
-    if schema is None:
-        return list(recipe.quality)
-    from stillhouse.quality.json_schema import make_validator
-
-    make_validator(schema, "label.response_format.json_schema.schema")  # so an error names this setting
-    return [FilterSettings.model_validate({"kind": "json-schema", "schema": schema}), *recipe.quality]

@@ -16,11 +16,24 @@ from stillhouse.dataset.files import open_parquet
 from stillhouse.labelling.journal import Answers
 from stillhouse.labelling.plan import Shard
 from stillhouse.quality.base import NamedFilter, StatefulFilter, apply_filters, record_kept
+from stillhouse.recipe.quality import FilterSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import EncodingName, Rejection
 from stillhouse.storage.location import Location
 from stillhouse.teachers.base import Request
 
 _ROWS_AT_ONCE = 256
+
+
+def filters_of(recipe: Recipe) -> list[FilterSettings]:
+    """Return the recipe's filters; if answers must match a JSON schema, that check comes first."""
+    schema = (recipe.label.response_format or {}).get("json_schema", {}).get("schema")
+    if schema is None:
+        return list(recipe.quality)
+    from stillhouse.quality.json_schema import make_validator
+
+    make_validator(schema, "label.response_format.json_schema.schema")  # so an error names this setting
+    return [FilterSettings.model_validate({"kind": "json-schema", "schema": schema}), *recipe.quality]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a model's files say about it, without loading it and without torch.
 
-A model is named by a local folder or a hub id; both resolve to a folder. Its identity is a hash of its content, so that a
-moved or renamed folder is the same teacher and a retrained one is not.
+A model is a folder, named by its path or by a hub id (find.py). Its identity is a hash of its content, so that a moved or
+renamed folder is the same teacher and a retrained one is not.
 """
 
 from __future__ import annotations
@@ -17,21 +17,11 @@ from typing import Any
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
 from stillhouse.models.weights import sha256_of_weights
-from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import StudentSettings
-from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import content_hash
 
-_SAFE = "*.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth")
-_HASHED = (_SAFE, "*.bin", "*.py")
-_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+SAFETENSORS = "*.safetensors"
+_HASHED = (SAFETENSORS, "*.bin", "*.py")
 _INDEX = "model.safetensors.index.json"  # present if the weights are in several files
-NO_DECODER_START = "the model is an encoder-decoder without a decoder_start_token_id"
-DECODER_START_FIX = (
-    "set decoder_start_token_id in its config.json to the id of the token that its decoder begins with (T5 uses its pad "
-    "token, 0)"
-)
 _AT_ONCE = 4  # weight files read in parallel
 _SAMPLE = 1 << 16  # bytes of one sample of a weight file, as earlier releases hashed them
 _SAMPLES = 64
@@ -145,7 +135,7 @@ class ModelFiles:
         """Whether all weight files exist: a hub model may have been downloaded without them, or in part."""
         index = self.folder / _INDEX
         if not index.is_file():
-            return any(self.folder.glob(_SAFE))
+            return any(self.folder.glob(SAFETENSORS))
         named = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
         return all((self.folder / file).is_file() for file in {*named.values()})
 
@@ -201,168 +191,6 @@ class ModelFiles:
     def continuing(self) -> str:
         """The runner's `TeacherIdentity.continuing`; without a chat template every text is continued as is."""
         return "" if self.chat_template_sha256 is None else "continue_final_message"
-
-
-def find_model(
-    name: str, revision: str | None = None, setting: str = "teacher.model", *, weights: bool = True
-) -> ModelFiles:
-    """Return the folder of a model: a local one, or a hub model's, downloaded if it is not in the cache.
-
-    Without `weights`, only the config and the tokenizer of a hub model are downloaded, and a folder's weights go unchecked.
-
-    Raises:
-        RecipeError: no model is named, or its weights are not safetensors.
-        TeacherUnavailable: no such folder or hub model exists, or the folder is not a model's.
-    """
-    if not name:
-        raise RecipeError(
-            "no model is named",
-            setting=setting,
-            value=name,
-            fix="set it to a model's folder or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct",
-        )
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise TeacherUnavailable(
-                "the folder has no config.json",
-                setting=setting,
-                value=name,
-                fix="set it to a folder that save_pretrained wrote",
-            )
-        files = ModelFiles(name, folder, revision)
-    else:
-        files = _from_hub(name, revision, setting, [*((_SAFE,) if weights else ()), *_SMALL])
-    if weights:
-        refuse_pickles(files, setting)
-    return files
-
-
-def teacher_files(recipe: Recipe, *, weights: bool = True) -> ModelFiles:
-    """Return the files of a recipe's teacher; `weights` as in `find_model`.
-
-    Raises:
-        RecipeError: the teacher has no files to take layers or a tokenizer from, no name, or no safetensors weights.
-        TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
-    """
-    if not has_local_files(recipe.teacher):
-        raise RecipeError(
-            f"the student starts from the teacher, but the files of a teacher of kind {recipe.teacher.kind!r} are not "
-            "accessible",
-            setting="student.init",
-            fix="set it to {model: a folder or a hub id}",
-        )
-    return labelling_files(recipe.teacher, weights=weights)
-
-
-def labelling_files(teacher: TeacherSettings, *, weights: bool = True) -> ModelFiles:
-    """Return the files of the model that labels: `teacher.model`, or the result of `teacher.finetune`.
-
-    Raises:
-        RecipeError: no model is named, or its weights are not safetensors.
-        TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
-    """
-    if teacher.finetune is None:
-        return find_model(teacher.model, teacher.revision, weights=weights)
-    if not (Path(teacher.finetune.folder) / "config.json").is_file():
-        raise TeacherUnavailable(
-            f"the teacher has not been fine-tuned yet: {teacher.finetune.folder} does not exist",
-            setting="teacher.finetune",
-            fix="run `stillhouse finetune` with the same recipe first, or `stillhouse run`, which starts with it",
-        )
-    return find_model(teacher.finetune.folder, setting="teacher.finetune", weights=weights)
-
-
-def init_model_files(recipe: Recipe, student: StudentSettings, *, weights: bool = True) -> ModelFiles:
-    """Return the files that a student starts from: those of `student.init.model`, or the teacher's.
-
-    Raises:
-        RecipeError: the model is not named, has no safetensors weights, or is a teacher without files.
-        TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
-    """
-    init = student.init
-    if init.model is not None:
-        return find_model(init.model, init.revision, student.setting("init.model"), weights=weights)
-    return teacher_files(recipe, weights=weights and init.config is None)
-
-
-def refuse_untrusted_code(files: ModelFiles, setting: str, trust: str, *, trusted: bool) -> None:
-    """Refuse a model that only its own code can load, unless that code is trusted.
-
-    Args:
-        files: the model's files.
-        setting: the setting that names the model.
-        trust: the setting that lets its code run.
-        trusted: the value of that setting.
-
-    Raises:
-        RecipeError: the code is needed and not trusted.
-    """
-    if not trusted and (needed := files.needed_code):
-        raise RecipeError(
-            f"only code that comes with the model can load it ({', '.join(needed)}), and {trust} is false",
-            setting=setting,
-            value=files.name,
-            fix=f"read that code, then set {trust} to true, or use a model that transformers has built in",
-        )
-
-
-def refuse_without_decoder_start(files: ModelFiles, setting: str) -> None:
-    """Refuse an encoder-decoder without a decoder start token.
-
-    Raises:
-        RecipeError: neither its generation_config.json nor its config.json sets decoder_start_token_id.
-    """
-    if files.is_encoder_decoder and files.decoder_start_id is None:
-        raise RecipeError(NO_DECODER_START, setting=setting, value=files.name, fix=DECODER_START_FIX)
-
-
-def has_local_files(teacher: TeacherSettings) -> bool:
-    """Whether this kind of teacher is a model whose files are accessible."""
-    return teacher.kind in {"transformers", "vllm"}
-
-
-def can_load_in_process(teacher: TeacherSettings) -> bool:
-    """Whether the teacher can be loaded in this process: by its kind, or because a server's weights are on this machine."""
-    return teacher.kind == "transformers" or (teacher.kind == "vllm" and Path(teacher.model).is_dir())
-
-
-def refuse_pickles(files: ModelFiles, setting: str) -> None:
-    """Refuse a folder without safetensors: other weights are not read, because unpickling runs arbitrary code.
-
-    Raises:
-        RecipeError: the folder has no safetensors file.
-    """
-    if any(files.folder.glob(_SAFE)):
-        return
-    pickles = sorted(file.name for pattern in _PICKLES for file in files.folder.glob(pattern))
-    found = f"its weights are a pickle ({', '.join(pickles[:3])})" if pickles else "it has no safetensors weights"
-    raise RecipeError(
-        f"{found}, and only safetensors are loaded, because a pickle can run any code",
-        setting=setting,
-        value=files.name,
-        fix="if you trust the model, convert it once with "
-        "AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder), save its tokenizer there too, and use "
-        "that folder",
-    )
-
-
-def _from_hub(name: str, revision: str | None, setting: str, files: list[str]) -> ModelFiles:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    demo = ", or run `stillhouse teacher fetch-demo`, which downloads the quickstart's teacher"
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise TeacherUnavailable(
-            f"there is no such folder, and the hub has no such model or cannot be reached ({reason.rstrip('.')})",
-            setting=setting,
-            value=name,
-            fix="check the path or the id" + (demo if "smollm2" in name.lower() else ""),
-        ) from error
-    return ModelFiles(name, folder, folder.name)
 
 
 def _sampled(file: Path) -> bytes:

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from stillhouse.errors import RecipeError, TemplateRefused
-from stillhouse.models.files import DECODER_START_FIX, NO_DECODER_START
+from stillhouse.models.checks import DECODER_START_FIX, NO_DECODER_START
 from stillhouse.records import Message, Prompt
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stillhouse.errors import PromptError, RecipeError
-from stillhouse.models.files import find_model
+from stillhouse.models.find import find_model
 from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.recipe import Recipe

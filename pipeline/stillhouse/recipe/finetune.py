@@ -15,14 +15,8 @@ from typing import Any
 from pydantic import Field
 
 from stillhouse.recipe.dataset import NAME
-from stillhouse.recipe.student import (
-    EarlyStoppingSettings,
-    InitSettings,
-    LaunchSettings,
-    LoraSettings,
-    Part,
-    StudentSettings,
-)
+from stillhouse.recipe.student import EarlyStoppingSettings, LaunchSettings, LoraSettings, Part, StudentSettings
+from stillhouse.recipe.student_init import InitSettings
 from stillhouse.settings import Settings
 
 _OF_A_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "head_chunk", "train", "launch")

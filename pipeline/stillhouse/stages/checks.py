@@ -17,7 +17,7 @@ import stillhouse.student.losses
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.evaluation.metrics.base import open_metrics
 from stillhouse.labelling.budget import check_budget
-from stillhouse.labelling.engine import filters_of
+from stillhouse.labelling.filtering import filters_of
 from stillhouse.plugins import check_kind_exists
 from stillhouse.prompts.checks import check_prompts
 from stillhouse.quality.base import open_filters

@@ -168,7 +168,7 @@ def before_finetuning(recipe: Recipe) -> Recipe:
     untrained = student_folder(tuning.recipe, tuning.student, "untrained", None)
     with _first_process_first():
         if untrained.finished_card() is None:
-            from stillhouse.student.training.train import prepare_untrained
+            from stillhouse.student.training.untrained import prepare_untrained
 
             prepare_untrained(tuning.recipe, tuning.student)
     start = tuning.recipe.teacher.model_copy(update={"model": str(untrained.path), "revision": None})

@@ -16,8 +16,9 @@ from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TrainingError, UsageError
 from stillhouse.evaluation.evaluate import EvaluationResult, evaluate
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation, evaluate_sweep
-from stillhouse.labelling.engine import LabelResult, label
+from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import Estimate, estimate_labelling
+from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.retrying import Retry
 from stillhouse.labelling.runners.base import open_runner
 from stillhouse.processes.children import LogLine, log_to_standard_error

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import RecipeError
-from stillhouse.models.files import can_load_in_process, refuse_untrusted_code, teacher_files
+from stillhouse.models.checks import refuse_untrusted_code
+from stillhouse.models.find import can_load_in_process, teacher_files
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.settings import parse_options
 from stillhouse.teachers.transformers import TransformersOptions

@@ -23,7 +23,9 @@ import numpy as np
 from pydantic import Field
 
 from stillhouse.errors import TemplateRefused
-from stillhouse.models.files import ModelFiles, labelling_files, refuse_untrusted_code, refuse_without_decoder_start
+from stillhouse.models.checks import refuse_untrusted_code, refuse_without_decoder_start
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import labelling_files
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import SampledLabels, SoftLabels, TeacherIdentity, TokenTrace, content_hash

@@ -13,17 +13,17 @@ If the engine dies again, that request is rejected as `killed-engine` and the ot
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
 from stillhouse.errors import RecipeError, TemplateRefused
 from stillhouse.inputs.urls import check_base_url
-from stillhouse.models.files import ModelFiles, find_model
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import find_model
 from stillhouse.progress import Progress
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings
@@ -40,27 +40,21 @@ from stillhouse.teachers.base import (
     template_refusal,
 )
 from stillhouse.teachers.prices import FREE, Price, find_price
-from stillhouse.teachers.serving.check import CheckSettings, Expected, require, run_checks
+from stillhouse.teachers.serving.check import CheckSettings, Expected
 from stillhouse.teachers.serving.environment import read_key
-from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Timeouts, error_in
-from stillhouse.teachers.serving.replicas import Replicas
+from stillhouse.teachers.serving.openai_api import Timeouts
 from stillhouse.teachers.serving.shared_lock import SharedLock
 from stillhouse.teachers.serving.vllm_answers import VllmAnswer, read_generated, read_scored
 from stillhouse.teachers.serving.vllm_identity import former_vllm_identities, vllm_identity
-from stillhouse.teachers.serving.vllm_server import ServeSettings, VllmServer
+from stillhouse.teachers.serving.vllm_requests import generation_body, scoring_body
+from stillhouse.teachers.serving.vllm_server import ServeSettings
+from stillhouse.teachers.serving.vllm_servers import VllmServers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FINISH: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 _DIED = ("EngineCore", "EngineDead")  # in vLLM's messages when the engine behind its API has died
-_NEUTRAL_SAMPLING = {  # sample as the recipe says, not as the model's generation_config.json says
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
 
 
 class VllmOptions(Settings):
@@ -90,6 +84,21 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     listed = enumerate(options.base_urls)
     urls = tuple(check_base_url(url, f"teacher.options.base_urls[{number}]") for number, url in listed)
     options = options.model_copy(update={"base_urls": urls})
+    _check_label(label)
+    files = find_model(settings.model, settings.revision, weights=options.check.parity)
+    if files.is_encoder_decoder:
+        raise RecipeError(
+            f"it is an encoder-decoder ({files.config.get('model_type')}), and teacher.kind 'vllm' runs only causal models",
+            setting="teacher.model",
+            value=files.name,
+            fix="set teacher.kind to transformers",
+        )
+    read_key(options.api_key_env)
+    return VllmTeacher(settings, options, label, files)
+
+
+def _check_label(label: LabelSettings) -> None:
+    """Refuse label settings that vLLM cannot follow."""
     if label.mode == "score" and label.soft is None:
         raise RecipeError(
             "scoring without soft labels stores nothing to learn from",
@@ -111,16 +120,6 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
             value=label.top_logprobs,
             fix="remove it, and set label.soft, which teacher.kind 'vllm' supports",
         )
-    files = find_model(settings.model, settings.revision, weights=options.check.parity)
-    if files.is_encoder_decoder:
-        raise RecipeError(
-            f"it is an encoder-decoder ({files.config.get('model_type')}), and teacher.kind 'vllm' runs only causal models",
-            setting="teacher.model",
-            value=files.name,
-            fix="set teacher.kind to transformers",
-        )
-    read_key(options.api_key_env)
-    return VllmTeacher(settings, options, label, files)
 
 
 class VllmTeacher:
@@ -139,10 +138,16 @@ class VllmTeacher:
         self._k = label.soft.k if label.soft else None
         self._lock = SharedLock()
         self._suspected: Counter[str] = Counter()  # request key -> engines that died while it was in flight
-        self._starting = asyncio.Lock()
-        self._window = 0  # the servers' context window in tokens, set by `prepare`
         self._fingerprint: str | None = None
-        self._progress: Progress | None = None
+        self._served_name = options.served_name or settings.model
+        self._servers = VllmServers(
+            Expected(files, self._served_name, self._k),
+            options.check,
+            base_urls=options.base_urls,
+            serve=options.serve,
+            api_key_env=options.api_key_env,
+            timeouts=options.timeouts,
+        )
 
     @property
     def identity(self) -> TeacherIdentity:
@@ -159,29 +164,15 @@ class VllmTeacher:
 
     async def prepare(self, progress: Progress) -> None:
         """Start the server of `options.serve`, if set, and check every server."""
-        self._progress = progress
-        await self._ensure_running()
-        for api in self._apis:
-            found = await require(api, self._expected, self._options.check, progress)
-            self._window = min(self._window or found.window, found.window)
+        await self._servers.prepare(progress)
 
     async def check(self, progress: Progress) -> Sequence[Finding]:
         """Start the server of `options.serve`, if set, and run every check on every server."""
-        self._progress = progress
-        await self._ensure_running()
-        checked_servers = [await run_checks(api, self._expected, self._options.check, progress) for api in self._apis]
-        return [finding for checked in checked_servers for finding in checked.findings]
+        return await self._servers.check(progress)
 
     async def serve(self, progress: Progress) -> str:
         """Start the server of `options.serve`."""
-        if self._server is None:
-            raise RecipeError(
-                "it is not set, so there is no server to start",
-                setting="teacher.options.serve",
-                fix="set it, for instance to {dtype: auto}, instead of base_urls",
-            )
-        await self._server.start(progress)
-        return self._server.base_url
+        return await self._servers.start(progress)
 
     async def answer(self, requests: Sequence[Request]) -> Sequence[Outcome]:
         return [await self._answer_one(request) for request in requests]
@@ -191,39 +182,7 @@ class VllmTeacher:
         return self._body(request, *self._encode(request))
 
     async def close(self) -> None:
-        for api in self.__dict__.get("_apis", ()):
-            await api.close()
-        if (server := self.__dict__.get("_server")) is not None:  # absent or None if no server was created
-            await asyncio.to_thread(server.stop)
-
-    # ------------------------------------------------------------------------------------------------------ internals
-
-    @cached_property
-    def _server(self) -> VllmServer | None:
-        serve = self._options.serve
-        if serve is None:
-            return None
-        model = str(self._files.folder.absolute()) if self._files.revision is None else self._files.name
-        return VllmServer(serve, model, self._served_name, self._files.revision, max_logprobs=max(20, self._k or 0))
-
-    @cached_property
-    def _apis(self) -> list[OpenAiApi]:
-        urls = [self._server.base_url] if self._server else self._options.base_urls
-        key = read_key(self._options.api_key_env) or SecretStr(NO_KEY)
-        direct = self._server is not None
-        return [OpenAiApi(Endpoint(url, key, self._options.timeouts, direct)) for url in urls]
-
-    @cached_property
-    def _replicas(self) -> Replicas:
-        return Replicas(self._apis)
-
-    @property
-    def _served_name(self) -> str:
-        return self._options.served_name or self._settings.model
-
-    @property
-    def _expected(self) -> Expected:
-        return Expected(self._files, self._served_name, self._k)
+        await self._servers.close()
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -231,32 +190,20 @@ class VllmTeacher:
 
         return load_tokenizer(self._files.folder)
 
-    async def _ensure_running(self) -> None:
-        """Start the server of `options.serve` if it is not running."""
-        if self._server is None or self._server.running:
-            return
-        async with self._starting:
-            if not self._server.running:
-                await self._server.start(*([self._progress] if self._progress else []))
-
     async def _answer_one(self, request: Request) -> Outcome:
         try:
             prompt, forced = self._encode(request)
         except TemplateRefused as error:
             return template_refusal(error)
         answer_tokens = len(forced) if request.forced is not None else self._label.sampling.max_tokens
-        if self._window and len(prompt) + answer_tokens > self._window:  # the server would silently truncate the answer
-            return Refusal(
-                "too-long",
-                f"the prompt has {len(prompt)} tokens and the answer needs {answer_tokens}: more than the server's context "
-                f"window of {self._window}",
-            )
+        if too_long := self._too_long(len(prompt), answer_tokens):
+            return too_long
         body = self._body(request, prompt, forced)
         suspected = self._suspected[request.key] > 0
         async with self._lock.exclusive() if suspected else self._lock.shared():
-            await self._ensure_running()
+            await self._servers.ensure_running()
             try:
-                content = await self._replicas.fetch("/completions", body, check_health=suspected)
+                content = await self._servers.fetch(body, check_health=suspected)
             except AttemptFailed as failure:
                 return self._handle_failure(failure, request, was_alone=suspected)
         if isinstance(content, Refusal):
@@ -268,20 +215,21 @@ class VllmTeacher:
                 else read_scored(content.body, self._k or 0, forced)
             )
         except ValueError as error:
-            return self._handle_unreadable(content.body, error)
+            return self._servers.handle_unreadable(content.body, error)
         if read.finish_reason == "error":
             raise AttemptFailed("server-error", "status 200 with finish_reason 'error'", cost_usd=None)
         self._fingerprint = read.fingerprint or self._fingerprint
         return self._as_answer(request, prompt, forced, read)
 
-    def _handle_unreadable(self, body: bytes, why: ValueError) -> Refusal:
-        """Handle a response that cannot be parsed: classify the error it reports, if any."""
-        api = self._apis[0]  # all servers get the same requests and the same key
-        error = error_in(body)
-        return (
-            api.classify(200, error, cost_usd=None)
-            if error
-            else api.raise_unreadable(body, f"a response that cannot be read ({why})")
+    def _too_long(self, prompt_tokens: int, answer_tokens: int) -> Refusal | None:
+        """Refuse what does not fit into the context window: the server would silently truncate the answer."""
+        window = self._servers.window
+        if not window or prompt_tokens + answer_tokens <= window:
+            return None
+        return Refusal(
+            "too-long",
+            f"the prompt has {prompt_tokens} tokens and the answer needs {answer_tokens}: more than the server's context "
+            f"window of {window}",
         )
 
     def _handle_failure(self, failure: AttemptFailed, request: Request, *, was_alone: bool) -> Refusal:
@@ -308,34 +256,9 @@ class VllmTeacher:
         return prompt, completion_ids(self._tokenizer, request.forced, [] if end is None else [int(end)])
 
     def _body(self, request: Request, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:
-        return self._generation_body(prompt) if request.forced is None else self._scoring_body(prompt, forced)
-
-    def _generation_body(self, prompt: Sequence[int]) -> Mapping[str, Any]:
-        sampling = self._label.sampling
-        body: dict[str, Any] = {
-            "model": self._served_name,
-            "prompt": prompt,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            **_NEUTRAL_SAMPLING,
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-        }
-        # No seed: with a temperature it kills the engine on a CPU, and it would not make the text reproducible elsewhere.
-        return body if self._k is None else body | {"logprobs": self._k}
-
-    def _scoring_body(self, prompt: Sequence[int], forced: Sequence[int]) -> Mapping[str, Any]:
-        return {
-            "model": self._served_name,
-            "prompt": [*prompt, *forced],
-            "echo": True,
-            "max_tokens": 0,
-            "temperature": 0.0,
-            "logprobs": self._k,
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-        }
+        if request.forced is None:
+            return generation_body(self._served_name, prompt, self._label.sampling, self._k)
+        return scoring_body(self._served_name, prompt, forced, self._k)
 
     def _as_answer(self, request: Request, prompt: Sequence[int], forced: Sequence[int], read: VllmAnswer) -> Outcome:
         import numpy as np

@@ -12,7 +12,8 @@ from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.models.layout import make_token_batch
 from stillhouse.records import EncodingName
 from stillhouse.student.data.batches import collator, soft_labels_of, tokens_of
-from stillhouse.student.data.rows import Example, example_of
+from stillhouse.student.data.completion_example import example_of
+from stillhouse.student.data.rows import Example
 from stillhouse.student.losses.base import PAD_TOKEN_ID
 from tests.labelled_rows import completion
 from tests.student.data.test_examples import model_of

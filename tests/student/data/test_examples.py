@@ -19,9 +19,10 @@ from stillhouse.errors import TrainingError
 from stillhouse.models.load import LanguageModel, encode_completion, encode_prompt, load_language_model
 from stillhouse.records import EncodingName
 from stillhouse.student.data.batches import collator
+from stillhouse.student.data.completion_example import example_of, packed
 from stillhouse.student.data.epoch_order import LengthGroupedSampler, ShuffledSampler
 from stillhouse.student.data.examples import Examples, read_examples
-from stillhouse.student.data.rows import Example, example_of, packed
+from stillhouse.student.data.rows import Example
 from stillhouse.student.training.trainer import _EpochCallback
 from tests.labelled_rows import VOCABULARY, completion, numbered, without_labels, write
 

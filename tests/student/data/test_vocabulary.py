@@ -28,7 +28,7 @@ from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
 from stillhouse.stages.checks import check_labels, check_student
 from stillhouse.stages.stages import distill_stage, students_to_train
-from stillhouse.student.data.rows import example_of, packed
+from stillhouse.student.data.completion_example import example_of, packed
 from stillhouse.student.data.vocabulary import labels_for_student
 from stillhouse.student.losses.base import DenseLabels, SparseLabels
 from stillhouse.student.training.objective import load_objective

@@ -11,13 +11,15 @@ from huggingface_hub import ModelCard
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import InitSettings, LossSettings, StudentSettings
+from stillhouse.recipe.student import LossSettings, StudentSettings
+from stillhouse.recipe.student_init import InitSettings
 from stillhouse.student.finished.card import CardFacts, Figures, card_facts, formula, render_card, write_cards
 from stillhouse.student.finished.folder import Int8Copy, Step, StudentCard, read_card, student_folder
 from stillhouse.student.finished.quantize import quantize
 from stillhouse.student.start.descriptions import start_in_words
 from stillhouse.student.start.record import Start, read_start
-from stillhouse.student.training.train import distill, prepare_untrained
+from stillhouse.student.training.train import distill
+from stillhouse.student.training.untrained import prepare_untrained
 from tests.conftest import MakeRecipe, make_tiny_model
 from tests.encoder_decoders import tiny_bart, tiny_t5
 

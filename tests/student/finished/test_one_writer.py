@@ -33,7 +33,8 @@ from stillhouse.stages.sweep import ParallelChildren, PointTraining, train_in_ch
 from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.folder import StudentFolder, read_card, student_folder
 from stillhouse.student.start.store import ImportanceStore
-from stillhouse.student.training.train import distill, prepare_untrained
+from stillhouse.student.training.train import distill
+from stillhouse.student.training.untrained import prepare_untrained
 from tests.conftest import MakeRecipe
 from tests.paths import EARLIER
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from stillhouse.recipe.student import InitSettings
+from stillhouse.recipe.student_init import InitSettings
 from stillhouse.student.start.choice import LayerMeasurer, choose_layers
 from stillhouse.student.start.importance import MeasuredTeacher, block_influence, leave_one_out
 from stillhouse.student.start.record import StackStart

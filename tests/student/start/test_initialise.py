@@ -29,12 +29,13 @@ from transformers import (
 
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.labelling.engine import label
-from stillhouse.models.files import find_model
+from stillhouse.models.find import find_model
 from stillhouse.models.generate import generate
 from stillhouse.models.load import decode_completion, load_language_model
 from stillhouse.stages.checks import check_student
 from stillhouse.student.start.stacks import evenly_spaced
-from stillhouse.student.training.train import distill, prepare_untrained
+from stillhouse.student.training.train import distill
+from stillhouse.student.training.untrained import prepare_untrained
 from tests.student.starts import Make, made, refused, start
 
 __all__ = ["start"]  # a fixture

@@ -21,7 +21,8 @@ from stillhouse.student.finished.folder import StudentFolder, Variant, folder_fo
 from stillhouse.student.start import choice, parts
 from stillhouse.student.start.importance import greedy
 from stillhouse.student.start.record import Start, read_start
-from stillhouse.student.training.train import distill, prepare_untrained
+from stillhouse.student.training.train import distill
+from stillhouse.student.training.untrained import prepare_untrained
 from tests.conftest import MakeRecipe
 from tests.encoder_decoders import tiny_t5
 

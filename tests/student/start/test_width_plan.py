@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import CohereConfig, GPT2Config, LlamaConfig, MixtralConfig, PretrainedConfig, T5Config
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.student import WidthSettings
+from stillhouse.recipe.student_init import WidthSettings
 from stillhouse.student.start import axes
 from stillhouse.student.start.axes import sizes_of, with_sizes
 from stillhouse.student.start.width_plan import check_widths, student_sizes

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from stillhouse.errors import TrainingError
 from stillhouse.models.load import auto_class
-from stillhouse.recipe.student import WidthSettings
+from stillhouse.recipe.student_init import WidthSettings
 from stillhouse.student.start.activations import Activations, measure_activations
 from stillhouse.student.start.axes import FAMILIES, Axis, axes_of, sizes_of
 from stillhouse.student.start.layers import copy_layers

@@ -25,8 +25,8 @@ from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Completion, FinishReason, finish_reason_of, is_complete
 from stillhouse.student.data.batches import collator
+from stillhouse.student.data.completion_example import example_of
 from stillhouse.student.data.examples import read_examples
-from stillhouse.student.data.rows import example_of
 from tests.conftest import MakeRecipe, make_tiny_model
 from tests.encoder_decoders import tiny_bart, tiny_t5
 from tests.labelled_rows import completion, write

@@ -22,7 +22,8 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
 from stillhouse.student.data.batches import collator, pack_first_fit, soft_labels_of
-from stillhouse.student.data.rows import Example, example_of
+from stillhouse.student.data.completion_example import example_of
+from stillhouse.student.data.rows import Example
 from stillhouse.student.training.forward import replace_forward_with_loss
 from stillhouse.student.training.objective import load_objective
 from stillhouse.student.training.packing import check_packing

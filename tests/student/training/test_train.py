@@ -27,8 +27,9 @@ from stillhouse.student.finished.folder import read_card, student_folder
 from stillhouse.student.training import train as training
 from stillhouse.student.training.arguments import training_arguments
 from stillhouse.student.training.objective import load_objective
-from stillhouse.student.training.train import distill, prepare_untrained
+from stillhouse.student.training.train import distill
 from stillhouse.student.training.trainer import StudentTrainer
+from stillhouse.student.training.untrained import prepare_untrained
 from tests.conftest import MakeRecipe, make_tiny_model
 from tests.precision import close_to_dense, in_float64
 

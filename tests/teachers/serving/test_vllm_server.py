@@ -42,7 +42,7 @@ def test_a_teacher_closed_unused_leaves_nothing(
     teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
     assert teacher.identity.kind == "vllm"
     asyncio.run(teacher.close())
-    assert "_server" not in vars(teacher)
+    assert "_server" not in vars(teacher._servers)  # type: ignore[attr-defined]
     assert hooks == [] and list(temporary.glob("stillhouse-*")) == []
 
 

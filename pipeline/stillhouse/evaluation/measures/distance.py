@@ -23,7 +23,8 @@ from stillhouse.models.layout import completion_logits
 from stillhouse.models.load import LanguageModel, load_language_model
 from stillhouse.records import Completion
 from stillhouse.student.data.batches import Batch, collator, soft_labels_of, tokens_of
-from stillhouse.student.data.rows import Example, example_of, packed
+from stillhouse.student.data.completion_example import example_of, packed
+from stillhouse.student.data.rows import Example
 from stillhouse.student.losses.base import student_outcomes, teacher_outcomes
 from stillhouse.student.losses.forward_kl import divergence
 from stillhouse.student.vocabulary_map import VocabularyMap

@@ -13,7 +13,7 @@ from stillhouse.evaluation.measures.processes import fresh_processes
 from stillhouse.evaluation.measures.scoring import EvaluationPrompts, reference_score, score
 from stillhouse.evaluation.metrics.base import NamedMetric
 from stillhouse.evaluation.results import Difference, Interval, MetricColumn, ModelRow
-from stillhouse.models.files import can_load_in_process
+from stillhouse.models.find import can_load_in_process
 from stillhouse.progress import Progress
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.recipe import Recipe

@@ -6,7 +6,8 @@ import dataclasses
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.measures.measurement_task import ModelToMeasure
-from stillhouse.models.files import ModelFiles, can_load_in_process, teacher_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import can_load_in_process, teacher_files
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.student.finished.folder import StudentFolder

@@ -9,7 +9,7 @@ from stillhouse.evaluation.measures.copying import COPYABLE_WORDS
 from stillhouse.evaluation.measures.scoring import EvaluationPrompts
 from stillhouse.evaluation.report.warnings import CLEARLY_MORE, MUCH_LONGER, percent
 from stillhouse.evaluation.results import MetricColumn, ModelRow
-from stillhouse.models.files import can_load_in_process
+from stillhouse.models.find import can_load_in_process
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.text import GRAM, REPEATED_SHARE

@@ -21,7 +21,9 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TrainingError
 from stillhouse.models.load import LanguageModel
 from stillhouse.records import Split
-from stillhouse.student.data.rows import Example, Rows, TextRows, TokenRows
+from stillhouse.student.data.rows import Example, Rows
+from stillhouse.student.data.text_rows import TextRows
+from stillhouse.student.data.token_rows import TokenRows
 from stillhouse.student.vocabulary_map import VocabularyMap
 
 

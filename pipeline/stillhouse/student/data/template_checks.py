@@ -18,7 +18,8 @@ from stillhouse.dataset.columns import prompt_at
 from stillhouse.dataset.reader import SplitReader
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TemplateRefused
-from stillhouse.models.files import ModelFiles, find_model, has_local_files, init_model_files, labelling_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import find_model, has_local_files, init_model_files, labelling_files
 from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.recipe import Recipe

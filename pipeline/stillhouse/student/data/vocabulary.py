@@ -25,7 +25,8 @@ import numpy as np
 from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError
-from stillhouse.models.files import ModelFiles, has_local_files, init_model_files, teacher_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import has_local_files, init_model_files, teacher_files
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName

@@ -28,9 +28,11 @@ from stillhouse.dataset.card import describe_teacher, escape_table_cell, setting
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.errors import RecipeError
 from stillhouse.inputs.plain_json import to_json
-from stillhouse.models.files import ModelFiles, has_local_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import has_local_files
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import InitSettings, LossSettings, StudentSettings
+from stillhouse.recipe.student import LossSettings, StudentSettings
+from stillhouse.recipe.student_init import InitSettings
 from stillhouse.records import TeacherIdentity
 from stillhouse.storage.durable import write_atomically
 from stillhouse.student.finished.folder import INT8, StudentCard

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import DatasetMissing, StudentBusy
-from stillhouse.models.files import has_local_files, init_model_files, teacher_files
+from stillhouse.models.find import has_local_files, init_model_files, teacher_files
 from stillhouse.plugins import LOSSES, plugin_code_key
 from stillhouse.processes.ranks import is_first, is_launched_for
 from stillhouse.recipe.recipe import Recipe

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from transformers import PretrainedConfig
 
 from stillhouse.progress import Progress, silent
-from stillhouse.recipe.student import Choose, InitSettings, StackLayers
+from stillhouse.recipe.student_init import Choose, InitSettings, StackLayers
 from stillhouse.student.start.importance import MeasuredTeacher, Removal, Scores, block_influence, greedy, leave_one_out
 from stillhouse.student.start.record import Method, StackStart
 from stillhouse.student.start.stacks import Kept, Stack, kept_layers

@@ -24,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CONFIG_MAPPING, GenerationConfig, PretrainedConfig
 
 from stillhouse.errors import RecipeError, RecipeFaults
-from stillhouse.models.files import ModelFiles, init_model_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import init_model_files
 from stillhouse.models.load import auto_class, load_tokenizer
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings

@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.models.files import ModelFiles, init_model_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import init_model_files
 from stillhouse.models.load import auto_class, load_tokenizer, load_weights, quiet_transformers, token_ids_alone
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe

@@ -18,7 +18,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from stillhouse.errors import RecipeError, TeacherUnavailable
-from stillhouse.models.files import ModelFiles, find_model, has_local_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import find_model, has_local_files
 from stillhouse.models.load import quiet_transformers
 from stillhouse.recipe.recipe import Recipe
 

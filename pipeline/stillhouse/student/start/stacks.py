@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.student import Layers, StackLayers
+from stillhouse.recipe.student_init import Layers, StackLayers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

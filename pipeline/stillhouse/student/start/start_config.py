@@ -13,12 +13,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
-from stillhouse.models.files import (
-    init_model_files,
-    refuse_pickles,
-    refuse_untrusted_code,
-    refuse_without_decoder_start,
-)
+from stillhouse.models.checks import refuse_pickles, refuse_untrusted_code, refuse_without_decoder_start
+from stillhouse.models.find import init_model_files
 from stillhouse.models.load import auto_class
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings

@@ -23,7 +23,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
-from stillhouse.models.files import ModelFiles, has_local_files, teacher_files
+from stillhouse.models.files import ModelFiles
+from stillhouse.models.find import has_local_files, teacher_files
 from stillhouse.models.load import LanguageModel, decoder_start_token_id, load_tokenizer, token_ids_alone
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings

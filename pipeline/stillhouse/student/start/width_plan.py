@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe.student import Width, WidthSettings
+from stillhouse.recipe.student_init import Width, WidthSettings
 from stillhouse.student.start.axes import KEY, Sizes, refuse_unknown_parameters, sizes_of, with_sizes
 
 

@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import TrainingError
 from stillhouse.models.head import logit_factor
-from stillhouse.recipe.student import WidthSettings
+from stillhouse.recipe.student_init import WidthSettings
 from stillhouse.student.start.activations import Activations
 from stillhouse.student.start.axes import FAMILIES, Axis, Sizes, axes_of, sizes_of, with_sizes
 from stillhouse.student.start.layers import untie_head

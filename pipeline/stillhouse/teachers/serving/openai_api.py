@@ -13,7 +13,6 @@ cost three times as much as the request itself (docs/benchmarks.md). Every failu
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,9 +27,10 @@ from stillhouse.inputs import urls
 from stillhouse.settings import Settings
 from stillhouse.teachers.base import AttemptFailed, Refusal
 from stillhouse.teachers.serving.connection_errors import connection_error
-from stillhouse.teachers.serving.context_words import TOO_LONG, TOO_LONG_CODE
 from stillhouse.teachers.serving.environment import HEADER_VARIABLES, Proxy, find_proxy, proxy_error, read_header
 from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
+from stillhouse.teachers.serving.error_classes import classify_error
+from stillhouse.teachers.serving.json_bodies import json_object
 from stillhouse.teachers.serving.redaction import Redactor
 from stillhouse.teachers.serving.retry_after import requested_pause, retry_after
 
@@ -40,23 +40,6 @@ if TYPE_CHECKING:
 _MAX_QUOTED = 300  # most characters of a server's message in one of ours
 NO_KEY = "none"  # the key sent to a server that needs none
 _CONNECTIONS = 4096  # above any concurrency: the engine limits requests
-_POLICY = re.compile(r"content.?policy|content.?filter|safety|moderation|responsible.?ai", re.I)
-_EVERY_PROMPT = re.compile(  # a 400 that every prompt would get, if no code says so
-    r"model_not_found|invalid_api_key|unrecognized request argument|api.?key.{0,30}(?:not valid|invalid|expired|not found)"
-    r"|(?:incorrect|invalid|missing|no) api.?key"
-    r"|(?:credit|account) balance|insufficient (?:balance|credit|fund|quota)|(?:out of|not enough) credits",
-    re.I,
-)
-_FATAL = {
-    401: "the API key is not accepted",
-    403: "the API key has no permission",
-    404: "not found",
-    405: "the URL does not accept this kind of request",
-    407: "a proxy requires authentication",
-}
-_PER_PROMPT = {400, 413, 422}  # the only statuses that may concern one prompt
-_TRANSIENT = {408, 409, 423, 424, 425}  # transient
-_BUSY = {429, 502, 503, 529}  # the server is busy, whichever prompt it gets
 _STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")  # the first line of an event stream (SSE)
 
 
@@ -115,7 +98,7 @@ class OpenAiApi:
         content = await self.fetch(path, body)
         if isinstance(content, Refusal):
             return content
-        data = _json_object(content.body)
+        data = json_object(content.body)
         if data is None:
             self.raise_unreadable(content.body, "a body that is not a JSON object")
         return Reply(data, content.pause)
@@ -265,7 +248,7 @@ class OpenAiApi:
                 f"{f' (it redirects to {location})' if location else ''}",
                 fix="check teacher.options.base_url",
             )
-        data = _json_object(response.content) or {}
+        data = json_object(response.content) or {}
         error = read_error(data) or ErrorBody(str(data.get("message") or data.get("detail") or response.text))
         return self.classify(status, error, wait=retry_after(response.headers))
 
@@ -282,47 +265,8 @@ class OpenAiApi:
             AttemptFailed: the attempt failed, and another may succeed.
             TeacherRefused: the server answers no request with this key, model and settings.
         """
-        http_status, status = status, error.status_of(status)
-        detail = (
-            f"{self._described} returned {http_status}{' with an error' * (http_status == 200)}: "
-            f"{self.sanitize(error.text)}"
-        )
-        if status == 403 and _POLICY.search(error.text):
-            return Refusal("policy", detail, suspect="403")
-        if status == 402 or (status == 429 and re.search("insufficient_quota|billing", error.text)):
-            raise TeacherRefused(
-                f"{detail} (the account has no credit); all answers so far are kept", fix="add credit and run again"
-            )
-        if status in _FATAL:
-            raise TeacherRefused(
-                f"{detail} ({_FATAL[status]})", fix="check teacher.model, the base URL and the API key"
-            )
-        if status in _BUSY:
-            overloaded = status != 502
-            raise AttemptFailed(
-                "overloaded", detail, server_at_fault=True, overloaded=overloaded, wait=wait, cost_usd=cost_usd
-            )
-        if status == 504:  # a gateway timed out; the model behind it may still be generating
-            raise AttemptFailed("timeout", detail, overloaded=True, wait=wait, cost_usd=None)
-        if status == 500 and TOO_LONG_CODE.search(error.text):  # llama.cpp, and gateways in front of other servers
-            return Refusal("too-long", detail, suspect="500")
-        if status >= 500 or status in _TRANSIENT:
-            raise AttemptFailed("server-error", detail, wait=wait, cost_usd=cost_usd)
-        if error.is_settings_error or _EVERY_PROMPT.search(error.text):
-            raise TeacherRefused(
-                f"{detail}; every prompt would get this error",
-                fix="check teacher.options, label, the API key and the account",
-            )
-        if status == 200:
-            raise AttemptFailed("malformed", detail, cost_usd=cost_usd)
-        if status not in _PER_PROMPT:
-            raise TeacherRefused(
-                f"{detail}; this status does not depend on the prompt", fix="check teacher.options.base_url"
-            )
-        reason = (
-            "too-long" if TOO_LONG.search(error.text) else "policy" if _POLICY.search(error.text) else "bad-request"
-        )
-        return Refusal(reason, detail, suspect=str(status))
+        detail = f"{self._described} returned {status}{' with an error' * (status == 200)}: {self.sanitize(error.text)}"
+        return classify_error(error.status_of(status), error, detail, wait=wait, cost_usd=cost_usd)
 
     def sanitize(self, text: str) -> str:
         """Sanitize a server's text for a message: truncated, on one line, without the key."""
@@ -332,32 +276,3 @@ class OpenAiApi:
     def _redact(self) -> Redactor:
         key = self._endpoint.key.get_secret_value()
         return Redactor("" if key == NO_KEY else key)
-
-
-def _json_object(content: bytes) -> Mapping[str, Any] | None:
-    """Parse a body as a JSON object, or return None. Tolerates NaN, lone surrogates and invalid UTF-8: it was paid for."""
-    try:
-        data = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        try:
-            data = _encodable(json.loads(content.decode("utf-8", "replace")))
-        except (ValueError, RecursionError):
-            return None
-    return data if isinstance(data, dict) else None
-
-
-def error_in(body: bytes) -> ErrorBody | None:
-    """Return the error that the body of a response reports; None if it reports none or is not a JSON object."""
-    data = _json_object(body)
-    return read_error(data) if data is not None else None
-
-
-def _encodable(value: Any) -> Any:
-    """Return a JSON value whose strings can all be encoded as UTF-8."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    if isinstance(value, dict):
-        return {_encodable(name): _encodable(item) for name, item in value.items()}
-    return value
