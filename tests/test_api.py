@@ -21,7 +21,8 @@ from tests.conftest import MakeRecipe
 def test_importing_it_imports_nothing_heavy_and_changes_no_logger() -> None:
     probe = (
         "import logging, sys; before = {**logging.root.manager.loggerDict}; import stillhouse; "
-        "print(sorted({'torch', 'transformers', 'prefect', 'pyarrow', 'pydantic', 'numpy'} & {*sys.modules})); "
+        "print(sorted({'torch', 'transformers', 'prefect', 'pyarrow', 'pydantic', 'numpy', 'matplotlib'} "
+        "& {*sys.modules})); "
         "print(logging.root.manager.loggerDict == before)"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

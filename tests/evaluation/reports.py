@@ -1,6 +1,8 @@
 """Reports without any model behind them, for the tests of how they are drawn."""
 
 import dataclasses
+import re
+from xml.etree import ElementTree
 
 from stillhouse.evaluation.results import (
     AnswerQuality,
@@ -41,6 +43,16 @@ def report(student: Interval | None, black_box: Interval | None) -> Report:
         recipe_yaml="name: quick\n",
         notes=("Read <this>.",),
     )
+
+
+def plots_in(page: str) -> list[ElementTree.Element]:
+    """The plots of a page."""
+    return [ElementTree.fromstring(one) for one in re.findall('<svg class="plot".*?</svg>', page, re.DOTALL)]
+
+
+def texts(plot: ElementTree.Element) -> list[tuple[str, float]]:
+    """Each text of a plot, and its height."""
+    return [(one.text or "", float(one.get("y") or "nan")) for one in plot.iter("text")]
 
 
 SEPARATE = report(Interval(1.9, 1.8, 2.0), Interval(2.8, 2.6, 3.0))

@@ -1,4 +1,4 @@
-"""The importance of the teacher's layers: as an SVG bar chart, as a line of Markdown, and how it was measured.
+"""The importance of the teacher's layers: as a bar chart, as a line of Markdown, and how it was measured.
 
     starts = layer_importance(read_start(folder))     # of the student in this folder
     bar_chart(starts[0]), summary_line(starts[0]), explanation(starts[0])
@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from stillhouse.evaluation.report.svg import format_value, svg, text_at
+import numpy as np
+
+from stillhouse.evaluation.report.drawing import ACCENT, INK, draw, format_value, write_beside
 from stillhouse.evaluation.results import LayerImportance
 from stillhouse.student.start.descriptions import rows_in_words
 from stillhouse.student.start.record import Start
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TITLE = "Layer importance"
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 306, 60, 626, 52, 250
-_BETWEEN = 26  # minimum pixels between two ticks
-_NUMBER = 34  # pixels for a layer's number, on a phone
-_THINNEST = 1.5  # minimum height of a bar, pixels: a layer with score 0 stays visible
+_BETWEEN = 0.12  # minimum distance of two ticks, of the plot's height
+_LOWEST = 5e-5  # of the highest score: a bar is at least this high, so that a layer with score 0 is visible
 _LOST, _INFLUENCE = "nats per token if removed", "block influence"
 _NAMES = {"greedy": "greedy removal", "leave-one-out": "leave-one-out", "block-influence": _INFLUENCE}
 _MEASURED = {
@@ -76,80 +79,41 @@ def summary_line(one: LayerImportance) -> str:
 
 
 def bar_chart(one: LayerImportance) -> str:
-    """Return a bar chart with one bar per layer: filled if the layer was kept, outlined if it was left out."""
-    scale = _Scale(max(one.scores) if max(one.scores) > 0 else 1.0)
-    slot = (_RIGHT - _LEFT) / len(one.scores)
-    parts = _legend(one.unit)
-    for value in scale.ticks:
-        y = scale.place(value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}"/>')
-        parts.append(text_at(_LEFT - 8, y + 5, format_value(value), "end"))
-    for layer, score in enumerate(one.scores):
-        y = min(scale.place(score), _BOTTOM - _THINNEST)
-        tooltip = f"layer {layer}: {format_value(score)} {one.unit}, {_outcome(layer, one)}"
-        parts.append(_bar(_LEFT + slot * (layer + 0.14), y, slot * 0.72, _BOTTOM - y, tooltip, kept=layer in one.kept))
-    parts.append(_highest(one.scores, slot, scale))
-    step = next((step for step in (1, 2, 5, 10, 20, 50) if step * slot >= _NUMBER), 100)
-    for layer in range(0, len(one.scores), step):
-        parts.append(text_at(_LEFT + slot * (layer + 0.5), _BOTTOM + 20, str(layer), "middle"))
-    named = "layer" if one.stack == "model" else f"{one.stack} layer"
-    parts.append(text_at((_LEFT + _RIGHT) / 2, _HEIGHT - 8, named, "middle"))
-    worth = "; ".join(
-        f"{layer}: {format_value(score)}, {_outcome(layer, one)}" for layer, score in enumerate(one.scores)
-    )
-    return svg(_WIDTH, _HEIGHT, f"{TITLE}, {one.unit}, of {layers_phrase(one)}: {worth}", parts)
+    """Return a bar chart with one bar per layer: filled if the layer was kept, outlined if it was removed."""
+    highest = max(one.scores) if max(one.scores) > 0 else 1.0
+    ticks = _ticks(highest)
+    worth = [f"layer {layer}: {format_value(score)}, {_outcome(layer, one)}" for layer, score in enumerate(one.scores)]
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for outcome, filling in (("kept", ACCENT), ("removed", "none")):
+            layers = [layer for layer in range(len(one.scores)) if _outcome(layer, one) == outcome]
+            heights = [max(one.scores[layer], _LOWEST * highest) for layer in layers]
+            bars = axes.bar(layers, heights, 0.72, facecolor=filling, edgecolor=ACCENT, linewidth=1.5, label=outcome)
+            for layer, bar in zip(layers, bars, strict=True):
+                bar.set_gid(worth[layer])
+        first = one.scores.index(max(one.scores))
+        value = format_value(one.scores[first])
+        write_beside(axes, value, (first, highest), (0, 4), ha="center", color=INK, weight="bold")
+        axes.set_yscale("function", functions=(np.sqrt, np.square))
+        axes.set_yticks(ticks, [format_value(tick) for tick in ticks])
+        axes.set(xlim=(-0.7, len(one.scores) - 0.3), ylim=(0, 1.25 * highest))
+        axes.locator_params(axis="x", nbins=12, integer=True)
+        axes.set_xlabel("layer" if one.stack == "model" else f"{one.stack} layer")
+        axes.set_title(one.unit)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
+
+    return draw(f"{TITLE}, {one.unit}, of {layers_phrase(one)}: {'; '.join(worth)}", plot)
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """A square-root scale from 0 at the bottom of the plot to `top` below the legend."""
-
-    top: float
-
-    def place(self, value: float) -> float:
-        """Return the pixel of a value; values below 0, which are rounding errors, are drawn at 0."""
-        return _BOTTOM - (_BOTTOM - _TOP) * math.sqrt(max(value, 0.0) / self.top)
-
-    @property
-    def ticks(self) -> list[float]:
-        """0, and round values up to the top, as many as have room for their number."""
-        power = math.floor(math.log10(self.top))
-        found = [0.0]
-        for value in (part * 10.0**ten for ten in range(power - 3, power + 1) for part in (1, 2, 5)):
-            if value <= self.top and self.place(found[-1]) - self.place(value) >= _BETWEEN:
-                found.append(value)
-        return found
-
-
-def _bar(x: float, y: float, width: float, height: float, tooltip: str = "", *, kept: bool) -> str:
-    kind = "kept" if kept else "gone"
-    title = f"<title>{tooltip}</title>" if tooltip else ""
-    return (
-        f'<rect class="layer {kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">{title}</rect>'
-    )
-
-
-def _legend(unit: str) -> list[str]:
-    """Return the legend: the unit on the left, the filled and the outlined bar on the right."""
-    return [
-        text_at(4, 20, unit, "start"),
-        _bar(428, 7, 14, 14, kept=True),
-        text_at(448, 20, "kept", "start"),
-        _bar(516, 7, 14, 14, kept=False),
-        text_at(536, 20, "removed", "start"),
-    ]
-
-
-def _highest(scores: Sequence[float], slot: float, scale: _Scale) -> str:
-    """Return the score of the highest bar as a text above it, kept inside the plot at both edges."""
-    layer = max(range(len(scores)), key=lambda place: scores[place])
-    middle = _LEFT + slot * (layer + 0.5)
-    x, anchor = middle, "middle"
-    if middle < _LEFT + 40:
-        x, anchor = _LEFT + slot * (layer + 0.14), "start"
-    elif middle > _RIGHT - 40:
-        x, anchor = _LEFT + slot * (layer + 0.86), "end"
-    return text_at(x, scale.place(scores[layer]) - 6, format_value(scores[layer]), anchor, "value")
+def _ticks(top: float) -> list[float]:
+    """Return 0 and round values up to `top`, as many as have room on a square-root scale."""
+    power = math.floor(math.log10(top))
+    found = [0.0]
+    for value in (part * 10.0**ten for ten in range(power - 3, power + 1) for part in (1, 2, 5)):
+        if value <= top and math.sqrt(value / top) - math.sqrt(found[-1] / top) >= _BETWEEN:
+            found.append(value)
+    return found
 
 
 def _outcome(layer: int, one: LayerImportance) -> str:

@@ -1,155 +1,224 @@
-"""Plots as SVG text, without a library or scripts; colours come from the page's style sheet (classes `m0`, `m1`, ...).
+"""The plots of a report, each one `<svg>` that scales to the width of its container.
 
-Each function returns one `<svg>` that scales to the width of its container. Marks differ in shape as well as in colour.
+Marks differ in shape as well as in colour; both are those of the model's row in the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
 
-from stillhouse.evaluation.report.svg import (
-    FAR,
-    Axis,
+from stillhouse.evaluation.report.drawing import (
+    CARD,
+    INK,
     axis_range,
+    draw,
     format_value,
-    grid_lines,
     mark,
-    role_class,
-    spread_labels,
-    svg,
-    text_at,
-    whisker,
+    model_colour,
+    round_ticks,
+    write_beside,
 )
+from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import Curve, Interval, MetricColumn, ModelRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+FRONT = "the Pareto front"  # shown when the mouse is over it
+_LETTERS, _LONGEST = 19, 44  # at most, in a line of a label, and of a text above a plot
+_LINE, _APART = 16, 5  # SVG units: height of a label's line, and the space between two labels
+
+_ASIDE = 0.045  # between two models of the same size, of the largest size
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One model in a plot of a figure against size."""
+
+    place: int  # row in the table
+    size: float
+    figure: Interval
+    label: str
 
 
 def intervals(models: Sequence[ModelRow]) -> str:
     """Plot each model's KL per token with its 95 % interval; empty if none was measured."""
-    shown = [(place, row, kl) for place, row, kl in _with_kl(models) if row.role != "teacher"]
+    measured = [(place, row, row.kl_per_token) for place, row in enumerate(models) if row.kl_per_token]
+    shown = [(place, row, kl) for place, row, kl in measured if row.role != "teacher"]
     if not shown:
         return ""
-    width, left, height = 640, 196, 52
-    bottom = 8 + height * len(shown)
-    axis = Axis.over(_drawn_to_scale([kl for _, _, kl in shown]), left, width - 70)
-    parts = []
-    for tick in axis.ticks:
-        x = axis.place(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" y1="8" x2="{x:.1f}" y2="{bottom}"/>')
-        parts.append(text_at(x, bottom + 18, format_value(tick), "middle"))
-    parts.append(
-        text_at((left + axis.end) / 2, bottom + 38, "KL to the teacher, nats per token (lower is better)", "middle")
-    )
-    for number, (place, row, kl) in enumerate(shown):
-        y = 8 + height * (number + 0.5)
-        words = row.role.split(", ")  # "white-box student, int8" is too long for one line on a phone
-        top = y + 4 - 10 * (len(words) - 1)
-        parts += [text_at(left - 12, top + 20 * line, word, "end") for line, word in enumerate(words)]
-        if kl.mean > axis.top:
-            parts.append(text_at(axis.end, y + 4, f"{format_value(kl.mean)}, off the scale →", "end", "value"))
-            continue
-        low, mean, high = (axis.place(value) for value in (kl.low, kl.mean, kl.high))
-        parts.append(whisker(low, y, high, y, place))
-        parts += [whisker(x, y - 6, x, y + 6, place) for x in (low, high)]
-        parts.append(mark(mean, y, place))
-        parts.append(text_at(high + 12, y + 4, f"{kl.mean:.2f}", "start", "value"))
+    ticks = round_ticks(0, axis_range([kl for *_, kl in measured])[1])
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.set(xticks=ticks, xlim=(0, ticks[-1]), yticks=[], ylim=(len(shown) - 0.5, -0.8))
+        axes.set_xlabel("KL to the teacher, nats per token (lower is better)")
+        for height, (place, row, kl) in enumerate(shown):
+            name = row.role if len(row.role) <= _LONGEST else f"{row.role[: _LONGEST - 1]}…"
+            behind = {"facecolor": CARD, "edgecolor": "none", "pad": 2}
+            colour = model_colour(place)
+            write_beside(axes, name, (0, height), (0, 13), color=colour, bbox=behind, in_layout=False)
+            if far := kl.mean > ticks[-1]:
+                value, x, aside = f"{format_value(kl.mean)}, off the scale →", ticks[-1], 0
+            else:
+                value, x, aside = f"{kl.mean:.2f}", kl.high, 10
+                axes.plot([kl.low, kl.high], [height] * 2, "|-", color=colour, linewidth=2, markersize=12)
+                mark(axes, kl.mean, height, place)
+            side = "right" if far else "left"
+            write_beside(axes, value, (x, height), (aside, 0), ha=side, va="center", color=INK, weight="bold")
+
     described = "; ".join(f"{row.role} {kl.mean:.2f}, from {kl.low:.2f} to {kl.high:.2f}" for _, row, kl in shown)
-    return svg(width, bottom + 46, f"KL to the teacher: {described}", parts)
+    return draw(f"KL to the teacher: {described}", plot, 60 + 50 * len(shown))
 
 
 def size_and_distance(models: Sequence[ModelRow]) -> str:
-    """Plot KL per token against megabytes on disk; empty if no KL was measured."""
-    shown = [(place, row, kl, row.megabytes) for place, row, kl in _with_kl(models) if row.megabytes is not None]
-    if not shown:
-        return ""
-    width, height, left, bottom = 640, 300, 60, 250
-    across = Axis.over(max(megabytes for _, _, _, megabytes in shown), left, width - 40)
-    up = Axis.over(_drawn_to_scale([kl for _, _, kl, _ in shown]), bottom, 34)
-    parts = grid_lines(up, left, width - 20)
-    parts += [text_at(across.place(tick), bottom + 20, format_value(tick), "middle") for tick in across.ticks]
-    parts.append(text_at((left + width) / 2, height - 8, "megabytes on disk", "middle"))
-    parts.append(text_at(left, 14, "KL, nats per token", "start"))
-    labels = spread_labels([up.place(kl.mean) + 4 for _, _, kl, _ in shown], bottom)
-    for (place, row, kl, megabytes), label in zip(shown, labels, strict=True):
-        x, y = across.place(megabytes), up.place(kl.mean)
-        parts.append(mark(x, y, place))
-        beyond = f" {format_value(kl.mean)} ↑" if kl.mean > up.top else ""
-        right = x < width * 0.66
-        parts.append(text_at(x + (14 if right else -14), label, row.role + beyond, "start" if right else "end"))
-    described = "; ".join(f"{row.role} {megabytes:.1f} MB, {kl.mean:.2f}" for _, row, kl, megabytes in shown)
-    return svg(width, height, f"Megabytes on disk against KL: {described}", parts)
+    """Plot KL per token with its 95 % interval against megabytes on disk; empty if no KL was measured."""
+    points = [
+        _Point(place, row.megabytes, kl, f"{row.role} {kl.mean:.2f}")
+        for place, row in enumerate(models)
+        if row.megabytes is not None and (kl := row.kl_per_token)
+    ]
+    return _against_size(points, "Megabytes on disk against KL", "megabytes on disk", "KL, nats per token")
 
 
-def size_and_score(models: Sequence[ModelRow], metric: MetricColumn) -> str:
-    """Plot a task metric with its 95 % intervals against parameters; models of unknown size are left out."""
+def size_and_score(models: Sequence[ModelRow], metric: MetricColumn, front: Collection[int] | None = None) -> str:
+    """Plot a task metric with its 95 % intervals against parameters; models of unknown size are left out.
+
+    Args:
+        models: the rows of the table.
+        metric: the metric.
+        front: for a sweep, the indices of the models on the Pareto front. They have a ring around their mark and are joined
+            by a dashed line; the label of a model with a warning ends with its fault, such as "broken".
+
+    Returns:
+        The plot; empty if no model has both figures.
+    """
     scale = 100 if metric.percent else 1
-    shown = [
-        (place, row, row.parameters / 1e6, [scale * value for value in (score.low, score.mean, score.high)])
+    points = [
+        _Point(
+            place,
+            row.parameters / 1e6,
+            Interval(scale * score.mean, scale * score.low, scale * score.high),
+            f"{row.role} {scale * score.mean:.{metric.digits}f}"
+            + (f", {fault}" if front is not None and (fault := fault_of(row)) else ""),
+        )
         for place, row in enumerate(models)
         if row.parameters is not None and (score := row.scores.get(metric.name))
     ]
-    if not shown:
-        return ""
-    width, height, left, bottom = 640, 340, 60, 290
-    lowest, highest = axis_range([score for *_, score in shown])
-    across = Axis.over(max(millions for _, _, millions, _ in shown), left, width - 40)
-    up = Axis.over(highest, bottom, 34, lowest)
-    parts = grid_lines(up, left, width - 20)
-    parts += [text_at(across.place(tick), bottom + 20, format_value(tick), "middle") for tick in across.ticks]
-    parts.append(text_at((left + width) / 2, height - 8, "million parameters", "middle"))
     better = "lower" if metric.lower_is_better else "higher"
-    parts.append(text_at(left, 14, f"{metric.name}{', %' if metric.percent else ''} ({better} is better)", "start"))
-    labels = spread_labels([up.place(mean) + 4 for *_, (_, mean, _) in shown], bottom)
-    sizes = [millions for _, _, millions, _ in shown]
-    for number, ((place, row, millions, (low, mean, high)), label) in enumerate(zip(shown, labels, strict=True)):
-        aside = 9 * (sizes.count(millions) - 1) / 2  # models of the same size are drawn side by side
-        x = across.place(millions) - aside + 9 * sizes[:number].count(millions)
-        parts.append(whisker(x, up.place(low), x, up.place(high), place))
-        parts.append(mark(x, up.place(mean), place))
-        beyond = " ↑" if mean > up.top else " ↓" if mean < up.base else ""
-        said = f"{row.role} {mean:.{metric.digits}f}{beyond}"
-        right = across.place(millions) < width * 0.66
-        edge = across.place(millions) + (aside + 14 if right else -aside - 14)
-        parts.append(text_at(edge, label, said, "start" if right else "end", f"who {role_class(place)}"))
-    described = "; ".join(
-        f"{row.role} {millions:.2f} million, {mean:.{metric.digits}f}" for _, row, millions, (_, mean, _) in shown
-    )
-    return svg(width, height, f"Parameters against {metric.name}: {described}", parts)
+    heading = f"{metric.name}{', %' if metric.percent else ''} ({better} is better)"
+    return _against_size(points, f"Parameters against {metric.name}", "million parameters", heading, front or ())
 
 
 def loss_plot(one: Curve, place: int) -> str:
     """Plot a student's loss by step: a line for training, marks for held-out rows; `place` is its row in the table."""
     values = [*one.loss, *one.evaluation_loss]
-    steps = [*one.steps, *one.evaluation_steps]
     if not values:
         return ""
-    width, height, left, bottom = 640, 260, 60, 210
-    up = Axis.over(max(values), bottom, 20)
-    across = Axis(max(steps), left, width - 30, max(steps) / 2)
-    parts = grid_lines(up, left, width - 20)
-    parts += [
-        text_at(across.place(tick), bottom + 20, str(tick), "middle")
-        for tick in sorted({0, max(steps) // 2, max(steps)})
-    ]
-    parts.append(text_at((left + width) / 2, height - 6, "step", "middle"))
-    points = [f"{across.place(step):.1f},{up.place(loss):.1f}" for step, loss in zip(one.steps, one.loss, strict=True)]
-    parts.append(f'<polyline class="curve {role_class(place)}" points="{" ".join(points)}"/>')
-    for step, loss in zip(one.evaluation_steps, one.evaluation_loss, strict=True):
-        parts.append(mark(across.place(step), up.place(loss), place))
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot(one.steps, one.loss, color=model_colour(place), linewidth=2)
+        for step, loss in zip(one.evaluation_steps, one.evaluation_loss, strict=True):
+            mark(axes, step, loss, place)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=min(0, *values))
+        axes.locator_params(nbins=5)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("step")
+
+    last = max([*one.steps, *one.evaluation_steps])
     reached = one.loss[-1] if one.loss else values[-1]
-    described = f"Loss of the {one.role}, from {values[0]:.2f} to {reached:.2f} in {max(steps)} steps"
-    return svg(width, height, described, parts)
+    return draw(f"Loss of the {one.role}, from {values[0]:.2f} to {reached:.2f} in {last} steps", plot, 240)
 
 
 # ---------------------------------------------------------------------------------------------------------------- pieces
 
 
-def _with_kl(models: Sequence[ModelRow]) -> list[tuple[int, ModelRow, Interval]]:
-    return [(place, row, row.kl_per_token) for place, row in enumerate(models) if row.kl_per_token]
+def _against_size(
+    points: Sequence[_Point], title: str, size_name: str, heading: str, front: Collection[int] = ()
+) -> str:
+    """Plot figures with their intervals against sizes; empty if there are no points.
+
+    Labels are in a column on the right, each with a line to its mark, so that no label covers a mark.
+    """
+    if not points:
+        return ""
+    up = round_ticks(*axis_range([point.figure for point in points]))
+    spots = _spots(points, up)
+    across = round_ticks(0, max(x for x, _ in spots))
+    labels = [textwrap.fill(point.label + _beyond(point, up), _LETTERS) for point in points]
+    heights = [_LINE * (label.count("\n") + 1) + _APART for label in labels]
+    heading = textwrap.fill(heading, _LONGEST)
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.set(xticks=across, xlim=(0, across[-1]), yticks=up, ylim=(up[0], up[-1]), xlabel=size_name)
+        axes.set_title(heading)
+        texts = [_draw_point(axes, *one) for one in zip(points, labels, spots, strict=True)]
+        figure.draw_without_rendering()  # makes room for the labels
+        wanted = [(y - up[0]) / (up[-1] - up[0]) for _, y in spots]
+        for text, place in zip(texts, spread_labels(wanted, [one / axes.bbox.height for one in heights]), strict=True):
+            text.set_y(place)
+        if ringed := sorted(spot for spot, point in zip(spots, points, strict=True) if point.place in front):
+            xs, ys = zip(*ringed, strict=True)
+            axes.plot(xs, ys, "o--", color=INK, fillstyle="none", markersize=20, clip_on=False, gid=FRONT)
+
+    described = "; ".join(
+        f"{point.label}, {point.size:.2f} {size_name}" + (", on the front" if point.place in front else "")
+        for point in points
+    )
+    return draw(f"{title}: {described}", plot, max(300, 90 + _LINE * (heading.count("\n") + 1) + sum(heights)))
 
 
-def _drawn_to_scale(distances: Sequence[Interval]) -> float:
-    """Return the highest value that the axis must reach; a far outlier, such as an untrained model, is ignored."""
-    highest = sorted(interval.high for interval in distances)
-    if len(highest) > 2 and highest[-1] > FAR * highest[-2] > 0:
-        return highest[-2]
-    return highest[-1]
+def _draw_point(axes: Axes, point: _Point, label: str, spot: tuple[float, float]) -> Annotation:
+    """Draw a mark, its interval, and a line to its label in the column, and return the label."""
+    colour = model_colour(point.place)
+    axes.plot([spot[0]] * 2, [point.figure.low, point.figure.high], color=colour, linewidth=2)
+    mark(axes, *spot, point.place)
+    leader = {"arrowstyle": "-", "color": colour, "alpha": 0.5, "relpos": (0, 0.5)}
+    text = axes.annotate(label, spot, (1.08, 0.5), textcoords="axes fraction", va="center", arrowprops=leader)
+    text.set(color=colour, annotation_clip=False)
+    return text
+
+
+def _spots(points: Sequence[_Point], up: Sequence[float]) -> list[tuple[float, float]]:
+    """Return where the marks are drawn: those of the same size side by side, and those beyond the axis at its end."""
+    sizes = [point.size for point in points]
+    aside = [sizes[:number].count(size) - (sizes.count(size) - 1) / 2 for number, size in enumerate(sizes)]
+    return [
+        (point.size + _ASIDE * max(sizes) * moved, min(max(point.figure.mean, up[0]), up[-1]))
+        for point, moved in zip(points, aside, strict=True)
+    ]
+
+
+def _beyond(point: _Point, up: Sequence[float]) -> str:
+    """Return an arrow if the figure is beyond the axis, and so is drawn at its end."""
+    return " ↑" if point.figure.mean > up[-1] else " ↓" if point.figure.mean < up[0] else ""
+
+
+def spread_labels(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Return the middles of labels: as near to `wanted` as possible, in the same order, not overlapping, within 0..1.
+
+    After subtracting the heights of the labels below, this is isotonic regression, here by its min-max formula.
+    """
+    order = sorted(range(len(wanted)), key=lambda place: (wanted[place], -place))
+    below = [
+        sum(heights[place] for place in order[:number]) + heights[order[number]] / 2 for number in range(len(order))
+    ]
+    free = [wanted[place] - under for place, under in zip(order, below, strict=True)]
+    found = [0.0] * len(wanted)
+    for number, (place, under) in enumerate(zip(order, below, strict=True)):
+        level = max(
+            min(fmean(free[first:last]) for last in range(number + 1, len(free) + 1)) for first in range(number + 1)
+        )
+        found[place] = under + max(0, min(level, 1 - sum(heights)))
+    return found

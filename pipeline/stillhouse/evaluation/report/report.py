@@ -2,7 +2,7 @@
 
     files = write_report(report, Path("data/reports/quickstart"))
 
-The page's layout is report.html.j2; its plots are SVG from plots.py. All text from models and users is escaped.
+The page's layout is report.html.j2; its plots are inline SVG from plots.py. All text from models and users is escaped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from stillhouse.errors import UsageError
 from stillhouse.evaluation.report import importance_plot, plots
-from stillhouse.evaluation.report.svg import SHAPES, role_class
+from stillhouse.evaluation.report.drawing import MARKERS, role_class
 from stillhouse.evaluation.report.tables import (
     DASH,
     ComparedModels,
@@ -270,7 +270,7 @@ def page(template: str, report: RenderedReport, **parts: Any) -> str:
         overlap=overlap_text(report),
         facts=label_facts(report),
         role_class=role_class,
-        colours=len(SHAPES),
+        colours=len(MARKERS),
         **parts,
     )
 

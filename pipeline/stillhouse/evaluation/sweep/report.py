@@ -26,7 +26,6 @@ from stillhouse.evaluation.report.tables import DASH, comparison_table, format_i
 from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.evaluation.sweep.choice import DISTANCE
-from stillhouse.evaluation.sweep.plot import size_and_quality
 from stillhouse.evaluation.sweep.results import SweepReport
 from stillhouse.evaluation.sweep.verdict import sweep_findings, sweep_warnings
 
@@ -83,17 +82,19 @@ def sweep_html(report: SweepReport) -> str:
             "students that no other one beats in both"
             f"{'; students with a warning are not on it' if sweep_warnings(report) else ''}"
         ),
-        plot=Markup(size_and_quality(models, metric, on_front)),
+        plot=Markup(plots.size_and_score(models, metric, on_front)),
         kl_plot=Markup(plots.intervals(report.models)),
     )
 
 
 def _drawn(report: SweepReport) -> tuple[MetricColumn, list[ModelRow]]:
-    """Return the metric to plot and the models with their scores; without task metrics, KL takes the metric's place."""
-    if report.lead is not None:
-        return report.lead, list(report.models)
-    by_distance = [
-        dataclasses.replace(row, scores={DISTANCE.name: row.kl_per_token} if row.kl_per_token else {})
-        for row in report.models
+    """Return the metric to plot and the models with their scores, which quantised copies do not have here.
+
+    Without task metrics, KL takes the metric's place.
+    """
+    metric = report.lead or DISTANCE
+    figures = [row.scores.get(metric.name) if report.lead else row.kl_per_token for row in report.models]
+    return metric, [
+        dataclasses.replace(row, scores={metric.name: figure} if figure and not row.is_int8 else {})
+        for row, figure in zip(report.models, figures, strict=True)
     ]
-    return DISTANCE, by_distance
