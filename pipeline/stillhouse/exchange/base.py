@@ -24,9 +24,6 @@ from stillhouse.records import FinishReason, Prompt, TeacherIdentity, TokenLogpr
 FileType = Literal["jsonl", "parquet"]
 Json = Mapping[str, Any]
 
-_TURN = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
-MESSAGES = pa.list_(_TURN)
-
 # ---------------------------------------------------------------------------------------------------------------- export
 
 

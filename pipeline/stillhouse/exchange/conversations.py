@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from stillhouse.dataset.columns import MESSAGES
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import MESSAGES, ImportedAnswer, SkippedRow, SourceLine
+from stillhouse.exchange.base import ImportedAnswer, SkippedRow, SourceLine
 from stillhouse.records import Message, Prompt, Role, finish_reason_of
 from stillhouse.text import short_quote
 

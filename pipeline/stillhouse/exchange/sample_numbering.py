@@ -1,22 +1,20 @@
-"""Number the answers to the same prompt, in a private temporary database, so that memory stays bounded."""
+"""Number the answers to the same prompt, in a temporary database, so that memory stays bounded."""
 
 from __future__ import annotations
 
-import sqlite3
 from types import TracebackType
+
+from stillhouse.storage.temporary_database import temporary_database
 
 _CACHE_KIB = 1 << 15
 
 
 class Numbering:
-    """Counts calls per name. SQLite removes its temporary file however the process ends."""
+    """Counts calls per name."""
 
     def __init__(self) -> None:
-        self._store = sqlite3.connect("", isolation_level=None)
-        self._store.execute("PRAGMA journal_mode=OFF")
-        self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-        self._store.execute("CREATE TABLE seen (name TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID")
-        self._store.execute("BEGIN")
+        schema = "CREATE TABLE seen (name TEXT PRIMARY KEY, times INTEGER) WITHOUT ROWID"
+        self._store = temporary_database(schema, cache_kib=_CACHE_KIB)
 
     def __enter__(self) -> Numbering:
         return self

@@ -9,7 +9,6 @@ is the mean of the newest version; without one, half of `max_tokens`.
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.location import Location, RemotePath
+from stillhouse.storage.temporary_database import temporary_database
 from stillhouse.teachers.base import Request, Teacher, open_teacher, why_no_price
 
 _TEXT_BYTES = 2  # per token of text, compressed, as a rule of thumb
@@ -178,9 +178,8 @@ def _unanswered(shard: Shard, journal: Journal) -> list[Request]:
 def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: list[Dataset]) -> ToSend:
     """Return what has no answer in the journal or a finished version. Known keys are kept on disk, not in memory."""
     names = FormerNames(plan.former, journal.get_note)
-    with closing(sqlite3.connect("")) as known:
-        known.execute("PRAGMA journal_mode=OFF")
-        known.execute("CREATE TABLE ids (settings TEXT, id TEXT, PRIMARY KEY (settings, id)) WITHOUT ROWID")
+    schema = "CREATE TABLE ids (settings TEXT, id TEXT, PRIMARY KEY (settings, id)) WITHOUT ROWID"
+    with closing(temporary_database(schema)) as known:
 
         def store_keys(ids: Iterator[str], recipe: Mapping[str, Any]) -> None:
             """Store each key under every teacher name that may be valid for it."""

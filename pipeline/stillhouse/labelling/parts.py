@@ -172,10 +172,7 @@ class Parts:
             yield self._write_part(waiting)
 
     def _write_part(self, prompts: Sequence[Prompt]) -> Part:
-        rows = [
-            {"messages": [{"role": m.role, "content": m.content} for m in one.messages], "reference": one.reference}
-            for one in prompts
-        ]
+        rows = [{"messages": [turn.as_dict() for turn in one.messages], "reference": one.reference} for one in prompts]
         keys = [request.key for prompt in prompts for request in self._plan.requests_of(prompt)]
         part = self._part(f"{self._plan.answer_settings.id[:8]}-{content_hash(keys)[:12]}", prompts)
         file = io.BytesIO()

@@ -4,9 +4,8 @@
         for number in range(plan.shards):
             shard = plan.shard(number)
 
-Planning reads and hashes prompts; it sends nothing and writes nothing permanent. The prompts are kept in a private
-temporary database (SQLite removes it however the process ends), so memory does not grow with their number, and changes to
-the source during a run have no effect on it.
+Planning reads and hashes prompts; it sends nothing and writes nothing permanent. The prompts are kept in a temporary
+database, so memory does not grow with their number, and changes to the source during a run have no effect on it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,12 +30,19 @@ from stillhouse.plugins import FILTERS, plugin_code_key
 from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt, Split, TeacherIdentity, content_hash
+from stillhouse.storage.temporary_database import temporary_database
 from stillhouse.teachers.base import AnswerSettings, Request
 
 _LOG = logging.getLogger(__name__)
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-_CACHE_KIB = 1 << 16  # page cache of the temporary database
+_CREATE = f"""
+CREATE TABLE ids (id BLOB PRIMARY KEY, continues INTEGER NOT NULL, reference BLOB) WITHOUT ROWID;
+CREATE TABLE scored (key BLOB PRIMARY KEY) WITHOUT ROWID;  -- used in score mode
+CREATE TABLE claimed (key BLOB PRIMARY KEY) WITHOUT ROWID;
+{"".join(f"CREATE TABLE {split} (position INTEGER PRIMARY KEY, body BLOB NOT NULL);" for split in SPLITS)}
+"""
+_CACHE_KIB = 1 << 16  # memory of the temporary database
 _IDS_PER_QUERY = 500
 _MAX_LISTED_ROWS = 5  # row numbers listed in a warning
 _CONTINUE_FIX = (
@@ -94,16 +99,7 @@ class LabelPlan:
         self._counts = dict.fromkeys(SPLITS, 0)
         self._digests = {split: hashlib.sha256() for split in SPLITS}
         self._lock = threading.Lock()  # guards the store: several threads read shards
-        self._store = sqlite3.connect("", check_same_thread=False)
-        self._store.execute("PRAGMA journal_mode=OFF")
-        self._store.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-        self._store.execute(
-            "CREATE TABLE ids (id BLOB PRIMARY KEY, continues INTEGER NOT NULL, reference BLOB) WITHOUT ROWID"
-        )
-        self._store.execute("CREATE TABLE scored (key BLOB PRIMARY KEY) WITHOUT ROWID")  # used in score mode
-        self._store.execute("CREATE TABLE claimed (key BLOB PRIMARY KEY) WITHOUT ROWID")
-        for split in SPLITS:
-            self._store.execute(f"CREATE TABLE {split} (position INTEGER PRIMARY KEY, body BLOB NOT NULL)")
+        self._store = temporary_database(_CREATE, cache_kib=_CACHE_KIB)
 
     def __enter__(self) -> LabelPlan:
         return self

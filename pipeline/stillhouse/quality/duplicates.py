@@ -4,14 +4,13 @@
 - {kind: duplicates, near: null, of: both}        # only if prompt and completion have exactly the same words
 
 `near` is the Jaccard similarity of the sets of 3-word shingles, estimated by MinHash (Broder 1997); candidates are found by
-banding (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). Kept completions are stored in a private SQLite file
-that is removed with the process, so memory does not grow with the dataset.
+banding (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4). Kept completions are stored in a temporary
+database, so memory does not grow with the dataset.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import weakref
 import zlib
 from collections.abc import Sequence
@@ -25,14 +24,13 @@ from pydantic import Field
 
 from stillhouse.records import Completion
 from stillhouse.settings import Settings, parse_options
+from stillhouse.storage.temporary_database import temporary_database
 from stillhouse.text import shingles, words
 
 _CREATE = """
-PRAGMA temp_store = FILE;
-PRAGMA journal_mode = OFF;
 CREATE TABLE kept (number INTEGER PRIMARY KEY, id TEXT, owner TEXT, exact BLOB, signature BLOB);
 CREATE INDEX kept_exact ON kept (exact);
-CREATE TABLE bands (band INTEGER, number INTEGER, PRIMARY KEY (band, number)) WITHOUT ROWID;
+CREATE TABLE bands (band INTEGER, number INTEGER, PRIMARY KEY (band, number)) WITHOUT ROWID
 """
 _SAME = "SELECT id FROM kept WHERE exact = ? AND owner != ? ORDER BY number LIMIT 1"
 _LIKE = """
@@ -99,9 +97,8 @@ class Duplicates:
         self._banding = Banding.for_threshold(options.near or 1.0, options.permutations)
         self._blank = MinHash(num_perm=options.permutations)
         self._fingerprint = lru_cache(maxsize=1)(self._compute_fingerprint)  # checked, then recorded
-        self._kept = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._kept = temporary_database(_CREATE)
         weakref.finalize(self, self._kept.close)
-        self._kept.executescript(_CREATE)
 
     def __call__(self, completion: Completion) -> str | None:
         mine = self._fingerprint(self._text(completion))

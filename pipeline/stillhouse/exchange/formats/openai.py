@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from stillhouse.dataset.columns import MESSAGES
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.exchange.base import MESSAGES, ExportOptions, ExportPlan, ImportSource, Read, SkippedRow
+from stillhouse.exchange.base import ExportOptions, ExportPlan, ImportSource, Read, SkippedRow
 from stillhouse.exchange.conversations import parse_conversation, whole_conversations
 from stillhouse.exchange.lines import read_rows
 

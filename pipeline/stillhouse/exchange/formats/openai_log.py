@@ -17,7 +17,6 @@ request keys that labelling would use.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -40,8 +39,13 @@ from stillhouse.exchange.base import (
 )
 from stillhouse.exchange.lines import read_rows
 from stillhouse.inputs.user_files import Unreadable, parse_json
+from stillhouse.storage.temporary_database import temporary_database
 from stillhouse.text import short_quote
 
+_CREATE = """
+CREATE TABLE halves (id TEXT PRIMARY KEY, asks INTEGER, body BLOB, file TEXT, line INTEGER, what TEXT) WITHOUT ROWID;
+CREATE TABLE failed (id TEXT PRIMARY KEY) WITHOUT ROWID
+"""
 _RESPONSE_KEYS = {
     "response",
     "error",
@@ -95,15 +99,10 @@ class OpenAiLog:
 
 
 class _Unpaired:
-    """Requests and responses that wait for their counterpart, in a private temporary database, not in memory."""
+    """Requests and responses that wait for their counterpart, in a temporary database, not in memory."""
 
     def __init__(self) -> None:
-        self._store = sqlite3.connect("", isolation_level=None)
-        self._store.execute("PRAGMA journal_mode=OFF")
-        columns = "id TEXT PRIMARY KEY, asks INTEGER, body BLOB, file TEXT, line INTEGER, what TEXT"
-        self._store.execute(f"CREATE TABLE halves ({columns}) WITHOUT ROWID")
-        self._store.execute("CREATE TABLE failed (id TEXT PRIMARY KEY) WITHOUT ROWID")
-        self._store.execute("BEGIN")
+        self._store = temporary_database(_CREATE)
 
     def find_pair(self, line: _Line, place: SourceLine) -> tuple[Json, Json] | None:
         """Return (request, response) if this line completes a pair; else store it and return None.

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from stillhouse.dataset.columns import MESSAGES
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
 from stillhouse.exchange.base import (
-    MESSAGES,
     ExportOptions,
     ExportPlan,
     ImportedAnswer,
