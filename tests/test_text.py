@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.text import shingles, short_quote, token_f1, words
+from stillhouse.text import enumerated, shingles, short_quote, token_f1, words
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,8 @@ def test_token_f1(answer: str, reference: str, score: float) -> None:
 def test_shortened() -> None:
     assert short_quote("two\n lines") == "'two lines'"
     assert short_quote("abcdef", 4) == "'abc…'"
+
+
+@pytest.mark.parametrize(("parts", "text"), [(["a"], "a"), (["a", "b"], "a, and b"), (["a", "b", "c"], "a, b, and c")])
+def test_parts_are_enumerated(parts: list[str], text: str) -> None:
+    assert enumerated(parts) == text

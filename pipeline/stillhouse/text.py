@@ -12,6 +12,7 @@ import re
 import reprlib
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−"), "-")
 _QUOTES = re.compile("[\"'`´‘’‚‛“”„«»‹›]")
@@ -79,6 +80,12 @@ class _ShortRepr(reprlib.Repr):
 
 
 _SHORT_REPR = _ShortRepr()
+
+
+def enumerated(parts: Sequence[str]) -> str:
+    """Join as `a`, `a, and b`, `a, b, and c`."""
+    *others, last = parts
+    return f"{', '.join(others)}, and {last}" if others else last
 
 
 def short_repr(value: object, limit: int = 80) -> str:

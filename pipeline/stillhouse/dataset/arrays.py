@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.dataset.encodings import find_encoding
+from stillhouse.dataset.encodings import find_encoding, pad_entries
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused
 from stillhouse.records import Split
@@ -40,13 +40,8 @@ class RowLabels:
 
         A position with fewer entries is padded with the token id -1 and the log-probability -inf.
         """
-        counts = np.diff(self.offsets)
-        width = int(counts.max(initial=0))
-        filled = np.arange(width) < counts[:, None]
-        token_ids = np.full(filled.shape, NO_TOKEN, np.int32)
-        logprobs = np.full(filled.shape, -np.inf, np.float32)
-        token_ids[filled], logprobs[filled] = self.token_ids, self.logprobs
-        return token_ids, logprobs
+        padded = pad_entries(self.token_ids, self.logprobs, np.diff(self.offsets), NO_TOKEN)
+        return padded.token_ids, padded.logprobs
 
     def dense(self, vocabulary_size: int | None = None, *, spread_tail: bool = False) -> npt.NDArray[np.float32]:
         """Return probabilities, (positions, vocabulary).

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stillhouse.dataset.encodings import Encoding, find_encoding
+from stillhouse.dataset.encodings import Encoding, find_encoding, pad_entries
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TemplateRefused, UsageError
 from stillhouse.inputs.user_files import decode_text, parse_json
@@ -88,17 +88,13 @@ def token_rows(rows: pa.RecordBatch, encoding: Encoding[Any]) -> Iterator[TokenR
         if not count:
             continue
         bounds = packed.offsets[end - count : end + 1]
-        widths = np.diff(bounds)
-        valid = np.arange(widths.max())[None, :] < widths[:, None]  # (time, widest)
-        token_ids = np.zeros(valid.shape, np.int32)
-        logprobs = np.full(valid.shape, -np.inf, np.float32)
-        token_ids[valid] = packed.token_ids[bounds[0] : bounds[-1]]
-        logprobs[valid] = packed.logprobs[bounds[0] : bounds[-1]]
+        entries = slice(bounds[0], bounds[-1])
+        padded = pad_entries(packed.token_ids[entries], packed.logprobs[entries], np.diff(bounds), no_token=0)
         prompt, completion = (
             rows.column(name)[index].values.to_numpy(zero_copy_only=False).astype(np.int32)
             for name in ("prompt_token_ids", "completion_token_ids")
         )
-        yield TokenRow(prompt, completion, token_ids, logprobs, valid)
+        yield TokenRow(prompt, completion, *padded)
 
 
 def to_arrow_lists(arrays: Sequence[npt.NDArray[Any]], type_: pa.DataType) -> pa.Array:

@@ -1,5 +1,5 @@
 """Encodings of soft labels on disk: one module per encoding, found by name."""
 
-from stillhouse.dataset.encodings.base import Encoding, PackedLabels, find_encoding
+from stillhouse.dataset.encodings.base import Encoding, PackedLabels, find_encoding, pad_entries
 
-__all__ = ["Encoding", "PackedLabels", "find_encoding"]
+__all__ = ["Encoding", "PackedLabels", "find_encoding", "pad_entries"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,37 @@ class Encoding(Protocol[Labels]):
 
     def decode(self, rows: pa.RecordBatch | pa.Table) -> PackedLabels:
         """Return the labels of all rows, concatenated, directly from Arrow's buffers."""
+
+
+class PaddedEntries(NamedTuple):
+    """The entries of ragged soft labels as arrays of (positions, k), k being the most entries of a position."""
+
+    token_ids: npt.NDArray[np.int32]  # padded with a token id of the caller's
+    logprobs: npt.NDArray[np.float32]  # padded with -inf
+    present: npt.NDArray[np.bool_]  # False for padding
+
+
+def pad_entries(
+    token_ids: npt.NDArray[np.int32], logprobs: npt.NDArray[np.float32], counts: npt.NDArray[np.int64], no_token: int
+) -> PaddedEntries:
+    """Return ragged entries as padded arrays, which are new.
+
+    Args:
+        token_ids: of all positions, concatenated: (entries,).
+        logprobs: likewise.
+        counts: the number of entries of each position: (positions,).
+        no_token: the token id of padding.
+    """
+    width = int(counts.max(initial=0))
+    if len(token_ids) == len(counts) * width:  # every position has as many: nothing to pad, and faster
+        shape = (len(counts), width)
+        return PaddedEntries(token_ids.reshape(shape).copy(), logprobs.reshape(shape).copy(), np.ones(shape, np.bool_))
+    present = np.arange(width, dtype=counts.dtype) < counts[:, None]
+    padded = PaddedEntries(
+        np.full(present.shape, no_token, np.int32), np.full(present.shape, -np.inf, np.float32), present
+    )
+    padded.token_ids[present], padded.logprobs[present] = token_ids, logprobs
+    return padded
 
 
 def find_encoding(name: EncodingName) -> Encoding[Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from stillhouse.evaluation.report.tables import ComparedModels
 from stillhouse.evaluation.results import AnswerQuality, FromTeacher, Interval, ModelRow, Report
+from stillhouse.text import enumerated
 
 CLEARLY_MORE = 0.05  # of the answers, 0..1
 MUCH_LONGER = 1.5  # times the teacher's characters
@@ -76,7 +77,7 @@ def _broken(quality: AnswerQuality, less: FromTeacher, who: str, other: str) -> 
         parts.append(f"its answers are {less.length_ratio.mean:.1f} times as long as {whose}")
     if not parts:
         return ""
-    return f"{who} {'is broken' if shares else 'runs on'}: {_listed(parts)}."
+    return f"{who} {'is broken' if shares else 'runs on'}: {enumerated(parts)}."
 
 
 def _copies(quality: AnswerQuality, less: FromTeacher, who: str, other: str) -> str:
@@ -99,8 +100,3 @@ def _much_longer(less: FromTeacher) -> bool:
 def _in_parentheses(own: Interval, difference: Interval, other: str) -> str:
     """Return the other's share in parentheses, computed as the model's share minus the difference."""
     return f"({other}: {percent(max(0.0, round(own.mean - difference.mean, 9)))})"
-
-
-def _listed(parts: list[str]) -> str:
-    """Join as `a`, `a, and b`, `a, b, and c`."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.dataset.encodings import PackedLabels
+from stillhouse.dataset.encodings import PackedLabels, pad_entries
 from stillhouse.models.layout import IGNORED, TokenBatch, right_padded
 from stillhouse.student.data.rows import Example
 from stillhouse.student.losses.base import PAD_TOKEN_ID, SparseLabels
@@ -132,17 +132,9 @@ def _padded_labels(labels: Sequence[PackedLabels]) -> Batch:
     token_ids = np.concatenate([one.token_ids for one in labels])  # (entries,)
     logprobs = np.concatenate([one.logprobs for one in labels])
     entries = np.concatenate([np.diff(one.offsets) for one in labels])  # (positions,)
-    shape = (len(entries), int(entries.max(initial=0)))
-    if len(token_ids) == shape[0] * shape[1]:
-        padded_ids, padded_logprobs = token_ids.reshape(shape), logprobs.reshape(shape)
-    else:
-        present = np.arange(shape[1], dtype=entries.dtype) < entries[:, None]  # (positions, width)
-        padded_ids = np.full(shape, PAD_TOKEN_ID, dtype=np.int32)
-        padded_logprobs = np.full(shape, -np.inf, dtype=np.float32)
-        padded_ids[present] = token_ids
-        padded_logprobs[present] = logprobs
+    padded = pad_entries(token_ids, logprobs, entries, PAD_TOKEN_ID)
     return {
-        "soft_token_ids": torch.from_numpy(padded_ids),
-        "soft_logprobs": torch.from_numpy(padded_logprobs),
+        "soft_token_ids": torch.from_numpy(padded.token_ids),
+        "soft_logprobs": torch.from_numpy(padded.logprobs),
         "soft_tail_logprob": torch.from_numpy(np.concatenate([one.tail_logprob for one in labels])),
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 from stillhouse.dataset.card import escape_table_cell, settings_line, without_local_folders
 from stillhouse.recipe.student_init import Choose, InitSettings, Layers, StackLayers
 from stillhouse.student.start.record import Method, StackStart, Start
+from stillhouse.text import enumerated
 
 REASONS: dict[Method, str] = {
     "leave-one-out": "those whose removal costs most (leave-one-out{rows})",
@@ -39,10 +40,10 @@ def start_in_words(init: InitSettings, *, encoder_decoder: bool = False, start: 
     parts = _parts(start)
     if init.from_ is not None:
         layers = _both(init, start, encoder_decoder=encoder_decoder)
-        return f"{layers}, with {_joined(['its embeddings, norms and head', *parts])}"
+        return f"{layers}, with {enumerated(['its embeddings, norms and head', *parts])}"
     if init.model is not None:
         revision = f", revision {init.revision}" if init.revision else ""
-        having = f", with {_joined(parts)}" if parts else ""
+        having = f", with {enumerated(parts)}" if parts else ""
         return f"the model `{escape_table_cell(without_local_folders(init.model))}`{revision}{having}"
     given = dict(init.config or {})
     kind = given.pop("model_type", None)
@@ -100,11 +101,6 @@ def _parts(start: Start | None) -> list[str]:
     counts = [(name, start.widths.get(key)) for key, name in _WIDTHS.items()]
     counts.append(("tokens", start.vocabulary))
     return [f"{of[0]:,} of its {of[1]:,} {name}" for name, of in counts if of is not None and of[0] < of[1]]
-
-
-def _joined(parts: list[str]) -> str:
-    *others, last = parts
-    return f"{', '.join(others)}, and {last}" if others else last
 
 
 def _layers(stack: str) -> str:
