@@ -101,7 +101,6 @@ def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> 
     with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
         from stillhouse.dataset.store import find_dataset
-        from stillhouse.dataset.verify import has_checksums
 
         dataset = find_dataset(root, name)
         label, files = dataset.manifest.label, len(dataset.manifest.files)
@@ -110,10 +109,6 @@ def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> 
             results.print_json({"dataset": label, "files": files, "problems": problems})
         elif not problems:
             output.print(f"{label}: {files} Parquet files and all other files match their checksums")
-            if not has_checksums(dataset.folder):
-                print_error(
-                    f"{label} was written by an earlier release: its manifest, card and recipe have no checksums to check"
-                )
         for problem in [] if as_json else problems:
             print_error(f"{label}: {problem}")
         if problems:

@@ -67,10 +67,10 @@ class ExtraEntry(_Part):
 
 
 class Seal(_Part):
-    """The seal of a manifest, see the module's docstring. Manifests of earlier releases have none."""
+    """The seal of a manifest, see the module's docstring."""
 
-    extras: tuple[ExtraEntry, ...] | None = None
-    manifest_sha256: str | None = None  # of the file's bytes, with this value replaced by zeros
+    extras: tuple[ExtraEntry, ...]
+    manifest_sha256: str  # of the file's bytes, with this value replaced by zeros
 
 
 class Totals(_Part):
@@ -191,15 +191,13 @@ def _check_content(file: Location | str, content: bytes) -> None:
             f"{file} has format version {version}, and this release reads version {FORMAT_VERSION}",
             fix="install the release of Stillhouse that wrote it, or label again",
         )
-    _check_digest(file, content, sealed="extras" in fields)
+    _check_digest(file, content)
 
 
-def _check_digest(file: Location | str, content: bytes, *, sealed: bool) -> None:
+def _check_digest(file: Location | str, content: bytes) -> None:
     _, mark, tail = content.rpartition(_DIGEST.encode())
     if not mark:
-        if sealed:
-            raise _damaged(file, "its checksum is missing")
-        return  # written by a release without checksums
+        raise _damaged(file, "its checksum is missing")
     digest = hashlib.sha256(_with_digest(content, _NO_DIGEST)).hexdigest()
     recorded = tail[: len(_NO_DIGEST)].decode(errors="replace")
     if digest != recorded:

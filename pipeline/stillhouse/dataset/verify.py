@@ -36,9 +36,9 @@ def verify_folder(folder: Location, manifest: Manifest) -> list[str]:
         seal = read_seal(folder)
     except DatasetError as error:
         return [str(error).rstrip(".")]
-    entries: list[FileEntry | ExtraEntry] = [*manifest.files, *(seal.extras or ())]
+    entries: list[FileEntry | ExtraEntry] = [*manifest.files, *seal.extras]
     found = {entry.path: _problem(folder, entry) for entry in entries}
-    unknown = _unlisted_files(folder, set(found), older=seal.extras is None)
+    unknown = _unlisted_files(folder, set(found))
     found |= _find_renamed(folder, [entry for entry in entries if not (folder / entry.path).is_file()], unknown)
     problems = [f"{path} {problem}" for path, problem in found.items() if problem]
     problems += [f"{path} is not in the manifest: move it to another folder" for path in unknown]
@@ -64,11 +64,6 @@ def foreign_files(folder: Location, manifest: Manifest | None) -> list[str]:
         for path in files_below(folder)
         if path not in ours and not _SHARD.fullmatch(path) and not _IGNORED.fullmatch(path)
     )
-
-
-def has_checksums(folder: Location) -> bool:
-    """Whether the manifest has checksums of itself, the card and the recipe; manifests of earlier releases do not."""
-    return read_seal(folder).manifest_sha256 is not None
 
 
 def _problem(folder: Location, entry: FileEntry | ExtraEntry) -> str | None:
@@ -103,9 +98,9 @@ def _row_count_problem(file: Location, entry: FileEntry | ExtraEntry, before: st
     return "" if rows == entry.rows else f"{before}has {rows} rows, and the manifest lists {entry.rows}"
 
 
-def _unlisted_files(folder: Location, known: set[str], *, older: bool) -> list[str]:
-    """Return the files that are not known; a manifest of an earlier release does not list its card and recipe."""
-    known = known | {FILE_NAME} | (set(EXTRA_FILES) if older else set())
+def _unlisted_files(folder: Location, listed: set[str]) -> list[str]:
+    """Return the files that the manifest does not list."""
+    known = listed | {FILE_NAME}
     return sorted(path for path in files_below(folder) if path not in known and not _IGNORED.fullmatch(path))
 
 
