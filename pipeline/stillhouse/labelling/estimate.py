@@ -9,11 +9,10 @@ is the mean of the newest version; without one, half of `max_tokens`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import pyarrow.compute as pc
 from rich.filesize import decimal
@@ -21,7 +20,7 @@ from rich.filesize import decimal
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
 from stillhouse.labelling.budget import check_budget
-from stillhouse.labelling.former_names import FormerNames, former_names, recipe_of_old_answers
+from stillhouse.labelling.former_names import Former, FormerNames, former_names
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.journal_view import JournalView
 from stillhouse.labelling.metrics import format_usd
@@ -181,9 +180,9 @@ def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: li
     schema = "CREATE TABLE ids (settings TEXT, id TEXT, PRIMARY KEY (settings, id)) WITHOUT ROWID"
     with closing(temporary_database(schema)) as known:
 
-        def store_keys(ids: Iterator[str], recipe: Mapping[str, Any]) -> None:
-            """Store each key under every teacher name that may be valid for it."""
-            allowed = [plan.answer_settings.id, *(one.answer_settings.id for one in names.valid_for(recipe))]
+        def store_keys(ids: Iterator[str], valid: Sequence[Former]) -> None:
+            """Store each key under every teacher name that is valid for it."""
+            allowed = [plan.answer_settings.id, *(one.answer_settings.id for one in valid)]
             known.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", ((one, id_) for id_ in ids for one in allowed))
 
         def has_answer(request: Request) -> bool:
@@ -191,9 +190,9 @@ def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: li
             return any(known.execute("SELECT 1 FROM ids WHERE settings = ? AND id = ?", key).fetchone() for key in keys)
 
         possible = [plan.answer_settings, *(one.answer_settings for one in plan.former)]
-        store_keys(journal.ids(), recipe_of_old_answers(journal.get_note, base))
+        store_keys(journal.ids(), names.valid_for_journal(base))
         for version in finished:
-            store_keys(_answered_ids(version), version.manifest.recipe)
+            store_keys(_answered_ids(version), names.valid_for(version.manifest.recipe))
         if not known.execute("SELECT 1 FROM ids LIMIT 1").fetchone():
             return _all_requests(plan)
         return _total(

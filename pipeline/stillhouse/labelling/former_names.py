@@ -30,13 +30,14 @@ from stillhouse.dataset.store import open_dataset, started_versions, versions
 from stillhouse.labelling.journal import Journal
 from stillhouse.plugins import TEACHERS, plugin_code_key
 from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import TeacherIdentity, content_hash
 from stillhouse.storage.location import Location
 from stillhouse.teachers.base import AnswerSettings, FormerIdentity, OmittedSetting, Renamed, Teacher
 
 _LOG = logging.getLogger(__name__)
 _RECIPE_FILE = "recipe.yaml"  # in a version's folder, written when the version is started
-_RECIPE_NOTE = "asked with"  # name of the journal's note: the recipe that produced its older answers
+_RECIPE_NOTE = "recipe of "  # prefix of the journal's notes on the recipes that asked, before the answer settings' id
 _CLAIM = "name "  # prefix of the journal's notes on which teacher claimed a former name
 
 GetNote = Callable[[str], str | None]
@@ -82,6 +83,7 @@ class FormerNames:
     """The former names that are valid in one dataset."""
 
     def __init__(self, former: Sequence[Former], get_note: GetNote) -> None:
+        self._get_note = get_note
         self._former = [
             one
             for one in former
@@ -91,6 +93,15 @@ class FormerNames:
     def valid_for(self, recipe: Mapping[str, Any]) -> list[Former]:
         """Return the former names that are valid for answers produced with this recipe."""
         return [one for one in self._former if one.applies_to(recipe)]
+
+    def valid_for_journal(self, base: Location) -> list[Former]:
+        """Return the former names that are valid for answers in the journal of the dataset in `base`."""
+        return [one for one in self._former if one.applies_to(self._recipe_behind(one.answer_settings, base))]
+
+    def _recipe_behind(self, answer_settings: AnswerSettings, base: Location) -> Mapping[str, Any]:
+        """Return the recipe that asked with these settings; a journal of version 0.1 has no note of it."""
+        known = self._get_note(_RECIPE_NOTE + answer_settings.id)
+        return _read_recipe(base) if known is None else dict(json.loads(known))
 
 
 def claim_former_name(journal: Journal, former: Former, source: str) -> None:
@@ -132,10 +143,11 @@ def _describe(code: Mapping[str, str]) -> str:
 # ----------------------------------------------------------------------------------------------------------- the journal
 
 
-def recipe_of_old_answers(get_note: GetNote, base: Location) -> Mapping[str, Any]:
-    """Return the recipe that produced the older answers in a dataset's journal; empty if it is not known."""
-    known = get_note(_RECIPE_NOTE)
-    return _read_recipe(base) if known is None else dict(json.loads(known))
+def record_recipe(journal: Journal, answer_settings: AnswerSettings, recipe: Recipe) -> None:
+    """Record the recipe of a run that is about to ask; of several with the same answer settings, the first one counts."""
+    name = _RECIPE_NOTE + answer_settings.id
+    if journal.get_note(name) is None or not journal.has_answers:
+        journal.set_note(name, recipe.model_dump_json(by_alias=True))
 
 
 def rename_journaled_answers(
@@ -150,11 +162,9 @@ def rename_journaled_answers(
             current key}.
         base: the dataset's folder.
     """
-    recipe = recipe_of_old_answers(journal.get_note, base)
-    journal.set_note(_RECIPE_NOTE, json.dumps(recipe, default=str))
     if not former or not journal.has_answers:
         return
-    for one in FormerNames(former, journal.get_note).valid_for(recipe):
+    for one in FormerNames(former, journal.get_note).valid_for_journal(base):
         renamed = sum(journal.rename(names(one.answer_settings)) for names in shards())
         if renamed:
             claim_former_name(journal, one, f"the journal of {base}")

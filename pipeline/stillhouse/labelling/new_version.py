@@ -15,7 +15,7 @@ from collections.abc import Sequence, Set
 from stillhouse.dataset.files import SHARD_NAME, ShardFiles
 from stillhouse.dataset.manifest import version_label
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, started_versions, versions
-from stillhouse.labelling.former_names import Former, claim_former_name, rename_journaled_answers
+from stillhouse.labelling.former_names import Former, claim_former_name, record_recipe, rename_journaled_answers
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.plan import LabelPlan, ShardName
 from stillhouse.labelling.retrying import Retry, teacher_rejections
@@ -74,6 +74,7 @@ def start_version(
     folder = base / version_label(started[-1] if started else max(finished, default=0) + 1)
     _delete_stale_shards(folder, plan)
     rename_journaled_answers(journal, plan.former, plan.renamings, base)
+    record_recipe(journal, plan.answer_settings, recipe)
     if retry is not None:
         _start_retry(retry, plan, journal, folder)
     parents = _copy_once(
