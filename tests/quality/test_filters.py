@@ -132,7 +132,7 @@ def test_a_plugin_with_the_hook_of_0_1_is_refused(monkeypatch: pytest.MonkeyPatc
         def remember(self, one: Completion) -> None: ...
 
     monkeypatch.setattr("stillhouse.quality.base.load_kind", lambda *_, **__: lambda options: Longer())
-    with pytest.raises(RecipeError, match="rename the method `remember` to `record_kept`") as caught:
+    with pytest.raises(RecipeError, match="Rename the method `remember` to `record_kept`") as caught:
         filters({"kind": "longer"})
     assert caught.value.setting == "quality.0.kind"
     monkeypatch.setattr(Longer, "record_kept", Longer.remember, raising=False)  # for both versions
