@@ -54,7 +54,7 @@ class _Index:
 
     Two sets A and B with similarity >= t share at least ceil(t |A|) words, so at least one of the |A| - ceil(t |A|) + 1
     rarest words of A (the prefix filter of set similarity joins: Chaudhuri, Ganti, Kaushik 2006), and their sizes have a
-    ratio of t or more. A text without words is similar to none.
+    ratio of t or more. A text without words is similar to none. docs/architecture.md compares this with MinHash LSH.
     """
 
     def __init__(self, words: dict[str, frozenset[str]], threshold: float) -> None:
