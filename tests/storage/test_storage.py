@@ -1,7 +1,9 @@
 """Datasets in a store: a real server that speaks S3 (SeaweedFS on 127.0.0.1), and other stores that fsspec knows."""
 
 import asyncio
+import hashlib
 import json
+import random
 import sys
 import traceback
 from collections.abc import Callable
@@ -192,6 +194,23 @@ def test_of_a_remote_file_only_what_is_asked_for_is_fetched(s3: Window, s3_root:
     with open_parquet(path) as parquet:
         assert sum(batch.num_rows for batch in parquet.iter_batches(columns=["id"])) == rows
     assert s3.fetched() < size / 4
+
+
+def test_a_remote_file_is_hashed_in_large_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = location(f"memory://{tmp_path.name}/large")
+    assert isinstance(path, RemotePath)
+    data = random.Random(0).randbytes((16 << 20) + 5)
+    path.write_bytes(data)
+    read, asked = locations.RangeFile.read, []
+
+    def counted(file: locations.RangeFile, size: int | None = -1) -> bytes:
+        found = read(file, size)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr(locations.RangeFile, "read", counted)
+    assert sha256_of_file(path) == hashlib.sha256(data).hexdigest()
+    assert [size for size in asked if size] == [8 << 20, 8 << 20, 5]
 
 
 def test_a_finished_shard_is_recognised_and_its_checksum_known_without_fetching_it(

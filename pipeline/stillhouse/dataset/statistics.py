@@ -83,14 +83,11 @@ def histogram(values: Numbers, counts: npt.NDArray[np.int64], unit: str, *, whol
     """
     if not counts.sum():
         return None
-    order = np.argsort(values)
-    values, counts = values[order], counts[order]
-    below = np.cumsum(counts)
 
     def quantile(share: float) -> float:
-        return float(values[min(int(np.searchsorted(below, share * below[-1])), len(values) - 1)])
+        return float(np.quantile(values, share, weights=counts, method="inverted_cdf"))
 
-    highest = float(values[-1])
+    highest = float(values.max())
     top = highest if highest <= 2 * quantile(0.99) else quantile(0.99)
     step = _round_step(top / _BINS, whole=whole)
     bins = math.floor(top / step + 1e-9) + 1
@@ -100,8 +97,8 @@ def histogram(values: Numbers, counts: npt.NDArray[np.int64], unit: str, *, whol
         edges=tuple(round(step * number, 6) for number in range(bins + 1)),
         counts=tuple(int(count) for count in np.bincount(places, weights=counts, minlength=bins)),
         open_end=highest >= step * bins,
-        values=int(below[-1]),
-        mean=float((values * counts).sum() / below[-1]),
+        values=int(counts.sum()),
+        mean=float(np.average(values, weights=counts)),
         median=quantile(0.5),
         p95=quantile(0.95),
         highest=highest,

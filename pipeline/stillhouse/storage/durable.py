@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from stillhouse.errors import Busy, DatasetBusy, StorageFailed
-from stillhouse.storage.location import Location, RemotePath
+from stillhouse.storage.location import Location, RangeFile, RemotePath
 from stillhouse.storage.lock_holder import holder_from, this_process
 
-_CHUNK = 1 << 20
 _REMOTE_CHUNK = 8 << 20  # one request each
 
 
@@ -89,12 +89,9 @@ def fsync_folder(folder: Location) -> None:
 
 def sha256_of_file(path: Location) -> str:
     """Return the hex SHA-256 of a file's content, read in chunks."""
-    digest = hashlib.sha256()
-    size = _REMOTE_CHUNK if isinstance(path, RemotePath) else _CHUNK
     with path.open("rb") as stream:
-        while chunk := stream.read(size):
-            digest.update(chunk)
-    return digest.hexdigest()
+        source = io.BufferedReader(stream, _REMOTE_CHUNK) if isinstance(stream, RangeFile) else stream
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 @contextmanager

@@ -36,8 +36,9 @@ def find_overlap(held_out: Sequence[str], training: Sequence[str], threshold: fl
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     """Return |A and B| / |A or B|, 1 for two empty sets."""
-    union = len(one | other)
-    return len(one & other) / union if union else 1.0
+    shared = len(one & other)
+    union = len(one) + len(other) - shared
+    return shared / union if union else 1.0
 
 
 def _own_words(texts: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -51,8 +52,9 @@ def _own_words(texts: Sequence[str]) -> dict[str, frozenset[str]]:
 class _Index:
     """Exact similarity search (Jaccard >= threshold) without comparing all pairs.
 
-    Two sets A and B with similarity >= t share at least one of the |A| - ceil(t |A|) + 1 rarest words of A (the prefix
-    filter of set similarity joins).
+    Two sets A and B with similarity >= t share at least ceil(t |A|) words, so at least one of the |A| - ceil(t |A|) + 1
+    rarest words of A (the prefix filter of set similarity joins: Chaudhuri, Ganti, Kaushik 2006), and their sizes have a
+    ratio of t or more. A text without words is similar to none. docs/architecture.md compares this with MinHash LSH.
     """
 
     def __init__(self, words: dict[str, frozenset[str]], threshold: float) -> None:
@@ -66,9 +68,21 @@ class _Index:
     def similar(self, words: frozenset[str]) -> Iterable[tuple[str, float]]:
         """Yield every text of the index with similarity >= threshold, with its similarity."""
         rarest_first = sorted(words, key=lambda word: (len(self._holders.get(word, ())), word))
-        prefix = len(words) - math.ceil(self._threshold * len(words)) + 1
+        prefix = len(words) - _least_shared(len(words), self._threshold) + 1
         candidates = {text for word in rarest_first[:prefix] for text in self._holders.get(word, ())}
         for text in sorted(candidates):
-            similarity = jaccard(words, self._words[text])
+            other = self._words[text]
+            if min(len(words), len(other)) / max(len(words), len(other)) < self._threshold:
+                continue
+            similarity = jaccard(words, other)
             if similarity >= self._threshold:
                 yield text, similarity
+
+
+def _least_shared(size: int, threshold: float) -> int:
+    """Return the least number of words that a set of this size shares with one of similarity >= threshold.
+
+    It is ceil(threshold * size), but that product may be rounded up past an integer: 0.56 * 25 > 14.
+    """
+    shared = math.ceil(threshold * size)
+    return shared - 1 if size and (shared - 1) / size >= threshold else shared
