@@ -122,15 +122,16 @@ def test_killed_with_its_processes_the_flow_goes_on_to_the_student_of_one_proces
 FLOW = """
 import os, sys
 from prefect import flow, task
-from stillhouse.processes import children, ranks
+from stillhouse.processes import ranks
+from stillhouse.processes.supervised import SupervisedProcess
 from stillhouse.stages import launch
 from stillhouse.cli.common import reporting_errors
 
 @task(retries=1)
 def train():
     environment = {ranks.LAUNCH: sys.argv[1]}
-    with children.running([sys.executable, "-c", sys.argv[2], sys.argv[1]], environment) as running:
-        for line in running.lines():
+    with SupervisedProcess([sys.executable, "-c", sys.argv[2], sys.argv[1]], environment) as process:
+        for line in process.lines():
             print(line, flush=True)
 
 @flow
