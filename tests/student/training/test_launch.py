@@ -133,11 +133,6 @@ def test_more_processes_than_gpus_are_refused(launched: MakeLaunched, monkeypatc
     check_student(launched())  # one for each
 
 
-def test_sharding_may_be_launched(launched: MakeLaunched) -> None:
-    check_student(launched({"fsdp": True}, num_processes=2))
-    assert "Set student.launch to {num_processes: 2}" in refused(launched({"fsdp": True}, num_processes=1))
-
-
 def test_a_different_number_of_processes_is_reported(
     launched: MakeLaunched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
