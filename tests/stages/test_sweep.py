@@ -296,7 +296,7 @@ def test_stopped_or_killed_its_processes_end_and_it_goes_on(long: Path, stop: si
         time.sleep(0.05)
     if stop == signal.SIGINT:
         assert running.returncode == 130
-        assert "Go on with: stillhouse distill" in said
+        assert "Continue with: stillhouse distill" in said
         assert "Traceback" not in said
     assert not list((tmp_path / "students").glob("*/white-box"))
     done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
