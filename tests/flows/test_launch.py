@@ -94,7 +94,7 @@ def test_killed_with_its_processes_the_flow_goes_on_to_the_student_of_one_proces
     flow = own_process("-m", "stillhouse", "distill", str(recipe), "--flow")
     while (saved := last_saved(recipe)) < 2 and flow.poll() is None:
         time.sleep(0.02)
-    assert len(started(recipe)) >= 4  # child.py, the launcher and the two
+    assert len(started(recipe)) >= 4  # bound_child.py, the launcher and the two
     flow.kill()
     log, _ = flow.communicate()  # the launched processes hold no end of it
     assert saved >= 2, log
@@ -122,15 +122,16 @@ def test_killed_with_its_processes_the_flow_goes_on_to_the_student_of_one_proces
 FLOW = """
 import os, sys
 from prefect import flow, task
-from stillhouse.processes import children, ranks
+from stillhouse.processes import ranks
+from stillhouse.processes.supervised import SupervisedProcess
 from stillhouse.stages import launch
 from stillhouse.cli.common import reporting_errors
 
 @task(retries=1)
 def train():
     environment = {ranks.LAUNCH: sys.argv[1]}
-    with children.running([sys.executable, "-c", sys.argv[2], sys.argv[1]], environment) as running:
-        for line in running.lines():
+    with SupervisedProcess([sys.executable, "-c", sys.argv[2], sys.argv[1]], environment) as process:
+        for line in process.lines():
             print(line, flush=True)
 
 @flow
@@ -154,7 +155,9 @@ def test_a_flow_that_is_stopped_ends_its_processes_first(tmp_path: Path) -> None
     assert flow.stdout is not None
     while (line := flow.stdout.readline()) != "training\n":
         assert line, "it ended by itself"
-    assert len([one for one in processes() if str(tmp_path) in one.command]) == 4  # the flow, child.py, and the two
+    assert (
+        len([one for one in processes() if str(tmp_path) in one.command]) == 4
+    )  # the flow, bound_child.py, and the two
     flow.terminate()
     log, _ = flow.communicate()
     assert "Execution was aborted by a termination signal" in log

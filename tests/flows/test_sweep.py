@@ -67,7 +67,7 @@ def test_several_at_a_time(swept: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "students/test-layers-3"
     folder.mkdir(parents=True)
     (folder / "untrained").write_text("a file where a folder should be")
-    with pytest.raises(TrainingError, match="sweep, 3 layers: the training ended with status 1"):
+    with pytest.raises(TrainingError, match="sweep, 3 layers: the training exited with status 1"):
         distill_flow(recipe)
     (folder / "untrained").unlink()
     results = distill_flow(recipe)

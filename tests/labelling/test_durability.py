@@ -90,7 +90,7 @@ def test_an_interrupted_run_keeps_what_was_under_way_and_asks_nothing_twice(
             process.send_signal(stop)
             told, complained = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert "Go on with: stillhouse label" in complained
+        assert "Continue with: stillhouse label" in complained
         assert "Traceback" not in complained
         assert told == ""
         kept = durable_ids(recipe, tmp_path / "copy")

@@ -98,7 +98,7 @@ def test_the_error_comes_back_with_its_setting(scripted_recipe: MakeRecipe, tmp_
 
 
 def test_a_process_that_says_nothing_is_reported_with_its_log(scripted_recipe: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="the training ended with status 3.*\nfrom a library"):
+    with pytest.raises(TrainingError, match="the training exited with status 3.*\nfrom a library"):
         run(scripted_recipe(), tmp_path, "3")
 
 

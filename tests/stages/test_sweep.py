@@ -214,7 +214,7 @@ def test_an_error_of_a_process_is_raised_as_it_is_and_the_others_come_to_their_e
     both = swept(recipe, layers=[3, 1], at_a_time=2)
     (tmp_path / "students/test-layers-1").mkdir(parents=True)
     (tmp_path / "students/test-layers-1/untrained").write_text("a file where the folder should be")
-    with pytest.raises(TrainingError, match="sweep, 1 layer: the training ended with status 1"):
+    with pytest.raises(TrainingError, match="sweep, 1 layer: the training exited with status 1"):
         distill_students(both)
     assert read_card(tmp_path / "students/test-layers-3/white-box") is not None
     file = next((tmp_path / "labels/words/v001/data").glob("train-*"))
@@ -296,7 +296,7 @@ def test_stopped_or_killed_its_processes_end_and_it_goes_on(long: Path, stop: si
         time.sleep(0.05)
     if stop == signal.SIGINT:
         assert running.returncode == 130
-        assert "Go on with: stillhouse distill" in said
+        assert "Continue with: stillhouse distill" in said
         assert "Traceback" not in said
     assert not list((tmp_path / "students").glob("*/white-box"))
     done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -149,7 +149,7 @@ def test_an_interrupted_wait_ends_at_once(
             line = process.stderr.readline()
             assert "Seconds waited for process" in line and "0 of 3,600" in line
             process.terminate()
-            assert "Go on with: stillhouse label" in process.stderr.read()
+            assert "Continue with: stillhouse label" in process.stderr.read()
             assert process.wait(timeout=30) == 130
 
 

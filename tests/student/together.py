@@ -7,20 +7,28 @@ import os
 import sys
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
+
 from stillhouse.processes import ranks
 from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import student_of
 from stillhouse.stages.stages import distill_stage, recipe_dataset
+from tests.student.cpu_sharding import shard_on_cpu
 
 
 def main(files: list[str]) -> None:
+    shard_on_cpu()
     for file in files:
         recipe = load_recipe(file)
 
         def say(activity: str, done: int, total: int, file: str = file) -> None:
             print(f"{Path(file).stem} {done} {os.getpid()}", flush=True)
 
-        distill_stage(recipe, student_of(recipe), recipe_dataset(recipe), say)
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # which accelerate sets for one student and reads for the next
+        student = student_of(recipe)
+        result = distill_stage(recipe, student, recipe_dataset(recipe), say)
+        if result.trained:  # DistributedDataParallel gives the same losses
+            assert AcceleratorState().is_fsdp2 == bool(student.train.get("fsdp"))
     ranks.end_distributed()
 
 

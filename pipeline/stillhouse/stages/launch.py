@@ -4,7 +4,7 @@
     launch(recipe, student, work, ["distill", ...], log, progress)  # accelerate launch ... -m stillhouse distill RECIPE ...
 
 accelerate's launcher runs as a command in a separate session, and starts the same command that a user would type, with the
-resolved recipe from a file. All processes end with the process that called `launch` (processes/children.py). torch's
+resolved recipe from a file. All processes end with the process that called `launch` (processes/supervised.py). torch's
 launcher puts each training process into a separate session, so no signal to a group reaches all of them: each training
 process also ends when its standard input is closed, which is needed if the launcher itself is killed.
 """

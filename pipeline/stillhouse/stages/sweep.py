@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import queue
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from dataclasses import dataclass, replace
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, StillhouseError, TrainingError
 from stillhouse.processes.children import RECIPE, LogLine, log_to_standard_error, run_command
+from stillhouse.processes.supervised import SupervisedProcess
 from stillhouse.progress import Progress
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -152,7 +152,7 @@ class ParallelChildren:
         for number in range(at_a_time):
             self._slots.put(number)
         self._lock = threading.Lock()
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[SupervisedProcess] = []
         self._stopped = False
 
     @contextmanager
@@ -172,7 +172,7 @@ class ParallelChildren:
             variables["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         return variables
 
-    def started(self, process: subprocess.Popen[bytes]) -> None:
+    def started(self, process: SupervisedProcess) -> None:
         """Register a started process; end it at once if `stop` was called."""
         with self._lock:
             self._running.append(process)

@@ -134,6 +134,7 @@ def test_precision_on_a_cpu() -> None:
     assert arguments({"bf16": True}).use_cpu  # the library takes it on a CPU only if that is asked for
     assert refusal({"fp16": True}).fix == "set bf16 instead, or neither"
     assert "need a GPU" in refusal({"use_liger_kernel": True}).problem
+    assert "runs on a CPU" in refusal({"fsdp": True}, launch={"num_processes": 2}).problem
     assert not arguments({}).use_liger_kernel
 
 

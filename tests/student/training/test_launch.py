@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from stillhouse.errors import RecipeError, TrainingError
-from stillhouse.processes import children, ranks
+from stillhouse.processes import ranks
+from stillhouse.processes.supervised import SupervisedProcess
 from stillhouse.progress import silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages import launch
@@ -132,11 +133,6 @@ def test_more_processes_than_gpus_are_refused(launched: MakeLaunched, monkeypatc
     check_student(launched())  # one for each
 
 
-def test_sharding_may_be_launched(launched: MakeLaunched) -> None:
-    check_student(launched({"fsdp": True}, num_processes=2))
-    assert "Set student.launch to {num_processes: 2}" in refused(launched({"fsdp": True}, num_processes=1))
-
-
 def test_a_different_number_of_processes_is_reported(
     launched: MakeLaunched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -171,7 +167,7 @@ def test_the_end_of_the_log_is_in_the_error(
     recipe = launched(num_processes=1)
     told: list[str] = []
     with pytest.raises(
-        TrainingError, match=r"ended with status 2\. Read its last lines for the cause[^$]*--no-such-argument"
+        TrainingError, match=r"exited with status 2\. Read its last lines for the cause[^$]*--no-such-argument"
     ):
         launch.launch(recipe, student_of(recipe), tmp_path, ["distill"], told.append, silent)
     assert "--no-such-argument" in told[-1]
@@ -185,10 +181,10 @@ def test_a_process_that_the_launcher_left_behind_ends_with_it(tmp_path: Path) ->
     training += f"print({mark!r}, flush=True); time.sleep(9e3)"
     started = f"subprocess.Popen([sys.executable, '-c', {training!r}], start_new_session=True).wait()"
     command = [sys.executable, "-c", f"import subprocess, sys; {started}"]
-    with children.running(command, {ranks.LAUNCH: mark}) as running:
+    with SupervisedProcess(command, {ranks.LAUNCH: mark}) as running:
         lines = running.lines()
         assert next(lines) == mark
-        (launcher,) = [one for one in processes() if one.parent == running.process.pid]
+        (launcher,) = [one for one in processes() if one.parent == running.pid]
         os.kill(launcher.pid, signal.SIGKILL)
         assert list(lines) == []  # the log ends when whoever was left has ended
     assert [one for one in processes() if mark in one.command] == []

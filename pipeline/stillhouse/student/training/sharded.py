@@ -1,16 +1,9 @@
-"""FSDP on the CPU, where accelerate silently ignores `fsdp: true` and trains with DistributedDataParallel.
-
-Here the CPU shards too, with the same code of torch (`fully_shard`, FSDP2) over gloo, so that the tests of sharding run on
-machines without an accelerator.
-"""
+"""FSDP: refused where accelerate would ignore it, and the one change of a model that it needs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, TrainingArguments
 
 from stillhouse.errors import RecipeError
@@ -22,38 +15,27 @@ def check_sharding(student: StudentSettings, arguments: TrainingArguments) -> No
     """Refuse FSDP that cannot run here, before any training.
 
     Raises:
-        RecipeError: FSDP with one process, or FSDP1 without an accelerator.
+        RecipeError: FSDP on a CPU, or with one process.
     """
     if not arguments.fsdp:
         return
+    setting = student.setting("train.fsdp")
+    if arguments.use_cpu:
+        raise RecipeError(
+            "training runs on a CPU, where accelerate ignores it and trains with DistributedDataParallel",
+            setting=setting,
+            value=arguments.fsdp,
+            fix="train on a machine with accelerators, or remove fsdp",
+        )
     launch = student.launch
     if processes() == 1 and (launch is None or launch.num_processes == 1 or is_launched()):
         raise RecipeError(
             "it shards the student over several processes, and this training has one",
-            setting=student.setting("train.fsdp"),
+            setting=setting,
+            value=arguments.fsdp,
             fix=f"set {student.setting('launch')} to {{num_processes: 2}}, use `torchrun --nproc_per_node 2 -m stillhouse "
             "distill RECIPE`, or remove fsdp",
         )
-    if arguments.use_cpu and arguments.fsdp_plugin_args["fsdp_version"] != 2:
-        raise RecipeError(
-            "FSDP1 does not run on a CPU",
-            setting=student.setting("train.fsdp_config.version"),
-            value=1,
-            fix="remove `version`, which selects FSDP2",
-        )
-
-
-def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool:
-    """Make accelerate shard on the CPU as on an accelerator, if FSDP is requested; returns whether it does."""
-    if not arguments.fsdp or accelerator.distributed_type != DistributedType.MULTI_CPU:
-        return False
-    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
-    if arguments.bf16:
-        plugin.set_mixed_precision("bf16")
-    for state in (PartialState, AcceleratorState):  # either is copied from the other at any time
-        state._shared_state["distributed_type"] = DistributedType.FSDP
-    AcceleratorState._shared_state["fsdp_plugin"] = plugin
-    return True
 
 
 def share_embedding_module(model: PreTrainedModel) -> None:

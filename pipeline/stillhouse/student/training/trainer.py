@@ -23,7 +23,7 @@ from stillhouse.student.data.rows import Example
 from stillhouse.student.training.forward import LiveTeacher, replace_forward_with_loss
 from stillhouse.student.training.objective import Objective
 from stillhouse.student.training.reporting import keep_logs
-from stillhouse.student.training.sharded import shard_on_cpu, share_embedding_module
+from stillhouse.student.training.sharded import share_embedding_module
 
 COMPLETE_MARKER = "whole"  # marks a checkpoint whose files have all been fsynced
 
@@ -76,11 +76,6 @@ class StudentTrainer(Trainer):
         self._train_rows, self._validation_rows = train, validation
         self._held_out = torch.zeros(4, dtype=torch.float64)  # sums of one evaluation: see `prediction_step`
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Set up accelerate, with sharding on the CPU if requested; the library calls this."""
-        super().create_accelerator_and_postprocess()
-        self.is_fsdp_enabled: bool = shard_on_cpu(self.accelerator, self.args) or self.is_fsdp_enabled
 
     def get_train_dataloader(self) -> DataLoader[Example]:
         """Return this process's batches (ShardedBatchSampler): the library's loader ignores row groups and uneven ends."""

@@ -13,18 +13,14 @@ choose the program to run; it sets only the arguments below.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import importlib.util
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
@@ -32,15 +28,13 @@ from urllib.error import URLError
 from pydantic import Field
 
 from stillhouse.errors import TeacherUnavailable
-from stillhouse.processes.environment import child_environment
+from stillhouse.processes.supervised import SupervisedProcess
 from stillhouse.progress import Progress, silent
 from stillhouse.settings import Settings
 
 PYTHON_VARIABLE = "STILLHOUSE_VLLM_PYTHON"
 _MODULE = "vllm.entrypoints.openai.api_server"
 _POLL_SECONDS = 0.5
-_STOP_SECONDS = 15.0
-_TAIL_LINES = 25
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # bypass proxies for a server on this machine
 
 
@@ -75,7 +69,7 @@ class VllmServer:
         self._revision = revision
         self._max_logprobs = max_logprobs
         self._port = settings.port or _free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: SupervisedProcess | None = None
         self._log: Path | None = None
 
     @property
@@ -91,7 +85,7 @@ class VllmServer:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.running
 
     async def start(self, progress: Progress = silent) -> None:
         """Start the server and wait until it answers.
@@ -100,28 +94,21 @@ class VllmServer:
             TeacherUnavailable: vLLM is not installed, its port is in use, it exited, or it was not ready in time; the
                 message of the last two ends with the tail of its log.
         """
-        self.stop()  # clean up after a server that died
+        await asyncio.to_thread(self.stop)  # clean up after a server that died
         self._check_port()
-        atexit.register(self.stop)
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "stillhouse.processes.bound_child", *self._command()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(),
-                start_new_session=True,  # keep Ctrl-C from the server: answers in flight are still needed
-            )
+        server = self._process = SupervisedProcess(self._command(), self._environment(), log_file=self.log)
         began = time.monotonic()
         while not await asyncio.to_thread(self._healthy):
             waited = time.monotonic() - began
-            progress(f"Starting vLLM ({self._last_line()})", round(waited), round(self._settings.startup_seconds))
-            if self._process.poll() is not None:
-                raise TeacherUnavailable(self._describe_failure(f"exited with status {self._process.returncode}"))
+            last_line = server.tail[-1][-80:] if server.tail else "no log line yet"
+            progress(f"Starting vLLM ({last_line})", round(waited), round(self._settings.startup_seconds))
+            if not server.running:
+                await asyncio.to_thread(self.stop)  # its log is complete when its children have ended too
+                raise TeacherUnavailable(self._describe_failure(server, server.ending))
             if waited > self._settings.startup_seconds:
-                self.stop()
+                await asyncio.to_thread(self.stop)
                 raise TeacherUnavailable(
-                    self._describe_failure(f"was not ready after {waited:.0f} s"),
+                    self._describe_failure(server, f"was not ready after {waited:.0f} s"),
                     setting="teacher.options.serve.startup_seconds",
                     value=self._settings.startup_seconds,
                 )
@@ -129,16 +116,9 @@ class VllmServer:
 
     def stop(self) -> None:
         """Stop the server and its child processes; does nothing if it is not running."""
-        atexit.unregister(self.stop)
-        process, self._process = self._process, None
-        if process is None:
-            return
-        for signal_number in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL also ends children that outlive the server
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal_number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=_STOP_SECONDS)
-        process.wait()
+        server, self._process = self._process, None
+        if server is not None:
+            server.stop()
 
     # ------------------------------------------------------------------------------------------------------ internals
 
@@ -162,7 +142,7 @@ class VllmServer:
         return [*_program(self._model), *flags, *(["--enforce-eager"] if settings.enforce_eager else [])]
 
     def _environment(self) -> dict[str, str]:
-        environment = child_environment({"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"})
+        environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         if self._settings.cpu_kvcache_gib is not None:
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(self._settings.cpu_kvcache_gib)
         if Path(self._model).is_dir():
@@ -190,16 +170,8 @@ class VllmServer:
         except (URLError, OSError):
             return False
 
-    def _last_line(self) -> str:
-        lines = self._tail()
-        return lines[-1][-80:] if lines else "no log line yet"
-
-    def _tail(self) -> list[str]:
-        text = self.log.read_bytes()[-20_000:].decode("utf-8", "replace")
-        return [line.strip() for line in text.splitlines() if line.strip()]
-
-    def _describe_failure(self, how: str) -> str:
-        tail = "\n  ".join(self._tail()[-_TAIL_LINES:])
+    def _describe_failure(self, server: SupervisedProcess, how: str) -> str:
+        tail = "\n  ".join(server.tail)
         return f"the vLLM server for {self._model} {how}. The end of its log ({self.log}):\n  {tail}"
 
 
