@@ -52,7 +52,7 @@ def student_of(recipe: Recipe) -> StudentSettings:
 
 
 def check_run(recipe: Recipe) -> None:
-    """Check everything that could make `run` fail after it has started.
+    """Check everything that could make `run` fail after it has started, except prompts that labelling reads first of all.
 
     Raises:
         RecipeError: a setting is wrong, or the recipe has no student.
@@ -100,7 +100,8 @@ def check_finetune(recipe: Recipe) -> None:
 def check_plan(recipe: Recipe) -> None:
     """Check what `check_labels` checks, but accept a teacher that has not been fine-tuned yet.
 
-    Whether this machine can train the student is not checked. A start that is not on this machine is checked later.
+    Whether this machine can train the student is not checked. A start that is not on this machine is checked later, and so
+    are the prompts, while the plan reads them, unless another check fails.
 
     Raises:
         PromptError: a prompt lacks something that the recipe needs.
@@ -122,6 +123,8 @@ def check_plan(recipe: Recipe) -> None:
 
 def check_labels(recipe: Recipe) -> None:
     """Check that the prompts can be labelled, and that the student could learn from the labels.
+
+    The prompts themselves are checked while labelling reads them, before anything is sent, unless another check fails.
 
     Raises:
         PromptError: a prompt lacks something that the recipe needs.
