@@ -2,9 +2,11 @@
 
     prompts -> teacher -> labelled dataset -> student -> report
 
-    import stillhouse
+    >>> import stillhouse
+    >>> recipe = stillhouse.load_recipe("flows/recipes/quickstart.yaml")
+    >>> recipe.teacher.model
+    'data/models/smollm2-135m-instruct'
 
-    recipe = stillhouse.load_recipe("flows/recipes/quickstart.yaml")
     result = stillhouse.run(recipe)
 
 What is listed in `__all__` is the library; `stillhouse.api` documents the functions. Importing the package imports nothing

@@ -1,10 +1,15 @@
 """The functions of `import stillhouse`: the stages of a run for scripts and notebooks.
 
-    import stillhouse
+    >>> import stillhouse
+    >>> recipe = stillhouse.load_recipe("my-task.yaml")      # or a mapping of the same settings
+    >>> stillhouse.plan(recipe).to_send                      # requests; print it for tokens and dollars; sends nothing
+    12
+    >>> dataset = stillhouse.label(recipe).dataset
+    >>> dataset.manifest.rows
+    {'train': 9, 'validation': 3}
 
-    recipe = stillhouse.load_recipe("my-task.yaml")      # or a mapping of the same settings
-    print(stillhouse.plan(recipe))                       # prompts, requests, tokens, dollars; sends nothing
-    dataset = stillhouse.label(recipe).dataset
+With a `student` in the recipe, the next stages train and measure it:
+
     students = stillhouse.distill(recipe)
     report = stillhouse.evaluate(recipe).report
 
@@ -59,6 +64,11 @@ def load_recipe(source: RecipeLike, overrides: Sequence[str] | Mapping[str, Any]
 
     Raises:
         RecipeError: the file cannot be read, a setting is unknown or wrong, or two settings contradict each other.
+
+    Examples:
+        >>> recipe = load_recipe("my-task.yaml", {"label.sampling.temperature": 0})
+        >>> recipe.name, recipe.label.sampling.temperature
+        ('my-task', 0.0)
     """
     if isinstance(source, str | Path):
         return load_recipe_file(source, overrides)
@@ -72,6 +82,11 @@ def plan(recipe: RecipeLike) -> Estimate:
     Raises:
         RecipeError: a setting is wrong.
         PromptError: a prompt cannot be read or lacks what the recipe needs.
+
+    Examples:
+        >>> estimate = plan("my-task.yaml")
+        >>> estimate.prompts, estimate.to_send
+        (12, 12)
     """
     return plan_stage(load_recipe(recipe))[0]
 
@@ -92,6 +107,12 @@ def label(
         TeacherUnavailable: the teacher does not answer, or rejects every request; answers so far are kept.
         BudgetSpent: the next request could exceed `label.budget_usd`; answers so far are kept.
         DatasetBusy: another run is writing this dataset.
+
+    Examples:
+        >>> print(label("my-task.yaml"))
+        my-task/v001: 12 requests sent, 0 answered before
+        >>> print(label("my-task.yaml"))
+        nothing new: my-task/v001 has all 12 prompts
     """
     return run_coroutine(label_async(recipe, retry_rejected=retry_rejected, progress=progress))
 
@@ -197,6 +218,11 @@ def open_dataset(name: str | Path, *, root: str | Path = "data/labels") -> Datas
     Raises:
         DatasetMissing: there is none.
         DatasetRefused: its manifest cannot be read.
+
+    Examples:
+        >>> dataset = open_dataset("words")
+        >>> dataset.manifest.label, dataset.manifest.rows
+        ('words/v001', {'train': 9, 'validation': 3})
     """
     return find_dataset(location(str(root)), str(name))
 

@@ -26,8 +26,11 @@
 
 An error carries what a user needs as fields, and its message is composed of them:
 
-    raise RecipeError("there is no such kind", setting="student.loss.kind", value="forward", fix="use forward-kl")
-    # student.loss.kind is 'forward': there is no such kind. Use forward-kl.
+    >>> error = RecipeError("there is no such kind", setting="student.loss.kind", value="forward", fix="use forward-kl")
+    >>> print(error)
+    student.loss.kind is 'forward': there is no such kind. Use forward-kl.
+    >>> error.setting, error.exit_status
+    ('student.loss.kind', 2)
 
 Errors that are not in this tree are defects and keep their traceback.
 """

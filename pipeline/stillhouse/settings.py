@@ -1,7 +1,12 @@
 """Base class of the recipe's parts, and the errors that describe a wrong setting.
 
-    class ServeSettings(Settings): ...
-    parse_options("teacher.options", given, ServeSettings)
+    >>> class Options(Settings):
+    ...     batch_size: int = 8
+    >>> parse_options("teacher.options", {"batch_size": 32}, Options).batch_size
+    32
+    >>> parse_options("teacher.options", {"batchsize": 32}, Options)
+    Traceback (most recent call last):
+    stillhouse.errors.RecipeError: teacher.options.batchsize: there is no such setting. Did you mean 'batch_size'?
 
 An unknown key is an error that names its path and the nearest valid key.
 """

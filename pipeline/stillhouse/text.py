@@ -1,6 +1,7 @@
 """Split texts into words, and measure how much two texts share.
 
-    words("It’s 3.5 km, said Ada.")  ->  ["its", "3.5", "km", "said", "ada"]
+    >>> words("It’s 3.5 km, said Ada.")
+    ['its', '3.5', 'km', 'said', 'ada']
 
 Case, quote and dash variants, white space and sentence punctuation are normalized away. What changes the meaning stays:
 `5 * 3` differs from `5 / 3`, and `-1` from `1`.

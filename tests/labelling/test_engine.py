@@ -296,7 +296,7 @@ def test_wrong_prompts_write_nothing(scripted_recipe: MakeRecipe, word_prompts: 
 
 def test_scoring_needs_references(scripted_recipe: MakeRecipe, word_prompts: Path) -> None:
     word_prompts.write_text('{"word": "a"}\n')
-    with pytest.raises(PromptError, match="has no reference to score"):
+    with pytest.raises(PromptError, match="so every row needs a reference"):
         run(scripted_recipe(label={"mode": "score", "soft": {"k": 4}}))
 
 

@@ -103,7 +103,7 @@ def test_repeats_with_the_same_reference_are_no_news(recipe: Any, caplog: pytest
 
 
 def test_a_missing_reference_names_its_row(recipe: Any) -> None:
-    with pytest.raises(PromptError, match=r"label\.mode is 'score': the prompt 'two' of row 2 has no reference"):
+    with pytest.raises(PromptError, match=r"label\.mode is 'score', so every row needs a reference, and row 2 of"):
         make_plan(recipe([("one", "I"), ("two", "\n")]), TeacherIdentity("scripted", "x"))
 
 

@@ -1,8 +1,11 @@
 """Soft labels as arrays, one completion at a time: for notebooks and for code that is not ours.
 
-    for labels in soft_labels(dataset, "train"):
-        ids, logprobs = labels.sparse()           # (positions, k) each
-        probabilities = labels.dense()            # (positions, vocabulary)
+    >>> labels = next(soft_labels(dataset, "train"))
+    >>> ids, logprobs = labels.sparse()           # (positions, k) each
+    >>> ids.shape == logprobs.shape, ids.shape[1]
+    (True, 8)
+    >>> labels.dense().shape[1]                   # (positions, vocabulary)
+    64
 
 Log-probabilities are natural logarithms at temperature 1, as the teacher gave them.
 """

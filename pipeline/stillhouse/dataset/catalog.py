@@ -1,7 +1,12 @@
 """List every finished version under a root folder, damaged ones included, and remove versions.
 
-    for one in catalog(root): print(one.label, one.damage or one.manifest.rows)
-    remove(root, find_versions(root, "words/v001"))
+    >>> root = Path("data/labels")
+    >>> [(one.label, one.damage) for one in catalog(root)]
+    [('words/v001', None)]
+    >>> remove(root, find_versions(root, "words/v001"))
+    True
+    >>> catalog(root)
+    []
 
 Listing reads manifests and checks that files exist with the right size, but does not read their content; `verify` does.
 """

@@ -1,7 +1,9 @@
 """The Arrow schemas of completions and rejections, and the conversion of records to rows and back.
 
-    batch = record_batch([completion_row(completion, soft="top-k")], completion_schema(soft="top-k"))
-    completion = completion_at(batch, 0)
+    >>> completion = completion_at(next(dataset.batches("train")), 0)
+    >>> batch = record_batch([completion_row(completion, soft="top-k")], completion_schema(soft="top-k"))
+    >>> completion_at(batch, 0).text == completion.text
+    True
 
 Schemas are written out here (and in encodings/ for the soft labels), never inferred from rows.
 """

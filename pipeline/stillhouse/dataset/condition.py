@@ -1,7 +1,9 @@
 """Evaluate a filter condition on a dataset's columns: `completion_tokens < 200 and finish_reason = 'stop'`.
 
-    condition = Condition("length(completion_text) > 10", schema)
-    condition.evaluate(rows)                             # true, false, or null where a column is null
+    >>> rows = pa.table({"word": ["tram", "elbow", None]})
+    >>> condition = Condition("length(word) > 4", rows.schema)
+    >>> condition.evaluate(rows).to_pylist()             # null where a column is null
+    [False, True, None]
 
 The language is SQL, parsed and evaluated by DuckDB: quoting, nulls, casts, LIKE and regular expressions work as users know
 them, and the parser is maintained upstream. DuckDB's SQL can also read files and settings, so an expression is accepted

@@ -1,7 +1,8 @@
 """Make a new version from a finished one: filter its rows, or split them again (merge.py combines several versions).
 
-    short = filter_rows(find_dataset(root, "words"), root, "short-words", "completion_tokens < 200")
-    short.dataset.manifest.rows, short.notes
+    >>> kettles = filter_rows(dataset, Path("data/labels"), "kettles", "prompt_text LIKE '%kettle%'")
+    >>> kettles.dataset.manifest.label, kettles.dataset.manifest.rows, kettles.dataset.manifest.parents
+    ('kettles/v001', {'train': 1}, ('words/v001',))
 
 A version is never changed in place: each function writes the next version of the named dataset and records the parent in
 its manifest. Rows are streamed. Rejected rows are not copied; they stay with the parent.

@@ -1,7 +1,7 @@
 """Find the prompts that several versions answer differently, before a merge; a preferred version can settle them.
 
-    disagreements = find_disagreements(datasets)
-    disagreements.prompts, disagreements.examples
+    >>> len(find_disagreements([dataset, dataset]).prompts)
+    0
 
 Several answers to a prompt within one version are samples, not a difference. Two versions differ on a prompt when each has
 an answer that the other lacks.

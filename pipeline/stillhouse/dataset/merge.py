@@ -1,7 +1,11 @@
 """Merge several finished versions into one new version.
 
-    merged = merge([find_dataset(root, "a"), find_dataset(root, "b")], root, "both")
-    merged.dataset.manifest.rows, merged.notes
+    >>> from stillhouse.dataset.derive import filter_rows
+    >>> root = Path("data/labels")
+    >>> kettles = filter_rows(dataset, root, "kettles", "prompt_text LIKE '%kettle%'").dataset
+    >>> trams = filter_rows(dataset, root, "trams", "prompt_text LIKE '%tram%'").dataset
+    >>> sum(merge([kettles, trams], root, "both").dataset.manifest.rows.values())
+    2
 
 Rows are streamed. Memory holds a 16-byte hash of each id and, for prompts in several versions, of each answer, so it does
 not grow with text or soft labels. Prompts that the versions answer differently are reported (disagreements.py).

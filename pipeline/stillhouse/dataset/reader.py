@@ -1,8 +1,10 @@
 """Random access to the rows of a split, one row group at a time.
 
-    rows = SplitReader(dataset, "train", ["prompt_token_ids", "completion_token_ids"])
-    rows.groups[3].first, rows.groups[3].rows        # index of its first row in the split, and its number of rows
-    rows.read(3)                                     # its table, with those columns only
+    >>> rows = SplitReader(dataset, "train", ["completion_token_ids"])
+    >>> rows.groups[0].first                         # index of its first row in the split
+    0
+    >>> rows.read(0).column_names                    # its table, with those columns only
+    ['completion_token_ids']
 
 Opening reads the Parquet footers and no rows. `Cache` is an LRU cache of decoded row groups, bounded in bytes;
 `cache_windows` groups row groups so that each window fits into the cache: when rows are drawn at random from one window

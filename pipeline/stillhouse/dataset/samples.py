@@ -1,6 +1,9 @@
 """Pick sample rows of a dataset for display, with the teacher's alternatives at every token.
 
-    for sample in pick_samples(dataset, 5, find_token_texts(dataset.manifest)): ...
+    >>> from stillhouse.dataset.token_texts import find_token_texts
+    >>> samples = pick_samples(dataset, 2, find_token_texts(dataset.manifest))
+    >>> len(samples)
+    2
 
 The rows are spaced evenly over the dataset, so the same dataset always gives the same samples.
 """

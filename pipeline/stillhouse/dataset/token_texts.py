@@ -1,7 +1,8 @@
 """Look up the text of token ids, without loading a model and without the network.
 
-    texts = find_token_texts(manifest)
-    texts(284)                                           # " =", or "#284" if no tokenizer was found
+    >>> texts = find_token_texts(dataset.manifest)
+    >>> texts(284)                                           # no tokenizer was found; else " ="
+    '#284'
 
 The tokenizer of a dataset's teacher is looked up in the teacher's folder that the manifest names, then in the hub's cache.
 It is used only if its checksum matches the manifest, since another tokenizer would give wrong texts.

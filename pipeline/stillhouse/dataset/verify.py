@@ -1,6 +1,7 @@
 """Check that a dataset version is unchanged since it was written, and list every difference.
 
-    problems = verify_folder(folder, manifest)         # [] if there are none
+    >>> verify_folder(dataset.folder, dataset.manifest)         # no differences
+    []
 
 Checked against the manifest: each file exists under its name with the right size, checksum and number of rows; there are no
 other files; the counts add up; and the manifest matches its own checksum. Files that operating systems and hub clients

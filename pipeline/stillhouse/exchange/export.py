@@ -1,7 +1,8 @@
 """Export a dataset to another project's format: a folder with one file per split, and a note of its origin.
 
-    exported = export_dataset(dataset, "sharegpt", Path("out"), ExportOptions())
-    exported.rows                                    # {"train": 90, "validation": 10}
+    >>> exported = export_dataset(dataset, "sharegpt", Path("out"))
+    >>> exported.rows
+    {'train': 9, 'validation': 3}
 
 The export is atomic: a temporary folder next to the target is written and then renamed. An existing folder that is not
 empty is replaced only with `force`, and only if an export wrote it.

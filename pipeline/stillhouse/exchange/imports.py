@@ -1,7 +1,10 @@
 """Import answers from files in other formats as a new version of a dataset.
 
-    imported = import_dataset(ImportRequest("sharegpt", [Path("talk.jsonl")], root=Path("data/labels"), into="talk"))
-    imported.dataset.manifest.rows
+    >>> turns = '[{"from": "human", "value": "Name a tree."}, {"from": "gpt", "value": "Oak."}]'
+    >>> _ = Path("talk.jsonl").write_text(f'{{"conversations": {turns}}}')
+    >>> request = ImportRequest("sharegpt", [Path("talk.jsonl")], root=Path("data/labels"), into="talk")
+    >>> import_dataset(request).dataset.manifest.rows
+    {'train': 1}
 
 The files are read once, row by row, into temporary Parquet files, until all teachers are known; then the version is
 written, so an error never leaves a partial version. Answers that cannot become rows are counted by reason.

@@ -1,6 +1,8 @@
 """Read the rows of a file, each with its place: JSON Lines, a JSON array, or Parquet.
 
-    for place, row in read_rows(Path("log.jsonl")): ...
+    >>> place, row = next(read_rows(Path("words.jsonl")))
+    >>> row["word"]
+    'kettle'
 
 Rows are streamed, except for a JSON array (common in `.json` files of conversations), which is read into memory.
 """

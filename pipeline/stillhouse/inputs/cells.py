@@ -1,7 +1,10 @@
 """Convert a cell of a user's table to text, for prompts, references and imports.
 
-    cell_text("tram") -> "tram"        cell_text(0.00001) -> "0.00001"      cell_text(b"tram") -> "tram"
-    cell_text(None) -> None            cell_text(float("nan")) -> None      cell_text(["a", "b"]) raises NotText
+    >>> cell_text(0.00001), cell_text(b"tram"), cell_text(float("nan"))
+    ('0.00001', 'tram', None)
+    >>> cell_text(["a", "b"])
+    Traceback (most recent call last):
+    stillhouse.inputs.cells.NotText: a list
 
 | a cell | its text |
 | --- | --- |

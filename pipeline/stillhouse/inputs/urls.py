@@ -1,7 +1,8 @@
 """Check a server's base URL before anything is sent, and append paths to it.
 
-    base_url = check_base_url(given, "teacher.options.base_url")
-    join_path(base_url, "/chat/completions")        # the base URL's query, such as Azure's ?api-version=..., comes last
+    >>> base_url = check_base_url(" https://host/v1/?api-version=1 ", "teacher.options.base_url")
+    >>> join_path(base_url, "/chat/completions")        # the base URL's query, as Azure's, comes last
+    'https://host/v1/chat/completions?api-version=1'
 
 A URL to which no request can be sent is a user error: it is rejected here, with the setting, the value and the fix, and not
 retried as if the server were down. Passwords and keys in a URL are rejected and never shown.

@@ -1,7 +1,11 @@
 """Read text and JSON from user files in UTF-8, or in the encoding of their byte-order mark, with clear errors.
 
-    for line in text_lines(stream): row = parse_json(line)      # JSON lines, from UTF-8, UTF-16 or UTF-32
-    template = decode_text(file.read_bytes())
+    >>> decode_text("Erkläre {{ word }}.".encode("utf-16"))
+    'Erkläre {{ word }}.'
+    >>> with open("words.jsonl", "rb") as stream:                   # JSON lines
+    ...     rows = [parse_json(line) for line in text_lines(stream)]
+    >>> rows[0]["word"]
+    'kettle'
 
 Spreadsheets and Windows editors put a byte-order mark (BOM) before a text; it names the encoding and is not part of the
 text. Input that cannot be read raises `Unreadable` with the reason; the caller adds the setting, the file and the row.

@@ -1,7 +1,9 @@
 """Parse and write the YAML of recipes: the core schema of YAML 1.2, without duplicate keys.
 
-    data = parse_yaml(text)
-    text = dump_yaml(data)          # parse_yaml returns the same data
+    >>> parse_yaml("[1e-4, yes, 010, true]")
+    [0.0001, 'yes', 10, True]
+    >>> parse_yaml(dump_yaml({"name": "yes"}))
+    {'name': 'yes'}
 
 PyYAML reads YAML 1.1, where `yes` is true, `1e-4` a string, `010` eight, `1:30` ninety and 2024-01-01 a date, and where the
 last of two equal keys silently wins. Here only `true` and `false` are booleans, numbers are what they look like, everything

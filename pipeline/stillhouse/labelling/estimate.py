@@ -1,6 +1,8 @@
 """Estimate, before any money is spent, what labelling a recipe would send, cost and take.
 
-    estimate = estimate_labelling(recipe)
+    >>> estimate = estimate_labelling(recipe)
+    >>> estimate.requests, estimate.answered, estimate.to_send
+    (12, 12, 0)
 
 Nothing is sent or written. Existing answers are counted in the journal and in finished versions. The expected answer length
 is the mean of the newest version; without one, half of `max_tokens`.
@@ -26,6 +28,7 @@ from stillhouse.labelling.journal_view import JournalView
 from stillhouse.labelling.metrics import format_usd
 from stillhouse.labelling.plan import LabelPlan, Shard, make_plan
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
+from stillhouse.prompts.checks import PromptChecks
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.location import Location, RemotePath
@@ -106,8 +109,8 @@ class ToSend:
     worst_prompt_tokens: int
 
 
-def estimate_labelling(recipe: Recipe) -> Estimate:
-    """Estimate a recipe's labelling; see the module's docstring.
+def estimate_labelling(recipe: Recipe, checks: PromptChecks | None = None) -> Estimate:
+    """Estimate a recipe's labelling; see the module's docstring. `checks` replaces the recipe's checks of its prompts.
 
     Raises:
         UsageError: the recipe or the prompts are wrong.
@@ -121,7 +124,7 @@ def estimate_labelling(recipe: Recipe) -> Estimate:
     carried_usd = (newest.totals.spent_usd if newest and isinstance(folder, RemotePath) else None) or 0.0
     former = former_names(teacher, recipe.label, folder)
     with (
-        make_plan(recipe, teacher.identity, former) as plan,
+        make_plan(recipe, teacher.identity, former, checks) as plan,
         closing(JournalView(journal_folder(recipe.dataset))) as journal,
     ):
         is_finished = newest is not None and plan.settings_of_version(newest, journal.get_note) is not None

@@ -1,8 +1,8 @@
 """The plan of a recipe: every prompt, its requests, the shards they are divided into, and a hash of it all.
 
-    with make_plan(recipe, teacher.identity) as plan:
-        for number in range(plan.shards):
-            shard = plan.shard(number)
+    >>> with make_plan(recipe, TeacherIdentity("scripted", "x")) as plan:
+    ...     [len(plan.shard(number).requests) for number in range(plan.shards)]    # of the train and validation splits
+    [9, 3]
 
 Planning reads and hashes prompts; it sends nothing and writes nothing permanent. The prompts are kept in a temporary
 database, so memory does not grow with their number, and changes to the source during a run have no effect on it.
@@ -27,6 +27,7 @@ from stillhouse.errors import PromptError
 from stillhouse.labelling.former_names import Former, FormerNames, GetNote, Renaming
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from stillhouse.plugins import FILTERS, plugin_code_key
+from stillhouse.prompts.checks import PromptChecks
 from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt, Split, TeacherIdentity, content_hash
@@ -114,17 +115,9 @@ class LabelPlan:
         """Add one prompt, unless it is a duplicate; `row` is its number in the source, for error messages.
 
         Raises:
-            PromptError: the prompt has no reference and the mode needs one, or it ends with an assistant's turn and this
-                teacher cannot continue that.
+            PromptError: the prompt ends with an assistant's turn, which this teacher cannot continue.
         """
         described = f"the prompt {prompt.text[:60]!r}" + ("" if row is None else f" of row {row}")
-        if self._label.mode == "score" and prompt.reference is None:
-            raise PromptError(
-                f"{described} has no reference to score",
-                setting="label.mode",
-                value="score",
-                fix="add a reference to its row, name its column in prompts.reference, or set label.mode to 'generate'",
-            )
         if prompt.continues and self.answer_settings.teacher.continuing is None:
             raise PromptError(
                 f"{described} ends with an assistant's turn, which this teacher is not known to continue",
@@ -297,17 +290,30 @@ class LabelPlan:
             yield Request(prompt, sample, self.answer_settings, forced)
 
 
-def make_plan(recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former] = ()) -> LabelPlan:
-    """Read the prompts, drop duplicates, and divide them into shards; `former` lists the teacher's former names.
+def make_plan(
+    recipe: Recipe, teacher: TeacherIdentity, former: Sequence[Former] = (), checks: PromptChecks | None = None
+) -> LabelPlan:
+    """Read the prompts, check them, drop duplicates, and divide them into shards, all in one pass.
+
+    Args:
+        recipe: the recipe to plan.
+        teacher: the teacher's identity, which is part of each request's key.
+        former: the teacher's former names.
+        checks: checks of the prompts; None for the recipe's.
 
     Raises:
-        PromptError: a prompt cannot be read, has no reference where the mode needs one, or ends with an assistant's turn
-            that this teacher cannot continue.
+        PromptError: a prompt cannot be read, lacks something that the recipe needs, or ends with an assistant's turn that
+            this teacher cannot continue.
+        RecipeError: the first prompt begins with none of the task prefixes in the teacher's config.
+        TeacherUnavailable: the teacher's config cannot be found.
     """
+    checks = checks or PromptChecks(recipe)
     plan = LabelPlan(recipe, AnswerSettings.from_label(teacher, recipe.label), former)
     try:
         for row, prompt in enumerate(read_prompts(recipe.prompts), start=1):
+            checks.check(row, prompt)
             plan.add(prompt, split_of(prompt, recipe.prompts.holdout), row)
+        checks.finish()
     except BaseException:
         plan.__exit__(None, None, None)
         raise

@@ -1,8 +1,8 @@
 """Retry requests that a teacher error rejected: `stillhouse label RECIPE --retry-rejected [REASON...]`.
 
-    retry = Retry(frozenset({"timeout"}))       # no reason: all of them
-    retry.check(teacher_rejections(dataset))
-    retry.selects("timeout", answered=False)
+    >>> retry = Retry(frozenset({"timeout"}))       # no reason: all of them
+    >>> retry.selects("timeout", answered=False), retry.selects("empty", answered=True)
+    (True, False)
 
 Only rejections of the stage `teacher` are retried, in a new version of the same plan. Rejections that came with an answer
 (an empty text, a refusal in words) were paid for, and are retried only if their reason is named. What a filter rejected has

@@ -1,6 +1,6 @@
 """Run a Stillhouse command in child processes that end with this process, and raise its errors here.
 
-    run_command(recipe, work / "launch", [sys.executable, "-m", "stillhouse", "distill", RECIPE], log, progress, ...)
+    run_command(recipe, work / "launch", [sys.executable, "-m", "stillhouse", "distill", RECIPE], log, progress, what="...")
 
 The command reads the resolved recipe from a file, reports progress as lines of JSON (events.py) and its error in another
 file (ranks.py). All of its processes end with the process that called `run_command` (supervised.py). Stillhouse's own

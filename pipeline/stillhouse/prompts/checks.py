@@ -1,6 +1,8 @@
 """Check a recipe's prompts before anything is labelled or trained.
 
-    check_prompts(recipe)
+    >>> check_prompts(recipe)                # reads them as far as needed
+    >>> PromptChecks(recipe).done            # this recipe needs no check; else labelling/plan.py checks while it reads
+    True
 
 Prompts need references if a model is trained on them, scored along them or measured by them. They need a task prefix
 ("summarize: ") if the teacher is a multi-task model such as T5, whose config lists prefixes in `task_specific_params`.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from stillhouse.errors import PromptError, RecipeError
 from stillhouse.models.find import find_model
@@ -38,51 +41,98 @@ def check_prompts(recipe: Recipe) -> None:
         RecipeError: the first prompt begins with none of the task prefixes in the teacher's config.
         TeacherUnavailable: the teacher's config cannot be found.
     """
-    learnt = _learning_needs(recipe)
-    if recipe.references is not None and learnt:
-        _check(recipe, recipe.references, "references", learnt, None)
-        learnt = None
-    need = learnt or _scoring_needs(recipe)
-    _check(recipe, recipe.prompts, "prompts", need, None if need else _metrics_need(recipe))
+    check_references(recipe)
+    _read(recipe.prompts, PromptChecks(recipe))
 
 
-def _check(recipe: Recipe, settings: PromptSettings, part: str, need: _Need | None, wanted: _Need | None) -> None:
-    """Check one `part` of the recipe; `need` is why every prompt needs a reference, `wanted` why at least one does."""
-    own = recipe.teacher.task_prefix
-    known = _known_prefixes(recipe.teacher)
-    if not (need or wanted or own or known):
+def check_references(recipe: Recipe) -> None:
+    """Check the prompts of `references`, if a model learns from them; raises what `check_prompts` raises."""
+    if recipe.references is not None and _learning_needs(recipe):
+        _read(recipe.references, PromptChecks(recipe, "references"))
+
+
+def _read(settings: PromptSettings, checks: PromptChecks) -> None:
+    """Read prompts until the last one that must be checked."""
+    if checks.done:
         return
     for number, prompt in enumerate(read_prompts(settings), start=1):
-        if number == 1 and known and not _text(prompt).startswith(tuple(known)):
-            raise _missing_prefix(recipe, settings, part, prompt, known)
-        if own and not _text(prompt).startswith(own):
+        checks.check(number, prompt)
+        if checks.done:
+            return
+    checks.finish()
+
+
+class PromptChecks:
+    """Checks of one part of a recipe, applied to its prompts while something else reads them.
+
+    Call `check` with every prompt, and `finish` after the last. `part` is "prompts" or "references".
+    """
+
+    def __init__(self, recipe: Recipe, part: Literal["prompts", "references"] = "prompts") -> None:
+        learnt = _learning_needs(recipe)
+        need = learnt if part == "references" or recipe.references is None else None
+        if part == "prompts":
+            need = need or _scoring_needs(recipe)
+        self._recipe = recipe
+        self._part = part
+        self._settings = recipe.prompts if part == "prompts" else recipe.gold_prompts
+        self._need = need  # why every prompt needs a reference
+        self._wanted = _metrics_need(recipe) if part == "prompts" and need is None else None  # why at least one does
+        self._prefix = recipe.teacher.task_prefix
+        self._known_prefixes = _known_prefixes(recipe.teacher)  # of which the first prompt begins with one
+
+    @property
+    def done(self) -> bool:
+        """Whether the prompts that follow need no check."""
+        return not (self._need or self._wanted or self._prefix or self._known_prefixes)
+
+    def check(self, number: int, prompt: Prompt) -> None:
+        """Check one prompt; `number` is its row.
+
+        Raises:
+            PromptError: it lacks a reference that the recipe needs, or the recipe's task prefix.
+            RecipeError: it is the first and begins with none of the task prefixes in the teacher's config.
+        """
+        settings, part = self._settings, self._part
+        if self._known_prefixes:
+            if not _text(prompt).startswith(tuple(self._known_prefixes)):
+                raise _missing_prefix(self._recipe, settings, part, prompt, self._known_prefixes)
+            self._known_prefixes = ()
+        if self._prefix and not _text(prompt).startswith(self._prefix):
             raise PromptError(
                 f"the prompt of row {number} of {settings.source} ({_text(prompt)[:_SHOWN_CHARACTERS]!r}) does not begin "
                 "with it",
                 setting="teacher.task_prefix",
-                value=own,
+                value=self._prefix,
                 fix=f'add it at the start of {part}.template ({settings.template}), or set teacher.task_prefix to ""',
             )
-        missing = prompt.reference is None
-        if need and missing:
+        if prompt.reference is not None:
+            self._wanted = None
+        elif self._need:
             raise PromptError(
-                f"{need.reason}, so every row needs a reference, and row {number} of {settings.source} has none",
+                f"{self._need.reason}, so every row needs a reference, and row {number} of {settings.source} has none",
                 setting=f"{part}.reference",
                 value=settings.reference,
                 fix=f"fill its column {settings.reference or 'reference'!r}, set {part}.reference to another column, "
-                f"or {need.fix}",
+                f"or {self._need.fix}",
             )
-        wanted = wanted if missing else None
-        if not (need or wanted or own):
-            return
-    if wanted:
-        column = settings.reference or "reference"
-        raise PromptError(
-            f"{wanted.reason}, which needs references, and no row of {settings.source} has one in the column {column!r}",
-            setting=f"{part}.reference",
-            value=settings.reference,
-            fix=f"set {part}.reference to the column with the references, or {wanted.fix}",
-        )
+
+    def finish(self) -> None:
+        """Check what only all prompts together show.
+
+        Raises:
+            PromptError: no prompt has a reference, and the recipe's metrics need some.
+        """
+        if self._wanted:
+            settings, part = self._settings, self._part
+            column = settings.reference or "reference"
+            raise PromptError(
+                f"{self._wanted.reason}, which needs references, and no row of {settings.source} has one in the column "
+                f"{column!r}",
+                setting=f"{part}.reference",
+                value=settings.reference,
+                fix=f"set {part}.reference to the column with the references, or {self._wanted.fix}",
+            )
 
 
 def _learning_needs(recipe: Recipe) -> _Need | None:

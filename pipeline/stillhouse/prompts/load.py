@@ -1,6 +1,10 @@
 """Turn the rows of a JSON lines file, a Parquet file or a hub data set into prompts.
 
-    for prompt in read_prompts(recipe.prompts): ...
+    >>> prompt = next(read_prompts(recipe.prompts))
+    >>> prompt.text, prompt.reference
+    ('Explain kettle.', 'A kettle is a thing.')
+    >>> split_of(prompt, holdout=0.3)
+    'train'
 
 With a template, a row's columns are the template's variables. Without one, a row has `messages` or a plain `prompt`.
 Prompts are streamed, never all in memory. inputs/cells.py defines the text of a cell; rows.py reads the rows.

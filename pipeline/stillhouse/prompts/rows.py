@@ -1,6 +1,7 @@
 """Read the rows that prompts are made from: a local or remote JSON lines or Parquet file, or a hub data set.
 
-    for row in source_rows(recipe.prompts): ...
+    >>> next(source_rows(recipe.prompts))
+    {'word': 'kettle', 'reference': 'A kettle is a thing.'}
 
 Rows are streamed, never all in memory.
 """

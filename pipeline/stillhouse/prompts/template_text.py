@@ -1,8 +1,9 @@
 """The Jinja environment of prompt templates: it prints only text, and limits time and memory.
 
-    environment = TextEnvironment()
-    template, variables = environment.compile_text("{{ word }}: {{ tags | join(', ') }}")
-    text = environment.render(template, row)
+    >>> environment = TextEnvironment()
+    >>> template, variables = environment.compile_text("{{ word }}: {{ tags | join(', ') }}")
+    >>> environment.render(template, {"word": "tram", "tags": ["rail", 3]})
+    'tram: rail, 3'
 
 Jinja prints any value as Python does: "None", "['a', 'b']", "b'kettle'". Here every way to print goes through `as_text`:
 expressions (Jinja's `finalize`), `~`, `%`, `str.format`, `join`, and each filter that converts its value to text. Lists and

@@ -1,6 +1,8 @@
 """`prompts.template`: a Jinja2 file that renders a row of the source as the user's message.
 
-    message = PromptTemplate(recipe.prompts)(row, "row 2 of words.jsonl")
+    >>> template = PromptTemplate(recipe.prompts)
+    >>> template({"word": "hammer"}, "row 2 of words.jsonl")
+    'Explain hammer.'
 
 A row's columns are the template's variables. Errors name the file, the row and, if known, the line and the column.
 """

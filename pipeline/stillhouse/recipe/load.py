@@ -1,6 +1,8 @@
 """Load a recipe: one YAML file that describes a whole run.
 
-    recipe = load_recipe("flows/recipes/quickstart.yaml", overrides=["label.sampling.temperature=0"])
+    >>> recipe = load_recipe("flows/recipes/quickstart.yaml", overrides=["label.sampling.temperature=0"])
+    >>> recipe.label.sampling.temperature
+    0.0
 
 An unknown key is an error that names its path and the nearest valid key. Nothing is sent or written before the whole recipe
 has been validated.

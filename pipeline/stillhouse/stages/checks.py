@@ -19,9 +19,9 @@ from stillhouse.evaluation.metrics.base import open_metrics
 from stillhouse.labelling.budget import check_budget
 from stillhouse.labelling.filtering import filters_of
 from stillhouse.plugins import check_kind_exists
-from stillhouse.prompts.checks import check_prompts
+from stillhouse.prompts.checks import check_prompts, check_references
 from stillhouse.quality.base import open_filters
-from stillhouse.recipe.faults import run_checks
+from stillhouse.recipe.faults import Check, faults_of, raise_all, run_checks
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -52,7 +52,7 @@ def student_of(recipe: Recipe) -> StudentSettings:
 
 
 def check_run(recipe: Recipe) -> None:
-    """Check everything that could make `run` fail after it has started.
+    """Check everything that could make `run` fail after it has started, except prompts that labelling reads first of all.
 
     Raises:
         RecipeError: a setting is wrong, or the recipe has no student.
@@ -60,14 +60,17 @@ def check_run(recipe: Recipe) -> None:
         TeacherUnavailable: a model that teacher or student starts from does not exist.
     """
     student_of(recipe)
-    run_checks(
+    checks = [
         partial(_check_kinds, recipe),
         partial(_check_teacher, recipe),
-        partial(check_prompts, recipe),
         partial(check_teacher_template, recipe),
         partial(_check_students, recipe, _check_trainable),
         partial(_check_students, recipe, _check_template_of_student),
-    )
+    ]
+    if recipe.needs_gold:  # something may be trained or written before labelling reads the prompts
+        run_checks(*checks, partial(check_prompts, recipe))
+    else:
+        _check_before_reading(recipe, *checks)
 
 
 def check_finetune(recipe: Recipe) -> None:
@@ -97,7 +100,8 @@ def check_finetune(recipe: Recipe) -> None:
 def check_plan(recipe: Recipe) -> None:
     """Check what `check_labels` checks, but accept a teacher that has not been fine-tuned yet.
 
-    Whether this machine can train the student is not checked. A start that is not on this machine is checked later.
+    Whether this machine can train the student is not checked. A start that is not on this machine is checked later, and so
+    are the prompts, while the plan reads them, unless another check fails.
 
     Raises:
         PromptError: a prompt lacks something that the recipe needs.
@@ -108,16 +112,19 @@ def check_plan(recipe: Recipe) -> None:
     checks = [
         partial(_check_kinds, recipe),
         partial(_check_teacher, recipe),
-        partial(check_prompts, recipe),
         partial(check_teacher_template, recipe),
     ]
+    if recipe.teacher.finetune is None:  # else check_finetuned reads the references, and checks them
+        checks.append(partial(check_references, recipe))
     if recipe.student is not None:
         checks.append(partial(_check_students, recipe, _check_learner))
-    run_checks(*checks)
+    _check_before_reading(recipe, *checks)
 
 
 def check_labels(recipe: Recipe) -> None:
     """Check that the prompts can be labelled, and that the student could learn from the labels.
+
+    The prompts themselves are checked while labelling reads them, before anything is sent, unless another check fails.
 
     Raises:
         PromptError: a prompt lacks something that the recipe needs.
@@ -160,6 +167,17 @@ def check_student(recipe: Recipe) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- single checks
+
+
+def _check_before_reading(recipe: Recipe, *checks: Check) -> None:
+    """Run the checks that do not read every prompt. If one fails, check the prompts as well, to report all faults together.
+
+    If none fails, `make_plan` checks the prompts while it reads them, so that they are read once.
+    """
+    found = [error for check in checks for error in faults_of(check)]
+    if found:
+        found += faults_of(partial(check_prompts, recipe))
+    raise_all(found)
 
 
 def _check_kinds(recipe: Recipe) -> None:

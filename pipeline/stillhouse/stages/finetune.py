@@ -22,6 +22,7 @@ from stillhouse.labelling.plan import make_plan
 from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.ranks import first_process_first, is_first, processes
 from stillhouse.progress import Progress, silent
+from stillhouse.prompts.checks import PromptChecks
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.recipe import Recipe
@@ -94,9 +95,10 @@ def _first_process_first() -> AbstractContextManager[None]:
 
 
 def _gold_plan(recipe: Recipe) -> str:
-    """Return the hash of the plan of the current references; nothing is written."""
+    """Return the hash of the plan of the current references, after checking them; nothing is written."""
     gold = gold_recipe(recipe)
-    with make_plan(gold, open_teacher(gold.teacher, gold.label, gold.seed).identity) as plan:
+    checks = PromptChecks(recipe, "prompts" if recipe.references is None else "references")
+    with make_plan(gold, open_teacher(gold.teacher, gold.label, gold.seed).identity, checks=checks) as plan:
         return plan.sha256
 
 
@@ -184,6 +186,7 @@ def check_finetuned(recipe: Recipe, *, read_prompts: bool = False) -> None:
 
     Raises:
         TeacherUnavailable: the teacher has not been fine-tuned with these settings and references.
+        PromptError: a prompt lacks something that the recipe needs; only with `read_prompts`.
     """
     tuning = finetuning_of(recipe)
     if tuning is None:

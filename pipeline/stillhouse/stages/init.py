@@ -1,6 +1,8 @@
 """Write a first recipe for a user's own file: what `stillhouse init` does.
 
-    written = init_recipe(Path("."), Path("questions.csv"), teacher="demo")
+    >>> written = init_recipe(Path("task"), Path("words.jsonl"), teacher="api", prompt_column="word")
+    >>> written.recipe, written.columns
+    (PosixPath('task/recipe.yaml'), ('word', 'reference'))
 
 The recipe and the template are files to be edited. Every setting in them has a comment, and the recipe is loaded once
 before anything is written.

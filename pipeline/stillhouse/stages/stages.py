@@ -25,6 +25,7 @@ from stillhouse.processes.children import LogLine, log_to_standard_error
 from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.ranks import is_launched
 from stillhouse.progress import Progress, silent
+from stillhouse.prompts.checks import PromptChecks
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.sweep_points import points
@@ -172,7 +173,7 @@ def plan_stage(recipe: Recipe) -> tuple[Estimate, bool]:
         check_finetuned(recipe, read_prompts=True)
     except TeacherUnavailable:
         unknown = TeacherSettings(kind="scripted", model=recipe.teacher.labelling_model)
-        return estimate_labelling(recipe.model_copy(update={"teacher": unknown})), False
+        return estimate_labelling(recipe.model_copy(update={"teacher": unknown}), PromptChecks(recipe)), False
     return estimate_labelling(recipe), True
 
 

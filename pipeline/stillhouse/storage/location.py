@@ -1,7 +1,10 @@
 """A local or remote folder or file of a dataset: a `Path` on this machine, or a `RemotePath` behind a URL.
 
-    root = location("s3://bucket/labels")           # or location("data/labels"), which is a Path
-    (root / "words" / "v001" / "manifest.json").read_bytes()
+    >>> root = location("s3://bucket/labels")           # or location("data/labels"), which is a Path
+    >>> str(root / "words" / "v001" / "manifest.json")
+    's3://bucket/labels/words/v001/manifest.json'
+    >>> (location("data/labels") / "words" / "v001" / "manifest.json").is_file()
+    True
 
 A `RemotePath` has the methods of `pathlib.Path` that datasets need, under the same names. Objects are written atomically.
 Why not `universal_pathlib`, which also wraps fsspec: its paths are not `Path` objects either, it returns False if a store

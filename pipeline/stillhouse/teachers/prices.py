@@ -1,7 +1,9 @@
 """A teacher's price: dollars for tokens.
 
-    price = find_price(recipe.teacher, base_url="https://api.openai.com/v1")
-    price.cost(prompt_tokens=1200, completion_tokens=80)        # dollars
+    >>> teacher = TeacherSettings(kind="openai", model="gpt-4o-mini")
+    >>> price = find_price(teacher, base_url="https://api.openai.com/v1")
+    >>> f"${price.cost(prompt_tokens=1200, completion_tokens=80):.6f}"
+    '$0.000228'
 
 Prices come from the recipe (`teacher.price`), or from the snapshot that the library `genai-prices` ships: nothing is
 downloaded. A price that is not known is None, never 0.

@@ -1,8 +1,9 @@
 """The interface of soft-label encodings: their columns on disk, and how labels are encoded and decoded.
 
-    encoding = find_encoding("top-k")
-    row = encoding.encode(labels)                      # one completion -> the values of its columns
-    packed = encoding.decode(batch)                    # many rows -> flat arrays, without a Python object per token
+    >>> encoding = find_encoding("top-k")
+    >>> packed = encoding.decode(next(dataset.batches("train")))    # flat arrays, without a Python object per token
+    >>> packed.offsets[:3]                                          # of each position's first entry
+    array([ 0,  8, 16])
 
 An encoding is a module in this folder with an object `ENCODING`; its docstring states its error bound. Its columns are
 plain Arrow lists, which DuckDB, Polars and any other Parquet reader can read.

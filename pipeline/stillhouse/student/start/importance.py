@@ -2,7 +2,7 @@
 
     measured = MeasuredTeacher(model, batches)
     leave_one_out(measured)               # {"model": (8.8, 4.2, ...)}: nats per completion token lost without each layer
-    greedy(measured, "model", remove=14)  # layers 17, 18, ... in the order of their removal, with the KL after each
+    greedy(measured, "model", 14, begin)  # layers 17, 18, ... in the order of their removal, with the KL after each
     block_influence(measured)             # {"model": (0.41, 0.22, ...)}, from one forward pass
 
 Leaving a layer out means that its input becomes its output; a student without the layer computes exactly this (layers.py).

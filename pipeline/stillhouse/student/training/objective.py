@@ -1,6 +1,6 @@
 """The student's training objective: a divergence from the teacher's soft labels, mixed with cross-entropy on its text.
 
-    L = weight * T^2 * D( teacher / T , student / T )  +  cross_entropy_weight * CE(completion, student)
+    L = weight * T^2 * D(teacher / T || student / T)  +  cross_entropy_weight * CE(completion, student)
 
 Both terms are means over completion tokens. A black-box objective lacks the first term.
 

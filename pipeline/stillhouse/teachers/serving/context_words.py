@@ -1,6 +1,7 @@
 """The messages by which servers report that a prompt, plus room for its answer, exceeds the model's context window.
 
-    TOO_LONG.search(words)
+    >>> bool(TOO_LONG.search("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens."))
+    True
 
 There is no common code: each server has its own message (tests/teachers/serving/test_context_words.py lists them by
 server). A limit that every prompt exceeds, such as a `max_tokens` larger than the model allows, does not match.

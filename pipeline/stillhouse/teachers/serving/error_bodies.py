@@ -1,7 +1,8 @@
 """Parse servers' error bodies: the message, the code, and the HTTP status that the code stands for.
 
-    error = read_error(data)                 # from an error status, or from a response with status 200
-    error.status_of(200), error.text
+    >>> error = read_error({"error": {"message": "slow down", "code": 429}})     # in a response with status 200
+    >>> error.status_of(200), error.text
+    (429, 'slow down 429')
 
 Servers report an error in many forms: {"error": {"message", "code", "type", "param"}}, {"error": "text"}, {"object":
 "error", "message", "code"}, {"type": "error", "error": {...}}, {"detail": ...}, and, in a response with status 200, an

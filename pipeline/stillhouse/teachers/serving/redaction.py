@@ -1,7 +1,8 @@
 """Redact a secret from texts of other programs, in any encoding.
 
-    redact = Redactor(key)
-    redact(server_text)          # "invalid key: Bearer ***"
+    >>> redact = Redactor("sk-5f2+a9c1/7b")
+    >>> redact("invalid key: Bearer sk-5f2%2Ba9c1%2F7b")
+    'invalid key: Bearer ***'
 
 A server repeats a key as it received it, or as its framework escapes it: percent-encoded in a URL, escaped in JSON, HTML or
 a Python literal, or in base64. A key may contain any characters, so no generic key pattern can find it.

@@ -1,7 +1,8 @@
 """Parse how long a server asks to wait: `retry-after` and the many forms of rate-limit headers.
 
-    retry_after(response.headers)       # of a refusal: seconds
-    requested_pause(response.headers)       # of an answer: seconds until the next request may be sent
+    >>> import httpx2
+    >>> retry_after(httpx2.Headers({"retry-after": "20"}))       # of a refusal: seconds
+    20.0
 
 Servers write the same wait as seconds, as a duration ("1s", "6m0s", "120ms"), as a date, or as a timestamp in seconds or
 milliseconds since 1970. Parsed as a duration, a timestamp would be a wait of half a century.
