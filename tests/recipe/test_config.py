@@ -63,6 +63,10 @@ def refusal(**parts: Any) -> RecipeError:
             "teacher.finetune.trian: there is no such setting. Did you mean 'train'?",
         ),
         (
+            {"teacher": {"kind": "transformers", "finetune": {"freeze": ["head"], "lora": {}}}},
+            "teacher.finetune.freeze is ['head']: lora is set",
+        ),
+        (
             {"teacher": {"kind": "transformers", "finetune": {"name": "a/b"}}},
             "teacher.finetune.name is 'a/b'",
         ),

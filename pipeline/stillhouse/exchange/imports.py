@@ -103,9 +103,7 @@ def import_dataset(request: ImportRequest) -> Imported:
     format_ = find_format("FORMAT", request.format)
     files = input_files(request.files)
     note = read_note(files[0])
-    soft = (
-        SoftSettings(**note["soft"]) if format_.soft and note.get("soft") else SoftSettings() if format_.soft else None
-    )
+    soft = parse_options(f"{NOTE}: soft", note.get("soft") or {}, SoftSettings) if format_.soft else None
     reads = format_.read_rows(
         ImportSource(files, request.tokenizer, soft if note.get("soft") else None, request.interpret)
     )
@@ -257,7 +255,8 @@ def _origin(
 def _teacher(request: ImportRequest, note: dict[str, Any]) -> TeacherIdentity:
     """Return the teacher of rows that do not name one: from the command line, the export note, or unknown."""
     known = {one.name for one in fields(TeacherIdentity)}
-    given = {name: value for name, value in (note.get("teacher") or {}).items() if name in known}
+    noted = note.get("teacher")
+    given = {name: value for name, value in noted.items() if name in known} if isinstance(noted, dict) else {}
     teacher = TeacherIdentity(**given) if "kind" in given and "model" in given else TeacherIdentity("imported", UNKNOWN)
     if request.teacher is not None and request.teacher != teacher.model:
         teacher = TeacherIdentity("imported", request.teacher)
