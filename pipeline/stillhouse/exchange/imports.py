@@ -30,12 +30,13 @@ from stillhouse.errors import UsageError
 from stillhouse.exchange.base import ImportedAnswer, ImportSource, Interpret, Read, RequestKey, SkippedRow
 from stillhouse.exchange.export import read_note
 from stillhouse.exchange.find_format import find_format
-from stillhouse.exchange.lines import input_files
+from stillhouse.exchange.lines import NOTE, input_files
 from stillhouse.exchange.sample_numbering import Numbering
 from stillhouse.prompts.load import split_of
 from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
 from stillhouse.records import Completion, Split, TeacherIdentity, content_hash
+from stillhouse.settings import parse_options
 from stillhouse.storage.location import Location
 
 UNKNOWN = "unknown"
