@@ -14,7 +14,7 @@ import pytest
 
 import stillhouse
 from stillhouse.dataset.arrays import soft_labels
-from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, StudentMissing
+from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, StudentMissing, UsageError
 from tests.conftest import MakeRecipe
 
 
@@ -73,6 +73,12 @@ def test_a_wrong_setting_is_named(scripted_recipe: MakeRecipe) -> None:
 
 def silent(*_: Any) -> None:
     pass
+
+
+@pytest.mark.parametrize("source", [None, 3, ["name: x"]])
+def test_what_is_no_recipe_is_refused(source: Any) -> None:
+    with pytest.raises(RecipeError, match=r"is not a recipe\. Give a path, a mapping of settings, or a recipe"):
+        stillhouse.load_recipe(source)
 
 
 def test_labels_inside_a_running_event_loop(scripted_recipe: MakeRecipe) -> None:
@@ -193,6 +199,13 @@ def test_a_dataset_as_tables(scripted_recipe: MakeRecipe, tmp_path: Path) -> Non
     assert stillhouse.open_dataset(dataset.folder).manifest == dataset.manifest
     with pytest.raises(DatasetMissing, match="the dataset 'wrods' does not exist"):
         stillhouse.open_dataset("wrods", root=recipe.dataset.root)
+
+
+def test_a_misspelt_split_is_refused(scripted_recipe: MakeRecipe) -> None:
+    dataset = stillhouse.label(scripted_recipe(), progress=silent).dataset
+    for read in (dataset.to_table, dataset.to_polars, lambda split: list(dataset.rows(split))):
+        with pytest.raises(UsageError, match="split is 'test': there is no such split. Use train or validation"):
+            read("test")
 
 
 def test_a_split_without_rows_is_an_empty_table(scripted_recipe: MakeRecipe) -> None:

@@ -32,6 +32,11 @@ def test_a_message_is_composed_of_the_fields(fields: dict[str, Any], message: st
     assert (error.setting, error.value, error.fix) == tuple(fields.get(name) for name in ("setting", "value", "fix"))
 
 
+def test_a_fix_follows_a_hint() -> None:
+    error = RecipeError("there is no such column. Did you mean 'word'?", fix="correct it")
+    assert str(error) == "there is no such column. Did you mean 'word'? Correct it."
+
+
 def test_the_same_error_about_another_setting() -> None:
     error = RecipeError("too many", setting="student.packing", value=3, fix="take 2")
     assert str(error.replace(setting="teacher.finetune.packing")) == "teacher.finetune.packing is 3: too many. Take 2."

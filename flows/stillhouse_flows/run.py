@@ -8,10 +8,11 @@ search_working_folder_last()
 
 from prefect import flow
 
+from stillhouse.evaluation.measures.held_out import require_held_out
 from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import check_run
 from stillhouse.stages.finetune import make_gold
-from stillhouse.stages.stages import RunResult, with_version
+from stillhouse.stages.stages import RunResult, recipe_dataset, with_version
 from stillhouse_flows.common import FLOW, Overrides, RecipePath, logged_progress, name_run
 from stillhouse_flows.distill import distill_flow
 from stillhouse_flows.evaluate import evaluate_flow
@@ -39,9 +40,8 @@ def run_flow(recipe: RecipePath, overrides: Overrides = None) -> RunResult:
         make_gold(loaded, logged_progress())
     labelled = run_label_flow(recipe, overrides)
     name_run("run", loaded, labelled.dataset.manifest)
-    version = with_version(
-        loaded, labelled.dataset
-    ).dataset.version  # even if another run adds a newer version meanwhile
-    pinned = [*(overrides or []), f"dataset.version={version}"]
+    versioned = with_version(loaded, labelled.dataset)  # even if another run adds a newer version meanwhile
+    require_held_out(versioned, recipe_dataset(versioned))
+    pinned = [*(overrides or []), f"dataset.version={versioned.dataset.version}"]
     students = distill_flow(recipe, pinned)
     return RunResult(finetuned, labelled, students, evaluate_flow(recipe, pinned))

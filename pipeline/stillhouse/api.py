@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.dataset.store import Dataset, find_dataset
+from stillhouse.errors import RecipeError
 from stillhouse.evaluation.evaluate import EvaluationResult
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
 from stillhouse.labelling.estimate import Estimate
@@ -73,6 +74,10 @@ def load_recipe(source: RecipeLike, overrides: Sequence[str] | Mapping[str, Any]
     if isinstance(source, str | Path):
         return load_recipe_file(source, overrides)
     raw = source.model_dump(mode="json", by_alias=True, exclude_unset=True) if isinstance(source, Recipe) else source
+    if not isinstance(raw, Mapping):
+        raise RecipeError(
+            f"a {type(raw).__name__} is not a recipe", fix="give a path, a mapping of settings, or a recipe"
+        )
     return recipe_from(with_overrides(raw, overrides), origin="that was given")
 
 

@@ -100,7 +100,8 @@ def _restore(kind: type[StillhouseError], message: str, fields: dict[str, Any]) 
 
 def _message(problem: str, setting: str | None, value: Any, fix: str | None) -> str:
     where = f"{setting} is {_shown(value)}: " if value is not _NOT_GIVEN else f"{setting}: "
-    advice = f". {fix[0].upper()}{fix[1:]}." if fix else ""
+    end = "" if problem.endswith((".", "?")) else "."  # a hint such as "Did you mean 'layers'?"
+    advice = f"{end} {fix[0].upper()}{fix[1:]}." if fix else ""
     return f"{where if setting else ''}{problem}{advice}"
 
 

@@ -49,6 +49,13 @@ class SettingError(ValueError):
 
 
 Options = TypeVar("Options", bound=Settings)
+_YAML_TYPES = {  # pydantic's names of types are Python's
+    "tuple_type": "it must be a list",
+    "list_type": "it must be a list",
+    "dict_type": "it must be a mapping of settings",
+    "model_type": "it must be a mapping of settings",
+    "string_type": "it must be text",
+}
 
 
 def parse_options(path: str, given: Mapping[str, Any], options: type[Options]) -> Options:
@@ -92,6 +99,7 @@ def _setting_error(model: type[BaseModel], detail: Any, path: str | None) -> Rec
     if detail["type"] == "missing":
         return RecipeError("it is missing", setting=setting, fix="give it a value")
     message = re.sub(r"^\w+ should ", "it must ", str(detail["msg"]).removeprefix("Value error, "))
+    message = _YAML_TYPES.get(detail["type"], message)
     if isinstance(value, (dict, BaseModel)):
         return RecipeError(message, setting=setting)
     return RecipeError(message, setting=setting, value=value)

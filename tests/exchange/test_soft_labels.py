@@ -305,6 +305,27 @@ def test_what_a_reader_needs_and_does_not_have(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"soft": {"k": 0}}, r"export\.json: soft\.k is 0: it must be greater than or equal to 1"),
+        (
+            {"soft": {"encoding": "top-k", "kk": 3}},
+            r"export\.json: soft\.kk: there is no such setting\. Did you mean 'k'",
+        ),
+        ({"soft": "top-k"}, r"export\.json: soft is 'top-k': it must be a mapping"),
+    ],
+)
+def test_an_edited_note_is_refused_by_name(
+    dataset: Dataset, tiny_model: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    export_dataset(dataset, "axolotl", tmp_path / "a")
+    note = tmp_path / "a" / "export.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | change))
+    with pytest.raises(UsageError, match=words):
+        back_in(tmp_path, "axolotl", tmp_path / "a", tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
         ({"labels": None}, "line 1 has no 'labels'"),
         ({"labels": [0]}, "line 1: the columns differ in length"),
         ({"input_ids": ["x"]}, "line 1: the columns are not lists of numbers"),

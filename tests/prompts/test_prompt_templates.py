@@ -81,6 +81,13 @@ def test_a_null_names_its_column_and_the_fix(tmp_path: Path) -> None:
     assert "prints a value, which is null" in refusal(tmp_path, {"word": "x"}, "{{ word }}{{ [none] | first }}")
 
 
+def test_a_mapped_variable_never_takes_its_own_column(tmp_path: Path) -> None:
+    told = refusal(tmp_path, {"word": "tram", "term": "x"}, "{{ word }}", columns={"word": "trem"})
+    assert "prompts.columns.word is 'trem'" in told
+    assert "Did you mean 'term'?" in told
+    assert rendered(tmp_path, {"word": "a", "term": "b"}, "{{ word }} {{ term }}", columns={"word": "term"}) == "b b"
+
+
 def test_a_null_that_is_not_printed_is_a_templates_to_look_at(tmp_path: Path) -> None:
     template = "{% if word %}{{ word }}{% endif %}{% if word is none %}none{% endif %} {{ word or 'nothing' }}"
     for cell in (None, float("nan")):

@@ -39,6 +39,10 @@ def refusal(**parts: Any) -> RecipeError:
             {"label": {"sampling": {"temperature": -1}}},
             "label.sampling.temperature is -1: it must be greater than or equal to 0",
         ),
+        ({"quality": "empty"}, "quality is 'empty': it must be a list"),
+        ({"quality": ["empty"]}, "quality.0 is 'empty': it must be a mapping of settings"),
+        ({"label": None}, "label is null: it must be a mapping of settings"),
+        ({"name": 3}, "name is 3: it must be text"),
         ({"label": {"mode": "scor"}}, "label.mode is 'scor': it must be 'generate' or 'score'"),
         (
             {"label": {"mode": "score", "samples": 3}},
@@ -61,6 +65,10 @@ def refusal(**parts: Any) -> RecipeError:
         (
             {"teacher": {"kind": "transformers", "finetune": {"trian": {}}}},
             "teacher.finetune.trian: there is no such setting. Did you mean 'train'?",
+        ),
+        (
+            {"teacher": {"kind": "transformers", "finetune": {"freeze": ["head"], "lora": {}}}},
+            "teacher.finetune.freeze is ['head']: lora is set",
         ),
         (
             {"teacher": {"kind": "transformers", "finetune": {"name": "a/b"}}},

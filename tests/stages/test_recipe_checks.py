@@ -79,6 +79,19 @@ def test_a_fault_of_every_student_of_a_sweep_is_told_once_and_each_own_one_too(t
     assert "sweep, 11 layers: student.init.layers is 11" in told
 
 
+@pytest.mark.parametrize("layers", [[2, 9], [9, 11]])
+def test_a_count_of_layers_that_the_teacher_does_not_have_is_reported_once(
+    tiny_recipe: MakeRecipe, layers: list[int]
+) -> None:
+    recipe = with_parts(tiny_recipe, sweep={"student.init.layers": layers, "student.loss.temperature": [1, 2]})
+    for check in (check_plan, check_run):
+        with pytest.raises(RecipeError) as raised:
+            check(recipe)
+        assert str(raised.value).count("student.init.layers is 9") == 1
+        assert str(raised.value).count("the teacher has only 4 layers") == sum(count > 4 for count in layers)
+        assert "sweep, layers 9, temperature 1: student.init.layers is 9" in str(raised.value)
+
+
 def test_a_model_that_is_not_there_is_told_only_where_nothing_is_wrong() -> None:
     away, wrong = TeacherUnavailable("away"), RecipeError("wrong")
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,7 +53,13 @@ class Dataset:
         return open_parquet(self.folder / entry.path)
 
     def batches(self, split: Split) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a split in batches of at most 256, in a fixed order."""
+        """Yield the rows of a split in batches of at most 256, in a fixed order.
+
+        Raises:
+            UsageError: there is no such split.
+        """
+        if split not in get_args(Split):
+            raise UsageError("there is no such split", setting="split", value=split, fix="use train or validation")
         for entry in self.files(split):
             with self.open(entry) as parquet:
                 yield from parquet.iter_batches(batch_size=_BATCH_ROWS)

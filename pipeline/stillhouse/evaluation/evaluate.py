@@ -67,10 +67,10 @@ def evaluate(
     """Measure the recipe's models and write the report, or return the stored one.
 
     Raises:
-        RecipeError: the dataset has no held-out rows, no held-out prompt has the reference that a metric needs, a metric's
-            settings are wrong, or the student's int8 copy needs torchao, which is not installed.
+        RecipeError: no held-out prompt has the reference that a metric needs, a metric's settings are wrong, or the
+            student's int8 copy needs torchao, which is not installed.
         StudentMissing: a student or baseline of this recipe has not been trained.
-        DatasetRefused: the dataset is damaged.
+        DatasetRefused: the dataset is damaged, or has no held-out rows.
         ReportBusy: another run is making this report.
     """
     students = _students(recipe, student, dataset)

@@ -33,12 +33,13 @@ from stillhouse.errors import UsageError
 from stillhouse.exchange.base import ImportedAnswer, ImportSource, Interpret, Read, RequestKey, SkippedRow
 from stillhouse.exchange.export import read_note
 from stillhouse.exchange.find_format import find_format
-from stillhouse.exchange.lines import input_files
+from stillhouse.exchange.lines import NOTE, input_files
 from stillhouse.exchange.sample_numbering import Numbering
 from stillhouse.prompts.load import split_of
 from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
 from stillhouse.records import Completion, Split, TeacherIdentity, content_hash
+from stillhouse.settings import parse_options
 from stillhouse.storage.location import Location
 
 UNKNOWN = "unknown"
@@ -106,9 +107,7 @@ def import_dataset(request: ImportRequest) -> Imported:
     format_ = find_format("FORMAT", request.format)
     files = input_files(request.files)
     note = read_note(files[0])
-    soft = (
-        SoftSettings(**note["soft"]) if format_.soft and note.get("soft") else SoftSettings() if format_.soft else None
-    )
+    soft = parse_options(f"{NOTE}: soft", note.get("soft") or {}, SoftSettings) if format_.soft else None
     reads = format_.read_rows(
         ImportSource(files, request.tokenizer, soft if note.get("soft") else None, request.interpret)
     )
@@ -260,7 +259,8 @@ def _origin(
 def _teacher(request: ImportRequest, note: dict[str, Any]) -> TeacherIdentity:
     """Return the teacher of rows that do not name one: from the command line, the export note, or unknown."""
     known = {one.name for one in fields(TeacherIdentity)}
-    given = {name: value for name, value in (note.get("teacher") or {}).items() if name in known}
+    noted = note.get("teacher")
+    given = {name: value for name, value in noted.items() if name in known} if isinstance(noted, dict) else {}
     teacher = TeacherIdentity(**given) if "kind" in given and "model" in given else TeacherIdentity("imported", UNKNOWN)
     if request.teacher is not None and request.teacher != teacher.model:
         teacher = TeacherIdentity("imported", request.teacher)

@@ -1,13 +1,15 @@
 """Rows of a CSV or TSV file, such as a spreadsheet exports: every cell is text, and an empty one is missing.
 
-The first line names the columns. Fields are separated by commas (`.csv`; by semicolons where the header has no comma but
-semicolons) or by tabs (`.tsv`), quoted as RFC 4180 describes; a quoted field may hold line breaks.
+The first line names the columns. Fields are separated by commas (`.csv`; by semicolons or tabs if the header has no comma
+but these) or by tabs (`.tsv`), quoted as RFC 4180 describes; a quoted field may hold line breaks. A spreadsheet's line
+`sep=;` before the header sets the separator.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from stillhouse.errors import PromptError
 from stillhouse.inputs.user_files import Unreadable, text_lines
 
 _LARGEST_FIELD = 1 << 30  # characters
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?', re.IGNORECASE)  # Excel reads and writes it
 
 
 def csv_rows(stream: io.BufferedReader, source: str, delimiter: str | None = None) -> Iterator[dict[str, Any]]:
@@ -23,7 +26,7 @@ def csv_rows(stream: io.BufferedReader, source: str, delimiter: str | None = Non
     Args:
         stream: of bytes, in UTF-8 or in the encoding that its byte-order mark names.
         source: the file's name, for errors.
-        delimiter: between fields; None: a comma, or a semicolon where the header has no comma but semicolons.
+        delimiter: between fields; None: a comma, or a semicolon or a tab if the header has no comma but one of these.
 
     Raises:
         PromptError: the header is missing or names a column twice, a row has more fields than the header, or a quote is
@@ -32,8 +35,11 @@ def csv_rows(stream: io.BufferedReader, source: str, delimiter: str | None = Non
     csv.field_size_limit(_LARGEST_FIELD)
     lines = _Lines(stream, source)
     header = next(iter(lines), "")
+    skipped = 0  # lines before the header
+    if named := _SEPARATOR_LINE.fullmatch(header.strip("\r\n")):
+        delimiter, header, skipped = named[1], next(iter(lines), ""), 1
     if delimiter is None:
-        delimiter = ";" if ";" in header and "," not in header else ","
+        delimiter = next((one for one in ",;\t" if one in header), ",")
     lines.put_back(header)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
@@ -44,13 +50,14 @@ def csv_rows(stream: io.BufferedReader, source: str, delimiter: str | None = Non
                 continue
             if len(cells) > len(names):
                 raise PromptError(
-                    f"line {reader.line_num} of {source} has {len(cells)} fields, and the header has {len(names)} columns",
+                    f"line {reader.line_num + skipped} of {source} has {len(cells)} fields, and the header has "
+                    f"{len(names)} columns",
                     fix="put a field that contains the separator in double quotes",
                 )
             yield {name: cell or None for name, cell in zip(names, [*cells, *[""] * len(names)], strict=False)}
     except csv.Error as error:
         raise PromptError(
-            f"line {reader.line_num} of {source} is not valid CSV: {error}",
+            f"line {reader.line_num + skipped} of {source} is not valid CSV: {error}",
             fix='put a field with quotes or line breaks in double quotes, and write a quote inside it twice ("")',
         ) from None
 

@@ -68,7 +68,8 @@ class PromptTemplate:
             PromptError: the row lacks a column, or the template cannot be rendered with it.
         """
         mapped = {name: row[column] for name, column in self._columns.items() if column in row}
-        values = {name: None if is_missing(cell) else cell for name, cell in {**row, **mapped}.items()}
+        own = {name: cell for name, cell in row.items() if name not in self._columns}
+        values = {name: None if is_missing(cell) else cell for name, cell in {**own, **mapped}.items()}
         for variable in sorted(self._variables):
             if variable not in values:
                 raise self._missing_column(variable, row, where)

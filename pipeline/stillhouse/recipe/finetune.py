@@ -12,10 +12,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillhouse.recipe.dataset import NAME
-from stillhouse.recipe.student import EarlyStoppingSettings, LaunchSettings, LoraSettings, Part, StudentSettings
+from stillhouse.recipe.student import (
+    EarlyStoppingSettings,
+    LaunchSettings,
+    LoraSettings,
+    Part,
+    StudentSettings,
+    refuse_freeze_with_adapters,
+)
 from stillhouse.recipe.student_init import InitSettings
 from stillhouse.settings import Settings
 
@@ -44,6 +51,11 @@ class FinetuneSettings(Settings):
     head_chunk: int = Field(default=512, ge=1, description="as `student.head_chunk`")
     train: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
     launch: LaunchSettings | None = Field(default=None, description="of accelerate; None: train in this process")
+
+    @model_validator(mode="after")
+    def _freeze_or_adapters(self) -> FinetuneSettings:
+        refuse_freeze_with_adapters(self.freeze, self.lora)
+        return self
 
     @property
     def folder(self) -> str:

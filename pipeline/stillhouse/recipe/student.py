@@ -65,6 +65,21 @@ class EarlyStoppingSettings(Settings):
     min_delta: float = Field(default=0.0, ge=0, description="minimum improvement, nats")
 
 
+def refuse_freeze_with_adapters(freeze: tuple[Part, ...], lora: LoraSettings | None) -> None:
+    """Refuse `freeze` next to `lora`, in `student` and in `teacher.finetune`.
+
+    Raises:
+        SettingError: both are set.
+    """
+    if freeze and lora is not None:
+        raise SettingError(
+            "lora is set, and adapters leave all of the model's other weights unchanged",
+            setting="freeze",
+            value=[*freeze],
+            fix="remove freeze",
+        )
+
+
 class LaunchSettings(Settings):
     """Start the training processes with `accelerate launch`; options of the same name mean the same."""
 
@@ -128,13 +143,7 @@ class StudentSettings(Settings):
 
     @model_validator(mode="after")
     def _freeze_or_adapters(self) -> StudentSettings:
-        if self.freeze and self.lora is not None:
-            raise SettingError(
-                "lora is set, and adapters leave all of the student's other weights unchanged",
-                setting="freeze",
-                value=[*self.freeze],
-                fix="remove freeze",
-            )
+        refuse_freeze_with_adapters(self.freeze, self.lora)
         return self
 
     @property

@@ -71,10 +71,15 @@ def init_recipe(
         PromptError: the data cannot be read.
     """
     if teacher not in get_args(TeacherChoice):
-        raise UsageError(f"--teacher is {teacher!r}: choose from {', '.join(get_args(TeacherChoice))}")
+        raise UsageError(
+            "there is no such choice",
+            setting="--teacher",
+            value=teacher,
+            fix=f"choose from: {', '.join(get_args(TeacherChoice))}",
+        )
     rows = list(islice(source_rows(PromptSettings(source=str(data))), _ROWS_LOOKED_AT))
     if not rows:
-        raise PromptError(f"{data} has no rows")
+        raise PromptError(f"{data} has no rows", fix="put one row for each prompt below the column names")
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
     asked = _column(prompt_column, "--prompt-column", columns) or _asked_column(rows, columns, data)
     wanted = _column(reference_column, "--reference-column", columns)
@@ -100,7 +105,9 @@ def init_recipe(
     files = {recipe: text} | ({template: _render(_TEMPLATE, {"asked": variable, "others": others})} if template else {})
     for file in files:
         if file.exists():
-            raise UsageError(f"{file} exists already: remove it, or name another folder")
+            raise UsageError(
+                f"{file} exists already", fix=f"remove it, or name another folder: stillhouse init {data} FOLDER"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         write_atomically(file, content.encode())
@@ -109,7 +116,9 @@ def init_recipe(
 
 def _column(given: str | None, option: str, columns: Sequence[str]) -> str | None:
     if given is not None and given not in columns:
-        raise UsageError(f"{option} is {given!r}, a column that the file does not have.{nearest(given, list(columns))}")
+        raise UsageError(
+            f"the file does not have this column.{nearest(given, list(columns))}", setting=option, value=given
+        )
     return given
 
 
@@ -126,7 +135,7 @@ def _asked_column(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], dat
     for name in columns:
         if all(isinstance(row.get(name), str | None) for row in rows) and any(_text(row.get(name)) for row in rows):
             return name
-    raise PromptError(f"{data} has no column of text: name the one to ask about with --prompt-column")
+    raise PromptError(f"{data} has no column of text", fix="name the one to ask about with --prompt-column")
 
 
 def _text(cell: Any) -> str:

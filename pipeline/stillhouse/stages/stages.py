@@ -15,6 +15,7 @@ from functools import partial
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TrainingError, UsageError
 from stillhouse.evaluation.evaluate import EvaluationResult, evaluate
+from stillhouse.evaluation.measures.held_out import require_held_out
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation, evaluate_sweep
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import Estimate, estimate_labelling
@@ -298,5 +299,7 @@ def run_stages(recipe: Recipe, progress: Progress = silent) -> RunResult:
         make_gold(recipe, progress)
     labelled = run_coroutine(label(recipe, progress, runner=runner))
     recipe = with_version(recipe, labelled.dataset)
+    dataset = recipe_dataset(recipe)
+    require_held_out(recipe, dataset)
     students = distill_students(recipe, progress)
-    return RunResult(finetuned, labelled, students, evaluate_stage(recipe, recipe_dataset(recipe), progress))
+    return RunResult(finetuned, labelled, students, evaluate_stage(recipe, dataset, progress))

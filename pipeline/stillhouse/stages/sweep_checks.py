@@ -86,9 +86,9 @@ def _start(point: Point) -> str:
 
         try:
             config = student_config(before_finetuning(point.recipe), student)
-        except TeacherUnavailable:  # checked later
+            kept = kept_layers(config, student.init.layers)
+        except (RecipeError, TeacherUnavailable):  # the check of the start reports it
             return content_hash(shaping)
-        kept = kept_layers(config, student.init.layers)
         if not student.init.measures_layers or all(len(one.layers) == one.stack.depth for one in kept):
             listed = {one.stack.name: one.layers for one in kept}
             chosen = {"choose"} | ({"rows"} if student.init.width is None else set())  # they have no effect any more

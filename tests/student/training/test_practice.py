@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -234,6 +235,16 @@ class Writer:
     def close(self) -> None: ...
 
 
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Make a package look installed; other ones, which libraries look for too, are looked for as ever."""
+    find_spec = importlib.util.find_spec
+
+    def find(name: str, *parent: str | None) -> Any:
+        return object() if name == package else find_spec(name, *parent)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+
+
 @pytest.fixture
 def tensorboard(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[str, int]]]:
     """What is written, by folder."""
@@ -243,7 +254,8 @@ def tensorboard(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[str, in
     stand_in.SummaryWriter = Writer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda *_: object())
+    pretend_installed(monkeypatch, "tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     return seen
 
 
@@ -280,7 +292,7 @@ def gpu_with_liger(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(liger.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(liger.importlib.util, "find_spec", lambda *_: object())
+    pretend_installed(monkeypatch, "liger_kernel")
 
 
 def with_train(train: dict[str, Any]) -> StudentSettings:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from stillhouse.dataset.columns import completion_at, prompt_at
 from stillhouse.dataset.store import Dataset
-from stillhouse.errors import RecipeError
+from stillhouse.errors import DatasetRefused
 from stillhouse.evaluation.measures.chat_templates import select_rendered
 from stillhouse.evaluation.measures.copying import training_answers
 from stillhouse.evaluation.measures.measurement_task import MeasurementTask, ModelToMeasure
@@ -48,20 +48,13 @@ def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[ModelToMe
     """Return the held-out rows to measure on: those whose prompt every model's chat template renders.
 
     Raises:
-        RecipeError: the dataset has no held-out rows, no held-out prompt has the reference that a metric needs, a metric's
-            settings are wrong, or a model's chat template refuses every prompt.
-        DatasetRefused: the dataset is damaged.
+        RecipeError: no held-out prompt has the reference that a metric needs, a metric's settings are wrong, or a model's
+            chat template refuses every prompt.
+        DatasetRefused: the dataset is damaged, or has no held-out rows.
     """
     dataset.check()
-    rows = tuple(_rows(dataset, recipe.evaluate.limit))
-    if not rows:
-        raise RecipeError(
-            f"dataset {dataset.manifest.label} has no validation rows",
-            setting="prompts.holdout",
-            value=recipe.prompts.holdout,
-            fix="set it to a share such as 0.2, and label again",
-        )
-    rows = select_rendered(rows, subjects)
+    require_held_out(recipe, dataset)
+    rows = select_rendered(tuple(_rows(dataset, recipe.evaluate.limit)), subjects)
     metrics = open_metrics(recipe.evaluate.metrics)
     prompts = select_prompts(rows, recipe.evaluate)
     require_references(recipe, metrics, prompts)
@@ -74,6 +67,25 @@ def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[ModelToMe
         prompts=prompts.rows,
     )
     return HeldOut(task, tuple(metrics), prompts)
+
+
+def require_held_out(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuse a dataset that no report can be made of; a run calls it before it trains the students.
+
+    Raises:
+        DatasetRefused: the dataset has no held-out rows.
+    """
+    if dataset.manifest.rows.get("validation"):
+        return
+    rejected = sum(one.rows for one in dataset.manifest.files if one.kind == "rejected" and "/validation-" in one.path)
+    raise DatasetRefused(
+        f"dataset {dataset.manifest.label} has no validation rows to measure on"
+        + (f": all {rejected} answers to held-out prompts were rejected" if rejected else ""),
+        setting="prompts.holdout",
+        value=recipe.prompts.holdout,
+        fix=("loosen `quality`, or " if rejected else "")
+        + "set it to a larger share such as 0.2, and run again: stored answers are reused",
+    )
 
 
 def measured_models(
