@@ -1,7 +1,7 @@
 """Check a recipe's prompts before anything is labelled or trained.
 
     >>> check_prompts(recipe)                # reads them as far as needed
-    >>> PromptChecks(recipe).done            # this recipe needs no check; else labelling/plan.py checks while it reads
+    >>> PromptChecks(recipe).are_done()      # this recipe needs no check; else labelling/plan.py checks while it reads
     True
 
 Prompts need references if a model is trained on them, scored along them or measured by them. They need a task prefix
@@ -53,11 +53,11 @@ def check_references(recipe: Recipe) -> None:
 
 def _read(settings: PromptSettings, checks: PromptChecks) -> None:
     """Read prompts until the last one that must be checked."""
-    if checks.done:
+    if checks.are_done():
         return
     for number, prompt in enumerate(read_prompts(settings), start=1):
         checks.check(number, prompt)
-        if checks.done:
+        if checks.are_done():
             return
     checks.finish()
 
@@ -81,8 +81,7 @@ class PromptChecks:
         self._prefix = recipe.teacher.task_prefix
         self._known_prefixes = _known_prefixes(recipe.teacher)  # of which the first prompt begins with one
 
-    @property
-    def done(self) -> bool:
+    def are_done(self) -> bool:
         """Whether the prompts that follow need no check."""
         return not (self._need or self._wanted or self._prefix or self._known_prefixes)
 

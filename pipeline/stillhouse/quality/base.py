@@ -69,8 +69,8 @@ def open_filters(settings: Sequence[FilterSettings], path: str = "quality") -> l
             check = build(one.options)
             if hasattr(check, _HOOK_OF_0_1) and not isinstance(check, StatefulFilter):
                 raise RecipeError(
-                    f"the plug-in's filter has a method `{_HOOK_OF_0_1}`, as version 0.1 called it, and would never hear of "
-                    "a kept completion",
+                    f"the plug-in's filter has a method `{_HOOK_OF_0_1}`, the name of version 0.1, and would receive no "
+                    "kept completion",
                     setting=f"{path}.{index}.kind", value=one.kind,
                     fix=f"rename the method `{_HOOK_OF_0_1}` to `record_kept`",
                 )  # fmt: skip
