@@ -35,8 +35,8 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 
 from stillhouse.evaluation.evaluate import EvaluationResult
+from stillhouse.evaluation.report.answer_warnings import warnings
 from stillhouse.evaluation.report.report import ReportFiles, markdown
-from stillhouse.evaluation.report.warnings import warnings
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
 from stillhouse.evaluation.sweep.report import sweep_markdown
 from stillhouse.evaluation.sweep.verdict import sweep_warnings

@@ -69,7 +69,7 @@ def logged_progress() -> Progress:
     return PlainProgress(get_run_logger().info, LOG_EVERY)
 
 
-def retry_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def retry_unless_usage_error(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether to retry: not if the recipe is wrong; otherwise yes, since the store skips finished work."""
     return not isinstance(state.data, UsageError)
 

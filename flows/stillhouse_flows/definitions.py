@@ -127,7 +127,7 @@ def _check_schedule(name: str, schedule: dict[str, Any]) -> None:
         ) from error
 
 
-def flow_of(entry: dict[str, Any]) -> Flow[..., Any]:
+def load_flow(entry: dict[str, Any]) -> Flow[..., Any]:
     """Return the flow of an entry of the file."""
     return load_flow_from_entrypoint(entry["entrypoint"])
 
@@ -163,7 +163,7 @@ async def complete_registration(client: PrefectClient, definitions: Definitions,
     served from its former work pool, or a worker would take its runs as well.
     """
     for entry in definitions.deployments:
-        deployment = await client.read_deployment_by_name(f"{flow_of(entry).name}/{entry['name']}")
+        deployment = await client.read_deployment_by_name(f"{load_flow(entry).name}/{entry['name']}")
         schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
         answer = await client.request(
             "PATCH",

@@ -28,11 +28,11 @@ from stillhouse_flows.definitions import (
     Changes,
     Definitions,
     complete_registration,
-    flow_of,
+    load_flow,
     read_definitions,
     run_with_server,
 )
-from stillhouse_flows.keys import check_blocks, refer_to_blocks, secrets_from
+from stillhouse_flows.keys import check_blocks, parse_secrets, refer_to_blocks
 from stillhouse_flows.recovery import guard_runs
 
 HOME_VARIABLE = "STILLHOUSE_HOME"
@@ -61,9 +61,9 @@ def deploy(changes: Changes, secrets: Sequence[str] = ()) -> list[str]:
     """
     definitions = read_definitions(changes)
     working_folder()
-    blocks = secrets_from(secrets)
+    blocks = parse_secrets(secrets)
     run_with_server(lambda: _deploy(definitions, blocks))
-    return [f"{flow_of(entry).name}/{entry['name']}" for entry in definitions.deployments]
+    return [f"{load_flow(entry).name}/{entry['name']}" for entry in definitions.deployments]
 
 
 async def _deploy(definitions: Definitions, secrets: Mapping[str, str]) -> None:

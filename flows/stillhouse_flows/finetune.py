@@ -10,7 +10,15 @@ from stillhouse.stages.checks import check_finetune
 from stillhouse.stages.stages import finetune_stage
 from stillhouse.student.finished.folder import StudentResult
 from stillhouse_flows.artifacts import publish_models
-from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run, retry_may_help
+from stillhouse_flows.common import (
+    FLOW,
+    TASK,
+    Overrides,
+    RecipePath,
+    logged_progress,
+    name_run,
+    retry_unless_usage_error,
+)
 
 
 @task(
@@ -18,7 +26,7 @@ from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_pr
     task_run_name="fine-tune teacher",
     retries=1,
     retry_delay_seconds=10,
-    retry_condition_fn=retry_may_help,
+    retry_condition_fn=retry_unless_usage_error,
     **TASK,
 )
 def finetune_teacher(recipe: Recipe) -> StudentResult | None:

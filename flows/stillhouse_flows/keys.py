@@ -14,12 +14,12 @@ from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 
 from stillhouse.errors import RecipeError
-from stillhouse_flows.definitions import Definitions, flow_of
+from stillhouse_flows.definitions import Definitions, load_flow
 
 _SECRET = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([a-z0-9-]+)")
 
 
-def secrets_from(given: Sequence[str]) -> dict[str, str]:
+def parse_secrets(given: Sequence[str]) -> dict[str, str]:
     """Parse `VARIABLE=BLOCK` into {environment variable: name of its block}.
 
     Raises:
@@ -58,7 +58,7 @@ async def refer_to_blocks(client: PrefectClient, definitions: Definitions, secre
     """Add references to the blocks to the deployments, which the worker resolves for every run."""
     references = {variable: f"{{{{ prefect.blocks.secret.{block} }}}}" for variable, block in secrets.items()}
     for entry in definitions.deployments if secrets else []:
-        deployment = await client.read_deployment_by_name(f"{flow_of(entry).name}/{entry['name']}")
+        deployment = await client.read_deployment_by_name(f"{load_flow(entry).name}/{entry['name']}")
         variables = dict(deployment.job_variables or {})
         variables["env"] = {**variables.get("env", {}), **references}
         answer = await client.request(

@@ -26,10 +26,10 @@ from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import check_labels
 from stillhouse_flows.artifacts import publish_dataset, publish_plan, publishing_progress
 from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run, reported_errors
-from stillhouse_flows.work_pool import runner_of
+from stillhouse_flows.work_pool import open_runner_in_flow
 
 
-async def _retry_may_help(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+async def _retry_unless_refused(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether to retry: not if the recipe, the account or the budget is the cause."""
     try:
         await state.aresult()
@@ -45,7 +45,7 @@ async def _retry_may_help(task: Task[..., Any], run: TaskRun, state: State[Any])
     task_run_name="label {name}",
     retries=2,
     retry_delay_seconds=10,
-    retry_condition_fn=_retry_may_help,
+    retry_condition_fn=_retry_unless_refused,
     **TASK,
 )
 async def label_shard(job: LabelJob, number: int, name: str) -> None:
@@ -73,7 +73,7 @@ async def label_flow(
             try:
                 await publish_plan(job, loaded)
                 async with publishing_progress(job, loaded):
-                    await job.run_parts(runner_of(loaded.label.runner))
+                    await job.run_parts(open_runner_in_flow(loaded.label.runner))
                     await job.run(lambda number: label_shard(job, number, job.describe(number)))
             finally:
                 await job.close()

@@ -18,7 +18,7 @@ from stillhouse_flows.distill import distill_flow
 from stillhouse_flows.evaluate import evaluate_flow
 from stillhouse_flows.finetune import finetune_flow
 from stillhouse_flows.label import run_label_flow
-from stillhouse_flows.work_pool import runner_of
+from stillhouse_flows.work_pool import open_runner_in_flow
 
 
 @flow(name="run", flow_run_name="run {recipe}", **FLOW)
@@ -34,7 +34,7 @@ def run_flow(recipe: RecipePath, overrides: Overrides = None) -> RunResult:
     loaded = load_recipe(recipe, overrides or [])
     name_run("run", loaded)
     check_run(loaded)
-    runner_of(loaded.label.runner)  # fails early if the workers are missing, before anything is trained
+    open_runner_in_flow(loaded.label.runner)  # fails early if the workers are missing, before anything is trained
     finetuned = finetune_flow(recipe, overrides) if loaded.teacher.finetune else None
     if loaded.needs_gold and finetuned is None:
         make_gold(loaded, logged_progress())

@@ -19,13 +19,13 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from stillhouse.processes.environment import safe_path_for_children
-from stillhouse_flows.definitions import Changes, complete_registration, flow_of, read_definitions, run_with_server
+from stillhouse_flows.definitions import Changes, complete_registration, load_flow, read_definitions, run_with_server
 from stillhouse_flows.recovery import HEARTBEAT, guard_runs
 
 
 async def served_deployment(entry: dict[str, Any]) -> RunnerDeployment:
     """Return an entry of the file as a deployment that this process serves."""
-    return await flow_of(entry).ato_deployment(
+    return await load_flow(entry).ato_deployment(
         entry["name"],
         schedules=[Cron(one["cron"], timezone=one["timezone"], slug=one["slug"]) for one in entry["schedules"]],
         parameters=entry["parameters"],

@@ -21,7 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from stillhouse.stages.stages import distill_stage
 from stillhouse.stages.sweep import ParallelChildren, PointTraining, train_in_child, train_points
 from stillhouse.student.finished.folder import StudentResult
-from stillhouse_flows.common import TASK, logged_progress, retry_may_help
+from stillhouse_flows.common import TASK, logged_progress, retry_unless_usage_error
 
 _TASK_OPTIONS: dict[str, Any] = {
     "name": "train student",
@@ -32,7 +32,7 @@ _TASK_OPTIONS: dict[str, Any] = {
 }
 
 
-@task(retry_condition_fn=retry_may_help, **_TASK_OPTIONS)
+@task(retry_condition_fn=retry_unless_usage_error, **_TASK_OPTIONS)
 def train_in_this_process(training: PointTraining, label: str) -> StudentResult:
     """Train one student in this process."""
     train = partial(distill_stage, log=get_run_logger().info)
@@ -58,7 +58,7 @@ def train_sweep(trainings: Sequence[PointTraining], at_a_time: int) -> list[Stud
     children = ParallelChildren(at_a_time)
 
     def retry_if_running(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-        return not children.stopped and retry_may_help(task, run, state)
+        return not children.stopped and retry_unless_usage_error(task, run, state)
 
     task_in_child = train_in_child_process.with_options(retry_condition_fn=retry_if_running)
     threads: ThreadPoolTaskRunner[StudentResult] = ThreadPoolTaskRunner(max_workers=at_a_time)

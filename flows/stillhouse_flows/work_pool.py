@@ -42,7 +42,7 @@ class WorkPool:
         """
         run = await self._start(recipe, name)
         try:
-            state = await _end_of(run)
+            state = await _wait_for_end(run)
         except asyncio.CancelledError:
             async with get_client() as client:
                 await client.set_flow_run_state(run.id, Cancelling(message="The run that started it was stopped."))
@@ -67,7 +67,7 @@ class WorkPool:
             ) from None
 
 
-def runner_of(settings: RunnerSettings) -> Runner | None:
+def open_runner_in_flow(settings: RunnerSettings) -> Runner | None:
     """Return the runner of a recipe's parts, within a flow; None: this process labels.
 
     Raises:
@@ -78,7 +78,7 @@ def runner_of(settings: RunnerSettings) -> Runner | None:
     return open_runner(settings)
 
 
-async def _end_of(run: FlowRun) -> State[Any]:
+async def _wait_for_end(run: FlowRun) -> State[Any]:
     async with get_client() as client:
         while run.state is None or not run.state.is_final():
             await asyncio.sleep(_POLL_SECONDS)

@@ -8,7 +8,7 @@ from stillhouse.evaluation.results import (
     AnswerQuality,
     Answers,
     Curve,
-    FromTeacher,
+    DifferenceFromTeacher,
     Interval,
     LabelSummary,
     ModelRow,
@@ -84,7 +84,7 @@ def looks(
 ) -> AnswerQuality:
     """What a model's answers look like whose teacher has 2 % of everything; `wide` is half of each interval."""
     shares = [near(share, wide) for share in (repeats, cut, empty, copied)]
-    less = FromTeacher(
+    less = DifferenceFromTeacher(
         *(near(share - 0.02, wide) for share in (repeats, cut, empty, copied)),
         length_ratio=near(length, length * wide),
     )

@@ -13,7 +13,7 @@ import torch
 from stillhouse.cli.results import print_report, report_json
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.evaluate import EvaluationResult, evaluate
-from stillhouse.evaluation.report.warnings import warnings
+from stillhouse.evaluation.report.answer_warnings import warnings
 from stillhouse.evaluation.results import Interval
 from stillhouse.evaluation.sweep.evaluate import evaluate_sweep
 from stillhouse.labelling.engine import label

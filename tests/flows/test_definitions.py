@@ -13,10 +13,10 @@ pytestmark = PREFECTS_WARNINGS
 
 
 def test_the_file_has_a_nightly_labelling_a_weekly_distillation_and_the_whole_way_on_demand() -> None:
-    from stillhouse_flows.definitions import Changes, flow_of, read_definitions
+    from stillhouse_flows.definitions import Changes, load_flow, read_definitions
 
     entries = {entry["name"]: entry for entry in read_definitions(Changes()).deployments}
-    assert {name: flow_of(entry).name for name, entry in entries.items()} == {
+    assert {name: load_flow(entry).name for name, entry in entries.items()} == {
         "nightly": "label",
         "weekly": "distill",
         "on-demand": "run",

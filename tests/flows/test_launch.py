@@ -167,9 +167,9 @@ def test_a_flow_that_is_stopped_ends_its_processes_first(tmp_path: Path) -> None
 def test_what_the_recipe_says_wrongly_is_not_tried_again() -> None:
     from prefect.states import Failed
 
-    from stillhouse_flows.distill import retry_may_help, train_student
+    from stillhouse_flows.distill import retry_unless_usage_error, train_student
 
     task: Any = train_student
     run: Any = None
-    assert not retry_may_help(task, run, Failed(data=RecipeError("wrong")))
-    assert retry_may_help(task, run, Failed(data=TrainingError("a process failed")))
+    assert not retry_unless_usage_error(task, run, Failed(data=RecipeError("wrong")))
+    assert retry_unless_usage_error(task, run, Failed(data=TrainingError("a process failed")))

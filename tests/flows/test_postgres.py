@@ -262,9 +262,9 @@ def test_a_block_that_is_not_there_is_named(composed_server: ComposedServer) -> 
 
 @pytest.mark.parametrize("given", ["OPENAI_API_KEY", "sk-live-55", "OPENAI_API_KEY=sk_live_55", "A-B=c", "A=b c"])
 def test_what_names_no_block_is_refused_and_not_repeated(given: str) -> None:
-    from stillhouse_flows.keys import secrets_from
+    from stillhouse_flows.keys import parse_secrets
 
-    assert secrets_from(["A_KEY=a-block", "B=b2"]) == {"A_KEY": "a-block", "B": "b2"}
+    assert parse_secrets(["A_KEY=a-block", "B=b2"]) == {"A_KEY": "a-block", "B": "b2"}
     with pytest.raises(RecipeError, match="VARIABLE=BLOCK") as told:
-        secrets_from(["A_KEY=a-block", given])
+        parse_secrets(["A_KEY=a-block", given])
     assert given not in str(told.value) or given == "OPENAI_API_KEY"

@@ -41,7 +41,7 @@ def settled(work: Coroutine[None, None, None]) -> None:
 
 async def round_trip(limiter: RateLimiter, clock: Clock, bears: int = 10_000) -> int:
     """Send as many as the width allows, one second apart from the next trip; the server turns away what it cannot bear."""
-    sent = [await limiter.acquire(1, 1) for _ in range(limiter.width)]
+    sent = [await limiter.acquire(1, 1) for _ in range(limiter.concurrency)]
     clock.now += 1.0
     for place, moment in enumerate(sent):
         limiter.release()
@@ -93,9 +93,9 @@ def test_signs_from_before_a_cut_are_no_further_sign(clock: Clock) -> None:
         for moment in sent:  # time-outs come in one after another
             limiter.overloaded(moment)
             clock.now += 2.0
-        assert limiter.width == 16
+        assert limiter.concurrency == 16
         limiter.overloaded(clock.now)
-        assert limiter.width == 8
+        assert limiter.concurrency == 8
 
     settled(work())
 

@@ -15,7 +15,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.recipe.dataset import NAME
 from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.recipe import Recipe, recipe_from
-from stillhouse.recipe.sweep import SweepSettings
+from stillhouse.recipe.sweep import OTHER_SECTIONS, SweepSettings
 from stillhouse.recipe.sweep_points import points
 from stillhouse.stages.checks import check_distill, check_labels
 from tests.conftest import MakeRecipe
@@ -23,6 +23,10 @@ from tests.conftest import MakeRecipe
 RecipeFile = Callable[[Recipe], Path]
 LAYERS = "student.init.layers"
 ALL = {"from": "teacher", "layers": 4, "choose": "even"}
+
+
+def test_every_setting_but_the_student_is_refused_by_name() -> None:
+    assert set(OTHER_SECTIONS) == Recipe.model_fields.keys() - {"student"}
 
 
 @pytest.mark.parametrize(

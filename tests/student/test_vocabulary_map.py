@@ -15,7 +15,7 @@ from torch import Tensor
 from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TrainingError
-from stillhouse.evaluation.measures.distance import kl_with_fewer_tokens, labels_with_fewer_tokens
+from stillhouse.evaluation.measures.distance import kl_over_reduced_vocabulary, labels_over_reduced_vocabulary
 from stillhouse.models.files import ModelFiles
 from stillhouse.models.load import encode_completion, encode_prompt, load_language_model
 from stillhouse.records import EncodingName
@@ -108,7 +108,7 @@ def test_ids_by_a_dictionary(kept: set[int], ids: list[int]) -> None:
 @given(seed=st.integers(0, 10_000), kept=parts)
 def test_the_distance_is_over_common_tokens_and_the_most_likely_one_over_all(seed: int, kept: set[int]) -> None:
     known, own = logits(seed, TEACHER).log_softmax(-1), logits(seed + 1, len(kept)).log_softmax(-1)
-    kl, agrees, lost = kl_with_fewer_tokens(own, known, vocabulary_map(kept))
+    kl, agrees, lost = kl_over_reduced_vocabulary(own, known, vocabulary_map(kept))
     for position in range(POSITIONS):
         p, q = known[position].exp(), dict(zip(sorted(kept), own[position].exp(), strict=True))
         mass = sum(float(p[token]) for token in kept)
@@ -121,7 +121,7 @@ def test_the_distance_is_over_common_tokens_and_the_most_likely_one_over_all(see
 @given(seed=st.integers(0, 10_000), kept=parts, k=st.integers(1, TEACHER))
 def test_what_stored_labels_say_of_tokens_that_are_gone(seed: int, kept: set[int], k: int) -> None:
     p = logits(seed, TEACHER).softmax(-1)
-    likeliest, mass = labels_with_fewer_tokens(top_k_labels(logits(seed, TEACHER), k), vocabulary_map(kept))
+    likeliest, mass = labels_over_reduced_vocabulary(top_k_labels(logits(seed, TEACHER), k), vocabulary_map(kept))
     expected = {token: number for number, token in enumerate(sorted(kept))}
     assert likeliest.tolist() == [expected.get(token, -1) for token in p.argmax(-1).tolist()]
     listed = p.argsort(descending=True)[:, :k]
@@ -132,7 +132,7 @@ def test_what_stored_labels_say_of_tokens_that_are_gone(seed: int, kept: set[int
 def test_positions_without_labels_have_no_most_likely_token() -> None:
     nothing = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
     empty = PackedLabels(*nothing, np.zeros(3, dtype=np.int64), np.full(2, -np.inf, dtype=np.float32))
-    likeliest, mass = labels_with_fewer_tokens(empty, vocabulary_map([0, 1]))
+    likeliest, mass = labels_over_reduced_vocabulary(empty, vocabulary_map([0, 1]))
     assert likeliest.tolist() == [-1, -1]
     assert mass.tolist() == [0.0, 0.0]
 

@@ -196,7 +196,7 @@ def print_report(result: EvaluationResult | SweepEvaluation) -> None:
 
 def _warnings(report: Report | SweepReport) -> list[str]:
     """Return the warnings about the students."""
-    from stillhouse.evaluation.report.warnings import warnings
+    from stillhouse.evaluation.report.answer_warnings import warnings
     from stillhouse.evaluation.sweep.results import SweepReport
     from stillhouse.evaluation.sweep.verdict import sweep_warnings
 

@@ -45,7 +45,7 @@ class Disagreements:
     # prompt -> indexes of the versions that answer it, for prompts whose sets of answers are not all equal
     unequal: Mapping[bytes, frozenset[int]] = field(default_factory=dict)
 
-    def keeps_rows(self, prompt: bytes, index: int, preferred: int | None) -> bool:
+    def takes_rows_of(self, prompt: bytes, index: int, preferred: int | None) -> bool:
         """Whether to take a version's rows of a prompt: yes, unless the preferred version answers it differently."""
         return preferred is None or index == preferred or preferred not in self.unequal.get(prompt, ())
 
@@ -70,7 +70,7 @@ def find_disagreements(datasets: Sequence[Dataset]) -> Disagreements:
         for prompt, by_version in answers.items()
         if len({frozenset(one) for one in by_version.values()}) > 1
     }
-    prompts = [prompt for prompt in unequal if _differ(answers[prompt])]
+    prompts = [prompt for prompt in unequal if _every_version_lacks_one(answers[prompt])]
     examples = _examples(datasets, {prompt: answers[prompt] for prompt in prompts[:_EXAMPLES]})
     return Disagreements(frozenset(prompts), tuple(examples), unequal)
 
@@ -110,7 +110,7 @@ def hash_text(text: str) -> bytes:
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _differ(by_version: Mapping[int, set[bytes]]) -> bool:
+def _every_version_lacks_one(by_version: Mapping[int, set[bytes]]) -> bool:
     """Whether every version lacks an answer that another has."""
     every = set[bytes]().union(*by_version.values())
     return all(len(answers) < len(every) for answers in by_version.values())

@@ -36,11 +36,11 @@ class ShardFiles:
     folder: Location
     split: Split
     index: int
-    of: int
+    shard_count: int
 
     @property
     def name(self) -> str:
-        return f"{self.split}-{self.index:05d}-of-{self.of:05d}.parquet"
+        return f"{self.split}-{self.index:05d}-of-{self.shard_count:05d}.parquet"
 
     @property
     def data(self) -> Location:

@@ -46,7 +46,7 @@ class _MergeCounts:
     held_out: set[bytes] = field(default_factory=set)  # prompts that are in some version's validation split
     moved_prompts: set[bytes] = field(default_factory=set)  # held-out prompts that a version has in train
     moved: int = 0  # rows of moved_prompts that go from train to validation
-    outvoted: int = 0  # rows of prompts that the preferred version answers differently
+    superseded: int = 0  # rows of prompts that the preferred version answers differently
 
 
 def merge(
@@ -87,7 +87,7 @@ def merge(
         dataset.check()
     disagreements = find_disagreements(datasets)
     totals = _count_rows(datasets, disagreements, preferred)
-    notes = (*_merge_notes(totals), *_disagreement_notes(disagreements, labels, preferred, totals.outvoted))
+    notes = (*_merge_notes(totals), *_disagreement_notes(disagreements, labels, preferred, totals.superseded))
     teachers = list(dict.fromkeys(one for m in manifests for one in (m.teacher, *m.more_teachers)))
     origin = Origin(
         made_by="merge",
@@ -107,7 +107,7 @@ def merge(
             for batch in datasets[place].batches(split):
                 prompts = [hash_text(prompt) for prompt in batch.column("prompt_id").to_pylist()]
                 new = [
-                    disagreements.keeps_rows(prompt, place, preferred) and _add(taken, hash_text(id_))
+                    disagreements.takes_rows_of(prompt, place, preferred) and _add_if_new(taken, hash_text(id_))
                     for prompt, id_ in zip(prompts, batch.column("id").to_pylist(), strict=True)
                 ]
                 held = [split == "validation" or prompt in totals.held_out for prompt in prompts]
@@ -133,9 +133,9 @@ def _count_rows(datasets: Sequence[Dataset], disagreements: Disagreements, prefe
         for split in SPLITS:
             for id_, prompt in columns(dataset, "id", "prompt_id", splits=(split,)):
                 totals.rows += 1
-                if not disagreements.keeps_rows(hash_text(prompt), place, preferred):
-                    totals.outvoted += 1
-                elif not _add(ids, hash_text(id_)):
+                if not disagreements.takes_rows_of(hash_text(prompt), place, preferred):
+                    totals.superseded += 1
+                elif not _add_if_new(ids, hash_text(id_)):
                     totals.repeated += 1
                 elif split == "train" and hash_text(prompt) in totals.held_out:
                     totals.moved += 1
@@ -154,7 +154,7 @@ def _merge_notes(totals: _MergeCounts) -> Iterator[str]:
 
 
 def _disagreement_notes(
-    disagreements: Disagreements, labels: Sequence[str], preferred: int | None, outvoted: int
+    disagreements: Disagreements, labels: Sequence[str], preferred: int | None, superseded: int
 ) -> Iterator[str]:
     """Report the prompts with differing answers, and whose answers were kept."""
     if disagreements.prompts:
@@ -170,8 +170,8 @@ def _disagreement_notes(
                 "the rows of that one alone)"
             )
         yield f"{pluralize(len(disagreements.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
-    if outvoted and preferred is not None:
-        rows = pluralize(outvoted, "row")
+    if superseded and preferred is not None:
+        rows = pluralize(superseded, "row")
         yield f"{rows} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
 
 
@@ -203,7 +203,7 @@ def _kind(manifest: Manifest) -> str:
     return "encoder-decoder" if manifest.teacher.encoder_decoder else "causal"
 
 
-def _add(known: set[bytes], key: bytes) -> bool:
+def _add_if_new(known: set[bytes], key: bytes) -> bool:
     """Add a key and return whether it is new."""
     before = len(known)
     known.add(key)

@@ -138,8 +138,8 @@ class NewVersion:
             fsync_folder(self._folder / "data")
         return entries
 
-    def _files(self, split: Split, index: int, of: int) -> ShardFiles:
-        return ShardFiles(self._folder, split, index, of)
+    def _files(self, split: Split, index: int, shard_count: int) -> ShardFiles:
+        return ShardFiles(self._folder, split, index, shard_count)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class FromTeacher:
+class DifferenceFromTeacher:
     """A model's figures minus its teacher's, paired: same prompts, same resamples. Differences of shares are -1..1."""
 
     repeats: Interval
@@ -37,7 +37,7 @@ class AnswerQuality:
     empty: Interval  # share without any text
     copied: Interval  # share that is word for word a training answer to another prompt
     tokens: Interval | None  # mean length in tokens, end token included; None if the labels have no token counts
-    from_teacher: FromTeacher | None = None  # None for the teacher
+    from_teacher: DifferenceFromTeacher | None = None  # None for the teacher
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.dataset.store import Dataset
+from stillhouse.evaluation.report.answer_warnings import warning_of
 from stillhouse.evaluation.report.report import ReportFiles
 from stillhouse.evaluation.report.tables import ComparedModels, answer_quality_table
-from stillhouse.evaluation.report.warnings import warning_of
 from stillhouse.models.find import can_load_in_process, find_model, labelling_files
 from stillhouse.plugins import METRICS, plugin_code_key
 from stillhouse.recipe.recipe import Recipe

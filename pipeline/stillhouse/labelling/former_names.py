@@ -2,7 +2,7 @@
 
     names = FormerNames(plan.former, journal.get_note)
     for former in names.valid_for(version.manifest.recipe):        # the former names valid for answers to that recipe
-        plan.claim(rows, stored_with=former.answer_settings)
+        plan.match_rows(rows, stored_with=former.answer_settings)
     claim_former_name(journal, former, "words/v001")        # recorded and logged when one is first used
 
 A request's key names its teacher. When a release names teachers more precisely (by all bytes of a weight file instead of

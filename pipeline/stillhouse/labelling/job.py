@@ -85,7 +85,7 @@ class LabelJob:
     def describe(self, number: int) -> str:
         """Return a shard's display name, such as train 3/12."""
         shard = self._plan.names[number]
-        return f"{shard.split} {shard.index + 1}/{shard.of}"
+        return f"{shard.split} {shard.index + 1}/{shard.shard_count}"
 
     def metrics(self) -> Metrics:
         """Return the run's progress, speed and cost; call it from the thread that runs the job."""

@@ -31,7 +31,7 @@ _COPIED_NOTE = "adopted"  # the journal's note of the plan whose answers were co
 _RETRY_NOTE = "retrying"  # its note of the plan and the version that retry rejections
 
 
-def same_version(base: Location, plan: LabelPlan, journal: Journal) -> Dataset | None:
+def version_of_plan(base: Location, plan: LabelPlan, journal: Journal) -> Dataset | None:
     """Return the newest finished version of a dataset if it was made from this plan, else None."""
     if not versions(base):
         return None
@@ -50,7 +50,7 @@ def finished_version(base: Location, plan: LabelPlan, journal: Journal, retry: R
     Raises:
         UsageError: the retry names a reason for which nothing was rejected.
     """
-    newest = same_version(base, plan, journal)
+    newest = version_of_plan(base, plan, journal)
     has_rejections = False
     if retry is not None:
         rejected = journal.rejections() + (teacher_rejections(newest) if newest else Counter())
@@ -93,7 +93,7 @@ def delete_journaled_answers(plan: LabelPlan, journal: Journal) -> None:
 
 def shard_files(folder: Location, shard: ShardName) -> ShardFiles:
     """Return the files of a shard in a version's folder."""
-    return ShardFiles(folder, shard.split, shard.index, shard.of)
+    return ShardFiles(folder, shard.split, shard.index, shard.shard_count)
 
 
 def _delete_stale_shards(folder: Location, plan: LabelPlan) -> None:
@@ -117,7 +117,7 @@ def _start_retry(retry: Retry, plan: LabelPlan, journal: Journal, folder: Locati
         return
     journal.delete_rejections(retry)
     _delete_shards(folder)  # they are written again from the journal
-    if (newest := same_version(folder.parent, plan, journal)) is not None:
+    if (newest := version_of_plan(folder.parent, plan, journal)) is not None:
         copied = copy_except_retried(retry, plan, journal, newest)
         journal.set_note(_COPIED_NOTE, " ".join([plan.sha256, *([newest.manifest.label] if copied else [])]))
     journal.set_note(_RETRY_NOTE, started)

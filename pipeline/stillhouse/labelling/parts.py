@@ -54,7 +54,7 @@ FOLDER = "parts"
 _PROMPTS = "prompts.parquet"
 _RECIPE = "recipe.yaml"
 _COLUMNS = pa.schema([pa.field("messages", MESSAGES), pa.field("reference", pa.string())])
-_TRIES = 3  # dispatches of a part in all, before its lost worker fails the run
+_MAX_DISPATCHES = 3  # dispatches of a part in all, before its lost worker fails the run
 _POLL_SECONDS = 1.0  # seconds between checks whether a worker still holds a part
 
 
@@ -205,7 +205,7 @@ class Parts:
                 _LOG.info("part %s has spent its lease and gets another one", part.name)
             except WorkerLost as error:
                 lost, more = lost + 1, False
-                if lost == _TRIES:
+                if lost == _MAX_DISPATCHES:
                     raise
                 _LOG.warning("%s; part %s is dispatched again", error, part.name)
             finally:

@@ -40,7 +40,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 _CREATE = f"""
 CREATE TABLE ids (id BLOB PRIMARY KEY, continues INTEGER NOT NULL, reference BLOB) WITHOUT ROWID;
 CREATE TABLE scored (key BLOB PRIMARY KEY) WITHOUT ROWID;  -- used in score mode
-CREATE TABLE claimed (key BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE matched (key BLOB PRIMARY KEY) WITHOUT ROWID;
 {"".join(f"CREATE TABLE {split} (position INTEGER PRIMARY KEY, body BLOB NOT NULL);" for split in SPLITS)}
 """
 _CACHE_KIB = 1 << 16  # memory of the temporary database
@@ -60,7 +60,7 @@ class Shard:
     number: int  # position among all shards
     split: Split
     index: int  # position among the shards of its split
-    of: int  # shards in its split
+    shard_count: int  # shards in its split
     requests: tuple[Request, ...]
 
     @cached_property
@@ -75,7 +75,7 @@ class ShardName:
     number: int
     split: Split
     index: int
-    of: int
+    shard_count: int
 
 
 class LabelPlan:
@@ -196,8 +196,8 @@ class LabelPlan:
         """Every shard, in the order in which they are written: the train split first."""
         listed: list[ShardName] = []
         for split in SPLITS:
-            of = math.ceil(self._counts[split] / self._label.shard_size)
-            listed += [ShardName(len(listed) + index, split, index, of) for index in range(of)]
+            shard_count = math.ceil(self._counts[split] / self._label.shard_size)
+            listed += [ShardName(len(listed) + index, split, index, shard_count) for index in range(shard_count)]
         return listed
 
     @property
@@ -218,7 +218,7 @@ class LabelPlan:
         with self._lock:
             rows = self._store.execute(query, (first, first + self._label.shard_size)).fetchall()
         requests = tuple(request for (body,) in rows for request in self.requests_of(_prompt(body)))
-        return Shard(name.number, name.split, name.index, name.of, requests)
+        return Shard(name.number, name.split, name.index, name.shard_count, requests)
 
     def ids(self) -> Iterator[str]:
         """Yield every request's key, in order."""
@@ -230,7 +230,7 @@ class LabelPlan:
         query = "SELECT 1 FROM ids WHERE id = ?"
         return any(self._store.execute(query, (bytes.fromhex(id_),)).fetchone() for id_ in prompts)
 
-    def claim(
+    def match_rows(
         self,
         rows: Sequence[tuple[str, str, int, str | None]],
         *,
@@ -256,7 +256,7 @@ class LabelPlan:
             part = prompts[start : start + _IDS_PER_QUERY]
             marks = ",".join("?" * len(part))
             known |= dict(self._store.execute(f"SELECT id, continues FROM ids WHERE id IN ({marks})", part))
-        claimed: list[str | None] = []
+        matched: list[str | None] = []
         for key, prompt, sample, text in rows:
             forced = text if self._label.mode == "score" else None
             continues = known.get(bytes.fromhex(prompt))
@@ -270,12 +270,12 @@ class LabelPlan:
             new = (
                 matches
                 and self._store.execute(
-                    "INSERT OR IGNORE INTO claimed VALUES (?)", (bytes.fromhex(current_key),)
+                    "INSERT OR IGNORE INTO matched VALUES (?)", (bytes.fromhex(current_key),)
                 ).rowcount
                 > 0
             )
-            claimed.append(current_key if new else None)
-        return claimed
+            matched.append(current_key if new else None)
+        return matched
 
     def renamings(self) -> Iterator[Renaming]:
         """Yield, for each shard, a function from answer settings to {key with those settings: current key}."""

@@ -26,21 +26,21 @@ _FIRST = 4  # concurrency before the first answer; limits what a wrong key or mo
 class RateLimiter:
     """Concurrency and rate limits of a run, shared by all its requests; use it from one event loop."""
 
-    def __init__(self, limit: int, limits: LimitSettings) -> None:
-        self._limit = limit
-        self._width = float(min(limit, _FIRST))
+    def __init__(self, max_concurrency: int, rates: LimitSettings) -> None:
+        self._max_concurrency = max_concurrency
+        self._concurrency = float(min(max_concurrency, _FIRST))
         self._growing = True  # until the first overload
         self._active = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._resume_at = 0.0  # time.monotonic() until which nothing is sent
         self._last_cut = 0.0  # time.monotonic() of the last decrease
-        self._requests = _per_minute(limits.requests_per_minute)
-        self._tokens = _per_minute(limits.tokens_per_minute)
+        self._requests = _per_minute(rates.requests_per_minute)
+        self._tokens = _per_minute(rates.tokens_per_minute)
 
     @property
-    def width(self) -> int:
+    def concurrency(self) -> int:
         """The current limit on concurrent requests."""
-        return int(self._width)
+        return int(self._concurrency)
 
     async def acquire(self, requests: int, tokens: int) -> float:
         """Wait until this much may be sent, then return the current time, for `overloaded`; call `release` afterwards."""
@@ -62,15 +62,16 @@ class RateLimiter:
 
     def succeeded(self) -> None:
         """Record an answer: increase the concurrency a little."""
-        if self._width < self._limit:
-            self._width = min(float(self._limit), self._width + (1.0 if self._growing else 1.0 / self._width))
+        if self._concurrency < self._max_concurrency:
+            step = 1.0 if self._growing else 1.0 / self._concurrency
+            self._concurrency = min(float(self._max_concurrency), self._concurrency + step)
             self._wake_waiters()
 
     def overloaded(self, sent: float) -> None:
         """Record that the server was overloaded by a request sent at that time: halve the concurrency."""
         self._growing = False
         if sent > self._last_cut:
-            self._width = max(1.0, self._width / 2)
+            self._concurrency = max(1.0, self._concurrency / 2)
             self._last_cut = time.monotonic()
 
     def pause(self, seconds: float) -> None:
@@ -78,7 +79,7 @@ class RateLimiter:
         self._resume_at = max(self._resume_at, time.monotonic() + seconds)
 
     async def _acquire_slot(self) -> None:
-        if self._active < int(self._width) and not self._waiting:
+        if self._active < int(self._concurrency) and not self._waiting:
             self._active += 1
             return
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -97,7 +98,7 @@ class RateLimiter:
             await asyncio.sleep(wait)
 
     def _wake_waiters(self) -> None:
-        while self._waiting and self._active < int(self._width):
+        while self._waiting and self._active < int(self._concurrency):
             slot = self._waiting.popleft()
             if not slot.done():
                 self._active += 1

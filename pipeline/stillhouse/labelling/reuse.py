@@ -69,15 +69,15 @@ def _copy_file(
     columns = _REJECTED_KEYS if entry.kind == "rejected" else _KEYS
     with version.open(entry) as parquet:
         keys = parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(columns))
-        claimed = [
+        matched = [
             one for batch in keys for one in _match(plan, journal, version, batch, rejections=rejections, retry=retry)
         ]
-    if not any(claimed):
+    if not any(matched):
         return 0
     copied = start = 0
     with version.open(entry) as parquet:
         for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE):
-            copied += journal.copy_from(_with_keys(batch, claimed[start : start + batch.num_rows]))
+            copied += journal.copy_from(_with_keys(batch, matched[start : start + batch.num_rows]))
             start += batch.num_rows
     return copied
 
@@ -115,10 +115,10 @@ def _match(
     texts = [None if turns is None else "".join(turn["content"] for turn in turns) for turns in completions]
     ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))
     rows = list(zip(ids, prompts, samples, texts, strict=True))
-    claimed = plan.claim(rows, rejections=rejections)
+    matched = plan.match_rows(rows, rejections=rejections)
     for former in FormerNames(plan.former, journal.get_note).valid_for(version.manifest.recipe):
-        more = plan.claim(rows, stored_with=former.answer_settings, rejections=rejections)
+        more = plan.match_rows(rows, stored_with=former.answer_settings, rejections=rejections)
         if any(more):
             claim_former_name(journal, former, version.manifest.label)
-        claimed = [one or other for one, other in zip(claimed, more, strict=True)]
-    return claimed
+        matched = [one or other for one, other in zip(matched, more, strict=True)]
+    return matched

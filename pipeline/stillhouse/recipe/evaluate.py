@@ -24,7 +24,7 @@ class MetricSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _kind_alone(cls, given: Any) -> Any:
+    def _expand_short_form(cls, given: Any) -> Any:
         """Accept `chrf` as short for {kind: chrf}."""
         return {"kind": given} if isinstance(given, str) else given
 

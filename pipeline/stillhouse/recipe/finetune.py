@@ -26,7 +26,7 @@ from stillhouse.recipe.student import (
 from stillhouse.recipe.student_init import InitSettings
 from stillhouse.settings import Settings
 
-_OF_A_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "head_chunk", "train", "launch")
+_SHARED_WITH_STUDENT = ("max_length", "freeze", "packing", "lora", "early_stopping", "head_chunk", "train", "launch")
 
 
 class FinetuneSettings(Settings):
@@ -69,7 +69,7 @@ class FinetuneSettings(Settings):
             if self.config is not None
             else InitSettings(model=model, revision=revision)
         )
-        same = {name: getattr(self, name) for name in _OF_A_STUDENT}
+        same = {name: getattr(self, name) for name in _SHARED_WITH_STUDENT}
         student = StudentSettings(init=init, mode="gold", trust_remote_code=trust_remote_code, **same)
         student._is_teacher = True
         return student

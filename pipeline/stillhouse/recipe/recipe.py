@@ -105,7 +105,7 @@ class Recipe(Settings):
             return self.teacher.finetune is not None
         if self.sweep is not None:
             return any(
-                one.student is not None and one.student.mode == "gold" for one in map(self.of_point, self.sweep.grid())
+                one.student is not None and one.student.mode == "gold" for one in map(self.for_point, self.sweep.grid())
             )
         return self.student.mode == "gold" or "gold" in self.evaluate.baselines
 
@@ -122,11 +122,11 @@ class Recipe(Settings):
         shapes: dict[str, str] = {}
         for point in self.sweep.grid():
             try:
-                student = self.of_point(point).student
+                student = self.for_point(point).student
             except RecipeError as error:
                 raise SettingError(error) from None
             assert student is not None
-            shape = repr(student.shaping(student.mode))
+            shape = repr(student.key_settings(student.mode))
             if shape in shapes:
                 raise SettingError(
                     f"`{shapes[shape]}` and `{point.label}` are the same student (launch and quantize do not change the "
@@ -137,7 +137,7 @@ class Recipe(Settings):
             shapes[shape] = point.label
         return self
 
-    def of_point(self, point: GridPoint) -> Recipe:
+    def for_point(self, point: GridPoint) -> Recipe:
         """Return the recipe of one student of the sweep, as if its settings and name were given by --set.
 
         Values that were filled in from this recipe's name stay, so that all students share one teacher and one dataset.

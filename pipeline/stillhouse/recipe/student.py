@@ -90,7 +90,7 @@ class LaunchSettings(Settings):
     arguments: tuple[str | int, ...] = Field(default=(), description="further command-line arguments")
 
 
-_OF_A_TEACHER = {  # settings of a teacher that is fine-tuned, by their names in `student`
+_TEACHER_PATHS = {  # settings of a teacher that is fine-tuned, by their names in `student`
     "init": "teacher.model",
     "init.model": "teacher.model",
     "init.config": "teacher.finetune.config",
@@ -163,9 +163,9 @@ class StudentSettings(Settings):
         """
         if not self._is_teacher:
             return f"student.{name}"
-        return _OF_A_TEACHER.get(name, f"teacher.finetune.{name}")
+        return _TEACHER_PATHS.get(name, f"teacher.finetune.{name}")
 
-    def shaping(self, mode: str) -> dict[str, Any]:
+    def key_settings(self, mode: str) -> dict[str, Any]:
         """Return the settings that determine a student's weights if trained in `mode`: equal for equal students."""
         unused = {"quantize", "launch"} | ({"loss", "labels"} if mode != "white-box" else set())
-        return self.model_dump(exclude=unused) | {"mode": mode, "init": self.init.shaping}
+        return self.model_dump(exclude=unused) | {"mode": mode, "init": self.init.key_settings}

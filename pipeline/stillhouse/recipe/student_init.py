@@ -151,7 +151,7 @@ class InitSettings(Settings):
 
     @model_validator(mode="after")
     def _no_setting_is_unused(self) -> InitSettings:
-        if self.choose != "importance" and not self._counts:  # a resolved recipe contains the default
+        if self.choose != "importance" and not self._chooses_layers:  # a resolved recipe contains the default
             raise SettingError(
                 "`layers` is not a number of layers to choose",
                 setting="choose",
@@ -192,7 +192,7 @@ class InitSettings(Settings):
         return self
 
     @property
-    def _counts(self) -> bool:
+    def _chooses_layers(self) -> bool:
         """Whether the layers of a stack are given as a number, so that `choose` applies."""
         of = [self.layers.encoder, self.layers.decoder] if isinstance(self.layers, StackLayers) else [self.layers]
         return any(isinstance(one, int) for one in of)
@@ -200,7 +200,7 @@ class InitSettings(Settings):
     @property
     def measures_layers(self) -> bool:
         """Whether layers are chosen by their importance on rows of the dataset."""
-        return self._counts and self.choose != "even"
+        return self._chooses_layers and self.choose != "even"
 
     @property
     def needs_dataset(self) -> bool:
@@ -208,15 +208,15 @@ class InitSettings(Settings):
         return self.measures_layers or self.width is not None or self.vocabulary == "used"
 
     @property
-    def shaping(self) -> dict[str, Any]:
+    def key_settings(self) -> dict[str, Any]:
         """The settings that determine the initial weights, for a student's key; without unused ones, as in older keys."""
-        shaping = self.model_dump(include={"from_", "layers", "model", "revision", "config"})
+        key_settings = self.model_dump(include={"from_", "layers", "model", "revision", "config"})
         if self.measures_layers:
-            shaping["choose"] = self.choose
+            key_settings["choose"] = self.choose
         if self.measures_layers or self.width is not None:
-            shaping["rows"] = self.rows
+            key_settings["rows"] = self.rows
         if self.width is not None:
-            shaping["width"] = self.width.model_dump()
+            key_settings["width"] = self.width.model_dump()
         if self.vocabulary == "used":
-            shaping["vocabulary"] = self.vocabulary
-        return shaping
+            key_settings["vocabulary"] = self.vocabulary
+        return key_settings

@@ -27,6 +27,10 @@ from stillhouse.settings import SettingError, Settings, nearest
 
 _STUDENT = "student."
 _AT_A_TIME = "at_a_time"
+OTHER_SECTIONS = (  # every setting of a recipe but `student`; not computed: recipe.py imports this module
+    *("name", "seed", "prompts", "references", "teacher", "label", "quality", "dataset", "students", "evaluate"),
+    "sweep",
+)
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # texts of values that go into a name unchanged
 _LONGEST_VALUE = 24  # characters of a value in a name
 _LONGEST_SLUG = 80  # characters
@@ -110,7 +114,7 @@ def _check_axis(path: str, values: Any) -> None:
         SettingError: the path is not one of a student setting, or its value is not a list or is an empty one.
     """
     section = path.split(".")[0]
-    if section in _OTHER_SECTIONS:
+    if section in OTHER_SECTIONS:
         raise SettingError(
             "a sweep varies only settings of the student: all its students learn from one dataset and are compared on it",
             setting=path,
@@ -126,12 +130,6 @@ def _check_axis(path: str, values: Any) -> None:
         raise SettingError("it is not a list", setting=path, value=values, fix="give a list, such as [16, 12, 8]")
     if not values:
         raise SettingError("the list is empty", setting=path, fix="give at least one value, or remove the key")
-
-
-_OTHER_SECTIONS = (
-    *("name", "seed", "prompts", "references", "teacher", "label", "quality", "dataset", "students", "evaluate"),
-    "sweep",
-)
 
 
 # ----------------------------------------------------------------------------------------------------------------- names

@@ -39,4 +39,4 @@ def points(recipe: Recipe) -> tuple[Point, ...]:
     """
     if recipe.sweep is None:
         return ()
-    return tuple(Point(one.settings, one.label, recipe.of_point(one)) for one in recipe.sweep.grid())
+    return tuple(Point(one.settings, one.label, recipe.for_point(one)) for one in recipe.sweep.grid())

@@ -79,7 +79,7 @@ def _check_at_a_time(recipe: Recipe, found: tuple[Point, ...]) -> None:
 def _start(point: Point) -> str:
     """Return a hash of a student's settings, with its layers listed if the teacher's config determines them."""
     student = point.student
-    shaping = student.shaping(student.mode)
+    key_settings = student.key_settings(student.mode)
     if student.init.layers is not None:
         from stillhouse.student.start.stacks import kept_layers
         from stillhouse.student.start.start_config import student_config
@@ -88,9 +88,9 @@ def _start(point: Point) -> str:
             config = student_config(before_finetuning(point.recipe), student)
             kept = kept_layers(config, student.init.layers)
         except (RecipeError, TeacherUnavailable):  # the check of the start reports it
-            return content_hash(shaping)
+            return content_hash(key_settings)
         if not student.init.measures_layers or all(len(one.layers) == one.stack.depth for one in kept):
             listed = {one.stack.name: one.layers for one in kept}
             chosen = {"choose"} | ({"rows"} if student.init.width is None else set())  # they have no effect any more
-            shaping["init"] = {**shaping["init"], "layers": listed} | dict.fromkeys(chosen)
-    return content_hash(shaping)
+            key_settings["init"] = {**key_settings["init"], "layers": listed} | dict.fromkeys(chosen)
+    return content_hash(key_settings)

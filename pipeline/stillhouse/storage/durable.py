@@ -116,7 +116,7 @@ def write_lock(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: b
             yield
         return
     file = folder / ".lock"
-    with _locked(file, busy) as lock:
+    with _flock(file, busy) as lock:
         with _storage_errors(folder):
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), this_process().as_bytes())  # unbuffered, so close() cannot fail on a full disk
@@ -128,7 +128,7 @@ def write_lock(folder: Location, busy: type[Busy] = DatasetBusy, *, keep_lock: b
 
 
 @contextmanager
-def _locked(file: Path, busy: type[Busy]) -> Iterator[IO[str]]:
+def _flock(file: Path, busy: type[Busy]) -> Iterator[IO[str]]:
     """Take the kernel's exclusive lock (flock) on a file, creating the file if needed."""
     while True:
         with _storage_errors(file.parent):

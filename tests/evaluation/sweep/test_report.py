@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from stillhouse.evaluation.report.answer_warnings import fault_of, warning_of
 from stillhouse.evaluation.report.plots import FRONT
 from stillhouse.evaluation.report.report import ANSWER_QUALITY_TITLE, ReportFiles
-from stillhouse.evaluation.report.warnings import fault_of, warning_of
 from stillhouse.evaluation.results import (
     AnswerQuality,
     Answers,

@@ -43,7 +43,7 @@ def test_a_worker_whose_process_is_gone_is_lost(monkeypatch: pytest.MonkeyPatch)
 
         os._exit(1)
 
-    monkeypatch.setattr(ray_cluster, "_TRIES", 0)
+    monkeypatch.setattr(ray_cluster, "_MAX_RETRIES", 0)
     with pytest.raises(WorkerLost, match="Ray lost the task words part-1"):
         labelled_by(killed, monkeypatch)
 

@@ -99,7 +99,7 @@ def make(family: str, seed: int = 0) -> PreTrainedModel:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     for name, parameter in model.named_parameters():
         noise = 0.3 * torch.randn(parameter.shape, generator=generator)
-        norm = axes_of(name) in ((Axis.HIDDEN,), (Axis.OF_A_HEAD,)) and name.endswith(".weight")
+        norm = axes_of(name) in ((Axis.HIDDEN,), (Axis.HEAD_DIM,)) and name.endswith(".weight")
         parameter.data = noise + (1.0 - FAMILIES[config.model_type].norm_offset if norm else 0.0)
     return model
 

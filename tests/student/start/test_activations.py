@@ -45,7 +45,7 @@ def brute_force(model: PreTrainedModel) -> dict[str, np.ndarray]:
         if name.endswith(SECOND):
             figures[owner] = np.array([np.sqrt((activation**2).mean()) for activation in rows.T])
         elif name.endswith(PROJECTION):
-            wide = sizes_of(model.config).of_a_head
+            wide = sizes_of(model.config).head_dim
             outputs = [rows[:, first : first + wide] for first in range(0, rows.shape[1], wide)]
             figures[owner] = np.array([np.sqrt((np.linalg.norm(one, axis=1) ** 2).mean()) for one in outputs])
         else:

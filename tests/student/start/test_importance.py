@@ -123,7 +123,7 @@ def test_greedy_removal_is_the_best_of_its_candidates_at_every_step(kind: str) -
     for stack in stacks_of(model.config):
         alone = leave_one_out(measured)[stack.name]
         known: list[Removal] = []
-        removal = greedy(measured, stack.name, stack.depth - 1, Removal(costs=alone), keep=known.append)
+        removal = greedy(measured, stack.name, stack.depth - 1, Removal(costs=alone), on_step=known.append)
         costs, gone = list(alone), []
         for step, layer in enumerate(removal.order):
             tried = sorted((one for one in range(stack.depth) if one not in gone), key=lambda one: costs[one])

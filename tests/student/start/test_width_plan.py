@@ -53,7 +53,7 @@ def test_widths_in_numbers(
     config: Callable[[], PretrainedConfig], width: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
     sizes = student_sizes(config(), WidthSettings(**width))
-    assert (sizes.hidden, sizes.neurons, sizes.heads, sizes.groups, sizes.of_a_head) == (*expected, 64)
+    assert (sizes.hidden, sizes.neurons, sizes.heads, sizes.groups, sizes.head_dim) == (*expected, 64)
     check_widths(config(), WidthSettings(**width))
     assert sizes_of(with_sizes(config(), sizes)) == sizes
 

@@ -84,8 +84,8 @@ def test_a_cut_model_has_its_configs_shapes_and_is_read_by_plain_transformers(fa
     student, widths = cut_widths(teacher, WidthSettings(feed_forward=0.5, heads=4, hidden=0.5), measured(teacher))
     assert widths == {"feed_forward": (10, NEURONS), "heads": (4, HEADS), "hidden": (12, HIDDEN)}
     sizes = sizes_of(student.config)
-    assert dataclasses.astuple(sizes) == (12, 10, 4, 4 if student.config.is_encoder_decoder else 2, sizes.of_a_head)
-    assert sizes.of_a_head == sizes_of(teacher.config).of_a_head
+    assert dataclasses.astuple(sizes) == (12, 10, 4, 4 if student.config.is_encoder_decoder else 2, sizes.head_dim)
+    assert sizes.head_dim == sizes_of(teacher.config).head_dim
     for name, tensor in student.state_dict().items():
         for axis, length in zip(axes_of(name) or (), tensor.shape, strict=True):
             assert sizes.length(axis) in (None, length), name

@@ -335,10 +335,10 @@ def test_packing_is_refused_before_anything_is_labelled(make: Make) -> None:
 
 def test_labels_of_the_other_kind_of_teacher(make: Make, place: Path) -> None:
     dataset = labelled(make())
-    assert not has_other_layout(dataset, encoder_decoder=True, refused=True)
-    assert has_other_layout(dataset, encoder_decoder=False, refused=False)  # then the text is read
+    assert not has_other_layout(dataset, encoder_decoder=True, raise_if_other=True)
+    assert has_other_layout(dataset, encoder_decoder=False, raise_if_other=False)  # then the text is read
     with pytest.raises(DatasetRefused, match=r"labelled by an encoder-decoder .* and the student is a causal model"):
-        has_other_layout(dataset, encoder_decoder=False, refused=True)
+        has_other_layout(dataset, encoder_decoder=False, raise_if_other=True)
 
 
 def test_a_causal_student_learns_from_an_encoder_decoder_s_text(make: Make, place: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillhouse.evaluation.measures.bootstrap import Floats, interval, resampled_totals
-from stillhouse.evaluation.results import AnswerQuality, FromTeacher, Interval
+from stillhouse.evaluation.results import AnswerQuality, DifferenceFromTeacher, Interval
 from stillhouse.records import Completion
 from stillhouse.text import repeats_itself
 
@@ -79,11 +79,11 @@ def _statistics(one: ModelAnswers, copied: Sequence[bool]) -> Floats:
     return np.asarray(rows, dtype=np.float64)
 
 
-def _from_teacher(own: Floats, teacher: Floats) -> FromTeacher:
+def _from_teacher(own: Floats, teacher: Floats) -> DifferenceFromTeacher:
     """Return the paired differences; `own` and `teacher` are (kinds, 1 + resamples)."""
     less = own - teacher
     long_enough = teacher[_CHARACTERS].min() > 0
-    return FromTeacher(
+    return DifferenceFromTeacher(
         repeats=_interval(less[_REPEATS]),
         cut=_interval(less[_CUT]),
         empty=_interval(less[_EMPTY]),

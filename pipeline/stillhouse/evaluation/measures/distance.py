@@ -114,14 +114,14 @@ def _add(
         return
     vocabulary_map, trace = subject.vocabulary_map, row.trace
     if known is not None and vocabulary_map is not None:
-        kl, agrees, lost = kl_with_fewer_tokens(logprobs, known.to(logprobs.device), vocabulary_map)
+        kl, agrees, lost = kl_over_reduced_vocabulary(logprobs, known.to(logprobs.device), vocabulary_map)
         sums.lost.append(float(lost.double().sum()))
     elif known is not None:
         kl, agrees = kl_and_agreement(logprobs, known.to(logprobs.device))
     elif example.soft is not None:
         kl, agrees = kl_from_labels(logprobs, example)
         if vocabulary_map is not None and trace is not None and trace.soft is not None:
-            likeliest, mass = labels_with_fewer_tokens(packed(trace.soft), vocabulary_map)
+            likeliest, mass = labels_over_reduced_vocabulary(packed(trace.soft), vocabulary_map)
             agrees = torch.from_numpy(likeliest).to(logprobs.device) == logprobs.argmax(dim=-1)
             sums.lost.append(float(mass.sum()))
     else:
@@ -141,7 +141,7 @@ def kl_and_agreement(logprobs: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return divergence(teacher, student), teacher.argmax(dim=-1) == student.argmax(dim=-1)
 
 
-def kl_with_fewer_tokens(
+def kl_over_reduced_vocabulary(
     logprobs: Tensor, known: Tensor, vocabulary_map: VocabularyMap
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return KL, agreement and lost mass for a student with a reduced vocabulary: (positions,) each.
@@ -162,7 +162,7 @@ def kl_with_fewer_tokens(
     return kl, known.argmax(dim=-1) == ids[logprobs.argmax(dim=-1)], lost
 
 
-def labels_with_fewer_tokens(
+def labels_over_reduced_vocabulary(
     labels: PackedLabels, vocabulary_map: VocabularyMap
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return the labels' most likely token as a student id (-1: missing) and the mass of missing tokens: (positions,) each.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from stillhouse.dataset.store import Dataset
 from stillhouse.evaluation.measures.copying import COPYABLE_WORDS
 from stillhouse.evaluation.measures.scoring import EvaluationPrompts
-from stillhouse.evaluation.report.warnings import CLEARLY_MORE, MUCH_LONGER, percent
+from stillhouse.evaluation.report.answer_warnings import CLEARLY_MORE, MUCH_LONGER, percent
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.models.find import can_load_in_process
 from stillhouse.recipe.recipe import Recipe

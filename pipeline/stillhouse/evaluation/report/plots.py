@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from stillhouse.evaluation.report.answer_warnings import fault_of
 from stillhouse.evaluation.report.drawing import (
     CARD,
     INK,
@@ -22,7 +23,6 @@ from stillhouse.evaluation.report.drawing import (
     round_ticks,
     write_beside,
 )
-from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import Curve, Interval, MetricColumn, ModelRow
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from stillhouse.errors import UsageError
 from stillhouse.evaluation.report import importance_plot, plots
+from stillhouse.evaluation.report.answer_warnings import warnings
 from stillhouse.evaluation.report.drawing import MARKERS, role_class
 from stillhouse.evaluation.report.tables import (
     DASH,
@@ -28,7 +29,6 @@ from stillhouse.evaluation.report.tables import (
     differences_table,
 )
 from stillhouse.evaluation.report.verdict import findings
-from stillhouse.evaluation.report.warnings import warnings
 from stillhouse.evaluation.results import Answers, LabelSummary, Overlap, Report
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.storage.durable import write_atomically

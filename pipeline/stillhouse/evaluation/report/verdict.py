@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stillhouse.evaluation.report.answer_warnings import warnings
 from stillhouse.evaluation.report.tables import UNCLEAR, classify_difference, format_interval
-from stillhouse.evaluation.report.warnings import warnings
 from stillhouse.evaluation.results import Interval, MetricColumn, ModelRow, Report
 
 

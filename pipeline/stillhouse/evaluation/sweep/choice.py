@@ -1,6 +1,6 @@
 """Choose a student of a sweep: the smallest that keeps enough of the teacher's score, and the Pareto front.
 
-A student with a warning (warnings.py) is never chosen: its scores may be good although its answers repeat themselves.
+A student with a warning (answer_warnings.py) is never chosen: its scores may be good although its answers repeat.
 
 choice = choose(students, metrics, keep=0.97)
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stillhouse.evaluation.report.warnings import fault_of
+from stillhouse.evaluation.report.answer_warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.evaluation.sweep.results import Choice, SweptStudent
 

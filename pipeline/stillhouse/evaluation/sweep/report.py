@@ -13,6 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from stillhouse.evaluation.report import plots
+from stillhouse.evaluation.report.answer_warnings import fault_of
 from stillhouse.evaluation.report.report import (
     ReportFiles,
     as_json,
@@ -23,7 +24,6 @@ from stillhouse.evaluation.report.report import (
     write_files,
 )
 from stillhouse.evaluation.report.tables import DASH, comparison_table, format_interval
-from stillhouse.evaluation.report.warnings import fault_of
 from stillhouse.evaluation.results import MetricColumn, ModelRow
 from stillhouse.evaluation.sweep.choice import DISTANCE
 from stillhouse.evaluation.sweep.results import SweepReport

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from stillhouse.evaluation.report.answer_warnings import fault_of, warning_of
 from stillhouse.evaluation.report.tables import format_interval
-from stillhouse.evaluation.report.warnings import fault_of, warning_of
 from stillhouse.evaluation.results import Interval, MetricColumn
 from stillhouse.evaluation.sweep.choice import quality
 from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
@@ -29,13 +29,13 @@ def sweep_warnings(report: SweepReport) -> list[str]:
 
 def sweep_findings(report: SweepReport) -> str:
     """Name the smallest student that keeps `evaluate.keep` of the teacher's first metric, or the reason; list the front."""
-    sentences = [_named(report)]
+    sentences = [_recommendation(report)]
     if len(report.choice.front) > 1:
         sentences.append(f"On the Pareto front of size and quality: {', '.join(report.choice.front)}.")
     return " ".join(sentences)
 
 
-def _named(report: SweepReport) -> str:
+def _recommendation(report: SweepReport) -> str:
     lead, required = report.lead, f"{report.choice.keep:.0%}"
     if all(fault_of(one.row) for one in report.students if not one.row.is_int8):
         return "No student can be recommended: each of them has a warning."

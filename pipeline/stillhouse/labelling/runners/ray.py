@@ -18,7 +18,7 @@ from stillhouse.processes.environment import SAFE_PATH
 from stillhouse.recipe.label import RunnerSettings
 from stillhouse.recipe.load import load_recipe
 
-_TRIES = 3  # Ray's retries of a task whose process or machine is lost
+_MAX_RETRIES = 3  # Ray's retries of a task whose process or machine is lost
 
 
 class RayCluster:
@@ -52,7 +52,7 @@ class RayCluster:
                     fix="start one with `ray start --head`, or remove the address",
                 ) from None
         self._ray: Any = ray
-        self._task: Any = ray.remote(max_retries=_TRIES, num_cpus=1)(_label)
+        self._task: Any = ray.remote(max_retries=_MAX_RETRIES, num_cpus=1)(_label)
 
     async def label(self, recipe: str, name: str) -> None:
         """Label a recipe as a Ray task, as `Runner.label` requires.

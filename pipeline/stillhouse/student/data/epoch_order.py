@@ -36,9 +36,9 @@ class ShuffledSampler:
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices of this epoch; one window of them is in memory at a time."""
-        yield from self._drawn(np.random.default_rng([self._seed, self._epoch]))
+        yield from self._shuffled(np.random.default_rng([self._seed, self._epoch]))
 
-    def _drawn(self, random: np.random.Generator) -> Iterator[int]:
+    def _shuffled(self, random: np.random.Generator) -> Iterator[int]:
         for window in self._examples.windows(random):
             yield from random.permutation(window).tolist()
 
@@ -54,7 +54,7 @@ class LengthGroupedSampler(ShuffledSampler):
         super().__init__(examples, seed)
         self._batch_size = batch_size
 
-    def _drawn(self, random: np.random.Generator) -> Iterator[int]:
+    def _shuffled(self, random: np.random.Generator) -> Iterator[int]:
         lengths = self._examples.lengths
         longest = int(lengths.argmax()) if len(lengths) else None
         for number, window in enumerate(self._examples.windows(random, begin_with=longest)):
@@ -93,8 +93,8 @@ class ShardedBatchSampler:
         self._drop_last = drop_last
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self._order), self._together)
-        return whole + (rest > 0 and not self._drop_last)
+        full_batches, remainder = divmod(len(self._order), self._together)
+        return full_batches + (remainder > 0 and not self._drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this process's part of each batch, which may be empty."""
@@ -102,6 +102,6 @@ class ShardedBatchSampler:
         while together := list(islice(indices, self._together)):
             if len(together) < self._together and self._drop_last:
                 return
-            share, more = divmod(len(together), self._processes)
-            begin = share * self._rank + min(self._rank, more)
-            yield together[begin : begin + share + (self._rank < more)]
+            per_process, remainder = divmod(len(together), self._processes)
+            begin = per_process * self._rank + min(self._rank, remainder)
+            yield together[begin : begin + per_process + (self._rank < remainder)]

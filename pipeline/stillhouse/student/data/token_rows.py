@@ -68,7 +68,7 @@ class TokenRows:
         """
         prompt, completion = (np.empty(len(self._reader), dtype=np.int32) for _ in (PROMPT_IDS, COMPLETION_IDS))
         for number, group in enumerate(self.groups):
-            if self._suspicious(group):
+            if self._must_be_checked(group):
                 self._decode(number)
             table = self._reader.read(number, (PROMPT_IDS, COMPLETION_IDS))
             if self._vocabulary_map is not None:  # no footer says which tokens a column has
@@ -89,7 +89,7 @@ class TokenRows:
         """
         return self._cache[group].example(row)
 
-    def _suspicious(self, group: RowGroup) -> bool:
+    def _must_be_checked(self, group: RowGroup) -> bool:
         for column, facts in zip(self._reader.columns, group.statistics, strict=True):
             if facts.nulls is None or facts.nulls > 0:
                 return True

@@ -93,18 +93,18 @@ def check_tokenizers(recipe: Recipe, student: StudentSettings) -> None:
         )
 
 
-def has_other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) -> bool:
+def has_other_layout(dataset: Dataset, *, encoder_decoder: bool, raise_if_other: bool) -> bool:
     """Whether the rows' token ids are laid out for the other kind of model than the student: causal, or encoder-decoder.
 
     A causal teacher's prompts end where the answer begins, an encoder-decoder's end with the end token.
 
     Raises:
-        DatasetRefused: the layout is the other kind's and `refused` is set: soft labels belong to token ids.
+        DatasetRefused: the layout is the other kind's and `raise_if_other` is set: soft labels belong to token ids.
     """
     teacher = dataset.manifest.teacher
     if teacher.encoder_decoder == encoder_decoder:
         return False
-    if refused:
+    if raise_if_other:
         kinds = ("a causal model", "an encoder-decoder")
         raise DatasetRefused(
             f"dataset {dataset.manifest.label} was labelled by {kinds[teacher.encoder_decoder]} ({teacher.model}), and the "
@@ -115,16 +115,16 @@ def has_other_layout(dataset: Dataset, *, encoder_decoder: bool, refused: bool) 
     return True
 
 
-def has_other_tokenizer(dataset: Dataset, student: ModelFiles, *, refused: bool) -> bool:
+def has_other_tokenizer(dataset: Dataset, student: ModelFiles, *, raise_if_other: bool) -> bool:
     """Whether the student's tokens differ from those of the dataset's teacher; a renumbered part of them does not count.
 
     Raises:
-        DatasetRefused: the tokens differ and `refused` is set: soft labels by token id would mean nothing to the student.
+        DatasetRefused: the tokens differ and `raise_if_other` is set: the student cannot read soft labels by token id.
     """
     teacher = dataset.manifest.teacher
     if teacher.tokenizer_sha256 is None or shares_tokenizer(student, teacher.tokenizer_sha256):
         return False
-    if refused:
+    if raise_if_other:
         raise DatasetRefused(
             f"dataset {dataset.manifest.label} was labelled with the tokenizer of {teacher.model} (sha256 "
             f"{teacher.tokenizer_sha256[:12]}…), and {student.name} has another (sha256 "

@@ -233,14 +233,14 @@ def student_folder(
     Raises:
         DatasetMissing: the start is made with the teacher's completions, and they have not been labelled.
     """
-    made_with = start_dataset(recipe, student, labelled or (None if variant == "gold" else dataset))
+    start_data = start_dataset(recipe, student, labelled or (None if variant == "gold" else dataset))
     if dataset is None:
         rows = []
     elif variant == "gold":  # the plan hashes every row's content, and does not change if the rows are written again
         rows = [dataset.manifest.plan_sha256]
     else:
         rows = [file.sha256 for file in dataset.manifest.files]
-    return folder_for(recipe, student, variant, rows, made_with)
+    return folder_for(recipe, student, variant, rows, start_data)
 
 
 def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None) -> Dataset | None:
@@ -291,30 +291,30 @@ def folder_for(
     student: StudentSettings,
     variant: Variant,
     rows: Sequence[str | None],
-    made_with: Dataset | None = None,
+    start_data: Dataset | None = None,
 ) -> StudentFolder:
-    """Return a student's folder; `rows` are the hashes of its training data, `made_with` is from `start_dataset`."""
-    shaping: dict[str, Any] = {"init": student.init.shaping, "seed": recipe.seed}
+    """Return a student's folder; `rows` are the hashes of its training data, `start_data` is from `start_dataset`."""
+    key_settings: dict[str, Any] = {"init": student.init.key_settings, "seed": recipe.seed}
     earlier: dict[str, Any] = {}  # the same entries as in an earlier release
-    if made_with is not None:
-        shaping["made_with"] = [file.sha256 for file in made_with.manifest.files]
+    if start_data is not None:
+        key_settings["made_with"] = [file.sha256 for file in start_data.manifest.files]
     own = student.init.model
     if Path(own).is_dir() if own else has_local_files(recipe.teacher):  # a hub model is identified by name and revision
         start = init_model_files(recipe, student)
-        shaping["start"], earlier["start"] = start.content_sha256, start.sampled_sha256
+        key_settings["start"], earlier["start"] = start.content_sha256, start.sampled_sha256
     if variant != "untrained":
-        shaping |= {"student": student.shaping(variant), "rows": rows}
+        key_settings |= {"student": student.key_settings(variant), "rows": rows}
     if variant == "white-box":
-        shaping |= plugin_code_key(LOSSES, student.loss.kind)
+        key_settings |= plugin_code_key(LOSSES, student.loss.kind)
     if variant == "white-box" and student.needs_live_teacher:  # stored labels are in `rows`, these are the model's own
         live, dtype = teacher_files(recipe), recipe.teacher.options.get("dtype")
-        shaping["live"], earlier["live"] = [live.content_sha256, dtype], [live.sampled_sha256, dtype]
+        key_settings["live"], earlier["live"] = [live.content_sha256, dtype], [live.sampled_sha256, dtype]
     return StudentFolder(
         base=Path(recipe.students) / recipe.name,
         variant=variant,
-        key=content_hash(shaping),
+        key=content_hash(key_settings),
         wants_int8=student.quantize == "int8" and variant == student.mode,
-        earlier_key=content_hash(shaping | earlier) if earlier else None,
+        earlier_key=content_hash(key_settings | earlier) if earlier else None,
     )
 
 

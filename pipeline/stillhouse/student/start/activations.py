@@ -152,7 +152,7 @@ def _neurons(second: nn.Linear, inputs: Tensor) -> Tensor:
 
 def _heads(sizes: Sizes, projection: nn.Linear, inputs: Tensor) -> Tensor:
     """(tokens, heads * channels) -> (tokens, heads): squared length of each head's output, 0 where nothing reads it."""
-    shape = (sizes.heads, sizes.of_a_head)
+    shape = (sizes.heads, sizes.head_dim)
     read = projection.weight.any(0).unflatten(0, shape)  # (heads, channels)
     squares: Tensor = at_least_float32(inputs).unflatten(1, shape).square() * read
     return squares.sum(-1)

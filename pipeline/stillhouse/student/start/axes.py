@@ -35,8 +35,8 @@ class Axis(Enum):
     HEADS = "channels of the attention heads, head by head"
     GROUPS = "channels of the key-value heads, head by head"
     PER_HEAD = "attention heads"
-    OF_A_HEAD = "channels of one head"
-    WHOLE = "what is never cut"
+    HEAD_DIM = "channels of one head"
+    UNCUT = "what is never cut"
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 _NORM = (Axis.HIDDEN,)
-_ROWS = (Axis.WHOLE, Axis.HIDDEN)  # one row per token
+_ROWS = (Axis.UNCUT, Axis.HIDDEN)  # one row per token
 _AXES: Mapping[str, tuple[Axis, ...]] = {  # by the module that has the parameter; a matrix is (out, in)
     **dict.fromkeys(("embed_tokens", "shared", "lm_head"), _ROWS),
     **dict.fromkeys(("q_proj", "q"), (Axis.HEADS, Axis.HIDDEN)),
     **dict.fromkeys(("k_proj", "v_proj", "k", "v"), (Axis.GROUPS, Axis.HIDDEN)),
     **dict.fromkeys(("o_proj", "o"), (Axis.HIDDEN, Axis.HEADS)),
-    **dict.fromkeys(("q_norm", "k_norm"), (Axis.OF_A_HEAD,)),
+    **dict.fromkeys(("q_norm", "k_norm"), (Axis.HEAD_DIM,)),
     **dict.fromkeys(("gate_proj", "up_proj", "wi", "wi_0", "wi_1"), (Axis.NEURONS, Axis.HIDDEN)),
     **dict.fromkeys(("down_proj", "wo"), (Axis.HIDDEN, Axis.NEURONS)),
     **dict.fromkeys(("input_layernorm", "post_attention_layernorm", "norm"), _NORM),
     **dict.fromkeys(("pre_feedforward_layernorm", "post_feedforward_layernorm"), _NORM),
     **dict.fromkeys(("layer_norm", "final_layer_norm"), _NORM),
-    "relative_attention_bias": (Axis.WHOLE, Axis.PER_HEAD),
+    "relative_attention_bias": (Axis.UNCUT, Axis.PER_HEAD),
 }
 _BIASED = {Axis.HEADS, Axis.GROUPS, Axis.NEURONS, Axis.HIDDEN}  # out axes of matrices that may have a bias
 
@@ -88,7 +88,7 @@ class Sizes:
     neurons: int
     heads: int
     groups: int  # key-value heads; equal to `heads` if none are shared
-    of_a_head: int  # channels of one head
+    head_dim: int  # channels of one head
 
     @property
     def heads_of_a_group(self) -> int:
@@ -100,10 +100,10 @@ class Sizes:
         return {
             Axis.HIDDEN: self.hidden,
             Axis.NEURONS: self.neurons,
-            Axis.HEADS: self.heads * self.of_a_head,
-            Axis.GROUPS: self.groups * self.of_a_head,
+            Axis.HEADS: self.heads * self.head_dim,
+            Axis.GROUPS: self.groups * self.head_dim,
             Axis.PER_HEAD: self.heads,
-            Axis.OF_A_HEAD: self.of_a_head,
+            Axis.HEAD_DIM: self.head_dim,
         }.get(axis)
 
 
@@ -115,7 +115,7 @@ def sizes_of(config: PretrainedConfig) -> Sizes:
         neurons=int(getattr(config, _neurons_key(config))),
         heads=heads,
         groups=int(getattr(config, "num_key_value_heads", None) or heads),
-        of_a_head=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
     )
 
 
@@ -131,7 +131,7 @@ def with_sizes(config: PretrainedConfig, sizes: Sizes) -> PretrainedConfig:
         _neurons_key(config): sizes.neurons,
         native_key(config, "num_attention_heads"): sizes.heads,
         native_key(config, "num_key_value_heads"): sizes.groups,
-        native_key(config, "head_dim"): sizes.of_a_head,
+        native_key(config, "head_dim"): sizes.head_dim,
     }
     implied = {"num_key_value_heads": sizes.heads, "head_dim": sizes.hidden // sizes.heads}
     settings |= {key: value for key, value in widths.items() if key in settings or value != implied.get(key)}
@@ -172,11 +172,11 @@ def _unknown(config: PretrainedConfig, sizes: Sizes | None = None) -> Iterator[s
     for name, tensor in model.state_dict().items():
         if (axes := axes_of(name)) is None:
             yield name
-        elif sizes is not None and not _fits(tensor, axes, sizes):
+        elif sizes is not None and not _has_shape(tensor, axes, sizes):
             yield f"{name} of shape {[*tensor.shape]}"
 
 
-def _fits(tensor: Tensor, axes: tuple[Axis, ...], sizes: Sizes) -> bool:
+def _has_shape(tensor: Tensor, axes: tuple[Axis, ...], sizes: Sizes) -> bool:
     wanted = [sizes.length(axis) for axis in axes]
     return tensor.ndim == len(axes) and all(
         long is None or long == has for long, has in zip(wanted, tensor.shape, strict=True)

@@ -99,7 +99,9 @@ def special_tokens(files: ModelFiles, config: PretrainedConfig) -> GenerationCon
     return GenerationConfig(**tokens | {_START: files.decoder_start_id if config.is_encoder_decoder else None})
 
 
-def special_tokens_of_fresh(files: ModelFiles, teacher: PretrainedConfig, student: StudentSettings) -> GenerationConfig:
+def special_tokens_for_config(
+    files: ModelFiles, teacher: PretrainedConfig, student: StudentSettings
+) -> GenerationConfig:
     """Return these tokens for a student of `student.init.config`: the teacher's, unless the config sets them."""
     given = student.init.config or {}
     tokens = special_tokens(files, teacher).to_dict() | {name: given[name] for name in _TOKENS if name in given}
@@ -141,7 +143,7 @@ def _independent_config(
         tokens.pop(_START, None)
     known = {native_key(made, key): value for key, value in {"vocab_size": files.vocabulary_size, **tokens}.items()}
     known.setdefault("pad_token_id", None)  # not the class's own, which may be no token here
-    own = {native_key(made, key): value for key, value in _for_both_stacks(given, made).items()}
+    own = {native_key(made, key): value for key, value in _copy_to_both_stacks(given, made).items()}
     with _refused_widths(own, setting):
         return made(**(known | own))
 
@@ -160,10 +162,10 @@ def _changed_config(
         )
     _refuse_unknown_keys(given, _keys(type(teacher)) | teacher.to_dict().keys(), teacher.model_type, setting)
     _refuse_invalid_counts(given, type(teacher), setting)
-    changes = {native_key(teacher, key): value for key, value in _for_both_stacks(given, type(teacher)).items()}
+    changes = {native_key(teacher, key): value for key, value in _copy_to_both_stacks(given, type(teacher)).items()}
     depths = [(stack, changes.get(stack.count, stack.depth)) for stack in stacks_of(teacher)]
     kept = [Kept(stack, tuple(evenly_spaced(depth, stack.depth))) for stack, depth in depths]
-    settings = config_for_layers(teacher, kept) | _followers(teacher, given) | {"dtype": None}
+    settings = config_for_layers(teacher, kept) | _derived_widths(teacher, given) | {"dtype": None}
     if teacher.is_encoder_decoder:
         settings[_START] = files.decoder_start_id
     for key in given.keys() & _DERIVED.keys():
@@ -175,7 +177,7 @@ def _changed_config(
         return type(teacher).from_dict(settings)
 
 
-def _followers(teacher: PretrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
+def _derived_widths(teacher: PretrainedConfig, given: dict[str, Any]) -> dict[str, Any]:
     """Return the widths that follow from others in the teacher, and so in the student unless it sets them.
 
     T5's head width, d_kv, is independent of the model's width and stays the same.
@@ -192,7 +194,7 @@ def _followers(teacher: PretrainedConfig, given: dict[str, Any]) -> dict[str, An
     return {key: value for key, value in following.items() if key in teacher.to_dict()}
 
 
-def _for_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dict[str, Any]:
+def _copy_to_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dict[str, Any]:
     """Apply a setting given under its general name to both stacks of an encoder-decoder, also where these name it apart."""
     known = _keys(kind)
     both = dict(given)

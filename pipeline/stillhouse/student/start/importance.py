@@ -96,7 +96,7 @@ def leave_one_out(measured: MeasuredTeacher, progress: Progress = silent) -> Sco
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
     tokens = measured.tokens  # runs the whole teacher, before any layer is omitted
     total, done = len(measured.batches) * sum(map(len, sums.values())), 0
-    with _switched(measured) as switches:
+    with _layer_switches(measured) as switches:
         for index, batch in enumerate(measured.batches):
             switches.record(measured, batch)
             for name, layer in switches.layers():
@@ -112,9 +112,9 @@ def greedy(
     measured: MeasuredTeacher,
     stack: str,
     remove: int,
-    begin: Removal,
+    resume_from: Removal,
     progress: Progress = silent,
-    keep: Callable[[Removal], None] = lambda _: None,
+    on_step: Callable[[Removal], None] = lambda _: None,
 ) -> Removal:
     """Omit layers of one stack one after another, each time the one whose removal costs least.
 
@@ -125,31 +125,33 @@ def greedy(
         measured: the teacher and the rows.
         stack: the name of the stack; all others stay whole.
         remove: the number of its layers to omit.
-        begin: the removal so far; at first `Removal(costs=...)` with the stack's scores of `leave_one_out`.
+        resume_from: the removal so far; at first `Removal(costs=...)` with the stack's scores of `leave_one_out`.
         progress: called after every step with the activity, the layers removed and the total.
-        keep: called after every step with the removal so far.
+        on_step: called after every step with the removal so far.
 
     Returns:
-        At least `remove` layers; more if `begin` has more.
+        At least `remove` layers; more if `resume_from` has more.
     """
-    done = begin
+    done = resume_from
     while len(done.order) < remove:
         left = [layer for layer in range(len(done.costs)) if layer not in done.order]
         tried = sorted(left, key=lambda layer: (done.costs[layer], layer))[:CANDIDATES]
-        found = _tried(measured, stack, done.order, tried)
+        found = _kl_without_each(measured, stack, done.order, tried)
         best = min(tried, key=lambda layer: (found[layer], layer))
         costs = tuple(found.get(layer, cost) for layer, cost in enumerate(done.costs))
         done = Removal((*done.order, best), (*done.kl, found[best]), costs)
-        keep(done)
+        on_step(done)
         progress(_DOING, len(done.order), remove)
     return done
 
 
-def _tried(measured: MeasuredTeacher, stack: str, gone: Sequence[int], tried: Iterable[int]) -> dict[int, float]:
+def _kl_without_each(
+    measured: MeasuredTeacher, stack: str, gone: Sequence[int], tried: Iterable[int]
+) -> dict[int, float]:
     """Return, for each layer in `tried`, the KL with it and the layers `gone` omitted."""
     sums = dict.fromkeys(tried, 0.0)
     tokens = measured.tokens  # runs the whole teacher, before any layer is omitted
-    with _switched(measured) as switches:
+    with _layer_switches(measured) as switches:
         switches.leave_out(stack, gone)
         for index, batch in enumerate(measured.batches):
             switches.record(measured, batch)
@@ -164,10 +166,10 @@ def block_influence(measured: MeasuredTeacher, progress: Progress = silent) -> S
     """Return 1 - cos(input, output) of each layer of each stack, averaged over all tokens without padding: 0 to 2."""
     sums = {name: [0.0] * len(layers) for name, layers in measured.layers.items()}
     tokens = dict.fromkeys(sums, 0)
-    with _switched(measured) as switches:
+    with _layer_switches(measured) as switches:
         for index, batch in enumerate(measured.batches):
             switches.record(measured, batch)
-            for name, of in switches.of.items():
+            for name, of in switches.by_stack.items():
                 mask = _mask(batch, name)
                 tokens[name] += int(mask.sum())
                 for layer, switch in enumerate(of):
@@ -186,7 +188,7 @@ def _mask(batch: TokenBatch, stack: str) -> Tensor:
 # -------------------------------------------------------------------------------------------------------------- switches
 
 
-class _Switch:
+class _LayerSwitch:
     """Replaces a layer's `forward`, and decides whether the layer runs."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
@@ -212,17 +214,17 @@ class _Switch:
 class _Switches:
     """The switches of all layers, by stack, in the order in which they run."""
 
-    def __init__(self, of: dict[str, list[_Switch]]) -> None:
-        self.of = of
+    def __init__(self, by_stack: dict[str, list[_LayerSwitch]]) -> None:
+        self.by_stack = by_stack
 
     def layers(self) -> Iterator[tuple[str, int]]:
         """Yield every layer as its stack and its number."""
-        return ((name, layer) for name, of in self.of.items() for layer in range(len(of)))
+        return ((name, layer) for name, of in self.by_stack.items() for layer in range(len(of)))
 
     def leave_out(self, stack: str, layers: Sequence[int]) -> None:
         """Omit layers of a stack permanently."""
         for layer in layers:
-            self.of[stack][layer].left_out = True
+            self.by_stack[stack][layer].left_out = True
 
     def record(self, measured: MeasuredTeacher, batch: TokenBatch) -> None:
         """Run a batch and record the input and output of every layer."""
@@ -234,10 +236,10 @@ class _Switches:
     def without(self, stack: str, layer: int) -> Iterator[None]:
         """Omit one more layer inside the block; the layers before it repeat their recorded output."""
         before = list(self.layers())[: list(self.layers()).index((stack, layer))]
-        out = self.of[stack][layer]
+        out = self.by_stack[stack][layer]
         was = out.left_out
         for name, number in before:
-            self.of[name][number].repeating = True
+            self.by_stack[name][number].repeating = True
         out.left_out = True
         try:
             yield
@@ -246,7 +248,7 @@ class _Switches:
             out.left_out = was
 
     def _set(self, name: str, value: bool) -> None:
-        for of in self.of.values():
+        for of in self.by_stack.values():
             for switch in of:
                 setattr(switch, name, value)
 
@@ -258,12 +260,14 @@ def _states(output: Any) -> Tensor:
 
 
 @contextmanager
-def _switched(measured: MeasuredTeacher) -> Iterator[_Switches]:
+def _layer_switches(measured: MeasuredTeacher) -> Iterator[_Switches]:
     """Replace the layers' `forward` with switches inside the block."""
-    switches = _Switches({name: [_Switch(one.forward) for one in layers] for name, layers in measured.layers.items()})
+    switches = _Switches(
+        {name: [_LayerSwitch(one.forward) for one in layers] for name, layers in measured.layers.items()}
+    )
     try:
         for name, layers in measured.layers.items():
-            for module, switch in zip(layers, switches.of[name], strict=True):
+            for module, switch in zip(layers, switches.by_stack[name], strict=True):
                 module.forward = switch
         yield switches
     finally:

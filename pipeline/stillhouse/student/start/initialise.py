@@ -21,7 +21,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.storage.durable import write_atomically
-from stillhouse.student.start.fresh_config import fresh_config, special_tokens_of_fresh
+from stillhouse.student.start.fresh_config import fresh_config, special_tokens_for_config
 from stillhouse.student.start.kinds import read_config
 from stillhouse.student.start.parts import parts_of_teacher
 from stillhouse.student.start.record import Start
@@ -124,5 +124,5 @@ def _fresh(recipe: Recipe, student: StudentSettings, files: ModelFiles) -> PreTr
     trusted = student.trust_remote_code
     model = auto_class(config).from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=trusted)
     teacher = read_config(files, "teacher.model", trust_remote_code=trusted)
-    model.generation_config = special_tokens_of_fresh(files, teacher, student)
+    model.generation_config = special_tokens_for_config(files, teacher, student)
     return model

@@ -31,8 +31,8 @@ def measured_rows(
         DatasetRefused: the dataset is damaged.
         TrainingError: the training split has no row of at most `student.max_length` tokens.
     """
-    by_text = has_other_tokenizer(dataset, files, refused=False)
-    by_text |= has_other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=False)
+    by_text = has_other_tokenizer(dataset, files, raise_if_other=False)
+    by_text |= has_other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, raise_if_other=False)
     examples = read_examples(dataset, "train", lm, soft=False, by_text=by_text, max_length=student.max_length)
     if len(examples) == 0:
         raise TrainingError(

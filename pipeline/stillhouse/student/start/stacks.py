@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _KEY = "student.init.layers"
-_COUNTS = {  # the names in configs for the number of layers of each stack
+_DEPTH_KEYS = {  # the names in configs for the number of layers of each stack
     "encoder": ("num_layers", "encoder_layers", "num_encoder_layers"),
     "decoder": ("num_decoder_layers", "decoder_layers"),
 }
 _PARTS = r"layers|h|blocks|block"  # the names in models for a stack: model.layers.7.mlp.up_proj.weight
-_OF_ONE = re.compile(rf"^(?P<before>.*?\.)??(?P<part>{_PARTS})\.(?P<layer>\d+)\.(?P<rest>.*)$")
-_OF_TWO = re.compile(
+_CAUSAL_LAYER = re.compile(rf"^(?P<before>.*?\.)??(?P<part>{_PARTS})\.(?P<layer>\d+)\.(?P<rest>.*)$")
+_STACK_LAYER = re.compile(
     rf"^(?P<before>(?:.*?\.)??(?P<stack>encoder|decoder)\.)(?P<part>{_PARTS})\.(?P<layer>\d+)\.(?P<rest>.*)$"
 )
-_FOR_ALL = "relative_attention_bias"  # stored in the first layer for the whole stack, unless other layers have one too
+_SHARED_BIAS = (
+    "relative_attention_bias"  # stored in the first layer for the whole stack, unless other layers have one too
+)
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,13 @@ def stacks_of(config: PretrainedConfig) -> tuple[Stack, ...]:
         depth = getattr(config, "num_hidden_layers", None)
         return () if depth is None else (Stack("model", depth, native_key(config, "num_hidden_layers")),)
     stacks = []
-    for name, counts in _COUNTS.items():
+    for name, counts in _DEPTH_KEYS.items():
         section = getattr(config, name, None)  # T5Gemma's
         if section is not None and getattr(section, "num_hidden_layers", None) is not None:
             stacks.append(Stack(name, section.num_hidden_layers, native_key(section, "num_hidden_layers"), name))
         elif count := next((key for key in counts if isinstance(getattr(config, key, None), int)), None):
             stacks.append(Stack(name, getattr(config, count), count))
-    return tuple(stacks) if len(stacks) == len(_COUNTS) else ()
+    return tuple(stacks) if len(stacks) == len(_DEPTH_KEYS) else ()
 
 
 def layer_modules(model: PreTrainedModel, stack: Stack) -> list[nn.Module]:
@@ -81,7 +83,7 @@ def layer_modules(model: PreTrainedModel, stack: Stack) -> list[nn.Module]:
     """
     found: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
-        match = (_OF_ONE if stack.name == "model" else _OF_TWO).match(f"{name}.")
+        match = (_CAUSAL_LAYER if stack.name == "model" else _STACK_LAYER).match(f"{name}.")
         if match and not match["rest"] and match.groupdict().get("stack", "model") == stack.name:
             found[int(match["layer"])] = module
     if sorted(found) != list(range(stack.depth)):
@@ -131,13 +133,13 @@ def kept_layers(config: PretrainedConfig, layers: Layers | StackLayers) -> list[
 
 def _kept(stack: Stack, layers: Layers, setting: str) -> Kept:
     depth = stack.depth
-    each = ", or set the layers of each stack: {encoder: ..., decoder: ...}"
+    hint = ", or set the layers of each stack: {encoder: ..., decoder: ...}"
     if isinstance(layers, int) and layers > depth:
         raise RecipeError(
             f"{stack.words} has only {depth} layers",
             setting=setting,
             value=layers,
-            fix=f"set it to a number from 1 to {depth}" + (each if setting == _KEY and stack.name != "model" else ""),
+            fix=f"set it to a number from 1 to {depth}" + (hint if setting == _KEY and stack.name != "model" else ""),
         )
     kept = evenly_spaced(layers, depth) if isinstance(layers, int) else [*layers]
     if max(kept) >= depth:
@@ -150,11 +152,11 @@ def _kept(stack: Stack, layers: Layers, setting: str) -> Kept:
     return Kept(stack, tuple(kept))
 
 
-def evenly_spaced(layers: int, of: int) -> list[int]:
-    """Return the layers that a shallower student keeps: evenly spaced, including the first and the last."""
-    if layers == 1:
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """Return `count` of `total` indices (of layers, or of rows), evenly spaced, with the first and the last."""
+    if count == 1:
         return [0]
-    return [round(index * (of - 1) / (layers - 1)) for index in range(layers)]
+    return [round(index * (total - 1) / (count - 1)) for index in range(count)]
 
 
 def config_for_layers(config: PretrainedConfig, kept: Sequence[Kept]) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def _choose(settings: dict[str, Any], kept: Kept) -> None:
 def weights_for_layers(weights: Mapping[str, Tensor], kept: Sequence[Kept]) -> dict[str, Tensor]:
     """Return the weights of the kept layers under their new numbers, and all weights outside the layers."""
     by_stack = {one.stack.name: one.layers for one in kept}
-    pattern = _OF_ONE if "model" in by_stack else _OF_TWO
+    pattern = _CAUSAL_LAYER if "model" in by_stack else _STACK_LAYER
     result = {}
     for name, tensor in weights.items():
         match = pattern.match(name)
@@ -189,7 +191,7 @@ def weights_for_layers(weights: Mapping[str, Tensor], kept: Sequence[Kept]) -> d
         before, layers = found["before"] or "", by_stack[found.get("stack", "model")]
         layer = int(found["layer"])
         path = f"{before}{found['part']}"
-        if layer == 0 and _FOR_ALL in found["rest"] and f"{path}.1.{found['rest']}" not in weights:
+        if layer == 0 and _SHARED_BIAS in found["rest"] and f"{path}.1.{found['rest']}" not in weights:
             result[name] = tensor
         elif layer in layers:
             result[f"{path}.{layers.index(layer)}.{found['rest']}"] = tensor

@@ -182,9 +182,9 @@ class WidthSelection:
             return _most(self.scores[owner], self.sizes.neurons)
         groups = self.groups[owner]
         if axis is Axis.GROUPS:
-            return _spread(groups, self.whole.of_a_head)
+            return _spread(groups, self.whole.head_dim)
         heads = _spread(groups, self.whole.heads_of_a_group)
-        return heads if axis is Axis.PER_HEAD else _spread(heads, self.whole.of_a_head)
+        return heads if axis is Axis.PER_HEAD else _spread(heads, self.whole.head_dim)
 
     # ------------------------------------------------------------------------------------------------------ scales
 

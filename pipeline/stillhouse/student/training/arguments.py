@@ -58,7 +58,7 @@ _ALIASES = {  # names that the library is about to remove
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-_NO = {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "report_to": "none"}  # YAML's `no`
+_YAML_NO = {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "report_to": "none"}  # YAML's `no`
 _AT_LEAST_1 = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 _DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -174,7 +174,7 @@ def _checked(student: StudentSettings) -> dict[str, Any]:
         if name in _ALIASES and _ALIASES[name] in train:
             raise RecipeError(f"it is the old name of {_ALIASES[name]}", setting=setting, fix="set only one of the two")
         checked[name] = _in_type(
-            student, name, _NO[name] if name in _NO and value in (False, None) else value, hints[name]
+            student, name, _YAML_NO[name] if name in _YAML_NO and value in (False, None) else value, hints[name]
         )
     return checked
 

@@ -108,10 +108,12 @@ def _train(
             folder.resume_earlier_work()
         checkpoint = _last_complete_checkpoint(folder.work)
     files = ModelFiles("the student", start.path)
-    other_tokens = has_other_tokenizer(dataset, files, refused=student.needs_soft_labels)
+    other_tokens = has_other_tokenizer(dataset, files, raise_if_other=student.needs_soft_labels)
     vocabulary_map = vocabulary_map_for(files, dataset.manifest.teacher.tokenizer_sha256)
     lm = load_language_model(start.path, trust_remote_code=student.trust_remote_code)
-    other_rows = has_other_layout(dataset, encoder_decoder=lm.is_encoder_decoder, refused=student.needs_soft_labels)
+    other_rows = has_other_layout(
+        dataset, encoder_decoder=lm.is_encoder_decoder, raise_if_other=student.needs_soft_labels
+    )
     rows = _rows(dataset, student, lm, vocabulary_map, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
         disable_evaluation(arguments, student)

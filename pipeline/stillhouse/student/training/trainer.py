@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class StudentTrainer(Trainer):
             sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()
         means = (sums[:3] / sums[3]).tolist()
         for name, mean in zip(("loss", "kl", "cross_entropy"), means, strict=True):
-            if mean == mean:  # a black-box student has no divergence
+            if not math.isnan(mean):  # a black-box student has no divergence
                 output.metrics[f"{metric_key_prefix}_{name}"] = mean
         return output
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.evaluation.report.answer_warnings import percent, warnings
 from stillhouse.evaluation.report.report import html, markdown, write_report
 from stillhouse.evaluation.report.tables import answer_quality_table
 from stillhouse.evaluation.report.verdict import findings, verdict
-from stillhouse.evaluation.report.warnings import percent, warnings
-from stillhouse.evaluation.results import AnswerQuality, FromTeacher, Interval
+from stillhouse.evaluation.results import AnswerQuality, DifferenceFromTeacher, Interval
 from tests.dataset.chromium import open_page
 from tests.evaluation.reports import BROKEN, NONE, QUANTISED, SEPARATE, looks, near, with_looks
 
@@ -44,7 +44,7 @@ def test_the_headline_begins_with_what_is_wrong(student: AnswerQuality, said: st
         looks(length=1.6, wide=0.1),
         looks(length=1.45, wide=0.01),
         AnswerQuality(near(1), near(1), near(1), near(1), None),  # there is no teacher to compare with
-        AnswerQuality(NONE, NONE, NONE, NONE, None, FromTeacher(NONE, NONE, NONE, NONE, None)),
+        AnswerQuality(NONE, NONE, NONE, NONE, None, DifferenceFromTeacher(NONE, NONE, NONE, NONE, None)),
     ],
 )
 def test_nothing_is_said_where_all_is_well_or_chance_could_do_it(student: AnswerQuality) -> None:
@@ -55,7 +55,7 @@ def test_nothing_is_said_where_all_is_well_or_chance_could_do_it(student: Answer
 
 
 def test_five_points_are_enough() -> None:
-    less = FromTeacher(Interval(0.05, 0.001, 0.1), NONE, NONE, NONE, None)
+    less = DifferenceFromTeacher(Interval(0.05, 0.001, 0.1), NONE, NONE, NONE, None)
     quality = AnswerQuality(Interval(0.05, 0.001, 0.1), NONE, NONE, NONE, None, less)
     assert warnings(with_looks(SEPARATE, quality)) == [
         "This student is broken: 5 % of its answers repeat themselves (its teacher: 0 %)."

@@ -13,7 +13,7 @@ clearly higher, by the same rule as the other shares.
 from __future__ import annotations
 
 from stillhouse.evaluation.report.tables import ComparedModels
-from stillhouse.evaluation.results import AnswerQuality, FromTeacher, Interval, ModelRow, Report
+from stillhouse.evaluation.results import AnswerQuality, DifferenceFromTeacher, Interval, ModelRow, Report
 from stillhouse.text import enumerated
 
 CLEARLY_MORE = 0.05  # of the answers, 0..1
@@ -43,14 +43,14 @@ def warning_of(report: ComparedModels, row: ModelRow, who: str = "This student")
 
 def fault_of(row: ModelRow) -> str:
     """Return the most serious fault of a model: `broken`, `runs on` or `copies`; empty exactly if `warning_of` is."""
-    less = row.answer_quality.from_teacher if row.answer_quality else None
-    if less is None:
+    differences = row.answer_quality.from_teacher if row.answer_quality else None
+    if differences is None:
         return ""
-    if any(_clearly_more(one) for one in (less.repeats, less.cut, less.empty)):
+    if any(_clearly_more(one) for one in (differences.repeats, differences.cut, differences.empty)):
         return "broken"
-    if _much_longer(less):
+    if _much_longer(differences):
         return "runs on"
-    return "copies" if _clearly_more(less.copied) else ""
+    return "copies" if _clearly_more(differences.copied) else ""
 
 
 def percent(share: float) -> str:
@@ -58,13 +58,13 @@ def percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %") if 0 < share < 0.01 else f"{share:.0%}".replace("%", " %")
 
 
-def _broken(quality: AnswerQuality, less: FromTeacher, who: str, other: str) -> str:
+def _broken(quality: AnswerQuality, differences: DifferenceFromTeacher, who: str, other: str) -> str:
     shares = [
         (own, difference, what)
         for own, difference, what in (
-            (quality.repeats, less.repeats, "repeat themselves"),
-            (quality.cut, less.cut, "reach the token limit"),
-            (quality.empty, less.empty, "are empty"),
+            (quality.repeats, differences.repeats, "repeat themselves"),
+            (quality.cut, differences.cut, "reach the token limit"),
+            (quality.empty, differences.empty, "are empty"),
         )
         if _clearly_more(difference)
     ]
@@ -72,20 +72,20 @@ def _broken(quality: AnswerQuality, less: FromTeacher, who: str, other: str) -> 
         f"{percent(own.mean)}{'' if place else ' of its answers'} {what} {_in_parentheses(own, difference, other)}"
         for place, (own, difference, what) in enumerate(shares)
     ]
-    if less.length_ratio is not None and _much_longer(less):
+    if differences.length_ratio is not None and _much_longer(differences):
         whose = "its teacher's" if other == "its teacher" else other
-        parts.append(f"its answers are {less.length_ratio.mean:.1f} times as long as {whose}")
+        parts.append(f"its answers are {differences.length_ratio.mean:.1f} times as long as {whose}")
     if not parts:
         return ""
     return f"{who} {'is broken' if shares else 'runs on'}: {enumerated(parts)}."
 
 
-def _copies(quality: AnswerQuality, less: FromTeacher, who: str, other: str) -> str:
-    if not _clearly_more(less.copied):
+def _copies(quality: AnswerQuality, differences: DifferenceFromTeacher, who: str, other: str) -> str:
+    if not _clearly_more(differences.copied):
         return ""
     return (
         f"{who} copies: {percent(quality.copied.mean)} of its answers are, word for word, training answers to other "
-        f"prompts {_in_parentheses(quality.copied, less.copied, other)}."
+        f"prompts {_in_parentheses(quality.copied, differences.copied, other)}."
     )
 
 
@@ -93,8 +93,8 @@ def _clearly_more(difference: Interval) -> bool:
     return difference.low > 0 and difference.mean >= CLEARLY_MORE
 
 
-def _much_longer(less: FromTeacher) -> bool:
-    return less.length_ratio is not None and less.length_ratio.low > MUCH_LONGER
+def _much_longer(differences: DifferenceFromTeacher) -> bool:
+    return differences.length_ratio is not None and differences.length_ratio.low > MUCH_LONGER
 
 
 def _in_parentheses(own: Interval, difference: Interval, other: str) -> str:
