@@ -40,8 +40,9 @@ from stillhouse.evaluation.report.report import ReportFiles, markdown
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
 from stillhouse.evaluation.sweep.report import sweep_markdown
 from stillhouse.evaluation.sweep.verdict import sweep_warnings
+from stillhouse.formatting import format_duration, format_usd, markdown_table
 from stillhouse.labelling.job import LabelJob
-from stillhouse.labelling.metrics import Metrics, format_duration, format_usd
+from stillhouse.labelling.metrics import Metrics
 from stillhouse.labelling.parts import FOLDER as PARTS
 from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.recipe import Recipe
@@ -74,7 +75,7 @@ async def publish_plan(job: LabelJob, recipe: Recipe) -> None:
     lines = (await asyncio.to_thread(job.estimate)).lines()
     await _published(
         acreate_markdown_artifact(
-            _table(["", "before anything is sent"], lines),
+            "\n".join(markdown_table(["", "before anything is sent"], lines)),
             artifact_key("plan", recipe),
             f"What labelling {recipe.name} will send, cost and take",
         )
@@ -127,7 +128,7 @@ def metrics_text(metrics: Metrics) -> str:
         ["time left", format_duration(left) if left else "-"],
         ["as of", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")],
     ]
-    return f"Labelling: {metrics}\n\n{_table(['requests', ''], lines)}"
+    return "\n".join([f"Labelling: {metrics}", "", *markdown_table(["requests", ""], lines)])
 
 
 async def publish_dataset(result: LabelResult, recipe: Recipe) -> None:
@@ -162,7 +163,7 @@ def publish_models(stage: str, description: str, models: Sequence[StudentResult]
         ]
         for model in models
     ]
-    table = _table(["student", "parameters", "steps", "trained for", "folder"], lines)
+    table = "\n".join(markdown_table(["student", "parameters", "steps", "trained for", "folder"], lines))
     try:
         create_markdown_artifact(table, artifact_key(stage, recipe), description)
     except _SERVER_ERRORS as error:
@@ -205,13 +206,6 @@ def _link(words: str, place: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(headers), "|" + " --- |" * len(headers), *(line(row) for row in rows)])
 
 
 def _for_prefect(card: str) -> str:

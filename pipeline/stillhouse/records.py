@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
@@ -49,6 +50,11 @@ _FINISH_WORDS: dict[str, FinishReason] = {  # names used by servers and files, i
     "tool_use": "tool_calls",
     "function_call": "tool_calls",
 }
+
+
+def utc_now() -> str:
+    """Return the current time to the second, ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def finish_reason_of(word: str) -> FinishReason:

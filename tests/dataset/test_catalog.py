@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from stillhouse.cli.main import app
 from stillhouse.dataset import catalog as catalog_module
 from stillhouse.dataset.catalog import catalog, find_versions, remove
-from stillhouse.dataset.listing import catalog_lines, format_amount
+from stillhouse.dataset.listing import catalog_lines
 from stillhouse.dataset.manifest import FILE_NAME
 from stillhouse.dataset.store import Dataset, all_datasets
 from stillhouse.errors import DatasetBusy, DatasetMissing, DatasetRefused, UsageError
@@ -89,22 +89,6 @@ def test_a_damaged_version_is_listed_as_damaged(root: Path, three: list[Dataset]
 def test_nothing_there(root: Path) -> None:
     assert "no finished dataset" in datasets(root, "list").stdout
     assert json.loads(datasets(root, "list", "--json").stdout) == {"datasets": []}
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (999.6, "1 k"),
-        (12_345, "12.3 k"),
-        (999_900, "1 M"),
-        (4.56e9, "4.56 G"),
-        (2e15, "2e+03 T"),
-    ],
-)
-def test_amounts(number: float, text: str) -> None:
-    assert format_amount(number) == text
 
 
 # -------------------------------------------------------------------------------------------------------------- commands

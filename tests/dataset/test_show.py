@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from stillhouse.cli.main import app
 from stillhouse.dataset.encodings import PackedLabels
-from stillhouse.dataset.listing import bin_name, format_number, sample_lines, statistics_lines
+from stillhouse.dataset.listing import bin_name, sample_lines, statistics_lines
 from stillhouse.dataset.samples import pick_samples
 from stillhouse.dataset.statistics import entropies_of, histogram, measure_dataset
 from stillhouse.dataset.token_texts import TokenTexts, find_token_texts
@@ -93,13 +93,6 @@ def test_characters_where_no_tokens_were_counted(tmp_path: Path) -> None:
     lengths = measure_dataset(made).lengths
     assert lengths is not None
     assert (lengths.unit, lengths.highest) == ("characters", len("A kettle is a thing."))
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (0.123, "0.12"), (1.25, "1.2"), (12, "12"), (1234.5, "1,234"), (99.96, "100.0")]
-)
-def test_short_figures(value: float, text: str) -> None:
-    assert format_number(value) == text
 
 
 # ----------------------------------------------------------------------------------------------------------- token texts

@@ -9,7 +9,7 @@ import pytest
 
 from stillhouse.labelling.engine import label, open_job
 from stillhouse.labelling.estimate import estimate_labelling
-from stillhouse.labelling.metrics import Counts, Meter, Metrics, format_duration, format_usd
+from stillhouse.labelling.metrics import Counts, Meter, Metrics
 from stillhouse.progress import PlainProgress
 from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
@@ -53,21 +53,6 @@ def test_what_is_naught_or_not_known_is_left_out() -> None:
     assert Metrics(0, 0, 0, 0, 0, 0, None, None, 0.0, None, None).share == 1.0  # no prompts: it is all done
     much = Metrics(5000, 1200, 200, 14, 64, 99, 812.4, 790.0, 0.42, 5.0, 170.0)
     assert str(much) == "1,200 of 5,000, 3 min left, 14 rejected, 812 tokens/s, $0.42, 64 in flight"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (59.7 * 60, "1 h 0 min"), (7500, "2 h 5 min"), (90_000, "1 d 1 h")],
-)
-def test_durations_are_told_as_people_say_them(seconds: float, told: str) -> None:
-    assert format_duration(seconds) == told
-
-
-@pytest.mark.parametrize(
-    ("usd", "told"), [(0, "$0.00"), (0.00004, "less than $0.0001"), (0.0123, "$0.012"), (1234.5, "$1,234.50")]
-)
-def test_small_sums_keep_two_figures(usd: float, told: str) -> None:
-    assert format_usd(usd) == told
 
 
 def labelled_metrics(recipe: Recipe) -> Metrics:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stillhouse.formatting import count_in_words, megabytes_in_words
+
 if TYPE_CHECKING:
     from stillhouse.dataset.manifest import Manifest
     from stillhouse.evaluation.evaluate import EvaluationResult
@@ -139,7 +141,6 @@ def student_json(result: StudentResult) -> dict[str, Any]:
 def print_student(result: StudentResult) -> None:
     """Print a student in one line."""
     from stillhouse.cli.terminal import output
-    from stillhouse.student.finished.card import count_in_words, megabytes_in_words
 
     card, size = result.card, megabytes_in_words
     did = f"trained in {card.seconds:.0f} s, {card.steps} steps" if result.trained else "already trained"

@@ -21,11 +21,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from stillhouse.dataset.card import Reasons
-from stillhouse.dataset.listing import bin_name, format_number, histogram_summary, version_facts
+from stillhouse.dataset.listing import bin_name, histogram_summary, version_facts
 from stillhouse.dataset.samples import Sample, Token
 from stillhouse.dataset.statistics import Histogram, Statistics, entropy_note
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
+from stillhouse.formatting import format_number
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.storage.durable import write_atomically
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files as package_files
-from pathlib import PurePath
 from typing import Any
 
 import jinja2
@@ -17,6 +16,7 @@ import yaml
 
 from stillhouse.dataset.files import open_parquet
 from stillhouse.dataset.manifest import Manifest
+from stillhouse.formatting import escape_table_cell, without_local_folders
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.recipe.label import SoftSettings
 from stillhouse.records import TeacherIdentity
@@ -132,11 +132,6 @@ def describe_teacher(teacher: TeacherIdentity) -> str:
     return f"{name} ({escape_table_cell(', '.join(part for part in known if part))})"
 
 
-def without_local_folders(path: str) -> str:
-    """Return only the last part of a local path, so that a published card shows no folders of this machine."""
-    return PurePath(path).name if path.startswith(("/", "~", "\\")) or path[1:2] == ":" else path
-
-
 def _filter(settings: Mapping[str, Any]) -> str:
     options = settings_line({key: value for key, value in settings.items() if key != "kind"})
     return f"{settings.get('kind')}" + (f" ({options})" if options else "")
@@ -160,9 +155,3 @@ def settings_line(settings: Mapping[str, Any]) -> str:
         for key, value in settings.items()
         if value is not None
     )
-
-
-def escape_table_cell(text: object) -> str:
-    """Return a text that is safe in a Markdown table cell: one line, with Markdown and HTML characters escaped."""
-    line = " ".join(str(text).split())
-    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

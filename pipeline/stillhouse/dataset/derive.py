@@ -24,6 +24,7 @@ from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import UsageError
+from stillhouse.formatting import pluralize
 from stillhouse.prompts.load import split_of
 from stillhouse.recipe.label import encoding_of
 from stillhouse.records import Split
@@ -198,8 +199,3 @@ def filter_by_mask(batch: pa.RecordBatch, mask: list[bool]) -> pa.RecordBatch:
 
 def _split(kind: str) -> Split:
     return "validation" if kind == "validation" else "train"
-
-
-def pluralize(count: int, noun: str) -> str:
-    """Return a count with its noun: 1 row, 2 rows."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -11,6 +11,7 @@ from stillhouse.dataset.catalog import CatalogEntry
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.samples import Sample
 from stillhouse.dataset.statistics import Histogram, Statistics, entropy_note
+from stillhouse.formatting import format_amount, format_number
 
 _HEADERS = ("dataset", "rows", "tokens", "labels", "size", "cost", "made")
 _INDENT = "  "
@@ -201,23 +202,6 @@ def labels_name(manifest: Manifest) -> str:
     """Name the kind of labels of a version: text, top-k 32, sampled 50."""
     soft = manifest.soft
     return "text" if soft is None else f"{soft.encoding} {soft.draws if soft.encoding == 'sampled' else soft.k}"
-
-
-def format_amount(number: float, unit: str = "") -> str:
-    """Format a number with three digits and a metric prefix: 950, 12.3 k, 4.56 MB."""
-    steps = ["", "k", "M", "G", "T"]
-    power = 0
-    while number >= 999.5 and power < len(steps) - 1:
-        number, power = number / 1000, power + 1
-    text = f"{number:.0f}" if power == 0 else f"{number:.3g}"
-    return f"{text} {steps[power]}{unit}".rstrip()
-
-
-def format_number(value: float) -> str:
-    """Format a value with few digits."""
-    return (
-        f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.2g}" if value < 1 else f"{value:.1f}"
-    )
 
 
 def _bar(share: float) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from stillhouse.dataset.columns import completion_schema
-from stillhouse.dataset.derive import Derived, check_name, conform_to_schema, filter_by_mask, pluralize
+from stillhouse.dataset.derive import Derived, check_name, conform_to_schema, filter_by_mask
 from stillhouse.dataset.disagreements import (
     SPLITS,
     Disagreements,
@@ -31,6 +31,7 @@ from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import DatasetRefused, UsageError
+from stillhouse.formatting import pluralize
 from stillhouse.recipe.label import encoding_of
 from stillhouse.storage.location import Location
 

@@ -15,7 +15,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
@@ -28,7 +27,7 @@ from stillhouse.dataset.manifest import FileEntry, MadeBy, Manifest, version_lab
 from stillhouse.dataset.store import Dataset, started_versions
 from stillhouse.errors import StorageFailed
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
-from stillhouse.records import FORMAT_VERSION, Split, TeacherIdentity, content_hash
+from stillhouse.records import FORMAT_VERSION, Split, TeacherIdentity, content_hash, utc_now
 from stillhouse.storage.durable import fsync_folder, write_lock
 from stillhouse.storage.location import Location, move, remove_tree
 
@@ -93,7 +92,7 @@ class NewVersion:
             format_version=FORMAT_VERSION,
             name=name,
             version=number,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_at=utc_now(),
             stillhouse=stillhouse.__version__,
             made_by=origin.made_by,
             how=origin.how,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import utc_now
 from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.card import write_cards
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, Variant, read_card, student_folder
@@ -122,7 +122,7 @@ def _measure(
     cards = [card for place in students if (card := place.finished_card())]
     return Report(
         recipe=recipe.name,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=utc_now(),
         versions=versions_of(cards[-1]),
         labels=label_summary(dataset),
         overlap=overlap_of(dataset, recipe.evaluate.near_duplicate),

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,7 +37,7 @@ from stillhouse.exchange.sample_numbering import Numbering
 from stillhouse.prompts.load import split_of
 from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
-from stillhouse.records import Completion, Split, TeacherIdentity, content_hash
+from stillhouse.records import Completion, Split, TeacherIdentity, content_hash, utc_now
 from stillhouse.settings import parse_options
 from stillhouse.storage.location import Location
 
@@ -140,7 +139,7 @@ def _stage(
     """Read all answers once and write the rows to one temporary file per split."""
     encoding = encoding_of(soft)
     schema = completion_schema(soft=encoding)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = utc_now()
     by_name = request.validation is None and any(
         split_in_name(file) == "validation" for file in input_files(request.files)
     )

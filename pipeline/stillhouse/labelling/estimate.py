@@ -21,11 +21,11 @@ from rich.filesize import decimal
 
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
+from stillhouse.formatting import format_usd
 from stillhouse.labelling.budget import check_budget
 from stillhouse.labelling.former_names import Former, FormerNames, former_names
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.journal_view import JournalView
-from stillhouse.labelling.metrics import format_usd
 from stillhouse.labelling.plan import LabelPlan, Shard, make_plan
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from stillhouse.prompts.checks import PromptChecks

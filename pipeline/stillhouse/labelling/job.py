@@ -27,13 +27,13 @@ from stillhouse.labelling.parts import Parts, Runner
 from stillhouse.labelling.plan import LabelPlan, Shard, ShardName
 from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.retrying import Retry
-from stillhouse.labelling.sender import Sender, utc_now
+from stillhouse.labelling.sender import Sender
 from stillhouse.plugins import TEACHERS, plugin_code_key
 from stillhouse.progress import Progress, TellsMore
 from stillhouse.quality.base import NamedFilter
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.records import FORMAT_VERSION
+from stillhouse.records import FORMAT_VERSION, utc_now
 from stillhouse.teachers.base import Teacher
 
 _ACTIVITY = "Labelling"

@@ -11,6 +11,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from stillhouse.formatting import format_duration, format_usd
+
 _WINDOW = 60.0  # seconds over which a rate is computed
 _SAMPLE_EVERY = 1.0  # seconds between two stored samples, which bounds their number
 
@@ -108,21 +110,3 @@ class Meter:
             (counts.completion_tokens - tokens) / seconds,
             counts.completion_tokens / whole,
         )
-
-
-def format_usd(usd: float) -> str:
-    """Format dollars with cents, or with more digits if the sum is small."""
-    return f"${usd:,.2f}" if usd >= 0.1 or not usd else f"${usd:.2g}" if usd >= 1e-4 else "less than $0.0001"
-
-
-def format_duration(seconds: float) -> str:
-    """Format seconds for display: 40 s, 3 min, 2 h 5 min, 3 d 4 h."""
-    if seconds < 60:
-        return f"{round(seconds)} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"

@@ -21,7 +21,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
@@ -36,7 +35,7 @@ from stillhouse.labelling.send_order import order_requests
 from stillhouse.labelling.tokens import likely_tokens
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.records import Completion, Rejection
+from stillhouse.records import Completion, Rejection, utc_now
 from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Prepares, Refusal, Request, Teacher
 
 log = logging.getLogger(__name__)
@@ -323,11 +322,6 @@ class Sender:
             completion=completion,
             cost_usd=attempts.lost_usd or None,
         )
-
-
-def utc_now() -> str:
-    """Return the current time to the second, ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _seconds_to_wait(state: RetryCallState) -> float:

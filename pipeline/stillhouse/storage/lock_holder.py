@@ -13,9 +13,10 @@ import socket
 import sys
 import uuid
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+
+from stillhouse.records import utc_now
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def this_process() -> Holder:
         machine=_machine_id(),
         process=os.getpid(),
         started=_start_time(os.getpid()),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        since=utc_now(),
         command=_command(sys.argv),
         id=uuid.uuid4().hex,
     )

@@ -100,11 +100,6 @@ def round_ticks(lowest: float, highest: float) -> list[float]:
     return [float(tick) for tick in ticks]
 
 
-def format_value(value: float) -> str:
-    """Format a value with three significant digits, or two for large ones (1.2e+05)."""
-    return f"{value:.3g}" if abs(value) < 1e5 else f"{value:.1e}"
-
-
 def draw(title: str, plot: Callable[[Figure], object], height: float = 300) -> str:
     """Return one `<svg>` that scales to the width of its container.
 

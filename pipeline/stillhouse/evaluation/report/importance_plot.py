@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stillhouse.evaluation.report.drawing import ACCENT, INK, draw, format_value, write_beside
+from stillhouse.evaluation.report.drawing import ACCENT, INK, draw, write_beside
 from stillhouse.evaluation.results import LayerImportance
+from stillhouse.formatting import format_value
 from stillhouse.student.start.descriptions import rows_in_words
 from stillhouse.student.start.record import Start
 

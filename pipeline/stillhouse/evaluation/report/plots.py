@@ -17,13 +17,13 @@ from stillhouse.evaluation.report.drawing import (
     INK,
     axis_range,
     draw,
-    format_value,
     mark,
     model_colour,
     round_ticks,
     write_beside,
 )
 from stillhouse.evaluation.results import Curve, Interval, MetricColumn, ModelRow
+from stillhouse.formatting import format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -30,6 +30,7 @@ from stillhouse.evaluation.report.tables import (
 )
 from stillhouse.evaluation.report.verdict import findings
 from stillhouse.evaluation.results import Answers, LabelSummary, Overlap, Report
+from stillhouse.formatting import markdown_table
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.storage.durable import write_atomically
 
@@ -179,17 +180,6 @@ def models_table(table: list[list[str]], *, narrow: bool) -> list[str]:
     """Return the Markdown lines of a table with one row per model; with `narrow`, transposed."""
     headers, *rows = [list(cells) for cells in zip(*table, strict=True)] if narrow else table
     return markdown_table(headers, rows)
-
-
-def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
-    """Return the Markdown lines of a table; cells are escaped."""
-
-    def line(cells: list[str]) -> str:
-        return (
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;") for cell in cells) + " |"
-        )
-
-    return [line(headers), "|" + " --- |" * len(headers), *(line(row) for row in rows)]
 
 
 def overlap_text(report: RenderedReport) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from stillhouse.evaluation.results import AnswerQuality, Difference, Interval, MetricColumn, ModelRow, Report
-from stillhouse.student.finished.card import count_in_words, megabytes_in_words
+from stillhouse.formatting import count_in_words, megabytes_in_words
 
 DASH = "–"
 UNCLEAR = "not distinguishable"  # the interval of a difference contains 0

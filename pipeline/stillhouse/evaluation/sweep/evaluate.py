@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.sweep_points import Point, points
+from stillhouse.records import utc_now
 from stillhouse.storage.durable import write_lock
 from stillhouse.student.finished.card import write_cards
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, student_folder
@@ -147,7 +147,7 @@ def _measure(
     others = models.rows[: len(models.rows) - len(swept)]
     return SweepReport(
         recipe=recipe.name,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=utc_now(),
         versions=versions_of(students[-1].card),
         labels=label_summary(dataset),
         overlap=overlap_of(dataset, recipe.evaluate.near_duplicate),

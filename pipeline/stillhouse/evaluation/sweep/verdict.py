@@ -7,7 +7,7 @@ from stillhouse.evaluation.report.tables import format_interval
 from stillhouse.evaluation.results import Interval, MetricColumn
 from stillhouse.evaluation.sweep.choice import quality
 from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
-from stillhouse.student.finished.card import count_in_words
+from stillhouse.formatting import count_in_words
 
 
 def sweep_verdict(report: SweepReport) -> str:

@@ -24,9 +24,10 @@ import jinja2
 import yaml
 
 import stillhouse
-from stillhouse.dataset.card import describe_teacher, escape_table_cell, settings_line, without_local_folders
+from stillhouse.dataset.card import describe_teacher, settings_line
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.errors import RecipeError
+from stillhouse.formatting import count_in_words, escape_table_cell, megabytes_in_words, without_local_folders
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.models.files import ModelFiles
 from stillhouse.models.find import has_local_files
@@ -153,16 +154,6 @@ def formula(loss: LossSettings, variant: str) -> str:
     if loss.cross_entropy_weight:
         terms.append(f"{loss.cross_entropy_weight:g} * cross-entropy(completion, student)")
     return "L = " + " + ".join(terms)
-
-
-def count_in_words(number: int) -> str:
-    """26912 -> 26,912; 63713088 -> 63.7 million."""
-    return f"{number / 1e6:,.1f} million" if number >= 1e6 else f"{number:,}"
-
-
-def megabytes_in_words(size: float) -> str:
-    """Format megabytes with significant digits only."""
-    return f"{size:,.0f}" if size >= 10 else f"{size:.2f}"
 
 
 def reported_arguments(arguments: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ start.json records which parts of the teacher were kept; without it the settings
 
 from __future__ import annotations
 
-from stillhouse.dataset.card import escape_table_cell, settings_line, without_local_folders
+from stillhouse.dataset.card import settings_line
+from stillhouse.formatting import escape_table_cell, without_local_folders
 from stillhouse.recipe.student_init import Choose, InitSettings, Layers, StackLayers
 from stillhouse.student.start.record import Method, StackStart, Start
 from stillhouse.text import enumerated

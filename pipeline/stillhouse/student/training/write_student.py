@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 from stillhouse.dataset.store import Dataset
 from stillhouse.models.load import load_weights
 from stillhouse.recipe.recipe import Recipe
+from stillhouse.records import utc_now
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.data.examples import Examples
 from stillhouse.student.finished.card import reported_arguments, software_versions, write_cards
@@ -70,7 +70,7 @@ def student_card(
         rows_cut_off=training.rows.cut_off if training else 0,
         rows_unrendered=training.rows.unrendered if training else 0,
         seconds=round(training.seconds, 1) if training else 0.0,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=utc_now(),
         versions=software_versions(),
         log=tuple(
             Step.model_validate({key: entry[key] for key in Step.model_fields if key in entry}) for entry in measured
