@@ -74,6 +74,14 @@ def retry_unless_usage_error(task: Task[..., Any], run: TaskRun, state: State[An
     return not isinstance(state.data, UsageError)
 
 
+TRAINING_TASK: dict[str, Any] = {  # options of every task that trains a model; a retry resumes from a checkpoint
+    "retries": 1,
+    "retry_delay_seconds": 10,
+    "retry_condition_fn": retry_unless_usage_error,
+    **TASK,
+}
+
+
 @asynccontextmanager
 async def reported_errors() -> AsyncIterator[None]:
     """Attach a Stillhouse error to the flow run as JSON, for the run that started it (`reported_error`)."""

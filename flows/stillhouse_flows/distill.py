@@ -15,26 +15,11 @@ from stillhouse.stages.checks import check_distill
 from stillhouse.stages.stages import dataset_of, distill_stage, points_to_train, students_to_train
 from stillhouse.student.finished.folder import StudentResult
 from stillhouse_flows.artifacts import publish_models
-from stillhouse_flows.common import (
-    FLOW,
-    TASK,
-    Overrides,
-    RecipePath,
-    logged_progress,
-    name_run,
-    retry_unless_usage_error,
-)
+from stillhouse_flows.common import FLOW, TRAINING_TASK, Overrides, RecipePath, logged_progress, name_run
 from stillhouse_flows.sweep import train_sweep
 
 
-@task(
-    name="train student",
-    task_run_name="train {name}",
-    retries=1,
-    retry_delay_seconds=10,
-    retry_condition_fn=retry_unless_usage_error,
-    **TASK,
-)
+@task(name="train student", task_run_name="train {name}", **TRAINING_TASK)
 def train_student(recipe: Recipe, index: int, dataset: Dataset, name: str) -> StudentResult:
     """Train one of the recipe's students; a retry resumes from its last checkpoint."""
     return distill_stage(recipe, students_to_train(recipe)[index], dataset, logged_progress(), get_run_logger().info)

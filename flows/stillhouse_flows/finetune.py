@@ -10,25 +10,10 @@ from stillhouse.stages.checks import check_finetune
 from stillhouse.stages.stages import finetune_stage
 from stillhouse.student.finished.folder import StudentResult
 from stillhouse_flows.artifacts import publish_models
-from stillhouse_flows.common import (
-    FLOW,
-    TASK,
-    Overrides,
-    RecipePath,
-    logged_progress,
-    name_run,
-    retry_unless_usage_error,
-)
+from stillhouse_flows.common import FLOW, TRAINING_TASK, Overrides, RecipePath, logged_progress, name_run
 
 
-@task(
-    name="fine-tune teacher",
-    task_run_name="fine-tune teacher",
-    retries=1,
-    retry_delay_seconds=10,
-    retry_condition_fn=retry_unless_usage_error,
-    **TASK,
-)
+@task(name="fine-tune teacher", task_run_name="fine-tune teacher", **TRAINING_TASK)
 def finetune_teacher(recipe: Recipe) -> StudentResult | None:
     """Fine-tune the teacher unless it is finished; a retry resumes from its last checkpoint."""
     return finetune_stage(recipe, logged_progress(), get_run_logger().info)

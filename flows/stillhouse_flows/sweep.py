@@ -21,18 +21,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from stillhouse.stages.stages import distill_stage
 from stillhouse.stages.sweep import ParallelChildren, PointTraining, train_in_child, train_points
 from stillhouse.student.finished.folder import StudentResult
-from stillhouse_flows.common import TASK, logged_progress, retry_unless_usage_error
+from stillhouse_flows.common import TRAINING_TASK, logged_progress, retry_unless_usage_error
 
-_TASK_OPTIONS: dict[str, Any] = {
-    "name": "train student",
-    "task_run_name": "train {label}",
-    "retries": 1,
-    "retry_delay_seconds": 10,
-    **TASK,
-}
+_TASK_OPTIONS: dict[str, Any] = {"name": "train student", "task_run_name": "train {label}", **TRAINING_TASK}
 
 
-@task(retry_condition_fn=retry_unless_usage_error, **_TASK_OPTIONS)
+@task(**_TASK_OPTIONS)
 def train_in_this_process(training: PointTraining, label: str) -> StudentResult:
     """Train one student in this process."""
     train = partial(distill_stage, log=get_run_logger().info)

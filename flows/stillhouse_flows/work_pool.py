@@ -17,7 +17,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from stillhouse.errors import PrefectUnavailable, WorkerFailed, WorkerLost
-from stillhouse.labelling.parts import Runner
+from stillhouse.labelling.runner import Runner
 from stillhouse.labelling.runners.base import open_runner
 from stillhouse.recipe.label import RunnerSettings
 from stillhouse_flows.common import TAG, reported_error

@@ -71,12 +71,10 @@ class Budget:
             return Reservation(worst_usd)
         while self._spent + self._reserved + worst_usd > self._limit + _TOLERANCE_USD:
             if not self._open:
-                raise BudgetSpent(
+                raise budget_spent(
                     f"${self._spent:.4g} of it are spent, and the next request could cost ${worst_usd:.4g}; all answers so "
                     "far are kept",
-                    setting="label.budget_usd",
-                    value=self._limit,
-                    fix="raise it (--set label.budget_usd=...) and run again",
+                    self._limit,
                 )
             self._changed.clear()
             await self._changed.wait()
@@ -131,3 +129,13 @@ def check_budget(recipe: Recipe, teacher: Teacher) -> None:
             fix="set teacher.price to {input_usd_per_million: ..., output_usd_per_million: ...}, or label.budget_usd to "
             "null",
         )
+
+
+def budget_spent(problem: str, limit_usd: float) -> BudgetSpent:
+    """Return the error that nothing more fits in `label.budget_usd`."""
+    return BudgetSpent(
+        problem,
+        setting="label.budget_usd",
+        value=limit_usd,
+        fix="raise it (--set label.budget_usd=...) and run again",
+    )

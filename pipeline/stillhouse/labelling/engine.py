@@ -26,10 +26,10 @@ from stillhouse.labelling.dataset_lock import (
 from stillhouse.labelling.filtering import filters_of
 from stillhouse.labelling.former_names import former_names, warn_if_plugin_code_changed
 from stillhouse.labelling.job import LabelJob
-from stillhouse.labelling.parts import Runner
 from stillhouse.labelling.plan import make_plan
 from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.retrying import Retry
+from stillhouse.labelling.runner import Runner
 from stillhouse.progress import Progress, silent
 from stillhouse.quality.base import open_filters
 from stillhouse.recipe.label import encoding_of

@@ -23,10 +23,11 @@ from stillhouse.labelling.filtering import FilteredShard, ShardFilter
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.metrics import Meter, Metrics
 from stillhouse.labelling.new_version import delete_journaled_answers, finished_version, shard_files, start_version
-from stillhouse.labelling.parts import Parts, Runner
+from stillhouse.labelling.parts import Parts
 from stillhouse.labelling.plan import LabelPlan, Shard, ShardName
 from stillhouse.labelling.result import LabelResult
 from stillhouse.labelling.retrying import Retry
+from stillhouse.labelling.runner import Runner
 from stillhouse.labelling.sender import Sender
 from stillhouse.plugins import TEACHERS, plugin_code_key
 from stillhouse.progress import Progress, TellsMore

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import asyncio
 
-from stillhouse.errors import BudgetSpent
-from stillhouse.labelling.budget import Budget
+from stillhouse.labelling.budget import Budget, budget_spent
 from stillhouse.labelling.journal import Journal
 from stillhouse.recipe.label import LabelSettings, LimitSettings, RunnerSettings
 
@@ -83,11 +82,9 @@ class Leases:
             if not self._dispatched:
                 if available > _ROUNDING:
                     break
-                raise BudgetSpent(
+                raise budget_spent(
                     "all of it is spent, or reserved for parts that are not finished; all answers so far are kept",
-                    setting="label.budget_usd",
-                    value=limit,
-                    fix="raise it (--set label.budget_usd=...) and run again",
+                    limit,
                 )
             self._repaid.clear()
             await self._repaid.wait()

@@ -25,7 +25,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +38,7 @@ from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.leases import Leases
 from stillhouse.labelling.plan import LabelPlan
 from stillhouse.labelling.reuse import copy_part
+from stillhouse.labelling.runner import Runner
 from stillhouse.progress import Progress
 from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.dataset import DatasetSettings
@@ -56,18 +56,6 @@ _RECIPE = "recipe.yaml"
 _COLUMNS = pa.schema([pa.field("messages", MESSAGES), pa.field("reference", pa.string())])
 _MAX_DISPATCHES = 3  # dispatches of a part in all, before its lost worker fails the run
 _POLL_SECONDS = 1.0  # seconds between checks whether a worker still holds a part
-
-
-class Runner(Protocol):
-    """Has recipes labelled by other processes: a work pool, a cluster."""
-
-    async def label(self, recipe: str, name: str) -> None:
-        """Have the recipe at this path or URL labelled, and return when it is done; `name` is for display.
-
-        Raises:
-            WorkerLost: the process that labelled it is gone.
-            StillhouseError: the error that stopped the labelling.
-        """
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stillhouse.evaluation.measures.bootstrap import Floats, interval, resampled_totals
-from stillhouse.evaluation.results import AnswerQuality, DifferenceFromTeacher, Interval
+from stillhouse.evaluation.measures.bootstrap import Floats, interval_of_figures, resampled_totals
+from stillhouse.evaluation.results import AnswerQuality, DifferenceFromTeacher
 from stillhouse.records import Completion
 from stillhouse.text import repeats_itself
 
@@ -59,11 +59,11 @@ def answer_qualities(
     means = totals.reshape(-1, models, kinds).transpose(1, 2, 0) / prompts  # (models, kinds, 1 + resamples)
     return [
         AnswerQuality(
-            repeats=_interval(own[_REPEATS]),
-            cut=_interval(own[_CUT]),
-            empty=_interval(own[_EMPTY]),
-            copied=_interval(own[_COPIED]),
-            tokens=None if None in one.tokens else _interval(own[_TOKENS]),
+            repeats=interval_of_figures(own[_REPEATS]),
+            cut=interval_of_figures(own[_CUT]),
+            empty=interval_of_figures(own[_EMPTY]),
+            copied=interval_of_figures(own[_COPIED]),
+            tokens=None if None in one.tokens else interval_of_figures(own[_TOKENS]),
             from_teacher=None if place == teacher else _from_teacher(own, means[teacher]),
         )
         for place, (one, own) in enumerate(zip(written, means, strict=True))
@@ -81,17 +81,12 @@ def _statistics(one: ModelAnswers, copied: Sequence[bool]) -> Floats:
 
 def _from_teacher(own: Floats, teacher: Floats) -> DifferenceFromTeacher:
     """Return the paired differences; `own` and `teacher` are (kinds, 1 + resamples)."""
-    less = own - teacher
+    differences = own - teacher
     long_enough = teacher[_CHARACTERS].min() > 0
     return DifferenceFromTeacher(
-        repeats=_interval(less[_REPEATS]),
-        cut=_interval(less[_CUT]),
-        empty=_interval(less[_EMPTY]),
-        copied=_interval(less[_COPIED]),
-        length_ratio=_interval(own[_CHARACTERS] / teacher[_CHARACTERS]) if long_enough else None,
+        repeats=interval_of_figures(differences[_REPEATS]),
+        cut=interval_of_figures(differences[_CUT]),
+        empty=interval_of_figures(differences[_EMPTY]),
+        copied=interval_of_figures(differences[_COPIED]),
+        length_ratio=interval_of_figures(own[_CHARACTERS] / teacher[_CHARACTERS]) if long_enough else None,
     )
-
-
-def _interval(figures: Floats) -> Interval:
-    """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
-    return interval(figures[0], figures[1:])

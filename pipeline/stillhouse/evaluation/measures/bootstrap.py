@@ -39,6 +39,11 @@ def interval(value: float, resampled: Floats) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
+def interval_of_figures(figures: Floats) -> Interval:
+    """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
+    return interval(figures[0], figures[1:])
+
+
 def ratio_of_sums(
     sums: Sequence[float], tokens: Sequence[float], transform: Callable[[Floats], Floats] = np.asarray
 ) -> Interval:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillhouse.errors import RecipeError
-from stillhouse.evaluation.measures.bootstrap import Floats, interval, mean_per_prompt, resampled_totals
+from stillhouse.evaluation.measures.bootstrap import Floats, interval_of_figures, mean_per_prompt, resampled_totals
 from stillhouse.evaluation.metrics.base import NamedMetric
 from stillhouse.evaluation.results import Interval, MetricColumn
 from stillhouse.recipe.evaluate import EvaluateSettings
@@ -110,12 +110,12 @@ def score(
 
     def intervals(figures: Floats) -> dict[str, Interval]:
         """Return intervals by metric name, from (metrics, 1 + resamples)."""
-        return {one.name: _interval(row) for one, row in zip(metrics, figures, strict=True)}
+        return {one.name: interval_of_figures(row) for one, row in zip(metrics, figures, strict=True)}
 
     def share(figures: Floats) -> dict[str, Interval]:
         """Return intervals of the ratio to the teacher's score by metric name, from (metrics, 1 + resamples)."""
         return {
-            one.name: _interval(figures[place] / drawn[teacher, place])
+            one.name: interval_of_figures(figures[place] / drawn[teacher, place])
             for place, one in enumerate(metrics)
             if teacher is not None and not one.metric.lower_is_better and drawn[teacher, place].min() > 0
         }
@@ -139,11 +139,6 @@ def reference_score(rows: Sequence[Completion], answers: Sequence[str]) -> Inter
         if row.prompt.reference
     ]
     return mean_per_prompt(scored) if scored else None
-
-
-def _interval(figures: Floats) -> Interval:
-    """Return the interval of a figure; `figures` has its value over all prompts, then over each resample."""
-    return interval(figures[0], figures[1:])
 
 
 def _column(one: NamedMetric) -> MetricColumn:

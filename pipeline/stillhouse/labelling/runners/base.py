@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillhouse.errors import RecipeError
-from stillhouse.labelling.parts import Runner
+from stillhouse.labelling.runner import Runner
 from stillhouse.recipe.label import RunnerSettings
 
 
