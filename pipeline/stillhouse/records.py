@@ -14,16 +14,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 FORMAT_VERSION = 1
+RECIPE_FILE = "recipe.yaml"  # the recipe, in the folder of what was made from it: a version, a part, a student
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 EncodingName = Literal["top-k", "sampled"]  # of soft labels; one module each in dataset/encodings
 Row = dict[str, Any]  # one row, as pyarrow takes it; the schemas in columns.py are its type
 

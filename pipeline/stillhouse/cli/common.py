@@ -43,6 +43,9 @@ Root = Annotated[  # a Location, a type that Typer does not know
 ]
 
 
+LABELS = Path("data/labels")  # the default of `Root`
+
+
 @contextmanager
 def reporting_errors(as_json: bool = False) -> Iterator[None]:
     """End with the error on standard error and its exit status; SIGTERM interrupts as Ctrl-C does.

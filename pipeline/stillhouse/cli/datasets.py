@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse.cli import results
-from stillhouse.cli.common import AsJson, Root, print_error, reporting_errors
+from stillhouse.cli.common import LABELS, AsJson, Root, print_error, reporting_errors
 
 if TYPE_CHECKING:
     from stillhouse.dataset.catalog import CatalogEntry
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 datasets_app = typer.Typer(no_args_is_help=True, help="Find, inspect, check, combine and remove labelled datasets.")
 
-_ROOT = Path("data/labels")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A dataset (its newest version), name/v001, or a folder.")]
 Into = Annotated[str, typer.Option("--into", metavar="NAME", help="The dataset whose next version is written.")]
 
 
 @datasets_app.command("list")
-def datasets_list(root: Root = _ROOT, as_json: AsJson = False) -> None:
+def datasets_list(root: Root = LABELS, as_json: AsJson = False) -> None:
     """List every finished version, by name; a damaged one is listed with its fault."""
     with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
@@ -42,7 +41,7 @@ def datasets_list(root: Root = _ROOT, as_json: AsJson = False) -> None:
 @datasets_app.command("show")
 def datasets_show(
     name: Name,
-    root: Root = _ROOT,
+    root: Root = LABELS,
     samples: Annotated[
         int | None,
         typer.Option("--samples", min=0, help="Rows to show.  [default: 3; 20 with --html]", show_default=False),
@@ -96,7 +95,7 @@ def datasets_show(
 
 
 @datasets_app.command("verify")
-def datasets_verify(name: Name, root: Root = _ROOT, as_json: AsJson = False) -> None:
+def datasets_verify(name: Name, root: Root = LABELS, as_json: AsJson = False) -> None:
     """Check every file, its rows and the manifest against their checksums; exit status 1 if one differs."""
     with reporting_errors(as_json):
         from stillhouse.cli.terminal import output
@@ -131,7 +130,7 @@ def datasets_merge(
             "--prefer", metavar="NAME", help="Dataset whose rows are kept if versions answer a prompt differently."
         ),
     ] = None,
-    root: Root = _ROOT,
+    root: Root = LABELS,
     as_json: AsJson = False,
 ) -> None:
     """Merge datasets into a new version, each row once; a prompt that one of them holds out stays held out."""
@@ -150,7 +149,7 @@ def datasets_filter(
         str, typer.Option("--where", help='A condition on the columns, such as "completion_tokens < 200".')
     ],
     into: Into,
-    root: Root = _ROOT,
+    root: Root = LABELS,
     as_json: AsJson = False,
 ) -> None:
     """Write the rows for which a condition is true as a new version."""
@@ -166,7 +165,7 @@ def datasets_split(
     name: Name,
     validation: Annotated[float, typer.Option("--validation", help="Share of prompts to hold out, such as 0.1.")],
     into: Into,
-    root: Root = _ROOT,
+    root: Root = LABELS,
     as_json: AsJson = False,
 ) -> None:
     """Split the rows again, by prompt, and write them as a new version."""
@@ -182,7 +181,7 @@ def datasets_rm(
     name: Annotated[str, typer.Argument(metavar="NAME/V001", help="A version; a name alone if it has only one.")],
     every: Annotated[bool, typer.Option("--all", help="Remove every version of the name.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
-    root: Root = _ROOT,
+    root: Root = LABELS,
     as_json: AsJson = False,
 ) -> None:
     """Remove a version for good; refused if another version was made from it, or while a run is writing it."""

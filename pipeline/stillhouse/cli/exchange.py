@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse.cli import results
-from stillhouse.cli.common import AsJson, Root, print_error, reporting_errors
+from stillhouse.cli.common import LABELS, AsJson, Root, print_error, reporting_errors
 from stillhouse.cli.datasets import Into, Name, datasets_app
 
 if TYPE_CHECKING:
     from stillhouse.exchange.imports import ImportCounts
 
-_ROOT = Path("data/labels")
 _FORMATS = "trl, axolotl, distillkit, openai, sharegpt"
 
 
@@ -39,7 +38,7 @@ def datasets_export(
         int | None, typer.Option("--length", help="Tokens per row, for distillkit. Default: the longest row.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that an earlier export wrote.")] = False,
-    root: Root = _ROOT,
+    root: Root = LABELS,
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset in another project's format."""
@@ -90,7 +89,7 @@ def datasets_import(
             "--base-url", help="For openai-log: the API that answered. Default: OPENAI_BASE_URL, or OpenAI's."
         ),
     ] = None,
-    root: Root = _ROOT,
+    root: Root = LABELS,
     as_json: AsJson = False,
 ) -> None:
     """Import answers as a dataset: from another project's files, or from a log of API requests."""
@@ -130,7 +129,7 @@ def datasets_push(
         str, typer.Option("--to", metavar="USER/REPO", help="A dataset repository; created if it does not exist.")
     ],
     private: Annotated[bool, typer.Option("--private", help="Create it as a private repository.")] = False,
-    root: Root = _ROOT,
+    root: Root = LABELS,
     as_json: AsJson = False,
 ) -> None:
     """Push a version to the Hugging Face hub, with its card; the token comes from HF_TOKEN."""

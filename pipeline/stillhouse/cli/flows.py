@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stillhouse.cli.common import AsJson, reporting_errors
+from stillhouse.cli.common import AsJson, Overrides, reporting_errors
 
 flows_app = typer.Typer(no_args_is_help=True, help="Scheduled runs, on a Prefect server.")
 
@@ -15,9 +15,6 @@ Only = Annotated[
     str | None, typer.Option("--only", metavar="NAME", help="nightly, weekly, or on-demand. Default: all.")
 ]
 RecipeOf = Annotated[str | None, typer.Option("--recipe", metavar="RECIPE", help="The recipe to run.")]
-SetOf = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting of the recipe; repeatable.")
-]
 CronOf = Annotated[
     str | None,
     typer.Option("--cron", metavar="CRON", help='Schedule of the deployment that --only names: "0 2 * * *".'),
@@ -40,7 +37,7 @@ SecretOf = Annotated[
 def flows_deploy(
     only: Only = None,
     recipe: RecipeOf = None,
-    set_: SetOf = None,
+    set_: Overrides = None,
     cron: CronOf = None,
     timezone: Zone = None,
     secret: SecretOf = None,
@@ -65,7 +62,7 @@ def flows_deploy(
 
 @flows_app.command("serve")
 def flows_serve(
-    only: Only = None, recipe: RecipeOf = None, set_: SetOf = None, cron: CronOf = None, timezone: Zone = None
+    only: Only = None, recipe: RecipeOf = None, set_: Overrides = None, cron: CronOf = None, timezone: Zone = None
 ) -> None:
     """Run the deployments of flows/prefect.yaml on this machine on schedule, without a work pool, until Ctrl-C."""
     with reporting_errors():

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stillhouse.dataset.encodings import find_encoding, pad_entries
+from stillhouse.dataset.encodings import PackedLabels, find_encoding, pad_entries
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import DatasetRefused
 from stillhouse.records import Split
@@ -27,15 +27,11 @@ NO_TOKEN = -1  # pads `sparse`
 
 
 @dataclass(frozen=True)
-class RowLabels:
+class RowLabels(PackedLabels):
     """The soft labels of one completion; position t has the entries offsets[t]:offsets[t + 1]."""
 
     id: str  # of the row
     completion_token_ids: npt.NDArray[np.int32]  # (positions,)
-    token_ids: npt.NDArray[np.int32]  # (entries,)
-    logprobs: npt.NDArray[np.float32]  # (entries,), top-k: the teacher's; sampled: log(count / draws)
-    offsets: npt.NDArray[np.int64]  # (positions + 1,)
-    tail_logprob: npt.NDArray[np.float32]  # (positions,), log of the mass of all tokens not listed; -inf for sampled
     vocabulary_size: int | None  # the teacher's
 
     def sparse(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
@@ -97,11 +93,8 @@ def soft_labels(dataset: Dataset, split: Split = "train") -> Iterator[RowLabels]
             packed = encoding.decode(row)
             if len(packed.tail_logprob):
                 yield RowLabels(
-                    row.column("id")[0].as_py(),
-                    np.array(row.column("completion_token_ids")[0].as_py(), np.int32),
-                    packed.token_ids,
-                    packed.logprobs,
-                    packed.offsets,
-                    packed.tail_logprob,
-                    manifest.teacher.vocabulary_size,
+                    **vars(packed),
+                    id=row.column("id")[0].as_py(),
+                    completion_token_ids=np.array(row.column("completion_token_ids")[0].as_py(), np.int32),
+                    vocabulary_size=manifest.teacher.vocabulary_size,
                 )

@@ -23,11 +23,12 @@ from stillhouse.dataset.manifest import FILE_NAME, Manifest, read_manifest, vers
 from stillhouse.dataset.store import started_versions, versions
 from stillhouse.dataset.verify import foreign_files, missing_files
 from stillhouse.errors import DatasetError, DatasetMissing, DatasetRefused, UsageError
+from stillhouse.recipe.dataset import NAME_PATTERN
 from stillhouse.settings import nearest
 from stillhouse.storage.durable import fsync_folder, write_lock
 from stillhouse.storage.location import Location, remove_tree, subfolders, tree_size
 
-_LABEL = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(/v(?P<version>\d+))?")
+_LABEL = re.compile(rf"(?P<name>{NAME_PATTERN})(/v(?P<version>\d+))?")
 
 
 @dataclass(frozen=True)

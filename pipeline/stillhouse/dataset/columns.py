@@ -10,7 +10,7 @@ Schemas are written out here (and in encodings/ for the soft labels), never infe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy.typing as npt
@@ -163,7 +163,7 @@ def completion_at(rows: pa.RecordBatch | pa.Table, index: int) -> Completion:
         id=value("id"),
         prompt=prompt_at(rows, index),
         sample=value("sample"),
-        text="".join(message["content"] for message in value("completion")),
+        text=text_of_turns(value("completion")),
         finish_reason=value("finish_reason"),
         prompt_tokens=value("prompt_tokens"),
         completion_tokens=value("completion_tokens"),
@@ -174,6 +174,11 @@ def completion_at(rows: pa.RecordBatch | pa.Table, index: int) -> Completion:
         reasoning=value("reasoning"),
         token_logprobs=_token_logprobs_at(value),
     )
+
+
+def text_of_turns(turns: Iterable[Mapping[str, str]]) -> str:
+    """Return the text of a completion from its turns, the value of its column."""
+    return "".join(turn["content"] for turn in turns)
 
 
 def prompt_at(rows: pa.RecordBatch | pa.Table, index: int) -> Prompt:

@@ -19,18 +19,18 @@ import pyarrow as pa
 
 from stillhouse.dataset.columns import completion_schema, prompt_at
 from stillhouse.dataset.condition import Condition
-from stillhouse.dataset.disagreements import SPLITS, Disagreements
+from stillhouse.dataset.disagreements import Disagreements
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import UsageError
 from stillhouse.formatting import pluralize
 from stillhouse.prompts.load import split_of
+from stillhouse.recipe.dataset import NAME_PATTERN
 from stillhouse.recipe.label import encoding_of
-from stillhouse.records import Split
+from stillhouse.records import SPLITS, Split
 from stillhouse.storage.location import Location
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BATCH_ROWS = 256
 
 
@@ -155,7 +155,7 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: `name` is not a valid dataset name.
     """
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
             "it is not a valid name of a dataset",
             setting="--into",

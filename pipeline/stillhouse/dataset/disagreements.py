@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
+from stillhouse.dataset.columns import text_of_turns
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import UsageError
-from stillhouse.records import Split
+from stillhouse.records import SPLITS, Split
 from stillhouse.text import short_quote
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 60
 
@@ -123,7 +123,7 @@ def _answers(datasets: Sequence[Dataset], prompts: set[bytes]) -> Iterator[tuple
     for index, dataset in enumerate(datasets):
         for prompt, turns in columns(dataset, "prompt_id", "completion"):
             if hash_text(prompt) in prompts:
-                yield index, hash_text(prompt), _text(turns)
+                yield index, hash_text(prompt), text_of_turns(turns)
 
 
 def _examples(datasets: Sequence[Dataset], wanted: Mapping[bytes, Mapping[int, set[bytes]]]) -> Iterator[Example]:
@@ -137,15 +137,11 @@ def _examples(datasets: Sequence[Dataset], wanted: Mapping[bytes, Mapping[int, s
     for index, dataset in enumerate(datasets if wanted else ()):
         for prompt, turns, answer in columns(dataset, "prompt_id", "prompt", "completion"):
             key = hash_text(prompt)
-            if key in wanted and hash_text(_text(answer)) in unshared[key, index]:
+            if key in wanted and hash_text(text_of_turns(answer)) in unshared[key, index]:
                 prompts.setdefault(key, "\n".join(turn["content"] for turn in turns if turn["role"] != "system"))
-                texts[key].setdefault(dataset.manifest.label, _text(answer))
+                texts[key].setdefault(dataset.manifest.label, text_of_turns(answer))
     for key in wanted:
         yield Example(prompts[key], texts[key])
-
-
-def _text(turns: Sequence[Mapping[str, str]]) -> str:
-    return "".join(turn["content"] for turn in turns)
 
 
 def _short(text: str) -> str:

@@ -16,12 +16,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from stillhouse.errors import DatasetMissing, DatasetRefused
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.recipe.label import SamplingSettings, SoftSettings
-from stillhouse.records import FORMAT_VERSION, TeacherIdentity
+from stillhouse.records import FORMAT_VERSION, RECIPE_FILE, TeacherIdentity
 from stillhouse.storage.durable import sha256_of_file, write_atomically
 from stillhouse.storage.location import Location
 
 FILE_NAME = "manifest.json"
-EXTRA_FILES = ("README.md", "recipe.yaml")  # files of a version besides the manifest and the Parquet files
+EXTRA_FILES = ("README.md", RECIPE_FILE)  # files of a version besides the manifest and the Parquet files
 
 _DIGEST = '"manifest_sha256": "'  # precedes the manifest's own checksum, which is its last value
 _NO_DIGEST = "0" * 64  # placeholder for the checksum while it is computed

@@ -20,7 +20,6 @@ from typing import TypeVar
 from stillhouse.dataset.columns import completion_schema
 from stillhouse.dataset.derive import Derived, check_name, conform_to_schema, filter_by_mask
 from stillhouse.dataset.disagreements import (
-    SPLITS,
     Disagreements,
     columns,
     find_disagreements,
@@ -33,6 +32,7 @@ from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import DatasetRefused, UsageError
 from stillhouse.formatting import pluralize
 from stillhouse.recipe.label import encoding_of
+from stillhouse.records import SPLITS
 from stillhouse.storage.location import Location
 
 Value = TypeVar("Value")

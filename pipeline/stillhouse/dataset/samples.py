@@ -22,7 +22,7 @@ from stillhouse.dataset.statistics import entropies_of
 from stillhouse.dataset.store import Dataset
 from stillhouse.dataset.token_texts import TokenTexts
 from stillhouse.recipe.label import SoftSettings
-from stillhouse.records import Completion, Split
+from stillhouse.records import SPLITS, Completion, Split
 
 _ALTERNATIVES = 10  # per token, at most
 _BATCH_ROWS = 256
@@ -59,7 +59,7 @@ class Sample:
 
 def pick_samples(dataset: Dataset, count: int, texts: TokenTexts) -> list[Sample]:
     """Return up to `count` rows, evenly spaced over the train and validation splits."""
-    total = sum(entry.rows for entry in dataset.files("train", "validation"))
+    total = sum(entry.rows for entry in dataset.files(*SPLITS))
     wanted = (
         {total * number // min(count, total) for number in range(min(count, total))} if total and count > 0 else set()
     )
@@ -68,7 +68,7 @@ def pick_samples(dataset: Dataset, count: int, texts: TokenTexts) -> list[Sample
 
 def _samples(dataset: Dataset, wanted: set[int], texts: TokenTexts) -> Iterator[Sample]:
     first = 0
-    for entry in dataset.files("train", "validation"):
+    for entry in dataset.files(*SPLITS):
         if any(first <= place < first + entry.rows for place in wanted):
             start = first
             with dataset.open(entry) as parquet:

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from stillhouse.dataset.encodings import PackedLabels, find_encoding
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
+from stillhouse.records import SPLITS
 
 _BINS = 16  # at most
 _FINE = 0.01  # nats: width of the bins in which entropies are first counted
@@ -143,7 +144,7 @@ def _entropies(dataset: Dataset) -> tuple[Histogram | None, int]:
 
 
 def _batches(dataset: Dataset, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    for entry in dataset.files("train", "validation"):
+    for entry in dataset.files(*SPLITS):
         with dataset.open(entry) as parquet:
             yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +26,7 @@ from stillhouse.dataset.manifest import FILE_NAME, FileEntry, FileKind, Manifest
 from stillhouse.dataset.verify import verify_folder
 from stillhouse.errors import DatasetMissing, DatasetRefused, UsageError
 from stillhouse.recipe.dataset import VERSION, DatasetSettings
-from stillhouse.records import Row, Split
+from stillhouse.records import SPLITS, Row, Split
 from stillhouse.storage.location import Location, RemotePath, location, subfolders
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Dataset:
         Raises:
             UsageError: there is no such split.
         """
-        if split not in get_args(Split):
+        if split not in SPLITS:
             raise UsageError("there is no such split", setting="split", value=split, fix="use train or validation")
         for entry in self.files(split):
             with self.open(entry) as parquet:
@@ -74,7 +74,7 @@ class Dataset:
         batches = list(self.batches(split))
         if batches:
             return pa.Table.from_batches(batches)
-        for entry in self.files("train", "validation"):
+        for entry in self.files(*SPLITS):
             with self.open(entry) as parquet:
                 return parquet.schema_arrow.empty_table()
         return pa.table({})

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any
 
 import orjson
 import pyarrow as pa
@@ -31,7 +31,7 @@ from stillhouse.exchange.find_format import find_format
 from stillhouse.exchange.lines import NOTE
 from stillhouse.inputs.plain_json import to_json
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
-from stillhouse.records import Split, is_complete
+from stillhouse.records import SPLITS, Split, is_complete
 from stillhouse.storage.durable import atomic_file, fsync_folder, make_folder, sha256_of_file, write_atomically
 
 _ROWS_AT_ONCE = 64  # rows with soft labels are large
@@ -69,7 +69,7 @@ def export_dataset(
     rows: dict[str, int] = {}
     skipped = 0
     with _atomic_folder(folder) as temporary:
-        for split in get_args(Split):
+        for split in SPLITS:
             if dataset.files(split):
                 path = temporary / f"{split}.{file_type}"
                 written = sum(_write(dataset, split, plan, file_type, path))
@@ -95,7 +95,7 @@ def read_note(file: Path) -> dict[str, Any]:
 def _truncation_notes(dataset: Dataset) -> Iterator[str]:
     """Warn of truncated answers, for text-only formats: training code appends an end token to every answer."""
     found: Counter[str] = Counter()
-    for entry in dataset.files(*get_args(Split)):
+    for entry in dataset.files(*SPLITS):
         with dataset.open(entry) as parquet:
             for batch in parquet.iter_batches(columns=["finish_reason"]):
                 found.update(one for one in batch.column(0).to_pylist() if not is_complete(one))

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +37,7 @@ from stillhouse.exchange.sample_numbering import Numbering
 from stillhouse.prompts.load import split_of
 from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.label import SamplingSettings, SoftSettings, encoding_of
-from stillhouse.records import Completion, Split, TeacherIdentity, content_hash, utc_now
+from stillhouse.records import SPLITS, Completion, Split, TeacherIdentity, content_hash, utc_now
 from stillhouse.settings import parse_options
 from stillhouse.storage.location import Location
 
@@ -160,7 +160,7 @@ def _stage(
                 paths[split] = folder / f"{split}.parquet"
                 writers[split] = stack.enter_context(_batched(paths[split], schema))
             writers[split](completion_row(completion, soft=encoding))
-    return {split: paths[split] for split in get_args(Split) if split in paths}
+    return {split: paths[split] for split in SPLITS if split in paths}
 
 
 @contextmanager

@@ -31,12 +31,11 @@ from stillhouse.labelling.journal import Journal
 from stillhouse.plugins import TEACHERS, plugin_code_key
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.records import TeacherIdentity, content_hash
+from stillhouse.records import RECIPE_FILE, TeacherIdentity, content_hash
 from stillhouse.storage.location import Location
 from stillhouse.teachers.base import AnswerSettings, FormerIdentity, OmittedSetting, Renamed, Teacher
 
 _LOG = logging.getLogger(__name__)
-_RECIPE_FILE = "recipe.yaml"  # in a version's folder, written when the version is started
 _RECIPE_NOTE = "recipe of "  # prefix of the journal's notes on the recipes that asked, before the answer settings' id
 _CLAIM = "name "  # prefix of the journal's notes on which teacher claimed a former name
 
@@ -177,7 +176,7 @@ def _read_recipe(base: Location) -> Mapping[str, Any]:
     """Return the recipe of the version that was started but not finished, else of the newest finished version."""
     started, finished = started_versions(base), versions(base)
     if started and started[-1] not in finished:
-        file = base / version_label(started[-1]) / _RECIPE_FILE
+        file = base / version_label(started[-1]) / RECIPE_FILE
         read = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
         return read if isinstance(read, dict) else {}
     return open_dataset(base).manifest.recipe if finished else {}

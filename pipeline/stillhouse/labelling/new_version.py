@@ -22,7 +22,7 @@ from stillhouse.labelling.retrying import Retry, teacher_rejections
 from stillhouse.labelling.reuse import copy_earlier_answers, copy_except_retried
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.records import EncodingName
+from stillhouse.records import RECIPE_FILE, EncodingName
 from stillhouse.storage.durable import write_atomically
 from stillhouse.storage.location import Location
 
@@ -80,7 +80,7 @@ def start_version(
     parents = _copy_once(
         plan, journal, encoding_of(recipe.label.soft), [open_dataset(base, number) for number in finished]
     )
-    write_atomically(folder / "recipe.yaml", recipe.as_yaml().encode())
+    write_atomically(folder / RECIPE_FILE, recipe.as_yaml().encode())
     return folder, parents
 
 

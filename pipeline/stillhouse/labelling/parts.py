@@ -44,7 +44,7 @@ from stillhouse.prompts.load import read_prompts
 from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.records import Prompt, content_hash
+from stillhouse.records import RECIPE_FILE, Prompt, content_hash
 from stillhouse.storage.durable import write_atomically
 from stillhouse.storage.location import Location, remove_tree, subfolders
 
@@ -52,7 +52,6 @@ _LOG = logging.getLogger(__name__)
 
 FOLDER = "parts"
 _PROMPTS = "prompts.parquet"
-_RECIPE = "recipe.yaml"
 _COLUMNS = pa.schema([pa.field("messages", MESSAGES), pa.field("reference", pa.string())])
 _MAX_DISPATCHES = 3  # dispatches of a part in all, before its lost worker fails the run
 _POLL_SECONDS = 1.0  # seconds between checks whether a worker still holds a part
@@ -73,7 +72,7 @@ class Part:
     @property
     def recipe(self) -> str:
         """The path or URL of its recipe."""
-        return str(self.folder / _RECIPE)
+        return str(self.folder / RECIPE_FILE)
 
 
 class Parts:
@@ -185,7 +184,7 @@ class Parts:
                     await _wait_until_unlocked(part)
                 started = True
                 recipe = self._recipe_of(part)
-                write_atomically(part.folder / _RECIPE, recipe.as_yaml().encode())
+                write_atomically(part.folder / RECIPE_FILE, recipe.as_yaml().encode())
                 await runner.label(part.recipe, f"{self._recipe.dataset.name} {part.name}")
                 self._check_shared(part)
             except BudgetSpent:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, get_args
+from typing import Any
 
 import orjson
 
@@ -30,13 +30,12 @@ from stillhouse.plugins import FILTERS, plugin_code_key
 from stillhouse.prompts.checks import PromptChecks
 from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.records import Message, Prompt, Split, TeacherIdentity, content_hash
+from stillhouse.records import SPLITS, Message, Prompt, Split, TeacherIdentity, content_hash
 from stillhouse.storage.temporary_database import temporary_database
 from stillhouse.teachers.base import AnswerSettings, Request
 
 _LOG = logging.getLogger(__name__)
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 _CREATE = f"""
 CREATE TABLE ids (id BLOB PRIMARY KEY, continues INTEGER NOT NULL, reference BLOB) WITHOUT ROWID;
 CREATE TABLE scored (key BLOB PRIMARY KEY) WITHOUT ROWID;  -- used in score mode

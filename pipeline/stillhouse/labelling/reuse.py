@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from stillhouse.dataset.columns import text_of_turns
 from stillhouse.dataset.manifest import FileEntry
 from stillhouse.dataset.store import Dataset
 from stillhouse.labelling.former_names import FormerNames, claim_former_name
@@ -112,7 +113,7 @@ def _match(
         found = iter(_match(plan, journal, version, part, rejections=rejections, retry=None))
         return [next(found) if keep else None for keep in kept]
     completions = batch.column("completion").to_pylist()
-    texts = [None if turns is None else "".join(turn["content"] for turn in turns) for turns in completions]
+    texts = [None if turns is None else text_of_turns(turns) for turns in completions]
     ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))
     rows = list(zip(ids, prompts, samples, texts, strict=True))
     matched = plan.match_rows(rows, rejections=rejections)

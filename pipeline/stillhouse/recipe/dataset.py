@@ -11,7 +11,8 @@ from stillhouse.errors import UsageError
 from stillhouse.settings import SettingError, Settings
 from stillhouse.storage.location import location
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # used as a folder's name
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a folder's name
+NAME = rf"^{NAME_PATTERN}$"
 VERSION = re.compile(r"v(\d+)")  # of a dataset, as in outputs
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from stillhouse.dataset.columns import text_of_turns
 from stillhouse.dataset.store import Dataset
 from stillhouse.records import Row
 from stillhouse.text import bare_words
@@ -56,6 +57,6 @@ def training_answers(datasets: Iterable[Dataset]) -> Iterator[tuple[str, str]]:
 
 
 def _answers_of(row: Row) -> Iterator[tuple[str, str]]:
-    yield row["prompt_id"], "".join(message["content"] for message in row["completion"])
+    yield row["prompt_id"], text_of_turns(row["completion"])
     if row["reference"] and row["reference"].strip():
         yield row["prompt_id"], row["reference"]

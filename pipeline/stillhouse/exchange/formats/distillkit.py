@@ -55,7 +55,7 @@ from stillhouse.exchange.tokens import (
     vocabulary_bits,
 )
 from stillhouse.inputs.user_files import decode_text
-from stillhouse.records import TokenTrace
+from stillhouse.records import SPLITS, TokenTrace
 
 CONFIG = "compression_config.yaml"  # DistillKit's name for it
 _IGNORED = -100
@@ -178,7 +178,7 @@ class DistillKit:
 def _extents(dataset: Dataset, encoding: Encoding[Any]) -> tuple[int, int, int]:
     """Return the length of the longest row in tokens, the most entries at a position, and the highest token id."""
     longest = widest = highest = 0
-    for entry in dataset.files("train", "validation"):
+    for entry in dataset.files(*SPLITS):
         with dataset.open(entry) as parquet:
             for rows in parquet.iter_batches(batch_size=64, columns=list(token_columns(encoding))):
                 prompts, completions = (rows.column(name) for name in token_columns(encoding)[:2])

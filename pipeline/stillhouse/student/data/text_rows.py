@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.dataset.columns import prompt_at
+from stillhouse.dataset.columns import prompt_at, text_of_turns
 from stillhouse.dataset.encodings.base import flatten_column
 from stillhouse.dataset.reader import Cache, RowGroup, SplitReader
 from stillhouse.dataset.store import Dataset
@@ -84,7 +84,7 @@ class TextRows:
             ids = flatten_column(one, PROMPT_IDS), flatten_column(one, COMPLETION_IDS)
             ids = student_ids(table["id"][row].as_py(), *ids, self._vocabulary_map)
         else:
-            text = "".join(message["content"] for message in table["completion"][row].as_py())
+            text = text_of_turns(table["completion"][row].as_py())
             try:
                 ids = text_token_ids(self._lm, prompt_at(table, row).messages, text, not self._is_cut_off(table, row))
             except TemplateRefused as error:

@@ -39,7 +39,6 @@ from stillhouse.storage.durable import fsync_folder, write_atomically, write_loc
 from stillhouse.student.finished.user_files import move_user_files, refuse_to_replace
 
 CARD = "student.json"
-RECIPE = "recipe.yaml"
 INT8 = "int8"
 Variant = Literal["untrained", "white-box", "black-box", "gold"]
 

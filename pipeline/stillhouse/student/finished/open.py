@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillhouse.errors import StudentMissing
-from stillhouse.records import Message
-from stillhouse.student.finished.folder import CARD, RECIPE, StudentCard, Variant, read_card
+from stillhouse.records import RECIPE_FILE, Message
+from stillhouse.student.finished.folder import CARD, StudentCard, Variant, read_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,7 +84,7 @@ class Student:
     def _max_tokens(self) -> int:
         from stillhouse.recipe.load import load_recipe
 
-        file = self.folder / RECIPE
+        file = self.folder / RECIPE_FILE
         return load_recipe(file).label.sampling.max_tokens if file.is_file() else _MAX_TOKENS
 
 

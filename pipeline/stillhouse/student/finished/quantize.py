@@ -21,9 +21,10 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import RECIPE_FILE
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.finished.card import write_cards
-from stillhouse.student.finished.folder import INT8, RECIPE, Int8Copy, StudentCard, StudentFolder, weight_megabytes
+from stillhouse.student.finished.folder import INT8, Int8Copy, StudentCard, StudentFolder, weight_megabytes
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ def add_int8(folder: StudentFolder, recipe: Recipe, student: StudentSettings, da
     fsync_files(made)
     folder.publish_int8(made)
     write_cards(folder.path, card, recipe, dataset.manifest)
-    write_atomically(folder.path / RECIPE, recipe.as_yaml().encode())
+    write_atomically(folder.path / RECIPE_FILE, recipe.as_yaml().encode())
     folder.write_card(card)
     return card
 

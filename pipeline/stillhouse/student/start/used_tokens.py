@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from stillhouse.dataset.columns import prompt_at
+from stillhouse.dataset.columns import prompt_at, text_of_turns
 from stillhouse.dataset.encodings import find_encoding
 from stillhouse.dataset.encodings.base import flatten_column
 from stillhouse.dataset.reader import SplitReader
@@ -27,14 +27,13 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TemplateRefused
 from stillhouse.models.load import LanguageModel, encode_completion, encode_prompt
 from stillhouse.recipe.label import SoftSettings
-from stillhouse.records import Prompt, Split
+from stillhouse.records import SPLITS, Prompt
 
 LIKELY = 0.001  # probability at one position
 DRAWN = 2  # times at one position
 
 _TEXT = ("id", "prompt", "completion", "reference")
 _TOKENS = ("prompt_token_ids", "completion_token_ids")
-_SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def tokenised_texts(dataset: Dataset, lm: LanguageModel) -> Iterator[TokenisedTe
                 if prompt.reference is not None:
                     ids = encode_completion(lm, prompt.reference)
                     yield TokenisedText(name, "reference", prompt.reference, ids)
-            text = "".join(message["content"] for message in table["completion"][row].as_py())
+            text = text_of_turns(table["completion"][row].as_py())
             yield TokenisedText(name, "completion", text, encode_completion(lm, text))
             before = prompt
 
@@ -110,7 +109,7 @@ def _labelled(dataset: Dataset, soft: SoftSettings) -> Iterator[npt.NDArray[np.i
 
 
 def _tables(dataset: Dataset, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-    for split in _SPLITS:
+    for split in SPLITS:
         reader = SplitReader(dataset, split, columns)
         for number in range(len(reader.groups)):
             yield reader.read(number)

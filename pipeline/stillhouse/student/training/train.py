@@ -26,6 +26,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import SPLITS
 from stillhouse.storage.durable import make_folder
 from stillhouse.student.data.examples import Examples, read_examples
 from stillhouse.student.data.template_checks import check_template_on_rows
@@ -172,7 +173,7 @@ def _rows(
                 max_length=student.max_length,
                 vocabulary_map=vocabulary_map,
             )
-            for split in ("train", "validation")
+            for split in SPLITS
         )
     )
     if len(rows.train) == 0:

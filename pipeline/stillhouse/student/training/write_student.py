@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from stillhouse.dataset.store import Dataset
 from stillhouse.models.load import load_weights
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.records import utc_now
+from stillhouse.records import RECIPE_FILE, utc_now
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.data.examples import Examples
 from stillhouse.student.finished.card import reported_arguments, software_versions, write_cards
-from stillhouse.student.finished.folder import RECIPE, Step, StudentCard, StudentFolder, weight_megabytes
+from stillhouse.student.finished.folder import Step, StudentCard, StudentFolder, weight_megabytes
 from stillhouse.student.start.initialise import write_model
 from stillhouse.student.start.record import read_start
 from stillhouse.student.training.trainer import StudentTrainer
@@ -83,6 +83,6 @@ def publish(
 ) -> None:
     """Write the cards and the recipe next to a student's weights in `made`, and move it to its final folder."""
     write_cards(made, card, recipe, dataset.manifest if dataset else None)
-    write_atomically(made / RECIPE, recipe.as_yaml().encode())
+    write_atomically(made / RECIPE_FILE, recipe.as_yaml().encode())
     fsync_files(made)
     folder.publish(made, card)
