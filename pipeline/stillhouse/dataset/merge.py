@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from stillhouse.dataset.columns import completion_schema
 from stillhouse.dataset.derive import Derived, check_name, conform_to_schema, filter_by_mask
 from stillhouse.dataset.disagreements import (
     Disagreements,
@@ -28,10 +27,9 @@ from stillhouse.dataset.disagreements import (
 )
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.dataset.store import Dataset
-from stillhouse.dataset.writer import Origin, new_version
+from stillhouse.dataset.writer import NewVersion, Origin, new_version
 from stillhouse.errors import DatasetRefused, UsageError
 from stillhouse.formatting import pluralize
-from stillhouse.recipe.label import encoding_of
 from stillhouse.records import SPLITS
 from stillhouse.storage.location import Location
 
@@ -89,8 +87,25 @@ def merge(
     disagreements = find_disagreements(datasets)
     totals = _count_rows(datasets, disagreements, preferred)
     notes = (*_merge_notes(totals), *_disagreement_notes(disagreements, labels, preferred, totals.superseded))
+    origin = _merged_origin(manifests, notes, text_only=text_only, licence=licence)
+    with new_version(root, name, origin) as version:
+        _write_rows(version, datasets, totals, disagreements, preferred)
+    counts = {
+        "rows_read": totals.rows,
+        "repeated": totals.repeated,
+        "moved_to_validation": totals.moved,
+        "moved_prompts": len(totals.moved_prompts),
+    }
+    return Derived(version.dataset, counts, notes, disagreements)
+
+
+def _merged_origin(
+    manifests: Sequence[Manifest], notes: Sequence[str], *, text_only: bool, licence: str | None
+) -> Origin:
+    """Return the origin of the merged version; what differs between the versions is left out of it."""
+    labels = [manifest.label for manifest in manifests]
     teachers = list(dict.fromkeys(one for m in manifests for one in (m.teacher, *m.more_teachers)))
-    origin = Origin(
+    return Origin(
         made_by="merge",
         how="; ".join([" and ".join(labels) + (", text only" if text_only else ""), *notes]),
         teacher=teachers[0],
@@ -101,27 +116,28 @@ def merge(
         sampling=_common([m.sampling for m in manifests]),
         licence=licence or _common([m.licence for m in manifests]),
     )
-    schema = completion_schema(soft=encoding_of(origin.soft))
+
+
+def _write_rows(
+    version: NewVersion,
+    datasets: Sequence[Dataset],
+    totals: _MergeCounts,
+    disagreements: Disagreements,
+    preferred: int | None,
+) -> None:
+    """Write the rows of all versions, each to its split."""
     taken: set[bytes] = set()
-    with new_version(root, name, origin) as version:
-        for place, split in ((place, split) for place in range(len(datasets)) for split in SPLITS):
-            for batch in datasets[place].batches(split):
-                prompts = [hash_text(prompt) for prompt in batch.column("prompt_id").to_pylist()]
-                new = [
-                    disagreements.takes_rows_of(prompt, place, preferred) and _add_if_new(taken, hash_text(id_))
-                    for prompt, id_ in zip(prompts, batch.column("id").to_pylist(), strict=True)
-                ]
-                held = [split == "validation" or prompt in totals.held_out for prompt in prompts]
-                rows = conform_to_schema(batch, schema)
-                version.add("train", filter_by_mask(rows, [n and not h for n, h in zip(new, held, strict=True)]))
-                version.add("validation", filter_by_mask(rows, [n and h for n, h in zip(new, held, strict=True)]))
-    counts = {
-        "rows_read": totals.rows,
-        "repeated": totals.repeated,
-        "moved_to_validation": totals.moved,
-        "moved_prompts": len(totals.moved_prompts),
-    }
-    return Derived(version.dataset, counts, notes, disagreements)
+    for place, split in ((place, split) for place in range(len(datasets)) for split in SPLITS):
+        for batch in datasets[place].batches(split):
+            prompts = [hash_text(prompt) for prompt in batch.column("prompt_id").to_pylist()]
+            new = [
+                disagreements.takes_rows_of(prompt, place, preferred) and _add_if_new(taken, hash_text(id_))
+                for prompt, id_ in zip(prompts, batch.column("id").to_pylist(), strict=True)
+            ]
+            held = [split == "validation" or prompt in totals.held_out for prompt in prompts]
+            rows = conform_to_schema(batch, version.schema)
+            version.add("train", filter_by_mask(rows, [n and not h for n, h in zip(new, held, strict=True)]))
+            version.add("validation", filter_by_mask(rows, [n and h for n, h in zip(new, held, strict=True)]))
 
 
 def _count_rows(datasets: Sequence[Dataset], disagreements: Disagreements, preferred: int | None) -> _MergeCounts:

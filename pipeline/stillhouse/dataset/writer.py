@@ -58,7 +58,7 @@ class NewVersion:
     def __init__(self, folder: Location, origin: Origin) -> None:
         self._folder = folder
         self._origin = origin
-        self._schema = completion_schema(soft=encoding_of(origin.soft))
+        self.schema = completion_schema(soft=encoding_of(origin.soft))
         self._no_rejections = rejection_schema(soft=encoding_of(origin.soft)).empty_table()
         self._waiting: dict[Split, list[pa.RecordBatch]] = {}
         self._shards: dict[Split, int] = {}
@@ -66,7 +66,7 @@ class NewVersion:
         self._rows = hashlib.sha256()  # of the rows' ids, in order
 
     def add(self, split: Split, rows: pa.RecordBatch) -> None:
-        """Add rows with exactly the columns of `completion_schema`; a full shard is written at once.
+        """Add rows with exactly the columns of `schema`; a full shard is written at once.
 
         Raises:
             StorageFailed: the rows cannot be written.
@@ -74,7 +74,7 @@ class NewVersion:
         if not rows.num_rows:
             return
         waiting = self._waiting.setdefault(split, [])
-        waiting.append(rows.cast(self._schema))
+        waiting.append(rows.cast(self.schema))
         for id_, prompt in zip(rows.column("id").to_pylist(), rows.column("prompt_id").to_pylist(), strict=True):
             self._rows.update(f"{split}:{id_}\n".encode())
             self._prompts.add(prompt.encode())
@@ -121,7 +121,7 @@ class NewVersion:
         if not self._waiting[split]:
             return
         index = self._shards.get(split, 0)
-        rows = pa.Table.from_batches(self._waiting[split], self._schema)
+        rows = pa.Table.from_batches(self._waiting[split], self.schema)
         self._files(split, index, 0).write(rows, self._no_rejections, self._rows.hexdigest())
         self._shards[split], self._waiting[split] = index + 1, []
 
