@@ -1,7 +1,5 @@
 """A finished student answers one conversation with a string, and a list of conversations with a list."""
 
-from pathlib import Path
-
 import pytest
 
 from stillhouse.student.finished.folder import StudentCard
