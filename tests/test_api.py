@@ -137,7 +137,7 @@ def test_the_whole_way_in_a_notebook(tiny_recipe: MakeRecipe, tmp_path: Path) ->
     )
     drawn = own.answer(["Explain fire.", "Explain ice."], temperature=1.0, seed=3)
     assert drawn == own.answer(["Explain fire.", "Explain ice."], temperature=1.0, seed=3)
-    with pytest.raises(StudentMissing, match="run `stillhouse distill` first"):
+    with pytest.raises(StudentMissing, match="Run `stillhouse distill` first"):
         stillhouse.open_student("nobody", root=tmp_path)
 
 
