@@ -135,7 +135,7 @@ class Sender:
 
     async def _record_batch(self, attempts: _Attempts) -> None:
         try:
-            try:  # most need no retry, and tenacity costs as much time as everything else together
+            try:  # most need no retry, and tenacity costs throughput (docs/benchmarks.md)
                 suspects = await self._attempt(attempts)
             except AttemptFailed as first:
                 suspects = await self._retry(attempts, first)
