@@ -4,8 +4,8 @@
     >>> written.recipe, written.columns
     (PosixPath('task/recipe.yaml'), ('word', 'reference'))
 
-The recipe and the template are files to be edited. Every setting in them has a comment, and the recipe is loaded once
-before anything is written.
+The recipe and the template are files to be edited. The recipe has comments, and it is loaded once before anything is
+written.
 """
 
 from __future__ import annotations
@@ -185,7 +185,11 @@ prompts:
 {% if reference %}
   reference: {{ reference | yaml }}              # the column with gold answers, for the report's metrics
 {% endif %}
+{% if teacher == "demo" %}
+  system: You answer in one short sentence.  # before every prompt; without it, this small teacher talks on and on
+{% else %}
   # system: You answer in one sentence.     # a system message before every prompt
+{% endif %}
   # limit: 100                              # try the first rows before you pay for all
   holdout: 0.1                              # share of prompts, chosen by content, that is kept for the report
 {% if teacher == "demo" %}
@@ -194,7 +198,7 @@ teacher:                                    # `stillhouse teacher fetch-demo` do
   model: data/models/smollm2-135m-instruct
   options: {batch_size: 32}
 label:
-  sampling: {temperature: 0.3, max_tokens: 64}
+  sampling: {temperature: 0.3, max_tokens: 128}
   soft: {encoding: top-k, k: 32}            # the teacher's distribution at every token
 quality:                                    # rejected completions are kept, with the reason
   - {kind: finish-reason}                   # an answer that was cut off
