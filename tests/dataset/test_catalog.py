@@ -142,7 +142,7 @@ def test_merge_filter_and_split_say_what_they_did(root: Path, three: list[Datase
         (["rm", "one/v007", "--yes"], 1, "one/v007 does not exist"),
         (["rm", "tow/v001", "--yes"], 1, "Did you mean"),
         (["rm", "../one", "--yes"], 2, "is not a valid name of a dataset"),
-        (["rm", "two"], 2, "say --yes"),
+        (["rm", "two"], 2, "Add --yes"),
         (["rm", "two/v001", "--all", "--yes"], 2, "is one version"),
     ],
 )

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 from stillhouse.cli.main import app
 from stillhouse.dataset.catalog import catalog, find_versions, remove
 from stillhouse.dataset.files import open_parquet
-from stillhouse.dataset.manifest import FILE_NAME, read_manifest
+from stillhouse.dataset.manifest import FILE_NAME, read_manifest, write_manifest
 from stillhouse.dataset.store import all_datasets, dataset_folder, find_dataset, journal_folder, open_dataset
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, StorageFailed, UsageError
-from stillhouse.labelling import engine, sender
+from stillhouse.labelling import engine, job, sender
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import estimate_labelling
 from stillhouse.recipe.recipe import Recipe, recipe_from
@@ -50,8 +50,8 @@ def contents(folder: Path | RemotePath) -> dict[str, bytes]:
 @pytest.fixture
 def one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever writes the time writes this one."""
-    for module in (engine, sender):
-        monkeypatch.setattr(module, "now", lambda: "2026-01-01T00:00:00+00:00")
+    for module in (job, sender):
+        monkeypatch.setattr(module, "utc_now", lambda: "2026-01-01T00:00:00+00:00")
 
 
 def test_a_dataset_in_s3_has_the_very_bytes_of_a_local_one(
@@ -391,16 +391,14 @@ def test_a_journal_that_begins_late_knows_what_was_spent(
     recipe = at(scripted_recipe, s3_root)
     asyncio.run(label(recipe))
     manifest = dataset_folder(recipe.dataset) / "v001" / FILE_NAME
-    known = json.loads(manifest.read_bytes())
-    known["totals"]["spent_usd"] = 2.5
-    for seal in ("extras", "manifest_sha256"):
-        known.pop(seal, None)
-    write_atomically(manifest, json.dumps(known).encode())
+    known = read_manifest(manifest.parent)
+    totals = known.totals.model_copy(update={"spent_usd": 2.5})
+    write_manifest(manifest.parent, known.model_copy(update={"totals": totals}))
     write_atomically(dataset_folder(recipe.dataset) / "v002" / "recipe.yaml", b"begun: elsewhere")
     other = recipe_from(recipe.model_dump(mode="json", by_alias=True) | {"label": {"samples": 2}}, "test")
     other = other.model_copy(update={"dataset": other.dataset.model_copy(update={"journal": "another/place"})})
     assert estimate_labelling(other).spent_usd == 2.5
-    with engine.open_job(other) as job:
-        assert job._journal.spent() == 2.5
-    assert "v002 was begun with another journal" in caplog.text
+    with engine.open_job(other) as opened:
+        assert opened._journal.spent() == 2.5
+    assert "v002 was started with another journal" in caplog.text
     assert open_dataset(dataset_folder(recipe.dataset)).manifest == read_manifest(manifest.parent)
