@@ -9,12 +9,14 @@ environment, and messages of the store are shown without them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from stillhouse.errors import StillhouseError, StorageFailed, UsageError
 from stillhouse.inputs.urls import check_base_url, mask_secrets
@@ -52,6 +54,7 @@ _TRANSIENT_NAMES = {  # of exception classes or their bases: the libraries that 
     "ServerDisconnectedError",
 }
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # environment variables; the first that is set is used
+_USER_INFO = re.compile(r"(?<=://)[^\s/?#]*@")  # of a URL in a message
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 Answer = TypeVar("Answer")
@@ -212,15 +215,27 @@ def _describe(error: BaseException | None) -> str:
     for name in _SECRETS:
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
-    if password := urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).password:
+    for password in _endpoint_passwords():
         text = text.replace(password, "***")
-    return text
+    return _USER_INFO.sub("", text)
+
+
+def _endpoint_passwords() -> set[str]:
+    """Return the passwords in the S3 endpoint variables, as written and without percent-encoding."""
+    found = set()
+    for name in _ENDPOINTS:
+        with contextlib.suppress(ValueError):  # not a URL: `_s3_endpoint` rejects it
+            if password := urlsplit(os.environ.get(name, "").strip()).password:
+                found |= {password, unquote(password)}
+    return found
 
 
 def _endpoint() -> str:
-    """Return the S3 endpoint variable for an error message; empty if it is not set."""
-    given = next((url for name in _ENDPOINTS if (url := os.environ.get(name))), "")
-    return f" and AWS_ENDPOINT_URL ({mask_secrets(given.strip())})" if given else ""
+    """Return the S3 endpoint variable that is used, for an error message; empty if none is set."""
+    for name in _ENDPOINTS:
+        if given := os.environ.get(name, "").strip():
+            return f" and {name} ({mask_secrets(given)})"
+    return ""
 
 
 def _response(error: BaseException | None) -> dict[str, Any]:

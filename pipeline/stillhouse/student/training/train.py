@@ -39,7 +39,7 @@ from stillhouse.student.training.liger import disable_unsupported_liger, restore
 from stillhouse.student.training.lora import add_adapters, count_trainable, merge_adapters
 from stillhouse.student.training.objective import Objective, load_objective
 from stillhouse.student.training.packing import check_packing_of_models
-from stillhouse.student.training.stopping import StopEarly
+from stillhouse.student.training.stopping import StopDiverged, StopEarly
 from stillhouse.student.training.trainer import COMPLETE_MARKER, ProgressCallback, StudentTrainer
 from stillhouse.student.training.untrained import write_untrained
 from stillhouse.student.training.write_student import Trained, publish, save_trained, student_card
@@ -217,9 +217,11 @@ def _trainer(
         pack_to=student.max_length if student.packing else None,
         adapted=adapted,
     )
+    learning_rate_setting = student.setting("train.learning_rate")
+    trainer.add_callback(StopDiverged(lambda: trainer.last_loss, learning_rate_setting))
     if student.early_stopping:
         stopping = student.early_stopping
-        trainer.add_callback(StopEarly(stopping.patience, stopping.min_delta, student.setting("train.learning_rate")))
+        trainer.add_callback(StopEarly(stopping.patience, stopping.min_delta, learning_rate_setting))
     return trainer, learning
 
 
