@@ -80,7 +80,7 @@ async def _deploy(definitions: Definitions, secrets: Mapping[str, str]) -> None:
 
 
 async def _make_pool(client: PrefectClient, name: str) -> None:
-    """A pool of processes on the worker's machine, where no pool of this name is there."""
+    """Create a work pool of type process, unless a pool with this name exists."""
     template = ProcessWorker.get_default_base_job_template()
     try:
         await client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))

@@ -18,6 +18,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from stillhouse.errors import RecipeError, RecipeFaults
 
+_MESSAGES = {  # in place of pydantic's own, which name Python types
+    "model_type": "it must be a mapping of settings",
+    "model_attributes_type": "it must be a mapping of settings",
+    "dict_type": "it must be a mapping",
+    "mapping_type": "it must be a mapping",
+    "tuple_type": "it must be a list",
+    "list_type": "it must be a list",
+}
+
 
 class Settings(BaseModel):
     """Base of every part of a recipe: frozen, and an unknown key is an error."""
@@ -86,7 +95,9 @@ def _setting_error(model: type[BaseModel], detail: Any, path: str | None) -> Rec
         return RecipeError(f"there is no such setting.{nearest(str(detail['loc'][-1]), names)}", setting=setting)
     if detail["type"] == "missing":
         return RecipeError("it is missing", setting=setting, fix="give it a value")
-    message = re.sub(r"^\w+ should ", "it must ", str(detail["msg"]).removeprefix("Value error, "))
+    message = _MESSAGES.get(detail["type"]) or re.sub(
+        r"^\w+ should ", "it must ", str(detail["msg"]).removeprefix("Value error, ")
+    )
     if isinstance(value, (dict, BaseModel)):
         return RecipeError(message, setting=setting)
     return RecipeError(message, setting=setting, value=value)

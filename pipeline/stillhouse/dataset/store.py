@@ -61,7 +61,7 @@ class Dataset:
             yield from batch.to_pylist()
 
     def to_table(self, split: Split = "train") -> pa.Table:
-        """Return a split as one Arrow table; without rows where the split has none."""
+        """Return a split as one Arrow table; the table is empty if the split has no rows."""
         batches = list(self.batches(split))
         if batches:
             return pa.Table.from_batches(batches)

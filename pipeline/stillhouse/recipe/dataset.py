@@ -26,9 +26,10 @@ class DatasetSettings(Settings):
         default=None, description="a local folder; None: next to the versions, or under data/journals if root is a URL"
     )
     when_busy: Literal["leave", "wait"] = Field(
-        default="leave", description="what labelling does while another run writes the dataset"
+        default="leave",
+        description="if another run is writing the dataset, leave: stop with an error; wait: start when that run ends",
     )
-    patience: float = Field(default=3600, gt=0, description="timeout of `wait`, seconds")
+    patience: float = Field(default=3600, gt=0, description="maximum wait for the other run, seconds (when_busy: wait)")
 
     @field_validator("version", mode="before")
     @classmethod

@@ -43,7 +43,7 @@ class FinetuneSettings(Settings):
     early_stopping: EarlyStoppingSettings | None = Field(default=None, description="as `student.early_stopping`")
     head_chunk: int = Field(default=512, ge=1, description="as `student.head_chunk`")
     train: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
-    launch: LaunchSettings | None = Field(default=None, description="of accelerate; None: train in this process")
+    launch: LaunchSettings | None = Field(default=None, description="as `student.launch`")
 
     @property
     def folder(self) -> str:

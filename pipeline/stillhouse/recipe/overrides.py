@@ -14,7 +14,8 @@ def with_overrides(raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[st
     """Return a copy of a recipe's settings with overrides applied: "a.b=value" each (the value is YAML), or {"a.b": value}.
 
     Raises:
-        RecipeError: an override does not have this form, or its path leads through a value that has no settings inside.
+        RecipeError: an override does not have this form, or its path leads through a value that is not a mapping of
+            settings.
     """
     result = copy.deepcopy(dict(raw))
     if isinstance(overrides, Mapping):
@@ -45,7 +46,8 @@ def set_value(raw: dict[str, Any], path: str, value: Any, source: str) -> None:
     """Set the value at a dotted path; `source`, such as "--set a.b=1", is the setting that errors name.
 
     Raises:
-        RecipeError: the path leads through a value without settings inside, or to a list entry that does not exist.
+        RecipeError: the path leads through a value that is not a mapping of settings, or to a list entry that does not
+            exist.
     """
     *parents, last = path.split(".")
     container: dict[str, Any] | list[Any] = raw
@@ -57,7 +59,11 @@ def set_value(raw: dict[str, Any], path: str, value: Any, source: str) -> None:
             child = container[key] = {}
         visited.append(parent)
         if not isinstance(child, dict | list):
-            raise RecipeError(f"{'.'.join(visited)} is {child!r}, which has no settings inside", setting=source)
+            raise RecipeError(
+                f"{'.'.join(visited)} is {child!r}, which is not a mapping of settings",
+                setting=source,
+                fix="set the whole value instead",
+            )
         container = child
     container[_key(container, last, ".".join(visited), source)] = value
 

@@ -14,7 +14,7 @@ class PromptSettings(Settings):
 
     source: str = Field(description="a .jsonl, .csv, .tsv or .parquet file, local or at a URL, or a hub data set's id")
     config: str | None = Field(default=None, description="configuration of a hub data set that has several")
-    split: str = Field(default="train", description="of a hub data set")
+    split: str = Field(default="train", description="split to read from a hub data set")
     template: str | None = Field(default=None, description="a .j2 file; None: the rows have `prompt` or `messages`")
     system: str | None = Field(default=None, description="system message for prompts without one")
     columns: dict[str, str] = Field(default_factory=dict, description="name in the template -> column of the row")

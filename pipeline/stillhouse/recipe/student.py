@@ -28,8 +28,10 @@ class LossSettings(Settings):
 
     kind: str = Field(default="forward-kl", description="the divergence; docs/distillation.md lists them")
     temperature: float = Field(default=1.0, gt=0, description="T, for teacher and student")
-    weight: float = Field(default=1.0, ge=0, description="of the divergence; 0: cross-entropy only")
-    cross_entropy_weight: float = Field(default=1.0, ge=0, description="on the completion's tokens; 0: divergence only")
+    weight: float = Field(default=1.0, ge=0, description="weight of the divergence; 0: cross-entropy only")
+    cross_entropy_weight: float = Field(
+        default=1.0, ge=0, description="weight of the cross-entropy on the completion's tokens; 0: divergence only"
+    )
 
     @property
     def options(self) -> dict[str, Any]:

@@ -69,7 +69,9 @@ class InitSettings(Settings):
         default=None, alias="from", description="teacher: start from parts of the teacher"
     )
     layers: Layers | StackLayers | None = Field(
-        default=None, description="of both stacks of an encoder-decoder, or {encoder: ..., decoder: ...}"
+        default=None,
+        description="layers of the teacher to keep: a number, or a list of indices from 0; for an encoder-decoder they "
+        "apply to both stacks, or give {encoder: ..., decoder: ...}; None: all",
     )
     choose: Choose = Field(default="importance", description="how layers are chosen if `layers` is a number")
     width: WidthSettings | None = Field(default=None, description="widths, chosen by importance; None: the teacher's")
@@ -118,7 +120,7 @@ class InitSettings(Settings):
             )
         if sum(origins) != 1:
             raise SettingError(
-                f"it names {'several starts' if any(origins) else 'no start'} of the student",
+                f"{'more than one' if any(origins) else 'none'} of `from`, `model` and `config` is given",
                 fix="give exactly one of `from: teacher` (with `layers`), `model`, or `config`",
             )
         return self
@@ -153,7 +155,7 @@ class InitSettings(Settings):
     def _no_setting_is_unused(self) -> InitSettings:
         if self.choose != "importance" and not self._counts:  # a resolved recipe contains the default
             raise SettingError(
-                "`layers` is not a number of layers to choose",
+                "it has no effect, because `layers` is not a number",
                 setting="choose",
                 value=self.choose,
                 fix="set layers to a number such as 16, or remove `choose`",

@@ -52,11 +52,13 @@ class Student:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
-        """Return one answer a prompt.
+        """Return one answer per prompt.
 
         Args:
-            prompts: conversations; one string or a list of strings, each a user's message, will do.
-            max_tokens: the most tokens of an answer; None: the `label.sampling.max_tokens` that the student learnt from.
+            prompts: a conversation or a list of conversations. A conversation is a string (one user message) or a list of
+                messages with `role` and `content`.
+            max_tokens: maximum tokens per answer; None: `label.sampling.max_tokens` of the student's recipe (128 if the
+                folder has no recipe).
             temperature: 0 takes the most likely token at every step.
             top_p: the share of the distribution that tokens are drawn from, 0 < top_p <= 1.
             seed: of the draws; an answer does not depend on the other prompts of the call.

@@ -50,7 +50,7 @@ def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> bool
     plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
     if arguments.bf16:
         plugin.set_mixed_precision("bf16")
-    for state in (PartialState, AcceleratorState):  # either is copied from the other at any time
+    for state in (PartialState, AcceleratorState):  # accelerate copies one shared state to the other, so set both
         state._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = plugin
     return True

@@ -58,7 +58,7 @@ def distill(
     """Train the student that `student` describes; `student.mode` names the variant. See the module's docstring.
 
     If several processes were started (ranks.py), all of them call this. `open_teacher` is needed for `labels: live` only.
-    `is_teacher` records in the student's card that it will be a teacher (stages/finetune.py).
+    `is_teacher` records in student.json that the model will label as a teacher (stages/finetune.py).
 
     Raises:
         RecipeError: a training argument or a loss option is wrong, or the student's chat template renders none of the rows.
@@ -175,10 +175,11 @@ def _rows(
     )
     if len(rows.train) == 0:
         raise TrainingError(
-            f"dataset {dataset.manifest.label} has no row to learn from: {rows.train.too_long} are longer than "
+            f"dataset {dataset.manifest.label} has no row to train on: {rows.train.too_long} are longer than "
             f"{student.setting('max_length')} ({student.max_length}), {rows.train.empty} have no completion token, "
             f"{rows.train.unrendered} have a prompt that the student's chat template refuses, "
-            f"{sum(dataset.manifest.rejected.values())} were rejected"
+            f"{sum(dataset.manifest.rejected.values())} were rejected",
+            fix=f"raise {student.setting('max_length')}, or check the chat template and the filters",
         )
     return rows
 

@@ -84,7 +84,10 @@ class StudentTrainer(Trainer):
         self.is_fsdp_enabled: bool = shard_on_cpu(self.accelerator, self.args) or self.is_fsdp_enabled
 
     def get_train_dataloader(self) -> DataLoader[Example]:
-        """Return this process's batches (ShardedBatchSampler): the library's loader ignores row groups and uneven ends."""
+        """Return this process's batches (ShardedBatchSampler).
+
+        transformers' own loader would shuffle across row groups and repeat examples in an incomplete last batch.
+        """
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order: Order = range(len(self._train_rows))
         if self.args.train_sampling_strategy == "random":
