@@ -105,4 +105,7 @@ def _prefect_deploy(definitions: Definitions) -> None:
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
         done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise PrefectUnavailable(f"`prefect deploy` rejects flows/prefect.yaml:\n{done.stdout}{done.stderr}".rstrip())
+        raise PrefectUnavailable(
+            f"`prefect deploy` rejects flows/prefect.yaml:\n{done.stdout}{done.stderr}".rstrip(),
+            fix="correct the file, or the options that change it",
+        )

@@ -51,7 +51,7 @@ class StillhouseError(Exception):
         problem: what is wrong, without the setting and its value; a clause without a full stop.
         setting: path of the setting in the recipe, an option (`--only`) or an environment variable.
         value: what the setting is; omit it where it must not be shown.
-        fix: what to do, as an imperative without a full stop.
+        fix: what to do, as an imperative without a full stop, or a question ("did you mean 'temperature'?").
     """
 
     exit_status = 1
@@ -97,7 +97,7 @@ def _restore(kind: type[StillhouseError], message: str, fields: dict[str, Any]) 
 
 def _message(problem: str, setting: str | None, value: Any, fix: str | None) -> str:
     where = f"{setting} is {_shown(value)}: " if value is not _NOT_GIVEN else f"{setting}: "
-    advice = f". {fix[0].upper()}{fix[1:]}." if fix else ""
+    advice = f". {fix[0].upper()}{fix[1:]}{'' if fix.endswith('?') else '.'}" if fix else ""
     return f"{where if setting else ''}{problem}{advice}"
 
 

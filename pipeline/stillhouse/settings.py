@@ -69,12 +69,20 @@ def parse_options(path: str, given: Mapping[str, Any], options: type[Options]) -
     raise faults[0] if len(faults) == 1 else RecipeFaults.of(faults)
 
 
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """Return a hint such as " Did you mean 'temperature'?"; if no choice is similar, list the choices."""
+def nearest(word: str, choices: Sequence[str], otherwise: str | None = None) -> str | None:
+    """Return the `fix` of an error about an unknown name, such as "did you mean 'temperature'?".
+
+    Args:
+        word: the name.
+        choices: the names that exist; they are listed if none is similar.
+        otherwise: another fix, which is added; the only one if there are no choices.
+    """
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Choose from: {', '.join(choices)}." if choices else ""
+        return f"did you mean {close[0]!r}?{f' Or {otherwise}' if otherwise else ''}"
+    if choices:
+        return f"choose from: {', '.join(choices)}{f'; or {otherwise}' if otherwise else ''}"
+    return otherwise
 
 
 def setting_errors(model: type[BaseModel], error: ValidationError, path: str | None = None) -> list[RecipeError]:
@@ -92,7 +100,7 @@ def _setting_error(model: type[BaseModel], detail: Any, path: str | None) -> Rec
     if detail["type"] == "extra_forbidden":
         parent = _model_at(model, detail["loc"][:-1])
         names = [field.alias or name for name, field in parent.model_fields.items()] if parent else []
-        return RecipeError(f"there is no such setting.{nearest(str(detail['loc'][-1]), names)}", setting=setting)
+        return RecipeError("there is no such setting", setting=setting, fix=nearest(str(detail["loc"][-1]), names))
     if detail["type"] == "missing":
         return RecipeError("it is missing", setting=setting, fix="give it a value")
     message = _MESSAGES.get(detail["type"]) or re.sub(

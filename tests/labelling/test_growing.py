@@ -118,10 +118,6 @@ def test_with_nothing_new_it_says_so_and_makes_sends_and_spends_nothing(
         )
     words = "nothing to do: api/v001 already has answers to all 1,204 prompts"
     assert (told["fresh"], told["sent"], told["message"]) == (False, 0, words)
-        False,
-        0,
-        "nothing to do: api/v001 already has answers to all 1,204 prompts",
-    )
     assert words in said.stdout
     assert server.stats.requests == stats == 1204
     assert tree(tmp_path / "labels") == before

@@ -38,7 +38,11 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except YamlError as error:
-        raise RecipeError(f"the value is not valid YAML: {error}", setting=f"--set {path}") from error
+        raise RecipeError(
+            f"the value is not valid YAML: {error}",
+            setting=f"--set {path}",
+            fix="correct it; a text with special characters needs quotation marks",
+        ) from error
     set_value(raw, path, value, f"--set {override}")
 
 
@@ -78,7 +82,11 @@ def _key(container: dict[str, Any] | list[Any], part: str, path: str, source: st
         return part
     numbers = f"its entries are numbered from 0 to {len(container) - 1}" if container else "it has no entries"
     if not (part.isascii() and part.isdecimal()):
-        raise RecipeError(f"{path} is a list, and {part!r} is not the number of an entry: {numbers}", setting=source)
+        raise RecipeError(
+            f"{path} is a list, and {part!r} is not the number of an entry: {numbers}",
+            setting=source,
+            fix="give a number, or set the whole list",
+        )
     if int(part) >= len(container):
         raise RecipeError(
             f"{path} has no entry {part}: {numbers}", setting=source, fix="to add an entry, give the whole list"

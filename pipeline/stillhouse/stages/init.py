@@ -69,10 +69,15 @@ def init_recipe(
         PromptError: the data cannot be read.
     """
     if teacher not in get_args(TeacherChoice):
-        raise UsageError(f"--teacher is {teacher!r}: choose from {', '.join(get_args(TeacherChoice))}")
+        raise UsageError(
+            "there is no such teacher",
+            setting="--teacher",
+            value=teacher,
+            fix=nearest(teacher, get_args(TeacherChoice)),
+        )
     rows = list(islice(source_rows(PromptSettings(source=str(data))), _ROWS_LOOKED_AT))
     if not rows:
-        raise PromptError(f"{data} has no rows")
+        raise PromptError(f"{data} has no rows", fix="give a file with at least one row")
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
     asked = _column(prompt_column, "--prompt-column", columns) or _asked_column(rows, columns, data)
     wanted = _column(reference_column, "--reference-column", columns)
@@ -98,7 +103,7 @@ def init_recipe(
     files = {recipe: text} | ({template: _render(_TEMPLATE, {"asked": variable, "others": others})} if template else {})
     for file in files:
         if file.exists():
-            raise UsageError(f"{file} exists already: remove it, or name another folder")
+            raise UsageError(f"{file} exists already", fix="remove it, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         write_atomically(file, content.encode())
@@ -107,7 +112,9 @@ def init_recipe(
 
 def _column(given: str | None, option: str, columns: Sequence[str]) -> str | None:
     if given is not None and given not in columns:
-        raise UsageError(f"{option} is {given!r}, a column that the file does not have.{nearest(given, list(columns))}")
+        raise UsageError(
+            "the file does not have this column", setting=option, value=given, fix=nearest(given, list(columns))
+        )
     return given
 
 
@@ -124,7 +131,9 @@ def _asked_column(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], dat
     for name in columns:
         if all(isinstance(row.get(name), str | None) for row in rows) and any(_text(row.get(name)) for row in rows):
             return name
-    raise PromptError(f"{data} has no column of text: name the one to ask about with --prompt-column")
+    raise PromptError(
+        f"{data} has no column of text", fix="name the column to ask about with --prompt-column, or give another file"
+    )
 
 
 def _text(cell: Any) -> str:

@@ -137,7 +137,9 @@ def _open(url: str) -> Any:
         fix = f"run `pip install '{needed}'`" if protocol in _EXTRAS else f"install {needed}"
         raise UsageError(f"{url} needs a library that is not installed", fix=fix) from None
     except ValueError as error:
-        raise UsageError(f"{url} cannot be used as a store: {error}") from None
+        raise UsageError(
+            f"{url} cannot be used as a store: {error}", fix="give a folder, or a URL such as s3://bucket/labels"
+        ) from None
     fs.dircache.use_listings_cache = False
     if is_s3(url):
         fs.retries = 2  # per part of a large upload; `call_store` does the longer retries

@@ -210,7 +210,7 @@ def _for_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dic
 
 def _refuse_unknown_keys(given: dict[str, Any], known: set[str], kind: str, setting: str) -> None:
     faults = [
-        RecipeError(f"a {kind} config has no such key.{nearest(key, sorted(known))}", setting=f"{setting}.{key}")
+        RecipeError(f"a {kind} config has no such key", setting=f"{setting}.{key}", fix=nearest(key, sorted(known)))
         for key in given
         if key not in known
     ]
