@@ -120,11 +120,6 @@ def remove(root: Location, listed: Sequence[CatalogEntry], confirm: Callable[[],
     return True
 
 
-def size_on_disk(folder: Location) -> int:
-    """Return the total size of a version's files in bytes."""
-    return tree_size(folder)
-
-
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 
@@ -160,7 +155,7 @@ def _check_no_foreign_files(one: CatalogEntry) -> None:
 
 def _read_entry(base: Location, number: int) -> CatalogEntry:
     folder = base / version_label(number)
-    size = size_on_disk(folder)
+    size = tree_size(folder)
     try:
         manifest = read_manifest(folder)
     except DatasetError as error:

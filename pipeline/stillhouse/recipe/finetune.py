@@ -58,6 +58,4 @@ class FinetuneSettings(Settings):
             else InitSettings(model=model, revision=revision)
         )
         same = {name: getattr(self, name) for name in _OF_A_STUDENT}
-        student = StudentSettings(init=init, mode="gold", trust_remote_code=trust_remote_code, **same)
-        student._is_teacher = True
-        return student
+        return StudentSettings.for_teacher(init=init, mode="gold", trust_remote_code=trust_remote_code, **same)

@@ -139,6 +139,13 @@ class StudentSettings(Settings):
             )
         return self
 
+    @classmethod
+    def for_teacher(cls, **settings: Any) -> StudentSettings:
+        """Return the settings of a teacher that is fine-tuned: errors name their paths in `teacher.finetune`."""
+        made = cls(**settings)
+        made._is_teacher = True
+        return made
+
     @property
     def needs_soft_labels(self) -> bool:
         """Whether training needs soft labels in the dataset."""
