@@ -21,9 +21,13 @@ class DatasetSettings(Settings):
     root: str = Field(default="data/labels", description="a folder, or a URL such as s3://bucket/labels")
     name: str = Field(pattern=NAME, description="the dataset's name: letters, digits, `.`, `_` and `-`")
     version: int | None = Field(default=None, ge=1, description="version to learn from; None: the newest")
-    licence: str | None = Field(default=None, description="for the card: an SPDX identifier such as apache-2.0")
+    licence: str | None = Field(
+        default=None,
+        description="licence in the dataset's card, an SPDX identifier such as apache-2.0; None: not stated",
+    )
     journal: str | None = Field(
-        default=None, description="a local folder; None: next to the versions, or under data/journals if root is a URL"
+        default=None,
+        description="local folder of the journal; None: beside the versions, or in data/journals if root is a URL",
     )
     when_busy: Literal["leave", "wait"] = Field(
         default="leave",

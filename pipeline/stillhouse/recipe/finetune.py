@@ -26,10 +26,10 @@ class FinetuneSettings(Settings):
     """How the teacher is fine-tuned; keys that `student` also has mean the same here."""
 
     name: str | None = Field(
-        default=None, pattern=NAME, description="of the fine-tuned teacher; None: the recipe's name"
+        default=None, pattern=NAME, description="name of the fine-tuned teacher; None: the recipe's name"
     )
     root: str = Field(default="data/teachers", description="the fine-tuned teacher is stored in <root>/<name>/gold")
-    seed: int | None = Field(default=None, ge=0, description="None: the recipe's seed")
+    seed: int | None = Field(default=None, ge=0, description="seed of the fine-tuning; None: the recipe's seed")
     config: dict[str, Any] | None = Field(
         default=None,
         description="changes to teacher.model's config, to train fresh weights; None: start from its weights",

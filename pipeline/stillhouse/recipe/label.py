@@ -15,7 +15,7 @@ from stillhouse.settings import SettingError, Settings
 class SamplingSettings(Settings):
     """How the teacher samples its tokens; part of every request's key."""
 
-    temperature: float = Field(default=0.7, ge=0, description="0: greedy")
+    temperature: float = Field(default=0.7, ge=0, description="sampling temperature; 0: greedy decoding")
     top_p: float = Field(default=1.0, gt=0, le=1, description="share of the distribution that tokens are sampled from")
     max_tokens: int = Field(default=256, ge=1, description="maximum tokens per completion")
 
@@ -122,7 +122,7 @@ class LabelSettings(Settings):
     """How the teacher turns prompts into completions."""
 
     mode: Literal["generate", "score"] = Field(
-        default="generate", description="score: teacher forcing along the reference"
+        default="generate", description="generate: the teacher answers; score: it scores the reference, token by token"
     )
     samples: int = Field(default=1, ge=1, description="completions per prompt")
     sampling: SamplingSettings = Field(default=SamplingSettings(), description="how the teacher samples tokens")
@@ -134,10 +134,10 @@ class LabelSettings(Settings):
         description="number of alternatives per token to request from an API; stored as text, as returned",
     )
     response_format: dict[str, Any] | None = Field(
-        default=None, description="as in OpenAI's API, for instance a JSON schema"
+        default=None, description="response format, as in OpenAI's API, for instance a JSON schema; None: free text"
     )
     shard_size: int = Field(default=1000, ge=1, description="prompts per shard")
-    concurrency: int = Field(default=64, ge=1, description="requests in flight")
+    concurrency: int = Field(default=64, ge=1, description="maximum requests in flight")
     limits: LimitSettings = Field(default=LimitSettings(), description="rate limits of the teacher's server")
     runner: RunnerSettings = Field(default=RunnerSettings(), description="who labels: this process, or several workers")
     patience: float = Field(default=300, gt=0, description="seconds without any answer after which the run ends")

@@ -29,7 +29,10 @@ class StackLayers(Settings):
 class WidthSettings(Settings):
     """Widths to keep of the teacher's matrices, the same in every layer; None: the full width."""
 
-    feed_forward: Width | None = Field(default=None, description="neurons between the two feed-forward matrices")
+    feed_forward: Width | None = Field(
+        default=None,
+        description="neurons between the two feed-forward matrices, a number or a share; None: all",
+    )
     heads: Width | None = Field(
         default=None, description="attention heads, in whole groups that share a key-value head"
     )
@@ -81,8 +84,8 @@ class InitSettings(Settings):
     rows: int = Field(
         default=64, ge=1, le=512, description="training rows of the dataset that importance is measured on"
     )
-    model: str | None = Field(default=None, description="a folder or a hub id")
-    revision: str | None = Field(default=None, description="of a hub model")
+    model: str | None = Field(default=None, description="another model to start from: a folder or a hub id")
+    revision: str | None = Field(default=None, description="revision of a hub model; None: the newest")
     config: dict[str, Any] | None = Field(
         default=None,
         description="fresh weights: a full config if it has `model_type`, else changes to the teacher's config",
