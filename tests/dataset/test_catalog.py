@@ -135,7 +135,7 @@ def test_merge_filter_and_split_say_what_they_did(root: Path, three: list[Datase
         (["filter", "one", "--where", "tokens < 2", "--into", "x"], 2, "the column 'tokens' does not exist"),
         (["filter", "one", "--where", "sample > 9", "--into", "x"], 2, "Nothing was written"),
         (["filter", "one", "--where", "true", "--into", "../x"], 2, "--into is '../x'"),
-        (["filter", "nobody", "--where", "true", "--into", "x"], 1, "Finished datasets: child/v001"),
+        (["filter", "nobody", "--where", "true", "--into", "x"], 1, "finished datasets: child/v001"),
         (["split", "one", "--validation", "1.5", "--into", "x"], 2, "--validation is 1.5"),
         (["merge", "one", "--into", "x"], 2, "two or more"),
         (["rm", "one/v001", "--yes"], 1, "is a parent of child/v001"),

@@ -299,18 +299,43 @@ def test_what_a_store_refuses_is_said_in_words(
     assert "Set AWS_ACCESS_KEY_ID" in told(lambda: all_datasets(location(s3_root)))
 
 
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 def test_a_store_that_is_away_is_told_with_its_endpoint(
-    s3: Window, s3_root: str, scripted_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    s3: Window, s3_root: str, scripted_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setattr(service, "_FIRST_RETRY_SECONDS", 0.3)
     s3.answer = lambda _: 503
     assert f"{s3_root} cannot be reached: 503" in told(lambda: all_datasets(location(s3_root)))
     s3.answer = lambda _: None
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hidden@127.0.0.1:9")
+    monkeypatch.setenv(variable, "http://me:hidden@127.0.0.1:9")
     forget_stores()
     message = told(lambda: asyncio.run(label(at(scripted_recipe, s3_root))))
-    assert "AWS_ENDPOINT_URL (http://127.0.0.1:9)" in message
+    assert f"{variable} (http://127.0.0.1:9)" in message
     assert "hidden" not in message
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cannot connect to http://user:s3cr%2Fet@127.0.0.1:1/labels",
+        "the password s3cr%2Fet of user is wrong",
+        "the password s3cr/et of user is wrong",
+    ],
+)
+def test_a_password_in_the_endpoint_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, variable: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, " http://user:s3cr%2Fet@127.0.0.1:1/ ")
+    described = service._describe(OSError(message))
+    assert "s3cr" not in described
+    assert described.startswith(message.partition("s3cr")[0].removesuffix("user:"))
+
+
+def test_a_password_of_another_url_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[")  # no URL at all
+    error = OSError("Failed to connect to proxy URL: http://me:hidden@proxy:3128")
+    assert service._describe(error) == "Failed to connect to proxy URL: http://proxy:3128"
 
 
 @pytest.mark.parametrize("status", [500, 503, 0])

@@ -182,12 +182,12 @@ def test_opening_loads_no_model(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
+        ("no/such/model", {}, "teacher.model is 'no/such/model': no folder has this path"),
         (
-            "no/such/model",
+            "",
             {},
-            "teacher.model is 'no/such/model': there is no such folder, and the hub has no such model",
+            "teacher.model is '': no model is named",
         ),
-        ("", {}, "teacher.model is '': no model is named"),
     ],
 )
 def test_a_model_that_is_not_there(model: str, options: dict[str, Any], words: str) -> None:

@@ -85,7 +85,7 @@ class Estimate:
             ["spent before", f"{format_usd(self.spent_usd)}{budget}"],
             ["dataset", f"about {decimal(self.expected_bytes)} on disk"],
             ["time", time],
-            ["expecting", self.basis],
+            ["assumption", self.basis],
         ]
 
     def _cost(self) -> str:

@@ -72,10 +72,10 @@ def init_recipe(
     """
     if teacher not in get_args(TeacherChoice):
         raise UsageError(
-            "there is no such choice",
+            "there is no such teacher",
             setting="--teacher",
             value=teacher,
-            fix=f"choose from: {', '.join(get_args(TeacherChoice))}",
+            fix=nearest(teacher, get_args(TeacherChoice)),
         )
     rows = list(islice(source_rows(PromptSettings(source=str(data))), _ROWS_LOOKED_AT))
     if not rows:
@@ -117,7 +117,7 @@ def init_recipe(
 def _column(given: str | None, option: str, columns: Sequence[str]) -> str | None:
     if given is not None and given not in columns:
         raise UsageError(
-            f"the file does not have this column.{nearest(given, list(columns))}", setting=option, value=given
+            "the file does not have this column", setting=option, value=given, fix=nearest(given, list(columns))
         )
     return given
 
@@ -135,7 +135,9 @@ def _asked_column(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], dat
     for name in columns:
         if all(isinstance(row.get(name), str | None) for row in rows) and any(_text(row.get(name)) for row in rows):
             return name
-    raise PromptError(f"{data} has no column of text", fix="name the one to ask about with --prompt-column")
+    raise PromptError(
+        f"{data} has no column of text", fix="name the column to ask about with --prompt-column, or give another file"
+    )
 
 
 def _text(cell: Any) -> str:
