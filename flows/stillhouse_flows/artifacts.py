@@ -1,4 +1,4 @@
-"""The Prefect artifacts of a run, each with a key of its stage and recipe.
+"""The Prefect artifacts of a run. The key of an artifact is `<stage>-<recipe>`:
 
     plan-quickstart         the estimate, before anything is sent: requests, cost, time
     labelling-quickstart    while labelling runs: progress, speed, cost, remaining time

@@ -21,6 +21,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import get_current_settings
 
 from stillhouse.errors import PrefectUnavailable, RecipeError
+from stillhouse.inputs.urls import mask_secrets
 from stillhouse.recipe.load import load_recipe, shipped_folder
 
 FILE = shipped_folder() / "flows/prefect.yaml"
@@ -151,7 +152,7 @@ def run_with_server(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         raise PrefectUnavailable(
             f"the server does not answer ({error})",
             setting="PREFECT_API_URL",
-            value=url,
+            value=mask_secrets(url),
             fix="start the server with `prefect server start`",
         ) from error
 

@@ -80,7 +80,7 @@ async def _deploy(definitions: Definitions, secrets: Mapping[str, str]) -> None:
 
 
 async def _make_pool(client: PrefectClient, name: str) -> None:
-    """A pool of processes on the worker's machine, where no pool of this name is there."""
+    """Create a work pool of type process, unless a pool with this name exists."""
     template = ProcessWorker.get_default_base_job_template()
     try:
         await client.create_work_pool(WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template))
@@ -105,4 +105,7 @@ def _prefect_deploy(definitions: Definitions) -> None:
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
         done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise PrefectUnavailable(f"`prefect deploy` rejects flows/prefect.yaml:\n{done.stdout}{done.stderr}".rstrip())
+        raise PrefectUnavailable(
+            f"`prefect deploy` rejects flows/prefect.yaml:\n{done.stdout}{done.stderr}".rstrip(),
+            fix="correct the file, or the options that change it",
+        )

@@ -1,4 +1,4 @@
-"""One machine without a work pool: this process follows the schedules of `flows/prefect.yaml` and starts their runs.
+"""Run the schedules of `flows/prefect.yaml` on one machine, without a work pool: this process starts the runs.
 
 Runs that write a recipe's dataset, students or report run one at a time across all deployments; runs that label a part of a
 dataset run in parallel with them.

@@ -1,4 +1,7 @@
-"""`python -m stillhouse` is `stillhouse`, and what launchers start."""
+"""`python -m stillhouse` runs the command line; launchers such as torchrun start this module in every process.
+
+The working folder is removed from the import path first, so that a user's file there shadows no library.
+"""
 
 from stillhouse.processes.environment import remove_working_folder_from_path
 from stillhouse.processes.ranks import end_with_launcher

@@ -14,8 +14,8 @@ With a `student` in the recipe, the next stages train and measure it:
     report = stillhouse.evaluate(recipe).report
 
 Each function does only what is missing: call it again after an interrupt, and it resumes. `label`, `distill`, `evaluate`
-and `run` may be called inside a running event loop, as in a notebook's cell; the twins that end with `_async` are awaited
-instead and leave the loop free meanwhile. Errors are those of `stillhouse.errors`.
+and `run` may be called inside a running event loop, such as a notebook's. The functions that end in `_async` are awaitable
+and do not block the loop. Errors are those of `stillhouse.errors`.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def label(
 
     Args:
         recipe: what is labelled, by which teacher, into which dataset.
-        retry_rejected: request again what the teacher's errors rejected, for these reasons alone; an empty list means for
-            any reason, None does not retry.
+        retry_rejected: reasons to retry: requests that a teacher error rejected for one of them are sent again. An empty
+            list: any reason. None: no retry.
         progress: called with the activity, the items done and the total; None shows progress bars.
 
     Raises:
@@ -143,7 +143,7 @@ def distill(recipe: RecipeLike, *, only: str | None = None, progress: Progress |
         progress: as for `label`.
 
     Returns:
-        One result a student. Of a sweep, one for each of its students.
+        One result per student: the baselines and the student or, for a sweep, each of its students.
 
     Raises:
         RecipeError: a setting is wrong.

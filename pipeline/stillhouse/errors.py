@@ -54,7 +54,7 @@ class StillhouseError(Exception):
         problem: what is wrong, without the setting and its value; a clause without a full stop.
         setting: path of the setting in the recipe, an option (`--only`) or an environment variable.
         value: what the setting is; omit it where it must not be shown.
-        fix: what to do, as an imperative without a full stop.
+        fix: what to do, as an imperative without a full stop, or a question ("did you mean 'temperature'?").
     """
 
     exit_status = 1
@@ -100,8 +100,8 @@ def _restore(kind: type[StillhouseError], message: str, fields: dict[str, Any]) 
 
 def _message(problem: str, setting: str | None, value: Any, fix: str | None) -> str:
     where = f"{setting} is {_shown(value)}: " if value is not _NOT_GIVEN else f"{setting}: "
-    end = "" if problem.endswith((".", "?")) else "."  # a hint such as "Did you mean 'layers'?"
-    advice = f"{end} {fix[0].upper()}{fix[1:]}." if fix else ""
+    end = "" if problem.endswith((".", "?")) else "."
+    advice = f"{end} {fix[0].upper()}{fix[1:]}{'' if fix.endswith('?') else '.'}" if fix else ""
     return f"{where if setting else ''}{problem}{advice}"
 
 

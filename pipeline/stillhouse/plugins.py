@@ -65,7 +65,7 @@ def check_kind_exists(setting: str, kind: str, package: ModuleType, group: str) 
 
 
 def _unknown_kind(setting: str, kind: str, known: Collection[str]) -> RecipeError:
-    return RecipeError(f"there is no such kind.{nearest(kind, sorted(known))}", setting=setting, value=kind)
+    return RecipeError("there is no such kind", setting=setting, value=kind, fix=nearest(kind, sorted(known)))
 
 
 def plugin_code_key(group: str, kind: str) -> dict[str, dict[str, str]]:

@@ -1,4 +1,9 @@
-"""Progress of long work: a function that the caller passes in."""
+"""Show the progress of long work: the caller passes a function, which is called with an activity, the done and the total.
+
+    await label(recipe, progress=PlainProgress(print))     # "Labelling: 120 of 576", every few seconds
+
+`Bars` shows tqdm bars, in a notebook too; `silent`, the default, shows nothing.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +54,7 @@ class PlainProgress:
 
 
 class Bars:
-    """One tqdm bar an activity: widgets in a notebook, text elsewhere."""
+    """One tqdm bar per activity: widgets in a notebook, text elsewhere."""
 
     def __init__(self) -> None:
         self._bars: dict[str, Any] = {}

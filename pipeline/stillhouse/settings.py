@@ -23,6 +23,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from stillhouse.errors import RecipeError, RecipeFaults
 
+_MESSAGES = {  # in place of pydantic's own, which name Python types
+    "model_type": "it must be a mapping of settings",
+    "model_attributes_type": "it must be a mapping of settings",
+    "dict_type": "it must be a mapping",
+    "mapping_type": "it must be a mapping",
+    "tuple_type": "it must be a list",
+    "list_type": "it must be a list",
+    "string_type": "it must be text",
+}
+
 
 class Settings(BaseModel):
     """Base of every part of a recipe: frozen, and an unknown key is an error."""
@@ -49,13 +59,6 @@ class SettingError(ValueError):
 
 
 Options = TypeVar("Options", bound=Settings)
-_YAML_TYPES = {  # pydantic's names of types are Python's
-    "tuple_type": "it must be a list",
-    "list_type": "it must be a list",
-    "dict_type": "it must be a mapping of settings",
-    "model_type": "it must be a mapping of settings",
-    "string_type": "it must be text",
-}
 
 
 def parse_options(path: str, given: Mapping[str, Any], options: type[Options]) -> Options:
@@ -72,12 +75,20 @@ def parse_options(path: str, given: Mapping[str, Any], options: type[Options]) -
     raise faults[0] if len(faults) == 1 else RecipeFaults.of(faults)
 
 
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """Return a hint such as " Did you mean 'temperature'?"; if no choice is similar, list the choices."""
+def nearest(word: str, choices: Sequence[str], otherwise: str | None = None) -> str | None:
+    """Return the `fix` of an error about an unknown name, such as "did you mean 'temperature'?".
+
+    Args:
+        word: the name.
+        choices: the names that exist; they are listed if none is similar.
+        otherwise: another fix, which is added; the only one if there are no choices.
+    """
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Choose from: {', '.join(choices)}." if choices else ""
+        return f"did you mean {close[0]!r}?{f' Or {otherwise}' if otherwise else ''}"
+    if choices:
+        return f"choose from: {', '.join(choices)}{f'; or {otherwise}' if otherwise else ''}"
+    return otherwise
 
 
 def setting_errors(model: type[BaseModel], error: ValidationError, path: str | None = None) -> list[RecipeError]:
@@ -95,11 +106,12 @@ def _setting_error(model: type[BaseModel], detail: Any, path: str | None) -> Rec
     if detail["type"] == "extra_forbidden":
         parent = _model_at(model, detail["loc"][:-1])
         names = [field.alias or name for name, field in parent.model_fields.items()] if parent else []
-        return RecipeError(f"there is no such setting.{nearest(str(detail['loc'][-1]), names)}", setting=setting)
+        return RecipeError("there is no such setting", setting=setting, fix=nearest(str(detail["loc"][-1]), names))
     if detail["type"] == "missing":
         return RecipeError("it is missing", setting=setting, fix="give it a value")
-    message = re.sub(r"^\w+ should ", "it must ", str(detail["msg"]).removeprefix("Value error, "))
-    message = _YAML_TYPES.get(detail["type"], message)
+    message = _MESSAGES.get(detail["type"]) or re.sub(
+        r"^\w+ should ", "it must ", str(detail["msg"]).removeprefix("Value error, ")
+    )
     if isinstance(value, (dict, BaseModel)):
         return RecipeError(message, setting=setting)
     return RecipeError(message, setting=setting, value=value)

@@ -125,7 +125,7 @@ def test_a_teacher_that_is_fine_tuned_first(
         (["label.sampling.temprature=1"], 2, "Did you mean 'temperature'?"),
         (["prompts.source=none.jsonl"], 2, "the file does not exist"),
         (["teacher.kind=transformer"], 2, "Did you mean 'transformers'?"),
-        (["teacher.model=no/such-model"], 1, "there is no such folder"),
+        (["teacher.model=no/such-model"], 1, "no folder has this path"),
         (["quality=[{kind: lenght}]"], 2, "Did you mean 'length'?"),
         (["student.train={learning_rat: 1}"], 2, "Did you mean 'learning_rate'?"),
         (["student.loss.kind=forwardkl"], 2, "Did you mean 'forward-kl'?"),

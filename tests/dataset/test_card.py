@@ -43,7 +43,7 @@ def test_a_published_card_says_what_was_left_out_and_what_it_is_not_for(
         "regex (pattern elbow|tram, reject true)".replace("|", "\\|"),
         "temperature 0.7",
         "top-k, k = 8",
-        "is below 9.0e-05 nats",
+        "is at most 7.65e-05 nats",
         "## Limitations",
         "teacher's licence",
         "not set (`dataset.licence` in the recipe)",

@@ -85,8 +85,8 @@ def test_the_preferred_versions_row_wins(root: Path, prefer: str, texts: list[st
     merged = merge([one, two], root, "both", prefer=prefer)
     assert texts_of(merged.dataset) == texts
     words = prefer.rstrip("/").replace("@", "/")
-    assert f"of 1 the answers of {words} were taken" in merged.notes[0]
-    assert f"1 row left out: {words} is preferred" in merged.notes[1]
+    assert f"for 1 the answers of {words} were kept" in merged.notes[0]
+    assert f"1 row left out: the preferred version {words} has other answers" in merged.notes[1]
     assert merged.dataset.problems() == []
 
 
@@ -96,7 +96,7 @@ def test_a_preferred_version_without_the_prompt_settles_nothing(root: Path) -> N
     three = make_dataset(root, "three", [completion("tram")])
     merged = merge([one, two, three], root, "all", prefer="three")
     assert texts_of(merged.dataset) == ["a", "b", "A tram is a thing."]
-    assert len(merged.disagreements.prompts) == 1 and "of 1 every row" in merged.notes[-1]
+    assert len(merged.disagreements.prompts) == 1 and "for 1 all answers were kept" in merged.notes[-1]
 
 
 def test_samples_of_one_version_and_repeats_differ_from_nothing(root: Path) -> None:

@@ -24,5 +24,5 @@ def test_a_version_is_found_by_its_number(labelled: Labelled, version: str) -> N
 
 @pytest.mark.parametrize("label", ["words/v2", "words/v", "words/vone", "v1"])
 def test_what_is_not_there_is_not_found(labelled: Labelled, label: str) -> None:
-    with pytest.raises(DatasetMissing, match=f"the dataset '{label}' does not exist, .* Finished datasets: words/v001"):
+    with pytest.raises(DatasetMissing, match=f"the dataset '{label}' does not exist, .* finished datasets: words/v001"):
         find_dataset(Path(labelled[0].dataset.root), label)

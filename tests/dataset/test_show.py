@@ -175,4 +175,4 @@ def test_show_for_people_and_for_programs(tmp_path: Path) -> None:
     assert said["statistics"]["lengths"]["mean"] == 5
     assert said["teacher"]["model"] == "teacher-a"
     missing = runner.invoke(app, ["datasets", "show", "wrods", "--root", str(tmp_path)])
-    assert missing.exit_code == 1 and "Finished datasets: words/v001" in missing.stderr
+    assert missing.exit_code == 1 and "finished datasets: words/v001" in missing.stderr

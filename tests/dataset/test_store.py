@@ -64,7 +64,7 @@ def test_names_that_a_person_types(dataset: Dataset, tmp_path: Path) -> None:
     for name in ("words", "words/v001", str(dataset.folder), str(dataset.folder.parent)):
         assert find_dataset(root, name) == dataset
     assert all_datasets(root) == [dataset]
-    with pytest.raises(DatasetMissing, match="Finished datasets: words/v001"):
+    with pytest.raises(DatasetMissing, match="finished datasets: words/v001"):
         find_dataset(root, "wrods")
 
 

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 
+import stillhouse.api
 from stillhouse.recipe.prompts import PromptSettings
 from tests.paths import ROOT
 
@@ -37,3 +38,14 @@ def test_a_setting_without_a_description_is_refused(reference: ModuleType, monke
 def test_every_page_is_in_the_sites_navigation() -> None:
     site = (ROOT / "mkdocs.yml").read_text("utf-8")
     assert not [page.name for page in Path(ROOM).glob("*.md") if page.name not in site]
+
+
+def test_the_library_page_renders_every_name_of_the_library() -> None:
+    page = (ROOM / "library.md").read_text("utf-8")
+    in_api = {
+        name for name, value in vars(stillhouse.api).items() if getattr(value, "__module__", "") == "stillhouse.api"
+    }
+    names = set(stillhouse.__all__) - in_api - {"__version__", "RecipeLike", "StillhouseError"}
+    assert not [name for name in sorted(names) if f"::: stillhouse.{name}\n" not in page]
+    assert "`RecipeLike`" in page  # a union of types: described in words
+    assert "::: stillhouse.errors\n" in page

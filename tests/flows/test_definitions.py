@@ -89,8 +89,8 @@ def test_without_a_server_a_command_says_how_to_start_one(tmp_path: Path, monkey
     not_set = pytest.raises(PrefectUnavailable, match="PREFECT_API_URL: it is not set.*prefect server start")
     with temporary_settings(restore_defaults={PREFECT_API_URL}), not_set:
         deploy(Changes())
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        with pytest.raises(PrefectUnavailable, match="127.0.0.1:9/api': the server does not answer"):
+    with temporary_settings({PREFECT_API_URL: "http://me:hidden@127.0.0.1:9/api"}):
+        with pytest.raises(PrefectUnavailable, match="is 'http://127.0.0.1:9/api': the server does not answer"):
             guard()
         with pytest.raises(RecipeError, match="--after is 30"):
             guard(30)

@@ -41,7 +41,10 @@ def test_a_run_says_what_it_made_and_from_which_version_and_when_nothing_is_new(
         lines.write(json.dumps({"word": "anchor", "reference": "A thing."}) + "\n")
     assert run_of(file).message == "words/v002, from words/v001: 1 requests sent, 12 answered before"
     state = run_of(file)
-    assert (state.name, state.message) == ("Completed", "nothing new: words/v002 has all 13 prompts")
+    assert (state.name, state.message) == (
+        "Completed",
+        "nothing to do: words/v002 already has answers to all 13 prompts",
+    )
     result = asyncio.run(state.aresult())
     assert isinstance(result, LabelResult)
     assert not result.fresh

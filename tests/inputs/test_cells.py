@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from stillhouse.inputs.cells import NotText, cell_text, nonblank_text
+from stillhouse.inputs.cells import NotText, cell_text
 
 ZONE = datetime.timezone(datetime.timedelta(hours=2))
 
@@ -80,13 +80,6 @@ def test_a_cell_as_a_person_would_write_it(cell: Any, text: str) -> None:
 )
 def test_what_is_nothing_has_no_text(cell: Any) -> None:
     assert cell_text(cell) is None
-    assert nonblank_text(cell) is None
-
-
-@pytest.mark.parametrize("text", ["", " ", "\n\t "])
-def test_a_blank_reference_is_not_present(text: str) -> None:
-    assert nonblank_text(text) is None
-    assert nonblank_text(text.encode()) is None
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def billed_usd(server: RunningStandIn) -> float:
 def test_the_server_never_bills_more_than_the_budget(server: RunningStandIn, budgeted: MakeRecipe, word: str) -> None:
     prompts = [f"Question {n}? {word if n % 2 else ''}" for n in range(150)]
     recipe = budgeted(prompts, 0.01, concurrency=64, shard_size=20)
-    with pytest.raises(BudgetSpent, match=r"label\.budget_usd is 0\.01: \$0\.\d+ of it are spent.*Raise it"):
+    with pytest.raises(BudgetSpent, match=r"label\.budget_usd is 0\.01: \$0\.\d+ have been spent.*Raise it"):
         run(recipe)
     assert billed_usd(server) <= spent_usd(recipe) + DUST <= 0.01 + 2 * DUST
     assert spent_usd(recipe) + max(map(worst_usd, prompts)) > 0.01  # and stops no earlier than it must

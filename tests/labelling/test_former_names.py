@@ -94,7 +94,7 @@ def test_nothing_new_is_asked_of_a_finished_dataset(earlier: Path, vllm: list[Re
     result = labelled(name)
     assert (result.fresh, result.sent) == (False, 0)
     assert result.dataset.manifest.plan_sha256 == KEYS[name]["plan"]
-    assert str(result) == f"nothing new: {name}/v001 has all 6 prompts"
+    assert str(result) == f"nothing to do: {name}/v001 already has answers to all 6 prompts"
     assert vllm == []
 
 

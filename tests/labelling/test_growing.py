@@ -111,13 +111,14 @@ def test_with_nothing_new_it_says_so_and_makes_sends_and_spends_nothing(
         again = labelled(recipe)
         assert not again.fresh
         assert (again.sent, again.reused) == (0, 1204)
-        assert str(again) == "nothing new: api/v001 has all 1,204 prompts"
+        assert str(again) == "nothing to do: api/v001 already has answers to all 1,204 prompts"
         told = completed(command(recipe_file(recipe)), tmp_path)
         said = subprocess.run(
             [*command(recipe_file(recipe))[:-1]], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
         )
-    assert (told["fresh"], told["sent"], told["message"]) == (False, 0, "nothing new: api/v001 has all 1,204 prompts")
-    assert "nothing new: api/v001 has all 1,204 prompts" in said.stdout
+    words = "nothing to do: api/v001 already has answers to all 1,204 prompts"
+    assert (told["fresh"], told["sent"], told["message"]) == (False, 0, words)
+    assert words in said.stdout
     assert server.stats.requests == stats == 1204
     assert tree(tmp_path / "labels") == before
     assert again.dataset.manifest.totals.spent_usd == spent
@@ -140,7 +141,7 @@ def test_a_run_that_ends_while_the_source_is_read_is_not_undone(
     monkeypatch.setattr(engine, "make_plan", slow)
     with open_job(scripted_recipe()) as job:
         assert job.shards == 0
-        assert str(job.commit()) == "nothing new: words/v001 has all 6 prompts"
+        assert str(job.commit()) == "nothing to do: words/v001 already has answers to all 6 prompts"
 
 
 @pytest.mark.slow

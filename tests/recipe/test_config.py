@@ -43,6 +43,9 @@ def refusal(**parts: Any) -> RecipeError:
         ({"quality": ["empty"]}, "quality.0 is 'empty': it must be a mapping of settings"),
         ({"label": None}, "label is null: it must be a mapping of settings"),
         ({"name": 3}, "name is 3: it must be text"),
+        ({"label": {"soft": 5}}, "label.soft is 5: it must be a mapping of settings"),
+        ({"quality": 3}, "quality is 3: it must be a list"),
+        ({"teacher": {"options": 3}}, "teacher.options is 3: it must be a mapping"),
         ({"label": {"mode": "scor"}}, "label.mode is 'scor': it must be 'generate' or 'score'"),
         (
             {"label": {"mode": "score", "samples": 3}},
@@ -52,7 +55,7 @@ def refusal(**parts: Any) -> RecipeError:
             {"student": {"init": {"model": "m"}}},
             "label.soft is null: student.mode is 'white-box'",
         ),
-        ({"student": {"init": {}}}, "student.init: it names no start of the student. Give exactly one of"),
+        ({"student": {"init": {}}}, "student.init: none of `from`, `model` and `config` is given. Give exactly one of"),
         (
             {"student": {"init": {"from": "teacher"}}},
             "to keep are not given. Give `layers`",

@@ -71,7 +71,7 @@ def test_set_reaches_into_lists(scripted_recipe: MakeRecipe, recipe_file: Recipe
         ("quality.-1.kind=empty", "quality is a list, and '-1' is not the number of an entry"),
         ("quality.kind=empty", "quality is a list, and 'kind' is not the number of an entry"),
         ("evaluate.metrics.0.kind=x", "evaluate.metrics has no entry 0: it has no entries"),
-        ("quality.1.kind.deep=1", "quality.1.kind is 'length', which has no settings inside"),
+        ("quality.1.kind.deep=1", "quality.1.kind is 'length', which is not a mapping of settings"),
     ],
 )
 def test_a_path_into_a_list_that_does_not_exist_is_rejected(

@@ -53,7 +53,7 @@ def test_every_setting_but_the_student_is_refused_by_name() -> None:
         ({"student.los.temperature": [2]}, "student.los: there is no such setting. Did you mean 'loss'?"),
         (
             {"student.init.layers.depth": [2]},
-            "layers.depth: student.init.layers is 2, which has no settings",
+            "layers.depth: student.init.layers is 2, which is not a mapping",
         ),
         ({LAYERS: [2, 0]}, "sweep, 0 layers: student.init.layers is 0: it must be at least 1. Give 1 or more"),
         ({"student.loss.temperature": [1, -1]}, "student.loss.temperature is -1: it must be greater than 0"),

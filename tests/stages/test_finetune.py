@@ -130,7 +130,7 @@ def test_references_that_are_written_anew_are_the_same_to_a_student(tuned: Tuned
 @pytest.mark.parametrize(
     ("label_parts", "words"),
     [
-        ({"soft": None}, "label.mode to 'score'"),
+        ({"soft": None}, "label.mode is 'generate'.*Set it to 'score'"),
         ({"mode": "score", "soft": {"k": 4}}, "references have no distribution"),
     ],
 )

@@ -70,12 +70,8 @@ def test_columns_may_be_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"teacher": "gpt"}, UsageError, "--teacher is 'gpt': there is no such choice. Choose from: demo, api, vllm"),
-        (
-            {"prompt_column": "questoin"},
-            UsageError,
-            "--prompt-column is 'questoin': the file .* Did you mean 'question'",
-        ),
+        ({"teacher": "gpt"}, UsageError, "--teacher is 'gpt': there is no such teacher. Choose from: demo, api, vllm"),
+        ({"prompt_column": "questoin"}, UsageError, "--prompt-column is 'questoin': .* Did you mean 'question'"),
         ({"reference_column": "gold"}, UsageError, "--reference-column is 'gold'"),
     ],
 )
@@ -90,7 +86,7 @@ def test_what_is_wrong_is_named_and_nothing_is_written(
 
 def test_a_file_of_numbers_and_an_empty_one_are_refused() -> None:
     Path("numbers.jsonl").write_text('{"n": 1}\n')
-    with pytest.raises(PromptError, match="has no column of text. Name the one to ask about with --prompt-column"):
+    with pytest.raises(PromptError, match="has no column of text. Name the column to ask about with --prompt-column"):
         init_recipe(Path(), Path("numbers.jsonl"))
     with pytest.raises(PromptError, match="has no rows"):
         init_recipe(Path(), write_csv("none.csv", "question\n"))

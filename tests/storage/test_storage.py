@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 from stillhouse.cli.main import app
 from stillhouse.dataset.catalog import catalog, find_versions, remove
 from stillhouse.dataset.files import open_parquet
-from stillhouse.dataset.manifest import FILE_NAME, read_manifest
+from stillhouse.dataset.manifest import FILE_NAME, read_manifest, write_manifest
 from stillhouse.dataset.store import all_datasets, dataset_folder, find_dataset, journal_folder, open_dataset
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, StorageFailed, UsageError
-from stillhouse.labelling import engine, sender
+from stillhouse.labelling import engine, job, sender
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import estimate_labelling
 from stillhouse.recipe.recipe import Recipe, recipe_from
@@ -50,8 +50,8 @@ def contents(folder: Path | RemotePath) -> dict[str, bytes]:
 @pytest.fixture
 def one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever writes the time writes this one."""
-    for module in (engine, sender):
-        monkeypatch.setattr(module, "now", lambda: "2026-01-01T00:00:00+00:00")
+    for module in (job, sender):
+        monkeypatch.setattr(module, "utc_now", lambda: "2026-01-01T00:00:00+00:00")
 
 
 def test_a_dataset_in_s3_has_the_very_bytes_of_a_local_one(
@@ -299,18 +299,43 @@ def test_what_a_store_refuses_is_said_in_words(
     assert "Set AWS_ACCESS_KEY_ID" in told(lambda: all_datasets(location(s3_root)))
 
 
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 def test_a_store_that_is_away_is_told_with_its_endpoint(
-    s3: Window, s3_root: str, scripted_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    s3: Window, s3_root: str, scripted_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setattr(service, "_FIRST_RETRY_SECONDS", 0.3)
     s3.answer = lambda _: 503
     assert f"{s3_root} cannot be reached: 503" in told(lambda: all_datasets(location(s3_root)))
     s3.answer = lambda _: None
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hidden@127.0.0.1:9")
+    monkeypatch.setenv(variable, "http://me:hidden@127.0.0.1:9")
     forget_stores()
     message = told(lambda: asyncio.run(label(at(scripted_recipe, s3_root))))
-    assert "AWS_ENDPOINT_URL (http://127.0.0.1:9)" in message
+    assert f"{variable} (http://127.0.0.1:9)" in message
     assert "hidden" not in message
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cannot connect to http://user:s3cr%2Fet@127.0.0.1:1/labels",
+        "the password s3cr%2Fet of user is wrong",
+        "the password s3cr/et of user is wrong",
+    ],
+)
+def test_a_password_in_the_endpoint_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, variable: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, " http://user:s3cr%2Fet@127.0.0.1:1/ ")
+    described = service._describe(OSError(message))
+    assert "s3cr" not in described
+    assert described.startswith(message.partition("s3cr")[0].removesuffix("user:"))
+
+
+def test_a_password_of_another_url_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[")  # no URL at all
+    error = OSError("Failed to connect to proxy URL: http://me:hidden@proxy:3128")
+    assert service._describe(error) == "Failed to connect to proxy URL: http://proxy:3128"
 
 
 @pytest.mark.parametrize("status", [500, 503, 0])
@@ -391,16 +416,14 @@ def test_a_journal_that_begins_late_knows_what_was_spent(
     recipe = at(scripted_recipe, s3_root)
     asyncio.run(label(recipe))
     manifest = dataset_folder(recipe.dataset) / "v001" / FILE_NAME
-    known = json.loads(manifest.read_bytes())
-    known["totals"]["spent_usd"] = 2.5
-    for seal in ("extras", "manifest_sha256"):
-        known.pop(seal, None)
-    write_atomically(manifest, json.dumps(known).encode())
+    known = read_manifest(manifest.parent)
+    totals = known.totals.model_copy(update={"spent_usd": 2.5})
+    write_manifest(manifest.parent, known.model_copy(update={"totals": totals}))
     write_atomically(dataset_folder(recipe.dataset) / "v002" / "recipe.yaml", b"begun: elsewhere")
     other = recipe_from(recipe.model_dump(mode="json", by_alias=True) | {"label": {"samples": 2}}, "test")
     other = other.model_copy(update={"dataset": other.dataset.model_copy(update={"journal": "another/place"})})
     assert estimate_labelling(other).spent_usd == 2.5
-    with engine.open_job(other) as job:
-        assert job._journal.spent() == 2.5
-    assert "v002 was begun with another journal" in caplog.text
+    with engine.open_job(other) as opened:
+        assert opened._journal.spent() == 2.5
+    assert "v002 was started with another journal" in caplog.text
     assert open_dataset(dataset_folder(recipe.dataset)).manifest == read_manifest(manifest.parent)

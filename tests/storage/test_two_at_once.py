@@ -187,7 +187,7 @@ def test_of_three_processes_one_labels_one_leaves_and_one_takes_its_turn(
         assert versions(dataset_folder(recipe.dataset)) == [1]
         assert told["rows"]["train"] + told["rows"]["validation"] == len(prompts)
         if ends == "by itself":
-            assert told["message"] == "nothing new: api/v001 has all 60 prompts"
+            assert told["message"] == "nothing to do: api/v001 already has answers to all 60 prompts"
             assert dict(stats.billed) == dict.fromkeys(prompts, 1)
         else:
             assert told["fresh"] and told["reused"] > 0

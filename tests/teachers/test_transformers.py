@@ -182,12 +182,12 @@ def test_opening_loads_no_model(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
+        ("no/such/model", {}, "teacher.model is 'no/such/model': no folder has this path"),
         (
-            "no/such/model",
+            "",
             {},
-            "teacher.model is 'no/such/model': there is no such folder, and the hub has no such model",
+            "teacher.model is '': no model is named",
         ),
-        ("", {}, "teacher.model is empty"),
     ],
 )
 def test_a_model_that_is_not_there(model: str, options: dict[str, Any], words: str) -> None:
@@ -197,7 +197,7 @@ def test_a_model_that_is_not_there(model: str, options: dict[str, Any], words: s
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(TeacherUnavailable, match=r"without config\.json"):
+    with pytest.raises(TeacherUnavailable, match=r"the folder has no config\.json"):
         opened(tmp_path, {})
 
 

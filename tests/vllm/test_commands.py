@@ -102,7 +102,7 @@ def test_serve_without_a_model_says_why(
     done = stillhouse("teacher", "serve", recipe_file(vllm_recipe({"serve": SERVE}, model=tmp_path / "nothing")))
     assert done.returncode == 1
     assert str(tmp_path / "nothing") in done.stderr
-    assert "there is no such folder" in done.stderr
+    assert "no folder has this path" in done.stderr
     done = stillhouse("teacher", "serve", recipe_file(scripted_recipe()))
     assert done.returncode == 2
     assert "vllm" in done.stderr

@@ -59,14 +59,14 @@ def datasets_show(
         from stillhouse.cli.terminal import output
         from stillhouse.dataset import listing
         from stillhouse.dataset.card import read_reasons
-        from stillhouse.dataset.catalog import size_on_disk
         from stillhouse.dataset.samples import pick_samples
         from stillhouse.dataset.statistics import measure_dataset
         from stillhouse.dataset.store import find_dataset
         from stillhouse.dataset.token_texts import find_token_texts
+        from stillhouse.storage.location import tree_size
 
         dataset = find_dataset(root, name)
-        manifest, size = dataset.manifest, size_on_disk(dataset.folder)
+        manifest, size = dataset.manifest, tree_size(dataset.folder)
         found, reasons = measure_dataset(dataset), read_reasons(dataset.folder, manifest)
         if html is not None:
             from stillhouse.dataset.browse import render_page, write_page

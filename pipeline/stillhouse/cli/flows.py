@@ -12,7 +12,7 @@ from stillhouse.cli.common import AsJson, Overrides, reporting_errors
 flows_app = typer.Typer(no_args_is_help=True, help="Scheduled runs, on a Prefect server.")
 
 Only = Annotated[
-    str | None, typer.Option("--only", metavar="NAME", help="nightly, weekly, or on-demand. Default: all.")
+    str | None, typer.Option("--only", metavar="NAME", help="nightly, weekly, on-demand or part. Default: all.")
 ]
 RecipeOf = Annotated[str | None, typer.Option("--recipe", metavar="RECIPE", help="The recipe to run.")]
 CronOf = Annotated[

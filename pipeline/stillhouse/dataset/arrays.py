@@ -1,4 +1,4 @@
-"""Soft labels as arrays, one completion at a time: for notebooks and for code that is not ours.
+"""Soft labels as arrays, one completion at a time: for notebooks and other programs.
 
     >>> labels = next(soft_labels(dataset, "train"))
     >>> ids, logprobs = labels.sparse()           # (positions, k) each

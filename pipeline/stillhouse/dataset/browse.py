@@ -173,8 +173,9 @@ def _histogram_svg(found: Histogram | None, what: str) -> Markup | None:
             parts.append(
                 f'<text class="tick" x="{x:.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{_edge_label(found, index)}</text>'
             )
-    unit = "tokens" if found.unit == "tokens" else found.unit
-    parts.append(f'<text class="tick" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{unit}</text>')
+    parts.append(
+        f'<text class="tick" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{found.unit}</text>'
+    )
     title = escape(f"{what} by {found.unit}: {histogram_summary(found)}")
     return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><title>{title}</title>{"".join(parts)}</svg>')
 

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from stillhouse.dataset.encodings.top_k import error_bound
 from stillhouse.dataset.files import open_parquet
 from stillhouse.dataset.manifest import Manifest
 from stillhouse.formatting import escape_table_cell, without_local_folders
@@ -86,8 +87,8 @@ def describe_label_error(soft: SoftSettings) -> str:
     return (
         f"the {k} most likely tokens at every position. A stored log-probability is off by at most 1/256 for tokens above "
         f"a probability of 1/4, and by at most 1/16 for the rarest; over the {k + 1} outcomes ({k} tokens, and all others "
-        "together) the KL divergence from the teacher's values to the stored ones is below "
-        f"{min(1e-5 * (k + 1), 2e-3):.1e} nats. The total mass of all other tokens is stored, its distribution among them "
+        "together) the KL divergence from the teacher's values to the stored ones is at most "
+        f"{error_bound(k):.5g} nats. The total mass of all other tokens is stored, its distribution among them "
         "is not."
     )
 

@@ -83,11 +83,11 @@ def find_versions(root: Location, label: str, *, every: bool = False) -> list[Ca
                 fix=f"use the name alone, {name}, or remove --all",
             )
         if int(version) not in started_versions(base):
-            raise DatasetMissing(f"{label} does not exist under {root}.{_suggest(root, label)}")
+            raise DatasetMissing(f"{label} does not exist under {root}", fix=_suggestion(root, label))
         return [_read_entry(base, int(version))]
     finished = versions(base)
     if not finished:
-        raise DatasetMissing(f"{name!r} has no finished version under {root}.{_suggest(root, name)}")
+        raise DatasetMissing(f"{name!r} has no finished version under {root}", fix=_suggestion(root, name))
     if len(finished) > 1 and not every:
         listed = ", ".join(f"{name}/{version_label(number)}" for number in finished)
         raise UsageError(
@@ -126,11 +126,6 @@ def remove(root: Location, listed: Sequence[CatalogEntry], confirm: Callable[[],
     return True
 
 
-def size_on_disk(folder: Location) -> int:
-    """Return the total size of a version's files in bytes."""
-    return tree_size(folder)
-
-
 # --------------------------------------------------------------------------------------------------------------- helpers
 
 
@@ -166,7 +161,7 @@ def _check_no_foreign_files(one: CatalogEntry) -> None:
 
 def _read_entry(base: Location, number: int) -> CatalogEntry:
     folder = base / version_label(number)
-    size = size_on_disk(folder)
+    size = tree_size(folder)
     try:
         manifest = read_manifest(folder)
     except DatasetError as error:
@@ -189,6 +184,5 @@ def _remove_folder(folder: Location) -> None:
     fsync_folder(folder.parent)
 
 
-def _suggest(root: Location, label: str) -> str:
-    labels = [one.label for one in catalog(root)]
-    return nearest(label, labels) if labels else " No dataset exists there."
+def _suggestion(root: Location, label: str) -> str | None:
+    return nearest(label, [one.label for one in catalog(root)], "give another --root, where datasets exist")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.errors import UsageError
 from stillhouse.settings import nearest
 
 if TYPE_CHECKING:
@@ -53,16 +53,11 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
-class DuckDBMissing(StillhouseError):
-    """The library that evaluates conditions is not installed."""
-
-
 class Condition:
     """A parsed condition, see the module's docstring; `columns` are the file columns that it needs.
 
     Raises:
-        UsageError: the text is not a condition on these columns; the message says why.
-        DuckDBMissing: DuckDB is not installed.
+        UsageError: the text is not a condition on these columns, or DuckDB is not installed; the message says why.
     """
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
@@ -107,7 +102,7 @@ def _connect() -> DuckDBPyConnection:
     try:
         import duckdb
     except ImportError:
-        raise DuckDBMissing(
+        raise UsageError(
             "`stillhouse datasets filter` needs DuckDB, which is not installed", fix="run `pip install duckdb`"
         ) from None
     connection = duckdb.connect(":memory:", config=_SETTINGS)
@@ -136,8 +131,8 @@ def _columns_in(connection: DuckDBPyConnection, text: str, statement: str, known
         if kind == "FUNCTION":
             name = str(node.get("function_name"))
             close = difflib.get_close_matches(name, _FUNCTIONS, n=1, cutoff=0.75)
-            hint = f" Did you mean {close[0]!r}?" if close else " The allowed functions are listed in docs/datasets.md"
-            raise _condition_error(text, f"the function {name!r} is not allowed in conditions.{hint}")
+            fix = f"did you mean {close[0]!r}?" if close else "use one of the functions listed in docs/datasets.md"
+            raise _condition_error(text, f"the function {name!r} is not allowed in conditions", fix)
         if kind not in _CLASSES:
             raise _condition_error(
                 text, f"a condition can have columns, constants, operators and functions, but not a {kind.lower()}"
@@ -152,7 +147,7 @@ def _find_column(text: str, path: list[str], known: list[str]) -> str:
     name = path[1] if path[0] == "rows" and len(path) > 1 else path[0]
     found = next((column for column in known if column.lower() == name.lower()), None)
     if found is None:
-        raise _condition_error(text, f"the column {name!r} does not exist.{nearest(name, known)}")
+        raise _condition_error(text, f"the column {name!r} does not exist", nearest(name, known))
     return found
 
 
@@ -187,5 +182,10 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
             yield from _nodes(item)
 
 
-def _condition_error(text: str, why: str) -> UsageError:
-    return UsageError(why.partition("\n")[0].strip().rstrip("."), setting="--where", value=text)
+def _condition_error(text: str, why: str, fix: str | None = None) -> UsageError:
+    return UsageError(
+        why.partition("\n")[0].strip().rstrip("."),
+        setting="--where",
+        value=text,
+        fix=fix or "correct the condition; docs/datasets.md describes what it can have",
+    )

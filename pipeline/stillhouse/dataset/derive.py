@@ -74,6 +74,7 @@ def filter_rows(dataset: Dataset, root: Location, name: str, where: str) -> Deri
             f"it is true for none of the {total} rows of {manifest.label}{undecided}. Nothing was written",
             setting="--where",
             value=condition.text,
+            fix="check the values with `stillhouse datasets show`, and correct the condition",
         )
     notes = (f"{kept} of {pluralize(total, 'row')} kept",) + (
         (f"{pluralize(unknown, 'row')} left out because a column is null there",) if unknown else ()

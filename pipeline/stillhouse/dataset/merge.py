@@ -179,17 +179,17 @@ def _disagreement_notes(
         unsettled = len(disagreements.prompts) - settled
         examples = "; ".join(map(str, disagreements.examples))
         ends = (
-            [f"of {settled} the answers of {labels[preferred]} were taken"] if preferred is not None and settled else []
+            [f"for {settled} the answers of {labels[preferred]} were kept"] if preferred is not None and settled else []
         )
         if unsettled:
             ends.append(
-                f"of {unsettled} every row with an id of its own was taken (--prefer {' or --prefer '.join(labels)} takes "
-                "the rows of that one alone)"
+                f"for {unsettled} all answers were kept (use --prefer {' or --prefer '.join(labels)} to keep those of one "
+                "version)"
             )
         yield f"{pluralize(len(disagreements.prompts), 'prompt')} with differing answers ({examples}): {', '.join(ends)}"
     if superseded and preferred is not None:
         rows = pluralize(superseded, "row")
-        yield f"{rows} left out: {labels[preferred]} is preferred, and answers their prompts otherwise"
+        yield f"{rows} left out: the preferred version {labels[preferred]} has other answers to their prompts"
 
 
 def _check_compatible(manifests: Sequence[Manifest]) -> None:

@@ -3,7 +3,7 @@
     pq.write_table(table, stream, **write_options(table))
 
 Columns that dictionary encoding does not make smallest use another Parquet encoding (those of soft labels are defined in
-encodings/); docs/benchmarks.md has the figures. DuckDB, Polars and pyarrow read all of them.
+encodings/); docs/benchmarks.md has the bytes per token. DuckDB, Polars and pyarrow read all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from stillhouse.dataset.encodings import find_encoding
 from stillhouse.records import EncodingName
 
-_ZSTD_LEVEL = 12  # about 100,000 tokens a second at top-k 50; level 17 is 2 % smaller and five times slower
+_ZSTD_LEVEL = 12  # higher levels are much slower to write and hardly smaller
 _GROUP_ROWS = 1000
 _GROUP_BYTES = 32 << 20  # in Arrow's memory
 _COLUMNS = {"completion_logprobs": "BYTE_STREAM_SPLIT"}  # values rarely repeat

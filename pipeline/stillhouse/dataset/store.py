@@ -70,7 +70,7 @@ class Dataset:
             yield from batch.to_pylist()
 
     def to_table(self, split: Split = "train") -> pa.Table:
-        """Return a split as one Arrow table; without rows where the split has none."""
+        """Return a split as one Arrow table; the table is empty if the split has no rows."""
         batches = list(self.batches(split))
         if batches:
             return pa.Table.from_batches(batches)
@@ -177,9 +177,10 @@ def find_dataset(root: Location, label: str) -> Dataset:
                 return Dataset(base, read_manifest(base))
             if versions(base):
                 return open_dataset(base)
-    known = ", ".join(dataset.manifest.label for dataset in all_datasets(root)) or "none"
+    known = ", ".join(dataset.manifest.label for dataset in all_datasets(root))
     raise DatasetMissing(
-        f"the dataset {label!r} does not exist, neither under {root} nor as a folder. Finished datasets: {known}"
+        f"the dataset {label!r} does not exist, neither under {root} nor as a folder",
+        fix=f"choose one of the finished datasets: {known}" if known else "label a recipe, or give another --root",
     )
 
 

@@ -147,7 +147,7 @@ def _subjects(
 ) -> list[ModelToMeasure]:
     """Return the teacher, if it is a model that can run on this machine, and the students."""
     subjects = teacher_models(recipe)
-    if subjects and _start_roles(recipe):
+    if subjects and _was_finetuned(recipe):
         start = find_model(recipe.teacher.model, recipe.teacher.revision)
         trusted = subjects[0].trust_remote_code
         subjects.append(ModelToMeasure(BEFORE, start.name, start.folder, trust_remote_code=trusted))
@@ -194,10 +194,10 @@ def learning_dataset(recipe: Recipe, variant: Variant, dataset: Dataset) -> Data
         ) from None
 
 
-def _start_roles(recipe: Recipe) -> list[str]:
-    """Return the role of the teacher before fine-tuning; empty if it was not fine-tuned or began with fresh weights."""
+def _was_finetuned(recipe: Recipe) -> bool:
+    """Whether the teacher was fine-tuned from a model; with fresh weights there is no teacher before it to measure."""
     tuned = recipe.teacher.finetune
-    return [BEFORE] if tuned is not None and tuned.config is None else []
+    return tuned is not None and tuned.config is None
 
 
 def _curve(card: StudentCard) -> Curve:

@@ -86,16 +86,6 @@ def cell_text(value: object) -> str | None:
     raise NotText(_kind(value), value)
 
 
-def nonblank_text(value: object) -> str | None:
-    """Return the text of a cell, or None if it is missing or blank, for instance an absent reference.
-
-    Raises:
-        NotText: the cell is a list, an object, bytes that are not UTF-8, or of another unsupported type.
-    """
-    text = cell_text(value)
-    return text if text and text.strip() else None
-
-
 def _format_float(value: float | np.floating[Any]) -> str:
     text = str(value)  # for Python and NumPy floats, the shortest digits that round-trip
     smallest, largest = _PLAIN_DIGITS

@@ -72,7 +72,7 @@ class Budget:
         while self._spent + self._reserved + worst_usd > self._limit + _TOLERANCE_USD:
             if not self._open:
                 raise budget_spent(
-                    f"${self._spent:.4g} of it are spent, and the next request could cost ${worst_usd:.4g}; all answers so "
+                    f"${self._spent:.4g} have been spent, and the next request could cost ${worst_usd:.4g}; all answers so "
                     "far are kept",
                     self._limit,
                 )

@@ -38,7 +38,7 @@ from stillhouse.teachers.base import Request, Teacher, open_teacher, why_no_pric
 _TEXT_BYTES = 2  # per token of text, compressed, as a rule of thumb
 _ROW_BYTES = 120  # per row: ids, names, counts, compressed
 _TRACE_BYTES = 8  # per token: its id and its log-probability
-_TOP_K_BYTES = 2.0  # per entry of a top-k label (docs/benchmarks.md: 50 of them take about 90)
+_TOP_K_BYTES = 2.0  # per entry of a top-k label (docs/benchmarks.md: 50 of them take about 112)
 _SAMPLED_BYTES = 0.8  # per draw of a sampled label
 
 
@@ -85,7 +85,7 @@ class Estimate:
             ["spent before", f"{format_usd(self.spent_usd)}{budget}"],
             ["dataset", f"about {decimal(self.expected_bytes)} on disk"],
             ["time", time],
-            ["expecting", self.basis],
+            ["assumption", self.basis],
         ]
 
     def _cost(self) -> str:

@@ -1,18 +1,20 @@
-"""Find answers stored under another name of their teacher, one from an earlier release or from other settings.
+"""Find answers whose keys contain an earlier identity of the same teacher.
 
     names = FormerNames(plan.former, journal.get_note)
-    for former in names.valid_for(version.manifest.recipe):        # the former names valid for answers to that recipe
+    for former in names.valid_for(version.manifest.recipe):        # the earlier identities valid for answers to that recipe
         plan.match_rows(rows, stored_with=former.answer_settings)
     claim_former_name(journal, former, "words/v001")        # recorded and logged when one is first used
 
-A request's key names its teacher. When a release names teachers more precisely (by all bytes of a weight file instead of
-samples of them; with the seed of random draws), an answer paid for under the old name is still an answer: it is reused and
-gets the current key.
+A request's key contains a hash of the teacher's identity. A newer release may compute that identity from more data: all
+bytes of a weight file instead of samples, or the seed of random draws. Answers under the earlier identity stay valid; they
+are reused and get the current key.
 
-An old name is less specific than the new one, so several teachers may share it. Two things keep them apart. The settings
-that it leaves out are looked up in the recipe that produced the answers. And the first teacher that reuses answers under an
-old name claims that name, with a note in the journal: if the weights are edited afterwards, they are another teacher even
-if their samples are the same. Whether the weights were edited before that cannot be detected, so a warning is logged.
+An earlier identity is less specific, so two teachers may share it. It is accepted only if
+
+1. the recipe that produced the answers has the settings that the identity leaves out, and
+2. no other teacher has claimed it: the first teacher that reuses answers under it records this in the journal.
+
+An edit of the weights before that cannot be detected, so a warning is logged.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Former:
     current: str | None  # its current name; None for a model identified by name because its weights are not local
 
     def applies_to(self, recipe: Mapping[str, Any]) -> bool:
-        """Whether this recipe has the settings that the former name leaves out."""
+        """Whether the recipe sets everything that the earlier identity does not record to the values that it implies."""
         return all(_agrees(recipe, one) for one in self.omitted_settings)
 
 

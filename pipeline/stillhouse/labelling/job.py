@@ -233,7 +233,7 @@ class LabelJob:
 @contextmanager
 def _collect_garbage_rarely() -> Iterator[None]:
     """Run Python's cyclic garbage collector less often: a request makes hundreds of objects and almost no cycles, and the
-    collector took a fifth of the time (docs/benchmarks.md)."""
+    collector took about 15 % of the time (docs/benchmarks.md)."""
     before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 100)
     try:

@@ -1,4 +1,4 @@
-"""The journal: makes answers durable before they count, and keeps the account of money spent.
+"""The journal: a SQLite file that stores every answer durably before it is counted, and the money spent.
 
 One SQLite file per dataset, next to its versions, keyed by request: an answer in the journal is never requested again, even
 if shards or prompt files change or the process is killed. Answers committed together are stored in one Arrow record batch

@@ -6,7 +6,8 @@
 
 Budget: money lent counts as spent, so every request sent is covered, whichever process is killed. A part gets its
 worst-case cost, or its share of the remaining budget; one that has used up its lease waits until another part repays.
-At the end of a budget a worker may hold less than one request's worst case, which no other worker can spend.
+When the budget is nearly spent, a worker may hold a remainder that is too small for one request; no other worker can use
+it.
 
 Rate limits: each worker gets an equal share, and at most `workers` parts are dispatched at a time. A share that a slow
 worker does not use is lost: that is the price of never exceeding a limit.

@@ -1,7 +1,7 @@
 """A labelling job split into parts that other processes label, on any machines that can access the dataset's root.
 
     parts = Parts(recipe, plan, journal, budget)
-    await parts.label(runner, progress, shards)      # afterwards the journal has every answer, as if this process had asked
+    await parts.label(runner, progress, shards)      # afterwards the journal has every answer
 
 A part holds the prompts of some shards, in a folder <dataset>/parts/<name>/: `prompts.parquet`, a `recipe.yaml`, and the
 dataset that an ordinary run of that recipe writes next to them. So a part has all that a dataset has: a single writer, a

@@ -14,10 +14,10 @@ message alone cannot decide. The results of other prompts do:
 - When no open request is left that could decide, the refusals concern their prompts if this run had any answer, or if the
   server gives a reason for each.
 
-Until then a refusal is held back: it is not in the journal, so if the run ends, the next run sends these prompts again. A
-refusal with a reason (too long, against the policy) counts only until the first answer, and ends the run only after at
-least 4 times `limit` prompts and half of the open requests: long prompts are sent first, and a source may have many that
-are too long.
+Until then a refusal is pending: it is not in the journal, so if the run ends, the next run sends these prompts again. A
+refusal with a reason (too long, against the policy) is counted only before the first answer. It ends the run only after
+max(4 * `limit`, half of the open requests) of them: long prompts are sent first, and a source may have many that are too
+long.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RefusalTracker:
         """`limit` equal refusals in a row end the run; None: every refusal counts as its prompt's."""
         self._limit = limit
         self._open = 0  # requests without an outcome, including those held back
-        self._held: dict[asyncio.Future[None], Refusal] = {}
+        self._pending: dict[asyncio.Future[None], Refusal] = {}
         self._counts: Counter[str] = Counter()  # refusals since the last answer, by status (and reason, if explained)
         self._unreadable: set[str] = set()  # keys of requests with unreadable answers, before the first answer
         self._any_answer = False
@@ -62,7 +62,7 @@ class RefusalTracker:
         """Record an answer of the teacher: earlier refusals concern their prompts only."""
         self._any_answer = True
         self._counts.clear()
-        self._accept_held()
+        self._accept_pending()
 
     def record_unreadable(self, key: str, detail: str) -> None:
         """Record that an answer to the request `key` could not be read.
@@ -74,7 +74,7 @@ class RefusalTracker:
             return
         self._unreadable.add(key)
         if len(self._unreadable) >= self._limit:
-            raise self._fail_held(
+            raise self._fail_pending(
                 TeacherUnavailable(
                     f"{detail}; no answer of this server could be read ({len(self._unreadable)} requests tried)",
                     fix="check teacher.options and the base URL: the server must be an OpenAI-compatible API that answers "
@@ -97,35 +97,37 @@ class RefusalTracker:
         key = f"{refusal.suspect} {refusal.reason}" if explained else refusal.suspect
         self._counts[key] += 1
         if self._counts[key] >= (max(self._limit * _EXPLAINED_FACTOR, self._open // 2) if explained else self._limit):
-            raise self._fail_held(self._error(refusal, f"{self._counts[key]} prompts in a row"))
+            raise self._fail_pending(self._error(refusal, f"{self._counts[key]} prompts in a row"))
         future = asyncio.get_running_loop().create_future()
-        self._held[future] = refusal
+        self._pending[future] = refusal
         try:
             self._decide()
             await future
         finally:
-            self._held.pop(future, None)
+            self._pending.pop(future, None)
 
     def _decide(self) -> None:
         """Decide on the refusals held back, if no other request is open."""
-        if not self._held or self._open > len(self._held):
+        if not self._pending or self._open > len(self._pending):
             return
-        unexplained = [refusal for refusal in self._held.values() if refusal.reason not in _EXPLAINED]
+        unexplained = [refusal for refusal in self._pending.values() if refusal.reason not in _EXPLAINED]
         if self._any_answer or not unexplained:
-            self._accept_held()
+            self._accept_pending()
         else:
             refusal = unexplained[0]
-            self._fail_held(
-                self._error(refusal, f"all {len(self._held)} prompts" if len(self._held) > 1 else "the one prompt")
+            self._fail_pending(
+                self._error(
+                    refusal, f"all {len(self._pending)} prompts" if len(self._pending) > 1 else "the one prompt"
+                )
             )
 
-    def _accept_held(self) -> None:
-        for future in self._held:
+    def _accept_pending(self) -> None:
+        for future in self._pending:
             if not future.done():
                 future.set_result(None)
 
-    def _fail_held(self, error: TeacherUnavailable) -> TeacherUnavailable:
-        for future in self._held:
+    def _fail_pending(self, error: TeacherUnavailable) -> TeacherUnavailable:
+        for future in self._pending:
             if not future.done():
                 future.set_exception(error)
         return error
@@ -133,8 +135,8 @@ class RefusalTracker:
     def _error(self, refusal: Refusal, prompts: str) -> TeacherUnavailable:
         kind = TeacherRefused if refusal.suspect and refusal.suspect.isdigit() else TeacherUnavailable
         return kind(
-            f"{refusal.detail}; the server refused {prompts} in this way and answered none, so the prompts are probably "
-            "not the cause, and none of them is rejected",
+            f"{refusal.detail}; the server rejected {prompts} with this error and answered none, so the cause is probably "
+            "the account or the request settings. No prompt was marked as rejected",
             fix="check teacher.model, teacher.options, the API key and the account, and run again; if the prompts are the "
             f"cause, set label.refusals_in_a_row (now {self._limit}) to null, and each becomes a rejection",
         )

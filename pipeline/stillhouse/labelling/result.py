@@ -20,7 +20,7 @@ class LabelResult:
     def __str__(self) -> str:
         manifest = self.dataset.manifest
         if not self.fresh:
-            return f"nothing new: {manifest.label} has all {manifest.prompts:,} prompts"
+            return f"nothing to do: {manifest.label} already has answers to all {manifest.prompts:,} prompts"
         source = f", from {' and '.join(manifest.parents)}" if manifest.parents else ""
         return f"{manifest.label}{source}: {self.sent:,} requests sent, {self.reused:,} answered before"
 

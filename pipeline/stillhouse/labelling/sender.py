@@ -4,7 +4,7 @@
     await sender.send(requests, answered=progress)
 
 A failed attempt is retried by tenacity, with jittered exponential backoff or after the wait that the server requested. A
-failure that may be the prompt's fault (an error that repeats, a timeout) is tried `ATTEMPTS` times and then is a rejection.
+request whose failures the prompt may cause (a repeated error, a timeout) is rejected after `ATTEMPTS` attempts.
 A failure of the server alone (a refused connection, 429) is retried until no request has been answered for `label.patience`
 seconds, which ends the run, or until this request has had `SERVER_ATTEMPTS` attempts, which rejects it. A refusal that
 every prompt may get is recorded once others are answered (refusal_tracker.py).
@@ -134,7 +134,7 @@ class Sender:
 
     async def _record_batch(self, attempts: _Attempts) -> None:
         try:
-            try:  # most need no retry, and tenacity costs as much time as everything else together
+            try:  # most need no retry, and tenacity costs throughput (docs/benchmarks.md)
                 suspects = await self._attempt(attempts)
             except AttemptFailed as first:
                 suspects = await self._retry(attempts, first)

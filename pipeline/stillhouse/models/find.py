@@ -53,16 +53,26 @@ def _from_hub(name: str, revision: str | None, setting: str, files: list[str]) -
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    demo = ", or run `stillhouse teacher fetch-demo`, which downloads the quickstart's teacher"
+    fix = "check the path or the id"
+    if "smollm2" in name.lower():
+        fix += ", or run `stillhouse teacher fetch-demo`, which downloads the quickstart's teacher"
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except HFValidationError:
         raise TeacherUnavailable(
-            f"there is no such folder, and the hub has no such model or cannot be reached ({reason.rstrip('.')})",
+            "no folder has this path, and it is not the id of a model on the Hugging Face hub",
             setting=setting,
             value=name,
-            fix="check the path or the id" + (demo if "smollm2" in name.lower() else ""),
+            fix=fix,
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TeacherUnavailable(
+            f"no folder has this path, and the Hugging Face hub has no such model or cannot be reached "
+            f"({reason.rstrip('.')})",
+            setting=setting,
+            value=name,
+            fix=fix,
         ) from error
     return ModelFiles(name, folder, folder.name)
 

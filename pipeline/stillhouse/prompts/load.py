@@ -176,7 +176,7 @@ def _reference(settings: PromptSettings, row: Row, where: str) -> str | None:
     column = settings.reference or "reference"
     if settings.reference is not None and column not in row:
         raise PromptError(
-            f"{where} has no such column.{nearest(column, list(row))}", setting="prompts.reference", value=column
+            f"{where} has no such column", setting="prompts.reference", value=column, fix=nearest(column, list(row))
         )
     try:
         return cell_text(row.get(column))

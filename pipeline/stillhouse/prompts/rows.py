@@ -171,13 +171,19 @@ def _hub_error(settings: PromptSettings, error: Exception) -> PromptError:
             fix=f"set it to one of {', '.join(choices)}",
         )
     if "BuilderConfig" in message and choices:
-        hint = nearest(str(settings.config), choices)
         return PromptError(
-            f"{source} has no such configuration.{hint}", setting="prompts.config", value=settings.config
+            f"{source} has no such configuration",
+            setting="prompts.config",
+            value=settings.config,
+            fix=nearest(str(settings.config), choices),
         )
     if "split" in message and choices:
-        hint = nearest(settings.split, choices)
-        return PromptError(f"{source} has no such split.{hint}", setting="prompts.split", value=settings.split)
+        return PromptError(
+            f"{source} has no such split",
+            setting="prompts.split",
+            value=settings.split,
+            fix=nearest(settings.split, choices),
+        )
     if "gated" in message:
         fix = "request access on its page at the hub, and set HF_TOKEN to a token of that account"
     elif isinstance(error, ConnectionError):

@@ -51,14 +51,25 @@ class PromptTemplate:
             text = decode_text(file.read_bytes())
             self._template, self._variables = self._environment.compile_text(text)
         except Unreadable as error:
-            raise PromptError(f"the file cannot be read: {error}", setting="prompts.template", value=name) from None
+            raise PromptError(
+                f"the file cannot be read: {error}",
+                setting="prompts.template",
+                value=name,
+                fix="save it as text in UTF-8, or name another file",
+            ) from None
         except jinja2.TemplateSyntaxError as error:
             raise PromptError(
-                f"line {error.lineno} is not valid Jinja: {error.message}", setting="prompts.template", value=name
+                f"line {error.lineno} is not valid Jinja: {error.message}",
+                setting="prompts.template",
+                value=name,
+                fix="correct the template",
             ) from None
         except Exception as error:  # from Python's compiler, or brackets nested too deeply
             raise PromptError(
-                f"the template cannot be compiled: {_describe(error)}", setting="prompts.template", value=name
+                f"the template cannot be compiled: {_describe(error)}",
+                setting="prompts.template",
+                value=name,
+                fix="correct the template",
             ) from error
 
     def __call__(self, row: Mapping[str, Any], where: str) -> str:
@@ -82,6 +93,7 @@ class PromptTemplate:
                 f"it cannot be rendered for {where}{_line(error)}: {_describe(error)}",
                 setting="prompts.template",
                 value=self._name,
+                fix="correct the template or the row",
             ) from None
         if not text:
             raise PromptError(
@@ -95,15 +107,21 @@ class PromptTemplate:
     def _missing_column(self, variable: str, row: Mapping[str, Any], where: str) -> PromptError:
         column = self._columns.get(variable)
         if column is not None:
-            hint = nearest(column, list(row))
             return PromptError(
-                f"{where} has no such column.{hint}", setting=f"prompts.columns.{variable}", value=column
+                f"{where} has no such column",
+                setting=f"prompts.columns.{variable}",
+                value=column,
+                fix=nearest(column, list(row)),
             )
         return PromptError(
-            f"it uses the variable {variable!r}, and {where} has no such column.{nearest(variable, list(row))}",
+            f"it uses the variable {variable!r}, and {where} has no such column",
             setting="prompts.template",
             value=self._name,
-            fix="correct the row or the template, or map the variable to a column in prompts.columns",
+            fix=nearest(
+                variable,
+                list(row),
+                "correct the row or the template, or map the variable to a column in prompts.columns",
+            ),
         )
 
     def _not_text(self, problem: NotText, values: Mapping[str, Any], where: str) -> PromptError:

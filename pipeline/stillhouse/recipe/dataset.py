@@ -22,14 +22,19 @@ class DatasetSettings(Settings):
     root: str = Field(default="data/labels", description="a folder, or a URL such as s3://bucket/labels")
     name: str = Field(pattern=NAME, description="the dataset's name: letters, digits, `.`, `_` and `-`")
     version: int | None = Field(default=None, ge=1, description="version to learn from; None: the newest")
-    licence: str | None = Field(default=None, description="for the card: an SPDX identifier such as apache-2.0")
+    licence: str | None = Field(
+        default=None,
+        description="licence in the dataset's card, an SPDX identifier such as apache-2.0; None: not stated",
+    )
     journal: str | None = Field(
-        default=None, description="a local folder; None: next to the versions, or under data/journals if root is a URL"
+        default=None,
+        description="local folder of the journal; None: beside the versions, or in data/journals if root is a URL",
     )
     when_busy: Literal["leave", "wait"] = Field(
-        default="leave", description="what labelling does while another run writes the dataset"
+        default="leave",
+        description="if another run is writing the dataset, leave: stop with an error; wait: start when that run ends",
     )
-    patience: float = Field(default=3600, gt=0, description="timeout of `wait`, seconds")
+    patience: float = Field(default=3600, gt=0, description="maximum wait for the other run, seconds (when_busy: wait)")
 
     @field_validator("version", mode="before")
     @classmethod

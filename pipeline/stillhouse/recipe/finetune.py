@@ -33,10 +33,10 @@ class FinetuneSettings(Settings):
     """How the teacher is fine-tuned; keys that `student` also has mean the same here."""
 
     name: str | None = Field(
-        default=None, pattern=NAME, description="of the fine-tuned teacher; None: the recipe's name"
+        default=None, pattern=NAME, description="name of the fine-tuned teacher; None: the recipe's name"
     )
     root: str = Field(default="data/teachers", description="the fine-tuned teacher is stored in <root>/<name>/gold")
-    seed: int | None = Field(default=None, ge=0, description="None: the recipe's seed")
+    seed: int | None = Field(default=None, ge=0, description="seed of the fine-tuning; None: the recipe's seed")
     config: dict[str, Any] | None = Field(
         default=None,
         description="changes to teacher.model's config, to train fresh weights; None: start from its weights",
@@ -50,7 +50,7 @@ class FinetuneSettings(Settings):
     early_stopping: EarlyStoppingSettings | None = Field(default=None, description="as `student.early_stopping`")
     head_chunk: int = Field(default=512, ge=1, description="as `student.head_chunk`")
     train: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
-    launch: LaunchSettings | None = Field(default=None, description="of accelerate; None: train in this process")
+    launch: LaunchSettings | None = Field(default=None, description="as `student.launch`")
 
     @model_validator(mode="after")
     def _freeze_or_adapters(self) -> FinetuneSettings:
@@ -70,6 +70,4 @@ class FinetuneSettings(Settings):
             else InitSettings(model=model, revision=revision)
         )
         same = {name: getattr(self, name) for name in _SHARED_WITH_STUDENT}
-        student = StudentSettings(init=init, mode="gold", trust_remote_code=trust_remote_code, **same)
-        student._is_teacher = True
-        return student
+        return StudentSettings.for_teacher(init=init, mode="gold", trust_remote_code=trust_remote_code, **same)

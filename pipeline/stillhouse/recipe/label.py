@@ -15,7 +15,7 @@ from stillhouse.settings import SettingError, Settings
 class SamplingSettings(Settings):
     """How the teacher samples its tokens; part of every request's key."""
 
-    temperature: float = Field(default=0.7, ge=0, description="0: greedy")
+    temperature: float = Field(default=0.7, ge=0, description="sampling temperature; 0: greedy decoding")
     top_p: float = Field(default=1.0, gt=0, le=1, description="share of the distribution that tokens are sampled from")
     max_tokens: int = Field(default=256, ge=1, description="maximum tokens per completion")
 
@@ -90,13 +90,16 @@ class RunnerSettings(Settings):
         default=2, ge=1, description="parts labelled at once; rate limits are divided among the workers"
     )
     shards: int = Field(
-        default=40, ge=1, description="maximum per part; fewer if some workers would otherwise get none"
+        default=40,
+        ge=1,
+        description="maximum number of shards per part; parts are smaller if a worker would otherwise get none",
     )
     deployment: str = Field(
         default="label/part", pattern=r"^[^/]+/[^/]+$", description="work pool: deployment that labels a part"
     )
     address: str | None = Field(
-        default=None, description="of a Ray cluster; None: RAY_ADDRESS, or the cluster on this machine"
+        default=None,
+        description="address of a Ray cluster, host:port; None: RAY_ADDRESS, or the cluster on this machine",
     )
 
     @field_validator("address")
@@ -119,19 +122,22 @@ class LabelSettings(Settings):
     """How the teacher turns prompts into completions."""
 
     mode: Literal["generate", "score"] = Field(
-        default="generate", description="score: teacher forcing along the reference"
+        default="generate", description="generate: the teacher answers; score: it scores the reference, token by token"
     )
     samples: int = Field(default=1, ge=1, description="completions per prompt")
     sampling: SamplingSettings = Field(default=SamplingSettings(), description="how the teacher samples tokens")
     soft: SoftSettings | None = Field(default=None, description="soft labels to store; None: text only")
     top_logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="per token, from an API; stored as text, as returned"
+        default=None,
+        ge=0,
+        le=20,
+        description="number of alternatives per token to request from an API; stored as text, as returned",
     )
     response_format: dict[str, Any] | None = Field(
-        default=None, description="as in OpenAI's API, for instance a JSON schema"
+        default=None, description="response format, as in OpenAI's API, for instance a JSON schema; None: free text"
     )
     shard_size: int = Field(default=1000, ge=1, description="prompts per shard")
-    concurrency: int = Field(default=64, ge=1, description="requests in flight")
+    concurrency: int = Field(default=64, ge=1, description="maximum requests in flight")
     limits: LimitSettings = Field(default=LimitSettings(), description="rate limits of the teacher's server")
     runner: RunnerSettings = Field(default=RunnerSettings(), description="who labels: this process, or several workers")
     patience: float = Field(default=300, gt=0, description="seconds without any answer after which the run ends")
@@ -139,7 +145,9 @@ class LabelSettings(Settings):
         default=5, ge=1, description="equal refusals in a row that end the run; None: never"
     )
     budget_usd: float | None = Field(
-        default=None, gt=0, description="for all runs and versions of this dataset together"
+        default=None,
+        gt=0,
+        description="maximum US dollars for all runs and versions of this dataset together; None: no limit",
     )
     max_rejected: float = Field(
         default=0.05, ge=0, le=1, description="share of requests above which the exit status is 3"

@@ -39,7 +39,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     try:
         raw = parse_yaml(decode_text(file.read_bytes()))
     except (ValueError, OSError) as error:
-        raise RecipeError(f"the recipe {path} cannot be read as YAML: {error}") from error
+        raise RecipeError(
+            f"the recipe {path} cannot be read as YAML: {error}", fix="correct the file, or give another one"
+        ) from error
     if not isinstance(raw, dict):
         raise RecipeError(
             f"the recipe {path} is not a mapping of settings", fix="begin it with lines such as `name: my-run`"

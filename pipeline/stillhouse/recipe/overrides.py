@@ -14,7 +14,8 @@ def with_overrides(raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[st
     """Return a copy of a recipe's settings with overrides applied: "a.b=value" each (the value is YAML), or {"a.b": value}.
 
     Raises:
-        RecipeError: an override does not have this form, or its path leads through a value that has no settings inside.
+        RecipeError: an override does not have this form, or its path leads through a value that is not a mapping of
+            settings.
     """
     result = copy.deepcopy(dict(raw))
     if isinstance(overrides, Mapping):
@@ -37,7 +38,11 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except YamlError as error:
-        raise RecipeError(f"the value is not valid YAML: {error}", setting=f"--set {path}") from error
+        raise RecipeError(
+            f"the value is not valid YAML: {error}",
+            setting=f"--set {path}",
+            fix="correct it; a text with special characters needs quotation marks",
+        ) from error
     set_value(raw, path, value, f"--set {override}")
 
 
@@ -45,7 +50,8 @@ def set_value(raw: dict[str, Any], path: str, value: Any, source: str) -> None:
     """Set the value at a dotted path; `source`, such as "--set a.b=1", is the setting that errors name.
 
     Raises:
-        RecipeError: the path leads through a value without settings inside, or to a list entry that does not exist.
+        RecipeError: the path leads through a value that is not a mapping of settings, or to a list entry that does not
+            exist.
     """
     *parents, last = path.split(".")
     container: dict[str, Any] | list[Any] = raw
@@ -57,7 +63,11 @@ def set_value(raw: dict[str, Any], path: str, value: Any, source: str) -> None:
             child = container[key] = {}
         visited.append(parent)
         if not isinstance(child, dict | list):
-            raise RecipeError(f"{'.'.join(visited)} is {child!r}, which has no settings inside", setting=source)
+            raise RecipeError(
+                f"{'.'.join(visited)} is {child!r}, which is not a mapping of settings",
+                setting=source,
+                fix="set the whole value instead",
+            )
         container = child
     container[_key(container, last, ".".join(visited), source)] = value
 
@@ -72,7 +82,11 @@ def _key(container: dict[str, Any] | list[Any], part: str, path: str, source: st
         return part
     numbers = f"its entries are numbered from 0 to {len(container) - 1}" if container else "it has no entries"
     if not (part.isascii() and part.isdecimal()):
-        raise RecipeError(f"{path} is a list, and {part!r} is not the number of an entry: {numbers}", setting=source)
+        raise RecipeError(
+            f"{path} is a list, and {part!r} is not the number of an entry: {numbers}",
+            setting=source,
+            fix="give a number, or set the whole list",
+        )
     if int(part) >= len(container):
         raise RecipeError(
             f"{path} has no entry {part}: {numbers}", setting=source, fix="to add an entry, give the whole list"

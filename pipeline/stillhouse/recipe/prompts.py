@@ -13,10 +13,15 @@ class PromptSettings(Settings):
     """Where the prompts come from and which of them are held out."""
 
     source: str = Field(description="a .jsonl, .csv, .tsv or .parquet file, local or at a URL, or a hub data set's id")
-    config: str | None = Field(default=None, description="configuration of a hub data set that has several")
-    split: str = Field(default="train", description="of a hub data set")
-    template: str | None = Field(default=None, description="a .j2 file; None: the rows have `prompt` or `messages`")
-    system: str | None = Field(default=None, description="system message for prompts without one")
+    config: str | None = Field(default=None, description="configuration of a hub data set; None: it has only one")
+    split: str = Field(default="train", description="split to read from a hub data set")
+    template: str | None = Field(
+        default=None,
+        description="Jinja file (.j2) that makes the user message from a row; None: the rows have `prompt` or `messages`",
+    )
+    system: str | None = Field(
+        default=None, description="system message for prompts without one; None: no system message"
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="name in the template -> column of the row")
     reference: str | None = Field(
         default=None, description="column with the gold answer; None: `reference`, if it exists"
@@ -24,7 +29,7 @@ class PromptSettings(Settings):
     last_turn: Literal["refuse", "reference", "continue"] = Field(
         default="refuse", description="how to treat a final assistant turn"
     )
-    limit: int | None = Field(default=None, ge=1, description="maximum number of prompts")
+    limit: int | None = Field(default=None, ge=1, description="maximum number of prompts; None: all")
     holdout: float = Field(
         default=0.1, ge=0, lt=1, description="share of prompts for validation, chosen by content hash"
     )

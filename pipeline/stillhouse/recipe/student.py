@@ -27,9 +27,11 @@ class LossSettings(Settings):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     kind: str = Field(default="forward-kl", description="the divergence; docs/distillation.md lists them")
-    temperature: float = Field(default=1.0, gt=0, description="T, for teacher and student")
-    weight: float = Field(default=1.0, ge=0, description="of the divergence; 0: cross-entropy only")
-    cross_entropy_weight: float = Field(default=1.0, ge=0, description="on the completion's tokens; 0: divergence only")
+    temperature: float = Field(default=1.0, gt=0, description="temperature of teacher and student in the divergence")
+    weight: float = Field(default=1.0, ge=0, description="weight of the divergence; 0: cross-entropy only")
+    cross_entropy_weight: float = Field(
+        default=1.0, ge=0, description="weight of the cross-entropy on the completion's tokens; 0: divergence only"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class EarlyStoppingSettings(Settings):
     """Stop training when the held-out divergence no longer falls, and keep the best student."""
 
     patience: int = Field(default=3, ge=1, description="evaluations without an improvement before training stops")
-    min_delta: float = Field(default=0.0, ge=0, description="minimum improvement, nats")
+    min_delta: float = Field(default=0.0, ge=0, description="minimum improvement that counts, in nats per token")
 
 
 def refuse_freeze_with_adapters(freeze: tuple[Part, ...], lora: LoraSettings | None) -> None:
@@ -83,11 +85,13 @@ def refuse_freeze_with_adapters(freeze: tuple[Part, ...], lora: LoraSettings | N
 class LaunchSettings(Settings):
     """Start the training processes with `accelerate launch`; options of the same name mean the same."""
 
-    num_processes: int | None = Field(default=None, ge=1, description="None: as in the config file, or one per GPU")
-    config_file: str | None = Field(
-        default=None, description="written by `accelerate config`; None: its default file, if that exists"
+    num_processes: int | None = Field(
+        default=None, ge=1, description="number of processes; None: as in the config file, or one per GPU"
     )
-    arguments: tuple[str | int, ...] = Field(default=(), description="further command-line arguments")
+    config_file: str | None = Field(
+        default=None, description="file that `accelerate config` wrote; None: its default file, if that exists"
+    )
+    arguments: tuple[str | int, ...] = Field(default=(), description="further arguments of `accelerate launch`")
 
 
 _TEACHER_PATHS = {  # settings of a teacher that is fine-tuned, by their names in `student`
@@ -105,12 +109,14 @@ class StudentSettings(Settings):
 
     init: InitSettings = Field(description="what the student starts from")
     mode: Literal["white-box", "black-box", "gold"] = Field(
-        default="white-box", description="gold: learns from references, not the teacher"
+        default="white-box",
+        description="white-box: learns soft labels; black-box: the teacher's text; gold: references",
     )
     labels: Literal["stored", "live"] = Field(
-        default="stored", description="live: run the teacher's forward pass in every step, store nothing"
+        default="stored",
+        description="stored: soft labels of the dataset; live: the teacher's forward pass in every step",
     )
-    loss: LossSettings = Field(default=LossSettings(), description="divergence and weights")
+    loss: LossSettings = Field(default=LossSettings(), description="the loss of a white-box student")
     max_length: int = Field(
         default=1024, ge=2, description="tokens of prompt and completion; longer rows are skipped and counted"
     )
@@ -120,15 +126,23 @@ class StudentSettings(Settings):
     packing: bool = Field(
         default=False, description="pack rows up to max_length tokens, without attention between them"
     )
-    lora: LoraSettings | None = Field(default=None, description="None: all weights are trained")
-    early_stopping: EarlyStoppingSettings | None = Field(default=None, description="None: train to the last step")
+    lora: LoraSettings | None = Field(
+        default=None, description="train low-rank adapters instead of the weights; None: all weights are trained"
+    )
+    early_stopping: EarlyStoppingSettings | None = Field(
+        default=None, description="end the training when held-out rows no longer improve; None: train to the last step"
+    )
     head_chunk: int = Field(default=512, ge=1, description="positions whose logits are in memory at once")
-    quantize: Literal["int8"] | None = Field(default=None, description="also write a quantised copy of the student")
+    quantize: Literal["int8"] | None = Field(
+        default=None, description="also write a quantised copy of the student; None: no copy"
+    )
     trust_remote_code: bool = Field(
         default=False, description="run code that comes with a model; only for models whose code you have read"
     )
     train: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
-    launch: LaunchSettings | None = Field(default=None, description="None: train in this process")
+    launch: LaunchSettings | None = Field(
+        default=None, description="train with `accelerate launch`, in several processes; None: in this process"
+    )
 
     @model_validator(mode="after")
     def _live_teacher_has_the_whole_vocabulary(self) -> StudentSettings:
@@ -145,6 +159,13 @@ class StudentSettings(Settings):
     def _freeze_or_adapters(self) -> StudentSettings:
         refuse_freeze_with_adapters(self.freeze, self.lora)
         return self
+
+    @classmethod
+    def for_teacher(cls, **settings: Any) -> StudentSettings:
+        """Return the settings of a teacher that is fine-tuned: errors name their paths in `teacher.finetune`."""
+        made = cls(**settings)
+        made._is_teacher = True
+        return made
 
     @property
     def needs_soft_labels(self) -> bool:

@@ -29,7 +29,10 @@ class StackLayers(Settings):
 class WidthSettings(Settings):
     """Widths to keep of the teacher's matrices, the same in every layer; None: the full width."""
 
-    feed_forward: Width | None = Field(default=None, description="neurons between the two feed-forward matrices")
+    feed_forward: Width | None = Field(
+        default=None,
+        description="neurons between the two feed-forward matrices, a number or a share; None: all",
+    )
     heads: Width | None = Field(
         default=None, description="attention heads, in whole groups that share a key-value head"
     )
@@ -69,7 +72,9 @@ class InitSettings(Settings):
         default=None, alias="from", description="teacher: start from parts of the teacher"
     )
     layers: Layers | StackLayers | None = Field(
-        default=None, description="of both stacks of an encoder-decoder, or {encoder: ..., decoder: ...}"
+        default=None,
+        description="layers of the teacher to keep: a number, or a list of indices from 0; for an encoder-decoder they "
+        "apply to both stacks, or give {encoder: ..., decoder: ...}; None: all",
     )
     choose: Choose = Field(default="importance", description="how layers are chosen if `layers` is a number")
     width: WidthSettings | None = Field(default=None, description="widths, chosen by importance; None: the teacher's")
@@ -79,8 +84,8 @@ class InitSettings(Settings):
     rows: int = Field(
         default=64, ge=1, le=512, description="training rows of the dataset that importance is measured on"
     )
-    model: str | None = Field(default=None, description="a folder or a hub id")
-    revision: str | None = Field(default=None, description="of a hub model")
+    model: str | None = Field(default=None, description="another model to start from: a folder or a hub id")
+    revision: str | None = Field(default=None, description="revision of a hub model; None: the newest")
     config: dict[str, Any] | None = Field(
         default=None,
         description="fresh weights: a full config if it has `model_type`, else changes to the teacher's config",
@@ -118,7 +123,7 @@ class InitSettings(Settings):
             )
         if sum(origins) != 1:
             raise SettingError(
-                f"it names {'several starts' if any(origins) else 'no start'} of the student",
+                f"{'more than one' if any(origins) else 'none'} of `from`, `model` and `config` is given",
                 fix="give exactly one of `from: teacher` (with `layers`), `model`, or `config`",
             )
         return self
@@ -153,7 +158,7 @@ class InitSettings(Settings):
     def _no_setting_is_unused(self) -> InitSettings:
         if self.choose != "importance" and not self._chooses_layers:  # a resolved recipe contains the default
             raise SettingError(
-                "`layers` is not a number of layers to choose",
+                "it has no effect, because `layers` is not a number",
                 setting="choose",
                 value=self.choose,
                 fix="set layers to a number such as 16, or remove `choose`",

@@ -122,9 +122,13 @@ def _check_axis(path: str, values: Any) -> None:
         )
     if not path.startswith(_STUDENT) or path == _STUDENT:
         raise SettingError(
-            f"a sweep has no such setting.{nearest(path, [_AT_A_TIME, 'student.init.layers'])}",
+            "a sweep has no such setting",
             setting=path,
-            fix=f"give paths that begin with `student.`, such as student.init.layers, or {_AT_A_TIME}",
+            fix=nearest(
+                path,
+                [_AT_A_TIME, "student.init.layers"],
+                "give a path that begins with `student.`, such as student.init.layers",
+            ),
         )
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise SettingError("it is not a list", setting=path, value=values, fix="give a list, such as [16, 12, 8]")

@@ -13,8 +13,10 @@ from stillhouse.settings import SettingError, Settings
 class PriceSettings(Settings):
     """The teacher's prices, if `genai-prices` lacks them or has wrong ones."""
 
-    input_usd_per_million: float = Field(ge=0, description="prompt tokens")
-    output_usd_per_million: float = Field(ge=0, description="completion tokens, reasoning included")
+    input_usd_per_million: float = Field(ge=0, description="US dollars per million prompt tokens")
+    output_usd_per_million: float = Field(
+        ge=0, description="US dollars per million completion tokens, reasoning included"
+    )
 
 
 class TeacherSettings(Settings):
@@ -22,14 +24,17 @@ class TeacherSettings(Settings):
 
     kind: str = Field(description="transformers, vllm, openai, scripted, reference, or a kind of another package")
     model: str = Field(default="", description="a folder, a hub id, or the API's name of the model")
-    revision: str | None = Field(default=None, description="revision of a hub model")
+    revision: str | None = Field(default=None, description="revision of a hub model; None: the newest")
     finetune: FinetuneSettings | None = Field(
-        default=None, description="fine-tune `model` on the references first; the result labels"
+        default=None,
+        description="fine-tune `model` on the references, and label with the result; None: `model` labels",
     )
     task_prefix: str | None = Field(
         default=None, description='required start of every prompt; None: as in `model`\'s config; "": none'
     )
-    price: PriceSettings | None = Field(default=None, description="None: looked up by model and provider")
+    price: PriceSettings | None = Field(
+        default=None, description="price of tokens; None: looked up by model and provider"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="options of this kind, see below")
 
     @property

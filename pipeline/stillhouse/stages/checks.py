@@ -270,6 +270,8 @@ def _check_learner_start(recipe: Recipe) -> None:
         refuse_packed_encoder_decoder(recipe, student)
         check_student_template(recipe, student)
     except TeacherUnavailable as error:
+        if error.setting == "teacher.model":  # nothing can be labelled either; `_check_teacher` raises the same error
+            raise
         _LOG.warning("the student is not checked before labelling: %s", error)
 
 

@@ -4,8 +4,8 @@
     >>> written.recipe, written.columns
     (PosixPath('task/recipe.yaml'), ('word', 'reference'))
 
-The recipe and the template are files to be edited. Every setting in them has a comment, and the recipe is loaded once
-before anything is written.
+The recipe and the template are files to be edited. The recipe has comments, and it is loaded once before anything is
+written.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def init_recipe(
     """
     if teacher not in get_args(TeacherChoice):
         raise UsageError(
-            "there is no such choice",
+            "there is no such teacher",
             setting="--teacher",
             value=teacher,
-            fix=f"choose from: {', '.join(get_args(TeacherChoice))}",
+            fix=nearest(teacher, get_args(TeacherChoice)),
         )
     rows = list(islice(source_rows(PromptSettings(source=str(data))), _ROWS_LOOKED_AT))
     if not rows:
@@ -117,7 +117,7 @@ def init_recipe(
 def _column(given: str | None, option: str, columns: Sequence[str]) -> str | None:
     if given is not None and given not in columns:
         raise UsageError(
-            f"the file does not have this column.{nearest(given, list(columns))}", setting=option, value=given
+            "the file does not have this column", setting=option, value=given, fix=nearest(given, list(columns))
         )
     return given
 
@@ -135,7 +135,9 @@ def _asked_column(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], dat
     for name in columns:
         if all(isinstance(row.get(name), str | None) for row in rows) and any(_text(row.get(name)) for row in rows):
             return name
-    raise PromptError(f"{data} has no column of text", fix="name the one to ask about with --prompt-column")
+    raise PromptError(
+        f"{data} has no column of text", fix="name the column to ask about with --prompt-column, or give another file"
+    )
 
 
 def _text(cell: Any) -> str:
@@ -185,7 +187,11 @@ prompts:
 {% if reference %}
   reference: {{ reference | yaml }}              # the column with gold answers, for the report's metrics
 {% endif %}
+{% if teacher == "demo" %}
+  system: You answer in one short sentence.  # before every prompt; without it, this small teacher talks on and on
+{% else %}
   # system: You answer in one sentence.     # a system message before every prompt
+{% endif %}
   # limit: 100                              # try the first rows before you pay for all
   holdout: 0.1                              # share of prompts, chosen by content, that is kept for the report
 {% if teacher == "demo" %}
@@ -194,7 +200,7 @@ teacher:                                    # `stillhouse teacher fetch-demo` do
   model: data/models/smollm2-135m-instruct
   options: {batch_size: 32}
 label:
-  sampling: {temperature: 0.3, max_tokens: 64}
+  sampling: {temperature: 0.3, max_tokens: 128}
   soft: {encoding: top-k, k: 32}            # the teacher's distribution at every token
 quality:                                    # rejected completions are kept, with the reason
   - {kind: finish-reason}                   # an answer that was cut off

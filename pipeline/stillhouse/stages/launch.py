@@ -172,7 +172,12 @@ def _config(settings: LaunchSettings, setting: str) -> _Config | None:
     try:
         content = yaml.safe_load(decode_text(found.read_bytes()))
     except (yaml.YAMLError, Unreadable, RecursionError, OSError) as error:
-        raise RecipeError(f"it cannot be read as YAML: {error}", setting=setting, value=str(found)) from None
+        raise RecipeError(
+            f"it cannot be read as YAML: {error}",
+            setting=setting,
+            value=str(found),
+            fix=f"correct it, or write it with `accelerate config --config_file {found}`",
+        ) from None
     if not isinstance(content, dict):
         raise RecipeError(
             "it is not a mapping of settings",

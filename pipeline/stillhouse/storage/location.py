@@ -16,7 +16,6 @@ from __future__ import annotations
 import fnmatch
 import io
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -157,13 +156,6 @@ class RemotePath:
         return RangeFile(self)
 
     # --------------------------------------------------------------------------------------------------------- writing
-
-    def write_bytes(self, data: bytes) -> None:
-        """Write an object atomically."""
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(data)
-            file.flush()
-            self.upload(Path(file.name))
 
     def upload(self, file: Path, sha256: str | None = None) -> None:
         """Upload a local file atomically; a large one is uploaded in parts that become visible together."""

@@ -169,7 +169,7 @@ class StoreLock:
 
     def _renew_until_released(self) -> None:
         while not self._released.wait(RENEW_EVERY) and self._lost is None:
-            with self._renewing, suppress(StorageFailed):  # an unreachable store is tried again at the next beat
+            with self._renewing, suppress(StorageFailed):  # an unreachable store is tried again at the next renewal
                 self._renew(retry_seconds=0)
 
     def _renew(self, retry_seconds: float | None = None) -> None:
@@ -210,7 +210,10 @@ class _StoredLock:
 
 
 def _read_lock(path: RemotePath, retry_seconds: float | None = None) -> _StoredLock | None:
-    """Read the lock; None without one. Tag and age are read first, so that a change in between makes the tag outdated."""
+    """Read the lock; None if there is none.
+
+    The ETag is read before the content: if the lock changes in between, a write with that ETag fails.
+    """
 
     def request(fs: Any, own: str) -> tuple[str, float]:
         if not is_s3(path.url):

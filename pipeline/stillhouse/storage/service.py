@@ -9,12 +9,14 @@ environment, and messages of the store are shown without them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from stillhouse.errors import StillhouseError, StorageFailed, UsageError
 from stillhouse.inputs.urls import check_base_url, mask_secrets
@@ -52,6 +54,7 @@ _TRANSIENT_NAMES = {  # of exception classes or their bases: the libraries that 
     "ServerDisconnectedError",
 }
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # environment variables; the first that is set is used
+_USER_INFO = re.compile(r"(?<=://)[^\s/?#]*@")  # of a URL in a message
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 Answer = TypeVar("Answer")
@@ -134,7 +137,9 @@ def _open(url: str) -> Any:
         fix = f"run `pip install '{needed}'`" if protocol in _EXTRAS else f"install {needed}"
         raise UsageError(f"{url} needs a library that is not installed", fix=fix) from None
     except ValueError as error:
-        raise UsageError(f"{url} cannot be used as a store: {error}") from None
+        raise UsageError(
+            f"{url} cannot be used as a store: {error}", fix="give a folder, or a URL such as s3://bucket/labels"
+        ) from None
     fs.dircache.use_listings_cache = False
     if is_s3(url):
         fs.retries = 2  # per part of a large upload; `call_store` does the longer retries
@@ -212,15 +217,27 @@ def _describe(error: BaseException | None) -> str:
     for name in _SECRETS:
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
-    if password := urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).password:
+    for password in _endpoint_passwords():
         text = text.replace(password, "***")
-    return text
+    return _USER_INFO.sub("", text)
+
+
+def _endpoint_passwords() -> set[str]:
+    """Return the passwords in the S3 endpoint variables, as written and without percent-encoding."""
+    found = set()
+    for name in _ENDPOINTS:
+        with contextlib.suppress(ValueError):  # not a URL: `_s3_endpoint` rejects it
+            if password := urlsplit(os.environ.get(name, "").strip()).password:
+                found |= {password, unquote(password)}
+    return found
 
 
 def _endpoint() -> str:
-    """Return the S3 endpoint variable for an error message; empty if it is not set."""
-    given = next((url for name in _ENDPOINTS if (url := os.environ.get(name))), "")
-    return f" and AWS_ENDPOINT_URL ({mask_secrets(given.strip())})" if given else ""
+    """Return the S3 endpoint variable that is used, for an error message; empty if none is set."""
+    for name in _ENDPOINTS:
+        if given := os.environ.get(name, "").strip():
+            return f" and {name} ({mask_secrets(given)})"
+    return ""
 
 
 def _response(error: BaseException | None) -> dict[str, Any]:

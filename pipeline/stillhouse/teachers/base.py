@@ -174,7 +174,8 @@ class Teacher(Protocol):
             TeacherUnavailable: the teacher can answer no request at all.
         """
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Free what `answer` or `prepare` opened. A teacher that was only opened holds nothing and may be dropped."""
 
 
 @runtime_checkable

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class LiveTransformersTeacher:
-    """A language model in this process, causal or encoder-decoder; the protocol is `LiveTeacher` in student/forward.py."""
+    """A language model in this process, causal or encoder-decoder; the protocol is
+    `LiveTeacher` in student/training/forward.py."""
 
     def __init__(self, parts: Parts, vocabulary_size: int) -> None:
         self._parts = parts

@@ -6,7 +6,7 @@ Soft labels come from the model's raw logits, before temperature and top-p; they
 need no second pass. The model is loaded at the first request.
 
 Both encodings are supported, `sampled` by random draws from the full distribution. The draws of a request are seeded by the
-recipe's seed and the request, and do not depend on the other requests in its batch; labels_from_logits.py says what may
+recipe's seed and the request, and do not depend on the other requests in its batch; models/soft_labels.py says what may
 still differ between machines.
 """
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.dataset.encodings import find_encoding
-from stillhouse.dataset.encodings.top_k import COARSEST, FINEST, round_logprobs
+from stillhouse.dataset.encodings.top_k import COARSEST, FINEST, error_bound, round_logprobs
 from stillhouse.records import SampledLabels, SoftLabels
 from tests.dataset.encodings.made import SEEDS, top_k_labels
 from tests.dataset.encodings.test_round_trip import batch_of
@@ -56,7 +56,7 @@ def test_the_kl_is_within_its_bound(seed: int, time: int, k: int) -> None:
     stored -= np.logaddexp.reduce(stored, axis=1, keepdims=True)
     kl = (np.exp(given) * np.where(given > -np.inf, given - stored, 0)).sum(axis=1)
     assert kl.min() > -1e-12
-    assert kl.max() <= min(8.5e-6 * (k + 1), 2e-3) + 1e-12
+    assert kl.max() <= error_bound(k) + 1e-12
 
 
 def test_a_token_of_little_mass_does_not_break_the_bound() -> None:

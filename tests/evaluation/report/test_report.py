@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from stillhouse.evaluation.report import plots
 from stillhouse.evaluation.report.report import ReportFiles, as_json, html, markdown, write_report
 from stillhouse.evaluation.report.tables import comparison_table, differences_table
-from stillhouse.evaluation.report.verdict import verdict
+from stillhouse.evaluation.report.verdict import findings
 from stillhouse.evaluation.results import Difference, Interval, MetricColumn, ModelRow, Overlap, Report
 from tests.dataset.chromium import open_page
 from tests.evaluation.reports import (
@@ -30,7 +30,7 @@ from tests.evaluation.reports import (
 
 
 def test_the_verdict_says_what_the_intervals_allow() -> None:
-    words = verdict(SEPARATE)
+    words = findings(SEPARATE)
     assert "47% of the teacher's parameters" in words
     assert "2.6 times as many tokens per second" in words
     assert "Its KL to the teacher is 1.90 nats per token" in words
@@ -39,16 +39,16 @@ def test_the_verdict_says_what_the_intervals_allow() -> None:
 
 
 def test_overlapping_intervals_are_not_called_a_difference() -> None:
-    assert "It is not distinguishable from the black-box student, at 2.10" in verdict(OVERLAPPING)
+    assert "It is not distinguishable from the black-box student, at 2.10" in findings(OVERLAPPING)
 
 
 def test_the_int8_copy_is_no_student_of_its_own() -> None:
     assert QUANTISED.student == SEPARATE.student
-    assert verdict(QUANTISED) == (
-        f"{verdict(SEPARATE)} The student's int8 copy takes 50% of its disk space and writes 0.5 times as many "
+    assert findings(QUANTISED) == (
+        f"{findings(SEPARATE)} The student's int8 copy takes 50% of its disk space and writes 0.5 times as many "
         "tokens per second; its KL to the teacher is 1.95 nats per token."
     )
-    assert verdict(with_copy(TEXT_ONLY, None)).endswith("writes 0.5 times as many tokens per second.")
+    assert findings(with_copy(TEXT_ONLY, None)).endswith("writes 0.5 times as many tokens per second.")
 
 
 def test_the_int8_copy_has_a_row_a_mark_and_a_colour_of_its_own() -> None:
@@ -67,11 +67,11 @@ def test_the_int8_copy_has_a_row_a_mark_and_a_colour_of_its_own() -> None:
 
 
 def test_a_student_that_is_worse_is_called_so() -> None:
-    assert "at 2.80, is clearly nearer" in verdict(report(Interval(4.0, 3.9, 4.1), Interval(2.8, 2.6, 3.0)))
+    assert "at 2.80, is clearly nearer" in findings(report(Interval(4.0, 3.9, 4.1), Interval(2.8, 2.6, 3.0)))
 
 
 def test_a_teacher_of_text_alone() -> None:
-    assert "the KL cannot be measured" in verdict(TEXT_ONLY)
+    assert "the KL cannot be measured" in findings(TEXT_ONLY)
     table = comparison_table(TEXT_ONLY)
     assert [line[table[0].index("KL/token")] for line in table[1:]] == ["–"] * 4
     assert "Distance to the teacher" not in html(TEXT_ONLY)
@@ -197,7 +197,7 @@ def test_differences_from_the_student_are_judged() -> None:
 
 
 def test_the_verdict_goes_by_the_first_metric() -> None:
-    words = verdict(TASK)
+    words = findings(TASK)
     assert (
         "The exact match of the white-box student is 50.0 %, worse than the teacher's 50.0 %: it keeps 98.0% of it, "
         "between 96.5% and 99.0%." in words
@@ -207,8 +207,8 @@ def test_the_verdict_goes_by_the_first_metric() -> None:
     assert "Its KL to the teacher is 1.90 nats per token." in words
     assert "farther away" not in words
     worse = of_the_task(SEPARATE, (0.01, -0.01, 0.02), (-0.2, -0.3, -0.1), (0, -0.1, 0.1))
-    assert "not distinguishable from the teacher's 50.0 %" in verdict(worse)
-    assert "The untrained student, at 50.0 %, is clearly better." in verdict(worse)
+    assert "not distinguishable from the teacher's 50.0 %" in findings(worse)
+    assert "The untrained student, at 50.0 %, is clearly better." in findings(worse)
 
 
 def test_the_page_shows_size_against_the_first_two_metrics() -> None:
@@ -256,8 +256,8 @@ def test_a_teacher_that_does_not_run_here_has_the_scores_of_its_labels_alone() -
         for header, cell in zip(headers, first, strict=True)
         if header not in ("model", *(one.name for one in TASK.metrics))
     ] == ["–"] * 9
-    assert "parameters" not in verdict(far)
-    assert "worse than the teacher's 50.0 %" in verdict(far)
+    assert "parameters" not in findings(far)
+    assert "worse than the teacher's 50.0 %" in findings(far)
     page = html(far)
     assert "some-api-model" not in page
     assert "Parameters against exact match: untrained student" in page

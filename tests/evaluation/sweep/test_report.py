@@ -26,7 +26,7 @@ from stillhouse.evaluation.results import (
 from stillhouse.evaluation.sweep.choice import choose, pareto_front
 from stillhouse.evaluation.sweep.report import sweep_html, sweep_markdown, sweep_table, write_sweep_report
 from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
-from stillhouse.evaluation.sweep.verdict import sweep_findings, sweep_verdict, sweep_warnings
+from stillhouse.evaluation.sweep.verdict import sweep_findings, sweep_warnings
 from tests.dataset.chromium import open_page
 from tests.evaluation.reports import looks, plots_in, texts
 
@@ -123,7 +123,7 @@ def test_the_smallest_is_the_smallest_that_keeps_enough(points: list[tuple[int, 
 
 def test_the_first_line_names_the_smallest_that_keeps_enough() -> None:
     one = report(EXACT, ERRORS)
-    words = sweep_verdict(one)
+    words = sweep_findings(one)
     assert words.startswith(
         "The smallest student that keeps 97% of the teacher's exact match is 16 layers, with 80.0 million parameters (59% "
         "of the teacher's): it keeps 98.0%, between 96.5% and 99.5%. Its interval extends below 97%"
@@ -132,11 +132,11 @@ def test_the_first_line_names_the_smallest_that_keeps_enough() -> None:
     assert one.student is not None
     assert one.student.role == "16 layers"
     assert sweep_markdown(one).splitlines()[2] == words
-    assert "reaches below" not in sweep_verdict(report(EXACT, keep=0.9))
+    assert "reaches below" not in sweep_findings(report(EXACT, keep=0.9))
 
 
 def test_where_none_keeps_enough_the_nearest_is_named() -> None:
-    words = sweep_verdict(report(EXACT, kept=(0.9, 0.95, 0.8, 0.7)))
+    words = sweep_findings(report(EXACT, kept=(0.9, 0.95, 0.8, 0.7)))
     assert words.startswith(
         "No student keeps 97% of the teacher's exact match. The closest is 16 layers, with 80.0 million"
     )
@@ -144,12 +144,12 @@ def test_where_none_keeps_enough_the_nearest_is_named() -> None:
 
 
 def test_without_a_metric_that_can_be_kept_it_says_how_to_have_one() -> None:
-    words = sweep_verdict(report())
+    words = sweep_findings(report())
     assert "No student is recommended, because the recipe has no task metric. With evaluate.metrics" in words
     assert "The closest to the teacher is 24 layers, at 0.60 nats per token." in words
     assert "On the Pareto front of size and quality: 24 layers, 16 layers, 8 layers." in words
     lower = report(ERRORS, EXACT)
-    words = sweep_verdict(lower)
+    words = sweep_findings(lower)
     assert "because a lower error rate is better" in words
     assert "If a metric of which higher is better is first in evaluate.metrics" in words
     assert "The best is 8 layers, at 42.0 %." in words
@@ -161,11 +161,12 @@ def test_a_teacher_near_0_and_one_that_is_not_here() -> None:
     plain = report(EXACT)
     students = tuple(dataclasses.replace(one, kept={}) for one in plain.students)
     unknown = dataclasses.replace(plain, students=students, choice=choose(students, [EXACT], 0.97))
-    assert "cannot be computed: the teacher's score, 60.0 %, is too close to 0. The best is 24 layers" in sweep_verdict(
-        unknown
+    assert (
+        "cannot be computed: the teacher's score, 60.0 %, is too close to 0. The best is 24 layers"
+        in sweep_findings(unknown)
     )
     away = dataclasses.replace(unknown, teacher=None)
-    assert "cannot be computed: the teacher does not run on this machine" in sweep_verdict(away)
+    assert "cannot be computed: the teacher does not run on this machine" in sweep_findings(away)
     assert [cells[0] for cells in sweep_table(away)[1:]] == [one.row.role for one in students]
 
 
@@ -180,7 +181,6 @@ def test_a_broken_student_is_never_named_and_the_first_words_say_so() -> None:
         "answers are, word for word, training answers to other prompts (its teacher: 2 %)."
     )
     assert sweep_warnings(one) == [said]
-    assert sweep_verdict(one) == f"{said} {sweep_findings(one)}"
     assert sweep_findings(one).startswith(
         "The smallest student that keeps 97% of the teacher's exact match is 24 layers"
     )

@@ -20,13 +20,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.dataset.encodings import PackedLabels
-from stillhouse.errors import DatasetRefused, RecipeError, TrainingError
+from stillhouse.errors import DatasetRefused, RecipeError, TeacherUnavailable, TrainingError
 from stillhouse.evaluation.evaluate import evaluate
 from stillhouse.labelling.engine import label
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import EncodingName
-from stillhouse.stages.checks import check_labels, check_student
+from stillhouse.stages.checks import check_labels, check_plan, check_student
 from stillhouse.stages.stages import distill_stage, students_to_train
 from stillhouse.student.data.completion_example import example_of, packed
 from stillhouse.student.data.vocabulary import labels_for_student
@@ -317,6 +317,16 @@ def test_labels_are_not_made_for_a_student_that_cannot_learn_from_them(
         tiny_recipe(student=parts["student"] | {"init": {"model": "not/here"}})
     )  # it may be where it is trained
     assert "the student is not checked before labelling: student.init.model is 'not/here'" in caplog.text
+
+
+def test_a_missing_teacher_is_reported_once(tiny_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    """The student that starts from it cannot be checked either, which need not be said."""
+    teacher = tiny_recipe().teacher.model_dump(mode="json", exclude_unset=True)
+    with pytest.raises(TeacherUnavailable, match="no folder has this path, and it is not the id of a model") as caught:
+        check_plan(tiny_recipe(teacher=teacher | {"model": "data/models/smollm2"}))
+    assert "stillhouse teacher fetch-demo" in str(caught.value.fix)
+    assert "Repo id" not in str(caught.value)
+    assert caplog.text == ""
 
 
 def test_black_box_goes_on_by_text(foreign: Any) -> None:

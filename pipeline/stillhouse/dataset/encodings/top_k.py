@@ -9,7 +9,7 @@ every entry contributes about equally to the divergence. The log of the tail mas
 Error bounds: a stored log-probability is off by at most half a step: 1/256 for tokens above a probability of 1/4, and 1/16
 for the rarest. Over the k + 1 outcomes,
 
-    KL(given || stored, normalised) <= min(8.5e-6 (k + 1), 2e-3) nats
+    KL(given || stored, normalised) <= min(8.5e-6 (k + 1), 2e-3) nats        (`error_bound`)
 
 since log E[exp(d)] - E[d] <= exp(max |d|) E[d^2] / 2 with p d^2 <= 1.05 * 2^-16 for each outcome, and <= max |d|^2 / 2 for
 any k by Hoeffding's lemma. The mean is about 5e-5 nats (docs/benchmarks.md). The bounds exclude the earlier rounding of the
@@ -70,6 +70,11 @@ class TopK:
         token_ids, offsets = flatten_nested_lists(rows, "top_token_ids")
         logprobs, _ = flatten_nested_lists(rows, "top_logprobs")
         return PackedLabels(token_ids, _HALVES[logprobs.view(np.uint16)], offsets, flatten_column(rows, "tail_logprob"))
+
+
+def error_bound(k: int) -> float:
+    """Return the largest KL from the given labels to the stored ones over k + 1 outcomes, in nats (module docstring)."""
+    return min(8.5e-6 * (k + 1), 2e-3)
 
 
 def round_logprobs(logprobs: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:

@@ -89,7 +89,7 @@ def with_answer_quality(
 ) -> MeasuredModels:
     """Return `models` with the quality of their answers; `training` yields (prompt id, text) of every training answer.
 
-    MeasuredModels are compared with the teacher's answers, or with the labels if the teacher has no row.
+    Each model's answers are compared with the teacher's; if the teacher has no row, with its stored labels.
     """
     roles = [row.role for row in models.rows]
     written = [*models.answers, *([] if "teacher" in roles else [answers_from_labels(prompts.rows)])]

@@ -152,13 +152,18 @@ def _statistics(one: NamedMetric, answers: Sequence[str], references: Sequence[s
     sizes = sorted({len(row) for row in rows})
     if len(sizes) != 1 or sizes[0] == 0:
         raise RecipeError(
-            f"the metric {one.name!r} returns {sizes} statistics per answer: the number must be the same for all, and not 0"
+            f"the metric {one.name!r} returns {sizes} statistics per answer: the number must be the same for all, and "
+            "not 0",
+            setting="evaluate.metrics",
+            fix="correct the metric's `statistics`",
         )
     statistics = np.asarray(rows, dtype=np.float64)
     if not np.isfinite(statistics).all():
         place = int(np.argmin(np.isfinite(statistics).all(axis=1)))
         raise RecipeError(
-            f"the metric {one.name!r} returns {rows[place]} for the answer {answers[place]!r}: statistics must be finite"
+            f"the metric {one.name!r} returns {rows[place]} for the answer {answers[place]!r}: statistics must be finite",
+            setting="evaluate.metrics",
+            fix="correct the metric's `statistics`",
         )
     return statistics
 
@@ -169,11 +174,15 @@ def _scores(one: NamedMetric, totals: Floats) -> Floats:
     if scored.shape != totals.shape[:1]:
         raise RecipeError(
             f"the metric {one.name!r} returns scores of shape {scored.shape} for totals of shape {totals.shape}: the shape "
-            f"must be {totals.shape[:1]}, one score for each"
+            f"must be {totals.shape[:1]}, one score for each",
+            setting="evaluate.metrics",
+            fix="correct the metric's `score`",
         )
     if not np.isfinite(scored).all():
         place = int(np.argmin(np.isfinite(scored)))
         raise RecipeError(
-            f"the metric {one.name!r} scores the sums {totals[place].tolist()} as {scored[place]}: scores must be finite"
+            f"the metric {one.name!r} scores the sums {totals[place].tolist()} as {scored[place]}: scores must be finite",
+            setting="evaluate.metrics",
+            fix="correct the metric's `score`",
         )
     return scored

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stillhouse.evaluation.report.answer_warnings import warnings
 from stillhouse.evaluation.report.tables import UNCLEAR, classify_difference, format_interval
 from stillhouse.evaluation.results import Interval, MetricColumn, ModelRow, Report
-
-
-def verdict(report: Report) -> str:
-    """Return the warnings about the student, if any, followed by the findings."""
-    return " ".join([*warnings(report), findings(report)])
 
 
 def findings(report: Report) -> str:

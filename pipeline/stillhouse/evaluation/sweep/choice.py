@@ -56,7 +56,8 @@ def quality(row: ModelRow, metrics: Sequence[MetricColumn]) -> float | None:
 def pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
     """Return the indices of the Pareto front of (size, quality) points.
 
-    A point is on it if no other one is as small and better, or smaller and as good.
+    A point is on the front if no other point is at most as large and strictly better, or strictly smaller and at least
+    as good.
     """
     found: set[int] = set()
     best = float("-inf")

@@ -181,7 +181,8 @@ def _notes(
         "All students learnt from the same labels with the same seed. The intervals do not include what another seed would "
         "change: a small difference between two sizes may be chance in training.",
         "A student keeps a share of the teacher's score if its score divided by the teacher's, on the same prompts, is at "
-        "least that share. A student is on the front if no other one is as small and better, or smaller and as good; "
+        "least that share. A student is on the front if no other one is at most as large and strictly better, or strictly "
+        "smaller and at least as good; "
         "intervals are not considered. A student that is broken, runs on or copies is neither chosen nor on the "
         "front, even if its scores are good; the column of the front says so.",
     )

@@ -27,7 +27,8 @@ class Choice:
     keep: float  # required share of the teacher's first metric
     smallest: str | None  # smallest student that keeps this share; None: none does, or the shares are unknown
     nearest: str | None  # student without a warning that keeps the largest share; None: the shares are unknown
-    # Pareto front of students without a warning: no other is as small and better, or smaller and as good
+    # Pareto front of students without a warning: no other is at most as large and strictly better, or strictly
+    # smaller and at least as good
     front: tuple[str, ...]
 
 

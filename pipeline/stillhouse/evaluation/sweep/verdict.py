@@ -10,11 +10,6 @@ from stillhouse.evaluation.sweep.results import SweepReport, SweptStudent
 from stillhouse.formatting import count_in_words
 
 
-def sweep_verdict(report: SweepReport) -> str:
-    """Return the warnings about the students, if any, followed by the findings."""
-    return " ".join([*sweep_warnings(report), sweep_findings(report)])
-
-
 def sweep_warnings(report: SweepReport) -> list[str]:
     """Return the warnings about each student or, if it has none, about its int8 copy."""
     sentences, is_sound, name = [], True, ""

@@ -137,10 +137,11 @@ def _parse_row(row: Json, place: SourceLine, tokens: PromptDecoder, source: Impo
         mask = np.asarray(row["target_mask"], np.int8) > 0
     except (ValueError, TypeError) as error:
         raise UsageError(
-            f"{place}: the columns are not lists of numbers, with inner lists of equal length: {error}"
+            f"{place}: the columns are not lists of numbers, with inner lists of equal length: {error}",
+            fix="write one number, or one list of k numbers, per token",
         ) from None
     if not len(input_ids) == len(labels) == len(targets) == len(logprobs) == len(mask) or targets.shape != mask.shape:
-        raise UsageError(f"{place}: the columns differ in length; each must have one item per token of input_ids")
+        raise UsageError(f"{place}: the columns differ in length", fix="give each one item per token of input_ids")
     learnt = np.flatnonzero(labels != _IGNORED)
     if not len(learnt) or not learnt[0]:
         return SkippedRow("no-prompt", "labels mark no completion after a prompt", place)

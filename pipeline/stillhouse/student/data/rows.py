@@ -39,7 +39,8 @@ class RowLengths:
 
     prompt: Ids  # (rows,), tokens
     completion: Ids  # (rows,), tokens
-    cut_off: npt.NDArray[np.bool_]  # (rows,), read as text that the teacher did not end: no end token is learnt from it
+    # (rows,), rows of text whose completion is not complete (records.is_complete), so they get no end token
+    cut_off: npt.NDArray[np.bool_]
 
 
 class Rows(Protocol):

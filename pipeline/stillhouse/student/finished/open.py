@@ -1,7 +1,8 @@
 """Open a finished student and ask it.
 
 student = open_student("quickstart")
-student.answer(["What is a river?"])
+student.answer("What is a river?")                        # one answer
+student.answer(["What is a river?", "What is a lamp?"])   # a list of answers
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from stillhouse.errors import StudentMissing
 from stillhouse.records import RECIPE_FILE, Message
@@ -43,6 +44,28 @@ class Student:
         """The tokenizer."""
         return self._lm.tokenizer
 
+    @overload
+    def answer(  # type: ignore[overload-overlap]  # a string is a sequence of strings too
+        self,
+        prompts: Conversation,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str: ...
+
+    @overload
+    def answer(
+        self,
+        prompts: Sequence[Conversation],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]: ...
+
     def answer(
         self,
         prompts: Conversation | Sequence[Conversation],
@@ -51,15 +74,21 @@ class Student:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> list[str]:
-        """Return one answer a prompt.
+    ) -> str | list[str]:
+        """Answer one conversation, or each of a list of conversations.
 
         Args:
-            prompts: conversations; one string or a list of strings, each a user's message, will do.
-            max_tokens: the most tokens of an answer; None: the `label.sampling.max_tokens` that the student learnt from.
+            prompts: a conversation or a list of conversations. A conversation is a string (one user message) or a list of
+                messages, mappings with `role` and `content`.
+            max_tokens: maximum tokens per answer; None: `label.sampling.max_tokens` of the student's recipe (128 if its
+                folder has no recipe).
             temperature: 0 takes the most likely token at every step.
             top_p: the share of the distribution that tokens are drawn from, 0 < top_p <= 1.
-            seed: of the draws; an answer does not depend on the other prompts of the call.
+            seed: seed of the draws. The answer to a list's n-th conversation is drawn with seed + n, counted from 0, and
+                does not depend on the others.
+
+        Returns:
+            One answer as a string for one conversation; a list with one answer per conversation for a list.
 
         Raises:
             TemplateRefused: the student's chat template cannot render a conversation.
@@ -67,12 +96,15 @@ class Student:
         from stillhouse.models.generate import Sampling, generate
         from stillhouse.models.load import decode_completion, encode_prompt
 
-        encoded = [encode_prompt(self._lm.tokenizer, messages) for messages in _conversations(prompts)]
+        is_single = _is_conversation(prompts)
+        conversations = [prompts] if is_single else prompts
+        encoded = [encode_prompt(self._lm.tokenizer, _messages(one)) for one in conversations]  # type: ignore[arg-type]
         if not encoded:
             return []
         sampling = Sampling(temperature, top_p, [seed + n for n in range(len(encoded))]) if temperature > 0 else None
-        answers = generate(self._lm, encoded, max_tokens=max_tokens or self._max_tokens, sampling=sampling)
-        return [decode_completion(self._lm, answer) for answer in answers]
+        generated = generate(self._lm, encoded, max_tokens=max_tokens or self._max_tokens, sampling=sampling)
+        answers = [decode_completion(self._lm, answer) for answer in generated]
+        return answers[0] if is_single else answers
 
     @cached_property
     def _lm(self) -> LanguageModel:
@@ -125,12 +157,9 @@ def open_student(
     return Student(folder, card, device)
 
 
-def _conversations(prompts: Conversation | Sequence[Conversation]) -> list[list[Message]]:
-    if isinstance(prompts, str):
-        return [[Message("user", prompts)]]
-    if prompts and isinstance(prompts[0], Mapping):  # one conversation
-        return [_messages(prompts)]  # type: ignore[arg-type]
-    return [_messages(one) for one in prompts]  # type: ignore[arg-type]
+def _is_conversation(prompts: Conversation | Sequence[Conversation]) -> bool:
+    """Whether this is one conversation, and not a list of them. An empty list is a list of no conversations."""
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
 
 
 def _messages(conversation: Conversation) -> list[Message]:

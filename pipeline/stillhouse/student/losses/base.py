@@ -109,8 +109,8 @@ def student_outcomes(logits: Tensor, token_ids: Tensor, temperature: float) -> T
     `token_ids` are those of `SparseLabels`. A padded entry is -inf and takes no mass from the last outcome.
     """
     missing = token_ids == PAD_TOKEN_ID
-    some = token_ids.amax(dim=-1, keepdim=True).clamp(min=0)  # nothing listed: the last outcome has all mass
-    ids = torch.where(missing, some, token_ids)  # repeats a listed token, which changes nothing below
+    some = token_ids.amax(dim=-1, keepdim=True).clamp(min=0)  # 0 if the position lists no token
+    ids = torch.where(missing, some, token_ids)  # padding repeats a listed token; it is masked below
     listed, tail = listed_and_tail(logits, ids)
     listed = listed.masked_fill(missing, -torch.inf)
     # The last step normalises: a shared constant cancels in log_softmax, tempered or not.

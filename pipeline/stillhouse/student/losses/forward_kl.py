@@ -9,7 +9,7 @@ unbiased gradient. Only this loss can therefore be learnt from sampled labels (a
 approximate).
 
 Edge cases: an outcome to which the teacher gives no mass (p = 0) contributes nothing. An outcome that only the student
-excludes (q = 0 < p, a logit of -inf) makes the value infinite, as it is; its gradient is finite.
+excludes (q = 0 < p, a logit of -inf) makes the value infinite, which is correct; the gradient is finite.
 """
 
 from __future__ import annotations

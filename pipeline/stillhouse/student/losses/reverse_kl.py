@@ -12,9 +12,9 @@ such position would end a training. log p is therefore clamped from below at `FL
 float32: the loss is large there and pushes the student away. Outcomes to which the student gives no mass (q = 0) contribute
 nothing.
 
-Sampled labels are refused. They give mass 0 to every token that was not drawn, at most positions thousands that the teacher
-can produce: the divergence would be infinite, and with a floor it would measure the floor. Nor is log p_hat an unbiased
-estimate of log p for the tokens that were drawn.
+Sampled labels are refused. They give probability 0 to every token that was not drawn; at most positions the teacher could
+have drawn thousands of others: the divergence would be infinite, and with a floor it would measure the floor. Nor is log
+p_hat an unbiased estimate of log p for the tokens that were drawn.
 """
 
 from __future__ import annotations

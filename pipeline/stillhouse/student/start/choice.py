@@ -4,8 +4,8 @@
 
 `student.init.choose` sets the method:
 
-- importance: block influence. Untrained, the layers that greedy removal keeps are nearer to the teacher; after equal
-  training those of block influence are, unless few layers are left (`make bench-start`, docs/benchmarks.md);
+- importance: block influence. Before training, students made by greedy removal have the lower KL; after the same training,
+  those made by block influence do, unless few layers are left (`make bench-start`, docs/benchmarks.md);
 - block-influence, leave-one-out, greedy: see importance.py;
 - even: evenly spaced, including the first and the last (as in DistilBERT; Shleifer and Rush, arXiv 2010.13002).
 

@@ -102,7 +102,7 @@ def special_tokens(files: ModelFiles, config: PretrainedConfig) -> GenerationCon
 def special_tokens_for_config(
     files: ModelFiles, teacher: PretrainedConfig, student: StudentSettings
 ) -> GenerationConfig:
-    """Return these tokens for a student of `student.init.config`: the teacher's, unless the config sets them."""
+    """Return the special tokens of a student of `student.init.config`: the teacher's, unless the config sets them."""
     given = student.init.config or {}
     tokens = special_tokens(files, teacher).to_dict() | {name: given[name] for name in _TOKENS if name in given}
     return GenerationConfig(**{name: tokens.get(name) for name in _TOKENS})
@@ -195,7 +195,7 @@ def _derived_widths(teacher: PretrainedConfig, given: dict[str, Any]) -> dict[st
 
 
 def _copy_to_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) -> dict[str, Any]:
-    """Apply a setting given under its general name to both stacks of an encoder-decoder, also where these name it apart."""
+    """Copy a setting given under its general name to both stacks of an encoder-decoder, if each has a key of its own."""
     known = _keys(kind)
     both = dict(given)
     for key in given:
@@ -212,7 +212,7 @@ def _copy_to_both_stacks(given: dict[str, Any], kind: type[PretrainedConfig]) ->
 
 def _refuse_unknown_keys(given: dict[str, Any], known: set[str], kind: str, setting: str) -> None:
     faults = [
-        RecipeError(f"a {kind} config has no such key.{nearest(key, sorted(known))}", setting=f"{setting}.{key}")
+        RecipeError(f"a {kind} config has no such key", setting=f"{setting}.{key}", fix=nearest(key, sorted(known)))
         for key in given
         if key not in known
     ]

@@ -99,7 +99,8 @@ def write_model(
 ) -> None:
     """Write a model made from the one in `source`, with its tokenizer, as safetensors.
 
-    With `sampling`, the source's generation_config.json is copied: the library writes less than it reads, and refuses some.
+    With `sampling`, the source's generation_config.json is copied as a file: `save_pretrained` drops some settings and
+    rejects others.
     """
     model.generation_config = token_ids_alone(model.generation_config)
     model.save_pretrained(folder)

@@ -107,7 +107,11 @@ def training_arguments(recipe: Recipe, student: StudentSettings, folder: Path) -
             )
         _dry_run(student, arguments)
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
-        raise RecipeError(f"transformers rejects the arguments: {error}", setting=student.setting("train")) from None
+        raise RecipeError(
+            f"transformers rejects the arguments: {error}",
+            setting=student.setting("train"),
+            fix="correct or remove the argument that it names",
+        ) from None
     check_reporting(student, arguments.report_to)
     check_sharding(student, arguments)
     if arguments.n_gpu > 1:
@@ -170,7 +174,7 @@ def _checked(student: StudentSettings) -> dict[str, Any]:
             continue
         if name not in defaults:
             known = sorted(defaults.keys() - _REFUSED.keys())
-            raise RecipeError(f"there is no such training argument.{nearest(name, known)}", setting=setting)
+            raise RecipeError("there is no such training argument", setting=setting, fix=nearest(name, known))
         if name in _ALIASES and _ALIASES[name] in train:
             raise RecipeError(f"it is the old name of {_ALIASES[name]}", setting=setting, fix="set only one of the two")
         checked[name] = _in_type(
@@ -196,11 +200,11 @@ def _in_type(student: StudentSettings, name: str, value: Any, hint: Any) -> Any:
         typed = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         reasons = " or ".join(dict.fromkeys(str(detail["msg"]) for detail in error.errors()))
-        raise RecipeError(reasons, setting=setting, value=value) from None
+        raise RecipeError(reasons, setting=setting, value=value, fix="give a value of that type") from None
     if name == "lr_scheduler_kwargs" and isinstance(typed, dict):
         return {key: _as_number(one) for key, one in typed.items()}
     if name in _AT_LEAST_1 and typed < 1:
-        raise RecipeError("it must be 1 or more", setting=setting, value=value)
+        raise RecipeError("it must be 1 or more", setting=setting, value=value, fix="set it to 1 or more")
     if name == "save_strategy" and typed == "best":
         best = _KEEP_BEST.format(early_stopping=student.setting("early_stopping"))
         fix = f"set it to epoch or steps; to keep the best student, {best}"
@@ -235,6 +239,7 @@ def _dry_run(student: StudentSettings, arguments: TrainingArguments) -> None:
             "it must be greater than 0, unless max_steps is set",
             setting=student.setting("train.num_train_epochs"),
             value=arguments.num_train_epochs,
+            fix="set it to 1 or more, or set max_steps",
         )
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     weight = torch.nn.Parameter(torch.zeros(1))

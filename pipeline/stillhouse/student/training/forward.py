@@ -59,7 +59,9 @@ def replace_forward_with_loss(
         layout: dict[str, Tensor] = {name: batch[name] for name in _LAYOUT if name in batch}
         at = _labels_at(objective, batch, teacher, {"input_ids": input_ids, "labels": labels, **layout})
         mask = completion_mask(labels, layout.get("decoder_input_ids"))
-        targets = labels[:, labels.shape[1] - mask.shape[1] :][mask]  # a slice from -0 would be all of them
+        targets = labels[:, labels.shape[1] - mask.shape[1] :][
+            mask
+        ]  # not labels[:, -n:]: for n = 0 that is the whole row
         return chunked_loss(loss, parts.head, parts.hidden(input_ids, labels, **layout), targets, at, chunk)
 
     model.forward = forward

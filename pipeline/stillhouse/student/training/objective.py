@@ -123,7 +123,7 @@ def load_divergence(loss: LossSettings, encoding: str | None = None) -> Divergen
     unknown = [name for name in loss.options if name not in known]
     if unknown:
         faults = [
-            RecipeError(f"{loss.kind} has no such setting.{nearest(name, known)}", setting=f"student.loss.{name}")
+            RecipeError(f"{loss.kind} has no such setting", setting=f"student.loss.{name}", fix=nearest(name, known))
             for name in unknown
         ]
         raise faults[0] if len(faults) == 1 else RecipeFaults.of(faults)

@@ -48,7 +48,7 @@ def refuse_packed_encoder_decoder(recipe: Recipe, student: StudentSettings) -> N
     config = student_config(recipe, student)
     if config.is_encoder_decoder:
         raise RecipeError(
-            f"the student is an encoder-decoder ({config.model_type}), and each of its rows is two sequences",
+            f"the student is an encoder-decoder ({config.model_type}), and packing supports only causal models",
             setting=student.setting("packing"),
             value=True,
             fix=f"set it to false, and {student.setting('train.train_sampling_strategy')} to group_by_length, which needs "

@@ -27,8 +27,10 @@ def check_reporting(student: StudentSettings, report_to: Sequence[str]) -> None:
     setting = student.setting("train.report_to")
     for name in report_to:
         if name not in INTEGRATION_TO_CALLBACK:
-            hint = nearest(name, ["none", *sorted(INTEGRATION_TO_CALLBACK)])
-            raise RecipeError(f"transformers has no such integration.{hint}", setting=setting, value=name)
+            known = ["none", *sorted(INTEGRATION_TO_CALLBACK)]
+            raise RecipeError(
+                "transformers has no such integration", setting=setting, value=name, fix=nearest(name, known)
+            )
         if name not in _BUILT_IN and importlib.util.find_spec(_MODULES.get(name, name)) is None:
             raise RecipeError(
                 "its package is not installed",

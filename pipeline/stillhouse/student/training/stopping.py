@@ -1,4 +1,6 @@
-"""Early stopping: a training ends when its held-out divergence no longer falls, and its best student is kept.
+"""Reasons to end a training before its last step: early stopping, and a loss that is not a number.
+
+Early stopping: a training ends when its held-out divergence no longer falls, and its best student is kept.
 
     student: {early_stopping: {patience: 3, min_delta: 0.001}}
 
@@ -10,10 +12,12 @@ evaluations without improvement, so that a resumed training ends where an uninte
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.recipe.recipe import Recipe
@@ -79,6 +83,39 @@ def _has_divergence(student: StudentSettings) -> bool:
     return student.needs_soft_labels or (student.needs_live_teacher and student.loss.weight > 0)
 
 
+def _diverged(
+    name: str, value: float, args: TrainingArguments, state: TrainerState, learning_rate_setting: str
+) -> TrainingError:
+    what = "not a number" if math.isnan(value) else "infinite"
+    return TrainingError(
+        f"the training has diverged: {name} is {what} after step {state.global_step}",
+        setting=learning_rate_setting,
+        value=args.learning_rate,
+        fix="lower it",
+    )
+
+
+class StopDiverged(TrainerCallback):
+    """Ends a training whose last loss is not a number, at the next log; the library logs at the end of every training.
+
+    An infinite loss is no reason to stop: its gradient may be finite (losses/forward_kl.py).
+    """
+
+    def __init__(self, last_loss: Callable[[], Tensor | None], learning_rate_setting: str) -> None:
+        self._last_loss = last_loss
+        self._learning_rate_setting = learning_rate_setting  # for errors
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Check the last loss.
+
+        Raises:
+            TrainingError: it is not a number, so the weights are not numbers either.
+        """
+        loss = self._last_loss()
+        if loss is not None and bool(loss.isnan()):
+            raise _diverged("the loss", math.nan, args, state, self._learning_rate_setting)
+
+
 class StopEarly(EarlyStoppingCallback):
     """The library's callback, which restores its count from a checkpoint."""
 
@@ -115,11 +152,5 @@ class StopEarly(EarlyStoppingCallback):
         """
         metric = metrics.get(args.metric_for_best_model, math.nan)
         if not math.isfinite(metric):
-            what = "not a number" if math.isnan(metric) else "infinite"
-            raise TrainingError(
-                f"the training has diverged: {args.metric_for_best_model} is {what} after step {state.global_step}",
-                setting=self._learning_rate_setting,
-                value=args.learning_rate,
-                fix="lower it",
-            )
+            raise _diverged(str(args.metric_for_best_model), metric, args, state, self._learning_rate_setting)
         super().on_evaluate(args, state, control, metrics, **named)

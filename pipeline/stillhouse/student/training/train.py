@@ -40,7 +40,7 @@ from stillhouse.student.training.liger import disable_unsupported_liger, restore
 from stillhouse.student.training.lora import add_adapters, count_trainable, merge_adapters
 from stillhouse.student.training.objective import Objective, load_objective
 from stillhouse.student.training.packing import check_packing_of_models
-from stillhouse.student.training.stopping import StopEarly
+from stillhouse.student.training.stopping import StopDiverged, StopEarly
 from stillhouse.student.training.trainer import COMPLETE_MARKER, ProgressCallback, StudentTrainer
 from stillhouse.student.training.untrained import write_untrained
 from stillhouse.student.training.write_student import Trained, publish, save_trained, student_card
@@ -59,7 +59,7 @@ def distill(
     """Train the student that `student` describes; `student.mode` names the variant. See the module's docstring.
 
     If several processes were started (ranks.py), all of them call this. `open_teacher` is needed for `labels: live` only.
-    `is_teacher` records in the student's card that it will be a teacher (stages/finetune.py).
+    `is_teacher` records in student.json that the model will label as a teacher (stages/finetune.py).
 
     Raises:
         RecipeError: a training argument or a loss option is wrong, or the student's chat template renders none of the rows.
@@ -178,10 +178,11 @@ def _rows(
     )
     if len(rows.train) == 0:
         raise TrainingError(
-            f"dataset {dataset.manifest.label} has no row to learn from: {rows.train.too_long} are longer than "
+            f"dataset {dataset.manifest.label} has no row to train on: {rows.train.too_long} are longer than "
             f"{student.setting('max_length')} ({student.max_length}), {rows.train.empty} have no completion token, "
             f"{rows.train.unrendered} have a prompt that the student's chat template refuses, "
-            f"{sum(dataset.manifest.rejected.values())} were rejected"
+            f"{sum(dataset.manifest.rejected.values())} were rejected",
+            fix=f"raise {student.setting('max_length')}, or check the chat template and the filters",
         )
     return rows
 
@@ -220,9 +221,11 @@ def _trainer(
         pack_to=student.max_length if student.packing else None,
         adapted=adapted,
     )
+    learning_rate_setting = student.setting("train.learning_rate")
+    trainer.add_callback(StopDiverged(lambda: trainer.last_loss, learning_rate_setting))
     if student.early_stopping:
         stopping = student.early_stopping
-        trainer.add_callback(StopEarly(stopping.patience, stopping.min_delta, student.setting("train.learning_rate")))
+        trainer.add_callback(StopEarly(stopping.patience, stopping.min_delta, learning_rate_setting))
     return trainer, learning
 
 

@@ -76,10 +76,14 @@ class StudentTrainer(Trainer):
         keep_logs(self.callback_handler.callbacks, Path(arguments.output_dir))
         self._train_rows, self._validation_rows = train, validation
         self._held_out = torch.zeros(4, dtype=torch.float64)  # sums of one evaluation: see `prediction_step`
+        self.last_loss: Tensor | None = None  # of this process's last micro-batch: scalar
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
 
     def get_train_dataloader(self) -> DataLoader[Example]:
-        """Return this process's batches (ShardedBatchSampler): the library's loader ignores row groups and uneven ends."""
+        """Return this process's batches (ShardedBatchSampler).
+
+        transformers' own loader would shuffle across row groups and repeat examples in an incomplete last batch.
+        """
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order: Order = range(len(self._train_rows))
         if self.args.train_sampling_strategy == "random":
@@ -121,6 +125,11 @@ class StudentTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(**named)
+
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        """Run the library's step and keep its loss on the device: reading the value in each step would wait for it."""
+        self.last_loss = super().training_step(*arguments, **named)
+        return self.last_loss
 
     def compute_loss(
         self,

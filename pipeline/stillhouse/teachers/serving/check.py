@@ -204,7 +204,11 @@ def _encode_conversation(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[M
             return conversation, encode_prompt(tokenizer, conversation)
         except TemplateRefused as error:
             reason = str(error)
-    raise TeacherUnavailable(f"the chat template of teacher.model cannot render a single user message: {reason}")
+    raise TeacherUnavailable(
+        f"its chat template cannot render a single user message: {reason}",
+        setting="teacher.model",
+        fix="correct the chat template in the model's folder",
+    )
 
 
 async def _check_parity(api: OpenAiApi, expected: Expected, settings: CheckSettings, checked: Checked) -> bool:
