@@ -117,7 +117,7 @@ def label(
         >>> print(label("my-task.yaml"))
         my-task/v001: 12 requests sent, 0 answered before
         >>> print(label("my-task.yaml"))
-        nothing new: my-task/v001 has all 12 prompts
+        nothing to do: my-task/v001 already has answers to all 12 prompts
     """
     return run_coroutine(label_async(recipe, retry_rejected=retry_rejected, progress=progress))
 
