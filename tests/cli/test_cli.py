@@ -79,7 +79,7 @@ def test_stages_one_by_one(
     recipe = recipe_file(tiny_recipe())
     early = stillhouse("distill", recipe)
     assert early.returncode == 1
-    assert "run `stillhouse label`" in early.stderr
+    assert "Run `stillhouse label`" in early.stderr
     assert stillhouse("label", recipe).returncode == 0
     early = stillhouse("evaluate", recipe)
     assert early.returncode == 1

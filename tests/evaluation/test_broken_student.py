@@ -135,7 +135,10 @@ def test_a_sweep_says_which_student_is_broken_and_its_card_says_so_alone(
     assert result.files.markdown.read_text().startswith(f"# test: a sweep\n\n**{said}** ")
     assert "Warning" not in (sound / "README.md").read_text()
     card = (broken / "README.md").read_text()
-    assert ": white-box student\n\n> **Warning.** This student is broken: 100 % of its answers run into the" in card
+    assert (
+        ": white-box student\n\n> **Warning.** This student is broken: 100 % of its answers reach the token limit"
+        in card
+    )
     assert "| **layers [0,3]** | 0.0 % | 100.0 % | 0.0 % | 0.0 % | 12.0 |" in card
     print_report(result)
     shown = capsys.readouterr().out

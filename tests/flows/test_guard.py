@@ -59,12 +59,12 @@ def test_the_guard_leaves_a_short_run_alone(
 ) -> None:
     """It ends before its first heartbeat arrives."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(scripted_recipe().as_yaml())
+    recipe.write_text(scripted_recipe(name="guarded").as_yaml())
     for more in (["flows", "guard", "--after", "35"], ["label", str(recipe), "--flow"]):
         command = [sys.executable, "-m", "stillhouse", *more]
         done = subprocess.run(command, cwd=ROOT, env=prefect_server.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    run = _latest_run(prefect_server)
+    run = _run_of(prefect_server, "label guarded words/v001")
     assert _is_told(prefect_server, "prefect.flow-run.ended", run)
     assert _is_told(prefect_server, "prefect.flow-run.heartbeat", run)
     time.sleep(60)  # longer than the guard waits
@@ -72,11 +72,11 @@ def test_the_guard_leaves_a_short_run_alone(
     assert [one for one in acted if run in str(one)] == []
 
 
-def _latest_run(server: PrefectServer) -> str:
-    """Earlier tests of the same server left runs, and events of theirs that may still arrive."""
+def _run_of(server: PrefectServer, name: str) -> str:
+    """The one run of a name; earlier tests of the same server left others, whose events may still arrive."""
     import httpx
 
-    asked = {"sort": "START_TIME_DESC", "limit": 1}
+    asked = {"flow_runs": {"name": {"any_": [name]}}}
     (run,) = httpx.post(f"{server.url}/flow_runs/filter", json=asked).json()
     return f"prefect.flow-run.{run['id']}"
 

@@ -145,5 +145,5 @@ def test_a_ray_cluster_shares_a_job_and_one_of_its_nodes_is_killed(
 
 def test_a_cluster_that_is_not_there_is_told_of(api_recipe: MakeRecipe) -> None:
     recipe = in_parts(api_recipe("http://127.0.0.1:1", PROMPTS), "ray", address="127.0.0.1:1")
-    with pytest.raises(WorkerLost, match=r"label.runner.address is '127.0.0.1:1', where no Ray cluster answers"):
+    with pytest.raises(WorkerLost, match=r"label.runner.address is '127.0.0.1:1': no Ray cluster answers there"):
         asyncio.run(label_stage(recipe))

@@ -223,7 +223,7 @@ def test_a_full_disk_is_told_and_when_there_is_space_the_run_goes_on(
             done = ended(disk.on_it(run), tmp_path)
             assert done.returncode == 1
             assert str(dataset_folder(recipe.dataset)) in done.stderr
-            assert "free space" in done.stderr
+            assert "ree disk space" in done.stderr
             assert "Traceback" not in done.stderr
             assert "never retrieved" not in done.stderr
             assert done.stdout == ""

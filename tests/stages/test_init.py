@@ -38,7 +38,7 @@ def test_the_recipe_labels_as_it_is_written(teacher: str) -> None:
     assert recipe.name == recipe.dataset.name == "my-questions"
     result = stillhouse.label(stillhouse.load_recipe(recipe, SCRIPTED), progress=stillhouse.silent)
     rows = [*result.dataset.rows("train"), *result.dataset.rows("validation")]
-    assert {row["prompt"][0]["content"] for row in rows} == {f"What is {n}?" for n in range(30)}
+    assert {row["prompt"][-1]["content"] for row in rows} == {f"What is {n}?" for n in range(30)}
     assert {row["reference"] for row in rows} == {str(n) for n in range(30)}
 
 
@@ -64,7 +64,7 @@ def test_columns_may_be_named() -> None:
     pq.write_table(pa.table({"text": ["a"], "other": ["Why?"], "gold": ["So."]}), "own.parquet")
     init_recipe(Path(), Path("own.parquet"), prompt_column="other", reference_column="gold")
     (prompt,) = read_prompts(stillhouse.load_recipe("recipe.yaml").prompts)
-    assert (prompt.messages[0].content, prompt.reference) == ("Why?", "So.")
+    assert (prompt.messages[-1].content, prompt.reference) == ("Why?", "So.")
 
 
 @pytest.mark.parametrize(

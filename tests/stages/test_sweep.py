@@ -345,7 +345,7 @@ def test_the_commands_know_a_sweep(
     [
         ({"teacher.model": ["a"]}, "sweep.teacher.model: a sweep varies only settings of the student"),
         ({LAYERS: [2, 2]}, "`2 layers` and `2 layers` are the same student"),
-        ({LAYERS: [2, 9]}, "sweep, 9 layers: student.init.layers is 9, and the teacher has only 4"),
+        ({LAYERS: [2, 9]}, "sweep, 9 layers: student.init.layers is 9: the teacher has only 4 layers"),
         ({LAYERS: []}, "student.init.layers: the list is empty"),
     ],
 )

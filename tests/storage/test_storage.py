@@ -200,7 +200,7 @@ def test_a_remote_file_is_hashed_in_large_requests(tmp_path: Path, monkeypatch: 
     path = location(f"memory://{tmp_path.name}/large")
     assert isinstance(path, RemotePath)
     data = random.Random(0).randbytes((16 << 20) + 5)
-    path.write_bytes(data)
+    write_atomically(path, data)
     read, asked = locations.RangeFile.read, []
 
     def counted(file: locations.RangeFile, size: int | None = -1) -> bytes:

@@ -38,6 +38,7 @@ from stillhouse.storage.location import Location
 from stillhouse.teachers.base import AnswerSettings, FormerIdentity, OmittedSetting, Renamed, Teacher
 
 _LOG = logging.getLogger(__name__)
+_OLD_RECIPE_NOTE = "asked with"  # the same of a journal that version 0.1 wrote, for all answers in it
 _RECIPE_NOTE = "recipe of "  # prefix of the journal's notes on the recipes that asked, before the answer settings' id
 _CLAIM = "name "  # prefix of the journal's notes on which teacher claimed a former name
 
@@ -100,8 +101,8 @@ class FormerNames:
         return [one for one in self._former if one.applies_to(self._recipe_behind(one.answer_settings, base))]
 
     def _recipe_behind(self, answer_settings: AnswerSettings, base: Location) -> Mapping[str, Any]:
-        """Return the recipe that asked with these settings; a journal of version 0.1 has no note of it."""
-        known = self._get_note(_RECIPE_NOTE + answer_settings.id)
+        """Return the recipe that asked with these settings; for a journal of version 0.1, the recipe of its unfinished run."""
+        known = self._get_note(_RECIPE_NOTE + answer_settings.id) or self._get_note(_OLD_RECIPE_NOTE)
         return _read_recipe(base) if known is None else dict(json.loads(known))
 
 
@@ -163,8 +164,10 @@ def rename_journaled_answers(
             current key}.
         base: the dataset's folder.
     """
-    if not former or not journal.has_answers:
+    if not journal.has_answers:
         return
+    if journal.get_note(_OLD_RECIPE_NOTE) is None:  # now, since this run's recipe takes its place
+        journal.set_note(_OLD_RECIPE_NOTE, json.dumps(_read_recipe(base), default=str))
     for one in FormerNames(former, journal.get_note).valid_for_journal(base):
         renamed = sum(journal.rename(names(one.answer_settings)) for names in shards())
         if renamed:

@@ -94,6 +94,7 @@ def init_recipe(
         "template": str(template) if template else None,
         "columns": {variable: asked} if template and variable != asked else None,
         "reference": reference,
+        "conversations": asked == "messages",  # these may have a system message of their own
         "teacher": teacher,
         "recipe": str(recipe),
     }
@@ -187,7 +188,7 @@ prompts:
 {% if reference %}
   reference: {{ reference | yaml }}              # the column with gold answers, for the report's metrics
 {% endif %}
-{% if teacher == "demo" %}
+{% if teacher == "demo" and not conversations %}
   system: You answer in one short sentence.  # before every prompt; without it, this small teacher talks on and on
 {% else %}
   # system: You answer in one sentence.     # a system message before every prompt

@@ -124,14 +124,14 @@ def test_a_report_is_not_written_over_another_file(tmp_path: Path, name: str) ->
     files = ReportFiles.in_folder(tmp_path)
     (tmp_path / name).write_text(THEIRS)
     with pytest.raises(UsageError, match=name):
-        files.refuse_others()
+        files.refuse_foreign_files()
     (tmp_path / name).unlink()
     write_report(SEPARATE, tmp_path)
-    files.refuse_others()
+    files.refuse_foreign_files()
     for removed in (files.json, files.html):  # a report of which a part is missing is still ours
         content = removed.read_bytes()
         removed.unlink()
-        files.refuse_others()
+        files.refuse_foreign_files()
         removed.write_bytes(content)
 
 

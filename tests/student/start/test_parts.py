@@ -203,7 +203,10 @@ def test_a_start_without_its_dataset_says_why_and_which_command_makes_it(tiny_re
     [
         ({**TWO, "rows": 0}, "student.init.rows is 0: it must be greater than or equal to 1"),
         ({**TWO, "choose": "evn"}, "student.init.choose is 'evn': it must be 'importance', 'greedy', "),
-        ({"from": "teacher", "layers": [0, 1], "choose": "greedy"}, "choose is 'greedy': `layers` is not a number"),
+        (
+            {"from": "teacher", "layers": [0, 1], "choose": "greedy"},
+            "choose is 'greedy': it has no effect, because `layers` is not a number",
+        ),
         ({"from": "teacher", "layers": 0.5}, "student.init.layers is 0.5: it is neither a number"),
         (
             {"from": "teacher", "width": {"heads": 1.5}},

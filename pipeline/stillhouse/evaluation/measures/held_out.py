@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from stillhouse.dataset.columns import completion_at, prompt_at
 from stillhouse.dataset.store import Dataset
-from stillhouse.errors import DatasetRefused
+from stillhouse.errors import DatasetRefused, RecipeError
 from stillhouse.evaluation.measures.chat_templates import select_rendered
 from stillhouse.evaluation.measures.copying import training_answers
 from stillhouse.evaluation.measures.measurement_task import MeasurementTask, ModelToMeasure
@@ -73,12 +73,14 @@ def require_held_out(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse a dataset that no report can be made of; a run calls it before it trains the students.
 
     Raises:
-        DatasetRefused: the dataset has no held-out rows.
+        RecipeError: the recipe holds no prompt out, or none of the few that it has.
+        DatasetRefused: every answer to a held-out prompt was rejected.
     """
     if dataset.manifest.rows.get("validation"):
         return
     rejected = sum(one.rows for one in dataset.manifest.files if one.kind == "rejected" and "/validation-" in one.path)
-    raise DatasetRefused(
+    error = DatasetRefused if rejected else RecipeError
+    raise error(
         f"dataset {dataset.manifest.label} has no validation rows to measure on"
         + (f": all {rejected} answers to held-out prompts were rejected" if rejected else ""),
         setting="prompts.holdout",

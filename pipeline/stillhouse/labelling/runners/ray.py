@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ _MAX_RETRIES = 3  # Ray's retries of a task whose process or machine is lost
 
 
 class RayCluster:
-    """A connection to a Ray cluster, kept until this process ends."""
+    """A connection to a Ray cluster, kept until this process ends.
+
+    Without a `working_dir`, Ray puts the caller's working folder first on the workers' import path, and then imports pyarrow:
+    a file `pyarrow.py` there would end every worker. So the workers get an empty one.
+    """
 
     def __init__(self, settings: RunnerSettings) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,12 +43,13 @@ class RayCluster:
         if not ray.is_initialized():
             try:
                 _check_reachable(settings.address)
-                ray.init(
-                    address=settings.address,
-                    runtime_env={"env_vars": SAFE_PATH},
-                    configure_logging=False,
-                    log_to_driver=False,
-                )
+                with tempfile.TemporaryDirectory(prefix="stillhouse-ray-") as empty:
+                    ray.init(
+                        address=settings.address,
+                        runtime_env={"env_vars": SAFE_PATH, "working_dir": empty},
+                        configure_logging=False,
+                        log_to_driver=False,
+                    )
             except (OSError, ValueError) as error:
                 raise WorkerLost(
                     f"no Ray cluster answers there ({error})",
