@@ -43,9 +43,9 @@ def test_its_kinds_are_found(installed: Path, monkeypatch: pytest.MonkeyPatch) -
     open_teacher = load_kind("teacher.kind", "parrot", stillhouse.teachers, "open_teacher", group="stillhouse.teachers")
     assert open_teacher.__module__ == "stillhouse_parrot"
     (shouting,) = filters({"kind": "no-shouting"})
-    assert shouting.judge(completion("Land ahoy")) is None
-    assert shouting.judge(completion("LAND ahoy!")) is None
-    assert shouting.judge(completion("LAND AHOY")) == "100% of its letters are capitals, more than at_most=0.5"
+    assert shouting.check(completion("Land ahoy")) is None
+    assert shouting.check(completion("LAND ahoy!")) is None
+    assert shouting.check(completion("LAND AHOY")) == "100% of its letters are capitals, more than at_most=0.5"
     with pytest.raises(RecipeError, match=r"quality\.no-shouting\.at_least: there is no such setting"):
         filters({"kind": "no-shouting", "at_least": 1})
     with pytest.raises(RecipeError, match="Did you mean 'parrot'"):

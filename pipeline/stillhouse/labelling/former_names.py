@@ -101,7 +101,7 @@ class FormerNames:
         return [one for one in self._former if one.applies_to(self._recipe_behind(one.answer_settings, base))]
 
     def _recipe_behind(self, answer_settings: AnswerSettings, base: Location) -> Mapping[str, Any]:
-        """Return the recipe that asked with these settings; for a journal of version 0.1, the recipe of its unfinished run."""
+        """Return the recipe that asked with these settings; for a journal of 0.1, the recipe of its unfinished run."""
         known = self._get_note(_RECIPE_NOTE + answer_settings.id) or self._get_note(_OLD_RECIPE_NOTE)
         return _read_recipe(base) if known is None else dict(json.loads(known))
 

@@ -1,6 +1,6 @@
 """Plots drawn by matplotlib, as SVG elements of an HTML page.
 
-    draw("Loss of the student, from 9.00 to 4.00", lambda figure: figure.add_subplot().plot(steps, losses))
+    svg = draw("Loss of the student, from 9.00 to 4.00", paint)       # paint(figure) draws on a matplotlib Figure
 
 The colours are variables of the page's style sheet, so that a plot follows the page's light and dark mode. Texts stay
 texts, in the page's font. The same plot always gives the same text. matplotlib is imported when the first plot is drawn.

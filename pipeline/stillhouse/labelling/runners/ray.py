@@ -25,8 +25,8 @@ _MAX_RETRIES = 3  # Ray's retries of a task whose process or machine is lost
 class RayCluster:
     """A connection to a Ray cluster, kept until this process ends.
 
-    Without a `working_dir`, Ray puts the caller's working folder first on the workers' import path, and then imports pyarrow:
-    a file `pyarrow.py` there would end every worker. So the workers get an empty one.
+    Without a `working_dir`, Ray puts the caller's working folder first on the workers' import path, and then imports
+    pyarrow: a file `pyarrow.py` there would end every worker. So the workers get an empty one.
     """
 
     def __init__(self, settings: RunnerSettings) -> None:
