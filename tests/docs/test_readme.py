@@ -55,11 +55,5 @@ def test_every_link_to_a_file_leads_to_one() -> None:
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
-def test_torchs_version_is_the_pinned_one() -> None:
-    """Another one would be replaced by `make install`, with the several gigabytes that the line avoids."""
-    (version,) = re.findall(r"pip install torch==(\S+) --index-url", PAGE)
-    assert f"\ntorch=={version}\n" in (ROOT / "constraints.txt").read_text("utf-8")
-
-
 def test_it_names_where_the_report_is() -> None:
     assert "data/reports/quickstart/report.html" in PAGE
