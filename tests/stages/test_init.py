@@ -67,6 +67,20 @@ def test_columns_may_be_named() -> None:
     assert (prompt.messages[-1].content, prompt.reference) == ("Why?", "So.")
 
 
+def test_the_demo_teacher_is_asked_for_short_answers_unless_told_otherwise() -> None:
+    for number, (arguments, expected) in enumerate(
+        [
+            ({}, "You answer in one short sentence."),
+            ({"system": "You are a 'dictionary'."}, "You are a 'dictionary'."),
+            ({"teacher": "api"}, None),
+            ({"teacher": "api", "system": "Be brief."}, "Be brief."),
+        ]
+    ):
+        data = write_csv("own.csv", "question\nWhy?\n")
+        init_recipe(Path(str(number)), data, **arguments)
+        assert stillhouse.load_recipe(f"{number}/recipe.yaml").prompts.system == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

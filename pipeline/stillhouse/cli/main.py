@@ -66,6 +66,7 @@ def init(
         str | None, typer.Option(help="The column with the text to send. Default: a usual name.")
     ] = None,
     reference_column: Annotated[str | None, typer.Option(help="The column with gold answers, if any.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message: what the teacher is, how it answers.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a commented recipe and a template for your own data: start here."""
@@ -74,7 +75,12 @@ def init(
         from stillhouse.stages.init import init_recipe
 
         written = init_recipe(
-            folder, data, teacher=teacher, prompt_column=prompt_column, reference_column=reference_column
+            folder,
+            data,
+            teacher=teacher,
+            prompt_column=prompt_column,
+            reference_column=reference_column,
+            system=system,
         )
         results.print_json(results.written_json(written)) if as_json else results.print_written(written, teacher)
 

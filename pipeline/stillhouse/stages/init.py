@@ -55,6 +55,7 @@ def init_recipe(
     teacher: str = "demo",
     prompt_column: str | None = None,
     reference_column: str | None = None,
+    system: str | None = None,
 ) -> Written:
     """Write `recipe.yaml` and, where the rows need one, `prompt.j2` into a folder.
 
@@ -65,6 +66,8 @@ def init_recipe(
         prompt_column: the column that is asked about; None: the first of the usual names that the file has, or the first
             column of text.
         reference_column: the column with gold answers; None: the first of the usual names, or none.
+        system: the system message before every prompt; None: the demo teacher is asked for short answers, another one
+            gets none.
 
     Raises:
         UsageError: the teacher is unknown, a column is missing, or a file that would be written exists already.
@@ -94,7 +97,7 @@ def init_recipe(
         "template": str(template) if template else None,
         "columns": {variable: asked} if template and variable != asked else None,
         "reference": reference,
-        "conversations": asked == "messages",  # these may have a system message of their own
+        "system": _default_system(teacher, asked) if system is None else system,
         "teacher": teacher,
         "recipe": str(recipe),
     }
@@ -113,6 +116,11 @@ def init_recipe(
     for file, content in files.items():
         write_atomically(file, content.encode())
     return Written(recipe, template, columns, asked, reference)
+
+
+def _default_system(teacher: str, asked: str) -> str | None:
+    """Without it, most of the demo teacher's answers are cut off; conversations may have a system message of their own."""
+    return "You answer in one short sentence." if teacher == "demo" and asked != "messages" else None
 
 
 def _column(given: str | None, option: str, columns: Sequence[str]) -> str | None:
@@ -188,8 +196,8 @@ prompts:
 {% if reference %}
   reference: {{ reference | yaml }}              # the column with gold answers, for the report's metrics
 {% endif %}
-{% if teacher == "demo" and not conversations %}
-  system: You answer in one short sentence.  # before every prompt; without it, this small teacher talks on and on
+{% if system %}
+  system: {{ system | yaml }}      # the system message before every prompt
 {% else %}
   # system: You answer in one sentence.     # a system message before every prompt
 {% endif %}
@@ -203,6 +211,7 @@ teacher:                                    # `stillhouse teacher fetch-demo` do
 label:
   sampling: {temperature: 0.3, max_tokens: 128}
   soft: {encoding: top-k, k: 32}            # the teacher's distribution at every token
+  max_rejected: 0.3                         # a run with more ends with status 3; this small teacher often repeats itself
 quality:                                    # rejected completions are kept, with the reason
   - {kind: finish-reason}                   # an answer that was cut off
   - {kind: repetition}                      # an answer that repeats itself
