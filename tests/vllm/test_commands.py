@@ -45,8 +45,8 @@ def test_check_of_a_wrong_server_ends_with_status_1_and_names_the_mend(
     recipe = vllm_recipe({"base_urls": [server.base_url]}, label={"soft": {"k": 60}})
     done = stillhouse("teacher", "check", recipe_file(recipe), "--json")
     assert done.returncode == 1
-    (bad,) = [one for one in json.loads(done.stdout)["findings"] if not one["well"]]
-    assert (bad["what"], "--max-logprobs 60" in bad["said"]) == ("max_logprobs", True)
+    (bad,) = [one for one in json.loads(done.stdout)["findings"] if not one["passed"]]
+    assert (bad["check"], "--max-logprobs 60" in bad["detail"]) == ("max_logprobs", True)
 
 
 def test_serve_runs_until_it_is_interrupted_and_leaves_nothing(
