@@ -167,7 +167,8 @@ def test_a_flow_that_is_stopped_ends_its_processes_first(tmp_path: Path) -> None
 def test_what_the_recipe_says_wrongly_is_not_tried_again() -> None:
     from prefect.states import Failed
 
-    from stillhouse_flows.distill import retry_unless_usage_error, train_student
+    from stillhouse_flows.common import retry_unless_usage_error
+    from stillhouse_flows.distill import train_student
 
     task: Any = train_student
     run: Any = None
