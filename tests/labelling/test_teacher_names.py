@@ -1,4 +1,7 @@
-"""Answers of a vLLM teacher are found under every name that it has: with and without its weights, however it is served."""
+"""Answers of a vLLM teacher that this version stored are found under each of its names, also in a stopped run's journal.
+
+What an earlier version stored: test_former_names.py.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,7 @@ from stillhouse.teachers.vllm import VllmTeacher
 from tests.paths import ROOT
 
 RUNNING = {"base_urls": ["http://127.0.0.1:9/v1"]}
-STARTED = {"serve": {"dtype": "bfloat16"}}
-PARITY, NO_PARITY = "teacher.options.check={parity: true}", "teacher.options.check={parity: false}"
+NO_PARITY = "teacher.options.check={parity: false}"
 WEIGHTS, ELSEWHERE = Path("model/model.safetensors"), Path("elsewhere.safetensors")
 
 
@@ -106,63 +108,6 @@ def test_the_keys_are_those_of_version_0_1() -> None:
         teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
         settings = AnswerSettings.from_label(teacher.identity, recipe.label)
         assert settings.id == "d10b225f41f4f39a5c13144bb085540d"
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        PARITY,
-        NO_PARITY,
-        "teacher.options.check={kl: 0.5, largest: 3.0}",
-        "teacher.options.base_urls=['http://127.0.0.1:1/v1', 'http://127.0.0.1:2/v1']",
-        "teacher.options.timeouts={read: 5}",
-        "teacher.options.served_name=tiny",
-        "teacher.options.api_key_env=OTHER_KEY",
-        "label.concurrency=3",
-    ],
-)
-@pytest.mark.parametrize("first", [PARITY, NO_PARITY])
-def test_settings_that_shape_no_answer_ask_nothing(server: Server, first: str, setting: str) -> None:
-    assert labelled(RUNNING, first).sent == 6
-    assert labelled(RUNNING, setting).fresh is False
-    assert len(server.asked) == 6
-
-
-@pytest.mark.parametrize(
-    ("setting", "sent"),
-    [
-        ("max_num_seqs=3", 0),
-        ("max_model_len=128", 0),
-        ("enforce_eager=true", 0),
-        ("startup_seconds=3", 0),
-        ("port=4321", 0),
-        ("dtype=float32", 6),
-        ("dtype=auto", 6),
-        ("quantization=fp8", 6),
-    ],
-)
-def test_how_a_started_server_computes_shapes_its_answers(setting: str, sent: int) -> None:
-    assert labelled(STARTED).sent == 6
-    assert labelled(STARTED, f"teacher.options.serve.{setting}").sent == sent
-    assert labelled(STARTED).sent == 0
-    assert labelled(STARTED, f"teacher.options.serve.{setting}").sent == 0
-
-
-@pytest.mark.parametrize(("first", "second"), [(STARTED, RUNNING), (RUNNING, {"serve": {"dtype": "float32"}})])
-def test_a_running_server_and_a_started_one_share_their_answers(first: dict[str, Any], second: dict[str, Any]) -> None:
-    assert labelled(first).sent == 6
-    assert labelled(second).sent == 0
-
-
-@pytest.mark.parametrize("options", [RUNNING, STARTED])
-def test_answers_are_found_with_and_without_the_weights(options: dict[str, Any]) -> None:
-    assert labelled(options, "prompts.limit=5").sent == 5
-    WEIGHTS.rename(ELSEWHERE)
-    assert labelled(options, NO_PARITY).sent == 1
-    assert labelled(options, NO_PARITY, "dataset.name=other").sent == 6
-    ELSEWHERE.rename(WEIGHTS)
-    assert labelled(options, PARITY).fresh is False
-    assert labelled(options, PARITY, "dataset.name=other").sent == 0
 
 
 def test_rows_that_are_reused_get_the_current_keys() -> None:
