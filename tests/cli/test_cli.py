@@ -16,37 +16,40 @@ import pytest
 from stillhouse import __version__
 from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
+from tests.warm import run_warm
 
 Stillhouse = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
 def stillhouse(tmp_path: Path) -> Stillhouse:
-    """Runs the command in a folder far from the clone, with no Prefect configured."""
+    """Runs the command in a folder far from the clone, with no Prefect configured; with `fresh`, in a new interpreter."""
 
-    def run(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "stillhouse", *map(str, arguments)]
+    def run(*arguments: object, fresh: bool = False, **environment: str) -> "subprocess.CompletedProcess[str]":
         variables = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "HF_HUB_OFFLINE": "1", **environment}
+        if not fresh:
+            return run_warm(arguments, tmp_path, variables)
+        command = [sys.executable, "-m", "stillhouse", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
 
     return run
 
 
 def test_help_lists_the_commands(stillhouse: Stillhouse) -> None:
-    done = stillhouse("--help")
+    done = stillhouse("--help", fresh=True)
     assert done.returncode == 0
     for command in ("run", "plan", "finetune", "label", "distill", "evaluate", "datasets", "teacher"):
         assert command in done.stdout
 
 
 def test_version(stillhouse: Stillhouse) -> None:
-    done = stillhouse("--version")
+    done = stillhouse("--version", fresh=True)
     assert (done.returncode, done.stdout) == (0, f"stillhouse {__version__}\n")
 
 
 def test_the_whole_way(stillhouse: Stillhouse, tiny_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]) -> None:
     recipe = recipe_file(tiny_recipe())
-    first = stillhouse("run", recipe, "--json")
+    first = stillhouse("run", recipe, "--json", fresh=True)
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert result["labels"]["sent"] == 12

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import DEMO
 from tests.paths import PYTHONPATH, ROOT
+from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 _BLOCK = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -54,7 +55,9 @@ def test_a_reader_comes_to_a_student(tmp_path: Path) -> None:
             for line in block.body.splitlines():
                 _, program, *arguments = shlex.split(line)
                 assert program == "stillhouse"
-                printed.append(run(tmp_path, sys.executable, "-m", "stillhouse", *arguments))
+                done = run_warm(arguments, tmp_path)
+                assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+                printed.append(done.stdout)
     assert (tmp_path / "data/students/first-try/white-box/model.safetensors").is_file()
     assert (tmp_path / "data/reports/first-try/report.html").is_file()
     assert any("576" in text for text in printed)  # the plan

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.test_flows import artifact, task_names
 from tests.flows.test_launch import own_process
+from tests.process_tree import hold_at_first_checkpoint, resume_when_told_to_end
 from tests.stages.test_sweep import LAYERS, trainings_of
 
 pytestmark = [
@@ -91,19 +91,12 @@ def test_a_flow_that_is_stopped_ends_its_trainings_and_goes_on(
     asyncio.run(label_flow(str(recipe)))
     flow = own_process("-m", "stillhouse", "distill", str(recipe), "--flow")
 
-    def saved() -> bool:
-        places = [tmp_path / "students" / name for name in ("test-layers-2", "test-layers-1")]
-        return all(list(place.glob(".work-white-box-*/checkpoint-*/whole*")) for place in places)
-
-    while not saved() and flow.poll() is None:
-        time.sleep(0.02)
+    students = [tmp_path / "students/test-layers-2", tmp_path / "students/test-layers-1"]
+    held = hold_at_first_checkpoint(students, lambda: flow.poll() is None)
+    assert len(held) == 2, flow.communicate()
     flow.send_signal(stop)
-    try:
-        log, _ = flow.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        flow.kill()
-        raise
-    assert saved(), log
+    resume_when_told_to_end(held)
+    flow.communicate(timeout=120)
     while trainings_of(recipe):
         time.sleep(0.05)
     assert not list((tmp_path / "students").glob("*/white-box"))

@@ -37,8 +37,9 @@ from stillhouse.student.finished.folder import read_card
 from stillhouse.student.training import train as training
 from tests.conftest import MakeRecipe
 from tests.paths import PYTHONPATH, ROOT
-from tests.process_tree import processes
+from tests.process_tree import hold_at_first_checkpoint, processes, resume_when_told_to_end
 from tests.student.training.test_train import power_cut_at
+from tests.warm import run_warm
 
 LAYERS = "student.init.layers"
 
@@ -282,24 +283,20 @@ def trainings_of(recipe: Path) -> list[int]:
 def test_stopped_or_killed_its_processes_end_and_it_goes_on(long: Path, stop: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stillhouse", "distill", str(long), "--no-flow"]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    saved: dict[str, int] = {}
-    while len(saved) < 2 and running.poll() is None:
-        for name in ("test-layers-3", "test-layers-1"):
-            if found := list((tmp_path / "students" / name).glob(".work-white-box-*/checkpoint-*/whole*")):
-                saved[name] = len(found)
-        time.sleep(0.02)
-    assert len(trainings_of(long)) >= 2
+    students = [tmp_path / "students/test-layers-3", tmp_path / "students/test-layers-1"]
+    held = hold_at_first_checkpoint(students, lambda: running.poll() is None)
+    assert len(held) == 2, running.communicate()
     running.send_signal(stop)
+    resume_when_told_to_end(held)  # after SIGKILL nobody ends them: they notice
     _, said = running.communicate(timeout=60)
-    assert len(saved) == 2, said
-    while trainings_of(long):  # after SIGKILL nobody ends them: they notice
+    while trainings_of(long):  # what started them ends after them
         time.sleep(0.05)
     if stop == signal.SIGINT:
         assert running.returncode == 130
         assert "Continue with: stillhouse distill" in said
         assert "Traceback" not in said
     assert not list((tmp_path / "students").glob("*/white-box"))
-    done = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_warm(["distill", long, "--no-flow", "--json"], ROOT)
     assert done.returncode == 0, done.stderr
     students = json.loads(done.stdout)["students"]
     assert [(one["label"], one["trained"]) for one in students] == [("3 layers", True), ("1 layer", True)]
@@ -311,9 +308,8 @@ def test_stopped_or_killed_its_processes_end_and_it_goes_on(long: Path, stop: si
 
 
 def stillhouse(*arguments: object, folder: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "stillhouse", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "PREFECT_HOME": str(folder / "prefect")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return run_warm(arguments, folder, environment)
 
 
 @pytest.mark.slow
