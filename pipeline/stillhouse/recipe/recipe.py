@@ -16,6 +16,7 @@ from stillhouse.inputs.yaml_text import dump_yaml
 from stillhouse.recipe.dataset import NAME, DatasetSettings
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.on_policy import OnPolicySettings
 from stillhouse.recipe.overrides import set_value
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.quality import FilterSettings
@@ -45,6 +46,9 @@ class Recipe(Settings):
     student: StudentSettings | None = Field(default=None, description="the student to train; None: label only")
     students: str = Field(default="data/students", description="folder for students: <students>/<name>")
     evaluate: EvaluateSettings = Field(default=EvaluateSettings(), description="how teacher and students are measured")
+    on_policy: OnPolicySettings | None = Field(
+        default=None, description="rounds in which the student learns from its own text; None: no rounds"
+    )
     sweep: SweepSettings | None = Field(
         default=None, description="train several students; `student` has their common settings"
     )

@@ -1,0 +1,121 @@
+"""Run the rounds of on-policy distillation (GKD, Agarwal et al., arXiv 2306.13649).
+
+    run_rounds(recipe, labelled, score, train, progress)
+
+A round has three steps, and each is durable when it is done: the student of the round before writes to prompts of the
+training split (student/rollouts.py), the teacher scores these tokens with the labelling engine (a version of
+<dataset>-rollouts), and the student learns from the scores, mixed with rows of the teacher's own dataset. A step that is
+done is not done again, so an interrupted run goes on, and more rounds can be added to a finished student.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.dataset.store import Dataset, open_dataset
+from stillhouse.models.files import ModelFiles
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import content_hash
+from stillhouse.stages.rounds.prompts import prompts_of_round
+from stillhouse.stages.rounds.recipes import (
+    on_policy_of,
+    round_folder,
+    scoring_recipe,
+    student_of_round,
+    training_recipe,
+)
+from stillhouse.stages.rounds.record import RoundRecord, read_record
+from stillhouse.storage.location import location
+from stillhouse.student.finished.folder import StudentResult
+from stillhouse.student.rollouts import FILE, write_rollouts
+
+Score = Callable[[Recipe, Progress], Dataset]
+Train = Callable[[Recipe, StudentSettings, Dataset, Progress], StudentResult]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round."""
+
+    number: int  # from 1
+    scored: Dataset
+    student: StudentResult
+
+
+def run_rounds(
+    recipe: Recipe, start: Path, labelled: Dataset, score: Score, train: Train, progress: Progress = silent
+) -> list[RoundResult]:
+    """Run all rounds that are not finished; return every round.
+
+    Args:
+        recipe: the recipe, with `on_policy`.
+        start: folder of the student that writes in the first round.
+        labelled: the teacher's own dataset.
+        score: labels a recipe in score mode, and returns the version.
+        train: trains the student of a round's recipe.
+        progress: called with the activity, the items done and the total.
+    """
+    settings = on_policy_of(recipe)
+    finished: list[RoundResult] = []
+    writer = start
+    best, rounds_without_gain = float("inf"), 0
+    for number in range(1, settings.rounds + 1):
+        scored = _scored_rollouts(recipe, number, writer, score, progress)
+        own = training_recipe(recipe, number, writer, scored, labelled)
+        student = train(own, student_of_round(own), labelled, progress)
+        finished.append(RoundResult(number, scored, student))
+        writer = Path(student.folder)
+        kl = held_out_kl(student)
+        best, rounds_without_gain = (kl, 0) if kl < best else (best, rounds_without_gain + 1)
+        if settings.patience is not None and rounds_without_gain >= settings.patience:
+            break
+    return finished
+
+
+def best_round(rounds: list[RoundResult]) -> RoundResult:
+    """Return the round with the lowest held-out KL; of equal ones, the last."""
+    return min(reversed(rounds), key=lambda one: held_out_kl(one.student))
+
+
+def held_out_kl(student: StudentResult) -> float:
+    """Return the forward KL on held-out rows, in nats per token; infinite if it was not measured."""
+    held_out = student.card.held_out
+    return float("inf") if held_out is None or held_out.eval_kl is None else held_out.eval_kl
+
+
+def _scored_rollouts(recipe: Recipe, number: int, writer: Path, score: Score, progress: Progress) -> Dataset:
+    """Return the version with a round's scored rollouts, after writing and scoring what is missing."""
+    settings = on_policy_of(recipe)
+    files = ModelFiles("the student", writer)
+    shaping = settings.model_dump(include={"prompts", "samples", "sampling", "batch_size"})
+    key = content_hash([files.content_sha256, number, recipe.seed, shaping])
+    folder = round_folder(recipe, number)
+    scoring = scoring_recipe(recipe, folder / f"rollouts-{key[:12]}" / FILE)
+    record = read_record(folder, key)
+    if record is not None:
+        return open_dataset(location(scoring.dataset.root) / scoring.dataset.name, record.version)
+    for other in folder.glob("rollouts-*"):  # of another student, which did not finish this round
+        if other.name != f"rollouts-{key[:12]}":
+            shutil.rmtree(other)
+    assert recipe.student is not None
+    prompts = prompts_of_round(recipe, number, settings.prompts)
+    write_rollouts(
+        files,
+        prompts,
+        settings,
+        [recipe.seed, number],
+        folder / f"rollouts-{key[:12]}",
+        progress,
+        trust_remote_code=recipe.student.trust_remote_code,
+    )
+    scored = score(scoring, progress)
+    manifest = scored.manifest
+    RoundRecord(key=key, student_sha256=files.content_sha256, dataset=manifest.label, version=manifest.version).write(
+        folder
+    )
+    return scored

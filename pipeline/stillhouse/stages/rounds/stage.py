@@ -1,0 +1,100 @@
+"""The stage that follows a student's training if the recipe has `on_policy`: the rounds, and the student of the best one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from stillhouse.dataset.store import Dataset
+from stillhouse.errors import DatasetRefused
+from stillhouse.labelling.engine import label
+from stillhouse.labelling.runners.base import open_runner
+from stillhouse.processes.event_loop import run_coroutine
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import RECIPE_FILE, TeacherIdentity, utc_now
+from stillhouse.stages.rounds.run import RoundResult, Train, best_round, run_rounds
+from stillhouse.storage.durable import fsync_files, write_atomically
+from stillhouse.student.finished.card import write_cards
+from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
+from stillhouse.teachers.base import open_teacher
+
+
+def rounds_stage(
+    recipe: Recipe,
+    student: StudentSettings,
+    labelled: Dataset,
+    start: Path,
+    train: Train,
+    progress: Progress = silent,
+) -> StudentResult:
+    """Run the rounds that are missing, and return the student of the best one.
+
+    Args:
+        recipe: the recipe, with `on_policy`.
+        student: the student's settings.
+        labelled: the teacher's own dataset.
+        start: folder of the student that has learnt from it.
+        train: trains a student.
+        progress: called with the activity, the items done and the total.
+
+    Raises:
+        DatasetRefused: the recipe's teacher is not the one that labelled the dataset.
+        StudentBusy: another run is training this recipe's students.
+        TeacherUnavailable, BudgetSpent, StorageFailed: rollouts cannot be scored; what was scored is kept.
+        TrainingError: a student cannot learn from its rollouts.
+    """
+    place = student_folder(recipe, student, "on-policy", labelled)
+    card = place.finished_card()
+    if card is not None:
+        return StudentResult(card, str(place.path), trained=False)
+    _refuse_other_teacher(recipe, labelled)
+    with place.lock():
+        best = best_round(run_rounds(recipe, start, labelled, _score, train, progress))
+        return StudentResult(_publish(recipe, place, best, labelled), str(place.path), trained=True)
+
+
+def _score(recipe: Recipe, progress: Progress) -> Dataset:
+    return run_coroutine(label(recipe, progress, runner=open_runner(recipe.label.runner))).dataset
+
+
+def _refuse_other_teacher(recipe: Recipe, labelled: Dataset) -> None:
+    """Refuse a teacher whose model, tokenizer or template is not that of the dataset."""
+    now, then = open_teacher(recipe.teacher, recipe.label, recipe.seed).identity, labelled.manifest.teacher
+    for what, one, other in (
+        ("model", _model(now), _model(then)),
+        ("tokenizer", now.tokenizer_sha256, then.tokenizer_sha256),
+        ("chat template", now.chat_template_sha256, then.chat_template_sha256),
+    ):
+        if one != other:
+            raise DatasetRefused(
+                f"dataset {labelled.manifest.label} was labelled by a teacher with another {what} ({other}) than the "
+                f"recipe's ({one}), and a student can learn from one teacher only",
+                fix="label again with this teacher, or use the one of the dataset",
+            )
+
+
+def _model(identity: TeacherIdentity) -> str:
+    return identity.content_sha256 or f"{identity.model}@{identity.revision}"
+
+
+def _publish(recipe: Recipe, place: StudentFolder, best: RoundResult, labelled: Dataset) -> StudentCard:
+    """Copy the student of the best round to its final folder."""
+    made = place.work / "model"
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(best.student.folder, made)
+    card = best.student.card.model_copy(
+        update={
+            "recipe": recipe.name,
+            "variant": place.variant,
+            "key": place.key,
+            "round": best.number,
+            "created_at": utc_now(),
+        }
+    )
+    write_cards(made, card, recipe, labelled.manifest)
+    write_atomically(made / RECIPE_FILE, recipe.as_yaml().encode())
+    fsync_files(made)
+    place.publish(made, card)
+    return card

@@ -1,0 +1,65 @@
+"""On-policy rounds: the student writes, the teacher scores these tokens, the student learns from the scores."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+
+from stillhouse.dataset.store import Dataset, open_dataset
+from stillhouse.labelling.engine import label
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages.stages import distill_students, evaluate_stage
+from tests.conftest import MakeRecipe
+
+ROUNDS = {"rounds": 2, "prompts": 4, "sampling": {"temperature": 1.0, "max_tokens": 8}, "batch_size": 3}
+
+
+def on_policy(make: MakeRecipe, **settings: Any) -> Recipe:
+    return make(on_policy={**ROUNDS, **settings}, evaluate={"baselines": [], "answers": 2, "latency_prompts": 2})
+
+
+def rollouts(recipe: Recipe, version: int) -> Dataset:
+    return open_dataset(Path(recipe.dataset.root) / "words-rollouts", version)
+
+
+def test_the_rounds_make_a_student_and_again_nothing(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = on_policy(tiny_recipe)
+    labelled = asyncio.run(label(recipe)).dataset
+    *_, white_box, last = distill_students(recipe)
+    assert (white_box.card.variant, last.card.variant) == ("white-box", "on-policy")
+    assert last.trained and last.card.round in (1, 2)
+    for version in (1, 2):
+        scored = rollouts(recipe, version)
+        assert not scored.problems()
+        assert scored.manifest.rows == {"train": 4}
+        assert scored.manifest.mode == "score"
+    again = distill_students(recipe)
+    assert [one.trained for one in again] == [False, False]
+    report = evaluate_stage(recipe, labelled).report
+    assert [model.role for model in report.models] == ["teacher", "white-box student", "on-policy student"]
+
+
+def test_exactly_the_written_tokens_are_scored(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = on_policy(tiny_recipe, rounds=1)
+    asyncio.run(label(recipe))
+    distill_students(recipe)
+    (file,) = (Path(recipe.students) / "test/rounds/round-001").glob("rollouts-*/rollouts.parquet")
+    written = {tuple(row["token_ids"]) for row in pq.read_table(file).to_pylist()}
+    rows = rollouts(recipe, 1).to_table("train").to_pylist()
+    assert {tuple(row["completion_token_ids"]) for row in rows} == written
+    for row in rows:
+        assert len(row["completion_logprobs"]) == len(row["completion_token_ids"])
+        assert row["finish_reason"] == ("stop" if row["completion_token_ids"][-1] == 0 else "length")
+
+
+def test_a_further_round_goes_on_from_the_last(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    asyncio.run(label(on_policy(tiny_recipe)))
+    distill_students(on_policy(tiny_recipe))
+    first = load_file(tmp_path / "students/test/rounds/round-002/white-box/model.safetensors")
+    distill_students(on_policy(tiny_recipe, rounds=3))
+    same = load_file(tmp_path / "students/test/rounds/round-002/white-box/model.safetensors")
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert (tmp_path / "students/test/rounds/round-003/white-box").is_dir()
