@@ -69,6 +69,19 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
+class TextDistance:
+    """A student's distance from its teacher on some rows: means over their tokens, in nats per token or shares 0..1."""
+
+    tokens: int
+    forward_kl: float  # KL(teacher || student)
+    reverse_kl: float  # KL(student || teacher)
+    entropy: float  # of the student, over its whole vocabulary
+    overlap: float  # share of the teacher's k most likely tokens that are among the student's
+    teacher_mass: float  # of the teacher on the tokens of the overlap
+    student_mass: float  # of the student on them
+
+
+@dataclass(frozen=True)
 class MetricColumn:
     """A task metric and how to format it."""
 

@@ -8,6 +8,7 @@ learns from the scores and, as the share `mix` of its rows, from the teacher's o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -41,6 +42,23 @@ class OnPolicySettings(Settings):
     patience: int | None = Field(
         default=None, ge=1, description="rounds without a lower held-out KL after which it ends; None: never"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lmbda_is_the_other_share(cls, given: Any) -> Any:
+        """Accept GKD's `lmbda`, the share of rows that the student wrote, in place of `mix`."""
+        if not isinstance(given, Mapping) or "lmbda" not in given:
+            return given
+        rest = {key: value for key, value in given.items() if key != "lmbda"}
+        lmbda = given["lmbda"]
+        if "mix" in rest or not isinstance(lmbda, int | float) or not 0 < lmbda <= 1:
+            raise SettingError(
+                "it is the share of a round's rows that the student wrote, 1 - mix",
+                setting="lmbda",
+                value=lmbda,
+                fix="give a number above 0 and up to 1, and remove mix, or set mix alone",
+            )
+        return {**rest, "mix": 1 - lmbda}
 
     @model_validator(mode="after")
     def _samples_differ(self) -> OnPolicySettings:

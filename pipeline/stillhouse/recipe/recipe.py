@@ -170,6 +170,32 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rounds_need_a_white_box_student(self) -> Recipe:
+        if self.on_policy is None:
+            return self
+        if self.student is None or self.student.mode != "white-box":
+            raise SettingError(
+                "the student learns from the teacher's scores of its own text, which is white-box",
+                setting="student.mode",
+                value=self.student and self.student.mode,
+                fix="set it to white-box, or remove on_policy",
+            )
+        if self.sweep is not None:
+            raise SettingError(
+                "the students of a sweep have no rounds",
+                setting="on_policy",
+                fix="remove it, and add it to the recipe of the size that you choose",
+            )
+        if self.on_policy.soft is None and self.label.soft is None:
+            raise SettingError(
+                "label.soft is null too, and the student learns from soft labels",
+                setting="on_policy.soft",
+                value=None,
+                fix="set it to {encoding: top-k, k: 32}",
+            )
+        return self
+
     def as_yaml(self) -> str:
         """Return the resolved recipe with all defaults as YAML, which loads back to the same recipe."""
         return dump_yaml(self.model_dump(mode="json", by_alias=True))

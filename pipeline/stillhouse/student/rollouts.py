@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 
 from stillhouse.errors import TemplateRefused, TrainingError
 from stillhouse.models.files import ModelFiles
-from stillhouse.models.generate import Sampling, generate
-from stillhouse.models.load import LanguageModel, decode_completion, encode_prompt, load_language_model
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.on_policy import OnPolicySettings
 from stillhouse.records import Prompt, content_hash
 from stillhouse.storage.durable import atomic_file, make_folder
 from stillhouse.student.vocabulary_map import VocabularyMap, read_vocabulary_map
+
+if TYPE_CHECKING:
+    from stillhouse.models.load import LanguageModel
 
 FILE = "rollouts.parquet"
 TOKENS = "token_ids"  # column of the tokens to score, in the teacher's numbering
@@ -80,6 +81,8 @@ def write_rollouts(
     file = folder / FILE
     if file.is_file():
         return file
+    from stillhouse.models.load import load_language_model
+
     make_folder(folder)
     lm = load_language_model(files.folder, trust_remote_code=trust_remote_code)
     vocabulary_map = read_vocabulary_map(files.folder)
@@ -87,8 +90,8 @@ def write_rollouts(
     total = sum(map(len, batches))
     if not total:
         raise TrainingError(
-            f"the student can answer none of the {len(prompts)} prompts: its chat template refuses them, or they do not fit "
-            "into its context window",
+            f"the student can answer none of the {len(prompts)} prompts: its chat template refuses them, or they do not "
+            "fit into its context window",
             setting="on_policy.sampling.max_tokens",
             value=settings.sampling.max_tokens,
             fix="set it lower, or check the chat template",
@@ -110,7 +113,9 @@ def write_rollouts(
 
 
 def _batches(lm: LanguageModel, prompts: Sequence[Prompt], settings: OnPolicySettings) -> Iterator[list[_ToWrite]]:
-    """Yield the rollouts in batches of similar prompt length, longest first; prompts that cannot be answered are left out."""
+    """Yield the rollouts in batches of similar prompt length, longest first, without prompts that cannot be answered."""
+    from stillhouse.models.load import encode_prompt
+
     fitting: list[_ToWrite] = []
     for prompt in prompts:
         try:
@@ -132,6 +137,9 @@ def _answers(
     seed: Sequence[int],
     vocabulary_map: VocabularyMap | None,
 ) -> pa.Table:
+    from stillhouse.models.generate import Sampling, generate
+    from stillhouse.models.load import decode_completion
+
     sampling = settings.sampling
     seeds = [int(content_hash([*seed, one.prompt.id, one.sample])[:15], 16) for one in batch]
     written = generate(

@@ -7,10 +7,10 @@ training_recipe(recipe, 2, start, scored)       # the student of the second roun
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError
+from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.on_policy import OnPolicySettings
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.recipe import Recipe
@@ -43,17 +43,34 @@ def round_folder(recipe: Recipe, number: int) -> Path:
     return Path(recipe.students) / recipe.name / ROUNDS / _round_name(number)
 
 
-def scoring_recipe(recipe: Recipe, rollouts: Path) -> Recipe:
-    """Return the recipe with which the teacher scores rollouts, exactly as tokens."""
+def scoring_label(recipe: Recipe) -> LabelSettings:
+    """Return the label settings with which the teacher scores rollouts."""
     soft = on_policy_of(recipe).soft or recipe.label.soft
-    label = recipe.label.model_copy(
+    return recipe.label.model_copy(
         update={"mode": "score", "samples": 1, "soft": soft, "response_format": None, "top_logprobs": None}
     )
+
+
+def round_student(recipe: Recipe, settings: OnPolicySettings) -> StudentSettings:
+    """Return the settings of a round's student, without its start and its rows."""
+    assert recipe.student is not None
+    general = {name: value for name, value in recipe.student.train.items() if name != "max_steps"}
+    return recipe.student.model_copy(
+        update={
+            "loss": settings.loss or recipe.student.loss,
+            "train": {**general, **_ONE_PASS, **settings.train},
+            "quantize": None,
+        }
+    )
+
+
+def scoring_recipe(recipe: Recipe, rollouts: Path) -> Recipe:
+    """Return the recipe with which the teacher scores rollouts, exactly as tokens."""
     return recipe.model_copy(
         update={
             "prompts": PromptSettings(source=str(rollouts), score_tokens=TOKENS, last_turn="continue", holdout=0),
             "references": None,
-            "label": label,
+            "label": scoring_label(recipe),
             "quality": (),
             "dataset": recipe.dataset.model_copy(update={"name": rollouts_name(recipe), "version": None}),
             "student": None,
@@ -65,22 +82,12 @@ def scoring_recipe(recipe: Recipe, rollouts: Path) -> Recipe:
 def training_recipe(recipe: Recipe, number: int, start: Path, scored: Dataset, labelled: Dataset) -> Recipe:
     """Return the recipe of a round's student, which starts from the student of the round before."""
     settings = on_policy_of(recipe)
-    assert recipe.student is not None
     rollouts = scored.manifest.rows.get("train", 0)
     data = [DataSettings(dataset=scored.manifest.name, version=scored.manifest.version)]
     if (rows := settings.rows_from_dataset(rollouts)) > 0:
         data.append(DataSettings(dataset=labelled.manifest.name, version=labelled.manifest.version, rows=rows))
-    train: dict[str, Any] = {**recipe.student.train, **_ONE_PASS, **settings.train}
-    student = recipe.student.model_copy(
-        update={
-            "init": InitSettings(model=str(start)),
-            "mode": "white-box",
-            "data": tuple(data),
-            "loss": settings.loss or recipe.student.loss,
-            "train": train,
-            "quantize": None,
-        }
-    )
+    own = {"init": InitSettings(model=str(start)), "data": tuple(data)}
+    student = round_student(recipe, settings).model_copy(update=own)
     return recipe.model_copy(
         update={
             "name": _round_name(number),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stillhouse.stages.rounds.health import RoundHealth
 from stillhouse.storage.durable import write_atomically
 
 FILE = "round.json"
@@ -23,6 +24,7 @@ class RoundRecord(BaseModel):
     student_sha256: str  # content of that student
     dataset: str  # name/v001
     version: int
+    health: RoundHealth
 
     def write(self, folder: Path) -> None:
         """Write the record into the round's folder, durably."""

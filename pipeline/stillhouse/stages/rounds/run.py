@@ -10,6 +10,7 @@ done is not done again, so an interrupted run goes on, and more rounds can be ad
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
+from stillhouse.stages.rounds.health import StudentCollapsed, Written, measure_round, refuse_collapsed, written_of
 from stillhouse.stages.rounds.prompts import prompts_of_round
 from stillhouse.stages.rounds.recipes import (
     on_policy_of,
@@ -34,6 +36,8 @@ from stillhouse.storage.location import location
 from stillhouse.student.finished.folder import StudentResult
 from stillhouse.student.rollouts import FILE, write_rollouts
 
+_LOG = logging.getLogger(__name__)
+
 Score = Callable[[Recipe, Progress], Dataset]
 Train = Callable[[Recipe, StudentSettings, Dataset, Progress], StudentResult]
 
@@ -44,6 +48,7 @@ class RoundResult:
 
     number: int  # from 1
     scored: Dataset
+    record: RoundRecord
     student: StudentResult
 
 
@@ -63,18 +68,28 @@ def run_rounds(
     settings = on_policy_of(recipe)
     finished: list[RoundResult] = []
     writer = start
-    best, rounds_without_gain = float("inf"), 0
     for number in range(1, settings.rounds + 1):
-        scored = _scored_rollouts(recipe, number, writer, score, progress)
+        first = finished[0].record.health.written if finished else None
+        try:
+            scored, record = _scored_rollouts(recipe, number, writer, labelled, score, progress, first)
+        except StudentCollapsed as collapse:
+            _LOG.warning(
+                "%s. The rounds end here, and the best student before is kept. To go on, set a lower "
+                "on_policy.train.learning_rate or a higher on_policy.mix.",
+                collapse,
+            )
+            return finished[:-1] or finished
         own = training_recipe(recipe, number, writer, scored, labelled)
         student = train(own, student_of_round(own), labelled, progress)
-        finished.append(RoundResult(number, scored, student))
+        finished.append(RoundResult(number, scored, record, student))
         writer = Path(student.folder)
-        kl = held_out_kl(student)
-        best, rounds_without_gain = (kl, 0) if kl < best else (best, rounds_without_gain + 1)
-        if settings.patience is not None and rounds_without_gain >= settings.patience:
+        if settings.patience is not None and _rounds_since_best(finished) >= settings.patience:
             break
     return finished
+
+
+def _rounds_since_best(rounds: list[RoundResult]) -> int:
+    return rounds[-1].number - best_round(rounds).number
 
 
 def best_round(rounds: list[RoundResult]) -> RoundResult:
@@ -88,34 +103,46 @@ def held_out_kl(student: StudentResult) -> float:
     return float("inf") if held_out is None or held_out.eval_kl is None else held_out.eval_kl
 
 
-def _scored_rollouts(recipe: Recipe, number: int, writer: Path, score: Score, progress: Progress) -> Dataset:
-    """Return the version with a round's scored rollouts, after writing and scoring what is missing."""
+def _scored_rollouts(
+    recipe: Recipe,
+    number: int,
+    writer: Path,
+    labelled: Dataset,
+    score: Score,
+    progress: Progress,
+    first: Written | None,
+) -> tuple[Dataset, RoundRecord]:
+    """Return the version with a round's scored rollouts, after writing and scoring what is missing.
+
+    Raises:
+        StudentCollapsed: what the student writes is broken, unlike that of the `first` round; nothing was scored.
+    """
     settings = on_policy_of(recipe)
     files = ModelFiles("the student", writer)
     shaping = settings.model_dump(include={"prompts", "samples", "sampling", "batch_size"})
     key = content_hash([files.content_sha256, number, recipe.seed, shaping])
     folder = round_folder(recipe, number)
-    scoring = scoring_recipe(recipe, folder / f"rollouts-{key[:12]}" / FILE)
+    own = folder / f"rollouts-{key[:12]}"
+    scoring = scoring_recipe(recipe, own / FILE)
     record = read_record(folder, key)
     if record is not None:
-        return open_dataset(location(scoring.dataset.root) / scoring.dataset.name, record.version)
+        return open_dataset(location(scoring.dataset.root) / scoring.dataset.name, record.version), record
     for other in folder.glob("rollouts-*"):  # of another student, which did not finish this round
-        if other.name != f"rollouts-{key[:12]}":
+        if other != own:
             shutil.rmtree(other)
     assert recipe.student is not None
     prompts = prompts_of_round(recipe, number, settings.prompts)
-    write_rollouts(
-        files,
-        prompts,
-        settings,
-        [recipe.seed, number],
-        folder / f"rollouts-{key[:12]}",
-        progress,
-        trust_remote_code=recipe.student.trust_remote_code,
-    )
+    trusted = recipe.student.trust_remote_code
+    file = write_rollouts(files, prompts, settings, [recipe.seed, number], own, progress, trust_remote_code=trusted)
+    written = written_of(file)
+    refuse_collapsed(number, written, first or written)
     scored = score(scoring, progress)
-    manifest = scored.manifest
-    RoundRecord(key=key, student_sha256=files.content_sha256, dataset=manifest.label, version=manifest.version).write(
-        folder
+    record = RoundRecord(
+        key=key,
+        student_sha256=files.content_sha256,
+        dataset=scored.manifest.label,
+        version=scored.manifest.version,
+        health=measure_round(recipe, files, scored, labelled, written),
     )
-    return scored
+    record.write(folder)
+    return scored, record

@@ -1,4 +1,4 @@
-"""The stage that follows a student's training if the recipe has `on_policy`: the rounds, and the student of the best one."""
+"""The stage after a student's training, if the recipe has `on_policy`: the rounds, and the student of the best one."""
 
 from __future__ import annotations
 
