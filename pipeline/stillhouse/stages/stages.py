@@ -35,7 +35,8 @@ from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.checks import check_plan, student_of
 from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold
 from stillhouse.stages.launch import launch
-from stillhouse.stages.rounds.stage import rounds_stage
+from stillhouse.stages.rounds.run import RoundSteps
+from stillhouse.stages.rounds.stage import rounds_stage, score_rollouts
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
 from stillhouse.teachers.base import Checks, Finding, Serves, open_teacher
@@ -286,7 +287,8 @@ def distill_students(recipe: Recipe, progress: Progress = silent, only: str | No
     if recipe.on_policy is not None and only is None:
         student, dataset = wanted[-1]
         start = Path(students[-1].folder)
-        students.append(rounds_stage(recipe, student, dataset, start, distill_stage, progress))
+        steps = RoundSteps(score_rollouts, distill_stage)
+        students.append(rounds_stage(recipe, student, dataset, start, steps, progress))
     return students
 
 

@@ -1,17 +1,24 @@
 """On-policy rounds: the student writes, the teacher scores these tokens, the student learns from the scores."""
 
 import asyncio
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from stillhouse.dataset.store import Dataset, open_dataset
 from stillhouse.labelling.engine import label
 from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages.rounds import run as run_module
+from stillhouse.stages.rounds import stage as stage_module
 from stillhouse.stages.stages import distill_students, evaluate_stage
+from stillhouse.student import rollouts as rollouts_module
+from stillhouse.teachers.transformers import TransformersTeacher
 from tests.conftest import MakeRecipe
 
 ROUNDS = {"rounds": 2, "prompts": 4, "sampling": {"temperature": 1.0, "max_tokens": 8}, "batch_size": 3}
@@ -63,3 +70,64 @@ def test_a_further_round_goes_on_from_the_last(tiny_recipe: MakeRecipe, tmp_path
     same = load_file(tmp_path / "students/test/rounds/round-002/white-box/model.safetensors")
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert (tmp_path / "students/test/rounds/round-003/white-box").is_dir()
+
+
+class Stopped(BaseException):
+    """As a kill would stop a run: nothing handles it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["writing", "written", "scored", "training", "trained", "publishing"])
+def test_stopped_anywhere_it_ends_as_an_unbroken_run(
+    where: str, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = on_policy(tiny_recipe)
+    asyncio.run(label(recipe))
+    distill_students(recipe)
+    unbroken = load_file(tmp_path / "students/test/on-policy/model.safetensors")
+    scored_by_unbroken = [rollouts(recipe, version).manifest.plan_sha256 for version in (1, 2)]
+    shutil.rmtree(tmp_path / "students/test")
+    shutil.rmtree(tmp_path / "labels/words-rollouts")
+    asked = sent_to(monkeypatch)
+    module, name = STOPS[where]
+    with monkeypatch.context() as patched:
+        calls: list[int] = []
+        real = getattr(module, name)
+
+        def stopping(*arguments: Any, **named: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                raise Stopped
+            return real(*arguments, **named)
+
+        patched.setattr(module, name, stopping)
+        with suppress(Stopped):
+            distill_students(recipe)
+    distill_students(recipe)
+    broken = load_file(tmp_path / "students/test/on-policy/model.safetensors")
+    assert all(torch.equal(weight, broken[key]) for key, weight in unbroken.items())
+    assert [rollouts(recipe, version).manifest.plan_sha256 for version in (1, 2)] == scored_by_unbroken
+    assert len(asked) == len(set(asked))  # nothing is scored twice
+
+
+STOPS: dict[str, tuple[Any, str]] = {
+    "writing": (rollouts_module, "_write"),
+    "written": (run_module, "written_of"),
+    "scored": (run_module, "measure_round"),
+    "training": (run_module, "training_recipe"),
+    "trained": (run_module, "RoundResult"),
+    "publishing": (stage_module, "write_cards"),
+}
+
+
+def sent_to(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of all requests that the teacher gets."""
+    asked: list[str] = []
+    real = TransformersTeacher.answer
+
+    async def answer(self: TransformersTeacher, requests: Any) -> Any:
+        asked.extend(request.key for request in requests)
+        return await real(self, requests)
+
+    monkeypatch.setattr(TransformersTeacher, "answer", answer)
+    return asked

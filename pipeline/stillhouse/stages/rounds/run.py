@@ -1,6 +1,6 @@
 """Run the rounds of on-policy distillation (GKD, Agarwal et al., arXiv 2306.13649).
 
-    run_rounds(recipe, labelled, score, train, progress)
+    run_rounds(recipe, start, labelled, RoundSteps(score, train), progress)
 
 A round has three steps, and each is durable when it is done: the student of the round before writes to prompts of the
 training split (student/rollouts.py), the teacher scores these tokens with the labelling engine (a version of
@@ -14,6 +14,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stillhouse.dataset.store import Dataset, open_dataset
@@ -52,8 +53,24 @@ class RoundResult:
     student: StudentResult
 
 
+def _run_as_it_is(number: int, run: Callable[[], RoundResult]) -> RoundResult:
+    return run()
+
+
+@dataclass(frozen=True)
+class RoundSteps:
+    """What a round calls: `score` labels a recipe in score mode, `train` trains the student of a round's recipe.
+
+    `wrap` is called with the number of each round and a function that runs it; a flow makes a run of its own of it.
+    """
+
+    score: Score
+    train: Train
+    wrap: Callable[[int, Callable[[], RoundResult]], RoundResult] = _run_as_it_is
+
+
 def run_rounds(
-    recipe: Recipe, start: Path, labelled: Dataset, score: Score, train: Train, progress: Progress = silent
+    recipe: Recipe, start: Path, labelled: Dataset, steps: RoundSteps, progress: Progress = silent
 ) -> list[RoundResult]:
     """Run all rounds that are not finished; return every round.
 
@@ -61,8 +78,7 @@ def run_rounds(
         recipe: the recipe, with `on_policy`.
         start: folder of the student that writes in the first round.
         labelled: the teacher's own dataset.
-        score: labels a recipe in score mode, and returns the version.
-        train: trains the student of a round's recipe.
+        steps: what scores and what trains.
         progress: called with the activity, the items done and the total.
     """
     settings = on_policy_of(recipe)
@@ -70,8 +86,9 @@ def run_rounds(
     writer = start
     for number in range(1, settings.rounds + 1):
         first = finished[0].record.health.written if finished else None
+        run = partial(_run_round, recipe, number, writer, labelled, steps, progress, first)
         try:
-            scored, record = _scored_rollouts(recipe, number, writer, labelled, score, progress, first)
+            finished.append(steps.wrap(number, run))
         except StudentCollapsed as collapse:
             _LOG.warning(
                 "%s. The rounds end here, and the best student before is kept. To go on, set a lower "
@@ -79,13 +96,25 @@ def run_rounds(
                 collapse,
             )
             return finished[:-1] or finished
-        own = training_recipe(recipe, number, writer, scored, labelled)
-        student = train(own, student_of_round(own), labelled, progress)
-        finished.append(RoundResult(number, scored, record, student))
-        writer = Path(student.folder)
+        writer = Path(finished[-1].student.folder)
         if settings.patience is not None and _rounds_since_best(finished) >= settings.patience:
             break
     return finished
+
+
+def _run_round(
+    recipe: Recipe,
+    number: int,
+    writer: Path,
+    labelled: Dataset,
+    steps: RoundSteps,
+    progress: Progress,
+    first: Written | None,
+) -> RoundResult:
+    scored, record = _scored_rollouts(recipe, number, writer, labelled, steps.score, progress, first)
+    own = training_recipe(recipe, number, writer, scored, labelled)
+    student = steps.train(own, student_of_round(own), labelled, progress)
+    return RoundResult(number, scored, record, student)
 
 
 def _rounds_since_best(rounds: list[RoundResult]) -> int:

@@ -14,7 +14,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import RECIPE_FILE, TeacherIdentity, utc_now
-from stillhouse.stages.rounds.run import RoundResult, Train, best_round, run_rounds
+from stillhouse.stages.rounds.run import RoundResult, RoundSteps, best_round, run_rounds
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.finished.card import write_cards
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
@@ -26,7 +26,7 @@ def rounds_stage(
     student: StudentSettings,
     labelled: Dataset,
     start: Path,
-    train: Train,
+    steps: RoundSteps,
     progress: Progress = silent,
 ) -> StudentResult:
     """Run the rounds that are missing, and return the student of the best one.
@@ -36,7 +36,7 @@ def rounds_stage(
         student: the student's settings.
         labelled: the teacher's own dataset.
         start: folder of the student that has learnt from it.
-        train: trains a student.
+        steps: what scores and what trains.
         progress: called with the activity, the items done and the total.
 
     Raises:
@@ -51,11 +51,12 @@ def rounds_stage(
         return StudentResult(card, str(place.path), trained=False)
     _refuse_other_teacher(recipe, labelled)
     with place.lock():
-        best = best_round(run_rounds(recipe, start, labelled, _score, train, progress))
+        best = best_round(run_rounds(recipe, start, labelled, steps, progress))
         return StudentResult(_publish(recipe, place, best, labelled), str(place.path), trained=True)
 
 
-def _score(recipe: Recipe, progress: Progress) -> Dataset:
+def score_rollouts(recipe: Recipe, progress: Progress) -> Dataset:
+    """Have the teacher score the rollouts of a recipe made by `scoring_recipe`, and return the version."""
     return run_coroutine(label(recipe, progress, runner=open_runner(recipe.label.runner))).dataset
 
 
