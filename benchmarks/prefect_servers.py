@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks.shared import PYTHON, ROOT
 from tests.flows.conftest import ServerProcess
+from tests.ports import free_ports
 from tests.postgres import NAME, USER, Postgres
-from tests.s3_server import free_ports
 
 
 @contextmanager

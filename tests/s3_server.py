@@ -15,7 +15,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+
+from tests.ports import free_ports
 
 KEY, SECRET = "AKIDSTILLHOUSETEST", "wJalrXUtnFEMI-K7MDENG-bPxRfiCYzzTESTKEY"
 READER_KEY, READER_SECRET = "AKIDREADER", "reads-and-does-not-write-7788"
@@ -47,16 +48,6 @@ _IDENTITIES = {
         },
     ]
 }
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports: list[int] = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def weed() -> str:

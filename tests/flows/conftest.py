@@ -24,8 +24,8 @@ import pytest
 
 from tests import compose
 from tests.paths import ROOT
+from tests.ports import free_ports
 from tests.postgres import Postgres
-from tests.s3_server import free_ports
 
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="stillhouse-prefect-")  # before prefect is imported
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"

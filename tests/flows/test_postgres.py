@@ -29,7 +29,7 @@ from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.conftest import ComposedServer
 from tests.flows.test_deployments import GONE, kill_all
-from tests.s3_server import free_ports
+from tests.ports import free_ports
 from tests.stand_in import RunningStandIn, running_stand_in
 from tests.test_secrets import holding
 

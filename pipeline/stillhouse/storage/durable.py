@@ -177,5 +177,5 @@ def _storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageFailed(
             f"{path} cannot be written: {error.strerror or error}. Data written before is safe",
-            fix="free space on the disk, or grant write permission, and run again",
+            fix="free disk space or give write permission, and run again",
         ) from error
