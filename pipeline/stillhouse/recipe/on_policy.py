@@ -29,7 +29,8 @@ class OnPolicySettings(Settings):
     )
     batch_size: int = Field(default=32, ge=1, description="answers that the student writes at once")
     soft: SoftSettings | None = Field(
-        default=None, description="soft labels that the teacher gives to the answers; None: as in label.soft"
+        default=None,
+        description="soft labels that the teacher gives to the answers; None: as in label.soft, or the 32 likeliest",
     )
     mix: float = Field(
         default=0.5, ge=0, lt=1, description="share of a round's rows that come from the teacher's dataset"

@@ -187,13 +187,6 @@ class Recipe(Settings):
                 setting="on_policy",
                 fix="remove it, and add it to the recipe of the size that you choose",
             )
-        if self.on_policy.soft is None and self.label.soft is None:
-            raise SettingError(
-                "label.soft is null too, and the student learns from soft labels",
-                setting="on_policy.soft",
-                value=None,
-                fix="set it to {encoding: top-k, k: 32}",
-            )
         return self
 
     def as_yaml(self) -> str:

@@ -35,6 +35,7 @@ from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.checks import check_plan, student_of
 from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold
 from stillhouse.stages.launch import launch
+from stillhouse.stages.rounds.estimate import estimate_rounds
 from stillhouse.stages.rounds.run import RoundSteps
 from stillhouse.stages.rounds.stage import rounds_stage, score_rollouts
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
@@ -178,7 +179,7 @@ def plan_stage(recipe: Recipe) -> tuple[Estimate, bool]:
     except TeacherUnavailable:
         unknown = TeacherSettings(kind="scripted", model=recipe.teacher.labelling_model)
         return estimate_labelling(recipe.model_copy(update={"teacher": unknown}), PromptChecks(recipe)), False
-    return estimate_labelling(recipe), True
+    return replace(estimate_labelling(recipe), rounds=estimate_rounds(recipe)), True
 
 
 async def label_stage(recipe: Recipe, progress: Progress = silent, retry: Retry | None = None) -> LabelResult:
