@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.errors import RecipeError
-from stillhouse.recipe.label import LabelSettings
+from stillhouse.errors import BudgetSpent, RecipeError
+from stillhouse.recipe.label import LabelSettings, SoftSettings
 from stillhouse.recipe.on_policy import OnPolicySettings
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.recipe import Recipe
@@ -45,7 +45,7 @@ def round_folder(recipe: Recipe, number: int) -> Path:
 
 def scoring_label(recipe: Recipe) -> LabelSettings:
     """Return the label settings with which the teacher scores rollouts."""
-    soft = on_policy_of(recipe).soft or recipe.label.soft
+    soft = on_policy_of(recipe).soft or recipe.label.soft or SoftSettings()
     return recipe.label.model_copy(
         update={"mode": "score", "samples": 1, "soft": soft, "response_format": None, "top_logprobs": None}
     )
@@ -64,13 +64,28 @@ def round_student(recipe: Recipe, settings: OnPolicySettings) -> StudentSettings
     )
 
 
-def scoring_recipe(recipe: Recipe, rollouts: Path) -> Recipe:
-    """Return the recipe with which the teacher scores rollouts, exactly as tokens."""
+def scoring_recipe(recipe: Recipe, rollouts: Path, labelled: Dataset) -> Recipe:
+    """Return the recipe with which the teacher scores rollouts, exactly as tokens.
+
+    Raises:
+        BudgetSpent: labelling the dataset has spent the whole budget.
+    """
+    label = scoring_label(recipe)
+    if label.budget_usd is not None:
+        left = label.budget_usd - (labelled.manifest.totals.spent_usd or 0.0)
+        if left <= 0:
+            raise BudgetSpent(
+                f"dataset {labelled.manifest.label} has spent all of it, so no rollout can be scored",
+                setting="label.budget_usd",
+                value=label.budget_usd,
+                fix="set it higher, or remove on_policy",
+            )
+        label = label.model_copy(update={"budget_usd": left})
     return recipe.model_copy(
         update={
             "prompts": PromptSettings(source=str(rollouts), score_tokens=TOKENS, last_turn="continue", holdout=0),
             "references": None,
-            "label": scoring_label(recipe),
+            "label": label,
             "quality": (),
             "dataset": recipe.dataset.model_copy(update={"name": rollouts_name(recipe), "version": None}),
             "student": None,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from stillhouse.dataset.store import Dataset, open_dataset
 from stillhouse.models.files import ModelFiles
+from stillhouse.processes.ranks import first_process_first
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -111,7 +112,8 @@ def _run_round(
     progress: Progress,
     first: Written | None,
 ) -> RoundResult:
-    scored, record = _scored_rollouts(recipe, number, writer, labelled, steps.score, progress, first)
+    with first_process_first():  # the others find what it has scored
+        scored, record = _scored_rollouts(recipe, number, writer, labelled, steps.score, progress, first)
     own = training_recipe(recipe, number, writer, scored, labelled)
     student = steps.train(own, student_of_round(own), labelled, progress)
     return RoundResult(number, scored, record, student)
@@ -152,7 +154,7 @@ def _scored_rollouts(
     key = content_hash([files.content_sha256, number, recipe.seed, shaping])
     folder = round_folder(recipe, number)
     own = folder / f"rollouts-{key[:12]}"
-    scoring = scoring_recipe(recipe, own / FILE)
+    scoring = scoring_recipe(recipe, own / FILE, labelled)
     record = read_record(folder, key)
     if record is not None:
         return open_dataset(location(scoring.dataset.root) / scoring.dataset.name, record.version), record

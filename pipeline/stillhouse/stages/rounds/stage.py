@@ -10,6 +10,7 @@ from stillhouse.errors import DatasetRefused
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.runners.base import open_runner
 from stillhouse.processes.event_loop import run_coroutine
+from stillhouse.processes.ranks import is_first, wait_for_all
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -17,7 +18,7 @@ from stillhouse.records import RECIPE_FILE, TeacherIdentity, utc_now
 from stillhouse.stages.rounds.run import RoundResult, RoundSteps, best_round, run_rounds
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.finished.card import write_cards
-from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
+from stillhouse.student.finished.folder import StudentFolder, StudentResult, student_folder
 from stillhouse.teachers.base import open_teacher
 
 
@@ -52,7 +53,12 @@ def rounds_stage(
     _refuse_other_teacher(recipe, labelled)
     with place.lock():
         best = best_round(run_rounds(recipe, start, labelled, steps, progress))
-        return StudentResult(_publish(recipe, place, best, labelled), str(place.path), trained=True)
+        if is_first():
+            _publish(recipe, place, best, labelled)
+        wait_for_all()
+    card = place.finished_card()
+    assert card is not None
+    return StudentResult(card, str(place.path), trained=True)
 
 
 def score_rollouts(recipe: Recipe, progress: Progress) -> Dataset:
@@ -80,7 +86,7 @@ def _model(identity: TeacherIdentity) -> str:
     return identity.content_sha256 or f"{identity.model}@{identity.revision}"
 
 
-def _publish(recipe: Recipe, place: StudentFolder, best: RoundResult, labelled: Dataset) -> StudentCard:
+def _publish(recipe: Recipe, place: StudentFolder, best: RoundResult, labelled: Dataset) -> None:
     """Copy the student of the best round to its final folder."""
     made = place.work / "model"
     shutil.rmtree(made, ignore_errors=True)
@@ -98,4 +104,3 @@ def _publish(recipe: Recipe, place: StudentFolder, best: RoundResult, labelled: 
     write_atomically(made / RECIPE_FILE, recipe.as_yaml().encode())
     fsync_files(made)
     place.publish(made, card)
-    return card
