@@ -139,6 +139,7 @@ def _measure(
         differences=models.differences,
         kept=models.kept,
         starts=layer_importance(read_start(students[-1].path)),
+        rounds=cards[-1].rounds,
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stillhouse.student.finished.rounds import RoundFigures
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -66,19 +68,6 @@ class ModelRow:
     lost_mass: Interval | None = (
         None  # share of the teacher's mass on tokens missing from this model, 0..1; None: none missing
     )
-
-
-@dataclass(frozen=True)
-class TextDistance:
-    """A student's distance from its teacher on some rows: means over their tokens, in nats per token or shares 0..1."""
-
-    tokens: int
-    forward_kl: float  # KL(teacher || student)
-    reverse_kl: float  # KL(student || teacher)
-    entropy: float  # of the student, over its whole vocabulary
-    overlap: float  # share of the teacher's k most likely tokens that are among the student's
-    teacher_mass: float  # of the teacher on the tokens of the overlap
-    student_mass: float  # of the student on them
 
 
 @dataclass(frozen=True)
@@ -178,6 +167,7 @@ class Report:
         default_factory=dict
     )  # student's score / teacher's score, for metrics where higher is better
     starts: tuple[LayerImportance, ...] = ()  # importance of the teacher's layers, if the student's were chosen by it
+    rounds: tuple[RoundFigures, ...] = ()  # of an on-policy student
 
     @property
     def student(self) -> ModelRow:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillhouse.evaluation.results import TextDistance
 from stillhouse.models.layout import completion_logits
 from stillhouse.models.load import LanguageModel
 from stillhouse.student.data.batches import collator, soft_labels_of, tokens_of
 from stillhouse.student.data.rows import Example
+from stillhouse.student.finished.rounds import TextDistance
 from stillhouse.student.losses import forward_kl, reverse_kl
 from stillhouse.student.losses.base import PAD_TOKEN_ID, SparseLabels, student_outcomes, teacher_outcomes
 

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.evaluation.results import TextDistance
 from stillhouse.models.files import ModelFiles
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Split
+from stillhouse.student.finished.rounds import RoundHealth, Written
 from stillhouse.student.vocabulary_map import vocabulary_map_for
 from stillhouse.text import repeats_itself
 
@@ -31,32 +30,6 @@ if TYPE_CHECKING:
 _MOST_ROWS = 64  # rows of each text that are measured
 _COLLAPSED = 0.5  # share of broken rollouts above which a student has collapsed,
 _WORSE = 0.2  # if the share is also this much higher than in the first round
-
-
-class Written(BaseModel):
-    """The rollouts of a round; shares are 0..1 of them."""
-
-    model_config = ConfigDict(frozen=True)
-
-    rollouts: int
-    tokens: float  # mean length, end token included
-    repeats: float  # repeat themselves
-    cut: float  # reach the token limit
-    empty: float  # have no text
-
-    @property
-    def broken(self) -> float:
-        return self.repeats + self.empty
-
-
-class RoundHealth(BaseModel):
-    """The figures of a round; a distance is None if the labels are not top-k or there is no such row."""
-
-    model_config = ConfigDict(frozen=True)
-
-    written: Written
-    teacher_text: TextDistance | None = None  # on held-out rows of the teacher's dataset
-    own_text: TextDistance | None = None  # on the rollouts
 
 
 def written_of(file: Path) -> Written:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stillhouse.stages.rounds.health import RoundHealth
 from stillhouse.storage.durable import write_atomically
+from stillhouse.student.finished.rounds import RoundHealth
 
 FILE = "round.json"
 

@@ -24,7 +24,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
-from stillhouse.stages.rounds.health import StudentCollapsed, Written, measure_round, refuse_collapsed, written_of
+from stillhouse.stages.rounds.health import StudentCollapsed, measure_round, refuse_collapsed, written_of
 from stillhouse.stages.rounds.prompts import prompts_of_round
 from stillhouse.stages.rounds.recipes import (
     on_policy_of,
@@ -36,6 +36,7 @@ from stillhouse.stages.rounds.recipes import (
 from stillhouse.stages.rounds.record import RoundRecord, read_record
 from stillhouse.storage.location import location
 from stillhouse.student.finished.folder import StudentResult
+from stillhouse.student.finished.rounds import RoundFigures, Written
 from stillhouse.student.rollouts import FILE, write_rollouts
 
 _LOG = logging.getLogger(__name__)
@@ -126,6 +127,20 @@ def _rounds_since_best(rounds: list[RoundResult]) -> int:
 def best_round(rounds: list[RoundResult]) -> RoundResult:
     """Return the round with the lowest held-out KL; of equal ones, the last."""
     return min(reversed(rounds), key=lambda one: held_out_kl(one.student))
+
+
+def figures_of(rounds: list[RoundResult], best: RoundResult) -> tuple[RoundFigures, ...]:
+    """Return what the card of the kept student says of all rounds."""
+    return tuple(
+        RoundFigures(
+            number=one.number,
+            dataset=one.record.dataset,
+            health=one.record.health,
+            held_out_kl=kl if (kl := held_out_kl(one.student)) < float("inf") else None,
+            kept=one is best,
+        )
+        for one in rounds
+    )
 
 
 def held_out_kl(student: StudentResult) -> float:

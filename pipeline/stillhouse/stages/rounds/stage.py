@@ -15,7 +15,7 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import RECIPE_FILE, TeacherIdentity, utc_now
-from stillhouse.stages.rounds.run import RoundResult, RoundSteps, best_round, run_rounds
+from stillhouse.stages.rounds.run import RoundResult, RoundSteps, best_round, figures_of, run_rounds
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.finished.card import write_cards
 from stillhouse.student.finished.folder import StudentFolder, StudentResult, student_folder
@@ -52,9 +52,9 @@ def rounds_stage(
         return StudentResult(card, str(place.path), trained=False)
     _refuse_other_teacher(recipe, labelled)
     with place.lock():
-        best = best_round(run_rounds(recipe, start, labelled, steps, progress))
+        rounds = run_rounds(recipe, start, labelled, steps, progress)
         if is_first():
-            _publish(recipe, place, best, labelled)
+            _publish(recipe, place, rounds, labelled)
         wait_for_all()
     card = place.finished_card()
     assert card is not None
@@ -86,8 +86,9 @@ def _model(identity: TeacherIdentity) -> str:
     return identity.content_sha256 or f"{identity.model}@{identity.revision}"
 
 
-def _publish(recipe: Recipe, place: StudentFolder, best: RoundResult, labelled: Dataset) -> None:
+def _publish(recipe: Recipe, place: StudentFolder, rounds: list[RoundResult], labelled: Dataset) -> None:
     """Copy the student of the best round to its final folder."""
+    best = best_round(rounds)
     made = place.work / "model"
     shutil.rmtree(made, ignore_errors=True)
     shutil.copytree(best.student.folder, made)
@@ -96,7 +97,7 @@ def _publish(recipe: Recipe, place: StudentFolder, best: RoundResult, labelled: 
             "recipe": recipe.name,
             "variant": place.variant,
             "key": place.key,
-            "round": best.number,
+            "rounds": figures_of(rounds, best),
             "created_at": utc_now(),
         }
     )

@@ -39,6 +39,7 @@ from stillhouse.recipe.student import DataSettings, StudentSettings
 from stillhouse.records import content_hash
 from stillhouse.storage.durable import fsync_folder, write_atomically, write_lock
 from stillhouse.storage.location import location
+from stillhouse.student.finished.rounds import RoundFigures
 from stillhouse.student.finished.user_files import move_user_files, refuse_to_replace
 
 CARD = "student.json"
@@ -96,7 +97,7 @@ class StudentCard(BaseModel):
     versions: dict[str, str]
     log: tuple[Step, ...]
     int8: Int8Copy | None = None
-    round: int | None = None  # of an on-policy student: the round that was kept
+    rounds: tuple[RoundFigures, ...] = ()  # of an on-policy student
 
     @property
     def held_out(self) -> Step | None:
