@@ -9,13 +9,24 @@ learns from the scores and, as the share `mix` of its rows, from the teacher's o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from stillhouse.recipe.label import SamplingSettings, SoftSettings
 from stillhouse.recipe.student import LossSettings
 from stillhouse.settings import SettingError, Settings
+
+
+class WriterSettings(Settings):
+    """What runs the student while it writes."""
+
+    kind: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="transformers: in this process; vllm: a server started for each round"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="vllm: as teacher.options of that kind, such as {serve: {dtype: bfloat16}}"
+    )
 
 
 class OnPolicySettings(Settings):
@@ -27,7 +38,10 @@ class OnPolicySettings(Settings):
     sampling: SamplingSettings = Field(
         default=SamplingSettings(temperature=1.0, max_tokens=128), description="how the student samples its answers"
     )
-    batch_size: int = Field(default=32, ge=1, description="answers that the student writes at once")
+    writer: WriterSettings = Field(
+        default=WriterSettings(), description="what runs the student while it writes its answers"
+    )
+    batch_size: int = Field(default=32, ge=1, description="answers that the student writes at once in this process")
     soft: SoftSettings | None = Field(
         default=None,
         description="soft labels that the teacher gives to the answers; None: as in label.soft, or the 32 likeliest",

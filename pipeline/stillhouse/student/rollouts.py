@@ -164,6 +164,11 @@ def _answers(
     return pa.Table.from_pylist(rows, _SCHEMA)
 
 
+def write_table(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rollouts, durably."""
+    _write(file, pa.Table.from_pylist(rows, _SCHEMA))
+
+
 def _write(file: Path, table: pa.Table) -> None:
     with atomic_file(file) as stream:
         pq.write_table(table, stream)

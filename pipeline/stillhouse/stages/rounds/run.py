@@ -34,6 +34,7 @@ from stillhouse.stages.rounds.recipes import (
     training_recipe,
 )
 from stillhouse.stages.rounds.record import RoundRecord, read_record
+from stillhouse.stages.rounds.server import write_rollouts_with_server
 from stillhouse.storage.location import location
 from stillhouse.student.finished.folder import StudentResult
 from stillhouse.student.finished.rounds import RoundFigures, Written
@@ -165,7 +166,7 @@ def _scored_rollouts(
     """
     settings = on_policy_of(recipe)
     files = ModelFiles("the student", writer)
-    shaping = settings.model_dump(include={"prompts", "samples", "sampling", "batch_size"})
+    shaping = settings.model_dump(include={"prompts", "samples", "sampling", "batch_size", "writer"})
     key = content_hash([files.content_sha256, number, recipe.seed, shaping])
     folder = round_folder(recipe, number)
     own = folder / f"rollouts-{key[:12]}"
@@ -178,8 +179,12 @@ def _scored_rollouts(
             shutil.rmtree(other)
     assert recipe.student is not None
     prompts = prompts_of_round(recipe, number, settings.prompts)
-    trusted = recipe.student.trust_remote_code
-    file = write_rollouts(files, prompts, settings, [recipe.seed, number], own, progress, trust_remote_code=trusted)
+    if settings.writer.kind == "vllm":
+        file = write_rollouts_with_server(recipe, files, prompts, own, progress)
+    else:
+        trusted = recipe.student.trust_remote_code
+        seed = [recipe.seed, number]
+        file = write_rollouts(files, prompts, settings, seed, own, progress, trust_remote_code=trusted)
     written = written_of(file)
     refuse_collapsed(number, written, first or written)
     scored = score(scoring, progress)
