@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stillhouse.dataset.store import Dataset, open_dataset
 from stillhouse.models.files import ModelFiles
-from stillhouse.processes.ranks import first_process_first
+from stillhouse.processes.ranks import first_process_first, is_first
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -118,6 +118,8 @@ def _run_round(
         scored, record = _scored_rollouts(recipe, number, writer, labelled, steps.score, progress, first)
     own = training_recipe(recipe, number, writer, scored, labelled)
     student = steps.train(own, student_of_round(own), labelled, progress)
+    if is_first():  # a copy of the student that wrote, which nothing needs any more
+        shutil.rmtree(round_folder(recipe, number) / "untrained", ignore_errors=True)
     return RoundResult(number, scored, record, student)
 
 
