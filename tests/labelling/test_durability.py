@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_sent(
             done = ended([sys.executable, "-c", _UNPRIVILEGED, *run], tmp_path)
             assert done.returncode == 1
             assert f"{dataset_folder(recipe.dataset)} cannot be written: Permission denied" in done.stderr
-            assert "grant write permission" in done.stderr
+            assert "give write permission" in done.stderr
             assert "Traceback" not in done.stderr
             assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
         assert server.stats.requests == sent
