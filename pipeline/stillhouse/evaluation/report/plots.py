@@ -143,14 +143,12 @@ def loss_plot(one: Curve, place: int) -> str:
 
 def rounds_plot(rounds: Sequence[RoundFigures]) -> str:
     """Plot KL by round: of the student on the teacher's held-out text, and in both directions on its own; empty if none."""
-    lines = {
-        "held-out KL, teacher's text": [(one.number, one.held_out_kl) for one in rounds],
-        "KL, own text": [(one.number, one.health.own_text and one.health.own_text.forward_kl) for one in rounds],
-        "reverse KL, own text": [
-            (one.number, one.health.own_text and one.health.own_text.reverse_kl) for one in rounds
-        ],
+    own = [(one.number, one.health.own_text) for one in rounds]
+    measured = {
+        "held-out KL, teacher's text": [(one.number, one.held_out_kl) for one in rounds if one.held_out_kl is not None],
+        "KL, own text": [(number, text.forward_kl) for number, text in own if text is not None],
+        "reverse KL, own text": [(number, text.reverse_kl) for number, text in own if text is not None],
     }
-    measured = {name: [(x, y) for x, y in points if y is not None] for name, points in lines.items()}
     measured = {name: points for name, points in measured.items() if points}
     if not measured:
         return ""

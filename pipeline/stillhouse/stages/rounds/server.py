@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.labelling.engine import label
@@ -75,7 +76,7 @@ def _writing_recipe(recipe: Recipe, files: ModelFiles, source: Path) -> Recipe:
     )
 
 
-def _rows(written: Dataset) -> list[dict[str, object]]:
+def _rows(written: Dataset) -> list[dict[str, Any]]:
     """Return the rows of the server's answers, as those of a file of rollouts."""
     columns = ["prompt", "reference", "sample", "completion_token_ids", "completion", "finish_reason"]
     table = written.to_table("train").select(columns)
