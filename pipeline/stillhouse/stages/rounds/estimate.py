@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from stillhouse.labelling.estimate import RoundsEstimate, seconds_at_limits
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
+from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.stages.rounds.prompts import prompts_of_round
 from stillhouse.stages.rounds.recipes import on_policy_of, scoring_label
 from stillhouse.teachers.base import AnswerSettings, Request, open_teacher
 
 
 def estimate_rounds(recipe: Recipe) -> RoundsEstimate | None:
-    """Estimate the scoring of all rounds from the prompts of the first; None if the recipe has no rounds.
+    """Estimate the scoring of all rounds from the first training prompts; None if the recipe has no rounds.
 
     The teacher reads prompt and rollout and generates nothing. A rollout is expected to have half of `max_tokens`.
     """
@@ -20,7 +22,8 @@ def estimate_rounds(recipe: Recipe) -> RoundsEstimate | None:
     settings, label = on_policy_of(recipe), scoring_label(recipe)
     teacher = open_teacher(recipe.teacher, label, recipe.seed)
     answer_settings = AnswerSettings.from_label(teacher.identity, label)
-    asked = [Request(prompt, 0, answer_settings) for prompt in prompts_of_round(recipe, 1, settings.prompts)]
+    training = (one for one in read_prompts(recipe.prompts) if split_of(one, recipe.prompts.holdout) == "train")
+    asked = [Request(prompt, 0, answer_settings) for prompt in islice(training, settings.prompts)]
     times = settings.rounds * settings.samples
     requests = len(asked) * times
     expected = sum(map(likely_prompt_tokens, asked)) * times + requests * settings.sampling.max_tokens // 2

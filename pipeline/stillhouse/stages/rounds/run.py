@@ -180,7 +180,7 @@ def _scored_rollouts(
         if other != own:
             shutil.rmtree(other)
     assert recipe.student is not None
-    prompts = prompts_of_round(recipe, number, settings.prompts)
+    prompts = prompts_of_round(labelled, recipe.seed, number, settings.prompts)
     if settings.writer.kind == "vllm":
         file = write_rollouts_with_server(recipe, files, prompts, own, progress)
     else:
