@@ -189,7 +189,7 @@ def _to_send(plan: LabelPlan, journal: JournalView, base: Location, finished: li
             known.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", ((one, id_) for id_ in ids for one in allowed))
 
         def has_answer(request: Request) -> bool:
-            keys = [(one.id, one.key(request.prompt.id, request.sample, request.forced)) for one in possible]
+            keys = [(one.id, request.key_under(one)) for one in possible]
             return any(known.execute("SELECT 1 FROM ids WHERE settings = ? AND id = ?", key).fetchone() for key in keys)
 
         possible = [plan.answer_settings, *(one.answer_settings for one in plan.former)]

@@ -334,10 +334,7 @@ def _bytes(text: str) -> bytes:
 
 def _renamed(requests: Sequence[Request], answer_settings: AnswerSettings) -> dict[str, str]:
     """Return {key with the given answer settings: current key}."""
-    return {
-        answer_settings.key(one.prompt.id, one.sample, one.forced, continues=one.prompt.continues): one.key
-        for one in requests
-    }
+    return {one.key_under(answer_settings): one.key for one in requests}
 
 
 def _prompt(body: bytes) -> Prompt:

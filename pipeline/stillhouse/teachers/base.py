@@ -82,7 +82,11 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        return self.answer_settings.key(self.prompt.id, self.sample, self.forced, continues=self.prompt.continues)
+        return self.key_under(self.answer_settings)
+
+    def key_under(self, answer_settings: AnswerSettings) -> str:
+        """Return the key that this request has with other answer settings."""
+        return answer_settings.key(self.prompt.id, self.sample, self.forced, continues=self.prompt.continues)
 
 
 @dataclass(frozen=True)
