@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 from stillhouse.processes.quiet import quiet_libraries
@@ -63,9 +64,8 @@ def _server() -> subprocess.Popen[str]:
 def _serve() -> None:
     """Run each command that a line of standard input asks for, and print its exit status."""
     quiet_libraries()
-    import stillhouse.evaluation.measures.measure
-    import stillhouse.student.training.train  # noqa: F401
-
+    for module in ("stillhouse.evaluation.measures.measure", "stillhouse.student.training.train"):
+        import_module(module)
     gc.freeze()  # a fork copies no page of what is imported only because it is looked at
     for line in sys.stdin:
         process = os.fork()

@@ -17,7 +17,7 @@ from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
 from tests.flows.test_flows import artifact, task_names
 from tests.flows.test_launch import own_process
-from tests.process_tree import hold_at_first_checkpoint, resume_when_told_to_end
+from tests.held_trainings import hold_at_first_checkpoint, resume_when_told_to_end
 from tests.stages.test_sweep import LAYERS, trainings_of
 
 pytestmark = [

@@ -9,6 +9,7 @@ import pytest
 
 from stillhouse.errors import PromptError, RecipeError
 from stillhouse.labelling.engine import label
+from stillhouse.labelling.estimate import estimate_labelling
 from stillhouse.labelling.plan import make_plan
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.recipe import Recipe, recipe_from
@@ -119,3 +120,11 @@ def test_a_teacher_of_another_package_that_says_nothing_is_not_asked(
     recipe = with_rows(scripted_recipe(), tmp_path, OPEN)
     with pytest.raises(PromptError, match=r"teacher\.kind is 'parrot': .*continue_body"):
         make_plan(recipe, TeacherIdentity("parrot", "p"))
+
+
+def test_what_was_answered_is_not_planned_again(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A teacher in this process is called differently for these prompts, which is part of their keys."""
+    other = {"messages": [{"role": "user", "content": "Name a bird."}, {"role": "assistant", "content": "A"}]}
+    asyncio.run(label(with_rows(tiny_recipe(), tmp_path, OPEN)))
+    estimate = estimate_labelling(with_rows(tiny_recipe(), tmp_path, OPEN, other))
+    assert (estimate.answered, estimate.to_send) == (1, 1)

@@ -36,8 +36,9 @@ from stillhouse.stages.sweep import ParallelChildren, train_points
 from stillhouse.student.finished.folder import read_card
 from stillhouse.student.training import train as training
 from tests.conftest import MakeRecipe
+from tests.held_trainings import hold_at_first_checkpoint, resume_when_told_to_end
 from tests.paths import PYTHONPATH, ROOT
-from tests.process_tree import hold_at_first_checkpoint, processes, resume_when_told_to_end
+from tests.process_tree import processes
 from tests.student.training.test_train import power_cut_at
 from tests.warm import run_warm
 
