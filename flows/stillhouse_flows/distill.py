@@ -6,16 +6,19 @@ from stillhouse_flows import search_working_folder_last
 
 search_working_folder_last()
 
+from pathlib import Path
+
 from prefect import flow, get_run_logger, task
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.stages.checks import check_distill
+from stillhouse.stages.checks import check_distill, student_of
 from stillhouse.stages.stages import dataset_of, distill_stage, points_to_train, students_to_train
 from stillhouse.student.finished.folder import StudentResult
 from stillhouse_flows.artifacts import publish_models
 from stillhouse_flows.common import FLOW, TRAINING_TASK, Overrides, RecipePath, logged_progress, name_run
+from stillhouse_flows.rounds import run_rounds_in_flow
 from stillhouse_flows.sweep import train_sweep
 
 
@@ -49,6 +52,9 @@ def distill_flow(recipe: RecipePath, overrides: Overrides = None) -> list[Studen
             train_student(loaded, index, one, f"{student.mode} student")
             for index, (student, one) in enumerate(zip(students_to_train(loaded), datasets, strict=True))
         ]
+        if loaded.on_policy is not None:
+            start = Path(results[-1].folder)
+            results.append(run_rounds_in_flow(loaded, student_of(loaded), dataset, start))
     for result in results:
         get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "already trained")
     publish_models("students", f"Students of {loaded.name}, from dataset {dataset.manifest.label}", results, loaded)

@@ -108,6 +108,7 @@ class Prompt:
 
     messages: tuple[Message, ...]
     reference: str | None = None
+    tokens_to_score: tuple[int, ...] | None = None  # in score mode: a completion as the teacher's token ids
 
     def __post_init__(self) -> None:
         if self.reference is not None and not self.reference.strip():

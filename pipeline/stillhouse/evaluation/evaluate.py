@@ -139,6 +139,7 @@ def _measure(
         differences=models.differences,
         kept=models.kept,
         starts=layer_importance(read_start(students[-1].path)),
+        rounds=cards[-1].rounds,
     )
 
 
@@ -163,7 +164,8 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
         StudentMissing: a student or baseline has not been trained on this dataset with these settings.
     """
     baselines: list[Variant] = [name for name in recipe.evaluate.baselines if name != student.mode]
-    variants = [*baselines, student.mode]
+    rounds: list[Variant] = ["on-policy"] if recipe.on_policy is not None else []
+    variants = [*baselines, student.mode, *rounds]
     places = [student_folder(recipe, student, one, learning_dataset(recipe, one, dataset), dataset) for one in variants]
     for place in places:
         if place.finished_card() is None:

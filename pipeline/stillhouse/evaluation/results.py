@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stillhouse.student.finished.rounds import RoundFigures
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -165,6 +167,7 @@ class Report:
         default_factory=dict
     )  # student's score / teacher's score, for metrics where higher is better
     starts: tuple[LayerImportance, ...] = ()  # importance of the teacher's layers, if the student's were chosen by it
+    rounds: tuple[RoundFigures, ...] = ()  # of an on-policy student
 
     @property
     def student(self) -> ModelRow:

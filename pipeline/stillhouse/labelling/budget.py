@@ -103,7 +103,7 @@ class Budget:
         if self._price is None:
             return 0.0
         return sum(
-            self._price.max_cost(most_prompt_tokens(request), 0 if request.forced else max_tokens)
+            self._price.max_cost(most_prompt_tokens(request), max_tokens if request.forced is None else 0)
             for request in requests
         )
 

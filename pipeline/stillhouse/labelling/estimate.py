@@ -43,6 +43,33 @@ _SAMPLED_BYTES = 0.8  # per draw of a sampled label
 
 
 @dataclass(frozen=True)
+class RoundsEstimate:
+    """What scoring the rollouts of all rounds would take; nothing of it has been answered yet."""
+
+    rounds: int
+    requests: int
+    expected_tokens: int  # of prompts and rollouts, which the teacher reads
+    worst_tokens: int
+    expected_usd: float | None  # None if the price is not known
+    worst_usd: float | None
+    seconds_at_limits: float | None  # None if no limit is set
+
+    def lines(self) -> list[list[str]]:
+        """Return names and values to show."""
+        cost = (
+            "not known"
+            if self.expected_usd is None or self.worst_usd is None
+            else f"about {format_usd(self.expected_usd)}, at most {format_usd(self.worst_usd)}"
+        )
+        time = "" if self.seconds_at_limits is None else f", {timedelta(seconds=round(self.seconds_at_limits))}"
+        return [
+            ["on-policy rounds", f"{self.rounds}: at most {self.requests:,} requests to score what the student writes"],
+            ["tokens to score", f"about {self.expected_tokens:,}, at most {self.worst_tokens:,}{time}"],
+            ["cost of rounds", cost],
+        ]
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What labelling would take. Tokens and dollars cover the requests still to send; bytes cover the whole version."""
 
@@ -63,6 +90,7 @@ class Estimate:
     seconds_at_limits: float | None  # duration at the rate limits; None if no limit is set
     basis: str  # where the expected answer length comes from
     why_no_price: str = ""  # the reason, if the price is not known
+    rounds: RoundsEstimate | None = None  # None: the recipe has no `on_policy`
 
     def lines(self) -> list[list[str]]:
         """Return names and values to show: prompts, requests, tokens, cost, bytes and time."""
@@ -86,6 +114,7 @@ class Estimate:
             ["dataset", f"about {decimal(self.expected_bytes)} on disk"],
             ["time", time],
             ["assumption", self.basis],
+            *(self.rounds.lines() if self.rounds else []),
         ]
 
     def _cost(self) -> str:
@@ -156,7 +185,7 @@ def estimate_plan(
         spent_usd=spent,
         budget_usd=label.budget_usd,
         expected_bytes=_bytes(label, plan, newest, each),
-        seconds_at_limits=_seconds(label, count, expected_prompt + count * each),
+        seconds_at_limits=seconds_at_limits(label, count, expected_prompt + count * each),
         basis=f"answers as long as those of {newest.label}"
         if newest and mean
         else "answers half as long as max_tokens",
@@ -255,7 +284,8 @@ def _bytes(label: LabelSettings, plan: LabelPlan, newest: Manifest | None, each:
     return round(plan.requests * (_ROW_BYTES + trace_bytes) + text)
 
 
-def _seconds(label: LabelSettings, requests: int, tokens: float) -> float | None:
+def seconds_at_limits(label: LabelSettings, requests: int, tokens: float) -> float | None:
+    """Return how long these requests and tokens take at the rate limits; None if there is none."""
     limits = label.limits
     times = [
         60.0 * amount / limit

@@ -32,7 +32,7 @@ from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import SPLITS, Message, Prompt, Split, TeacherIdentity, content_hash
 from stillhouse.storage.temporary_database import temporary_database
-from stillhouse.teachers.base import AnswerSettings, Request
+from stillhouse.teachers.base import AnswerSettings, Forced, Request
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ class LabelPlan:
         self.duplicate_prompts = 0
         self.other_references = 0  # rows that repeat a prompt with a different reference
         self.first_other_references: list[int] = []  # row numbers of the first of them
+        self.scores_tokens = recipe.prompts.score_tokens is not None
         self.worst_prompt_tokens = 0  # sum over all requests
         self.likely_prompt_tokens = 0
         self._label = recipe.label
@@ -129,12 +130,13 @@ class LabelPlan:
             self.duplicate_prompts += 1
             return
         try:
-            body = orjson.dumps([[[turn.role, turn.content] for turn in prompt.messages], prompt.reference])
+            turns = [[turn.role, turn.content] for turn in prompt.messages]
+            body = orjson.dumps([turns, prompt.reference, prompt.tokens_to_score])
         except TypeError as error:
             raise PromptError(f"{described} cannot be stored: {error}", fix="correct its row") from None
         self._store.execute(f"INSERT INTO {split} VALUES (?, ?)", (self._counts[split], body))
         self._digests[split].update(
-            id_ + (b"" if prompt.reference is None else b"=" + _bytes(prompt.reference)) + b"\0"
+            id_ + (b"" if prompt.reference is None else b"=" + _bytes(prompt.reference)) + _scored(prompt) + b"\0"
         )
         self._counts[split] += 1
         self.prompts += 1
@@ -231,14 +233,15 @@ class LabelPlan:
 
     def match_rows(
         self,
-        rows: Sequence[tuple[str, str, int, str | None]],
+        rows: Sequence[tuple[str, str, int, Forced | None]],
         *,
         stored_with: AnswerSettings | None = None,
         rejections: bool = False,
     ) -> list[str | None]:
-        """Match rows, each (key, prompt id, sample, text), to the requests that they answer; each request matches once.
+        """Match rows to the requests that they answer; each request matches once.
 
-        A row without a text is not an answer, unless `rejections` is set.
+        A row is (key, prompt id, sample, text), with the token ids instead of the text if the plan scores token ids. A row
+        without a text is not an answer, unless `rejections` is set.
 
         Args:
             rows: rows of a dataset.
@@ -284,7 +287,9 @@ class LabelPlan:
 
     def requests_of(self, prompt: Prompt) -> Iterator[Request]:
         """Yield a prompt's requests, one per sample."""
-        forced = prompt.reference if self._label.mode == "score" else None
+        forced: Forced | None = None
+        if self._label.mode == "score":
+            forced = prompt.reference if prompt.tokens_to_score is None else prompt.tokens_to_score
         for sample in range(self._label.samples):
             yield Request(prompt, sample, self.answer_settings, forced)
 
@@ -332,6 +337,11 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def _scored(prompt: Prompt) -> bytes:
+    """Return what the plan's hash has of the tokens to score."""
+    return b"" if prompt.tokens_to_score is None else b"~" + ",".join(map(str, prompt.tokens_to_score)).encode()
+
+
 def _renamed(requests: Sequence[Request], answer_settings: AnswerSettings) -> dict[str, str]:
     """Return {key with the given answer settings: current key}."""
     return {one.key_under(answer_settings): one.key for one in requests}
@@ -339,5 +349,6 @@ def _renamed(requests: Sequence[Request], answer_settings: AnswerSettings) -> di
 
 def _prompt(body: bytes) -> Prompt:
     turns: list[list[Any]]
-    turns, reference = orjson.loads(body)
-    return Prompt(tuple(Message(role, content) for role, content in turns), reference)
+    turns, reference, tokens = orjson.loads(body)
+    messages = tuple(Message(role, content) for role, content in turns)
+    return Prompt(messages, reference, None if tokens is None else tuple(tokens))

@@ -21,10 +21,12 @@ from stillhouse.labelling.former_names import FormerNames, claim_former_name
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.plan import LabelPlan
 from stillhouse.labelling.retrying import COLUMNS, Retry, rejections_in
+from stillhouse.teachers.base import Forced
 
 _ROWS_AT_ONCE = 1000
 _KEYS = ("id", "prompt_id", "sample", "completion")  # the columns that decide whether a row is copied
 _REJECTED_KEYS = tuple(dict.fromkeys((*_KEYS, *COLUMNS)))
+_TOKENS = "completion_token_ids"
 
 
 def copy_part(plan: LabelPlan, journal: Journal, part: Dataset) -> int:
@@ -67,9 +69,11 @@ def _copy_file(
     rejections: bool = False,
     retry: Retry | None = None,
 ) -> int:
-    columns = _REJECTED_KEYS if entry.kind == "rejected" else _KEYS
+    columns = list(_REJECTED_KEYS if entry.kind == "rejected" else _KEYS)
     with version.open(entry) as parquet:
-        keys = parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(columns))
+        if plan.scores_tokens and _TOKENS in parquet.schema_arrow.names:
+            columns.append(_TOKENS)
+        keys = parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
         matched = [
             one for batch in keys for one in _match(plan, journal, version, batch, rejections=rejections, retry=retry)
         ]
@@ -112,10 +116,8 @@ def _match(
         part = batch.filter(pa.array(kept, pa.bool_()))
         found = iter(_match(plan, journal, version, part, rejections=rejections, retry=None))
         return [next(found) if keep else None for keep in kept]
-    completions = batch.column("completion").to_pylist()
-    texts = [None if turns is None else text_of_turns(turns) for turns in completions]
     ids, prompts, samples = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "sample"))
-    rows = list(zip(ids, prompts, samples, texts, strict=True))
+    rows = list(zip(ids, prompts, samples, _answers(batch), strict=True))
     matched = plan.match_rows(rows, rejections=rejections)
     for former in FormerNames(plan.former, journal.get_note).valid_for(version.manifest.recipe):
         more = plan.match_rows(rows, stored_with=former.answer_settings, rejections=rejections)
@@ -123,3 +125,10 @@ def _match(
             claim_former_name(journal, former, version.manifest.label)
         matched = [one or other for one, other in zip(matched, more, strict=True)]
     return matched
+
+
+def _answers(batch: pa.RecordBatch) -> list[Forced | None]:
+    """Return each row's text, or its token ids if the batch has them; None for a row without an answer."""
+    if _TOKENS in batch.schema.names:
+        return [None if ids is None else tuple(ids) for ids in batch.column(_TOKENS).to_pylist()]
+    return [None if turns is None else text_of_turns(turns) for turns in batch.column("completion").to_pylist()]

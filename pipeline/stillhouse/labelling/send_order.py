@@ -47,4 +47,5 @@ def _share_prefix(one: str, other: str) -> bool:
 
 def _text(request: Request) -> str:
     """Return the text that the teacher reads; its characters stand in for tokens."""
-    return "\n".join([*(message.content for message in request.prompt.messages), request.forced or ""])
+    forced = request.forced if isinstance(request.forced, str) else " " * request.forced_bytes
+    return "\n".join([*(message.content for message in request.prompt.messages), forced])

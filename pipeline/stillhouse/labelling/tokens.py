@@ -14,7 +14,7 @@ def most_prompt_tokens(request: Request) -> int:
     """Return an upper bound: a token of any byte-level or SentencePiece tokenizer covers at least one byte."""
     messages = sum(len(message.content.encode()) + _MESSAGE_TOKENS for message in request.prompt.messages)
     wanted = request.answer_settings.response_format
-    return messages + _TEMPLATE_TOKENS + len((request.forced or "").encode()) + (len(repr(wanted)) if wanted else 0)
+    return messages + _TEMPLATE_TOKENS + request.forced_bytes + (len(repr(wanted)) if wanted else 0)
 
 
 def likely_prompt_tokens(request: Request) -> int:
@@ -24,4 +24,4 @@ def likely_prompt_tokens(request: Request) -> int:
 
 def likely_tokens(request: Request, label: LabelSettings) -> int:
     """Estimate the tokens that a server counts against its limit: the prompt's plus the longest possible answer."""
-    return likely_prompt_tokens(request) + (0 if request.forced else label.sampling.max_tokens)
+    return likely_prompt_tokens(request) + (label.sampling.max_tokens if request.forced is None else 0)

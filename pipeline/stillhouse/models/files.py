@@ -153,6 +153,13 @@ class ModelFiles:
     def _generation(self) -> dict[str, Any]:
         return self._settings("generation_config.json")
 
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer by the model's settings; the tokenizer may name another."""
+        configured = self._generation.get("eos_token_id", self.config.get("eos_token_id"))
+        listed = configured if isinstance(configured, list) else [configured]
+        return [int(token) for token in listed if token is not None]
+
     @cached_property
     def tokenizer_sha256(self) -> str:
         """A hash of the mapping from text to token ids; files that differ only in formatting have the same one."""

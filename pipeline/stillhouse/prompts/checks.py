@@ -145,7 +145,9 @@ def _learning_needs(recipe: Recipe) -> _Need | None:
 
 
 def _scoring_needs(recipe: Recipe) -> _Need | None:
-    return _Need("label.mode is 'score'", "set label.mode to 'generate'") if recipe.label.mode == "score" else None
+    if recipe.label.mode != "score" or recipe.prompts.score_tokens is not None:
+        return None
+    return _Need("label.mode is 'score'", "set label.mode to 'generate'")
 
 
 def _metrics_need(recipe: Recipe) -> _Need | None:

@@ -13,6 +13,7 @@ Prompts are streamed, never all in memory. inputs/cells.py defines the text of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from stillhouse.errors import PromptError
@@ -39,7 +40,10 @@ def read_prompts(settings: PromptSettings) -> Iterator[Prompt]:
     for number, row in enumerate(source_rows(settings), start=1):
         where = f"row {number} of {settings.source}"
         messages = [Message("user", template(row, where))] if template else _plain_messages(settings, row, where)
-        yield _prompt(settings, _with_system(settings.system, messages), _reference(settings, row, where), where)
+        prompt = _prompt(settings, _with_system(settings.system, messages), _reference(settings, row, where), where)
+        yield (
+            prompt if settings.score_tokens is None else replace(prompt, tokens_to_score=_tokens(settings, row, where))
+        )
         count += 1
         if count == settings.limit:
             break
@@ -187,3 +191,21 @@ def _reference(settings: PromptSettings, row: Row, where: str) -> str | None:
             value=settings.reference,
             fix="set it to a column of texts",
         ) from None
+
+
+def _tokens(settings: PromptSettings, row: Row, where: str) -> tuple[int, ...]:
+    """Return the token ids to score."""
+    column = settings.score_tokens or ""
+    if column not in row:
+        raise PromptError(
+            f"{where} has no such column", setting="prompts.score_tokens", value=column, fix=nearest(column, list(row))
+        )
+    ids = row[column]
+    if isinstance(ids, list) and ids and all(isinstance(one, int) and one >= 0 for one in ids):
+        return tuple(ids)
+    raise PromptError(
+        f"the column {column!r} of {where} is {short_repr(ids)}, which is not a list of token ids",
+        setting="prompts.score_tokens",
+        value=column,
+        fix="fill it with at least one token id in each row",
+    )

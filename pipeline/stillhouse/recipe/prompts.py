@@ -26,6 +26,10 @@ class PromptSettings(Settings):
     reference: str | None = Field(
         default=None, description="column with the gold answer; None: `reference`, if it exists"
     )
+    score_tokens: str | None = Field(
+        default=None,
+        description="score mode: column with a completion's token ids, which are the teacher's; None: the reference",
+    )
     last_turn: Literal["refuse", "reference", "continue"] = Field(
         default="refuse", description="how to treat a final assistant turn"
     )

@@ -16,6 +16,7 @@ from stillhouse.inputs.yaml_text import dump_yaml
 from stillhouse.recipe.dataset import NAME, DatasetSettings
 from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.label import LabelSettings
+from stillhouse.recipe.on_policy import OnPolicySettings
 from stillhouse.recipe.overrides import set_value
 from stillhouse.recipe.prompts import PromptSettings
 from stillhouse.recipe.quality import FilterSettings
@@ -45,6 +46,9 @@ class Recipe(Settings):
     student: StudentSettings | None = Field(default=None, description="the student to train; None: label only")
     students: str = Field(default="data/students", description="folder for students: <students>/<name>")
     evaluate: EvaluateSettings = Field(default=EvaluateSettings(), description="how teacher and students are measured")
+    on_policy: OnPolicySettings | None = Field(
+        default=None, description="rounds in which the student learns from its own text; None: no rounds"
+    )
     sweep: SweepSettings | None = Field(
         default=None, description="train several students; `student` has their common settings"
     )
@@ -163,6 +167,25 @@ class Recipe(Settings):
                 value=None,
                 fix="set label.soft to {encoding: top-k, k: 32} or {encoding: sampled, draws: 50}, student.labels to live, "
                 "or student.mode to black-box",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_need_a_white_box_student(self) -> Recipe:
+        if self.on_policy is None:
+            return self
+        if self.student is None or self.student.mode != "white-box":
+            raise SettingError(
+                "the student learns from the teacher's scores of its own text, which is white-box",
+                setting="student.mode",
+                value=self.student and self.student.mode,
+                fix="set it to white-box, or remove on_policy",
+            )
+        if self.sweep is not None:
+            raise SettingError(
+                "the students of a sweep have no rounds",
+                setting="on_policy",
+                fix="remove it, and add it to the recipe of the size that you choose",
             )
         return self
 

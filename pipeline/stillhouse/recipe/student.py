@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from stillhouse.recipe.dataset import NAME
 from stillhouse.recipe.student_init import InitSettings
 from stillhouse.settings import SettingError, Settings
 
@@ -67,6 +68,14 @@ class EarlyStoppingSettings(Settings):
     min_delta: float = Field(default=0.0, ge=0, description="minimum improvement that counts, in nats per token")
 
 
+class DataSettings(Settings):
+    """A dataset whose training rows the student learns from; held-out rows are those of the recipe's dataset."""
+
+    dataset: str = Field(pattern=NAME, description="its name in dataset.root")
+    version: int | None = Field(default=None, ge=1, description="its version; None: the newest")
+    rows: int | None = Field(default=None, ge=1, description="number of rows drawn at random; None: all")
+
+
 def refuse_freeze_with_adapters(freeze: tuple[Part, ...], lora: LoraSettings | None) -> None:
     """Refuse `freeze` next to `lora`, in `student` and in `teacher.finetune`.
 
@@ -108,6 +117,9 @@ class StudentSettings(Settings):
     _is_teacher: bool = PrivateAttr(default=False)  # made of `teacher.finetune`
 
     init: InitSettings = Field(description="what the student starts from")
+    data: tuple[DataSettings, ...] | None = Field(
+        default=None, description="datasets whose training rows are learnt; None: the recipe's"
+    )
     mode: Literal["white-box", "black-box", "gold"] = Field(
         default="white-box",
         description="white-box: learns soft labels; black-box: the teacher's text; gold: references",

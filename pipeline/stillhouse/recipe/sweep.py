@@ -29,6 +29,7 @@ _STUDENT = "student."
 _AT_A_TIME = "at_a_time"
 OTHER_SECTIONS = (  # every setting of a recipe but `student`; not computed: recipe.py imports this module
     *("name", "seed", "prompts", "references", "teacher", "label", "quality", "dataset", "students", "evaluate"),
+    "on_policy",
     "sweep",
 )
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # texts of values that go into a name unchanged

@@ -27,6 +27,7 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.stages.finetune import before_finetuning, check_finetuned, check_finetuning
 from stillhouse.stages.launch import check_launch
+from stillhouse.stages.rounds.checks import check_on_policy
 from stillhouse.stages.sweep_checks import check_sweep
 from stillhouse.student.data.template_checks import check_student_template, check_teacher_template
 from stillhouse.teachers.base import find_teacher_kind, open_teacher
@@ -218,6 +219,7 @@ def _check_trainable(recipe: Recipe) -> None:
     student = student_of(recipe)
     run_checks(
         partial(_check_loss, recipe),
+        partial(check_on_policy, recipe),
         partial(training_arguments, recipe, student, Path(recipe.students)),
         partial(check_launch, recipe, student),
         partial(check_finetuning, recipe),

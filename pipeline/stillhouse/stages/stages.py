@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TrainingError, UsageError
@@ -34,6 +35,9 @@ from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.checks import check_plan, student_of
 from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_dataset, make_gold
 from stillhouse.stages.launch import launch
+from stillhouse.stages.rounds.estimate import estimate_rounds
+from stillhouse.stages.rounds.run import RoundSteps
+from stillhouse.stages.rounds.stage import rounds_stage, score_rollouts
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
 from stillhouse.teachers.base import Checks, Finding, Serves, open_teacher
@@ -175,7 +179,7 @@ def plan_stage(recipe: Recipe) -> tuple[Estimate, bool]:
     except TeacherUnavailable:
         unknown = TeacherSettings(kind="scripted", model=recipe.teacher.labelling_model)
         return estimate_labelling(recipe.model_copy(update={"teacher": unknown}), PromptChecks(recipe)), False
-    return estimate_labelling(recipe), True
+    return replace(estimate_labelling(recipe), rounds=estimate_rounds(recipe)), True
 
 
 async def label_stage(recipe: Recipe, progress: Progress = silent, retry: Retry | None = None) -> LabelResult:
@@ -280,7 +284,13 @@ def distill_students(recipe: Recipe, progress: Progress = silent, only: str | No
         trainings = points_to_train(recipe, only, progress)
         return train_points(trainings, recipe.sweep.at_a_time, distill_stage, progress)
     wanted = [(one, dataset_of(recipe, one, progress)) for one in students_to_train(recipe, only)]
-    return [distill_stage(recipe, student, dataset, progress) for student, dataset in wanted]
+    students = [distill_stage(recipe, student, dataset, progress) for student, dataset in wanted]
+    if recipe.on_policy is not None and only is None:
+        student, dataset = wanted[-1]
+        start = Path(students[-1].folder)
+        steps = RoundSteps(score_rollouts, distill_stage)
+        students.append(rounds_stage(recipe, student, dataset, start, steps, progress))
+    return students
 
 
 def evaluate_stage(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> EvaluationResult | SweepEvaluation:

@@ -20,13 +20,17 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import stillhouse.teachers
-from stillhouse.errors import TemplateRefused
+from stillhouse.errors import TeacherUnavailable, TemplateRefused
 from stillhouse.plugins import TEACHERS, load_kind
 from stillhouse.progress import Progress
 from stillhouse.recipe.label import LabelSettings, SamplingSettings, SoftSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import FinishReason, Prompt, TeacherIdentity, TokenLogprob, TokenTrace, content_hash
 from stillhouse.teachers.prices import Price
+
+_BYTES_A_TOKEN = 4
+
+Forced = str | tuple[int, ...]  # a completion to score: its text, or token ids of the teacher
 
 
 @dataclass(frozen=True)
@@ -57,28 +61,35 @@ class AnswerSettings:
         }
         return content_hash(shaping)
 
-    def key(self, prompt_id: str, sample: int, forced: str | None, *, continues: bool = False) -> str:
+    def key(self, prompt_id: str, sample: int, forced: Forced | None, *, continues: bool = False) -> str:
         """Return the key of one request: 32 hex digits over everything that shapes its answer, and nothing else.
 
         Args:
             prompt_id: `Prompt.id`.
             sample: the index among several answers to the prompt.
-            forced: in score mode, the text that the teacher scores.
+            forced: in score mode, what the teacher scores.
             continues: `Prompt.continues`; it changes the key if the teacher is then called differently.
         """
         continuing = f"+{self.teacher.continuing}" if continues and self.teacher.continuing else ""
-        identified = f"{self.id}:{prompt_id}{continuing}:{sample}:{'' if forced is None else 'forced:' + forced}"
+        identified = f"{self.id}:{prompt_id}{continuing}:{sample}:{_identified(forced)}"
         return hashlib.sha256(identified.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _identified(forced: Forced | None) -> str:
+    """Return what a request's key has of the completion to score."""
+    if forced is None:
+        return ""
+    return f"forced:{forced}" if isinstance(forced, str) else f"forced-tokens:{','.join(map(str, forced))}"
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt for the teacher to answer, or to score a text for."""
+    """One prompt for the teacher to answer, or to score a completion of (teacher forcing)."""
 
     prompt: Prompt
     sample: int
     answer_settings: AnswerSettings
-    forced: str | None = None  # in score mode: the text to score (teacher forcing)
+    forced: Forced | None = None  # in score mode
 
     @cached_property
     def key(self) -> str:
@@ -87,6 +98,13 @@ class Request:
     def key_under(self, answer_settings: AnswerSettings) -> str:
         """Return the key that this request has with other answer settings."""
         return answer_settings.key(self.prompt.id, self.sample, self.forced, continues=self.prompt.continues)
+
+    @property
+    def forced_bytes(self) -> int:
+        """Size of the completion to score, in bytes of text; of token ids a rule of thumb."""
+        if self.forced is None or isinstance(self.forced, str):
+            return len((self.forced or "").encode())
+        return len(self.forced) * _BYTES_A_TOKEN
 
 
 @dataclass(frozen=True)
@@ -278,6 +296,20 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
         TeacherUnavailable: the model's files are missing.
     """
     return find_teacher_kind(settings.kind)(settings, label, seed)
+
+
+def refuse_unknown_tokens(forced: Sequence[int], vocabulary: int) -> None:
+    """Refuse token ids to score that are not the teacher's.
+
+    Raises:
+        TeacherUnavailable: an id is larger than the teacher's largest.
+    """
+    if max(forced) >= vocabulary:
+        raise TeacherUnavailable(
+            f"a completion has the token {max(forced)}, and the teacher has only {vocabulary:,} tokens",
+            setting="prompts.score_tokens",
+            fix="give token ids of the teacher's own tokenizer",
+        )
 
 
 def find_teacher_kind(kind: str) -> OpenTeacher:

@@ -64,6 +64,6 @@ class ReferenceTeacher:
 
 
 def _answer(request: Request) -> Outcome:
-    if request.forced is None:
+    if not isinstance(request.forced, str):
         return Refusal("no-reference", "the prompt has no reference")
     return Answer(request.forced, "stop", prompt_tokens=None, completion_tokens=None, cost_usd=0.0)

@@ -78,10 +78,12 @@ class ScriptedTeacher:
         message = request.prompt.text
         if message in self._options.refuse:
             return Refusal("refused", "the script refuses this prompt")
-        text = request.forced if request.forced is not None else self._options.answers.get(message, f"echo: {message}")
-        if request.sample and request.forced is None:
-            text = f"{text} ({request.sample})"
-        tokens = scripted_tokens(text, self._options.vocabulary)
+        forced = request.forced
+        if isinstance(forced, tuple):
+            text, tokens = " ".join(map(str, forced)), np.array(forced, dtype=np.int32)
+        else:
+            text = forced if forced is not None else self._text(message, request.sample)
+            tokens = scripted_tokens(text, self._options.vocabulary)
         limit = request.answer_settings.sampling.max_tokens if request.answer_settings.sampling else len(tokens)
         prompt_tokens = scripted_tokens(message, self._options.vocabulary)
         return Answer(
@@ -94,6 +96,10 @@ class ScriptedTeacher:
             if request.answer_settings.soft
             else None,
         )
+
+    def _text(self, message: str, sample: int) -> str:
+        text = self._options.answers.get(message, f"echo: {message}")
+        return f"{text} ({sample})" if sample else text
 
     def _trace(self, prompt: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32], soft: SoftSettings) -> TokenTrace:
         full = scripted_distribution(tokens, self._options.vocabulary)  # (time, vocabulary)

@@ -33,11 +33,13 @@ from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import (
     Answer,
     AnswerSettings,
+    Forced,
     FormerIdentity,
     OmittedSetting,
     Outcome,
     Refusal,
     Request,
+    refuse_unknown_tokens,
     template_refusal,
 )
 from stillhouse.teachers.prices import FREE
@@ -166,11 +168,23 @@ class TransformersTeacher:
         return [outcomes[index] for index in range(len(requests))]
 
     def _encode(self, index: int, request: Request) -> _Tokens:
-        from stillhouse.models.load import encode_completion, encode_prompt
+        from stillhouse.models.load import encode_prompt
 
         prompt = encode_prompt(self._lm.tokenizer, request.prompt.messages)
-        forced = [] if request.forced is None else encode_completion(self._lm, request.forced)
-        return _Tokens(index, request, prompt, forced)
+        return _Tokens(index, request, prompt, self._forced_ids(request.forced))
+
+    def _forced_ids(self, forced: Forced | None) -> list[int]:
+        """Return the token ids of the completion to score.
+
+        Raises:
+            TeacherUnavailable: a given id is not one of the model's tokens, so that no row can be scored rightly.
+        """
+        from stillhouse.models.load import encode_completion
+
+        if forced is None or isinstance(forced, str):
+            return [] if forced is None else encode_completion(self._lm, forced)
+        refuse_unknown_tokens(forced, self._files.vocabulary_size)
+        return list(forced)
 
     def _too_long(self, tokens: _Tokens) -> Refusal | None:
         answer = len(tokens.forced) or self._label.sampling.max_tokens
@@ -282,7 +296,7 @@ class TransformersTeacher:
             )
         forced = tokens.request.forced
         return Answer(
-            text=decode_completion(self._lm, completion, tokens.request.prompt) if forced is None else forced,
+            text=forced if isinstance(forced, str) else decode_completion(self._lm, completion, tokens.request.prompt),
             finish_reason="stop" if completion[-1] in self._lm.end_ids else "length",
             prompt_tokens=len(tokens.prompt),
             completion_tokens=len(completion),

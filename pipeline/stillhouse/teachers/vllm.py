@@ -37,6 +37,7 @@ from stillhouse.teachers.base import (
     Outcome,
     Refusal,
     Request,
+    refuse_unknown_tokens,
     template_refusal,
 )
 from stillhouse.teachers.prices import FREE, Price, find_price
@@ -252,6 +253,9 @@ class VllmTeacher:
         prompt = encode_prompt(self._tokenizer, request.prompt.messages)
         if request.forced is None:
             return prompt, []
+        if not isinstance(request.forced, str):
+            refuse_unknown_tokens(request.forced, self._files.vocabulary_size)
+            return prompt, list(request.forced)
         end = self._tokenizer.eos_token_id
         return prompt, completion_ids(self._tokenizer, request.forced, [] if end is None else [int(end)])
 
@@ -273,7 +277,13 @@ class VllmTeacher:
             self.price.cost(len(prompt), completion_tokens) if self.price is not None and self.price != FREE else None
         )
         if request.forced is not None:
-            return Answer(request.forced, "stop", len(prompt), completion_tokens, cost, trace)
+            if isinstance(request.forced, str):
+                return Answer(request.forced, "stop", len(prompt), completion_tokens, cost, trace)
+            text = request.prompt.trimmed(str(self._tokenizer.decode(list(forced), skip_special_tokens=True)))
+            reason: FinishReason = (
+                "stop" if forced[-1] in {self._tokenizer.eos_token_id, *self._files.end_ids} else "length"
+            )
+            return Answer(text, reason, len(prompt), completion_tokens, cost, trace)
         answer = Answer(
             request.prompt.trimmed(read.text),
             _FINISH.get(read.finish_reason, "other"),

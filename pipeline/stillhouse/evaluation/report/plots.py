@@ -24,6 +24,7 @@ from stillhouse.evaluation.report.drawing import (
 )
 from stillhouse.evaluation.results import Curve, Interval, MetricColumn, ModelRow
 from stillhouse.formatting import format_value
+from stillhouse.student.finished.rounds import RoundFigures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,6 +139,35 @@ def loss_plot(one: Curve, place: int) -> str:
     last = max([*one.steps, *one.evaluation_steps])
     reached = one.loss[-1] if one.loss else values[-1]
     return draw(f"Loss of the {one.role}, from {values[0]:.2f} to {reached:.2f} in {last} steps", plot, 240)
+
+
+def rounds_plot(rounds: Sequence[RoundFigures]) -> str:
+    """Plot KL by round: of the student on the teacher's held-out text, and in both directions on its own; empty if none."""
+    own = [(one.number, one.health.own_text) for one in rounds]
+    measured = {
+        "held-out KL, teacher's text": [(one.number, one.held_out_kl) for one in rounds if one.held_out_kl is not None],
+        "KL, own text": [(number, text.forward_kl) for number, text in own if text is not None],
+        "reverse KL, own text": [(number, text.reverse_kl) for number, text in own if text is not None],
+    }
+    measured = {name: points for name, points in measured.items() if points}
+    if not measured:
+        return ""
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for place, (name, points) in enumerate(measured.items(), start=1):
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, color=model_colour(place), linewidth=2, label=name)
+            for x, y in points:
+                mark(axes, x, y, place)
+        axes.set_ylim(bottom=0)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("round")
+        axes.set_title("nats per token")
+        axes.legend()
+
+    described = "; ".join(f"{name} from {points[0][1]:.2f} to {points[-1][1]:.2f}" for name, points in measured.items())
+    return draw(f"Distance by round: {described}", plot, 300)
 
 
 # ---------------------------------------------------------------------------------------------------------------- pieces

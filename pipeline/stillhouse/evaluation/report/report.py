@@ -27,6 +27,7 @@ from stillhouse.evaluation.report.tables import (
     answer_quality_table,
     comparison_table,
     differences_table,
+    rounds_table,
 )
 from stillhouse.evaluation.report.verdict import findings
 from stillhouse.evaluation.results import Answers, LabelSummary, Overlap, Report
@@ -38,6 +39,12 @@ _HEAD_BYTES = 4096
 _TITLE = re.compile("– Stillhouse report</title>".encode())  # identifies the HTML page
 _KEYS = re.compile(rb'^{\s*"recipe"')  # identifies the JSON
 ANSWER_QUALITY_TITLE = "Quality of the answers"
+ROUNDS_TITLE = "Rounds"
+ROUNDS_EXPLANATION = (
+    "The held-out KL is that of the student that a round made, on the teacher's text. All other figures describe the "
+    "student that wrote the round's rollouts, before it learnt from them; overlap is the share of the teacher's likeliest "
+    "tokens that are also among the student's."
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -144,6 +151,9 @@ def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
     if report.differences:
         headers, *rows = differences_table(report)
         lines += ["## Differences from the student", "", *markdown_table(headers, rows), ""]
+    if rounds := rounds_table(report):
+        headers, *rows = rounds
+        lines += [f"## {ROUNDS_TITLE}", "", *markdown_table(headers, rows), "", ROUNDS_EXPLANATION, ""]
     if report.starts:
         lines += [f"## {importance_plot.TITLE}", ""]
         lines += [part for one in report.starts for part in (importance_plot.summary_line(one), "")]
@@ -230,6 +240,10 @@ def html(report: Report) -> str:
         score_plots=[(name, Markup(plot)) for name, plot in score_plots if plot],
         kl_plot=Markup(plots.intervals(report.models)),
         size_plot=Markup(plots.size_and_distance(report.models)),
+        rounds_title=ROUNDS_TITLE,
+        rounds=rounds_table(report),
+        rounds_explanation=ROUNDS_EXPLANATION,
+        rounds_plot=Markup(plots.rounds_plot(report.rounds)),
         layers_title=importance_plot.TITLE,
         layers=[
             (

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from stillhouse.evaluation.results import AnswerQuality, Difference, Interval, MetricColumn, ModelRow, Report
 from stillhouse.formatting import count_in_words, megabytes_in_words
+from stillhouse.student.finished.rounds import RoundFigures
 
 DASH = "–"
 UNCLEAR = "not distinguishable"  # the interval of a difference contains 0
@@ -47,6 +48,35 @@ def answer_quality_table(report: ComparedModels) -> list[list[str]]:
         return []
     headers = ["model", "repeat themselves", "reach the token limit", "empty", "copied", "mean tokens"]
     return [headers, *([row.role, *_answer_quality_cells(row.answer_quality)] for row in report.models)]
+
+
+def rounds_table(report: Report) -> list[list[str]]:
+    """Return headers, then one row per round of an on-policy student; empty if it has none."""
+    if not report.rounds:
+        return []
+    headers = ["round", "held-out KL", "KL, own text", "reverse KL, own text", "overlap", "entropy"]
+    headers += ["tokens", "repeat themselves", "reach the token limit"]
+    return [headers, *(_round_cells(one) for one in report.rounds)]
+
+
+def _round_cells(one: RoundFigures) -> list[str]:
+    own, written = one.health.own_text, one.health.written
+    distance = [DASH] * 4
+    if own is not None:
+        distance = [
+            f"{own.forward_kl:.2f}",
+            f"{own.reverse_kl:.2f}",
+            f"{100 * own.overlap:.0f} %",
+            f"{own.entropy:.2f}",
+        ]
+    return [
+        f"{one.number}, kept" if one.kept else str(one.number),
+        DASH if one.held_out_kl is None else f"{one.held_out_kl:.2f}",
+        *distance,
+        f"{written.tokens:.1f}",
+        f"{100 * written.repeats:.1f} %",
+        f"{100 * written.cut:.1f} %",
+    ]
 
 
 def classify_difference(difference: Interval, *, lower_is_better: bool) -> str:

@@ -42,12 +42,12 @@ class Examples:
         self._capacity = capacity
         found = rows.lengths()
         lengths = found.prompt + found.completion
-        fits, has_completion = lengths <= max_length, found.completion > 0
-        self._kept = np.flatnonzero(fits & has_completion)
+        drawn, fits, has_completion = found.is_drawn, lengths <= max_length, found.completion > 0
+        self._kept = np.flatnonzero(drawn & fits & has_completion)
         self.lengths: npt.NDArray[np.int32] = lengths[self._kept]  # tokens of each example
-        self.too_long = int((~fits).sum())
+        self.too_long = int((drawn & ~fits).sum())
         self.unrendered = rows.unrendered
-        self.empty = int((fits & ~has_completion).sum()) - self.unrendered
+        self.empty = int((drawn & fits & ~has_completion).sum()) - self.unrendered
         self.cut_off = int(found.cut_off[self._kept].sum())  # examples without an end token: the teacher did not end
         self._firsts = np.array([group.first for group in rows.groups], dtype=np.int64)  # row of the split
         self._bounds = np.searchsorted(self._kept, [*self._firsts, len(lengths)])  # index of each group's first example
@@ -86,7 +86,22 @@ def read_examples(
     capacity: int = CACHE_BYTES,
     vocabulary_map: VocabularyMap | None = None,
 ) -> Examples:
-    """Return the examples of a split.
+    """Return the examples of a split, at most `max_length` tokens long; the other arguments are those of `open_rows`."""
+    rows = open_rows(dataset, split, lm, soft=soft, by_text=by_text, capacity=capacity, vocabulary_map=vocabulary_map)
+    return Examples(rows, max_length, capacity)
+
+
+def open_rows(
+    dataset: Dataset,
+    split: Split,
+    lm: LanguageModel,
+    *,
+    soft: bool,
+    by_text: bool,
+    capacity: int = CACHE_BYTES,
+    vocabulary_map: VocabularyMap | None = None,
+) -> Rows:
+    """Return the rows of a split.
 
     Args:
         dataset: a dataset of any size.
@@ -94,7 +109,6 @@ def read_examples(
         lm: the model that learns from the rows.
         soft: whether to read soft labels too.
         by_text: whether to tokenise the text again, because the rows' token ids have another tokenizer or layout.
-        max_length: maximum tokens of prompt and completion.
         capacity: bytes of decoded rows kept in memory (see `Examples`).
         vocabulary_map: map from the teacher's tokens to those of a student with a part of them.
 
@@ -110,14 +124,10 @@ def read_examples(
             fix="label again with label.soft set, or set student.mode to 'black-box'",
         )
     if settings is None or by_text:
-        rows: Rows = TextRows(dataset, split, lm, capacity, tokens=False)
-    elif soft:
-        rows = TokenRows(dataset, split, vocabulary, find_encoding(settings.encoding), capacity, vocabulary_map)
-    else:
-        tokens = TokenRows(dataset, split, vocabulary, None, capacity, vocabulary_map)
-        rows = (
-            tokens
-            if tokens.whole
-            else TextRows(dataset, split, lm, capacity, tokens=True, vocabulary_map=vocabulary_map)
-        )
-    return Examples(rows, max_length, capacity)
+        return TextRows(dataset, split, lm, capacity, tokens=False)
+    if soft:
+        return TokenRows(dataset, split, vocabulary, find_encoding(settings.encoding), capacity, vocabulary_map)
+    tokens = TokenRows(dataset, split, vocabulary, None, capacity, vocabulary_map)
+    if tokens.whole:
+        return tokens
+    return TextRows(dataset, split, lm, capacity, tokens=True, vocabulary_map=vocabulary_map)

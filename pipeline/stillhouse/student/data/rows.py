@@ -41,6 +41,11 @@ class RowLengths:
     completion: Ids  # (rows,), tokens
     # (rows,), rows of text whose completion is not complete (records.is_complete), so they get no end token
     cut_off: npt.NDArray[np.bool_]
+    drawn: npt.NDArray[np.bool_] | None = None  # (rows,), whether a row is used at all; None: every row is
+
+    @property
+    def is_drawn(self) -> npt.NDArray[np.bool_]:
+        return np.ones(len(self.prompt), dtype=np.bool_) if self.drawn is None else self.drawn
 
 
 class Rows(Protocol):

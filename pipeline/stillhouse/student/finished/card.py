@@ -71,6 +71,7 @@ class CardFacts:
     card: StudentCard
     teacher: TeacherIdentity
     student: StudentSettings
+    loss: LossSettings  # of its last training
     manifest: Manifest | None  # of the dataset; None for a student that is not trained
     base_models: tuple[str, ...]  # hub ids
     prompts_from: str | None  # the hub data set of the prompts
@@ -103,6 +104,7 @@ def card_facts(
         card=card,
         teacher=manifest.teacher if manifest else requested,
         student=recipe.student,
+        loss=_loss(recipe, card),
         manifest=manifest,
         base_models=_base_models(recipe, recipe.student.init),
         prompts_from=_hub_id(recipe.prompts.source),
@@ -136,8 +138,8 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
         named=_named(facts, int8=int8),
         teacher=describe_teacher(facts.teacher),
         start=start_in_words(facts.student.init, encoder_decoder=facts.encoder_decoder, start=facts.start),
-        loss=formula(facts.student.loss, facts.card.variant),
-        loss_options=settings_line(facts.student.loss.options),
+        loss=formula(facts.loss, facts.card.variant),
+        loss_options=settings_line(facts.loss.options),
         settings=_training(facts),
     )
     return f"---\n{front}---\n\n{body.rstrip()}\n"
@@ -145,7 +147,7 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
 
 def formula(loss: LossSettings, variant: str) -> str:
     """Return the loss that was minimised as a formula, with its numbers."""
-    if variant != "white-box":
+    if variant not in ("white-box", "on-policy"):
         return f"L = cross-entropy({'reference' if variant == 'gold' else 'completion'}, student)"
     terms = []
     if loss.weight:
@@ -178,6 +180,13 @@ def software_versions() -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+def _loss(recipe: Recipe, card: StudentCard) -> LossSettings:
+    """Return the loss of the student's last training."""
+    assert recipe.student is not None
+    of_rounds = recipe.on_policy.loss if recipe.on_policy and card.variant == "on-policy" else None
+    return of_rounds or recipe.student.loss
 
 
 def _front_matter(facts: CardFacts, *, int8: bool) -> dict[str, Any]:

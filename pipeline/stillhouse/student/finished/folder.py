@@ -4,6 +4,8 @@
     white-box/           a finished student: model, tokenizer, README.md, recipe.yaml; student.json is written last
       int8/              its quantised copy, if `student.quantize` is set: a model's folder too
     black-box/           likewise
+    on-policy/           likewise: the student of the best round (`on_policy`)
+    rounds/round-001/    what a round has made: rollouts, the record of their scores, and its student
     gold/                likewise; data/teachers/<name>/gold is a teacher that was fine-tuned first (`teacher.finetune`)
     .work-white-box-3f…/ checkpoints of a training that has not finished; the name ends with the key of its inputs
 
@@ -33,14 +35,16 @@ from stillhouse.models.find import has_local_files, init_model_files, teacher_fi
 from stillhouse.plugins import LOSSES, plugin_code_key
 from stillhouse.processes.ranks import is_first, is_launched_for
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.recipe.student import StudentSettings
+from stillhouse.recipe.student import DataSettings, StudentSettings
 from stillhouse.records import content_hash
 from stillhouse.storage.durable import fsync_folder, write_atomically, write_lock
+from stillhouse.storage.location import location
+from stillhouse.student.finished.rounds import RoundFigures
 from stillhouse.student.finished.user_files import move_user_files, refuse_to_replace
 
 CARD = "student.json"
 INT8 = "int8"
-Variant = Literal["untrained", "white-box", "black-box", "gold"]
+Variant = Literal["untrained", "white-box", "black-box", "gold", "on-policy"]
 
 
 class Step(BaseModel):
@@ -93,6 +97,7 @@ class StudentCard(BaseModel):
     versions: dict[str, str]
     log: tuple[Step, ...]
     int8: Int8Copy | None = None
+    rounds: tuple[RoundFigures, ...] = ()  # of an on-policy student
 
     @property
     def held_out(self) -> Step | None:
@@ -232,6 +237,11 @@ def student_folder(
     Raises:
         DatasetMissing: the start is made with the teacher's completions, and they have not been labelled.
     """
+    if variant == "on-policy":
+        before = student_folder(recipe, student, student.mode, dataset, labelled)
+        settings = recipe.on_policy.model_dump() if recipe.on_policy else None
+        key = content_hash({"before": before.key, "on_policy": settings})
+        return replace(before, variant=variant, key=key, wants_int8=False, earlier_key=None)
     start_data = start_dataset(recipe, student, labelled or (None if variant == "gold" else dataset))
     if dataset is None:
         rows = []
@@ -239,7 +249,27 @@ def student_folder(
         rows = [dataset.manifest.plan_sha256]
     else:
         rows = [file.sha256 for file in dataset.manifest.files]
+        if student.data is not None:
+            learnt = datasets_of(recipe, student, dataset)
+            rows += [file.sha256 for _, one in learnt for file in one.manifest.files]
     return folder_for(recipe, student, variant, rows, start_data)
+
+
+def datasets_of(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> list[tuple[DataSettings, Dataset]]:
+    """Return the datasets whose training rows a student learns, with their settings.
+
+    Args:
+        recipe: the recipe, which names the datasets' folder.
+        student: the student's settings.
+        dataset: the dataset of the recipe, or the references of a gold student.
+
+    Raises:
+        DatasetMissing: one of `student.data` does not exist.
+    """
+    if student.data is None or student.mode == "gold":
+        return [(DataSettings(dataset=dataset.manifest.name), dataset)]
+    root = location(recipe.dataset.root)
+    return [(one, open_dataset(root / one.dataset, one.version)) for one in student.data]
 
 
 def start_dataset(recipe: Recipe, student: StudentSettings, labelled: Dataset | None = None) -> Dataset | None:

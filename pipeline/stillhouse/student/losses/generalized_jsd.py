@@ -10,7 +10,8 @@ symmetric in p and q. Near the ends, divided by the factor that vanishes there, 
     beta -> 1:  JSD / (1 - beta) -> KL(q || p), reverse
 
 The factor itself is kept, as in the paper: near p = q the gradient is beta (1 - beta) times that of the KL, a quarter at
-0.5. Raise `weight` to compensate; for the limits themselves use forward-kl or reverse-kl, because the JSD is 0 there.
+0.5. Raise `weight` to compensate. At the ends themselves the JSD is 0, so 0 means the forward KL and 1 the reverse KL, as
+they do in TRL's GKD.
 
 It is at most the entropy of (beta, 1 - beta), log 2 at 0.5, so one position can never dominate a batch.
 
@@ -26,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stillhouse.settings import Settings
-from stillhouse.student.losses import skewed_kl
+from stillhouse.student.losses import forward_kl, reverse_kl, skewed_kl
 
 ENCODINGS = ("dense", "top-k")
 
@@ -35,12 +36,19 @@ class Options(Settings):
     """Options of this loss, next to `kind` in `student.loss`."""
 
     beta: float = Field(
-        default=0.5, gt=0, lt=1, description="the teacher's share in the mixture, and the weight of its KL"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="the teacher's share in the mixture, and the weight of its KL; 0: forward KL, 1: reverse KL",
     )
 
 
 def divergence(teacher: Tensor, student: Tensor, *, beta: float) -> Tensor:
     """Return the divergence in nats: (positions, outcomes) log-probabilities of both -> (positions,)."""
+    if beta == 0:
+        return forward_kl.divergence(teacher, student)
+    if beta == 1:
+        return reverse_kl.divergence(teacher, student)
     # m has the share beta of p and 1 - beta of q: both terms are skewed KLs
     of_teacher = skewed_kl.divergence(teacher, student, alpha=beta)
     of_student = skewed_kl.divergence(student, teacher, alpha=1 - beta)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -26,12 +27,19 @@ from stillhouse.progress import Progress, silent
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
-from stillhouse.records import SPLITS
 from stillhouse.storage.durable import make_folder
-from stillhouse.student.data.examples import Examples, read_examples
+from stillhouse.student.data.examples import Examples, open_rows
+from stillhouse.student.data.rows import Rows
+from stillhouse.student.data.several import DrawnRows, JoinedRows
 from stillhouse.student.data.template_checks import check_template_on_rows
 from stillhouse.student.data.vocabulary import has_other_layout, has_other_tokenizer
-from stillhouse.student.finished.folder import StudentCard, StudentFolder, start_dataset, student_folder
+from stillhouse.student.finished.folder import (
+    StudentCard,
+    StudentFolder,
+    datasets_of,
+    start_dataset,
+    student_folder,
+)
 from stillhouse.student.finished.quantize import add_int8
 from stillhouse.student.training.arguments import check_drop_last, disable_evaluation, training_arguments
 from stillhouse.student.training.forward import LiveTeacher
@@ -74,7 +82,11 @@ def distill(
         return card
     arguments = training_arguments(recipe, student, folder.work)
     objective = load_objective(student, encoding_of(dataset.manifest.soft) if student.needs_soft_labels else None)
-    dataset.check()
+    for one in {
+        dataset.folder: dataset,
+        **{one.folder: one for _, one in datasets_of(recipe, student, dataset)},
+    }.values():
+        one.check()
     check_template_on_rows(recipe, student, dataset)
     with folder.lock():  # nothing is written before this
         if (card := folder.finished_card()) is not None:  # trained by another run in the meantime
@@ -115,7 +127,7 @@ def _train(
     other_rows = has_other_layout(
         dataset, encoder_decoder=lm.is_encoder_decoder, raise_if_other=student.needs_soft_labels
     )
-    rows = _rows(dataset, student, lm, vocabulary_map, by_text=other_tokens or other_rows)
+    rows = _rows(recipe, dataset, student, lm, vocabulary_map, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
         disable_evaluation(arguments, student)
     check_drop_last(arguments, student, len(rows.train))
@@ -155,6 +167,7 @@ class _Rows:
 
 
 def _rows(
+    recipe: Recipe,
     dataset: Dataset,
     student: StudentSettings,
     lm: LanguageModel,
@@ -162,20 +175,13 @@ def _rows(
     *,
     by_text: bool,
 ) -> _Rows:
-    rows = _Rows(
-        *(
-            read_examples(
-                dataset,
-                split,
-                lm,
-                soft=student.needs_soft_labels,
-                by_text=by_text,
-                max_length=student.max_length,
-                vocabulary_map=vocabulary_map,
-            )
-            for split in SPLITS
-        )
-    )
+    read = partial(open_rows, lm=lm, soft=student.needs_soft_labels, by_text=by_text, vocabulary_map=vocabulary_map)
+    sources: list[Rows] = []
+    for number, (settings, one) in enumerate(datasets_of(recipe, student, dataset)):
+        found = read(one, "train")
+        sources.append(found if settings.rows is None else DrawnRows(found, settings.rows, [recipe.seed, number]))
+    train = sources[0] if len(sources) == 1 else JoinedRows(sources)
+    rows = _Rows(*(Examples(one, student.max_length) for one in (train, read(dataset, "validation"))))
     if len(rows.train) == 0:
         raise TrainingError(
             f"dataset {dataset.manifest.label} has no row to train on: {rows.train.too_long} are longer than "

@@ -1,0 +1,1 @@
+"""On-policy distillation in rounds (DESIGN: the student writes, the teacher scores, the student learns)."""

@@ -1,0 +1,28 @@
+"""Checks of `on_policy` before anything is labelled or trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stillhouse.recipe.label import encoding_of
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages.rounds.recipes import on_policy_of, round_student, scoring_label
+from stillhouse.teachers.base import open_teacher
+
+
+def check_on_policy(recipe: Recipe) -> None:
+    """Check that the teacher can score what the student writes, and that the student can learn from it.
+
+    Raises:
+        RecipeError: the teacher cannot score token ids, or the loss or the training arguments of the rounds are wrong.
+    """
+    if recipe.on_policy is None:
+        return
+    from stillhouse.student.training.arguments import training_arguments
+    from stillhouse.student.training.objective import load_objective
+
+    label = scoring_label(recipe)
+    open_teacher(recipe.teacher, label, recipe.seed)
+    student = round_student(recipe, on_policy_of(recipe))
+    load_objective(student, encoding_of(label.soft))
+    training_arguments(recipe, student, Path(recipe.students))

@@ -1,0 +1,201 @@
+"""Run the rounds of on-policy distillation (GKD, Agarwal et al., arXiv 2306.13649).
+
+    run_rounds(recipe, start, labelled, RoundSteps(score, train), progress)
+
+A round has three steps, and each is durable when it is done: the student of the round before writes to prompts of the
+training split (student/rollouts.py), the teacher scores these tokens with the labelling engine (a version of
+<dataset>-rollouts), and the student learns from the scores, mixed with rows of the teacher's own dataset. A step that is
+done is not done again, so an interrupted run goes on, and more rounds can be added to a finished student.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from stillhouse.dataset.store import Dataset, open_dataset
+from stillhouse.models.files import ModelFiles
+from stillhouse.processes.ranks import first_process_first, is_first
+from stillhouse.progress import Progress, silent
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.recipe.student import StudentSettings
+from stillhouse.records import content_hash
+from stillhouse.stages.rounds.health import StudentCollapsed, measure_round, refuse_collapsed, written_of
+from stillhouse.stages.rounds.prompts import prompts_of_round
+from stillhouse.stages.rounds.recipes import (
+    on_policy_of,
+    round_folder,
+    scoring_recipe,
+    student_of_round,
+    training_recipe,
+)
+from stillhouse.stages.rounds.record import RoundRecord, read_record
+from stillhouse.stages.rounds.server import write_rollouts_with_server
+from stillhouse.storage.location import location
+from stillhouse.student.finished.folder import StudentResult
+from stillhouse.student.finished.rounds import RoundFigures, Written
+from stillhouse.student.rollouts import FILE, write_rollouts
+
+_LOG = logging.getLogger(__name__)
+
+Score = Callable[[Recipe, Progress], Dataset]
+Train = Callable[[Recipe, StudentSettings, Dataset, Progress], StudentResult]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round."""
+
+    number: int  # from 1
+    scored: Dataset
+    record: RoundRecord
+    student: StudentResult
+
+
+def _run_as_it_is(number: int, run: Callable[[], RoundResult]) -> RoundResult:
+    return run()
+
+
+@dataclass(frozen=True)
+class RoundSteps:
+    """What a round calls: `score` labels a recipe in score mode, `train` trains the student of a round's recipe.
+
+    `wrap` is called with the number of each round and a function that runs it; a flow makes a run of its own of it.
+    """
+
+    score: Score
+    train: Train
+    wrap: Callable[[int, Callable[[], RoundResult]], RoundResult] = _run_as_it_is
+
+
+def run_rounds(
+    recipe: Recipe, start: Path, labelled: Dataset, steps: RoundSteps, progress: Progress = silent
+) -> list[RoundResult]:
+    """Run all rounds that are not finished; return every round.
+
+    Args:
+        recipe: the recipe, with `on_policy`.
+        start: folder of the student that writes in the first round.
+        labelled: the teacher's own dataset.
+        steps: what scores and what trains.
+        progress: called with the activity, the items done and the total.
+    """
+    settings = on_policy_of(recipe)
+    finished: list[RoundResult] = []
+    writer = start
+    for number in range(1, settings.rounds + 1):
+        first = finished[0].record.health.written if finished else None
+        run = partial(_run_round, recipe, number, writer, labelled, steps, progress, first)
+        try:
+            finished.append(steps.wrap(number, run))
+        except StudentCollapsed as collapse:
+            _LOG.warning(
+                "%s. The rounds end here, and the best student before is kept. To go on, set a lower "
+                "on_policy.train.learning_rate or a higher on_policy.mix.",
+                collapse,
+            )
+            return finished[:-1] or finished
+        writer = Path(finished[-1].student.folder)
+        if settings.patience is not None and _rounds_since_best(finished) >= settings.patience:
+            break
+    return finished
+
+
+def _run_round(
+    recipe: Recipe,
+    number: int,
+    writer: Path,
+    labelled: Dataset,
+    steps: RoundSteps,
+    progress: Progress,
+    first: Written | None,
+) -> RoundResult:
+    with first_process_first():  # the others find what it has scored
+        scored, record = _scored_rollouts(recipe, number, writer, labelled, steps.score, progress, first)
+    own = training_recipe(recipe, number, writer, scored, labelled)
+    student = steps.train(own, student_of_round(own), labelled, progress)
+    if is_first():  # a copy of the student that wrote, which nothing needs any more
+        shutil.rmtree(round_folder(recipe, number) / "untrained", ignore_errors=True)
+    return RoundResult(number, scored, record, student)
+
+
+def _rounds_since_best(rounds: list[RoundResult]) -> int:
+    return rounds[-1].number - best_round(rounds).number
+
+
+def best_round(rounds: list[RoundResult]) -> RoundResult:
+    """Return the round with the lowest held-out KL; of equal ones, the last."""
+    return min(reversed(rounds), key=lambda one: held_out_kl(one.student))
+
+
+def figures_of(rounds: list[RoundResult], best: RoundResult) -> tuple[RoundFigures, ...]:
+    """Return what the card of the kept student says of all rounds."""
+    return tuple(
+        RoundFigures(
+            number=one.number,
+            dataset=one.record.dataset,
+            health=one.record.health,
+            held_out_kl=kl if (kl := held_out_kl(one.student)) < float("inf") else None,
+            kept=one is best,
+        )
+        for one in rounds
+    )
+
+
+def held_out_kl(student: StudentResult) -> float:
+    """Return the forward KL on held-out rows, in nats per token; infinite if it was not measured."""
+    held_out = student.card.held_out
+    return float("inf") if held_out is None or held_out.eval_kl is None else held_out.eval_kl
+
+
+def _scored_rollouts(
+    recipe: Recipe,
+    number: int,
+    writer: Path,
+    labelled: Dataset,
+    score: Score,
+    progress: Progress,
+    first: Written | None,
+) -> tuple[Dataset, RoundRecord]:
+    """Return the version with a round's scored rollouts, after writing and scoring what is missing.
+
+    Raises:
+        StudentCollapsed: what the student writes is broken, unlike that of the `first` round; nothing was scored.
+    """
+    settings = on_policy_of(recipe)
+    files = ModelFiles("the student", writer)
+    shaping = settings.model_dump(include={"prompts", "samples", "sampling", "batch_size", "writer"})
+    key = content_hash([files.content_sha256, number, recipe.seed, shaping])
+    folder = round_folder(recipe, number)
+    own = folder / f"rollouts-{key[:12]}"
+    scoring = scoring_recipe(recipe, own / FILE, labelled)
+    record = read_record(folder, key)
+    if record is not None:
+        return open_dataset(location(scoring.dataset.root) / scoring.dataset.name, record.version), record
+    for other in folder.glob("rollouts-*"):  # of another student, which did not finish this round
+        if other != own:
+            shutil.rmtree(other)
+    assert recipe.student is not None
+    prompts = prompts_of_round(labelled, recipe.seed, number, settings.prompts)
+    if settings.writer.kind == "vllm":
+        file = write_rollouts_with_server(recipe, files, prompts, own, progress)
+    else:
+        trusted = recipe.student.trust_remote_code
+        seed = [recipe.seed, number]
+        file = write_rollouts(files, prompts, settings, seed, own, progress, trust_remote_code=trusted)
+    written = written_of(file)
+    refuse_collapsed(number, written, first or written)
+    scored = score(scoring, progress)
+    record = RoundRecord(
+        key=key,
+        student_sha256=files.content_sha256,
+        dataset=scored.manifest.label,
+        version=scored.manifest.version,
+        health=measure_round(recipe, files, scored, labelled, written),
+    )
+    record.write(folder)
+    return scored, record
