@@ -167,6 +167,13 @@ class LabelJob:
         """Close the teacher and free its resources (a model's memory, a connection)."""
         await self._teacher.close()
 
+    @property
+    def _all_parents(self) -> tuple[str, ...]:
+        """The versions that provided prompts or answers."""
+        origin = self._recipe.prompts.written_by
+        of_prompts = [origin.dataset] if origin is not None and origin.dataset is not None else []
+        return tuple(dict.fromkeys([*of_prompts, *self._parents]))
+
     def _manifest(self) -> Manifest:
         entries = [entry for name in self._plan.names for entry in self._files(name).entries()]
         counted = count_files(self._folder, entries)
@@ -189,7 +196,7 @@ class LabelJob:
             rows=counted.rows,
             rejected=counted.rejected,
             totals=counted.totals.model_copy(update={"spent_usd": self._budget.spent_usd or None}),
-            parents=tuple(self._parents),
+            parents=self._all_parents,
             recipe=self._recipe.model_dump(mode="json", by_alias=True),
             files=tuple(entries),
         )

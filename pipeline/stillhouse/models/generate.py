@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from stillhouse.models.layout import right_padded
+from stillhouse.models.layout import left_padded, right_padded
 from stillhouse.models.load import LanguageModel
 from stillhouse.models.sampling import sample_tokens
 
@@ -49,7 +49,7 @@ def generate(
         input_ids, attention_mask = right_padded(prompts, lm.pad_id)
         begin = 1  # after the decoder's start token
     else:
-        input_ids, attention_mask = _left_padded(prompts, lm.pad_id)
+        input_ids, attention_mask = left_padded(prompts, lm.pad_id)
         begin = input_ids.shape[1]
     settings = transformers.GenerationConfig(
         max_new_tokens=max_tokens,
@@ -64,25 +64,19 @@ def generate(
             input_ids=input_ids.to(lm.device),
             attention_mask=attention_mask.to(lm.device),
             generation_config=settings,
-            **_caches_for_deep_decoder(lm.model.config),
+            **caches_for_deep_decoder(lm.model.config),
             logits_processor=transformers.LogitsProcessorList(processors),
             stopping_criteria=transformers.StoppingCriteriaList(hooks.criteria),
         )
     return [_until_end(row[begin:].tolist(), lm.end_ids) for row in output]
 
 
-def _caches_for_deep_decoder(config: transformers.PretrainedConfig) -> dict[str, Any]:
+def caches_for_deep_decoder(config: transformers.PretrainedConfig) -> dict[str, Any]:
     """Return caches for a T5 whose decoder is deeper than its encoder: transformers (5.23) sizes them by the encoder."""
     if getattr(config, "num_decoder_layers", 0) <= getattr(config, "num_layers", 0):
         return {}
     empty = (transformers.DynamicCache(), transformers.DynamicCache())  # which grow
     return {"past_key_values": transformers.EncoderDecoderCache(*empty)}
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Left-pad prompts, so that all answers begin in one column; returns ids and mask, both (batch, longest) int64."""
-    reversed_ids, reversed_mask = right_padded([[*reversed(prompt)] for prompt in prompts], pad_id)
-    return reversed_ids.flip(1), reversed_mask.flip(1)
 
 
 class _Sampler(transformers.LogitsProcessor):

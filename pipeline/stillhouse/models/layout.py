@@ -96,6 +96,12 @@ def right_padded(rows: Sequence[Sequence[int] | npt.NDArray[np.int32]], fill: in
     return torch.from_numpy(padded), torch.from_numpy(filled.astype(np.int64))
 
 
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pad prompts on the left, so that all answers begin in one column; returns as `right_padded` does."""
+    reversed_ids, reversed_mask = right_padded([[*reversed(prompt)] for prompt in prompts], pad_id)
+    return reversed_ids.flip(1), reversed_mask.flip(1)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Convert half precision to float32, for sums, exponentials and logarithms; float64 is kept."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

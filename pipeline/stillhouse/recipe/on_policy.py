@@ -42,6 +42,13 @@ class OnPolicySettings(Settings):
         default=WriterSettings(), description="what runs the student while it writes its answers"
     )
     batch_size: int = Field(default=32, ge=1, description="answers that the student writes at once in this process")
+    teacher_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the teacher in the distribution that answers are drawn from, token by token; 0: the "
+        "student's alone",
+    )
     soft: SoftSettings | None = Field(
         default=None,
         description="soft labels that the teacher gives to the answers; None: as in label.soft, or the 32 likeliest",
@@ -83,6 +90,30 @@ class OnPolicySettings(Settings):
                 setting="samples",
                 value=self.samples,
                 fix="set samples to 1, or sampling.temperature to 1.0",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixtures_and_rewards_are_those_at_temperature_1(self) -> OnPolicySettings:
+        is_policy_gradient = self.loss is not None and self.loss.kind == "minillm"
+        if not (is_policy_gradient or self.teacher_share > 0):
+            return self
+        reason = "loss.kind is minillm" if is_policy_gradient else f"teacher_share is {self.teacher_share}"
+        for name in ("temperature", "top_p"):
+            value = getattr(self.sampling, name)
+            if value != 1:
+                raise SettingError(
+                    f"{reason}, whose weights are those of answers drawn at temperature 1 from all tokens",
+                    setting=f"sampling.{name}",
+                    value=value,
+                    fix="set it to 1.0",
+                )
+        if self.teacher_share > 0 and self.writer.kind != "transformers":
+            raise SettingError(
+                "a server of the student does not draw from the teacher too",
+                setting="teacher_share",
+                value=self.teacher_share,
+                fix="set it to 0, or writer.kind to transformers",
             )
         return self
 

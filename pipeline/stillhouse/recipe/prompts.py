@@ -9,6 +9,16 @@ from pydantic import Field
 from stillhouse.settings import Settings
 
 
+class CompletionOrigin(Settings):
+    """What wrote the completions that are scored."""
+
+    student: str = Field(description="content hash of the model that wrote them")
+    dataset: str | None = Field(default=None, description="the dataset version that the prompts are from: name/v001")
+    teacher_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the teacher in the distribution that they were drawn from"
+    )
+
+
 class PromptSettings(Settings):
     """Where the prompts come from and which of them are held out."""
 
@@ -29,6 +39,9 @@ class PromptSettings(Settings):
     score_tokens: str | None = Field(
         default=None,
         description="score mode: column with a completion's token ids, which are the teacher's; None: the reference",
+    )
+    written_by: CompletionOrigin | None = Field(
+        default=None, description="what wrote the tokens of score_tokens, for the manifest; None: not known"
     )
     last_turn: Literal["refuse", "reference", "continue"] = Field(
         default="refuse", description="how to treat a final assistant turn"

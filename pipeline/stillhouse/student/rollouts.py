@@ -9,7 +9,7 @@ interrupted run writes the rollouts of an unbroken one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ def write_rollouts(
     folder: Path,
     progress: Progress = silent,
     *,
+    load_teacher: Callable[[], LanguageModel] | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
     """Have a student answer prompts, and return the file of its answers.
@@ -73,6 +74,7 @@ def write_rollouts(
         seed: seeds of all answers; a prompt and the number of the sample make each one's own.
         folder: where the file is written; batches of an interrupted call are read from there.
         progress: called with the activity, the rollouts written and the total.
+        load_teacher: loads the teacher, if `settings.teacher_share` mixes it in.
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
@@ -96,11 +98,12 @@ def write_rollouts(
             value=settings.sampling.max_tokens,
             fix="set it lower, or check the chat template",
         )
+    teacher = None if load_teacher is None else load_teacher()
     done = 0
     for number, batch in enumerate(batches):
         part = folder / f"rollouts-{number:05d}.parquet"
         if not part.is_file():
-            _write(part, _answers(lm, batch, settings, seed, vocabulary_map))
+            _write(part, _answers(lm, batch, settings, seed, vocabulary_map, teacher))
         done += len(batch)
         progress("Writing rollouts", done, total)
     parts = [folder / f"rollouts-{number:05d}.parquet" for number in range(len(batches))]
@@ -136,17 +139,22 @@ def _answers(
     settings: OnPolicySettings,
     seed: Sequence[int],
     vocabulary_map: VocabularyMap | None,
+    teacher: LanguageModel | None,
 ) -> pa.Table:
-    from stillhouse.models.generate import Sampling, generate
+    from stillhouse.models.generate import GenerationHooks, Sampling, generate
     from stillhouse.models.load import decode_completion
+    from stillhouse.models.mixture import TeacherMixture
 
     sampling = settings.sampling
+    prompts = [one.ids for one in batch]
+    mixture = [] if teacher is None else [TeacherMixture(teacher, prompts, settings.teacher_share)]
     seeds = [int(content_hash([*seed, one.prompt.id, one.sample])[:15], 16) for one in batch]
     written = generate(
         lm,
-        [one.ids for one in batch],
+        prompts,
         max_tokens=sampling.max_tokens,
         sampling=Sampling(sampling.temperature, sampling.top_p, seeds) if sampling.temperature > 0 else None,
+        hooks=GenerationHooks(processors=mixture),
     )
     rows: list[dict[str, Any]] = []
     for one, ids in zip(batch, written, strict=True):

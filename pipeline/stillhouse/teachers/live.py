@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stillhouse.models.head import Parts
+    from stillhouse.models.load import LanguageModel
 
 
 class LiveTransformersTeacher:
@@ -66,9 +67,21 @@ def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:
         TeacherUnavailable: the model does not exist.
     """
     from stillhouse.models.head import split
-    from stillhouse.models.load import load_language_model
 
     check_live_teacher(recipe)
+    lm = load_teacher(recipe)
+    return LiveTransformersTeacher(split(lm.model), int(lm.model.config.vocab_size))
+
+
+def load_teacher(recipe: Recipe) -> LanguageModel:
+    """Load the recipe's teacher into this process, as its options say.
+
+    Raises:
+        RecipeError: the options are wrong.
+        TeacherUnavailable: the model does not exist.
+    """
+    from stillhouse.models.load import load_language_model
+
     options = teacher_options(recipe)
     lm = load_language_model(
         teacher_files(recipe).folder,
@@ -77,7 +90,7 @@ def open_live_teacher(recipe: Recipe) -> LiveTransformersTeacher:
         trust_remote_code=options.trust_remote_code,
     )
     lm.model.requires_grad_(False)
-    return LiveTransformersTeacher(split(lm.model), int(lm.model.config.vocab_size))
+    return lm
 
 
 def teacher_options(recipe: Recipe) -> TransformersOptions:

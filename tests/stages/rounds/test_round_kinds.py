@@ -135,8 +135,8 @@ def test_the_budget_is_that_of_both_datasets(tiny_recipe: MakeRecipe) -> None:
     recipe = recipe.model_copy(update={"label": recipe.label.model_copy(update={"budget_usd": 2.0})})
     spent = labelled.manifest.totals.model_copy(update={"spent_usd": 0.5})
     object.__setattr__(labelled, "manifest", labelled.manifest.model_copy(update={"totals": spent}))
-    assert scoring_recipe(recipe, Path("x.parquet"), labelled).label.budget_usd == 1.5
+    assert scoring_recipe(recipe, Path("x.parquet"), "00", labelled).label.budget_usd == 1.5
     spent = spent.model_copy(update={"spent_usd": 2.0})
     object.__setattr__(labelled, "manifest", labelled.manifest.model_copy(update={"totals": spent}))
     with pytest.raises(BudgetSpent, match=r"label\.budget_usd is 2\.0: .* has spent all of it"):
-        scoring_recipe(recipe, Path("x.parquet"), labelled)
+        scoring_recipe(recipe, Path("x.parquet"), "00", labelled)

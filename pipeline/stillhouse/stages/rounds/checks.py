@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stillhouse.errors import RecipeError
+from stillhouse.models.find import can_load_in_process
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.rounds.recipes import on_policy_of, round_student, scoring_label
@@ -23,6 +25,22 @@ def check_on_policy(recipe: Recipe) -> None:
 
     label = scoring_label(recipe)
     open_teacher(recipe.teacher, label, recipe.seed)
+    if on_policy_of(recipe).teacher_share > 0:
+        _check_mixture(recipe)
     student = round_student(recipe, on_policy_of(recipe))
     load_objective(student, encoding_of(label.soft))
     training_arguments(recipe, student, Path(recipe.students))
+
+
+def _check_mixture(recipe: Recipe) -> None:
+    """Refuse a teacher that cannot take part in what the student writes."""
+    assert recipe.student is not None
+    reason = None
+    if not can_load_in_process(recipe.teacher):
+        reason = f"the teacher has to run in this process, and teacher.kind {recipe.teacher.kind!r} does not"
+    elif recipe.student.init.vocabulary == "used":
+        reason = "student.init.vocabulary is 'used', and the teacher reads its own token ids, of which it has only some"
+    if reason is not None:
+        raise RecipeError(
+            reason, setting="on_policy.teacher_share", value=on_policy_of(recipe).teacher_share, fix="set it to 0"
+        )

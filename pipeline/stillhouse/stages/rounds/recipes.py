@@ -12,7 +12,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import BudgetSpent, RecipeError
 from stillhouse.recipe.label import LabelSettings, SoftSettings
 from stillhouse.recipe.on_policy import OnPolicySettings
-from stillhouse.recipe.prompts import PromptSettings
+from stillhouse.recipe.prompts import CompletionOrigin, PromptSettings
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import DataSettings, StudentSettings
 from stillhouse.recipe.student_init import InitSettings
@@ -64,8 +64,14 @@ def round_student(recipe: Recipe, settings: OnPolicySettings) -> StudentSettings
     )
 
 
-def scoring_recipe(recipe: Recipe, rollouts: Path, labelled: Dataset) -> Recipe:
+def scoring_recipe(recipe: Recipe, rollouts: Path, student_sha256: str, labelled: Dataset) -> Recipe:
     """Return the recipe with which the teacher scores rollouts, exactly as tokens.
+
+    Args:
+        recipe: the recipe, with `on_policy`.
+        rollouts: the file of rollouts.
+        student_sha256: content of the student that wrote them.
+        labelled: the teacher's own dataset.
 
     Raises:
         BudgetSpent: labelling the dataset has spent the whole budget.
@@ -81,9 +87,15 @@ def scoring_recipe(recipe: Recipe, rollouts: Path, labelled: Dataset) -> Recipe:
                 fix="set it higher, or remove on_policy",
             )
         label = label.model_copy(update={"budget_usd": left})
+    origin = CompletionOrigin(
+        student=student_sha256, dataset=labelled.manifest.label, teacher_share=on_policy_of(recipe).teacher_share
+    )
+    prompts = PromptSettings(
+        source=str(rollouts), score_tokens=TOKENS, written_by=origin, last_turn="continue", holdout=0
+    )
     return recipe.model_copy(
         update={
-            "prompts": PromptSettings(source=str(rollouts), score_tokens=TOKENS, last_turn="continue", holdout=0),
+            "prompts": prompts,
             "references": None,
             "label": label,
             "quality": (),

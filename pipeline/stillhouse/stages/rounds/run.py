@@ -39,6 +39,7 @@ from stillhouse.storage.location import location
 from stillhouse.student.finished.folder import StudentResult
 from stillhouse.student.finished.rounds import RoundFigures, Written
 from stillhouse.student.rollouts import FILE, write_rollouts
+from stillhouse.teachers.live import load_teacher
 
 _LOG = logging.getLogger(__name__)
 
@@ -168,11 +169,11 @@ def _scored_rollouts(
     """
     settings = on_policy_of(recipe)
     files = ModelFiles("the student", writer)
-    shaping = settings.model_dump(include={"prompts", "samples", "sampling", "batch_size", "writer"})
+    shaping = settings.model_dump(include={"prompts", "samples", "sampling", "batch_size", "writer", "teacher_share"})
     key = content_hash([files.content_sha256, number, recipe.seed, shaping])
     folder = round_folder(recipe, number)
     own = folder / f"rollouts-{key[:12]}"
-    scoring = scoring_recipe(recipe, own / FILE, labelled)
+    scoring = scoring_recipe(recipe, own / FILE, files.content_sha256, labelled)
     record = read_record(folder, key)
     if record is not None:
         return open_dataset(location(scoring.dataset.root) / scoring.dataset.name, record.version), record
@@ -186,7 +187,10 @@ def _scored_rollouts(
     else:
         trusted = recipe.student.trust_remote_code
         seed = [recipe.seed, number]
-        file = write_rollouts(files, prompts, settings, seed, own, progress, trust_remote_code=trusted)
+        teacher = partial(load_teacher, recipe) if settings.teacher_share > 0 else None
+        file = write_rollouts(
+            files, prompts, settings, seed, own, progress, load_teacher=teacher, trust_remote_code=trusted
+        )
     written = written_of(file)
     refuse_collapsed(number, written, first or written)
     scored = score(scoring, progress)

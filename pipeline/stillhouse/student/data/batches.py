@@ -12,7 +12,7 @@ from torch import Tensor
 from stillhouse.dataset.encodings import PackedLabels, pad_entries
 from stillhouse.models.layout import IGNORED, TokenBatch, right_padded
 from stillhouse.student.data.rows import Example
-from stillhouse.student.losses.base import PAD_TOKEN_ID, SparseLabels
+from stillhouse.student.losses.base import PAD_TOKEN_ID, SparseLabels, WrittenTokens
 
 Batch = dict[str, Tensor]
 
@@ -25,7 +25,8 @@ def collator(
     Keys: `input_ids`, `attention_mask`, `labels`, for an encoder-decoder also `decoder_input_ids`, (batch, time) int64, as
     in `layout.TokenBatch`. For soft labels, in the order of `layout.completion_logits`: `soft_token_ids` int32 and
     `soft_logprobs` float32 (completion tokens, k), and `soft_tail_logprob` float32 (completion tokens,). k is the number of
-    entries at the position that has the most; positions with fewer are padded with `PAD_TOKEN_ID` and -inf.
+    entries at the position that has the most; positions with fewer are padded with `PAD_TOKEN_ID` and -inf. If the student
+    wrote an example, `written_logprobs` and `written_advantages`, (completion tokens,) float32, with 0 for other examples.
 
     With `pack_to`, the maximum tokens of a sequence, several examples share a sequence, in few sequences (first fit), and
     `position_ids` (batch, time) int64, which restart at 0 with each example, replace `attention_mask`. A packed batch has
@@ -44,16 +45,14 @@ def _collate(pad_id: int, start_id: int | None, pack_to: int | None, examples: S
         return empty if start_id is None else empty | {"decoder_input_ids": torch.tensor([[start_id]])}
     if start_id is not None:
         batch = _encoder_and_decoder_tokens(examples, pad_id, start_id)
-        labels = [example.soft for example in examples if example.soft is not None]
-        return batch | _padded_labels(labels) if labels else batch
+        return batch | _labels(examples)
     if pack_to is None:
         sequences = [[example] for example in examples]
     else:
         placed = pack_first_fit([len(example) for example in examples], pack_to)
         sequences = [[examples[index] for index in sequence] for sequence in placed]
     batch = _tokens(sequences, pad_id, packed=pack_to is not None)
-    labels = [example.soft for sequence in sequences for example in sequence if example.soft is not None]
-    return batch | _padded_labels(labels) if labels else batch
+    return batch | _labels([example for sequence in sequences for example in sequence])
 
 
 def pack_first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -91,6 +90,9 @@ def soft_labels_of(batch: Batch) -> SparseLabels | None:
         token_ids=batch["soft_token_ids"].long(),
         logprobs=batch["soft_logprobs"],
         tail_logprob=batch["soft_tail_logprob"],
+        written=WrittenTokens(batch["written_logprobs"], batch["written_advantages"])
+        if "written_logprobs" in batch
+        else None,
     )
 
 
@@ -126,6 +128,23 @@ def _encoder_and_decoder_tokens(examples: Sequence[Example], pad_id: int, start_
         "labels": labels,
         "decoder_input_ids": decoder_input_ids,
     }
+
+
+def _labels(examples: Sequence[Example]) -> Batch:
+    """Return the labels of examples in this order; an empty batch if they have none."""
+    labels = [example.soft for example in examples if example.soft is not None]
+    if not labels:
+        return {}
+    batch = _padded_labels(labels)
+    if any(example.written is not None for example in examples):
+        for name in ("logprobs", "advantages"):
+            zeros = (np.zeros(len(example.completion), dtype=np.float32) for example in examples)
+            parts = [
+                zero if example.written is None else getattr(example.written, name)
+                for example, zero in zip(examples, zeros, strict=True)
+            ]
+            batch[f"written_{name}"] = torch.from_numpy(np.concatenate(parts))
+    return batch
 
 
 def _padded_labels(labels: Sequence[PackedLabels]) -> Batch:

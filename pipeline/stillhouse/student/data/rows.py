@@ -22,12 +22,21 @@ LABEL_AGAIN = "label again with label.soft set, or set student.mode to 'black-bo
 
 
 @dataclass(frozen=True)
+class Written:
+    """A completion that the student wrote, for a policy gradient (losses/minillm.py)."""
+
+    logprobs: npt.NDArray[np.float32]  # (time,), of its tokens under the student as training began
+    advantages: npt.NDArray[np.float32]  # (time,), nats
+
+
+@dataclass(frozen=True)
 class Example:
     """One row, ready to be collated with others."""
 
     prompt: Ids  # (prompt time,)
     completion: Ids  # (time,)
     soft: PackedLabels | None  # with a position for each completion token
+    written: Written | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)

@@ -30,7 +30,7 @@ A divergence is a module in this folder (or an entry point `stillhouse.losses`) 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,18 @@ PAD_TOKEN_ID = -1  # padding in place of a token id
 
 
 @dataclass(frozen=True)
+class WrittenTokens:
+    """What the loss `minillm` knows of completion tokens that the student wrote; of others, zeros."""
+
+    logprobs: Tensor  # (positions,) float32, of the written token under the student as training began
+    advantages: Tensor  # (positions,) float32, nats
+
+    def __getitem__(self, part: slice) -> WrittenTokens:
+        """Return those of a slice of the positions."""
+        return WrittenTokens(self.logprobs[part], self.advantages[part])
+
+
+@dataclass(frozen=True)
 class SparseLabels:
     """The teacher's soft labels at some positions, temperature 1, natural logarithms.
 
@@ -54,14 +66,16 @@ class SparseLabels:
     token_ids: Tensor  # (positions, k) int64
     logprobs: Tensor  # (positions, k) float32
     tail_logprob: Tensor  # (positions,) float32, -inf where the tail is empty
+    written: WrittenTokens | None = None  # for a policy gradient
 
     def __getitem__(self, part: slice) -> SparseLabels:
         """Return the labels of a slice of the positions."""
-        return SparseLabels(self.token_ids[part], self.logprobs[part], self.tail_logprob[part])
+        written = None if self.written is None else self.written[part]
+        return SparseLabels(self.token_ids[part], self.logprobs[part], self.tail_logprob[part], written)
 
     def to(self, dtype: torch.dtype) -> SparseLabels:
         """Return the same labels in another precision."""
-        return SparseLabels(self.token_ids, self.logprobs.to(dtype), self.tail_logprob.to(dtype))
+        return replace(self, logprobs=self.logprobs.to(dtype), tail_logprob=self.tail_logprob.to(dtype))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from stillhouse.errors import RecipeError, RecipeFaults
 from stillhouse.plugins import LOSSES, built_in_kinds, load_kind
 from stillhouse.recipe.student import LossSettings, StudentSettings
 from stillhouse.settings import Settings, nearest, parse_options
-from stillhouse.student.losses import forward_kl
+from stillhouse.student.losses import forward_kl, minillm
 from stillhouse.student.losses.base import DenseLabels, Divergence, SparseLabels, paired_outcomes
 
 Labels = SparseLabels | DenseLabels
@@ -51,6 +51,7 @@ class Objective:
     temperature: float
     weight: float
     cross_entropy_weight: float
+    minillm: minillm.Options | None = None  # set if the divergence is the single-step part of that loss
 
     @property
     def needs_labels(self) -> bool:
@@ -75,7 +76,11 @@ class Objective:
         if labels is None:
             raise ValueError("a white-box objective needs soft labels")
         both = paired_outcomes(labels, logits, self.temperature)
-        return total + self.weight * self.temperature**2 * self.divergence(both.teacher, both.student).sum()
+        total = total + self.weight * self.temperature**2 * self.divergence(both.teacher, both.student).sum()
+        if self.minillm is not None and isinstance(labels, SparseLabels) and labels.written is not None:
+            long = minillm.long_part(logits, targets, labels.written, self.minillm.clip)
+            total = total + self.weight * long.sum()
+        return total
 
     def held_out_metrics(self, logits: Tensor, targets: Tensor, labels: Labels | None) -> Tensor:
         """Return the metrics of held-out rows, summed over positions: (3,).
@@ -107,7 +112,9 @@ def load_objective(settings: StudentSettings, encoding: str | None = None) -> Ob
     if settings.mode != "white-box":
         load_divergence(loss)
         return Objective(None, temperature=1.0, weight=0.0, cross_entropy_weight=1.0)
-    return Objective(load_divergence(loss, encoding), loss.temperature, loss.weight, loss.cross_entropy_weight)
+    divergence, options = _load(loss, encoding)
+    policy = options if isinstance(options, minillm.Options) else None
+    return Objective(divergence, loss.temperature, loss.weight, loss.cross_entropy_weight, policy)
 
 
 def load_divergence(loss: LossSettings, encoding: str | None = None) -> Divergence:
@@ -116,6 +123,11 @@ def load_divergence(loss: LossSettings, encoding: str | None = None) -> Divergen
     Raises:
         RecipeError: the kind of loss is unknown, an option is wrong, or the loss does not accept this encoding.
     """
+    return _load(loss, encoding)[0]
+
+
+def _load(loss: LossSettings, encoding: str | None) -> tuple[Divergence, Settings]:
+    """Return the divergence of a recipe with its options bound, and the options."""
     divergence = load_kind("student.loss.kind", loss.kind, stillhouse.student.losses, "divergence", group=LOSSES)
     module = inspect.getmodule(divergence)
     expected: type[Settings] = getattr(module, "Options", Settings)
@@ -130,8 +142,17 @@ def load_divergence(loss: LossSettings, encoding: str | None = None) -> Divergen
     options = parse_options("student.loss", loss.options, expected)
     if encoding is not None and not _accepts(module, encoding):
         raise _refusal(loss.kind, encoding, getattr(module, "ENCODINGS", ()))
+    if isinstance(options, minillm.Options):
+        if loss.temperature != 1:
+            raise RecipeError(
+                "minillm learns from the rewards of tokens that were drawn at temperature 1",
+                setting="student.loss.temperature",
+                value=loss.temperature,
+                fix="set it to 1",
+            )
+        return divergence, options
     bound: Divergence = partial(divergence, **options.model_dump())
-    return bound
+    return bound, options
 
 
 def _accepts(module: Any, encoding: str) -> bool:

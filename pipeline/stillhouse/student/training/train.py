@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.errors import TrainingError
+from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.models.files import ModelFiles
 from stillhouse.models.load import LanguageModel, load_language_model
 from stillhouse.processes.ranks import first_process_first, is_first, wait_for_all
@@ -52,6 +52,7 @@ from stillhouse.student.training.stopping import StopDiverged, StopEarly
 from stillhouse.student.training.trainer import COMPLETE_MARKER, ProgressCallback, StudentTrainer
 from stillhouse.student.training.untrained import write_untrained
 from stillhouse.student.training.write_student import Trained, publish, save_trained, student_card
+from stillhouse.student.training.written_rows import WrittenRows, was_written_by_student
 from stillhouse.student.vocabulary_map import VocabularyMap, vocabulary_map_for
 
 
@@ -88,6 +89,8 @@ def distill(
     }.values():
         one.check()
     check_template_on_rows(recipe, student, dataset)
+    if objective.minillm is not None:
+        _check_written(recipe, student, dataset)
     with folder.lock():  # nothing is written before this
         if (card := folder.finished_card()) is not None:  # trained by another run in the meantime
             return card
@@ -95,6 +98,19 @@ def distill(
             return add_int8(folder, recipe, student, dataset) if is_first() else card
         work = _Work(recipe, student, dataset, labelled, folder, arguments, objective)
         return _train(work, progress, open_teacher, is_teacher=is_teacher)
+
+
+def _check_written(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> None:
+    """Refuse `minillm` for a student that learns from no text of its own."""
+    if student.labels == "live" or not any(
+        was_written_by_student(one) for _, one in datasets_of(recipe, student, dataset)
+    ):
+        raise RecipeError(
+            "this loss learns from stored scores of what the student wrote, and these rows are the teacher's",
+            setting=student.setting("loss.kind"),
+            value="minillm",
+            fix="set on_policy.loss.kind to minillm, and student.loss.kind to reverse-kl",
+        )
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,7 @@ def _train(
     other_rows = has_other_layout(
         dataset, encoder_decoder=lm.is_encoder_decoder, raise_if_other=student.needs_soft_labels
     )
-    rows = _rows(recipe, dataset, student, lm, vocabulary_map, by_text=other_tokens or other_rows)
+    rows = _rows(work, lm, vocabulary_map, by_text=other_tokens or other_rows)
     if len(rows.validation) == 0:
         disable_evaluation(arguments, student)
     check_drop_last(arguments, student, len(rows.train))
@@ -166,20 +182,16 @@ class _Rows:
     validation: Examples
 
 
-def _rows(
-    recipe: Recipe,
-    dataset: Dataset,
-    student: StudentSettings,
-    lm: LanguageModel,
-    vocabulary_map: VocabularyMap | None,
-    *,
-    by_text: bool,
-) -> _Rows:
+def _rows(work: _Work, lm: LanguageModel, vocabulary_map: VocabularyMap | None, *, by_text: bool) -> _Rows:
+    dataset, student, options = work.dataset, work.student, work.objective.minillm
     read = partial(open_rows, lm=lm, soft=student.needs_soft_labels, by_text=by_text, vocabulary_map=vocabulary_map)
     sources: list[Rows] = []
-    for number, (settings, one) in enumerate(datasets_of(recipe, student, dataset)):
-        found = read(one, "train")
-        sources.append(found if settings.rows is None else DrawnRows(found, settings.rows, [recipe.seed, number]))
+    for number, (settings, one) in enumerate(datasets_of(work.recipe, student, dataset)):
+        found: Rows = read(one, "train")
+        if options is not None and was_written_by_student(one):
+            chunk, longest = student.head_chunk, student.max_length
+            found = WrittenRows(found, one, lm, options, head_chunk=chunk, max_length=longest)
+        sources.append(found if settings.rows is None else DrawnRows(found, settings.rows, [work.recipe.seed, number]))
     train = sources[0] if len(sources) == 1 else JoinedRows(sources)
     rows = _Rows(*(Examples(one, student.max_length) for one in (train, read(dataset, "validation"))))
     if len(rows.train) == 0:
