@@ -18,7 +18,7 @@
 # make bench-vllm    labelling with vLLM on the CPU
 # make bench-data    soft labels: bytes per token, accuracy, reading speed
 # make bench-train   training: what each objective learns, speed compared with TRL's GKD, memory of the loss
-# make bench-start   where a student starts: layers and widths by importance
+# make bench-start bench-on-policy   where a student starts: layers and widths by importance
 # make bench-flows   what Prefect and Ray add to labelling, two workers compared with one
 # make reproduce-t5  a T5 into a smaller T5, three seeds; reproduce-t5-quick: one seed, printed
 
@@ -34,7 +34,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs pictures check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs pictures check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-on-policy bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -139,6 +139,10 @@ bench-data: install
 bench-start: install
 	$(BIN)/stillhouse teacher fetch-demo
 	$(BIN)/python -m benchmarks.start
+
+bench-on-policy: install .venv-trl/.installed
+	$(BIN)/stillhouse teacher fetch-demo
+	$(BIN)/python -m benchmarks.on_policy $(PART)
 
 bench-flows: install-dev
 	$(BIN)/python -m benchmarks.orchestration

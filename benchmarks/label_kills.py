@@ -40,6 +40,7 @@ from benchmarks.shared import (
     write_recipe,
 )
 
+DATASET = "labels/benchmark"
 LATENCY = 0.05
 CONCURRENCY = 128
 SHARD_SIZE = 250
@@ -111,7 +112,7 @@ def _kill_often(command: Sequence[str], folder: Path, server: Server, prompts: i
         process.kill()
         time.sleep(2 * LATENCY)  # until the server has answered and charged for all requests in flight
         stats = server.stats()
-        killed.append(Killed(durable_answers(folder), stats["repeated"], stats["billed"]))
+        killed.append(Killed(durable_answers(folder / DATASET), stats["repeated"], stats["billed"]))
         durable = len(killed[-1].durable)
         print(f"kill {number + 1}: {durable:,} answers on the disk", flush=True)
     return killed
@@ -124,13 +125,12 @@ def await_answers(process: Running, server: Server, more: int) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def durable_answers(folder: Path) -> set[str]:
-    """Return the keys of all answers on disk."""
-    dataset = folder / "labels/benchmark"
+def durable_answers(dataset: Path) -> set[str]:
+    """Return the keys of all answers of a dataset that are on disk."""
     keys: set[str] = set()
     for file in dataset.glob("v*/data/*.parquet"):
         keys.update(pq.read_table(file, columns=["id"])["id"].to_pylist())
-    copy = folder / "journal"
+    copy = dataset.parent.parent / "journal"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
     for file in dataset.glob("journal.sqlite*"):

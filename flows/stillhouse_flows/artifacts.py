@@ -6,6 +6,7 @@
     card-quickstart         the dataset's card
     teacher-quickstart      the fine-tuned teacher, if the recipe has one
     students-quickstart     the trained students and their folders
+    rounds-quickstart       the figures of the rounds so far, if the recipe has on_policy
     report-quickstart       the report, with the path of its HTML page
     sweep-quickstart        the report of a sweep, with the path of its HTML page
 
@@ -36,7 +37,8 @@ from prefect.exceptions import PrefectException
 
 from stillhouse.evaluation.evaluate import EvaluationResult
 from stillhouse.evaluation.report.answer_warnings import warnings
-from stillhouse.evaluation.report.report import ReportFiles, markdown
+from stillhouse.evaluation.report.report import ROUNDS_EXPLANATION, ReportFiles, markdown
+from stillhouse.evaluation.report.tables import rounds_table
 from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
 from stillhouse.evaluation.sweep.report import sweep_markdown
 from stillhouse.evaluation.sweep.verdict import sweep_warnings
@@ -47,6 +49,7 @@ from stillhouse.labelling.parts import FOLDER as PARTS
 from stillhouse.labelling.result import LabelResult
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.student.finished.folder import StudentResult
+from stillhouse.student.finished.rounds import RoundFigures
 
 UPDATE_SECONDS = 10.0  # between two updates of the progress artifact
 _SERVER_ERRORS = (httpx.HTTPError, PrefectException, OSError)  # the server cannot be reached, or rejects a request
@@ -168,6 +171,13 @@ def publish_models(stage: str, description: str, models: Sequence[StudentResult]
         create_markdown_artifact(table, artifact_key(stage, recipe), description)
     except _SERVER_ERRORS as error:
         _log_failure(error)
+
+
+def publish_rounds(rounds: Sequence[RoundFigures], recipe: Recipe) -> None:
+    """Publish the figures of all rounds so far: the distance on both texts, and what the student writes."""
+    headers, *rows = rounds_table(rounds)
+    text = "\n".join([*markdown_table(headers, rows), "", ROUNDS_EXPLANATION])
+    _publish_report("rounds", f"Rounds of {recipe.name}: {len(rounds)} so far", (), text, recipe)
 
 
 def publish_report(result: EvaluationResult, recipe: Recipe) -> None:

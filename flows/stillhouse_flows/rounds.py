@@ -16,6 +16,8 @@ from stillhouse.stages.rounds.stage import rounds_stage
 from stillhouse.stages.stages import distill_stage
 from stillhouse.storage.durable import write_atomically
 from stillhouse.student.finished.folder import StudentResult
+from stillhouse.student.finished.rounds import RoundFigures
+from stillhouse_flows.artifacts import publish_rounds
 from stillhouse_flows.common import FLOW, TRAINING_TASK, logged_progress
 from stillhouse_flows.label import run_label_flow
 
@@ -28,7 +30,12 @@ def train_student_of_round(recipe: Recipe, student: StudentSettings, dataset: Da
 
 def run_rounds_in_flow(recipe: Recipe, student: StudentSettings, labelled: Dataset, start: Path) -> StudentResult:
     """Run the rounds that are missing; called in a flow. The arguments are those of `rounds_stage`."""
-    steps = RoundSteps(_score, _train, _in_own_run)
+
+    def report(rounds: tuple[RoundFigures, ...]) -> None:
+        get_run_logger().info("%s", rounds[-1])
+        publish_rounds(rounds, recipe)
+
+    steps = RoundSteps(_score, _train, _in_own_run, report)
     return rounds_stage(recipe, student, labelled, start, steps, logged_progress())
 
 

@@ -143,12 +143,14 @@ def loss_plot(one: Curve, place: int) -> str:
 
 def rounds_plot(rounds: Sequence[RoundFigures]) -> str:
     """Plot KL by round: of the student on the teacher's held-out text, and in both directions on its own; empty if none."""
-    own = [(one.number, one.health.own_text) for one in rounds]
-    measured = {
-        "held-out KL, teacher's text": [(one.number, one.held_out_kl) for one in rounds if one.held_out_kl is not None],
-        "KL, own text": [(number, text.forward_kl) for number, text in own if text is not None],
-        "reverse KL, own text": [(number, text.reverse_kl) for number, text in own if text is not None],
+    texts = {
+        "teacher's text": [(one.number, one.health.teacher_text) for one in rounds],
+        "own text": [(one.number, one.health.own_text) for one in rounds],
     }
+    measured: dict[str, list[tuple[int, float]]] = {}
+    for name, points in texts.items():
+        measured[f"KL, {name}"] = [(number, text.forward_kl) for number, text in points if text is not None]
+        measured[f"reverse KL, {name}"] = [(number, text.reverse_kl) for number, text in points if text is not None]
     measured = {name: points for name, points in measured.items() if points}
     if not measured:
         return ""

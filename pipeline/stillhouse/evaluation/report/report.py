@@ -43,7 +43,7 @@ ROUNDS_TITLE = "Rounds"
 ROUNDS_EXPLANATION = (
     "The held-out KL is that of the student that a round made, on the teacher's text. All other figures describe the "
     "student that wrote the round's rollouts, before it learnt from them; overlap is the share of the teacher's likeliest "
-    "tokens that are also among the student's."
+    "tokens that are also among the student's, and its mass the probability that the teacher gives to them."
 )
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def markdown(report: Report, *, narrow: bool = False, page: str = "") -> str:
     if report.differences:
         headers, *rows = differences_table(report)
         lines += ["## Differences from the student", "", *markdown_table(headers, rows), ""]
-    if rounds := rounds_table(report):
+    if rounds := rounds_table(report.rounds):
         headers, *rows = rounds
         lines += [f"## {ROUNDS_TITLE}", "", *markdown_table(headers, rows), "", ROUNDS_EXPLANATION, ""]
     if report.starts:
@@ -241,7 +241,7 @@ def html(report: Report) -> str:
         kl_plot=Markup(plots.intervals(report.models)),
         size_plot=Markup(plots.size_and_distance(report.models)),
         rounds_title=ROUNDS_TITLE,
-        rounds=rounds_table(report),
+        rounds=rounds_table(report.rounds),
         rounds_explanation=ROUNDS_EXPLANATION,
         rounds_plot=Markup(plots.rounds_plot(report.rounds)),
         layers_title=importance_plot.TITLE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from stillhouse.evaluation.results import AnswerQuality, Difference, Interval, MetricColumn, ModelRow, Report
@@ -50,29 +51,34 @@ def answer_quality_table(report: ComparedModels) -> list[list[str]]:
     return [headers, *([row.role, *_answer_quality_cells(row.answer_quality)] for row in report.models)]
 
 
-def rounds_table(report: Report) -> list[list[str]]:
-    """Return headers, then one row per round of an on-policy student; empty if it has none."""
-    if not report.rounds:
+def rounds_table(rounds: Sequence[RoundFigures]) -> list[list[str]]:
+    """Return headers, then one row per round of an on-policy student; empty if there is none."""
+    if not rounds:
         return []
-    headers = ["round", "held-out KL", "KL, own text", "reverse KL, own text", "overlap", "entropy"]
+    headers = ["round", "held-out KL after it", "KL, teacher's text", "reverse KL, teacher's text"]
+    headers += ["KL, own text", "reverse KL, own text", "overlap", "its mass", "entropy"]
     headers += ["tokens", "repeat themselves", "reach the token limit"]
-    return [headers, *(_round_cells(one) for one in report.rounds)]
+    return [headers, *(_round_cells(one) for one in rounds)]
 
 
 def _round_cells(one: RoundFigures) -> list[str]:
-    own, written = one.health.own_text, one.health.written
-    distance = [DASH] * 4
+    teacher, own, written = one.health.teacher_text, one.health.own_text, one.health.written
+    of_teacher, of_own = [DASH] * 2, [DASH] * 5
+    if teacher is not None:
+        of_teacher = [f"{teacher.forward_kl:.2f}", f"{teacher.reverse_kl:.2f}"]
     if own is not None:
-        distance = [
+        of_own = [
             f"{own.forward_kl:.2f}",
             f"{own.reverse_kl:.2f}",
             f"{100 * own.overlap:.0f} %",
+            f"{100 * own.teacher_mass:.0f} %",
             f"{own.entropy:.2f}",
         ]
     return [
         f"{one.number}, kept" if one.kept else str(one.number),
         DASH if one.held_out_kl is None else f"{one.held_out_kl:.2f}",
-        *distance,
+        *of_teacher,
+        *of_own,
         f"{written.tokens:.1f}",
         f"{100 * written.repeats:.1f} %",
         f"{100 * written.cut:.1f} %",

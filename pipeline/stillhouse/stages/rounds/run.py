@@ -61,16 +61,23 @@ def _run_as_it_is(number: int, run: Callable[[], RoundResult]) -> RoundResult:
     return run()
 
 
+def log_last_round(rounds: tuple[RoundFigures, ...]) -> None:
+    """Log what is known of the last round."""
+    _LOG.info("%s", rounds[-1])
+
+
 @dataclass(frozen=True)
 class RoundSteps:
     """What a round calls: `score` labels a recipe in score mode, `train` trains the student of a round's recipe.
 
     `wrap` is called with the number of each round and a function that runs it; a flow makes a run of its own of it.
+    `report` is called after each round with the figures of all rounds so far.
     """
 
     score: Score
     train: Train
     wrap: Callable[[int, Callable[[], RoundResult]], RoundResult] = _run_as_it_is
+    report: Callable[[tuple[RoundFigures, ...]], None] = log_last_round
 
 
 def run_rounds(
@@ -100,6 +107,8 @@ def run_rounds(
                 collapse,
             )
             return finished[:-1] or finished
+        if is_first():
+            steps.report(figures_of(finished, best_round(finished)))
         writer = Path(finished[-1].student.folder)
         if settings.patience is not None and _rounds_since_best(finished) >= settings.patience:
             break

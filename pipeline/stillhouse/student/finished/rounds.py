@@ -55,3 +55,18 @@ class RoundFigures:
     health: RoundHealth
     held_out_kl: float | None  # of the student that the round made: forward KL, nats per token
     kept: bool  # whether that student was kept in the end
+
+    def __str__(self) -> str:
+        written, own = self.health.written, self.health.own_text
+        parts = [f"round {self.number}"]
+        if self.held_out_kl is not None:
+            parts.append(f"held-out KL {self.held_out_kl:.2f} after it")
+        if own is not None:
+            parts.append(
+                f"on the student's own text before it KL {own.forward_kl:.2f}, reverse KL {own.reverse_kl:.2f}"
+            )
+            parts.append(f"overlap {own.overlap:.0%}, entropy {own.entropy:.2f}")
+        parts.append(
+            f"{written.tokens:.0f} tokens, {written.repeats:.0%} repeat themselves, {written.cut:.0%} were cut off"
+        )
+        return "; ".join(parts)
