@@ -235,9 +235,9 @@ def _about(plan: Plan) -> str:
         f"teacher's answers (`before`). Then {plan.rounds} rounds of {plan.prompts} answers, reverse KL; `half and half`: "
         f"as many rounds of {plan.prompts_of_both} answers and as many of the teacher's rows; `more epochs`: the teacher's "
         "rows with the recipe's loss, in the seconds of the rounds; TRL's `GKDTrainer` with `lmbda=1, beta=1` on as many "
-        "answers as the rounds; `stored rounds`: one epoch of the rounds' rollouts and scores with as many of the teacher's "
-        f"rows, and no request. Batches of {BATCH}, learning rate {LEARNING_RATE:g}, answers of at most {MAX_TOKENS} "
-        "tokens. KLs are over the whole vocabulary, in nats a token; own text is sampled at temperature 1; repetition, the "
-        f"limit of {4 * MAX_TOKENS} tokens and ROUGE-L to the dictionary are of greedy answers. {plan.held_out} held-out "
+        "answers as the rounds; `stored rounds`: one epoch of the rounds' rollouts and scores with as many of the "
+        f"teacher's rows, and no request. Batches of {BATCH}, learning rate {LEARNING_RATE:g}, answers of at most "
+        f"{MAX_TOKENS} tokens. KLs are over the whole vocabulary, in nats a token; own text is sampled at temperature 1; "
+        f"repetition, the limit of {4 * MAX_TOKENS} tokens and ROUGE-L to the dictionary are of greedy answers. {plan.held_out} held-out "
         f"prompts, {len(plan.seeds)} seeds, 95 % intervals."
     )

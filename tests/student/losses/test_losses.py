@@ -97,6 +97,7 @@ def akl(p: Any, q: Any, listed: int, head_mass: float = 0.5) -> Any:
 FORMULAS: dict[str, Formula] = {
     "forward-kl": lambda p, q, listed: kl(p, q),
     "reverse-kl": lambda p, q, listed: kl(q, p),
+    "minillm": lambda p, q, listed: kl(q, p),  # its single-step part; of the other, see test_minillm.py
     "generalized-jsd": jsd,
     "skewed-kl": lambda p, q, listed, alpha=0.1: kl(p, alpha * p + (1 - alpha) * q),
     "skewed-reverse-kl": lambda p, q, listed, alpha=0.1: kl(q, (1 - alpha) * p + alpha * q),
@@ -227,10 +228,10 @@ def test_the_rest_is_ranked_behind_the_listed_tokens_whatever_its_mass(head_mass
 
 NOTHING = -torch.inf
 EDGES = {  # probabilities: teacher, student, and which kinds are truly infinite there
-    "nothing on the teacher's side": ([[0.7, 0.3, 0.0]], [[0.2, 0.3, 0.5]], {"reverse-kl", "adaptive-kl"}),
+    "nothing on the teacher's side": ([[0.7, 0.3, 0.0]], [[0.2, 0.3, 0.5]], {"reverse-kl", "minillm", "adaptive-kl"}),
     "nothing on the student's side": ([[0.2, 0.3, 0.5]], [[0.7, 0.3, 0.0]], {"forward-kl", "adaptive-kl"}),
     "nothing on both": ([[0.6, 0.4, 0.0]], [[0.1, 0.9, 0.0]], set()),
-    "nothing in common": ([[1.0, 0.0, 0.0]], [[0.0, 0.5, 0.5]], {"forward-kl", "reverse-kl", "adaptive-kl"}),
+    "nothing in common": ([[1.0, 0.0, 0.0]], [[0.0, 0.5, 0.5]], {"forward-kl", "reverse-kl", "minillm", "adaptive-kl"}),
 }
 
 

@@ -1,6 +1,6 @@
 """Whether a round is healthy: what the student wrote, and how near it is to its teacher on both texts.
 
-    health = measure_round(recipe, files, scored, labelled)
+    health = measure_round(recipe, files, scored, labelled, written)
     health.written.broken            # share of rollouts that repeat themselves or are empty
 
 The figures describe the student that wrote the round's rollouts, before it learns from them.
