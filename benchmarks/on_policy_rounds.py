@@ -238,6 +238,6 @@ def _about(plan: Plan) -> str:
         "answers as the rounds; `stored rounds`: one epoch of the rounds' rollouts and scores with as many of the "
         f"teacher's rows, and no request. Batches of {BATCH}, learning rate {LEARNING_RATE:g}, answers of at most "
         f"{MAX_TOKENS} tokens. KLs are over the whole vocabulary, in nats a token; own text is sampled at temperature 1; "
-        f"repetition, the limit of {4 * MAX_TOKENS} tokens and ROUGE-L to the dictionary are of greedy answers. {plan.held_out} held-out "
-        f"prompts, {len(plan.seeds)} seeds, 95 % intervals."
+        f"repetition, the limit of {4 * MAX_TOKENS} tokens and ROUGE-L to the dictionary are of greedy answers. "
+        f"{plan.held_out} held-out prompts, {len(plan.seeds)} seeds, 95 % intervals."
     )
