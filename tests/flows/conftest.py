@@ -44,6 +44,7 @@ def what_is_left_open_shows(request: pytest.FixtureRequest) -> Iterator[None]:
             from prefect.context import SyncClientContext
 
             stack.enter_context(SyncClientContext.get_or_create())
+        gc.freeze()  # only what the test makes is collected below
         yield
     gc.collect()
 

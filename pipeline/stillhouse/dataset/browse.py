@@ -12,12 +12,13 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from importlib.resources import files as package_files
 from itertools import pairwise
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from stillhouse.dataset.card import Reasons
@@ -60,11 +61,8 @@ def render_page(
 ) -> str:
     """Return the page as HTML."""
     manifest = dataset.manifest
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"level": level, "visible": visible_text}
-    environment.filters["percent"] = percent
     script = _read_asset("browse.js")
-    page = environment.from_string(_read_asset("browse.html.j2")).render(
+    page = _template().render(
         manifest=manifest,
         facts=version_facts(manifest, size),
         rejections=sorted(reasons.items()),
@@ -85,6 +83,14 @@ def render_page(
         policy=_policy(script),
     )
     return page + "\n"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"level": level, "visible": visible_text}
+    environment.filters["percent"] = percent
+    return environment.from_string(_read_asset("browse.html.j2"))
 
 
 def level(entropy: float) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files as package_files
 from typing import Any
 
@@ -42,12 +43,9 @@ def write_card(folder: Location, manifest: Manifest) -> None:
 def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
     """Return the card's text; without `reasons`, rejections come from the manifest and have no stage."""
     reasons = reasons if reasons is not None else {("", reason): count for reason, count in manifest.rejected.items()}
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"escape_table_cell": escape_table_cell, "without_local_folders": without_local_folders}
-    template = environment.from_string(package_files("stillhouse.dataset").joinpath("card.md.j2").read_text("utf-8"))
     front = yaml.safe_dump(_front_matter(manifest), sort_keys=False, allow_unicode=True)
     recipe = manifest.recipe
-    body = template.render(
+    body = _template().render(
         manifest=manifest,
         made=_MADE_BY[manifest.made_by],
         teachers=[describe_teacher(one) for one in (manifest.teacher, *manifest.more_teachers)],
@@ -61,6 +59,13 @@ def render_card(manifest: Manifest, reasons: Reasons | None = None) -> str:
         cost=_cost(manifest),
     )
     return f"---\n{front}---\n\n{body.rstrip()}\n"
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"escape_table_cell": escape_table_cell, "without_local_folders": without_local_folders}
+    return environment.from_string(package_files("stillhouse.dataset").joinpath("card.md.j2").read_text("utf-8"))
 
 
 def read_reasons(folder: Location, manifest: Manifest) -> Reasons:

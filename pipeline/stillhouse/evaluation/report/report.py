@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -261,22 +262,28 @@ def html(report: Report) -> str:
 
 def page(template: str, report: RenderedReport, **parts: Any) -> str:
     """Render a template of this folder with the variables that all reports share, and `parts`, which are its own."""
-    loader = PackageLoader("stillhouse.evaluation.report", "")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     largest = max(row.parameters or 0 for row in report.models)
-    return environment.get_template(template).render(
-        report=report,
-        shares=[(row.parameters or largest) / largest for row in report.models],
-        answer_quality_title=ANSWER_QUALITY_TITLE,
-        answer_quality=answer_quality_table(report),
-        overlap=overlap_text(report),
-        facts=label_facts(report),
-        role_class=role_class,
-        colours=len(MARKERS),
-        **parts,
+    return (
+        _templates()
+        .get_template(template)
+        .render(
+            report=report,
+            shares=[(row.parameters or largest) / largest for row in report.models],
+            answer_quality_title=ANSWER_QUALITY_TITLE,
+            answer_quality=answer_quality_table(report),
+            overlap=overlap_text(report),
+            facts=label_facts(report),
+            role_class=role_class,
+            colours=len(MARKERS),
+            **parts,
+        )
     )
+
+
+@cache
+def _templates() -> Environment:
+    loader = PackageLoader("stillhouse.evaluation.report", "")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _row_index(report: Report, role: str) -> int:

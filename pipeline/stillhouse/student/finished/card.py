@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -118,19 +119,8 @@ def card_facts(
 
 def render_card(facts: CardFacts, *, int8: bool = False) -> str:
     """Return the card's text; with `int8` that of the quantised copy."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "cell": escape_table_cell,
-        "public": without_local_folders,
-        "count": count_in_words,
-        "size": megabytes_in_words,
-    }
-    environment.filters["literal"] = to_json
-    template = environment.from_string(
-        package_files("stillhouse.student.finished").joinpath("card.md.j2").read_text("utf-8")
-    )
     front = yaml.safe_dump(_front_matter(facts, int8=int8), sort_keys=False, allow_unicode=True)
-    body = template.render(
+    body = _template().render(
         facts=facts,
         card=facts.card,
         int8=int8,
@@ -143,6 +133,21 @@ def render_card(facts: CardFacts, *, int8: bool = False) -> str:
         settings=_training(facts),
     )
     return f"---\n{front}---\n\n{body.rstrip()}\n"
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "cell": escape_table_cell,
+        "public": without_local_folders,
+        "count": count_in_words,
+        "size": megabytes_in_words,
+        "literal": to_json,
+    }
+    return environment.from_string(
+        package_files("stillhouse.student.finished").joinpath("card.md.j2").read_text("utf-8")
+    )
 
 
 def formula(loss: LossSettings, variant: str) -> str:

@@ -13,10 +13,11 @@ cost three times as much as the request itself (docs/benchmarks.md). Every failu
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
@@ -35,12 +36,23 @@ from stillhouse.teachers.serving.redaction import Redactor
 from stillhouse.teachers.serving.retry_after import requested_pause, retry_after
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 _MAX_QUOTED = 300  # most characters of a server's message in one of ours
 NO_KEY = "none"  # the key sent to a server that needs none
 _CONNECTIONS = 4096  # above any concurrency: the engine limits requests
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # variables that name certificates of the user's own
 _STREAM = re.compile(rb"\s*(?:data|event|id|retry)?:")  # the first line of an event stream (SSE)
+
+
+@lru_cache(maxsize=4)
+def _tls(trust_env: bool, *_certificates: str | None) -> ssl.SSLContext:
+    """Return the TLS settings of the environment; reading the certificates takes 20 ms, so each is read once."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=trust_env)
 
 
 class Timeouts(Settings):
@@ -177,6 +189,7 @@ class OpenAiApi:
                 timeout=self._timeout,
                 follow_redirects=False,  # send the key only to the URL of the recipe
                 trust_env=not self._endpoint.direct,
+                verify=_tls(not self._endpoint.direct, *(os.environ.get(name) for name in _CERTIFICATES)),
             )
         except (ValueError, httpx2.InvalidURL):
             raise proxy_error() from None
