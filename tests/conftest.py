@@ -53,20 +53,27 @@ WORDS = [
     "elbow",
 ]
 
-# Files whose few tests take longest: each worker takes a whole file, and what is begun last ends last.
+# Files whose few tests take longest: each worker takes a whole file, and what is begun last ends last. All of flows/ come
+# first, so that each worker's Prefect servers are stopped when it has no more of them: also idle they take computing time.
 LONGEST_FIRST = (
-    *(f"flows/test_{name}.py" for name in ("parts", "deployments", "postgres", "in_turn", "launch", "guard", "sweep")),
     *(
-        "student/training/test_distributed.py",
-        "docs/test_notebook.py",
-        "docs/test_tutorial.py",
-        "cli/test_namesakes.py",
+        f"flows/test_{name}.py"
+        for name in (
+            *("parts", "deployments", "postgres", "sweep", "in_turn", "launch", "guard", "flows", "rounds", "growing"),
+            *("artifacts", "definitions"),
+        )
     ),
     *(
-        "cli/test_cli.py",
+        "student/training/test_distributed.py",
+        "docs/test_tutorial.py",
+        "docs/test_notebook.py",
+        "cli/test_namesakes.py",
         "stages/test_sweep.py",
-        "flows/test_flows.py",
+        "cli/test_cli.py",
+        "stages/rounds/test_rounds.py",
+        "stages/test_t5_small_recipe.py",
         "test_wheel.py",
+        "storage/test_storage_faults.py",
         "storage/test_storage_lock.py",
     ),
 )

@@ -2,9 +2,10 @@
 
     done = run_warm(["label", "recipe.yaml"], folder, environment)      # as subprocess.run, seconds sooner
 
-The imports take about eight seconds of a processor. Each command still is a process of its own, with its own streams,
-folder, environment and exit status. A command of a fresh process, and what it imports, is the subject of
-cli/test_namesakes.py, test_layers.py and the first tests of cli/test_cli.py.
+The imports take about eight seconds of a processor, and those of the fork server of an evaluation as many: all commands
+share them. Each command still is a process of its own, with its own streams, folder, environment and exit status. A command
+of a fresh process, and what it imports, is the subject of cli/test_namesakes.py, test_layers.py and the first tests of
+cli/test_cli.py.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
 
+from stillhouse.evaluation.measures.processes import fresh_processes
 from stillhouse.processes.quiet import quiet_libraries
 from tests.paths import PYTHONPATH, ROOT
 
@@ -66,6 +69,9 @@ def _serve() -> None:
     quiet_libraries()
     for module in ("stillhouse.evaluation.measures.measure", "stillhouse.student.training.train"):
         import_module(module)
+    with fresh_processes():
+        pass  # its fork server stays, for the commands to come
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = _is_running  # type: ignore[attr-defined]
     gc.freeze()  # a fork copies no page of what is imported only because it is looked at
     for line in sys.stdin:
         process = os.fork()
@@ -73,6 +79,10 @@ def _serve() -> None:
             _become(**json.loads(line))
         _, status = os.waitpid(process, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _is_running() -> None:
+    """A command cannot wait for the fork server, which is no child of its own; this process keeps it alive."""
 
 
 def _become(arguments: list[str], folder: str, environment: dict[str, str], streams: list[str]) -> None:

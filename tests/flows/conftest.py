@@ -1,4 +1,4 @@
-"""The only Prefect harness: one real API server on a fresh database for the session.
+"""The only Prefect harness: one real API server on a fresh database for the tests of this folder.
 
 `prefect_api` is Prefect's own, for flows that run in the tests' process. `prefect_server` is `prefect server start`, with
 the services that schedule runs and watch over them, for deployments; `composed_server` is the same on PostgreSQL, as
@@ -49,7 +49,7 @@ def what_is_left_open_shows(request: pytest.FixtureRequest) -> Iterator[None]:
     gc.collect()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect_api() -> Iterator[None]:
     """A Prefect API of the tests' own."""
     from prefect.testing.utilities import prefect_test_harness
@@ -103,7 +103,7 @@ class PrefectServer:
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """`prefect server start` on SQLite, as the README starts it."""
     home = tmp_path_factory.mktemp("prefect-server")
@@ -141,7 +141,7 @@ class ComposedServer:
         return PrefectServer(self.url, {**os.environ, "PREFECT_HOME": str(self.home), "DO_NOT_TRACK": "1", **address})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def composed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposedServer]:
     """A Prefect server on PostgreSQL, with a password."""
     home = tmp_path_factory.mktemp("composed-server")

@@ -67,7 +67,7 @@ def test_the_guard_leaves_a_short_run_alone(
     run = _run_of(prefect_server, "label guarded words/v001")
     assert _is_told(prefect_server, "prefect.flow-run.ended", run)
     assert _is_told(prefect_server, "prefect.flow-run.heartbeat", run)
-    time.sleep(60)  # longer than the guard waits
+    time.sleep(45)  # longer than the guard waits
     acted = _events(prefect_server, "prefect.automation.action.triggered")
     assert [one for one in acted if run in str(one)] == []
 

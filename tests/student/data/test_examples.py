@@ -16,6 +16,7 @@ from transformers import TrainerState
 from stillhouse.dataset.encodings import PackedLabels
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TrainingError
+from stillhouse.evaluation.measures.processes import fresh_processes
 from stillhouse.models.load import LanguageModel, encode_completion, encode_prompt, load_language_model
 from stillhouse.records import EncodingName
 from stillhouse.student.data.batches import collator
@@ -155,13 +156,15 @@ def test_worker_processes_read_the_same(dataset: Dataset) -> None:
     sampler, collate = ShuffledSampler(examples, 5), collator(0)
     order = list(sampler)
     expected = [collate([examples[index] for index in order[at : at + 4]]) for at in range(0, len(order), 4)]
+    with fresh_processes():  # its fork server stays, and has imported torch
+        pass
     loader: Any = torch.utils.data.DataLoader(
         examples,  # type: ignore[arg-type]
         batch_size=4,
         sampler=sampler,
         collate_fn=collate,
         num_workers=2,
-        multiprocessing_context="spawn",  # a process that is forked from one with Prefect in it ends with status 1
+        multiprocessing_context="forkserver",  # a process that is forked from one with Prefect in it ends with status 1
     )
     for batch, wanted in zip(loader, expected, strict=True):
         assert all(torch.equal(batch[key], wanted[key]) for key in wanted)
