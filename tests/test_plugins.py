@@ -21,6 +21,7 @@ KINDS = [
             "adaptive-kl",
             "forward-kl",
             "generalized-jsd",
+            "minillm",
             "reverse-kl",
             "skewed-kl",
             "skewed-reverse-kl",

@@ -41,6 +41,8 @@ def test_another_seed_has_another_order(labelled: Dataset) -> None:
 
 
 def test_none_to_train_on_is_refused(labelled: Dataset) -> None:
-    held_out = filter_rows(labelled, labelled.folder.parent.parent, "held-out", "split = 'validation'").dataset
+    names = ", ".join(f"'{id_}'" for id_ in labelled.to_table("validation")["prompt_id"].to_pylist())
+    root = labelled.folder.parent.parent
+    held_out = filter_rows(labelled, root, "held-out", f"prompt_id in ({names})").dataset
     with pytest.raises(DatasetRefused, match="has no training row"):
         prompts_of_round(held_out, 0, 1, 4)

@@ -71,6 +71,7 @@ def facts(labelled: Labelled) -> CardFacts:
         card=made_card(),
         teacher=dataset.manifest.teacher,
         student=student,
+        loss=student.loss,
         manifest=dataset.manifest.model_copy(update={"licence": "CC-BY-4.0"}),
         base_models=("owner/teacher",),
         prompts_from="owner/prompts",

@@ -20,7 +20,8 @@ from stillhouse.student.losses.base import DenseLabels, SparseLabels, paired_out
 from stillhouse.student.training.forward import chunked_loss, replace_forward_with_loss
 from stillhouse.student.training.objective import Labels, load_objective
 from tests.precision import close_to_dense, largest, summed_gradients
-from tests.student.losses.test_losses import FORMULAS, KINDS, labels_of, logits, tempered
+from tests.student.losses.test_losses import FORMULAS, labels_of, logits, tempered
+from tests.student.losses.test_losses_objective import KINDS
 
 pytestmark = pytest.mark.numeric
 

@@ -19,6 +19,7 @@ from stillhouse.dataset.store import Dataset
 from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import EarlyStoppingSettings, LoraSettings, StudentSettings
+from stillhouse.student.data.several import DrawnRows
 from stillhouse.student.finished.folder import StudentCard
 from stillhouse.student.training import liger
 from stillhouse.student.training import train as training
@@ -145,12 +146,13 @@ def test_a_dataset_without_held_out_rows(
     labelled: Labelled, monkeypatch: pytest.MonkeyPatch, parts: dict[str, Any], train: dict[str, Any], setting: str
 ) -> None:
     recipe, settings, dataset = labelled
-    read = training.read_examples
+    read = training.open_rows
 
     def read_none(dataset: Dataset, split: Any, *arguments: Any, **named: Any) -> Any:
-        return read(dataset, split, *arguments, **{**named, "max_length": 1 if split == "validation" else 1024})
+        found = read(dataset, split, *arguments, **named)
+        return DrawnRows(found, 0, seed=[0]) if split == "validation" else found
 
-    monkeypatch.setattr(training, "read_examples", read_none)
+    monkeypatch.setattr(training, "open_rows", read_none)
     with pytest.raises(RecipeError, match="it depends on held-out rows, and the dataset has none") as caught:
         distill(recipe, changed(settings, train=train, **parts), dataset)
     assert caught.value.setting == setting
