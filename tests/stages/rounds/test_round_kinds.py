@@ -1,6 +1,7 @@
 """Rounds with every kind of student, and what a recipe with rounds is refused for."""
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,26 @@ def test_other_ways_to_train(student: dict[str, Any], tiny_recipe: MakeRecipe) -
     *_, last = distill_students(recipe)
     assert last.card.variant == "on-policy"
     assert rollouts(recipe, 1).manifest.rows == {"train": 4}
+
+
+@pytest.mark.slow
+def test_the_student_of_the_rounds_has_its_quantised_copy(tiny_recipe: MakeRecipe) -> None:
+    student = {"init": INIT, "train": TRAIN, "quantize": "int8"}
+    recipe = tiny_recipe(
+        student=student,
+        on_policy={"rounds": 1, "prompts": 4, "sampling": {"max_tokens": 6}},
+        evaluate={"baselines": []},
+    )
+    asyncio.run(label(recipe))
+    *_, last = distill_students(recipe)
+    assert (last.trained, last.card.variant) == (True, "on-policy")
+    assert last.card.int8 is not None
+    shutil.rmtree(Path(last.folder) / "int8")
+    file = Path(last.folder) / "student.json"
+    file.write_text(last.card.model_copy(update={"int8": None}).model_dump_json())
+    *_, again = distill_students(recipe)
+    assert (again.trained, again.card.int8) == (False, last.card.int8)  # made anew, and nothing is trained
+    assert list((Path(last.folder) / "int8").glob("*.safetensors"))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from stillhouse.stages.rounds.run import RoundResult, RoundSteps, best_round, fi
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.finished.card import write_cards
 from stillhouse.student.finished.folder import StudentFolder, StudentResult, student_folder
+from stillhouse.student.finished.quantize import add_int8
 from stillhouse.teachers.base import open_teacher
 
 
@@ -51,14 +52,18 @@ def rounds_stage(
     if card is not None:
         return StudentResult(card, str(place.path), trained=False)
     _refuse_other_teacher(recipe, labelled)
+    is_trained = place.trained_card() is not None  # only its quantised copy is missing
     with place.lock():
-        rounds = run_rounds(recipe, start, labelled, steps, progress)
-        if is_first():
-            _publish(recipe, place, rounds, labelled)
+        if not is_trained:
+            rounds = run_rounds(recipe, start, labelled, steps, progress)
+            if is_first():
+                _publish(recipe, place, rounds, labelled)
+        if place.wants_int8 and is_first():
+            add_int8(place, recipe, student, labelled)
         wait_for_all()
     card = place.finished_card()
     assert card is not None
-    return StudentResult(card, str(place.path), trained=True)
+    return StudentResult(card, str(place.path), trained=not is_trained)
 
 
 def score_rollouts(recipe: Recipe, progress: Progress) -> Dataset:

@@ -241,7 +241,7 @@ def student_folder(
         before = student_folder(recipe, student, student.mode, dataset, labelled)
         settings = recipe.on_policy.model_dump() if recipe.on_policy else None
         key = content_hash({"before": before.key, "on_policy": settings})
-        return replace(before, variant=variant, key=key, wants_int8=False, earlier_key=None)
+        return replace(before, variant=variant, key=key, earlier_key=None)
     start_data = start_dataset(recipe, student, labelled or (None if variant == "gold" else dataset))
     if dataset is None:
         rows = []
