@@ -75,6 +75,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 # Three processes at a time, since tests often wait. `make test WORKERS=0` runs the tests one after another.
 # Each process computes with one thread: with more threads than cores, tests are much slower.
 test: export OMP_NUM_THREADS ?= 1
+test: export PYTHONDONTWRITEBYTECODE =# where it is set, each of some hundred processes compiles our modules anew
 test: install-dev
 	$(BIN)/stillhouse teacher fetch-demo
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -92,6 +92,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let them be collected at the end: a library says that it leaks what is not."""
+    gc.unfreeze()
+
+
 def make_tiny_model(folder: Path, *, layers: int = 4, seed: int = 0, template: bool = True, merges: int = 0) -> Path:
     """Write a small random Llama with a byte-level tokenizer; `merges` makes it another tokenizer."""
     import torch
