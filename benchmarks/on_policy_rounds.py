@@ -173,7 +173,7 @@ def _table(ways: Mapping[str, Sequence[Mapping[str, Any]]], trained: Mapping[str
         for _, name, column, factor, digits in _FIGURES:
             sums, counts = _figure(seeds, name, column)
             found = ratio_of_sums(sums.tolist(), counts.tolist())
-            low, value, high = (f"{factor * one:.{digits}f}" for one in (found.low, found.value, found.high))
+            low, value, high = (f"{factor * one:.{digits}f}" for one in (found.low, found.mean, found.high))
             cells.append(f"{value} [{low}, {high}]")
         own = trained.get(way, ())
         spent = f"{np.mean([one.seconds for one in own]):.0f}" if own else "–"
