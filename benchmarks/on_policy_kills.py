@@ -13,7 +13,8 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 from benchmarks.label_kills import durable_answers
 from benchmarks.on_policy_ways import MAX_TOKENS, first_recipe
@@ -54,7 +55,7 @@ def measure(small: bool) -> str:
         broken = _result(recipe, rounds)
         counts = Counter(asked.read_text(encoding="utf-8").split())
     twice = sum(counts.values()) - len(counts)
-    same = sum((broken[1][name] == weight).all() for name, weight in unbroken[1].items())
+    same = sum(torch.equal(broken[1][name], weight) for name, weight in unbroken[1].items())
     rows = [
         ["rollouts lost", f"{len(unbroken[0] - broken[0])}", "0"],
         ["rollouts doubled", f"{sum(broken[0].values()) - len(broken[0])}", "0"],
@@ -92,7 +93,7 @@ def _rollouts(recipe: Recipe) -> Path:
     return Path(recipe.dataset.root) / f"{recipe.dataset.name}-rollouts"
 
 
-def _result(recipe: Recipe, rounds: int) -> tuple[Counter[str], dict[str, object]]:
+def _result(recipe: Recipe, rounds: int) -> tuple[Counter[str], dict[str, torch.Tensor]]:
     """Return the ids of all rollouts, each with its round, and the weights of the student."""
     ids: Counter[str] = Counter()
     for number in range(1, rounds + 1):
