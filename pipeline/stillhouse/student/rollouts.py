@@ -1,6 +1,6 @@
 """Rollouts: completions that a student writes, as rows whose tokens a teacher scores.
 
-    file = write_rollouts(student_files, prompts, on_policy, seed, folder)      # folder/rollouts.parquet
+    file = write_rollouts(student_files, prompts, on_policy, seed, folder, load=load)      # folder/rollouts.parquet
 
 Prompts of similar length are answered in one batch, and each batch is a durable file of its own: after an interruption
 only the batch in progress is written again. Every answer has its own seed, and the batches are the same in every run, so an
@@ -62,8 +62,8 @@ def write_rollouts(
     folder: Path,
     progress: Progress = silent,
     *,
+    load: Callable[[], LanguageModel],
     load_teacher: Callable[[], LanguageModel] | None = None,
-    trust_remote_code: bool = False,
 ) -> Path:
     """Have a student answer prompts, and return the file of its answers.
 
@@ -74,8 +74,8 @@ def write_rollouts(
         seed: seeds of all answers; a prompt and the number of the sample make each one's own.
         folder: where the file is written; batches of an interrupted call are read from there.
         progress: called with the activity, the rollouts written and the total.
+        load: loads the student.
         load_teacher: loads the teacher, if `settings.teacher_share` mixes it in.
-        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         TrainingError: the chat template renders no prompt, or no prompt fits into the context window.
@@ -83,10 +83,8 @@ def write_rollouts(
     file = folder / FILE
     if file.is_file():
         return file
-    from stillhouse.models.load import load_language_model
-
     make_folder(folder)
-    lm = load_language_model(files.folder, trust_remote_code=trust_remote_code)
+    lm = load()
     vocabulary_map = read_vocabulary_map(files.folder)
     batches = list(_batches(lm, prompts, settings))
     total = sum(map(len, batches))

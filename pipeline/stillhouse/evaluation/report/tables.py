@@ -57,7 +57,7 @@ def rounds_table(rounds: Sequence[RoundFigures]) -> list[list[str]]:
         return []
     headers = ["round", "held-out KL after it", "KL, teacher's text", "reverse KL, teacher's text"]
     headers += ["KL, own text", "reverse KL, own text", "overlap", "its mass", "entropy"]
-    headers += ["tokens", "repeat themselves", "reach the token limit"]
+    headers += ["tokens", "repeat themselves", "reach the token limit", "seconds"]
     return [headers, *(_round_cells(one) for one in rounds)]
 
 
@@ -82,6 +82,7 @@ def _round_cells(one: RoundFigures) -> list[str]:
         f"{written.tokens:.1f}",
         f"{100 * written.repeats:.1f} %",
         f"{100 * written.cut:.1f} %",
+        DASH if one.seconds is None else f"{one.seconds.total:.0f}",
     ]
 
 

@@ -1,6 +1,6 @@
 """Whether a round is healthy: what the student wrote, and how near it is to its teacher on both texts.
 
-    health = measure_round(recipe, files, scored, labelled, written)
+    health = measure_round(recipe, files, load, scored, labelled, written)
     health.written.broken            # share of rollouts that repeat themselves or are empty
 
 The figures describe the student that wrote the round's rollouts, before it learns from them.
@@ -8,7 +8,7 @@ The figures describe the student that wrote the round's rollouts, before it lear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,16 +63,28 @@ class StudentCollapsed(Exception):
 
 
 def measure_round(
-    recipe: Recipe, files: ModelFiles, scored: Dataset, labelled: Dataset, written: Written
+    recipe: Recipe,
+    files: ModelFiles,
+    load: Callable[[], LanguageModel],
+    scored: Dataset,
+    labelled: Dataset,
+    written: Written,
 ) -> RoundHealth:
-    """Measure the student that wrote a round's rollouts on some of them and on held-out rows of the teacher's text."""
+    """Measure the student that wrote a round's rollouts on some of them and on held-out rows of the teacher's text.
+
+    Args:
+        recipe: the recipe, with `on_policy`.
+        files: the student's.
+        load: loads the student.
+        scored: the round's rollouts with their scores.
+        labelled: the teacher's own dataset.
+        written: what the student wrote.
+    """
     if scored.manifest.soft is None or scored.manifest.soft.encoding != "top-k":
         return RoundHealth(written=written)
     from stillhouse.evaluation.measures.own_text import measure_on
-    from stillhouse.models.load import load_language_model
 
-    assert recipe.student is not None
-    lm = load_language_model(files.folder, trust_remote_code=recipe.student.trust_remote_code)
+    lm = load()
     own = _some_rows(recipe, lm, files, scored, "train")
     soft = labelled.manifest.soft
     held_out = (

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stillhouse.dataset.store import Dataset, open_dataset
 from stillhouse.models.files import ModelFiles
@@ -37,9 +39,12 @@ from stillhouse.stages.rounds.record import RoundRecord, read_record
 from stillhouse.stages.rounds.server import write_rollouts_with_server
 from stillhouse.storage.location import location
 from stillhouse.student.finished.folder import StudentResult
-from stillhouse.student.finished.rounds import RoundFigures, Written
+from stillhouse.student.finished.rounds import RoundFigures, RoundSeconds, Written
 from stillhouse.student.rollouts import FILE, write_rollouts
 from stillhouse.teachers.live import load_teacher
+
+if TYPE_CHECKING:
+    from stillhouse.models.load import LanguageModel
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,6 +60,7 @@ class RoundResult:
     scored: Dataset
     record: RoundRecord
     student: StudentResult
+    seconds: RoundSeconds | None = None  # None: an earlier run did a part of it
 
 
 def _run_as_it_is(number: int, run: Callable[[], RoundResult]) -> RoundResult:
@@ -124,13 +130,20 @@ def _run_round(
     progress: Progress,
     first: Written | None,
 ) -> RoundResult:
+    began = time.monotonic()
     with first_process_first():  # the others find what it has scored
-        scored, record = _scored_rollouts(recipe, number, writer, labelled, steps.score, progress, first)
-    own = training_recipe(recipe, number, writer, scored, labelled)
+        scored = _scored_rollouts(recipe, number, writer, labelled, steps.score, progress, first)
+    own = training_recipe(recipe, number, writer, scored.dataset, labelled)
     student = steps.train(own, student_of_round(own), labelled, progress)
     if is_first():  # a copy of the student that wrote, which nothing needs any more
         shutil.rmtree(round_folder(recipe, number) / "untrained", ignore_errors=True)
-    return RoundResult(number, scored, record, student)
+    seconds = None
+    if scored.seconds is not None and student.trained:
+        writing, scoring = scored.seconds
+        learning = student.card.seconds
+        rest = time.monotonic() - began - writing - scoring - learning
+        seconds = RoundSeconds(writing, scoring, learning, max(0.0, rest))
+    return RoundResult(number, scored.dataset, scored.record, student, seconds)
 
 
 def _rounds_since_best(rounds: list[RoundResult]) -> int:
@@ -151,6 +164,7 @@ def figures_of(rounds: list[RoundResult], best: RoundResult) -> tuple[RoundFigur
             health=one.record.health,
             held_out_kl=kl if (kl := held_out_kl(one.student)) < float("inf") else None,
             kept=one is best,
+            seconds=one.seconds,
         )
         for one in rounds
     )
@@ -162,6 +176,21 @@ def held_out_kl(student: StudentResult) -> float:
     return float("inf") if held_out is None or held_out.eval_kl is None else held_out.eval_kl
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """The scored rollouts of a round."""
+
+    dataset: Dataset
+    record: RoundRecord
+    seconds: tuple[float, float] | None = None  # of writing and of scoring; None: an earlier run did both
+
+
+def _load(files: ModelFiles, *, trust_remote_code: bool) -> LanguageModel:
+    from stillhouse.models.load import load_language_model
+
+    return load_language_model(files.folder, trust_remote_code=trust_remote_code)
+
+
 def _scored_rollouts(
     recipe: Recipe,
     number: int,
@@ -170,7 +199,7 @@ def _scored_rollouts(
     score: Score,
     progress: Progress,
     first: Written | None,
-) -> tuple[Dataset, RoundRecord]:
+) -> _Scored:
     """Return the version with a round's scored rollouts, after writing and scoring what is missing.
 
     Raises:
@@ -185,30 +214,34 @@ def _scored_rollouts(
     scoring = scoring_recipe(recipe, own / FILE, files.content_sha256, labelled)
     record = read_record(folder, key)
     if record is not None:
-        return open_dataset(location(scoring.dataset.root) / scoring.dataset.name, record.version), record
+        return _Scored(open_dataset(location(scoring.dataset.root) / scoring.dataset.name, record.version), record)
     for other in folder.glob("rollouts-*"):  # of another student, which did not finish this round
         if other != own:
             shutil.rmtree(other)
     assert recipe.student is not None
+    load = cache(partial(_load, files, trust_remote_code=recipe.student.trust_remote_code))
     prompts = prompts_of_round(labelled, recipe.seed, number, settings.prompts)
+    began = time.monotonic()
     if settings.writer.kind == "vllm":
         file = write_rollouts_with_server(recipe, files, prompts, own, progress)
     else:
-        trusted = recipe.student.trust_remote_code
         seed = [recipe.seed, number]
         teacher = partial(load_teacher, recipe) if settings.teacher_share > 0 else None
-        file = write_rollouts(
-            files, prompts, settings, seed, own, progress, load_teacher=teacher, trust_remote_code=trusted
-        )
+        load()  # takes no part in the time of writing
+        began = time.monotonic()
+        file = write_rollouts(files, prompts, settings, seed, own, progress, load=load, load_teacher=teacher)
+    written_at = time.monotonic()
     written = written_of(file)
     refuse_collapsed(number, written, first or written)
+    scoring_from = time.monotonic()
     scored = score(scoring, progress)
+    seconds = written_at - began, time.monotonic() - scoring_from
     record = RoundRecord(
         key=key,
         student_sha256=files.content_sha256,
         dataset=scored.manifest.label,
         version=scored.manifest.version,
-        health=measure_round(recipe, files, scored, labelled, written),
+        health=measure_round(recipe, files, load, scored, labelled, written),
     )
     record.write(folder)
-    return scored, record
+    return _Scored(scored, record, seconds)

@@ -47,6 +47,24 @@ class RoundHealth:
 
 
 @dataclass(frozen=True)
+class RoundSeconds:
+    """Where the time of a round went, in seconds."""
+
+    writing: float
+    scoring: float
+    learning: float  # the optimizer steps
+    rest: float  # loading and writing models, and measuring
+
+    @property
+    def total(self) -> float:
+        return self.writing + self.scoring + self.learning + self.rest
+
+    def __str__(self) -> str:
+        parts = f"{self.writing:.0f} s writing, {self.scoring:.0f} s scoring, {self.learning:.0f} s learning"
+        return f"{self.total:.0f} s: {parts}, {self.rest / self.total:.0%} the rest"
+
+
+@dataclass(frozen=True)
 class RoundFigures:
     """A finished round."""
 
@@ -55,6 +73,7 @@ class RoundFigures:
     health: RoundHealth
     held_out_kl: float | None  # of the student that the round made: forward KL, nats per token
     kept: bool  # whether that student was kept in the end
+    seconds: RoundSeconds | None = None  # None: several runs made it
 
     def __str__(self) -> str:
         written, own = self.health.written, self.health.own_text
@@ -69,4 +88,6 @@ class RoundFigures:
         parts.append(
             f"{written.tokens:.0f} tokens, {written.repeats:.0%} repeat themselves, {written.cut:.0%} were cut off"
         )
+        if self.seconds is not None:
+            parts.append(str(self.seconds))
         return "; ".join(parts)
