@@ -45,7 +45,7 @@ def more_epochs(training: Training) -> StudentResult:
     """Learn from the teacher's own dataset for a number of steps."""
     recipe = recipe_of(training)
     assert recipe.student is not None
-    train = {**recipe.student.train, "max_steps": training.steps}
+    train = {**recipe.student.train, "max_steps": training.steps, "eval_strategy": "no"}
     student = recipe.student.model_copy(update={"train": train})
     return distill_stage(recipe.model_copy(update={"student": student}), student, recipe_dataset(recipe))
 
