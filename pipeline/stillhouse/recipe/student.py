@@ -168,6 +168,17 @@ class StudentSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _minillm_learns_from_text_of_the_student(self) -> StudentSettings:
+        if self.loss.kind == "minillm" and self.data is None:
+            raise SettingError(
+                "this loss learns from what a student wrote, and the recipe's dataset has the teacher's answers",
+                setting="loss.kind",
+                value=self.loss.kind,
+                fix="set on_policy.loss.kind to minillm and loss.kind to reverse-kl, or name scored rollouts in data",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _freeze_or_adapters(self) -> StudentSettings:
         refuse_freeze_with_adapters(self.freeze, self.lora)
         return self

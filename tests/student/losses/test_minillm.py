@@ -114,7 +114,9 @@ def gradient_of_kl(seed: int) -> Tensor:
 
 
 def student_settings(**loss: object) -> StudentSettings:
-    return StudentSettings.model_validate({"init": {"from": "teacher", "layers": 2}, "loss": loss})
+    return StudentSettings.model_validate(
+        {"init": {"from": "teacher", "layers": 2}, "data": [{"dataset": "words-rollouts"}], "loss": loss}
+    )
 
 
 @settings(max_examples=20)

@@ -13,6 +13,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.labelling.engine import label
 from stillhouse.models.layout import completion_logits, make_token_batch
 from stillhouse.models.load import load_language_model
+from stillhouse.stages.checks import check_distill
 from stillhouse.stages.stages import distill_students
 from stillhouse.student.data.batches import collator, soft_labels_of
 from stillhouse.student.data.examples import open_rows
@@ -81,11 +82,23 @@ def test_each_row_has_its_own_values(kind: str, share: float, tiny_recipe: MakeR
     )
 
 
+STUDENT = {"init": {"from": "teacher", "layers": 2, "choose": "even"}, "loss": LOSS}
+
+
 def test_the_teachers_rows_alone_are_refused(tiny_recipe: MakeRecipe) -> None:
-    recipe = tiny_recipe(student={"init": {"from": "teacher", "layers": 2, "choose": "even"}, "loss": LOSS})
-    asyncio.run(label(recipe))
     with pytest.raises(RecipeError, match=r"student\.loss\.kind is 'minillm': .* Set on_policy\.loss\.kind"):
+        tiny_recipe(student=STUDENT)
+    recipe = tiny_recipe(student={**STUDENT, "data": [{"dataset": "words"}]})
+    asyncio.run(label(recipe))
+    with pytest.raises(RecipeError, match=r"student\.loss\.kind is 'minillm': .* no student wrote .* words/v001"):
         distill_students(recipe, only="white-box")
+
+
+def test_a_live_teacher_is_refused_before_anything_is_trained(tiny_recipe: MakeRecipe) -> None:
+    student = {**STUDENT, "loss": {"kind": "reverse-kl"}, "labels": "live"}
+    recipe = tiny_recipe(student=student, on_policy={"loss": LOSS, "sampling": SAMPLING}, evaluate={"baselines": []})
+    with pytest.raises(RecipeError, match=r"on_policy\.loss\.kind is 'minillm': student\.labels is 'live'"):
+        check_distill(recipe)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +118,6 @@ def test_what_its_weights_do_not_hold_for_is_refused(
 
 
 def test_a_teacher_that_is_not_in_this_process_is_not_mixed_in(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
-    from stillhouse.stages.checks import check_distill
-
     init = {"from": "teacher", "layers": 2, "choose": "even", "vocabulary": "used"}
     recipe = tiny_recipe(
         student={"init": init}, on_policy={"teacher_share": 0.2, "sampling": SAMPLING}, evaluate={"baselines": []}

@@ -28,6 +28,13 @@ def check_on_policy(recipe: Recipe) -> None:
     if on_policy_of(recipe).teacher_share > 0:
         _check_mixture(recipe)
     student = round_student(recipe, on_policy_of(recipe))
+    if student.loss.kind == "minillm" and student.labels == "live":
+        raise RecipeError(
+            "student.labels is 'live', and this loss needs the stored scores of the written tokens",
+            setting="on_policy.loss.kind",
+            value=student.loss.kind,
+            fix="set student.labels to stored, or this to reverse-kl",
+        )
     load_objective(student, encoding_of(label.soft))
     training_arguments(recipe, student, Path(recipe.students))
 

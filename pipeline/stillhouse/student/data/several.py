@@ -14,13 +14,11 @@ from stillhouse.dataset.reader import RowGroup
 from stillhouse.student.data.rows import Example, RowLengths, Rows
 
 
-class DrawnRows:
-    """Some rows of a source, drawn at random without replacement; all of them if it has no more."""
+class SameRows:
+    """The rows of another source; subclasses change a part of them."""
 
-    def __init__(self, rows: Rows, count: int, seed: Sequence[int]) -> None:
+    def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self._count = count
-        self._seed = seed
 
     @property
     def groups(self) -> tuple[RowGroup, ...]:
@@ -31,16 +29,29 @@ class DrawnRows:
         return self._rows.unrendered
 
     def lengths(self) -> RowLengths:
-        """Return the token counts of every row, and which rows are drawn."""
-        found = self._rows.lengths()
-        drawn = np.zeros(len(found.prompt), dtype=np.bool_)
-        order = np.random.default_rng(self._seed).permutation(len(drawn))
-        drawn[order[: self._count]] = True
-        return replace(found, drawn=drawn)
+        """Return the token counts of every row."""
+        return self._rows.lengths()
 
     def example(self, group: int, row: int) -> Example:
         """Return one row of a row group."""
         return self._rows.example(group, row)
+
+
+class DrawnRows(SameRows):
+    """Some rows of a source, drawn at random without replacement; all of them if it has no more."""
+
+    def __init__(self, rows: Rows, count: int, seed: Sequence[int]) -> None:
+        super().__init__(rows)
+        self._count = count
+        self._seed = seed
+
+    def lengths(self) -> RowLengths:
+        """Return the token counts of every row, and which rows are drawn."""
+        found = super().lengths()
+        drawn = np.zeros(len(found.prompt), dtype=np.bool_)
+        order = np.random.default_rng(self._seed).permutation(len(drawn))
+        drawn[order[: self._count]] = True
+        return replace(found, drawn=drawn)
 
 
 class JoinedRows:

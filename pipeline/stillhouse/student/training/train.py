@@ -101,15 +101,15 @@ def distill(
 
 
 def _check_written(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> None:
-    """Refuse `minillm` for a student that learns from no text of its own."""
-    if student.labels == "live" or not any(
-        was_written_by_student(one) for _, one in datasets_of(recipe, student, dataset)
-    ):
+    """Refuse `minillm` for a student that learns from no rollouts."""
+    learnt = [one for _, one in datasets_of(recipe, student, dataset)]
+    if not any(was_written_by_student(one) for one in learnt):
         raise RecipeError(
-            "this loss learns from stored scores of what the student wrote, and these rows are the teacher's",
+            "this loss learns from scored rollouts, and no student wrote the rows of "
+            + " and ".join(one.manifest.label for one in learnt),
             setting=student.setting("loss.kind"),
-            value="minillm",
-            fix="set on_policy.loss.kind to minillm, and student.loss.kind to reverse-kl",
+            value=student.loss.kind,
+            fix=f"name a dataset of rollouts in {student.setting('data')}, or set this to reverse-kl",
         )
 
 

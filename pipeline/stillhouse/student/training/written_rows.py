@@ -17,13 +17,14 @@ import numpy.typing as npt
 import torch
 
 from stillhouse.dataset.encodings.base import flatten_column
-from stillhouse.dataset.reader import RowGroup, SplitReader, list_lengths
+from stillhouse.dataset.reader import SplitReader, list_lengths
 from stillhouse.dataset.store import Dataset
 from stillhouse.errors import TrainingError
 from stillhouse.models.head import split
 from stillhouse.models.load import LanguageModel
 from stillhouse.student.data.batches import collator, tokens_of
-from stillhouse.student.data.rows import Example, RowLengths, Rows, Written, row_bounds
+from stillhouse.student.data.rows import Example, Rows, Written, row_bounds
+from stillhouse.student.data.several import SameRows
 from stillhouse.student.losses import minillm
 
 _BATCH = 16  # rows per forward pass
@@ -37,7 +38,7 @@ def was_written_by_student(dataset: Dataset) -> bool:
     return bool((dataset.manifest.recipe.get("prompts") or {}).get("score_tokens"))
 
 
-class WrittenRows:
+class WrittenRows(SameRows):
     """The training rows of a dataset that a student wrote."""
 
     def __init__(
@@ -55,7 +56,7 @@ class WrittenRows:
         Raises:
             TrainingError: a row lacks the teacher's log-probabilities of its tokens.
         """
-        self._rows = rows
+        super().__init__(rows)
         origin = (dataset.manifest.recipe.get("prompts") or {}).get("written_by") or {}
         share = float(origin.get("teacher_share", 0.0))
         self._written: list[list[Written | None]] = []
@@ -83,21 +84,9 @@ class WrittenRows:
                 found[place] = Written(logprobs, advantages.astype(np.float32))
             self._written.append(found)
 
-    @property
-    def groups(self) -> tuple[RowGroup, ...]:
-        return self._rows.groups
-
-    @property
-    def unrendered(self) -> int:
-        return self._rows.unrendered
-
-    def lengths(self) -> RowLengths:
-        """Return the token counts of every row."""
-        return self._rows.lengths()
-
     def example(self, group: int, row: int) -> Example:
         """Return one row of a row group."""
-        return replace(self._rows.example(group, row), written=self._written[group][row])
+        return replace(super().example(group, row), written=self._written[group][row])
 
 
 def _logprobs(lm: LanguageModel, examples: Sequence[Example], head_chunk: int) -> Iterator[Floats]:
