@@ -2,9 +2,10 @@
 
 A flow run sends a heartbeat every 30 seconds. If its process and its worker are both killed, or its machine is lost, no
 process reports the failure, and Prefect would show the run as Running, or as Pending before it begins, for ever. Two
-automations of the server wait for the next event of a run, and set a run without one to Crashed. A run that ends normally
-emits a last event (common.emit_ended_event) after its last heartbeat. Retries are not automatic; a retry resumes from the
-journal or the last checkpoint.
+automations of the server wait for the next event of a run, and set a run without one to Crashed. One begins to wait when
+the run begins, since a process may be killed before its first heartbeat. A run that ends normally emits a last event
+(common.emit_ended_event) after its last heartbeat. Retries are not automatic; a retry resumes from the journal or the last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ BEGINS_WITHIN = 600  # seconds, enough to pull an image
 
 @dataclass(frozen=True)
 class _Automation:
-    """An automation: after `event`, a run must emit another event in time."""
+    """An automation: after one of `events`, a run must emit another event in time."""
 
     name: str  # of the automation
-    event: str
+    events: frozenset[str]
     message: str  # of a run that is set to Crashed; `seconds` completes it
     seconds: float  # default
 
@@ -43,7 +44,7 @@ class _Automation:
                 match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
                 match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}),
                 for_each={"prefect.resource.id"},
-                after={self.event},
+                after=set(self.events),
                 expect={"prefect.flow-run.*"},  # a heartbeat, or a new state
                 posture=Posture.Proactive,
                 threshold=1,
@@ -60,16 +61,27 @@ class _Automation:
             ],
         )
 
+    def is_earlier(self, registered: AutomationCore) -> bool:
+        """Whether an earlier version registered it, which began to wait at other events."""
+        return not isinstance(registered.trigger, EventTrigger) or registered.trigger.after != self.events
+
+    def updated(self, registered: AutomationCore) -> AutomationCore:
+        """Return the present automation with the seconds of a registered one, disabled if that was."""
+        within = registered.trigger.within if isinstance(registered.trigger, EventTrigger) else None
+        automation = self.build(self.seconds if within is None else within.total_seconds())
+        automation.enabled = registered.enabled
+        return automation
+
 
 _BEGUN = _Automation(
     "Stillhouse: a run whose process is gone has crashed",
-    "prefect.flow-run.heartbeat",
+    frozenset({"prefect.flow-run.Running", "prefect.flow-run.heartbeat"}),
     "Its process sent no heartbeat for",
     AFTER,
 )
 _TAKEN = _Automation(
     "Stillhouse: a run that a worker took and never began has crashed",
-    "prefect.flow-run.Pending",
+    frozenset({"prefect.flow-run.Pending"}),
     "A worker took it and did not begin it within",
     BEGINS_WITHIN,
 )
@@ -110,17 +122,19 @@ async def _guard(after: float, begins_within: float) -> None:
 
 
 async def guard_runs(client: PrefectClient) -> None:
-    """Create the automations that do not exist yet; keep existing ones unchanged."""
+    """Create the automations that do not exist yet; existing ones keep their seconds and whether they are enabled."""
     for one in (_BEGUN, _TAKEN):
         await _register(client, one)
 
 
 async def _register(client: PrefectClient, automation: _Automation, seconds: float | None = None) -> None:
-    """Create or update the automation of this name; without `seconds`, an existing one is kept. Remove duplicates."""
+    """Create or update the automation of this name; without `seconds`, an existing one keeps its own. Remove duplicates."""
     existing = await client.read_automations_by_name(automation.name)
+    for surplus in existing[1:]:
+        await client.delete_automation(surplus.id)
     if not existing:
         await client.create_automation(automation.build(seconds or automation.seconds))
     elif seconds is not None:
         await client.update_automation(existing[0].id, automation.build(seconds))
-    for surplus in existing[1:]:
-        await client.delete_automation(surplus.id)
+    elif automation.is_earlier(existing[0]):
+        await client.update_automation(existing[0].id, automation.updated(existing[0]))

@@ -1,5 +1,7 @@
 """The guard and runs that end by themselves: their last event comes after their heartbeats, so the guard waits no more."""
 
+import asyncio
+import dataclasses
 import subprocess
 import sys
 import time
@@ -44,6 +46,7 @@ def test_the_last_event_is_one_that_the_guard_waits_for(monkeypatch: pytest.Monk
     run = SimpleNamespace(id=uuid4(), name="label words", flow_id=uuid4())
     common.emit_ended_event(our_flows()[1], run, SimpleNamespace(name="Completed"))  # type: ignore[arg-type]
     (event,) = sent
+    assert "prefect.flow-run.Running" in recovery._BEGUN.events  # its process may be killed before its first heartbeat
     assert event["resource"]["prefect.resource.id"] == f"prefect.flow-run.{run.id}"
     for watch in (recovery._BEGUN, recovery._TAKEN):
         automation = watch.build(watch.seconds)
@@ -51,6 +54,29 @@ def test_the_last_event_is_one_that_the_guard_waits_for(monkeypatch: pytest.Monk
         assert trigger.expects(event["event"]) and not trigger.starts_after(event["event"])
         assert trigger.match.matches(event["resource"])
         assert any(trigger.match_related.matches(one) for one in event["related"])  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_guard_of_an_earlier_version_learns_and_keeps_what_was_chosen(prefect_api: None) -> None:
+    from prefect.client.orchestration import get_client
+
+    from stillhouse_flows import recovery
+
+    async def registered() -> Any:
+        earlier = dataclasses.replace(recovery._BEGUN, name="earlier", events=frozenset({"prefect.flow-run.heartbeat"}))
+        now = dataclasses.replace(recovery._BEGUN, name="earlier")
+        disabled = earlier.build(77)
+        disabled.enabled = False
+        async with get_client() as client:
+            await client.create_automation(disabled)
+            for _ in range(2):
+                await recovery._register(client, now)
+            return await client.read_automations_by_name("earlier")
+
+    (automation,) = asyncio.run(registered())
+    assert automation.trigger.after == recovery._BEGUN.events
+    assert automation.trigger.within.total_seconds() == 77
+    assert not automation.enabled
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
     prompts = PROMPTS[:24]
     server = composed_server.from_outside()
     command(server, tmp_path, "stillhouse", "flows", "deploy", "--only", "part")
-    command(server, tmp_path, "stillhouse", "flows", "guard", "--after", "40")
+    command(server, tmp_path, "stillhouse", "flows", "guard", "--after", "60")
     with running_stand_in(latency=2.0) as teacher, ExitStack() as running:
         recipe = in_parts(api_recipe(teacher.base_url, prompts, concurrency=1, shard_size=4), "work-pool")
         names = ["parts-1", "parts-2"]
