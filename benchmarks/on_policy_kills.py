@@ -76,7 +76,7 @@ def measure(small: bool) -> str:
 
 def _recipe(folder: Path, rounds: int, prompts: int) -> Recipe:
     raw = first_recipe(folder, limit=160).model_dump(mode="json", by_alias=True)
-    raw["student"]["train"] |= {"save_steps": 2, "max_steps": 4}
+    raw["student"]["train"] |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     raw["on_policy"] = {
         "rounds": rounds,
         "prompts": prompts,

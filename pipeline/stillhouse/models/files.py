@@ -10,13 +10,13 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.inputs.user_files import Unreadable, decode_text, parse_json
-from stillhouse.models.weights import sha256_of_weights
+from stillhouse.models.weights import FileState, file_state, sha256_of_weights
 from stillhouse.records import content_hash
 
 SAFETENSORS = "*.safetensors"
@@ -165,7 +165,7 @@ class ModelFiles:
         """A hash of the mapping from text to token ids; files that differ only in formatting have the same one."""
         file = self.folder / "tokenizer.json"
         if file.is_file():
-            return _tokenizer_content(self._settings(file.name))
+            return _tokenizer_content(self, file_state(file))
         plain = [
             path
             for name in ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
@@ -210,8 +210,13 @@ def _sampled(file: Path) -> bytes:
     return digest.digest()
 
 
-def _tokenizer_content(tokenizer: dict[str, Any]) -> str:
-    """Hash what determines the ids; library versions differ in writing merges as "a b" or ["a", "b"]."""
+@lru_cache(maxsize=64)
+def _tokenizer_content(files: ModelFiles, state: FileState) -> str:
+    """Hash what determines the ids; library versions differ in writing merges as "a b" or ["a", "b"].
+
+    Parsing a tokenizer takes half a second, so it is done once for each `state` of the file.
+    """
+    tokenizer = files._settings("tokenizer.json")
     model = dict(tokenizer["model"])
     model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
     added = sorted((token["id"], token["content"]) for token in tokenizer.get("added_tokens") or [])

@@ -25,7 +25,7 @@ _FOLDER = "weights"
 _CLOCK_TICK = 0.02  # seconds: two changes of a file within one tick of the system's clock have the same time
 
 
-class _State(BaseModel):
+class FileState(BaseModel):
     """The metadata that changes when a file does."""
 
     model_config = ConfigDict(frozen=True)
@@ -42,7 +42,7 @@ class _CacheEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    state: _State
+    state: FileState
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -61,23 +61,25 @@ def cache_folder() -> Path | None:
 def sha256_of_weights(file: Path) -> str:
     """Return the hex sha256 of all bytes of a file, from the cache if the file has not changed since they were read."""
     file = file.resolve()
-    if abs(time.time_ns() - file.stat().st_ctime_ns) < _CLOCK_TICK * 1e9:
-        time.sleep(_CLOCK_TICK)  # so that any later change has another time than this state
-    state = _state(file)
+    state = file_state(file)
     entry = _entry(file)
     cached = _read(entry)
     if cached is not None and cached.state == state:
         return cached.sha256
     digest = sha256_of_file(file)
-    if entry is not None and _state(file) == state:  # the file did not change while it was read
+    if entry is not None and file_state(file) == state:  # the file did not change while it was read
         with suppress(StorageFailed):
             write_atomically(entry, _CacheEntry(state=state, sha256=digest).model_dump_json().encode())
     return digest
 
 
-def _state(file: Path) -> _State:
+def file_state(file: Path) -> FileState:
+    """Return the state of a file; for one that has just changed, after a wait, so that any later change has another."""
+    file = file.resolve()
+    if abs(time.time_ns() - file.stat().st_ctime_ns) < _CLOCK_TICK * 1e9:
+        time.sleep(_CLOCK_TICK)
     found = file.stat()
-    return _State(
+    return FileState(
         path=str(file),
         size=found.st_size,
         mtime_ns=found.st_mtime_ns,

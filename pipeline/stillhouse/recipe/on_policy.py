@@ -59,7 +59,8 @@ class OnPolicySettings(Settings):
     loss: LossSettings | None = Field(default=None, description="loss of the rounds; None: as in student.loss")
     train: dict[str, Any] = Field(
         default_factory=dict,
-        description="training arguments of a round; those not given are as in student.train, with one epoch",
+        description="training arguments of a round; those not given are as in student.train, with one epoch and "
+        "no checkpoint unless save_strategy is set",
     )
     patience: int | None = Field(
         default=None, ge=1, description="rounds without a lower held-out KL after which it ends; None: never"

@@ -42,7 +42,8 @@ def test_the_rounds_make_a_student_and_again_nothing(tiny_recipe: MakeRecipe, tm
     assert sum(one.kept for one in last.card.rounds) == 1
     for one in last.card.rounds:
         assert one.held_out_kl is not None and one.health.own_text is not None
-        assert one.seconds is not None and min(one.seconds.writing, one.seconds.scoring, one.seconds.learning) > 0
+        assert one.seconds is not None and min(one.seconds.writing, one.seconds.scoring) > 0
+        assert one.seconds.learning >= 0  # to a tenth of a second, as in the card
         assert f"round {one.number}; held-out KL" in str(one)
     for version in (1, 2):
         scored = rollouts(recipe, version)

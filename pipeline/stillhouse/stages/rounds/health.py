@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stillhouse.models.load import LanguageModel
     from stillhouse.student.data.rows import Example
 
-_MOST_ROWS = 64  # rows of each text that are measured
+_MOST_ROWS = 32  # rows of each text that are measured
 _COLLAPSED = 0.5  # share of broken rollouts above which a student has collapsed,
 _WORSE = 0.2  # if the share is also this much higher than in the first round
 

@@ -19,6 +19,7 @@ from stillhouse.recipe.student_init import InitSettings
 from stillhouse.student.rollouts import TOKENS
 
 _ONE_PASS = {"num_train_epochs": 1}  # over a round's rows, unless `on_policy.train` says otherwise
+_NO_CHECKPOINT = {"save_strategy": "no"}  # the only one would be written after the last step, just before the student
 ROUNDS = "rounds"  # folder of the rounds, among the recipe's students
 
 
@@ -55,10 +56,11 @@ def round_student(recipe: Recipe, settings: OnPolicySettings) -> StudentSettings
     """Return the settings of a round's student, without its start and its rows."""
     assert recipe.student is not None
     general = {name: value for name, value in recipe.student.train.items() if name != "max_steps"}
+    saves = recipe.student.early_stopping or any(name in general for name in ("save_strategy", "save_steps"))
     return recipe.student.model_copy(
         update={
             "loss": settings.loss or recipe.student.loss,
-            "train": {**general, **_ONE_PASS, **settings.train},
+            "train": {**general, **_ONE_PASS, **({} if saves else _NO_CHECKPOINT), **settings.train},
             "quantize": None,
         }
     )

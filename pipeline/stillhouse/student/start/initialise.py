@@ -38,8 +38,8 @@ def initialise(
     folder: Path,
     labelled: Dataset | None = None,
     progress: Progress = silent,
-) -> None:
-    """Write the untrained student, weights and tokenizer, to `folder`.
+) -> PreTrainedModel:
+    """Write the untrained student, weights and tokenizer, to `folder`, and return its model.
 
     Args:
         recipe: the recipe, which names the teacher.
@@ -67,13 +67,14 @@ def initialise(
         if init.from_ is not None:
             model, start = parts_of_teacher(recipe, student, files, model, labelled, progress)
     if init.vocabulary == "used":
-        start = _write_cut(model, files, labelled, folder, start, trusted=trusted)
+        model, start = _write_cut(model, files, labelled, folder, start, trusted=trusted)
         start.write(folder)
-        return
+        return model
     of_its_own = init.config is not None and "model_type" in init.config  # may reject the teacher's sampling settings
     write_model(model, files.folder, folder, trust_remote_code=trusted, sampling=not of_its_own)
     if start is not None:
         start.write(folder)
+    return model
 
 
 def _write_cut(
@@ -84,14 +85,14 @@ def _write_cut(
     start: Start | None,
     *,
     trusted: bool,
-) -> Start:
-    """Write the model with only the tokens that the dataset uses, and record their number."""
+) -> tuple[PreTrainedModel, Start]:
+    """Write the model with only the tokens that the dataset uses, and return it with the record of their number."""
     assert labelled is not None  # `init.needs_dataset`
     with tempfile.TemporaryDirectory() as scratch:
         cut = cut_vocabulary(model, files, labelled, Path(scratch), trust_remote_code=trusted)
         write_model(cut.model, Path(scratch), folder, trust_remote_code=trusted)
     start = start or Start(teacher=files.name, dataset=labelled.manifest.label)
-    return start.model_copy(update={"vocabulary": (cut.kept, cut.of)})
+    return cut.model, start.model_copy(update={"vocabulary": (cut.kept, cut.of)})
 
 
 def write_model(

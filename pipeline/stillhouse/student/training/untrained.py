@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.models.load import load_language_model
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
@@ -54,7 +53,6 @@ def write_untrained(
     made = folder.work / "model"
     shutil.rmtree(made, ignore_errors=True)
     make_folder(folder.work)
-    initialise(recipe, student, made, labelled, progress)
-    model = load_language_model(made, device="cpu", trust_remote_code=student.trust_remote_code).model
+    model = initialise(recipe, student, made, labelled, progress)
     publish(recipe, folder, made, student_card(recipe, folder, made, model))
     return folder
