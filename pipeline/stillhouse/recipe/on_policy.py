@@ -34,6 +34,11 @@ class OnPolicySettings(Settings):
 
     rounds: int = Field(default=4, ge=1, description="number of rounds; a finished student can be given more")
     prompts: int = Field(default=512, ge=1, description="prompts that the student answers in each round")
+    prompts_from: Literal["newest"] | None = Field(
+        default=None,
+        description="the dataset version that prompts come from: newest: the newest one when a round begins, prompts of no "
+        "earlier round first; None: the version that the student learns from",
+    )
     samples: int = Field(default=1, ge=1, description="answers per prompt in each round")
     sampling: SamplingSettings = Field(
         default=SamplingSettings(temperature=1.0, max_tokens=128), description="how the student samples its answers"

@@ -125,6 +125,13 @@ def test_what_the_rounds_cannot_do_is_refused_before_anything_is_trained(
         check_distill(on_policy(tiny_recipe, **settings))
 
 
+def test_new_prompts_and_a_part_of_the_vocabulary_are_refused(tiny_recipe: MakeRecipe) -> None:
+    student = {"init": {**INIT, "vocabulary": "used"}, "train": TRAIN}
+    recipe = tiny_recipe(on_policy={"prompts_from": "newest"}, student=student)
+    with pytest.raises(RecipeError, match=r"on_policy\.prompts_from is 'newest': .* only the tokens"):
+        check_distill(recipe)
+
+
 def test_an_api_cannot_score(tiny_recipe: MakeRecipe) -> None:
     raw = on_policy(tiny_recipe).model_dump(mode="json", by_alias=True)
     raw["teacher"] = {"kind": "openai", "model": "x", "options": {"base_url": "http://127.0.0.1:1/v1"}}

@@ -1,15 +1,20 @@
 """The prompts of a round: of the dataset's training split alone, other ones each round, all before any comes again."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from stillhouse.dataset.derive import filter_rows
-from stillhouse.dataset.store import Dataset
+from stillhouse.dataset.store import Dataset, open_dataset
 from stillhouse.errors import DatasetRefused
 from stillhouse.labelling.engine import label
-from stillhouse.stages.rounds.prompts import prompts_of_round
+from stillhouse.recipe.recipe import Recipe
+from stillhouse.stages.rounds.prompts import newest_prompts_of_round, prompts_of_round
+from stillhouse.stages.rounds.recipes import round_folder
+from stillhouse.stages.stages import run_stages
 from tests.conftest import MakeRecipe
+from tests.stages.rounds.test_rounds import on_policy, rollouts
 
 
 @pytest.fixture
@@ -46,3 +51,47 @@ def test_none_to_train_on_is_refused(labelled: Dataset) -> None:
     held_out = filter_rows(labelled, root, "held-out", f"prompt_id in ({names})").dataset
     with pytest.raises(DatasetRefused, match="has no training row"):
         prompts_of_round(held_out, 0, 1, 4)
+
+
+def growing(recipe: Recipe, limit: int | None) -> Recipe:
+    """The recipe with the first prompts of its source, which learns from the first version of its dataset."""
+    prompts = recipe.prompts.model_copy(update={"limit": limit})
+    dataset = recipe.dataset.model_copy(update={"version": 1})
+    return recipe.model_copy(update={"prompts": prompts, "dataset": dataset})
+
+
+def newest_ids(recipe: Recipe, number: int) -> set[str]:
+    return {
+        prompt.id for prompt in newest_prompts_of_round(recipe, number, round_folder(recipe, number) / "rollouts-1")
+    }
+
+
+def test_what_the_newest_version_added_has_its_turn_first_and_a_begun_round_keeps_its_prompts(
+    scripted_recipe: MakeRecipe,
+) -> None:
+    recipe = scripted_recipe(on_policy={"rounds": 3, "prompts": 4}, student={"init": {"from": "teacher", "layers": 2}})
+    before = training_ids(asyncio.run(label(growing(recipe, 7))).dataset)
+    first = newest_ids(recipe, 1)
+    assert first == before or (len(first) == 4 and first < before)
+    after = training_ids(asyncio.run(label(growing(recipe, None))).dataset)
+    assert before < after
+    assert newest_ids(recipe, 1) == first
+    second, third = newest_ids(recipe, 2), newest_ids(recipe, 3)
+    assert len(second) == 4 and not first & second
+    assert after <= first | second | third
+
+
+@pytest.mark.slow
+def test_a_student_is_given_more_rounds_with_what_the_source_has_added(tiny_recipe: MakeRecipe) -> None:
+    recipe = on_policy(tiny_recipe, rounds=1, prompts=8, prompts_from="newest")
+    *_, one = run_stages(growing(recipe, 8)).students
+    more = on_policy(tiny_recipe, rounds=2, prompts=8, prompts_from="newest")
+    ran = run_stages(growing(more, None))
+    assert ran.labelled.dataset.manifest.version == 2
+    *_, white_box, last = ran.students
+    assert (one.trained, white_box.trained, last.trained) == (True, False, True)
+    assert white_box.card.dataset == "words/v001"
+    known = training_ids(open_dataset(Path(more.dataset.root) / "words", 1))
+    written = [training_ids(rollouts(more, number)) for number in (1, 2)]
+    assert written[0] <= known
+    assert training_ids(ran.labelled.dataset) - known <= written[1]

@@ -28,6 +28,13 @@ def check_on_policy(recipe: Recipe) -> None:
     if on_policy_of(recipe).teacher_share > 0:
         _check_mixture(recipe)
     student = round_student(recipe, on_policy_of(recipe))
+    if on_policy_of(recipe).prompts_from == "newest" and student.init.vocabulary == "used":
+        raise RecipeError(
+            "student.init.vocabulary is 'used', so the student has only the tokens of the version that it learns from",
+            setting="on_policy.prompts_from",
+            value="newest",
+            fix="remove it, or set student.init.vocabulary to all",
+        )
     if student.loss.kind == "minillm" and student.labels == "live":
         raise RecipeError(
             "student.labels is 'live', and this loss needs the stored scores of the written tokens",

@@ -27,7 +27,7 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import content_hash
 from stillhouse.stages.rounds.health import StudentCollapsed, measure_round, refuse_collapsed, written_of
-from stillhouse.stages.rounds.prompts import prompts_of_round
+from stillhouse.stages.rounds.prompts import newest_prompts_of_round, prompts_of_round
 from stillhouse.stages.rounds.recipes import (
     on_policy_of,
     round_folder,
@@ -208,6 +208,7 @@ def _scored_rollouts(
     settings = on_policy_of(recipe)
     files = ModelFiles("the student", writer)
     shaping = settings.model_dump(include={"prompts", "samples", "sampling", "batch_size", "writer", "teacher_share"})
+    shaping["prompts_from"] = settings.prompts_from
     key = content_hash([files.content_sha256, number, recipe.seed, shaping])
     folder = round_folder(recipe, number)
     own = folder / f"rollouts-{key[:12]}"
@@ -220,7 +221,10 @@ def _scored_rollouts(
             shutil.rmtree(other)
     assert recipe.student is not None
     load = cache(partial(_load, files, trust_remote_code=recipe.student.trust_remote_code))
-    prompts = prompts_of_round(labelled, recipe.seed, number, settings.prompts)
+    if settings.prompts_from == "newest":
+        prompts = newest_prompts_of_round(recipe, number, own)
+    else:
+        prompts = prompts_of_round(labelled, recipe.seed, number, settings.prompts)
     began = time.monotonic()
     if settings.writer.kind == "vllm":
         file = write_rollouts_with_server(recipe, files, prompts, own, progress)
