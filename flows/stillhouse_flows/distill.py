@@ -6,14 +6,13 @@ from stillhouse_flows import search_working_folder_last
 
 search_working_folder_last()
 
-from pathlib import Path
-
 from prefect import flow, get_run_logger, task
 
 from stillhouse.dataset.store import Dataset
 from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.checks import check_distill, student_of
+from stillhouse.stages.rounds.stage import start_of_rounds
 from stillhouse.stages.stages import dataset_of, distill_stage, points_to_train, students_to_train
 from stillhouse.student.finished.folder import StudentResult
 from stillhouse_flows.artifacts import publish_models
@@ -45,15 +44,15 @@ def distill_flow(recipe: RecipePath, overrides: Overrides = None) -> list[Studen
         name_run("distill", loaded, dataset.manifest)
         results = train_sweep(trainings, loaded.sweep.at_a_time)
     else:
-        datasets = [dataset_of(loaded, student, logged_progress()) for student in students_to_train(loaded)]
-        dataset = datasets[-1]
+        dataset = dataset_of(loaded, student_of(loaded), logged_progress())
         name_run("distill", loaded, dataset.manifest)
+        students = [(one, dataset_of(loaded, one, logged_progress())) for one in students_to_train(loaded)]
         results = [
             train_student(loaded, index, one, f"{student.mode} student")
-            for index, (student, one) in enumerate(zip(students_to_train(loaded), datasets, strict=True))
+            for index, (student, one) in enumerate(students)
         ]
         if loaded.on_policy is not None:
-            start = Path(results[-1].folder)
+            start = start_of_rounds(loaded, results, dataset, logged_progress())
             results.append(run_rounds_in_flow(loaded, student_of(loaded), dataset, start))
     for result in results:
         get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "already trained")

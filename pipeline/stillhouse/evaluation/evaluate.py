@@ -165,7 +165,7 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
     """
     baselines: list[Variant] = [name for name in recipe.evaluate.baselines if name != student.mode]
     rounds: list[Variant] = ["on-policy"] if recipe.on_policy is not None else []
-    variants = [*baselines, student.mode, *rounds]
+    variants = [*baselines, *([student.mode] if recipe.has_off_policy_student else []), *rounds]
     places = [student_folder(recipe, student, one, learning_dataset(recipe, one, dataset), dataset) for one in variants]
     for place in places:
         if place.finished_card() is None:

@@ -32,6 +32,11 @@ class WriterSettings(Settings):
 class OnPolicySettings(Settings):
     """Rounds of on-policy distillation, after the student has learnt from the teacher's dataset."""
 
+    start: Literal["untrained"] | None = Field(
+        default=None,
+        description="the student that writes in the first round: untrained: that of student.init as it is; None: it first "
+        "learns from the dataset",
+    )
     rounds: int = Field(default=4, ge=1, description="number of rounds; a finished student can be given more")
     prompts: int = Field(default=512, ge=1, description="prompts that the student answers in each round")
     prompts_from: Literal["newest"] | None = Field(

@@ -189,6 +189,11 @@ class Recipe(Settings):
             )
         return self
 
+    @property
+    def has_off_policy_student(self) -> bool:
+        """Whether the student learns from the dataset itself; False: only in rounds, from the untrained student on."""
+        return self.student is not None and (self.on_policy is None or self.on_policy.start is None)
+
     def as_yaml(self) -> str:
         """Return the resolved recipe with all defaults as YAML, which loads back to the same recipe."""
         return dump_yaml(self.model_dump(mode="json", by_alias=True))

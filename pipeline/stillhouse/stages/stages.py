@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TrainingError, UsageError
@@ -37,7 +36,7 @@ from stillhouse.stages.finetune import check_finetuned, finetuning_of, gold_data
 from stillhouse.stages.launch import launch
 from stillhouse.stages.rounds.estimate import estimate_rounds
 from stillhouse.stages.rounds.run import RoundSteps
-from stillhouse.stages.rounds.stage import rounds_stage, score_rollouts
+from stillhouse.stages.rounds.stage import rounds_stage, score_rollouts, start_of_rounds
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
 from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
 from stillhouse.teachers.base import Checks, Finding, Serves, open_teacher
@@ -113,16 +112,21 @@ def with_version(recipe: Recipe, labelled: Dataset) -> Recipe:
 def students_to_train(recipe: Recipe, only: str | None = None) -> list[StudentSettings]:
     """Return the baselines that the report needs, gold first, and the student; with `only`, just the one of that mode.
 
+    The student is left out if its rounds begin with the untrained one (`on_policy.start`).
+
     Raises:
         UsageError: no student has the mode `only`.
     """
     student = student_of(recipe)
     baselines = [mode for mode in ("gold", "black-box") if mode in recipe.evaluate.baselines and mode != student.mode]
-    students = [*(student.model_copy(update={"mode": mode, "quantize": None}) for mode in baselines), student]
+    students = [student.model_copy(update={"mode": mode, "quantize": None}) for mode in baselines]
+    if recipe.has_off_policy_student:
+        students.append(student)
     chosen = [one for one in students if only in (None, one.mode)]
-    if not chosen:
+    if only is not None and not chosen:
         modes = ", ".join(one.mode for one in students)
-        raise UsageError("the recipe has no such student", setting="--only", value=only, fix=f"choose from: {modes}")
+        fix = f"choose from: {modes}" if modes else "remove it"
+        raise UsageError("the recipe has no such student", setting="--only", value=only, fix=fix)
     return chosen
 
 
@@ -286,10 +290,10 @@ def distill_students(recipe: Recipe, progress: Progress = silent, only: str | No
     wanted = [(one, dataset_of(recipe, one, progress)) for one in students_to_train(recipe, only)]
     students = [distill_stage(recipe, student, dataset, progress) for student, dataset in wanted]
     if recipe.on_policy is not None and only is None:
-        student, dataset = wanted[-1]
-        start = Path(students[-1].folder)
+        dataset = recipe_dataset(recipe)
+        start = start_of_rounds(recipe, students, dataset, progress)
         steps = RoundSteps(score_rollouts, distill_stage)
-        students.append(rounds_stage(recipe, student, dataset, start, steps, progress))
+        students.append(rounds_stage(recipe, student_of(recipe), dataset, start, steps, progress))
     return students
 
 

@@ -56,35 +56,50 @@ def write_atomically(path: Location, data: bytes) -> None:
 
 
 def fsync_files(folder: Path) -> None:
-    """Fsync a local folder recursively: its files, its subfolders, itself and its entry in the parent folder."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        elif path.is_dir():
-            fsync_folder(path)
-    fsync_folder(folder)
-    fsync_folder(folder.parent)
+    """Fsync a local folder recursively: its files, its subfolders, itself and its entry in the parent folder.
+
+    Raises:
+        StorageFailed: the disk is full.
+    """
+    with _storage_errors(folder):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            elif path.is_dir():
+                fsync_folder(path)
+        fsync_folder(folder)
+        fsync_folder(folder.parent)
 
 
 def make_folder(folder: Location) -> None:
-    """Create a folder and its missing parents durably: they survive a power failure."""
+    """Create a folder and its missing parents durably: they survive a power failure.
+
+    Raises:
+        StorageFailed: the disk is full, or the folder cannot be made.
+    """
     if isinstance(folder, RemotePath) or folder.is_dir():  # a store has no empty folders
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    fsync_folder(folder.parent)
+    with _storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
 
 
 def fsync_folder(folder: Location) -> None:
-    """Fsync a folder, so that renames inside it survive a power failure."""
+    """Fsync a folder, so that renames inside it survive a power failure.
+
+    Raises:
+        StorageFailed: the disk is full, or the folder is gone.
+    """
     if isinstance(folder, RemotePath):
         return  # a write that a store has confirmed is durable
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with _storage_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def sha256_of_file(path: Location) -> str:

@@ -1,6 +1,7 @@
 """The prompts of a round: of the dataset's training split alone, other ones each round, all before any comes again."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_all_have_their_turn_before_any_comes_again(labelled: Dataset) -> None:
     assert len({*first, *second, *third}) == 9
     assert {*first, *second, *third} == training_ids(labelled)
     assert ids(labelled, 1, 3) == first
+
+
+def test_a_round_that_begins_a_new_pass_has_as_many_and_none_twice(labelled: Dataset) -> None:
+    rounds = [ids(labelled, number, 5) for number in (1, 2, 3, 4)]
+    assert all(len(set(one)) == len(one) == 5 for one in rounds)
+    counts = Counter(id_ for one in rounds for id_ in one)
+    assert set(counts.values()) <= {2, 3}  # 20 turns of 9 prompts
 
 
 def test_a_round_has_no_more_than_there_are(labelled: Dataset) -> None:

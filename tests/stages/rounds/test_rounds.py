@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from stillhouse.dataset.store import Dataset, open_dataset
+from stillhouse.errors import UsageError
 from stillhouse.labelling.engine import label
+from stillhouse.models.files import ModelFiles
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.stages.rounds import run as run_module
 from stillhouse.stages.rounds import stage as stage_module
@@ -25,7 +27,8 @@ ROUNDS = {"rounds": 2, "prompts": 4, "sampling": {"temperature": 1.0, "max_token
 
 
 def on_policy(make: MakeRecipe, **settings: Any) -> Recipe:
-    return make(on_policy={**ROUNDS, **settings}, evaluate={"baselines": [], "answers": 2, "latency_prompts": 2})
+    evaluate = {**make().evaluate.model_dump(), "baselines": [], "answers": 2, "latency_prompts": 2}
+    return make(on_policy={**ROUNDS, **settings}, evaluate=evaluate)
 
 
 def rollouts(recipe: Recipe, version: int) -> Dataset:
@@ -54,6 +57,25 @@ def test_the_rounds_make_a_student_and_again_nothing(tiny_recipe: MakeRecipe, tm
     assert [one.trained for one in again] == [False, False]
     report = evaluate_stage(recipe, labelled).report
     assert [model.role for model in report.models] == ["teacher", "white-box student", "on-policy student"]
+
+
+@pytest.mark.slow
+def test_rounds_that_begin_with_the_untrained_student(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = on_policy(tiny_recipe, start="untrained", rounds=1)
+    labelled = asyncio.run(label(recipe)).dataset
+    (last,) = distill_students(recipe)
+    assert (last.card.variant, last.trained) == ("on-policy", True)
+    assert not (tmp_path / "students/test/white-box").exists()
+    rows = rollouts(recipe, 1).to_table("train").to_pylist()
+    untrained = ModelFiles("untrained", tmp_path / "students/test/untrained")
+    assert rollouts(recipe, 1).manifest.recipe["prompts"]["written_by"]["student"] == untrained.content_sha256
+    assert len(rows) == 4
+    (again,) = distill_students(recipe)
+    assert not again.trained
+    report = evaluate_stage(recipe, labelled).report
+    assert [model.role for model in report.models] == ["teacher", "on-policy student"]
+    with pytest.raises(UsageError, match="no such student"):
+        distill_students(recipe, only="white-box")
 
 
 def test_exactly_the_written_tokens_are_scored(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:

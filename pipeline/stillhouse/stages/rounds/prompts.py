@@ -7,6 +7,8 @@ newest version when the round begins; the choice is then noted, so that an inter
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,14 +33,20 @@ def prompts_of_round(labelled: Dataset, seed: int, number: int, count: int) -> l
         DatasetRefused: the dataset has no training row.
     """
     names = _training_ids(labelled)
-    total = len(names)
-    count = min(count, total)
-    first = (number - 1) * count
-    chosen: list[int] = []
-    while len(chosen) < count:
-        turn, place = divmod(first + len(chosen), total)
-        order = np.random.default_rng([seed, _PASS, turn]).permutation(total)
-        chosen += order[place : place + count - len(chosen)].tolist()
+    count = min(count, len(names))
+    waiting: deque[int] = deque()  # that have not had their turn in this pass
+    passes = itertools.count()
+    chosen: set[int] = set()
+    for _ in range(number):
+        chosen, again = set(), []
+        while len(chosen) < count:
+            if not waiting:
+                waiting.extend(np.random.default_rng([seed, _PASS, next(passes)]).permutation(len(names)).tolist())
+            place = waiting.popleft()
+            if place in chosen:
+                again.append(place)  # it has its turn of the new pass in the next round
+            chosen.add(place)
+        waiting.extendleft(reversed(again))
     return _prompts(labelled, {names[place] for place in chosen})
 
 

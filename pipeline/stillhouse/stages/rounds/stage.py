@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from stillhouse.dataset.store import Dataset
@@ -10,11 +11,12 @@ from stillhouse.errors import DatasetRefused
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.runners.base import open_runner
 from stillhouse.processes.event_loop import run_coroutine
-from stillhouse.processes.ranks import is_first, wait_for_all
+from stillhouse.processes.ranks import first_process_first, is_first, wait_for_all
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.records import RECIPE_FILE, TeacherIdentity, utc_now
+from stillhouse.stages.rounds.recipes import on_policy_of
 from stillhouse.stages.rounds.run import RoundResult, RoundSteps, best_round, figures_of, run_rounds
 from stillhouse.storage.durable import fsync_files, write_atomically
 from stillhouse.student.finished.card import write_cards
@@ -64,6 +66,29 @@ def rounds_stage(
     card = place.finished_card()
     assert card is not None
     return StudentResult(card, str(place.path), trained=not is_trained)
+
+
+def start_of_rounds(
+    recipe: Recipe, students: Sequence[StudentResult], dataset: Dataset, progress: Progress = silent
+) -> Path:
+    """Return the folder of the student that writes in the first round; an untrained one is made if it is missing.
+
+    Args:
+        recipe: the recipe, with `on_policy`.
+        students: those that have been trained, the recipe's own last.
+        dataset: the teacher's completions.
+        progress: called with the activity, the items done and the total, while importance is measured.
+
+    Raises:
+        RecipeError, TrainingError: the untrained student cannot be made as the recipe says.
+    """
+    if on_policy_of(recipe).start is None:
+        return Path(students[-1].folder)
+    assert recipe.student is not None  # `on_policy` needs one
+    from stillhouse.student.training.untrained import prepare_untrained
+
+    with first_process_first():
+        return prepare_untrained(recipe, recipe.student, dataset, progress).path
 
 
 def score_rollouts(recipe: Recipe, progress: Progress) -> Dataset:
