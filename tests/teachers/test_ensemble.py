@@ -121,7 +121,10 @@ def test_its_name_depends_on_models_and_shares(causal: list[Path], tiny_recipe: 
     [
         ({"ensemble": ["MODEL"]}, r"teacher\.options\.teachers"),
         ({"ensemble": ["MODEL", "OTHER"]}, "have not the same tokenizer.* Use models of one family"),
-        ({"ensemble": ["MODEL", "MODEL"], "weights": [1]}, r"teacher\.options\.weights is \[1\.0\]: there are 2 models"),
+        (
+            {"ensemble": ["MODEL", "MODEL"], "weights": [1]},
+            r"teacher\.options\.weights is \[1\.0\]: there are 2 models",
+        ),
         ({"ensemble": ["MODEL", "MODEL"], "weights": [1, 0]}, r"teacher\.options\.weights"),
         ({"ensemble": ["MODEL", "MODEL"], "weight": [1, 1]}, "Did you mean 'weights'"),
         ({"ensemble": ["MODEL", {"kind": "vllm", "model": "MODEL"}]}, "in this process.*stillhouse datasets ensemble"),

@@ -45,7 +45,8 @@ class EnsembleOptions(Settings):
     """`teacher.options` of this kind."""
 
     teachers: tuple[TeacherSettings, ...] = Field(
-        min_length=2, description="the models: each a folder or hub id, or settings as in `teacher`, of kind transformers"
+        min_length=2,
+        description="the models: each a folder or hub id, or settings as in `teacher`, of kind transformers",
     )
     weights: tuple[float, ...] | None = Field(
         default=None, description="one positive number for each model; None: all the same"
