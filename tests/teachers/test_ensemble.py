@@ -68,7 +68,7 @@ def check(dataset: Dataset, folders: list[Path]) -> list[tuple[list[int], Any]]:
         np.testing.assert_allclose(np.exp(rows["completion_logprobs"][place].as_py()), chosen, rtol=1e-3)
         soft = find_encoding("top-k").labels_at(rows, place)
         listed = np.take_along_axis(exact, soft.token_ids.astype(np.int64), axis=1)
-        np.testing.assert_allclose(np.exp(soft.logprobs.astype(float)), listed, rtol=0.07)
+        np.testing.assert_allclose(np.exp(soft.logprobs.astype(float)), listed, rtol=0.1)
         found.append((completion, exact))
     return found
 

@@ -67,8 +67,8 @@ class Advice:
         if self.teacher is None:
             return [
                 *found,
-                "No held-out prompt has a reference, so nothing can be said of the teacher's answers. Add references to some "
-                "prompts (prompts.reference), a hundred or more.",
+                "No held-out prompt has a reference, so nothing can be said of the teacher's answers. Add references to "
+                "some prompts (prompts.reference), a hundred or more.",
             ]
         found.append(
             f"The teacher: {self.metric} {self._shown(self.teacher)} on {self.asked} of them. A student rarely gets better "
@@ -108,8 +108,8 @@ class Advice:
 
 
 _UNKNOWN = (
-    "What this cannot know: how near a student of this size comes to the teacher, and what the same references give with more "
-    "steps. `stillhouse run` with evaluate.baselines: [gold] measures both."
+    "What this cannot know: how near a student of this size comes to the teacher, and what the same references give with "
+    "more steps. `stillhouse run` with evaluate.baselines: [gold] measures both."
 )
 
 
