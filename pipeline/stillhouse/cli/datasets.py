@@ -142,6 +142,28 @@ def datasets_merge(
         _print_derived(merge(datasets, root, into, text_only=text_only, licence=licence, prefer=prefer), as_json)
 
 
+@datasets_app.command("ensemble")
+def datasets_ensemble(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME NAME...", help="One dataset of each teacher, for the same completions.")
+    ],
+    into: Into,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="W,W,...", help="Weights, such as 2,1. Default: all the same.")
+    ] = None,
+    root: Root = LABELS,
+    as_json: AsJson = False,
+) -> None:
+    """Average the soft labels of several teachers of the same completions, and write a new version."""
+    with reporting_errors(as_json):
+        from stillhouse.dataset.ensemble import ensemble
+        from stillhouse.dataset.store import find_dataset
+
+        numbers = None if weights is None else _numbers(weights)
+        datasets = [find_dataset(root, name) for name in names]
+        _print_derived(ensemble(datasets, root, into, numbers), as_json)
+
+
 @datasets_app.command("filter")
 def datasets_filter(
     name: Name,
@@ -220,6 +242,18 @@ def _print_derived(derived: Derived, as_json: bool) -> None:
         _print_lines(
             [f"{manifest.label}: {results.format_counts(manifest.rows)}", *(f"  {note}" for note in derived.notes)]
         )
+
+
+def _numbers(weights: str) -> list[float]:
+    """Parse numbers separated by commas."""
+    from stillhouse.errors import UsageError
+
+    try:
+        return [float(one) for one in weights.split(",")]
+    except ValueError:
+        raise UsageError(
+            "it is not a list of numbers", setting="--weights", value=weights, fix="give numbers such as 2,1"
+        ) from None
 
 
 def _confirmed(listed: list[CatalogEntry]) -> bool:

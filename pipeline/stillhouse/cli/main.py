@@ -128,6 +128,29 @@ def plan(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) ->
 
 
 @app.command()
+def advise(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what to expect of distilling: ask the teacher a few prompts, and train a short student without it."""
+    with reporting_errors(as_json):
+        require_one_process("advise")
+        import dataclasses
+
+        from stillhouse.cli.terminal import output, progress_display
+        from stillhouse.recipe.load import load_recipe
+        from stillhouse.stages.advise import advise as ask_for_advice
+        from stillhouse.stages.checks import check_run
+
+        loaded = load_recipe(recipe, set_ or [])
+        check_run(loaded)
+        with progress_display() as progress:
+            advice = ask_for_advice(loaded, progress)
+        if as_json:
+            results.print_json(dataclasses.asdict(advice) | {"lines": advice.lines()})
+        else:
+            for line in advice.lines():
+                output.print(line, markup=False)
+
+
+@app.command()
 def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
     """Fine-tune the teacher on the references (`teacher.finetune`). Resumes from the last checkpoint."""
     with reporting_errors(as_json):

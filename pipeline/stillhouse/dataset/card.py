@@ -30,6 +30,7 @@ _MADE_BY = {
     "merge": "merged from other versions",
     "filter": "filtered from another version",
     "split": "re-split from another version",
+    "ensemble": "averaged from versions of several teachers",
     "import": "imported",
 }
 Reasons = Mapping[tuple[str, str], int]  # (stage, reason) -> rows

@@ -27,7 +27,7 @@ _DIGEST = '"manifest_sha256": "'  # precedes the manifest's own checksum, which 
 _NO_DIGEST = "0" * 64  # placeholder for the checksum while it is computed
 
 FileKind = Literal["train", "validation", "rejected"]
-MadeBy = Literal["label", "merge", "filter", "split", "import"]
+MadeBy = Literal["label", "merge", "filter", "split", "ensemble", "import"]
 
 
 class _Part(BaseModel):

@@ -57,7 +57,7 @@ class NewVersion:
 
     def __init__(self, folder: Location, origin: Origin) -> None:
         self._folder = folder
-        self._origin = origin
+        self.origin = origin
         self.schema = completion_schema(soft=encoding_of(origin.soft))
         self._no_rejections = rejection_schema(soft=encoding_of(origin.soft)).empty_table()
         self._waiting: dict[Split, list[pa.RecordBatch]] = {}
@@ -87,7 +87,7 @@ class NewVersion:
             self._write(split)
         entries = self._rename_files()
         counts = count_files(self._folder, entries)
-        origin = self._origin
+        origin = self.origin
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=name,

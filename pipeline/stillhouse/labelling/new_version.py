@@ -20,15 +20,21 @@ from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.plan import LabelPlan, ShardName
 from stillhouse.labelling.retrying import Retry, teacher_rejections
 from stillhouse.labelling.reuse import copy_earlier_answers, copy_except_retried
+from stillhouse.recipe.dataset import DatasetSettings
 from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import RECIPE_FILE, EncodingName
 from stillhouse.storage.durable import write_atomically
-from stillhouse.storage.location import Location
+from stillhouse.storage.location import Location, location
 
 _TEMPORARY = re.compile(rf"\.{SHARD_NAME.pattern}\.\d+\.tmp")  # temporary files left by a killed writer
 _COPIED_NOTE = "adopted"  # the journal's note of the plan whose answers were copied from earlier versions
 _RETRY_NOTE = "retrying"  # its note of the plan and the version that retry rejections
+
+
+def advised_name(settings: DatasetSettings) -> str:
+    """Return the name of the dataset with the answers that `stillhouse advise` asked for; labelling reuses them."""
+    return f"{settings.name}-advise"
 
 
 def version_of_plan(base: Location, plan: LabelPlan, journal: Journal) -> Dataset | None:
@@ -69,6 +75,7 @@ def start_version(
     teacher rejections to retry are removed from the journal.
     """
     base = dataset_folder(recipe.dataset)
+    advised = location(recipe.dataset.root) / advised_name(recipe.dataset)
     finished = versions(base)
     started = [number for number in started_versions(base) if number not in finished]
     folder = base / version_label(started[-1] if started else max(finished, default=0) + 1)
@@ -77,9 +84,8 @@ def start_version(
     record_recipe(journal, plan.answer_settings, recipe)
     if retry is not None:
         _start_retry(retry, plan, journal, folder)
-    parents = _copy_once(
-        plan, journal, encoding_of(recipe.label.soft), [open_dataset(base, number) for number in finished]
-    )
+    earlier = [open_dataset(folder_, number) for folder_ in (advised, base) for number in versions(folder_)]
+    parents = _copy_once(plan, journal, encoding_of(recipe.label.soft), earlier)
     write_atomically(folder / RECIPE_FILE, recipe.as_yaml().encode())
     return folder, parents
 

@@ -127,7 +127,7 @@ def init_model_files(recipe: Recipe, student: StudentSettings, *, weights: bool 
 
 def has_local_files(teacher: TeacherSettings) -> bool:
     """Whether this kind of teacher is a model whose files are accessible."""
-    return teacher.kind in {"transformers", "vllm"}
+    return teacher.kind in {"transformers", "vllm", "ensemble"}  # of an ensemble those of its first model
 
 
 def can_load_in_process(teacher: TeacherSettings) -> bool:

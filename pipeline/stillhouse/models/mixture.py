@@ -22,6 +22,14 @@ from stillhouse.models.layout import at_least_float32, left_padded, right_padded
 from stillhouse.models.load import LanguageModel
 
 
+def fit_width(logits: Tensor, width: int) -> Tensor:
+    """Return logits of this width: vocabularies of one tokenizer may have other numbers of padding rows.
+
+    (..., vocabulary) -> (..., width); rows that the model does not have get -inf.
+    """
+    return F.pad(logits[..., :width], (0, max(0, width - logits.shape[-1])), value=-torch.inf)
+
+
 class TeacherMixture(transformers.LogitsProcessor):
     """Replaces the student's scores with the log-probabilities of the mixture; for one call of `generate`."""
 
@@ -49,8 +57,7 @@ class TeacherMixture(transformers.LogitsProcessor):
         """(batch, time) tokens so far, (batch, vocabulary) student logits -> (batch, vocabulary) log-probabilities."""
         student = at_least_float32(scores).log_softmax(dim=-1)
         teacher = self._next_logits(input_ids.to(self._teacher.device)).to(student)
-        width = student.shape[-1]  # vocabularies may have other numbers of padding rows
-        teacher = F.pad(teacher[:, :width], (0, max(0, width - teacher.shape[-1])), value=-torch.inf)
+        teacher = fit_width(teacher, student.shape[-1])
         of_teacher, of_student = self._shares
         return torch.logaddexp(of_teacher + teacher.log_softmax(dim=-1), of_student + student)
 

@@ -1,4 +1,4 @@
-"""Read the rows that prompts are made from: a local or remote JSON lines or Parquet file, or a hub data set.
+"""Read the rows that prompts are made from: a local or remote file, a local dataset version, or a hub data set.
 
     >>> next(source_rows(recipe.prompts))
     {'word': 'kettle', 'reference': 'A kettle is a thing.'}
@@ -48,6 +48,9 @@ def source_rows(settings: PromptSettings) -> Iterator[Row]:
         PromptError: the source is missing or cannot be read, or the settings do not apply to it.
     """
     source = settings.source
+    files = sorted(Path(source).glob("data/*.parquet"))  # of a dataset version
+    if files:
+        return (row for file in files for row in _parquet_rows(file, str(file)))
     suffix = Path(source).suffix.lower()
     if suffix in _READERS:
         if settings.config is not None:
@@ -71,7 +74,8 @@ def source_rows(settings: PromptSettings) -> Iterator[Row]:
             "it is neither a supported file nor the id of a hub data set",
             setting="prompts.source",
             value=source,
-            fix="use a .jsonl, .csv, .tsv or .parquet file, local or at a URL, or the id of a hub data set",
+            fix="use a .jsonl, .csv, .tsv or .parquet file, local or at a URL, the folder of a dataset version, or the id "
+            "of a hub data set",
         )
     return _hub_rows(settings)
 

@@ -22,7 +22,10 @@ class CompletionOrigin(Settings):
 class PromptSettings(Settings):
     """Where the prompts come from and which of them are held out."""
 
-    source: str = Field(description="a .jsonl, .csv, .tsv or .parquet file, local or at a URL, or a hub data set's id")
+    source: str = Field(
+        description="a .jsonl, .csv, .tsv or .parquet file, local or at a URL, the folder of a dataset version, or a hub "
+        "data set's id"
+    )
     config: str | None = Field(default=None, description="configuration of a hub data set; None: it has only one")
     split: str = Field(default="train", description="split to read from a hub data set")
     template: str | None = Field(

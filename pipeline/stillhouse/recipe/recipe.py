@@ -55,6 +55,25 @@ class Recipe(Settings):
 
     @model_validator(mode="before")
     @classmethod
+    def _teachers_are_an_ensemble(cls, given: Any) -> Any:
+        """Accept `teachers: {ensemble: [a, b], weights: [2, 1]}` in place of a `teacher` of kind ensemble."""
+        if not isinstance(given, Mapping) or given.get("teachers") is None:
+            return given
+        teachers = given["teachers"]
+        models = teachers.get("ensemble") if isinstance(teachers, Mapping) else None
+        if not isinstance(models, list | tuple) or not models or given.get("teacher") is not None:
+            raise SettingError(
+                "it has the models of an ensemble, in place of `teacher`",
+                setting="teachers",
+                fix="write it as {ensemble: [model, model], weights: [2, 1]}, and remove `teacher`",
+            )
+        first = models[0].get("model") if isinstance(models[0], Mapping) else models[0]
+        options = {"teachers": models, **{name: value for name, value in teachers.items() if name != "ensemble"}}
+        teacher = {"kind": "ensemble", "model": first or "", "options": options}
+        return {**{name: value for name, value in given.items() if name != "teachers"}, "teacher": teacher}
+
+    @model_validator(mode="before")
+    @classmethod
     def _fill_references_from_prompts(cls, given: Any) -> Any:
         """Fill in the keys that `references` leaves out, as in {limit: 5000}, from `prompts`."""
         if not isinstance(given, Mapping) or not isinstance(given.get("references"), Mapping):

@@ -22,7 +22,9 @@ class PriceSettings(Settings):
 class TeacherSettings(Settings):
     """The model that labels. `options` are those of the kind, which checks them."""
 
-    kind: str = Field(description="transformers, vllm, openai, scripted, reference, or a kind of another package")
+    kind: str = Field(
+        description="transformers, ensemble, vllm, openai, scripted, reference, or a kind of another package"
+    )
     model: str = Field(default="", description="a folder, a hub id, or the API's name of the model")
     revision: str | None = Field(default=None, description="revision of a hub model; None: the newest")
     finetune: FinetuneSettings | None = Field(

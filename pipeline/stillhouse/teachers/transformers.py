@@ -46,7 +46,9 @@ from stillhouse.teachers.prices import FREE
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import LogitsProcessor
 
+    from stillhouse.models.layout import TokenBatch
     from stillhouse.models.load import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -70,11 +72,30 @@ class TransformersOptions(Settings):
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> TransformersTeacher:
     """Find the model's files and check the options; nothing is loaded yet."""
     options = parse_options("teacher.options", settings.options, TransformersOptions)
+    return TransformersTeacher(checked_files(settings, options), options, label, seed)
+
+
+def checked_files(settings: TeacherSettings, options: TransformersOptions) -> ModelFiles:
+    """Return the files of a model that labels.
+
+    Raises:
+        RecipeError: the model needs code of its own that is not trusted, or has no decoder start token.
+        TeacherUnavailable: the model cannot be found.
+    """
     files = labelling_files(settings, weights=False)
     trust = "teacher.options.trust_remote_code"
     refuse_untrusted_code(files, "teacher.model", trust, trusted=options.trust_remote_code)
     refuse_without_decoder_start(files, "teacher.model")
-    return TransformersTeacher(labelling_files(settings), options, label, seed)
+    return labelling_files(settings)
+
+
+def load(files: ModelFiles, options: TransformersOptions) -> LanguageModel:
+    """Load a model as the options say."""
+    from stillhouse.models.load import load_language_model
+
+    return load_language_model(
+        files.folder, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+    )
 
 
 @dataclass(frozen=True)
@@ -135,15 +156,7 @@ class TransformersTeacher:
 
     @cached_property
     def _lm(self) -> LanguageModel:
-        from stillhouse.models.load import load_language_model
-
-        options = self._options
-        lm = load_language_model(
-            self._files.folder,
-            dtype=options.dtype,
-            device=options.device,
-            trust_remote_code=options.trust_remote_code,
-        )
+        lm = load(self._files, self._options)
         if lm.tokenizer.chat_template is None and not lm.is_encoder_decoder:
             log.warning("the tokenizer of %s has no chat template: prompts are sent as plain text", self._files.name)
         return lm
@@ -201,7 +214,7 @@ class TransformersTeacher:
         return Refusal("too-long", detail)
 
     def _generate(self, batch: Sequence[_Tokens]) -> list[Answer]:
-        from stillhouse.models.generate import Sampling, generate
+        from stillhouse.models.generate import GenerationHooks, Sampling, generate
         from stillhouse.models.soft_labels import SoftLabelRecorder, label_collector
 
         sampling, soft = self._label.sampling, self._label.soft
@@ -209,12 +222,14 @@ class TransformersTeacher:
         recorder = (
             SoftLabelRecorder(label_collector(soft, [self._soft_seed(t.request) for t in batch])) if soft else None
         )
+        prompts = [tokens.prompt for tokens in batch]
+        hooks = recorder.hooks if recorder else GenerationHooks()
         generated = generate(
             self._lm,
-            [tokens.prompt for tokens in batch],
+            prompts,
             max_tokens=sampling.max_tokens,
             sampling=Sampling(sampling.temperature, sampling.top_p, seeds) if sampling.temperature > 0 else None,
-            **({"hooks": recorder.hooks} if recorder else {}),
+            hooks=replace(hooks, processors=[*self._mixed_in(prompts), *hooks.processors]),
         )
         answers = []
         for row, (tokens, completion) in enumerate(zip(batch, generated, strict=True)):
@@ -226,7 +241,7 @@ class TransformersTeacher:
         """Score the references by teacher forcing, in passes whose logits fit in memory."""
         import torch
 
-        from stillhouse.models.layout import completion_logits, make_token_batch
+        from stillhouse.models.layout import make_token_batch
         from stillhouse.models.soft_labels import chosen_logprobs
 
         longest = max(len(tokens.prompt) + len(tokens.forced) for tokens in batch)
@@ -241,7 +256,7 @@ class TransformersTeacher:
                 self._lm.start_id,
             ).to(self._lm.device)
             with torch.inference_mode():
-                logits = completion_logits(self._lm.model, layout)  # (completion tokens, vocabulary)
+                logits = self._completion_logits(layout)
             chosen = chosen_logprobs(logits, layout.targets).cpu().numpy().astype(np.float32)
             ends = np.cumsum([len(tokens.forced) for tokens in part])
             for tokens, end in zip(part, ends, strict=True):
@@ -249,6 +264,16 @@ class TransformersTeacher:
                 soft = self._soft_labels(logits[tokens_slice], tokens.request)
                 answers.append(self._as_answer(tokens, tokens.forced, (soft, chosen[tokens_slice])))
         return answers
+
+    def _mixed_in(self, prompts: Sequence[Sequence[int]]) -> Sequence[LogitsProcessor]:
+        """Return what changes the model's distribution of the next token in each step; here nothing does."""
+        return ()
+
+    def _completion_logits(self, layout: TokenBatch) -> Tensor:
+        """Return the logits of each completion token: (completion tokens, vocabulary)."""
+        from stillhouse.models.layout import completion_logits
+
+        return completion_logits(self._lm.model, layout)
 
     def _soft_labels(self, logits: Tensor, request: Request) -> SoftLabels | SampledLabels | None:
         """Return the soft labels of one scored request; logits is (completion tokens, vocabulary)."""
