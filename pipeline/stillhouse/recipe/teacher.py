@@ -49,6 +49,12 @@ class TeacherSettings(Settings):
         """The hub revision of the model that labels; None if it is fine-tuned."""
         return None if self.finetune else self.revision
 
+    @property
+    def as_finetuned(self) -> TeacherSettings:
+        """The settings of the model that labels, without its fine-tuning; it has the same identity."""
+        model = {"model": self.labelling_model, "revision": self.labelling_revision, "finetune": None}
+        return self.model_copy(update=model)
+
     @model_validator(mode="after")
     def _only_a_local_model_is_fine_tuned(self) -> TeacherSettings:
         if self.finetune is not None and self.kind != "transformers":

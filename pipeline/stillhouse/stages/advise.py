@@ -187,6 +187,7 @@ def _asking(recipe: Recipe, asked: list[Prompt]) -> Recipe:
         update={
             "prompts": PromptSettings(source=str(source), last_turn="continue", holdout=0),
             "references": None,
+            "teacher": recipe.teacher.as_finetuned,
             "label": settings,
             "quality": (),
             "dataset": recipe.dataset.model_copy(update={"name": advised_name(recipe.dataset), "version": None}),

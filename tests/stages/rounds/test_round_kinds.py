@@ -1,6 +1,7 @@
 """Rounds with every kind of student, and what a recipe with rounds is refused for."""
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from stillhouse.labelling.engine import label
 from stillhouse.recipe.recipe import recipe_from
 from stillhouse.stages.checks import check_distill
 from stillhouse.stages.rounds.recipes import scoring_recipe
-from stillhouse.stages.stages import distill_students, plan_stage
+from stillhouse.stages.stages import distill_students, finetune_stage, plan_stage
 from tests.conftest import MakeRecipe, make_tiny_model
 from tests.encoder_decoders import tiny_t5
 from tests.stages.rounds.test_rounds import on_policy, rollouts
@@ -73,6 +74,27 @@ def test_an_encoder_decoder(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     asyncio.run(label(recipe))
     *_, last = distill_students(recipe)
     assert last.card.variant == "on-policy"
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_teacher_and_few_references(tiny_recipe: MakeRecipe, word_prompts: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in word_prompts.read_text().splitlines()]
+    few = [row if place < 6 else {**row, "reference": None} for place, row in enumerate(rows)]
+    word_prompts.write_text("".join(json.dumps(row) + "\n" for row in few))
+    teacher = tiny_recipe().teacher.model_dump(mode="json", by_alias=True)
+    recipe = tiny_recipe(
+        references={"limit": 6},
+        teacher={**teacher, "finetune": {"root": str(tmp_path / "teachers"), "train": {**TRAIN, "max_steps": 2}}},
+        student={"init": INIT, "train": TRAIN},
+        on_policy={"rounds": 1, "prompts": 4, "sampling": {"max_tokens": 6}},
+        evaluate={"baselines": []},
+    )
+    finetune_stage(recipe)
+    labelled = asyncio.run(label(recipe)).dataset
+    *_, last = distill_students(recipe)
+    assert last.card.variant == "on-policy"
+    scored = rollouts(recipe, 1).manifest
+    assert scored.teacher.content_sha256 == labelled.manifest.teacher.content_sha256
 
 
 def test_another_teacher_than_the_datasets_is_refused(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:

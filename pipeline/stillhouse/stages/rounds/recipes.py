@@ -99,6 +99,7 @@ def scoring_recipe(recipe: Recipe, rollouts: Path, student_sha256: str, labelled
         update={
             "prompts": prompts,
             "references": None,
+            "teacher": recipe.teacher.as_finetuned,  # rollouts need no reference
             "label": label,
             "quality": (),
             "dataset": recipe.dataset.model_copy(update={"name": rollouts_name(recipe), "version": None}),
