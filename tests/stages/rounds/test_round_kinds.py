@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from stillhouse.errors import BudgetSpent, DatasetRefused, RecipeError
 from stillhouse.labelling.engine import label
@@ -74,6 +76,29 @@ def test_an_encoder_decoder(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     asyncio.run(label(recipe))
     *_, last = distill_students(recipe)
     assert last.card.variant == "on-policy"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    weights = []
+    for rows, launch in ((4, None), (2, {"num_processes": 2})):
+        recipe = on_policy(
+            tiny_recipe,
+            start="untrained",
+            rounds=1,
+            mix=0.0,
+            loss={"kind": "minillm"},
+            train={"per_device_train_batch_size": rows, "learning_rate": 1e-3},
+        )
+        raw = recipe.model_dump(mode="json", by_alias=True)
+        raw["students"] = str(tmp_path / f"students-{rows}")
+        raw["student"]["launch"] = launch
+        recipe = recipe_from(raw, "test")
+        asyncio.run(label(recipe))
+        (student,) = distill_students(recipe)
+        weights.append(load_file(Path(student.folder) / "model.safetensors"))
+    one, two = weights
+    assert all(torch.allclose(weight, two[name], atol=1e-5) for name, weight in one.items())
 
 
 @pytest.mark.slow
