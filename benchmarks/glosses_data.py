@@ -49,7 +49,9 @@ def words(data: str, index: str) -> list[dict[str, str]]:
         if line.startswith(" "):
             continue
         lemma, _, _, pointers, *rest = line.split()
-        first = rest[int(pointers) + 2]  # after the pointers: the numbers of senses and of tagged ones, then the offsets
+        first = rest[
+            int(pointers) + 2
+        ]  # after the pointers: the numbers of senses and of tagged ones, then the offsets
         if _WORD.fullmatch(lemma) and first in known:
             kind, definition = known[first]
             rows.append({"word": lemma, "kind": kind, "reference": definition})
