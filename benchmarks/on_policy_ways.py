@@ -1,8 +1,8 @@
 """The ways to go on with one student that `on_policy_rounds.py` compares, and the recipe that they share.
 
-The task is WordNet's dictionary (glosses_data.py): a fine-tuned teacher, and a student of 8 of its 30 layers with the whole
-vocabulary (TRL needs both models to have one). It learns one epoch of the teacher's answers, and every way goes on from this
-student.
+The task is WordNet's dictionary (glosses_data.py): a fine-tuned teacher, and a student of 8 of its 30 layers with the
+whole vocabulary (TRL needs both models to have one). It learns one epoch of the teacher's answers, and every way goes on
+from this student.
 """
 
 from __future__ import annotations
