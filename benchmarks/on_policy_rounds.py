@@ -235,7 +235,7 @@ def _about(plan: Plan) -> str:
     return (
         "WordNet's dictionary, with a fine-tuned teacher and a student of 8 of its 30 layers, which has learnt one epoch "
         f"of the teacher's answers (`before`). Then {plan.rounds} rounds of {plan.prompts} answers, reverse KL; `half and "
-        f"half`: as many rounds of {plan.prompts_of_both} answers and as many of the teacher's rows; `more epochs`: the teacher's "
+        f"half`: as many rounds of {plan.prompts_of_both} answers and as many of the teacher's rows; `more epochs`: its "
         "rows with the recipe's loss, in the seconds of the rounds; TRL's `GKDTrainer` with `lmbda=1, beta=1` on as many "
         "answers as the rounds; `stored rounds`: one epoch of the rounds' rollouts and scores with as many of the "
         f"teacher's rows, and no request. Batches of {BATCH}, learning rate {LEARNING_RATE:g}, answers of at most "
