@@ -73,7 +73,7 @@ def shared(size: Size, references: int) -> list[str]:
 def ensemble(size: Size, references: int) -> list[str]:
     """Return the settings of the dataset that three teachers of three seeds label together."""
     name = f"{size.prefix}-{references}"
-    folders = [f"data/teachers/{_teacher(size, references, seed)}" for seed in SEEDS_OF_TEACHERS]
+    folders = [f"data/teachers/{_teacher(size, references, seed)}/gold" for seed in SEEDS_OF_TEACHERS]
     options = json.dumps({"teachers": folders, "batch_size": 64})
     return [
         "teacher.kind=ensemble",
