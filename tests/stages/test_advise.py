@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.errors import RecipeError
+from stillhouse.errors import DatasetRefused, RecipeError
 from stillhouse.evaluation.metrics.base import open_metrics
 from stillhouse.evaluation.results import Interval
 from stillhouse.labelling.engine import label
+from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.recipe.evaluate import MetricSettings
 from stillhouse.stages import advise as module
 from stillhouse.stages.advise import Advice, advise
@@ -87,6 +88,16 @@ def test_without_references_the_teacher_is_not_asked(
     recipe = tiny_recipe(prompts={"source": str(source), "holdout": 0.3}, evaluate={"baselines": []})
     assert "nothing can be said" in advise(recipe).lines()[1]
     assert asked == []
+
+
+def test_a_teacher_that_answers_nothing_is_refused(scripted_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = scripted_recipe(evaluate={"reports": str(tmp_path / "reports")})
+    held_out = [one for one in read_prompts(recipe.prompts) if split_of(one, recipe.prompts.holdout) == "validation"]
+    teacher = {"kind": "scripted", "options": {"vocabulary": 64, "refuse": [one.text for one in held_out]}}
+    student = {"init": {"model": "unused"}, "mode": "black-box"}
+    refusing = scripted_recipe(teacher=teacher, student=student, evaluate={"reports": str(tmp_path / "reports")})
+    with pytest.raises(DatasetRefused, match="answered none of .*stillhouse datasets show words-advise"):
+        advise(refusing)
 
 
 def test_a_recipe_without_a_student_is_refused(tiny_recipe: MakeRecipe) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from stillhouse.dataset.store import Dataset
-from stillhouse.errors import RecipeError
+from stillhouse.errors import DatasetRefused, RecipeError
 from stillhouse.evaluation.measures.bootstrap import interval, resampled_totals
 from stillhouse.evaluation.metrics.base import NamedMetric, open_metrics
 from stillhouse.evaluation.results import Interval
@@ -120,36 +120,35 @@ def advise(recipe: Recipe, progress: Progress = silent) -> Advice:
         RecipeError: a setting is wrong, or the recipe has no student.
         TeacherUnavailable: the teacher cannot be reached, or has not been fine-tuned yet.
         BudgetSpent: the answers would exceed the budget.
+        DatasetRefused: the teacher answered none of the prompts.
     """
     student = recipe.student
     if student is None:
         raise RecipeError("the recipe has none", setting="student", fix="add it: its shape is a part of the question")
     (metric, *_) = open_metrics(recipe.evaluate.metrics or (MetricSettings(kind="rouge"),))
-    splits: dict[str, list[Prompt]] = {"train": [], "validation": []}
-    for prompt in read_prompts(recipe.prompts):
-        splits[split_of(prompt, recipe.prompts.holdout)].append(prompt)
-    references = sum(
-        one.reference is not None and split_of(one, recipe.prompts.holdout) == "train"
-        for one in read_prompts(recipe.gold_prompts)
-    )
-    with_reference = [one for one in splits["validation"] if one.reference is not None]
-    asked = with_reference[:ASKED]
+    prompts = _look_at(recipe)
+    asked = list(prompts.asked)
     teacher = without = difference = None
     steps = 0
     if asked:
         answers = _teacher_answers(recipe, asked, progress)
         asked = [one for one in asked if one.id in answers]
+        if not asked:
+            raise DatasetRefused(
+                f"the teacher answered none of {len(prompts.asked)} prompts",
+                fix=f"read the reasons with `stillhouse datasets show {advised_name(recipe.dataset)}`",
+            )
         of_teacher = _statistics(metric, [answers[one.id] for one in asked], asked)
         teacher = _interval(metric, of_teacher)
-        if references >= _FEWEST:
+        if prompts.references >= _FEWEST:
             said, steps = _answers_without_teacher(recipe, student, asked, progress)
             of_student = _statistics(metric, said, asked)
             without = _interval(metric, of_student)
             difference = _difference(metric, of_teacher, of_student)
     return Advice(
-        prompts=len(splits["train"]),
-        references=references,
-        held_out=len(with_reference),
+        prompts=prompts.train,
+        references=prompts.references,
+        held_out=prompts.held_out,
         asked=len(asked),
         metric=metric.name,
         lower_is_better=metric.metric.lower_is_better,
@@ -160,6 +159,34 @@ def advise(recipe: Recipe, progress: Progress = silent) -> Advice:
         difference=difference,
         steps=steps,
     )
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """The numbers of prompts, and the first held-out ones that have a reference."""
+
+    train: int
+    references: int  # of training prompts
+    held_out: int  # with a reference
+    asked: tuple[Prompt, ...]
+
+
+def _look_at(recipe: Recipe) -> _Prompts:
+    """Read the prompts once, and the references if they come from elsewhere."""
+    train = references = held_out = 0
+    asked: list[Prompt] = []
+    for prompt in read_prompts(recipe.prompts):
+        has_reference = prompt.reference is not None
+        if split_of(prompt, recipe.prompts.holdout) == "train":
+            train, references = train + 1, references + has_reference
+        elif has_reference:
+            held_out += 1
+            if len(asked) < ASKED:
+                asked.append(prompt)
+    if recipe.references is not None:
+        known = (one for one in read_prompts(recipe.references) if one.reference is not None)
+        references = sum(split_of(one, recipe.prompts.holdout) == "train" for one in known)
+    return _Prompts(train, references, held_out, tuple(asked))
 
 
 # ------------------------------------------------------------------------------------------------------------ the teacher
