@@ -15,7 +15,7 @@ from stillhouse.models.checks import refuse_untrusted_code
 from stillhouse.models.find import can_load_in_process, teacher_files
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.settings import parse_options
-from stillhouse.teachers.transformers import TransformersOptions
+from stillhouse.teachers.transformers import TransformersOptions, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,15 +80,7 @@ def load_teacher(recipe: Recipe) -> LanguageModel:
         RecipeError: the options are wrong.
         TeacherUnavailable: the model does not exist.
     """
-    from stillhouse.models.load import load_language_model
-
-    options = teacher_options(recipe)
-    lm = load_language_model(
-        teacher_files(recipe).folder,
-        dtype=options.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
+    lm = load(teacher_files(recipe), teacher_options(recipe))
     lm.model.requires_grad_(False)
     return lm
 
