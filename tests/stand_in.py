@@ -85,11 +85,13 @@ class StandIn:
         self,
         *,
         latency: float = 0.0,
+        together: int = 1,
         capacity: int | None = None,
         text: str = "Blue, I think.",
         canned: Canned | None = None,
     ) -> None:
         self.latency = latency
+        self.together = together  # requests that must have been there at once before any is answered
         self.canned = canned  # what every request gets, once some were answered
         self.capacity = capacity
         self.text = text
@@ -148,6 +150,8 @@ class StandIn:
         refused = _refusal(word, request.headers.get("authorization", ""))
         if refused is not None:
             return refused
+        while self.stats.most_at_once < self.together:
+            await asyncio.sleep(0.02)
         await asyncio.sleep(60 if word == "hang" else self.latency * 20 if word == "slow" else self.latency)
         self.stats.billed[prompt] += 1
         if word == "html":
@@ -290,6 +294,7 @@ class RunningStandIn:
         # An application is frozen once it has run: a server that returns is a new one over the same counts.
         fresh = StandIn(
             latency=self.server.latency,
+            together=self.server.together,
             capacity=self.server.capacity,
             text=self.server.text,
             canned=self.server.canned,

@@ -73,7 +73,7 @@ def test_two_workers_share_a_job_that_is_stopped_and_goes_on_and_one_of_them_is_
     server = composed_server.from_outside()
     command(server, tmp_path, "stillhouse", "flows", "deploy", "--only", "part")
     command(server, tmp_path, "stillhouse", "flows", "guard", "--after", "60")
-    with running_stand_in(latency=2.0) as teacher, ExitStack() as running:
+    with running_stand_in(latency=2.0, together=2) as teacher, ExitStack() as running:
         recipe = in_parts(api_recipe(teacher.base_url, prompts, concurrency=1, shard_size=4), "work-pool")
         names = ["parts-1", "parts-2"]
         workers = [
@@ -129,7 +129,7 @@ def test_a_ray_cluster_shares_a_job_and_one_of_its_nodes_is_killed(
 ) -> None:
     add_namesakes(tmp_path)
     monkeypatch.chdir(tmp_path)
-    with running_stand_in(latency=1.0) as teacher:
+    with running_stand_in(latency=1.0, together=2) as teacher:
         recipe = api_recipe(teacher.base_url, PROMPTS, concurrency=1, shard_size=8)
         recipe = in_parts(recipe, "ray", address=cluster.address)
         with ThreadPoolExecutor(1) as pool:

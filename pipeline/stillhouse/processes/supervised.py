@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ from stillhouse.processes.environment import child_environment
 from stillhouse.processes.events import progress_event
 
 _GRACE_SECONDS = 15.0  # between SIGTERM and SIGKILL; longer than bound_child.py's, which usually kills the group
+_GONE_SECONDS = 5.0  # that processes get to end after SIGKILL, which they must be scheduled for
 _TAIL_LINES = 25
 
 
@@ -151,12 +153,18 @@ class SupervisedProcess:
         self._process.stdin.close()
         self._signal_group(signal.SIGTERM)
         self._reader.join(_GRACE_SECONDS)  # a service in a session of its own may keep the pipe open
-        self._signal_group(signal.SIGKILL)
+        deadline = time.monotonic() + _GONE_SECONDS
+        while self._signal_group(signal.SIGKILL) and time.monotonic() < deadline:  # until then it holds ports and memory
+            time.sleep(0.02)
         self._lines.put(None)
 
-    def _signal_group(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # it has ended; macOS forbids signals to exited processes
+    def _signal_group(self, number: signal.Signals) -> bool:
+        """Signal every process of the group; return whether there is one, which may have exited without being waited for."""
+        try:
             os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):  # macOS forbids signals to exited processes
+            return False
+        return True
 
 
 def _name(number: int) -> str:
