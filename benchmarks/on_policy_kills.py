@@ -16,6 +16,7 @@ from random import Random
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.glosses_data import prepare
 from benchmarks.label_kills import durable_answers
 from benchmarks.on_policy_ways import MAX_TOKENS, first_recipe
 from benchmarks.shared import PYTHON, STILLHOUSE, Running, measured_on, run, scratch, table, versions_of
@@ -32,7 +33,9 @@ def measure(small: bool) -> str:
         recipe = _recipe(folder, rounds, prompts)
         file = folder / "recipe.yaml"
         file.write_text(recipe.as_yaml(), encoding="utf-8")
-        run([*STILLHOUSE, "label", file, "--no-flow"], folder / "log.txt")
+        prepare()
+        for stage in ("finetune", "label"):
+            run([*STILLHOUSE, stage, file, "--no-flow"], folder / "log.txt")
         asked = folder / "asked.txt"
         command = [PYTHON, "-m", "benchmarks.on_policy_asked", asked, "distill", file, "--no-flow"]
         took = run(command, folder / "log.txt").seconds

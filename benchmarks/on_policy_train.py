@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.on_policy_ways import MAX_TOKENS, MIX, REVERSE, Training, recipe_of, training_of
+from benchmarks.on_policy_ways import LIKELIEST, MAX_TOKENS, MIX, REVERSE, Training, recipe_of, training_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import DataSettings
 from stillhouse.stages.rounds.recipes import rollouts_name
@@ -33,6 +33,7 @@ def rounds(training: Training, mix: float) -> StudentResult:
         "sampling": {"temperature": 1.0, "max_tokens": MAX_TOKENS},
         "mix": mix,
         "loss": {"kind": REVERSE, "cross_entropy_weight": 0.0},
+        "soft": {"k": LIKELIEST},
     }
     recipe = Recipe.model_validate(raw)
     assert recipe.student is not None

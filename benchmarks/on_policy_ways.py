@@ -1,7 +1,8 @@
 """The ways to go on with one student that `on_policy_rounds.py` compares, and the recipe that they share.
 
-The task is the quickstart's dictionary, with a student of 14 of the teacher's 30 layers and the whole vocabulary (TRL needs
-both models to have one). It learns one epoch of the teacher's answers, and every way goes on from this student.
+The task is WordNet's dictionary (glosses_data.py): a fine-tuned teacher, and a student of 8 of its 30 layers with the
+whole vocabulary (TRL needs both models to have one). It learns one epoch of the teacher's answers, and every way goes on
+from this student.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.glosses_data import RECIPE
 from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.recipe import Recipe
 
-RECIPE = "flows/recipes/quickstart.yaml"
 MAX_TOKENS = 24  # of an answer
 BATCH = 8  # rows per optimizer step
-LEARNING_RATE = 1e-4  # of what comes after the first epoch
+LEARNING_RATE = 2e-4  # of what comes after the first epoch
 MIX = 0.5  # share of the teacher's rows, in the way that has both
-FORWARD, REVERSE = "forward-kl", "reverse-kl"
+REVERSE = "reverse-kl"
+LIKELIEST = 256  # tokens whose scores are stored; the tail is not compared token by token
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Plan:
     prompts: int  # in each round
     held_out: int  # held-out prompts that are measured
     seeds: tuple[int, ...]
-    source_limit: int | None = None  # prompts that the teacher answers
+    source_limit: int | None = None  # prompts; None: as in the recipe
 
     @property
     def prompts_of_both(self) -> int:
@@ -62,7 +64,7 @@ def training_of(argument: str) -> Training:
 def plan_of(small: bool) -> Plan:
     if small:
         return Plan(rounds=1, prompts=16, held_out=8, seeds=(0,), source_limit=48)
-    return Plan(rounds=3, prompts=256, held_out=120, seeds=(0, 1, 2))
+    return Plan(rounds=3, prompts=256, held_out=180, seeds=(0, 1, 2))
 
 
 def first_recipe(folder: Path, limit: int | None = None) -> Recipe:
@@ -84,9 +86,10 @@ def _overrides(folder: Path, students: Path, limit: int | None) -> list[str]:
     settings: dict[str, Any] = {
         "dataset.root": str(folder / "labels"),
         "students": str(students),
+        "teacher.finetune.root": str(folder / "teachers"),
         "label.sampling.max_tokens": MAX_TOKENS,
-        "student.init": {"from": "teacher", "layers": 14},
         "evaluate.baselines": [],
-        **({"prompts.limit": limit} if limit else {}),
     }
+    if limit:  # a trial
+        settings |= {"prompts.limit": limit, "references.limit": limit, "teacher.finetune.train.max_steps": 10}
     return [f"{name}={json.dumps(value)}" for name, value in settings.items()]

@@ -51,7 +51,7 @@ class OnPolicySettings(Settings):
     writer: WriterSettings = Field(
         default=WriterSettings(), description="what runs the student while it writes its answers"
     )
-    batch_size: int = Field(default=32, ge=1, description="answers that the student writes at once in this process")
+    batch_size: int = Field(default=64, ge=1, description="answers that the student writes at once in this process")
     teacher_share: float = Field(
         default=0.0,
         ge=0,
