@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +33,10 @@ from stillhouse.student.finished.folder import StudentCard, read_card, student_f
 from stillhouse.teachers.base import open_teacher
 from tests.conftest import WORDS, MakeRecipe
 from tests.encoder_decoders import tiny_t5
+from tests.stages.conftest import TRAIN, Tuned
 from tests.student.training.test_train import power_cut_at, same, weights
 
-Tuned = Callable[..., Recipe]
-TRAIN: dict[str, Any] = {
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 0.01,
-    "logging_steps": 1,
-}
 CONFIG = {"hidden_size": 48, "num_hidden_layers": 3}
-
-
-@pytest.fixture
-def tuned(tiny_recipe: MakeRecipe, tiny_model: Path, tmp_path: Path) -> Tuned:
-    """Makes recipes whose teacher is fine-tuned; keyword arguments are settings of `teacher.finetune`."""
-
-    def make(
-        *, model: Path = tiny_model, student: Any = None, evaluate: Any = None, teacher: Any = None, **finetune: Any
-    ) -> Recipe:
-        parts = tiny_recipe().model_dump(mode="json", by_alias=True)
-        settings = {"root": str(tmp_path / "teachers"), "train": TRAIN, **finetune}
-        return tiny_recipe(
-            teacher={**parts["teacher"], "model": str(model), "finetune": settings, **(teacher or {})},
-            student={**parts["student"], **(student or {})},
-            evaluate={**parts["evaluate"], "baselines": ["untrained", "gold", "black-box"], **(evaluate or {})},
-        )
-
-    return make
 
 
 def rows_of(dataset: Dataset) -> dict[str, str]:

@@ -170,7 +170,11 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
     for place in places:
         if place.finished_card() is None:
             found = read_card(place.path)
-            other = found is not None and place.variant != "gold" and found.dataset not in ("", dataset.manifest.label)
+            other = (
+                found is not None
+                and not recipe.learns_references(place.variant)
+                and found.dataset not in ("", dataset.manifest.label)
+            )
             older = f"; to use the student of {found.dataset}, set dataset.version" if found and other else ""
             raise StudentMissing(
                 f"{place.path} has no finished {place.variant} student of this recipe and dataset {dataset.manifest.label}",
@@ -180,12 +184,12 @@ def _students(recipe: Recipe, student: StudentSettings, dataset: Dataset) -> lis
 
 
 def learning_dataset(recipe: Recipe, variant: Variant, dataset: Dataset) -> Dataset | None:
-    """Return the dataset that a student learns from: the references for a gold student, None for an untrained one.
+    """Return the dataset that a student learns from: the labels, the references, or None for an untrained one.
 
     Raises:
         StudentMissing: the dataset of references does not exist, so the gold student has not been trained.
     """
-    if variant != "gold":
+    if not recipe.learns_references(variant):
         return None if variant == "untrained" else dataset
     try:
         return open_dataset(dataset_folder(recipe.dataset.gold))

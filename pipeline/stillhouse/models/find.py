@@ -115,6 +115,8 @@ def labelling_files(teacher: TeacherSettings, *, weights: bool = True) -> ModelF
 def init_model_files(recipe: Recipe, student: StudentSettings, *, weights: bool = True) -> ModelFiles:
     """Return the files that a student starts from: those of `student.init.model`, or the teacher's.
 
+    A teacher that learns along with the student is the one before its fine-tuning.
+
     Raises:
         RecipeError: the model is not named, has no safetensors weights, or is a teacher without files.
         TeacherUnavailable: the model cannot be found, or the teacher has not been fine-tuned yet.
@@ -122,7 +124,10 @@ def init_model_files(recipe: Recipe, student: StudentSettings, *, weights: bool 
     init = student.init
     if init.model is not None:
         return find_model(init.model, init.revision, student.setting("init.model"), weights=weights)
-    return teacher_files(recipe, weights=weights and init.config is None)
+    weights = weights and init.config is None
+    if recipe.learns_along:
+        return find_model(recipe.teacher.model, recipe.teacher.revision, weights=weights)
+    return teacher_files(recipe, weights=weights)
 
 
 def has_local_files(teacher: TeacherSettings) -> bool:

@@ -25,6 +25,8 @@ from stillhouse.recipe.sweep import GridPoint, SweepSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.settings import SettingError, Settings, setting_errors
 
+_SECOND_RECIPE = "remove it, and run the rounds by a second recipe whose student.init.model is this student's folder"
+
 
 class Recipe(Settings):
     """All settings of one run, from prompts to report."""
@@ -115,6 +117,76 @@ class Recipe(Settings):
                 fix="change teacher.finetune.root or teacher.finetune.name",
             )
         return self
+
+    @model_validator(mode="after")
+    def _teacher_and_student_can_learn_together(self) -> Recipe:
+        if not self.learns_along:
+            return self
+        student = self.student
+        if student is None or not student.needs_live_teacher:
+            raise SettingError(
+                "the student learns from the teacher as it is in each step, so from a live one",
+                setting="student.labels",
+                value=student and student.labels,
+                fix="set student.labels to live and student.mode to white-box, or remove teacher.finetune.along",
+            )
+        assert self.teacher.finetune is not None
+        fresh = self.teacher.finetune.config is not None
+        refused = {
+            "sweep": (self.sweep, "each of its students would need a teacher of its own", "train one student a recipe"),
+            "on_policy": (self.on_policy, "rounds need a teacher that stays the same", _SECOND_RECIPE),
+            "student.data": (student.data, "both learn from the references", "remove it"),
+            "student.lora": (student.lora, "adapters cannot be trained beside a teacher", "remove it"),
+            "student.train.fsdp": (student.train.get("fsdp"), "two models cannot be sharded as one", "remove it"),
+            "student.train.use_liger_kernel": (
+                student.train.get("use_liger_kernel"),
+                "its kernels are for one model",
+                "remove it",
+            ),
+            "student.init.choose": (
+                student.init.needs_dataset,
+                "there are no labels yet on which importance could be measured",
+                "set it to 'even', or list the layers in student.init.layers, and remove student.init.width",
+            ),
+            "student.init.from": (
+                student.init.from_ is not None and fresh,
+                "the teacher begins with fresh weights (teacher.finetune.config)",
+                "give the student a `config` too",
+            ),
+        }
+        for setting, (is_set, why, fix) in refused.items():
+            if is_set:
+                raise SettingError(f"teacher.finetune.along is true, and {why}", setting=setting, fix=fix)
+        return self
+
+    @property
+    def learns_along(self) -> bool:
+        """Whether teacher and student learn in the same steps (`teacher.finetune.along`)."""
+        return self.teacher.finetune is not None and self.teacher.finetune.along
+
+    def learns_references(self, mode: str) -> bool:
+        """Whether a student of this mode learns from the references and not from labels."""
+        return mode == "gold" or (mode == "white-box" and self.learns_along)
+
+    @property
+    def finetuning(self) -> Recipe | None:
+        """The fine-tuning of the teacher as a recipe, whose student becomes the teacher; None: it is not fine-tuned."""
+        settings = self.teacher.finetune
+        if settings is None:
+            return None
+        trusted = self.teacher.options.get("trust_remote_code") is True
+        beside = self.student if settings.along else None
+        changes = {
+            "name": settings.name or self.name,
+            "seed": self.seed if settings.seed is None else settings.seed,
+            "students": settings.root,
+            "teacher": self.teacher.model_copy(update={"finetune": None}),
+            "student": settings.as_student(
+                self.teacher.model, self.teacher.revision, beside=beside, trust_remote_code=trusted
+            ),
+            "evaluate": EvaluateSettings(baselines=()),
+        }
+        return self.model_copy(update=changes)
 
     @property
     def gold_prompts(self) -> PromptSettings:

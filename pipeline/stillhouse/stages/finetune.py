@@ -23,13 +23,12 @@ from stillhouse.processes.event_loop import run_coroutine
 from stillhouse.processes.ranks import first_process_first, is_first, processes
 from stillhouse.progress import Progress, silent
 from stillhouse.prompts.checks import PromptChecks
-from stillhouse.recipe.evaluate import EvaluateSettings
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.recipe.student import StudentSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.stages.launch import check_launch
-from stillhouse.student.finished.folder import StudentFolder, folder_for, read_card, student_folder
+from stillhouse.student.finished.folder import StudentFolder, finetuned_folder, read_card, student_folder
 from stillhouse.teachers.base import open_teacher
 
 # ------------------------------------------------------------------------------------------------------------ references
@@ -109,30 +108,21 @@ def _gold_plan(recipe: Recipe) -> str:
 class Finetuning:
     """A fine-tuning as a recipe, and the student in it that becomes the teacher."""
 
+    of: Recipe  # the recipe whose teacher it makes
     recipe: Recipe
     student: StudentSettings
 
     def folder(self, gold: Dataset) -> StudentFolder:
         """Return the folder of the fine-tuned teacher."""
-        return student_folder(self.recipe, self.student, "gold", gold)
+        return finetuned_folder(self.of, [gold.manifest.plan_sha256])
 
 
 def finetuning_of(recipe: Recipe) -> Finetuning | None:
     """Return the fine-tuning that a recipe requests; None if it requests none."""
-    teacher, settings = recipe.teacher, recipe.teacher.finetune
-    if settings is None:
+    tuning = recipe.finetuning
+    if tuning is None or tuning.student is None:
         return None
-    trusted = teacher.options.get("trust_remote_code") is True
-    student = settings.as_student(teacher.model, teacher.revision, trust_remote_code=trusted)
-    changes = {
-        "name": settings.name or recipe.name,
-        "seed": recipe.seed if settings.seed is None else settings.seed,
-        "students": settings.root,
-        "teacher": teacher.model_copy(update={"finetune": None}),
-        "student": student,
-        "evaluate": EvaluateSettings(baselines=()),
-    }
-    return Finetuning(recipe.model_copy(update=changes), student)
+    return Finetuning(recipe, tuning, tuning.student)
 
 
 def check_finetuning(recipe: Recipe) -> None:
@@ -192,7 +182,7 @@ def check_finetuned(recipe: Recipe, *, read_prompts: bool = False) -> None:
     if tuning is None:
         return
     plan = open_gold(recipe).manifest.plan_sha256 if has_gold(recipe) and not read_prompts else _gold_plan(recipe)
-    folder = folder_for(tuning.recipe, tuning.student, "gold", [plan])
+    folder = finetuned_folder(recipe, [plan])
     if folder.finished_card() is not None:
         return
     found = read_card(folder.path)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NoReturn
 
 from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset
 from stillhouse.errors import RecipeError, TeacherUnavailable, TrainingError, UsageError
@@ -38,7 +39,7 @@ from stillhouse.stages.rounds.estimate import estimate_rounds
 from stillhouse.stages.rounds.run import RoundSteps
 from stillhouse.stages.rounds.stage import rounds_stage, score_rollouts, start_of_rounds
 from stillhouse.stages.sweep import PointTraining, refuse_same_students, train_points
-from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder
+from stillhouse.student.finished.folder import StudentCard, StudentFolder, StudentResult, student_folder, teacher_along
 from stillhouse.teachers.base import Checks, Finding, Serves, open_teacher
 from stillhouse.teachers.live import open_live_teacher
 
@@ -136,7 +137,7 @@ def dataset_of(recipe: Recipe, student: StudentSettings, progress: Progress = si
     Raises:
         DatasetMissing: the prompts have not been labelled yet.
     """
-    if student.mode != "gold":
+    if not recipe.learns_references(student.mode):
         return recipe_dataset(recipe)
     return gold_dataset(recipe, progress)
 
@@ -157,6 +158,10 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, log: LogLine | N
         return None
     gold = make_gold(recipe, progress)
     place = tuning.folder(gold)
+    if recipe.learns_along:
+        student = distill_stage(recipe, student_of(recipe), gold, progress, log)
+        made = place.finished_card() or _missing(place, tuning.student)
+        return StudentResult(made, str(place.path), trained=student.trained)
     card = place.finished_card()
     if card is not None:
         return StudentResult(place.with_current_key(card), str(place.path), trained=False)
@@ -213,13 +218,15 @@ def distill_stage(
         TrainingError: the student cannot be built or trained as requested.
     """
     place = student_folder(recipe, student, student.mode, dataset)
+    teacher_place = teacher_along(recipe, student, dataset)
     card = place.finished_card()
-    if card is not None:
+    if card is not None and (teacher_place is None or teacher_place.finished_card() is not None):
         return StudentResult(place.with_current_key(card), str(place.path), trained=False)
     is_trained = place.trained_card() is not None  # only its quantised copy is missing
     if _must_be_launched(student) and not is_trained:
-        resolved = recipe if student.mode == "gold" else with_version(recipe, dataset)
-        card = _train_launched(resolved, student, place, ["distill", "--only", student.mode], progress, log)
+        resolved = recipe if recipe.learns_references(student.mode) else with_version(recipe, dataset)
+        command = ["finetune"] if teacher_place else ["distill", "--only", student.mode]
+        card = _train_launched(resolved, student, place, command, progress, log)
         return StudentResult(card, str(place.path), trained=True)
     from stillhouse.student.training.train import distill
 
@@ -243,14 +250,15 @@ def _train_launched(
     """Train a student in launched processes, and return its card."""
     with place.lock():
         launch(recipe, student, place.work, [*command, "--no-flow"], log or log_to_standard_error, progress)
-    card = place.finished_card()
-    if card is None:
-        raise TrainingError(
-            f"the processes ended without an error, but {place.path} does not exist",
-            setting=student.setting("launch"),
-            fix="check that all processes see the same files",
-        )
-    return card
+    return place.finished_card() or _missing(place, student)
+
+
+def _missing(place: StudentFolder, student: StudentSettings) -> NoReturn:
+    raise TrainingError(
+        f"the processes ended without an error, but {place.path} does not exist",
+        setting=student.setting("launch"),
+        fix="check that all processes see the same files",
+    )
 
 
 def points_to_train(recipe: Recipe, only: str | None = None, progress: Progress = silent) -> list[PointTraining]:

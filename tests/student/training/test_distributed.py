@@ -22,7 +22,7 @@ from stillhouse.recipe.load import load_recipe
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import Message, Prompt
 from stillhouse.stages.checks import student_of
-from stillhouse.stages.stages import distill_stage, recipe_dataset
+from stillhouse.stages.stages import distill_stage, finetune_stage, recipe_dataset
 from stillhouse.student.finished.folder import StudentCard, read_card
 from tests.conftest import WORDS, make_tiny_model
 from tests.encoder_decoders import tiny_t5
@@ -190,6 +190,32 @@ def test_two_processes_give_the_losses_and_the_student_of_one(together: Together
     assert weights.keys() == others.keys()
     for key, weight in weights.items():
         torch.testing.assert_close(weight, others[key], rtol=0, atol=1e-4, msg=lambda said, key=key: f"{key}: {said}")
+
+
+def test_two_processes_give_the_teacher_along_and_the_student_of_one(place: Path) -> None:
+    """The references are the prompts themselves, which the teacher learns to repeat."""
+    student = {"labels": "live", "init": {"from": "teacher", "layers": 2, "choose": "even"}}
+    recipes = []
+    for name, train in (("along-one", ONE), ("along-two", TWO)):
+        file = written(place, name, student, train)
+        finetune = json.dumps({"along": True, "student_weight": 0.5, "root": str(place / name)})
+        overrides = ["prompts.reference=prompt", f"teacher.finetune={finetune}", f"dataset.name={name}"]
+        recipes.append(load_recipe(file, overrides))
+        sets = [word for one in overrides for word in ("--set", one)]
+        if train is TWO:
+            done(launched(*torchrun("stillhouse", "finetune", str(file), *sets)))
+        else:
+            finetune_stage(recipes[-1])
+    for one, two in zip(
+        *([f, trained(r)[1]] for r, f in zip(recipes, map(teacher_of, recipes), strict=True)), strict=True
+    ):
+        assert one.keys() == two.keys()
+        for key, weight in one.items():
+            torch.testing.assert_close(weight, two[key], rtol=0, atol=1e-4)
+
+
+def teacher_of(recipe: Recipe) -> dict[str, torch.Tensor]:
+    return load_file(Path(recipe.teacher.labelling_model) / "model.safetensors")
 
 
 def test_accelerate_launches_the_command_and_one_process_tells(place: Path) -> None:

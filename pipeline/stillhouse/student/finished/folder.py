@@ -231,7 +231,8 @@ def student_folder(
         recipe: the recipe, which names the teacher, the dataset and the folder.
         student: the student's settings.
         variant: which student.
-        dataset: the rows that this variant learns from: the references for a gold one; None for the untrained one.
+        dataset: the rows that this variant learns from: the references for a gold one and for one beside whom the
+            teacher learns; None for the untrained one.
         labelled: the teacher's completions, if the start is made with them; None: see `start_dataset`.
 
     Raises:
@@ -242,10 +243,10 @@ def student_folder(
         settings = recipe.on_policy.model_dump() if recipe.on_policy else None
         key = content_hash({"before": before.key, "on_policy": settings})
         return replace(before, variant=variant, key=key, earlier_key=None)
-    start_data = start_dataset(recipe, student, labelled or (None if variant == "gold" else dataset))
+    start_data = start_dataset(recipe, student, labelled or (None if recipe.learns_references(variant) else dataset))
     if dataset is None:
         rows = []
-    elif variant == "gold":  # the plan hashes every row's content, and does not change if the rows are written again
+    elif recipe.learns_references(variant):  # the plan hashes each row's content, and stays if they are written again
         rows = [dataset.manifest.plan_sha256]
     else:
         rows = [file.sha256 for file in dataset.manifest.files]
@@ -335,7 +336,11 @@ def folder_for(
         key_settings |= {"student": student.key_settings(variant), "rows": rows}
     if variant == "white-box":
         key_settings |= plugin_code_key(LOSSES, student.loss.kind)
-    if variant == "white-box" and student.needs_live_teacher:  # stored labels are in `rows`, these are the model's own
+    if variant == "white-box" and recipe.learns_along:
+        key_settings["along"] = _along_key(recipe, rows)
+    elif (
+        variant == "white-box" and student.needs_live_teacher
+    ):  # stored labels are in `rows`, these are the model's own
         live, dtype = teacher_files(recipe), recipe.teacher.options.get("dtype")
         key_settings["live"], earlier["live"] = [live.content_sha256, dtype], [live.sampled_sha256, dtype]
     return StudentFolder(
@@ -345,6 +350,36 @@ def folder_for(
         wants_int8=student.quantize == "int8" and variant == student.mode,
         earlier_key=content_hash(key_settings | earlier) if earlier else None,
     )
+
+
+def finetuned_folder(recipe: Recipe, rows: Sequence[str | None]) -> StudentFolder:
+    """Return the folder of the recipe's fine-tuned teacher; `rows` is the plan of the references that it learns.
+
+    The key of a teacher that learns along with the student covers the student.
+    """
+    tuning = recipe.finetuning
+    assert tuning is not None and tuning.student is not None
+    place = folder_for(tuning, tuning.student, "gold", rows)
+    if recipe.learns_along:
+        assert recipe.student is not None
+        both = {"along": folder_for(recipe, recipe.student, "white-box", rows).key}
+        return replace(place, key=content_hash(both), earlier_key=None)
+    return place
+
+
+def teacher_along(recipe: Recipe, student: StudentSettings, references: Dataset) -> StudentFolder | None:
+    """Return the folder of the teacher that a student's training makes as well; None: it makes the student alone."""
+    if not recipe.learns_along or student.mode != "white-box":
+        return None
+    return finetuned_folder(recipe, [references.manifest.plan_sha256])
+
+
+def _along_key(recipe: Recipe, rows: Sequence[str | None]) -> dict[str, Any]:
+    """Return what determines the teacher beside which a student learns."""
+    tuning, settings = recipe.finetuning, recipe.teacher.finetune
+    assert tuning is not None and tuning.student is not None and settings is not None
+    alone = folder_for(tuning, tuning.student, "gold", rows).key
+    return {"teacher": alone, "dtype": recipe.teacher.options.get("dtype"), "student_weight": settings.student_weight}
 
 
 def read_card(folder: Path) -> StudentCard | None:

@@ -14,7 +14,7 @@ tokens at once would take 4.2 GB, and as much again for every step of the loss. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -56,15 +56,23 @@ def replace_forward_with_loss(
 
     def forward(input_ids: Tensor, labels: Tensor, **batch: Tensor) -> Tensor:
         loss = objective if model.training else objective.held_out_metrics
-        layout: dict[str, Tensor] = {name: batch[name] for name in _LAYOUT if name in batch}
+        layout = batch_layout(batch)
         at = _labels_at(objective, batch, teacher, {"input_ids": input_ids, "labels": labels, **layout})
-        mask = completion_mask(labels, layout.get("decoder_input_ids"))
-        targets = labels[:, labels.shape[1] - mask.shape[1] :][
-            mask
-        ]  # not labels[:, -n:]: for n = 0 that is the whole row
+        targets = completion_targets(labels, layout)
         return chunked_loss(loss, parts.head, parts.hidden(input_ids, labels, **layout), targets, at, chunk)
 
     model.forward = forward
+
+
+def batch_layout(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the model's inputs of a batch besides `input_ids`: masks, positions, the decoder's tokens."""
+    return {name: batch[name] for name in _LAYOUT if name in batch}
+
+
+def completion_targets(labels: Tensor, layout: Mapping[str, Tensor]) -> Tensor:
+    """Return the completion tokens whose predictions `Parts.hidden` selects: (completion tokens,) int64."""
+    mask = completion_mask(labels, layout.get("decoder_input_ids"))
+    return labels[:, labels.shape[1] - mask.shape[1] :][mask]  # not labels[:, -n:]: for n = 0 that is the whole row
 
 
 def chunked_loss(loss: Loss, head: Head, hidden: Tensor, targets: Tensor, at: LabelsAt, chunk: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.models.head import split
@@ -56,8 +57,10 @@ def refuse_packed_encoder_decoder(recipe: Recipe, student: StudentSettings) -> N
         )
 
 
-def check_packing_of_models(student: StudentSettings, lm: LanguageModel, teacher: LiveTeacher | None) -> None:
-    """Check packing for a student, and for the live teacher that gets the same batches.
+def check_packing_of_models(
+    student: StudentSettings, lm: LanguageModel, teacher: LiveTeacher | PreTrainedModel | None
+) -> None:
+    """Check packing for a student, and for the live teacher, or one that learns along, that gets the same batches.
 
     Raises:
         TrainingError: one of them gives packed examples other hidden states than it gives them alone.
@@ -65,7 +68,10 @@ def check_packing_of_models(student: StudentSettings, lm: LanguageModel, teacher
     setting = student.setting("packing")
     vocabulary = int(lm.model.get_input_embeddings().num_embeddings)
     check_packing(split(lm.model).hidden, vocabulary, lm.device, "student", setting)
-    if teacher is not None:
+    if isinstance(teacher, PreTrainedModel):
+        rows = int(teacher.get_input_embeddings().num_embeddings)
+        check_packing(split(teacher).hidden, rows, lm.device, "teacher", setting)
+    elif teacher is not None:
         check_packing(teacher.hidden, teacher.vocabulary_size, lm.device, "teacher", setting)
 
 

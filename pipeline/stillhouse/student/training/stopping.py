@@ -4,7 +4,8 @@ Early stopping: a training ends when its held-out divergence no longer falls, an
 
     student: {early_stopping: {patience: 3, min_delta: 0.001}}
 
-The metric is `eval_kl`, the forward KL from the teacher's labels, or `eval_loss` for a student that learns from text alone.
+The metric is `eval_kl`, the forward KL from the teacher's labels, `eval_loss` for a student that learns from text alone,
+or `eval_cross_entropy`, on the references, for one whose teacher learns along.
 The best student must have been saved, so every evaluation comes with a checkpoint. Each checkpoint has the count of
 evaluations without improvement, so that a resumed training ends where an uninterrupted one does.
 """
@@ -74,13 +75,16 @@ def stopping_arguments(recipe: Recipe, student: StudentSettings, given: dict[str
         )
     return together | {
         "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_kl" if _has_divergence(student) else "eval_loss",
+        "metric_for_best_model": _metric(recipe, student),
         "greater_is_better": False,
     }
 
 
-def _has_divergence(student: StudentSettings) -> bool:
-    return student.needs_soft_labels or (student.needs_live_teacher and student.loss.weight > 0)
+def _metric(recipe: Recipe, student: StudentSettings) -> str:
+    if recipe.learns_references(student.mode) and student.mode == "white-box":
+        return "eval_cross_entropy"  # a divergence from a teacher that changes says little
+    has_divergence = student.needs_soft_labels or (student.needs_live_teacher and student.loss.weight > 0)
+    return "eval_kl" if has_divergence else "eval_loss"
 
 
 def _diverged(

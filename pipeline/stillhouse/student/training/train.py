@@ -11,7 +11,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,8 +40,10 @@ from stillhouse.student.finished.folder import (
     datasets_of,
     start_dataset,
     student_folder,
+    teacher_along,
 )
 from stillhouse.student.finished.quantize import add_int8
+from stillhouse.student.training.along import TeacherAlong, teachers_log
 from stillhouse.student.training.arguments import check_drop_last, disable_evaluation, training_arguments
 from stillhouse.student.training.forward import LiveTeacher
 from stillhouse.student.training.frozen import freeze
@@ -69,6 +72,7 @@ def distill(
 
     If several processes were started (ranks.py), all of them call this. `open_teacher` is needed for `labels: live` only.
     `is_teacher` records in student.json that the model will label as a teacher (stages/finetune.py).
+    With `teacher.finetune.along`, the white-box student's training makes the teacher too, and `dataset` has the references.
 
     Raises:
         RecipeError: a training argument or a loss option is wrong, or the student's chat template renders none of the rows.
@@ -76,9 +80,10 @@ def distill(
         StudentBusy: another run is training this recipe's students, and nothing of theirs was changed.
         TrainingError: this student cannot learn from the rows, or the training has diverged.
     """
-    labelled = start_dataset(recipe, student, None if student.mode == "gold" else dataset)
+    labelled = start_dataset(recipe, student, None if recipe.learns_references(student.mode) else dataset)
     folder = student_folder(recipe, student, student.mode, dataset, labelled)
-    card = folder.finished_card()
+    along = _along_of(recipe, student, dataset)
+    card = _finished(folder, along)
     if card is not None:
         return card
     arguments = training_arguments(recipe, student, folder.work)
@@ -91,12 +96,14 @@ def distill(
     check_template_on_rows(recipe, student, dataset)
     if objective.minillm is not None:
         _check_written(recipe, student, dataset)
-    with folder.lock():  # nothing is written before this
-        if (card := folder.finished_card()) is not None:  # trained by another run in the meantime
+    with folder.lock(), along.folder.lock() if along else nullcontext():  # nothing is written before this
+        if (card := _finished(folder, along)) is not None:  # trained by another run in the meantime
             return card
-        if (card := folder.trained_card()) is not None:  # complete except for its quantised copy
+        if (
+            _has_teacher(along) and (card := folder.trained_card()) is not None
+        ):  # complete except for its quantised copy
             return add_int8(folder, recipe, student, dataset) if is_first() else card
-        work = _Work(recipe, student, dataset, labelled, folder, arguments, objective)
+        work = _Work(recipe, student, dataset, labelled, folder, arguments, objective, along)
         return _train(work, progress, open_teacher, is_teacher=is_teacher)
 
 
@@ -114,6 +121,31 @@ def _check_written(recipe: Recipe, student: StudentSettings, dataset: Dataset) -
 
 
 @dataclass(frozen=True)
+class _Along:
+    """The fine-tuning of a teacher in the steps of the student."""
+
+    recipe: Recipe
+    student: StudentSettings  # that becomes the teacher
+    folder: StudentFolder
+
+
+def _along_of(recipe: Recipe, student: StudentSettings, references: Dataset) -> _Along | None:
+    """Return the fine-tuning that a student's training does as well; None for any other student."""
+    folder, tuning = teacher_along(recipe, student, references), recipe.finetuning
+    return _Along(tuning, tuning.student, folder) if folder and tuning and tuning.student else None
+
+
+def _has_teacher(along: _Along | None) -> bool:
+    """Whether the teacher that is trained in the student's steps is there, if there is one."""
+    return along is None or along.folder.finished_card() is not None
+
+
+def _finished(folder: StudentFolder, along: _Along | None) -> StudentCard | None:
+    """Return the student's card if nothing is left to do."""
+    return folder.finished_card() if _has_teacher(along) else None
+
+
+@dataclass(frozen=True)
 class _Work:
     """The checked inputs of a training."""
 
@@ -124,6 +156,7 @@ class _Work:
     folder: StudentFolder
     arguments: TrainingArguments
     objective: Objective
+    along: _Along | None  # the teacher that is trained in the same steps
 
 
 def _train(
@@ -133,6 +166,7 @@ def _train(
     recipe, student, dataset, folder, arguments = work.recipe, work.student, work.dataset, work.folder, work.arguments
     with first_process_first():
         start = write_untrained(recipe, student, work.labelled, progress)
+        teachers = work.along and write_untrained(work.along.recipe, work.along.student, None, progress)
         if is_first():
             folder.resume_earlier_work()
         checkpoint = _last_complete_checkpoint(folder.work)
@@ -140,6 +174,7 @@ def _train(
     other_tokens = has_other_tokenizer(dataset, files, raise_if_other=student.needs_soft_labels)
     vocabulary_map = vocabulary_map_for(files, dataset.manifest.teacher.tokenizer_sha256)
     lm = load_language_model(start.path, trust_remote_code=student.trust_remote_code)
+    along = _load_along(recipe, teachers.path) if teachers else None
     other_rows = has_other_layout(
         dataset, encoder_decoder=lm.is_encoder_decoder, raise_if_other=student.needs_soft_labels
     )
@@ -148,16 +183,25 @@ def _train(
         disable_evaluation(arguments, student)
     check_drop_last(arguments, student, len(rows.train))
     disable_unsupported_liger(arguments, student, lm.model.config.model_type)
-    trainer, learning = _trainer(student, lm, work.objective, arguments, rows, open_teacher() if open_teacher else None)
+    live = open_teacher() if open_teacher and not along else None
+    trainer, learning = _trainer(student, lm, work.objective, arguments, rows, live, along)
     doing = "Fine-tuning the teacher" if is_teacher else f"Training the {student.mode} student"
+    doing = "Training teacher and student" if along else doing
     trainer.add_callback(ProgressCallback(progress, doing))
     make_folder(folder.work)
     began = time.monotonic()
     with restore_patched_module(lm.model):
         trainer.train(resume_from_checkpoint=checkpoint)
-    training = Trained(dataset, time.monotonic() - began, trainer, rows.train, learning, is_teacher)
+    log = trainer.state.log_history
+    training = Trained(dataset, time.monotonic() - began, trainer, log, rows.train, learning, is_teacher)
     weights = trainer.gather_weights()
     if is_first():
+        if work.along and along and teachers:
+            of_teacher = replace(
+                training, log=teachers_log(log), learning=count_trainable(along.model), is_teacher=True
+            )
+            made = work.along
+            _finish(made.recipe, made.student, made.folder, teachers.path, along.model.state_dict(), of_teacher)
         _finish(recipe, student, folder, start.path, weights, training)
     wait_for_all()
     return _card_of_first(folder)
@@ -212,11 +256,14 @@ def _trainer(
     arguments: TrainingArguments,
     rows: _Rows,
     teacher: LiveTeacher | None,
+    along: TeacherAlong | None,
 ) -> tuple[StudentTrainer, int]:
     """Return the trainer of a student, and the number of its trainable parameters."""
     if student.packing:
-        check_packing_of_models(student, lm, teacher)
+        check_packing_of_models(student, lm, along.model if along else teacher)
     freeze(lm.model, student.freeze)
+    if along:
+        freeze(along.model, student.freeze)
     adapted = None
     if student.lora:
         checkpointing = bool(arguments.activation_checkpointing)
@@ -238,6 +285,7 @@ def _trainer(
         teacher=teacher,
         pack_to=student.max_length if student.packing else None,
         adapted=adapted,
+        along=along,
     )
     learning_rate_setting = student.setting("train.learning_rate")
     trainer.add_callback(StopDiverged(lambda: trainer.last_loss, learning_rate_setting))
@@ -245,6 +293,14 @@ def _trainer(
         stopping = student.early_stopping
         trainer.add_callback(StopEarly(stopping.patience, stopping.min_delta, learning_rate_setting))
     return trainer, learning
+
+
+def _load_along(recipe: Recipe, start: Path) -> TeacherAlong:
+    """Load the teacher that learns along, as it is before the first step."""
+    settings = recipe.teacher.finetune
+    assert settings is not None
+    lm = load_language_model(start, trust_remote_code=recipe.teacher.options.get("trust_remote_code") is True)
+    return TeacherAlong(lm.model, settings.student_weight, settings.train.get("learning_rate"))
 
 
 def _last_complete_checkpoint(work: Path) -> str | None:

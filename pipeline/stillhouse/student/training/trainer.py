@@ -21,6 +21,7 @@ from stillhouse.student.data.batches import Batch, collator
 from stillhouse.student.data.epoch_order import LengthGroupedSampler, Order, ShardedBatchSampler, ShuffledSampler
 from stillhouse.student.data.examples import Examples
 from stillhouse.student.data.rows import Example
+from stillhouse.student.training.along import StudentAndTeacher, TeacherAlong
 from stillhouse.student.training.forward import LiveTeacher, replace_forward_with_loss
 from stillhouse.student.training.objective import Objective
 from stillhouse.student.training.reporting import keep_logs
@@ -50,6 +51,7 @@ class StudentTrainer(Trainer):
         teacher: LiveTeacher | None = None,
         pack_to: int | None = None,
         adapted: torch.nn.Module | None = None,
+        along: TeacherAlong | None = None,
     ) -> None:
         """
         Args:
@@ -61,21 +63,27 @@ class StudentTrainer(Trainer):
             teacher: live source of the labels; None: they are in the rows.
             pack_to: maximum tokens of a sequence that packs several rows; None: one row per sequence.
             adapted: the student wrapped in adapters, if only these are trained (lora.py).
+            along: a teacher that learns in the same steps, in place of `teacher` and `adapted` (along.py).
         """
         if arguments.fsdp:
             share_embedding_module(lm.model)
+        self._along = along
+        self._has_teachers_rate = False
+        both = None if along is None else StudentAndTeacher(lm.model, objective, along, chunk=head_chunk)
         super().__init__(
-            model=lm.model if adapted is None else adapted,
+            model=both or adapted or lm.model,
             args=arguments,
             train_dataset=train,
             eval_dataset=validation if len(validation) else None,
             data_collator=collator(lm.pad_id, lm.start_id, pack_to=pack_to),
         )
-        replace_forward_with_loss(lm.model, objective, chunk=head_chunk, teacher=teacher)
+        if both is None:
+            replace_forward_with_loss(lm.model, objective, chunk=head_chunk, teacher=teacher)
         self.remove_callback(PrinterCallback)  # it prints dictionaries to standard output
         keep_logs(self.callback_handler.callbacks, Path(arguments.output_dir))
         self._train_rows, self._validation_rows = train, validation
-        self._held_out = torch.zeros(4, dtype=torch.float64)  # sums of one evaluation: see `prediction_step`
+        self._figures = ("loss", "kl", "cross_entropy", *(["teacher_cross_entropy"] if along else []))  # held-out rows'
+        self._held_out = torch.zeros(len(self._figures) + 1, dtype=torch.float64)  # their sums: see `prediction_step`
         self.last_loss: Tensor | None = None  # of this process's last micro-batch: scalar
         self.model_accepts_loss_kwargs = True  # makes the trainer count the tokens of a step
 
@@ -126,6 +134,14 @@ class StudentTrainer(Trainer):
             return
         super()._run_epoch(**named)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the library's optimizer; a teacher that learns along has its own learning rate."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self._along is not None and isinstance(self.model, StudentAndTeacher) and not self._has_teachers_rate:
+            optimizer.param_groups = self.model.parameter_groups(optimizer.param_groups, self._along.learning_rate)
+            self._has_teachers_rate = True
+        return optimizer
+
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
         """Run the library's step and keep its loss on the device: reading the value in each step would wait for it."""
         self.last_loss = super().training_step(*arguments, **named)
@@ -152,7 +168,7 @@ class StudentTrainer(Trainer):
         """Add one held-out batch to the sums; the library itself would average over rows, not tokens."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = model(**inputs).double().cpu()  # (3,), as `Objective.held_out_metrics`
+            sums = model(**inputs).double().cpu()  # one of each figure, as `Objective.held_out_metrics`
         tokens = int((inputs["labels"] != IGNORED).sum())
         self._held_out += torch.tensor([*sums.tolist(), tokens], dtype=torch.float64)
         return None, None, None
@@ -161,8 +177,9 @@ class StudentTrainer(Trainer):
         """Run the library's loop, with metrics that are means over all held-out completion tokens.
 
         `eval_loss` is the objective, `eval_kl` the forward KL from the teacher's labels at temperature 1,
-        `eval_cross_entropy` that of the completion; all in nats per token. The random state of the training is preserved:
-        otherwise a run resumed from a checkpoint written just before would draw other dropout masks.
+        `eval_cross_entropy` that of the completion, `eval_teacher_cross_entropy` that of a teacher that learns along, all
+        in nats per token. The random state of the training is preserved: otherwise a run resumed from a checkpoint written
+        just before would draw other dropout masks.
         """
         self._held_out.zero_()
         with torch.random.fork_rng(devices=[]):
@@ -170,14 +187,17 @@ class StudentTrainer(Trainer):
         sums = self._held_out
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()
-        means = (sums[:3] / sums[3]).tolist()
-        for name, mean in zip(("loss", "kl", "cross_entropy"), means, strict=True):
+        means = (sums[:-1] / sums[-1]).tolist()
+        for name, mean in zip(self._figures, means, strict=True):
             if not math.isnan(mean):  # a black-box student has no divergence
                 output.metrics[f"{metric_key_prefix}_{name}"] = mean
         return output
 
     def gather_weights(self) -> dict[str, Tensor]:
         """Gather the student's weights from all processes (FSDP); all processes must call it together."""
+        if isinstance(self.model, StudentAndTeacher):  # never sharded
+            both: dict[str, Tensor] = self.model.student.state_dict()
+            return both
         weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
         return weights
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ class Trained:
     dataset: Dataset
     seconds: float
     trainer: StudentTrainer
+    log: Sequence[Mapping[str, Any]]  # what was measured at its steps, as `TrainerState.log_history`
     rows: Examples
     learning: int  # trainable parameters
     is_teacher: bool
@@ -49,7 +52,7 @@ def student_card(
 ) -> StudentCard:
     """Return the card of a student whose weights are in `made`; without `training` it is the untrained one."""
     trainer = training.trainer if training else None
-    history = trainer.state.log_history if trainer else []
+    history = training.log if training else []
     measured = [entry for entry in history if {"loss", "eval_loss"} & entry.keys()]
     return StudentCard(
         recipe=recipe.name,
