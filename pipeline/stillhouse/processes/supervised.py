@@ -159,7 +159,7 @@ class SupervisedProcess:
         self._lines.put(None)
 
     def _signal_group(self, number: signal.Signals) -> bool:
-        """Signal every process of the group; return whether there is one, which may have exited without being waited for."""
+        """Signal every process of the group; return whether there is one."""
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):  # macOS forbids signals to exited processes
