@@ -154,7 +154,9 @@ class SupervisedProcess:
         self._signal_group(signal.SIGTERM)
         self._reader.join(_GRACE_SECONDS)  # a service in a session of its own may keep the pipe open
         deadline = time.monotonic() + _GONE_SECONDS
-        while self._signal_group(signal.SIGKILL) and time.monotonic() < deadline:  # until then it holds ports and memory
+        while (
+            self._signal_group(signal.SIGKILL) and time.monotonic() < deadline
+        ):  # until then it holds ports and memory
             time.sleep(0.02)
         self._lines.put(None)
 
