@@ -1,12 +1,16 @@
 """Rounds beside more epochs on the teacher's text, TRL's on-policy trainer, and a student of the stored rounds.
 
-All go on from one student, with the same batches, learning rate and, but for TRL and the stored rounds, in the same time:
-the rounds are run first, and the others take as many steps as fit into their seconds. Ways take turns: each seed begins
-with another one. Intervals resample the held-out prompts; a prompt's figure is its mean over the seeds.
+All continue from one student, with the same batches, learning rate and, but for TRL and the stored rounds, in the same
+time: the rounds are run first, and the others take as many steps as fit into their seconds. Ways take turns: each seed
+begins with another one. Intervals resample the held-out prompts; a prompt's figure is its mean over the seeds.
+
+A seed takes half an hour. Its figures are kept in docs/on-policy.json, so that a run that was stopped continues with the
+next seed; they are dropped if the settings of the comparison change.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,68 +20,106 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.glosses_data import prepare
+from benchmarks.glosses_data import RECIPE, prepare
 from benchmarks.on_policy_ways import BATCH, LEARNING_RATE, MAX_TOKENS, Plan, Training, first_recipe, plan_of
 from benchmarks.shared import PYTHON, ROOT, STILLHOUSE, Ended, in_turn, measured_on, run, scratch, table, versions_of
 from stillhouse.evaluation.measures.bootstrap import ratio_of_sums
 from stillhouse.models.find import teacher_files
 
 TRL_PYTHON = ROOT / ".venv-trl/bin/python"
-START, ROUNDS, HALF, EPOCHS, TRL, STORED = (
+FIGURES = ROOT / "docs/on-policy.json"
+START, ROUNDS, HALF, EPOCHS, TRL, STORED, TEACHER = (
     "before",
     "rounds",
     "half and half",
     "more epochs",
     "TRL, GKD",
     "stored rounds",
+    "teacher",
 )
+READ, SHOWN = 24, 8  # answers that are kept, and those in the section
 
 
 @dataclass(frozen=True)
 class Trained:
     """A trained student."""
 
-    folder: str
     seconds: float
     gigabytes: float  # peak memory
+    folder: str = ""  # while it exists
 
 
 def measure(small: bool) -> str:
     """Return the section as Markdown."""
     plan = plan_of(small)
-    with scratch() as folder:
-        start, seconds_a_step = _first_student(folder, plan)
-        rows = _prompts_for_trl(folder, plan)
-        trained: dict[str, list[Trained]] = {ROUNDS: [], HALF: [], EPOCHS: [], TRL: [], STORED: []}
-        for seed in plan.seeds:
-            base = Training("", seed, str(folder), str(start), "", plan.rounds, plan.prompts)
-            made = {ROUNDS: _train(base, ROUNDS, folder)}
-            after: dict[str, Callable[[], Trained]] = {
-                HALF: lambda base=base: _train(replace(base, prompts=plan.prompts_of_both), HALF, folder),
-                EPOCHS: lambda base=base, made=made: _train(
-                    replace(base, steps=round(made[ROUNDS].seconds / seconds_a_step)), EPOCHS, folder
-                ),
-                TRL: lambda base=base: _train_trl(base, rows, folder),
-                STORED: lambda base=base: _train(base, STORED, folder),
-            }
-            for way in in_turn(after, seed):
-                made[way] = after[way]()
-            for way, one in made.items():
-                trained[way].append(one)
-        figures = _measure(folder, plan, [str(start), *(one.folder for ways in trained.values() for one in ways)])
-    ways = {
-        START: [figures[str(start)]],
-        **{way: [figures[one.folder] for one in ones] for way, ones in trained.items()},
+    kept: dict[str, Any] = {} if small else _kept(plan)
+    missing = [seed for seed in plan.seeds if str(seed) not in kept]
+    if missing:
+        with scratch() as folder:
+            start, seconds_a_step = _first_student(folder, plan)
+            rows = _prompts_for_trl(folder, plan)
+            for seed in missing:
+                base = Training("", seed, str(folder), str(start), "", plan.rounds, plan.prompts)
+                kept[str(seed)] = _seed(folder, plan, base, rows, seconds_a_step)
+                if not small:
+                    FIGURES.write_text(
+                        json.dumps({"settings": _settings(plan), "seeds": kept}) + "\n", encoding="utf-8"
+                    )
+    return _section(plan, [kept[str(seed)] for seed in plan.seeds])
+
+
+def _seed(folder: Path, plan: Plan, base: Training, rows: Path, seconds_a_step: float) -> dict[str, Any]:
+    """Train every way with one seed, and measure the students, the one before and the teacher."""
+    made = {ROUNDS: _train(base, ROUNDS, folder)}
+    steps = round(made[ROUNDS].seconds / seconds_a_step)
+    after: dict[str, Callable[[], Trained]] = {
+        HALF: lambda: _train(replace(base, prompts=plan.prompts_of_both), HALF, folder),
+        EPOCHS: lambda: _train(replace(base, steps=steps), EPOCHS, folder),
+        TRL: lambda: _train_trl(base, rows, folder),
+        STORED: lambda: _train(base, STORED, folder),
     }
+    for way in in_turn(after, base.seed):
+        made[way] = after[way]()
+    figures = _measure(folder, plan, [base.start, *(one.folder for one in made.values())])
+    for one in figures.values():
+        one["texts"] = one["texts"][:READ]
+    return {
+        "measured": measured_on(versions_of("torch", "transformers", "accelerate") | {"trl": "1.16.0"}),
+        "trained": {way: asdict(replace(one, folder="")) for way, one in made.items()},
+        "models": {START: figures[base.start], **{way: figures[one.folder] for way, one in made.items()}}
+        | {TEACHER: figures["teacher"]},
+    }
+
+
+def _settings(plan: Plan) -> str:
+    """Return a hash of what a seed's figures depend on: the plan, the recipe and the ways."""
+    sources = [RECIPE, "benchmarks/on_policy_ways.py", "benchmarks/on_policy_train.py", "benchmarks/on_policy_trl.py"]
+    sources += ["benchmarks/on_policy_measure.py", "benchmarks/glosses_data.py"]
+    texts = [(ROOT / one).read_text(encoding="utf-8") for one in sources]
+    return hashlib.sha256(json.dumps([asdict(plan), *texts]).encode()).hexdigest()
+
+
+def _kept(plan: Plan) -> dict[str, Any]:
+    """Return the figures of the seeds that were measured with these settings."""
+    if not FIGURES.is_file():
+        return {}
+    told = json.loads(FIGURES.read_text(encoding="utf-8"))
+    seeds: dict[str, Any] = told["seeds"] if told["settings"] == _settings(plan) else {}
+    return seeds
+
+
+def _section(plan: Plan, seeds: Sequence[Mapping[str, Any]]) -> str:
+    trained = {way: [Trained(**one["trained"][way]) for one in seeds] for way in seeds[0]["trained"]}
+    ways = {way: [one["models"][way] for one in seeds] for way in seeds[0]["models"]}
     return "\n\n".join(
         [
             _about(plan),
-            _table(ways | {"teacher": [figures["teacher"]]}, trained),
+            _table(ways, trained),
             "Ratios to the student before, and of the rounds' time to TRL's:",
             _ratios(ways, trained),
             "The same prompts, greedy:",
-            _answers(ways, figures["teacher"]["texts"]),
-            measured_on(versions_of("torch", "transformers", "accelerate") | {"trl": "1.16.0"}),
+            _answers(ways),
+            *dict.fromkeys(one["measured"] for one in seeds),
         ]
     )
 
@@ -126,7 +168,7 @@ def _train_trl(base: Training, rows: Path, folder: Path) -> Trained:
 
 def _trained(ended: Ended) -> Trained:
     told = ended.last_json
-    return Trained(told["folder"], told["seconds"], ended.peak_bytes / 1e9)
+    return Trained(told["seconds"], ended.peak_bytes / 1e9, told["folder"])
 
 
 def _prompts_for_trl(folder: Path, plan: Plan) -> Path:
@@ -216,13 +258,10 @@ def _ratio(after: np.ndarray, of_after: np.ndarray, before: np.ndarray, of_befor
     return f"{ratios[0]:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _answers(ways: Mapping[str, Sequence[Mapping[str, Any]]], of_teacher: Sequence[str]) -> str:
-    shown = range(min(8, len(of_teacher)))
-    columns = {START: ways[START], ROUNDS: ways[ROUNDS], EPOCHS: ways[EPOCHS]}
-    rows = [
-        [*(_cell(seeds[0]["texts"][place]) for seeds in columns.values()), _cell(of_teacher[place])] for place in shown
-    ]
-    lines = [f"| {' | '.join([*columns, 'teacher'])} |", "| --- | --- | --- | --- |"]
+def _answers(ways: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    columns = {way: ways[way][0]["texts"] for way in (START, ROUNDS, EPOCHS, TEACHER)}
+    rows = [[_cell(text) for text in texts] for texts in zip(*(each[:SHOWN] for each in columns.values()), strict=True)]
+    lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- |"]
     return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 

@@ -137,9 +137,14 @@ def test_labels_stand_for_a_teacher_that_does_not_run_here(scripted_recipe: Make
     asked = select_prompts(rows, recipe.evaluate)
     students = MeasuredModels((ModelRow("black-box student", "s", 1, 1.0),), (written("a", "no", "no"),))
     metrics = open_metrics(recipe.evaluate.metrics)
-    found = with_scores(with_answer_quality(with_labels(students, asked, recipe), asked, ()), metrics, asked)
+    found = with_scores(with_answer_quality(with_labels(students, asked, recipe, "a + b"), asked, ()), metrics, asked)
     teacher, student = found.rows
-    assert (teacher.role, teacher.parameters, teacher.tokens_per_second) == ("teacher", None, None)
+    assert (teacher.role, teacher.model, teacher.parameters, teacher.tokens_per_second) == (
+        "teacher",
+        "a + b",
+        None,
+        None,
+    )
     assert teacher.scores["exact match"].mean == pytest.approx(2 / 3)
     assert student.scores["exact match"].mean == pytest.approx(1 / 3)
     assert [one.texts for one in found.answers] == [("a", "b", "c"), ("a", "no", "no")]
@@ -160,7 +165,7 @@ def test_where_the_labels_are_the_references_they_have_no_line_and_are_compared_
     forced = recipe.model_copy(update={"label": recipe.label.model_copy(update={"mode": "score"})})
     asked = select_prompts([completion("a", question="a", reference="a")], recipe.evaluate)
     students = MeasuredModels((ModelRow("black-box student", "s", 1, 1.0),), (written(""),))
-    found = with_answer_quality(with_labels(students, asked, forced), asked, ())
+    found = with_answer_quality(with_labels(students, asked, forced, "a"), asked, ())
     (student,) = found.rows
     assert len(found.answers) == 1
     assert student.answer_quality is not None

@@ -12,6 +12,7 @@ from stillhouse.errors import DatasetRefused, RecipeError
 from stillhouse.evaluation.metrics.base import open_metrics
 from stillhouse.evaluation.results import Interval
 from stillhouse.labelling.engine import label
+from stillhouse.labelling.estimate import estimate_labelling
 from stillhouse.prompts.load import read_prompts, split_of
 from stillhouse.recipe.evaluate import MetricSettings
 from stillhouse.stages import advise as module
@@ -49,6 +50,7 @@ def test_a_few_prompts_are_asked_and_labelling_asks_only_for_the_others(
     again = advise(recipe)
     assert len(asked) == advice.asked
     assert again == advice
+    assert estimate_labelling(recipe).answered == advice.asked
     labelled = asyncio.run(label(recipe)).dataset
     assert len(asked) == len(set(asked)) == sum(labelled.manifest.rows.values())
     assert labelled.manifest.parents == ("words-advise/v001",)

@@ -26,6 +26,7 @@ from stillhouse.labelling.budget import check_budget
 from stillhouse.labelling.former_names import Former, FormerNames, former_names
 from stillhouse.labelling.journal import Journal
 from stillhouse.labelling.journal_view import JournalView
+from stillhouse.labelling.new_version import advised_versions
 from stillhouse.labelling.plan import LabelPlan, Shard, make_plan
 from stillhouse.labelling.tokens import likely_prompt_tokens, most_prompt_tokens
 from stillhouse.prompts.checks import PromptChecks
@@ -157,7 +158,8 @@ def estimate_labelling(recipe: Recipe, checks: PromptChecks | None = None) -> Es
         closing(JournalView(journal_folder(recipe.dataset))) as journal,
     ):
         is_finished = newest is not None and plan.settings_of_version(newest, journal.get_note) is not None
-        to_send = ToSend(0, 0, 0) if is_finished else _to_send(plan, journal, folder, finished)
+        earlier = [*advised_versions(recipe.dataset), *finished]
+        to_send = ToSend(0, 0, 0) if is_finished else _to_send(plan, journal, folder, earlier)
         return estimate_plan(recipe, plan, to_send, newest, teacher, journal.spent() or carried_usd)
 
 

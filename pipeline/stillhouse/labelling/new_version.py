@@ -37,6 +37,12 @@ def advised_name(settings: DatasetSettings) -> str:
     return f"{settings.name}-advise"
 
 
+def advised_versions(settings: DatasetSettings) -> list[Dataset]:
+    """Return the datasets with the answers that `stillhouse advise` asked for, the oldest first."""
+    folder = location(settings.root) / advised_name(settings)
+    return [open_dataset(folder, number) for number in versions(folder)]
+
+
 def version_of_plan(base: Location, plan: LabelPlan, journal: Journal) -> Dataset | None:
     """Return the newest finished version of a dataset if it was made from this plan, else None."""
     if not versions(base):
@@ -75,7 +81,6 @@ def start_version(
     teacher rejections to retry are removed from the journal.
     """
     base = dataset_folder(recipe.dataset)
-    advised = location(recipe.dataset.root) / advised_name(recipe.dataset)
     finished = versions(base)
     started = [number for number in started_versions(base) if number not in finished]
     folder = base / version_label(started[-1] if started else max(finished, default=0) + 1)
@@ -84,7 +89,7 @@ def start_version(
     record_recipe(journal, plan.answer_settings, recipe)
     if retry is not None:
         _start_retry(retry, plan, journal, folder)
-    earlier = [open_dataset(folder_, number) for folder_ in (advised, base) for number in versions(folder_)]
+    earlier = advised_versions(recipe.dataset) + [open_dataset(base, number) for number in finished]
     parents = _copy_once(plan, journal, encoding_of(recipe.label.soft), earlier)
     write_atomically(folder / RECIPE_FILE, recipe.as_yaml().encode())
     return folder, parents

@@ -39,6 +39,7 @@ from stillhouse.student.finished.folder import StudentCard
 class HeldOut:
     """The held-out rows, the metrics, and the prompts that every model answers."""
 
+    teacher: str  # that labelled the rows
     task: MeasurementTask
     metrics: tuple[NamedMetric, ...]
     prompts: EvaluationPrompts
@@ -66,7 +67,7 @@ def read_held_out(recipe: Recipe, dataset: Dataset, subjects: Sequence[ModelToMe
         soft=dataset.manifest.soft is not None,
         prompts=prompts.rows,
     )
-    return HeldOut(task, tuple(metrics), prompts)
+    return HeldOut(dataset.manifest.teacher.model, task, tuple(metrics), prompts)
 
 
 def require_held_out(recipe: Recipe, dataset: Dataset) -> None:
@@ -106,7 +107,7 @@ def measured_models(
     """
     prompts = held_out.prompts
     once = {one.manifest.plan_sha256: one for one in learnt_from}
-    measured = with_labels(measure_all(subjects, held_out.task, progress), prompts, recipe)
+    measured = with_labels(measure_all(subjects, held_out.task, progress), prompts, recipe, held_out.teacher)
     return with_scores(
         with_answer_quality(measured, prompts, training_answers(once.values())), held_out.metrics, prompts
     )

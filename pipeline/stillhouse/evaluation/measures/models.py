@@ -73,14 +73,17 @@ def _reference_score(rows: Sequence[Completion], written: ModelAnswers, settings
     return None if settings.metrics else reference_score(rows[:shown], written.texts[:shown])
 
 
-def with_labels(models: MeasuredModels, prompts: EvaluationPrompts, recipe: Recipe) -> MeasuredModels:
-    """Return `models`; if the teacher does not run on this machine, add a row for it, made from its labels."""
+def with_labels(models: MeasuredModels, prompts: EvaluationPrompts, recipe: Recipe, teacher: str) -> MeasuredModels:
+    """Return `models`; if the teacher does not run on this machine, add a row for it, made from its labels.
+
+    `teacher` is its name in the dataset: an ensemble has those of all its models.
+    """
     references = recipe.label.mode != "generate"  # in other modes the labels are the references
     if can_load_in_process(recipe.teacher) or references:
         return models
     labels = answers_from_labels(prompts.rows)
     score = _reference_score(prompts.rows, labels, recipe.evaluate)
-    row = ModelRow("teacher", recipe.teacher.model, reference_score=score)
+    row = ModelRow("teacher", teacher, reference_score=score)
     return MeasuredModels((row, *models.rows), (labels, *models.answers))
 
 
