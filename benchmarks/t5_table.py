@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.shared import PYTHON, measured_on, run, scratch, table, versions_of
+from benchmarks.t5_data import RECIPE
 from stillhouse.evaluation.measures.bootstrap import mean_per_prompt
 from stillhouse.student.finished.quantize import quantize
 
@@ -170,7 +171,7 @@ def _int8_megabytes(folder: Path) -> float:
 
 
 def _of_models(arguments: Sequence[str | Path]) -> list[Any]:
-    """Return the results of t5_model.py for each model."""
+    """Return the results of answers.py for each model."""
     with scratch() as logs:
-        told = run([PYTHON, "-m", "benchmarks.t5_model", *arguments], logs / "log.txt").last_json
+        told = run([PYTHON, "-m", "benchmarks.answers", RECIPE, *arguments], logs / "log.txt").last_json
     return list(told["models"])

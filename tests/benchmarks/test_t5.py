@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import t5, t5_data, t5_model, t5_table
+from benchmarks import answers, t5, t5_data, t5_table
 from benchmarks.t5_table import Row
 from stillhouse.recipe.load import load_recipe
 
@@ -36,12 +36,12 @@ def test_the_tokenizer_has_one_token_a_letter_and_one_a_phoneme(tmp_path: Path) 
 
 @pytest.mark.parametrize("experiment", [t5.WHOLE, t5.QUICK])
 def test_every_run_is_a_recipe_and_all_share_one_teacher(experiment: t5.Experiment) -> None:
-    recipes = [load_recipe(t5.RECIPE, [*experiment.shared, *run.settings]) for run in t5.runs(experiment)]
+    recipes = [load_recipe(t5_data.RECIPE, [*experiment.shared, *run.settings]) for run in t5.runs(experiment)]
     assert len({recipe.name for recipe in recipes}) == len(recipes) == 4 * len(experiment.seeds)
     assert {recipe.teacher.finetune.model_dump_json() for recipe in recipes if recipe.teacher.finetune} == {
         recipes[0].teacher.finetune.model_dump_json()  # type: ignore[union-attr]
     }
-    load_recipe(t5.RECIPE, [*experiment.shared, *experiment.as_text])  # as it is labelled
+    load_recipe(t5_data.RECIPE, [*experiment.shared, *experiment.as_text])  # as it is labelled
     live, fresh, text, copied = recipes[:: len(experiment.seeds)]
     assert live.student and fresh.student and text.student and copied.student
     assert fresh.dataset == live.dataset == copied.dataset
@@ -89,11 +89,11 @@ def test_every_model_is_timed_as_often_as_the_others_and_none_always_first() -> 
         def warm_up(self) -> None:
             asked.append(f"warm {self.name}")
 
-        def words_a_second(self) -> float:
+        def answers_a_second(self) -> float:
             asked.append(self.name)
             return float(len(asked))
 
-    found = t5_model.speeds([Model(name) for name in "abc"], 3)  # type: ignore[misc]
+    found = answers.speeds([Model(name) for name in "abc"], 3)  # type: ignore[misc]
     assert asked == ["warm a", "warm b", "warm c", *"abc", *"bca", *"cab"]
     assert [len(each) for each in found] == [3, 3, 3]
     assert found[0] == [4.0, 9.0, 11.0]
