@@ -198,7 +198,7 @@ def test_two_processes_give_the_teacher_along_and_the_student_of_one(place: Path
     recipes = []
     for name, train in (("along-one", ONE), ("along-two", TWO)):
         file = written(place, name, student, train)
-        finetune = json.dumps({"along": True, "student_weight": 0.5, "root": str(place / name)})
+        finetune = json.dumps({"along": True, "student_weight": 0.5, "root": str(place / f"{name}-teachers")})
         overrides = ["prompts.reference=prompt", f"teacher.finetune={finetune}", f"dataset.name={name}"]
         recipes.append(load_recipe(file, overrides))
         sets = [word for one in overrides for word in ("--set", one)]
