@@ -84,6 +84,22 @@ def ensemble(size: Size, references: int) -> list[str]:
     ]
 
 
+def along(size: Size, references: int, seed: int) -> tuple[str, list[str]]:
+    """Return the name and the settings of a student whose teacher learns along, both from the references alone."""
+    name = f"{size.prefix}-{references}-{seed}-along"
+    return name, [
+        *shared(size, references),
+        f"name={name}",
+        f"seed={seed}",
+        f"teacher.finetune.name={name}",
+        "teacher.finetune.train={learning_rate: 1.0e-4}",
+        "teacher.finetune.along=true",
+        "student.labels=live",
+        "student.loss.cross_entropy_weight=1.0",
+        "student.init={from: teacher, layers: 8, choose: even}",  # there are no labels to measure importance on
+    ]
+
+
 def _teacher(size: Size, references: int, seed: int) -> str:
     return f"{size.prefix}-{references}" + ("" if seed == 1 else f"-{seed}")
 
@@ -165,6 +181,8 @@ def measure(size: Size, references: int, digest: str) -> dict[str, Any]:
         minutes[one.kind] = minutes.get(one.kind, 0.0) + took / len(size.seeds)
         commands.run("evaluate", [*common, *one.settings], log=one.name)
     folders = _folders(planned)
+    if references == ALL_WAYS:
+        folders |= _train_along(size, references, commands)
     return {
         "measured": measured_on(versions_of("torch", "transformers", "scikit-learn")),
         "data": digest,
@@ -172,6 +190,19 @@ def measure(size: Size, references: int, digest: str) -> dict[str, Any]:
         "models": _right(size, folders) | _bag_of_words(size, references),
         "speeds": _speeds(size, folders),
     }
+
+
+def _train_along(size: Size, references: int, commands: Commands) -> dict[str, list[dict[str, Any]]]:
+    """Train teachers along with students; return both, one for each seed."""
+    made: dict[str, list[dict[str, Any]]] = {"teacher that learns along": [], "white-box, the teacher learns along": []}
+    for seed in size.seeds:
+        name, settings = along(size, references, seed)
+        commands.run("finetune", settings, log=name)
+        folders = f"data/teachers/{name}/gold", f"data/students/{name}/white-box"
+        for models, folder in zip(made.values(), folders, strict=True):
+            card = json.loads(Path(folder, "student.json").read_text("utf-8"))
+            models.append({"model": folder, "parameters": card["parameters"]})
+    return made
 
 
 def _folders(planned: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:

@@ -59,6 +59,18 @@ def test_every_run_is_a_recipe(size: sections.Size, references: int, packages: N
     assert {one.name.split("-")[-1] for one in runs if one.kind == "quarter"} == {str(seed) for seed in size.seeds}
 
 
+@pytest.mark.parametrize("size", [sections.WHOLE, sections.QUICK])
+def test_a_teacher_along_has_the_steps_of_the_others_students(size: sections.Size, packages: None) -> None:
+    name, settings = sections.along(size, 300, 2)
+    recipe = load_recipe(sections.RECIPE, settings)
+    plain = load_recipe(sections.RECIPE, sections.shared(size, 300))
+    assert recipe.learns_along
+    assert recipe.teacher.finetune is not None and recipe.student is not None and plain.student is not None
+    assert recipe.name == recipe.teacher.finetune.name == name
+    assert recipe.student.train == plain.student.train
+    assert recipe.references == plain.references
+
+
 def figures(references: int) -> dict[str, Any]:
     def model(*right: str, parameters: int | None = 100) -> dict[str, Any]:
         return {"parameters": parameters, "right": list(right)}
