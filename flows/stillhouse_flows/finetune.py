@@ -31,4 +31,6 @@ def finetune_flow(recipe: RecipePath, overrides: Overrides = None) -> StudentRes
         get_run_logger().info("%s: %s", result.folder, "trained" if result.trained else "already trained")
         about = f"Fine-tuned teacher of {loaded.name}, from dataset {card.dataset}"
         publish_models("teacher", about, [result], loaded)
+        if result.along:
+            publish_models("students", f"Student of {loaded.name}, trained beside its teacher", [result.along], loaded)
     return result

@@ -1,17 +1,20 @@
 """A teacher that learns along: both are made by one training, resumed, found again, and measured."""
 
 import asyncio
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from stillhouse.cli.main import app
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.recipe.recipe import Recipe
-from stillhouse.stages.checks import check_labels, check_run
+from stillhouse.stages.checks import check_finetune, check_labels, check_run
 from stillhouse.stages.stages import finetune_stage, run_stages
 from stillhouse.student.finished.folder import read_card
 from tests.stages.conftest import TRAIN, Tuned
@@ -92,6 +95,21 @@ def test_a_teacher_with_a_learning_rate_of_0_stays_as_it_is(tuned: Tuned) -> Non
     recipe = along(tuned, train={"learning_rate": 0.0})
     finetune_stage(recipe)
     assert same(weights(folders(recipe)[0]), weights_of_start(recipe))
+
+
+def test_the_command_tells_of_both_and_checks_both(
+    tuned: Tuned, recipe_file: Callable[[Recipe], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RecipeError, match=r"student\.loss\.kind is 'forward'"):
+        check_finetune(along(tuned, {"loss": {"kind": "forward"}}))
+    recipe = along(tuned)
+    app(["finetune", str(recipe_file(recipe)), "--no-flow", "--json"], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out)
+    assert [told[one]["folder"] for one in ("teacher", "student")] == [str(folder) for folder in folders(recipe)]
+    app(["finetune", str(recipe_file(recipe)), "--no-flow"], standalone_mode=False)
+    first, second = capsys.readouterr().out.replace("\n", " ").split("student  ")
+    assert first.startswith("teacher  ")
+    assert "already trained" in first and "already trained" in second
 
 
 @pytest.mark.parametrize("student_weight", [0.0, 0.5])

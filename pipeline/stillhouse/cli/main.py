@@ -152,7 +152,10 @@ def advise(recipe: RecipePath, set_: Overrides = None, as_json: AsJson = False) 
 
 @app.command()
 def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as_json: AsJson = False) -> None:
-    """Fine-tune the teacher on the references (`teacher.finetune`). Resumes from the last checkpoint."""
+    """Fine-tune the teacher on the references (`teacher.finetune`). Resumes from the last checkpoint.
+
+    With `teacher.finetune.along` the student is trained in the same steps.
+    """
     with reporting_errors(as_json):
         from stillhouse.cli.terminal import progress_display
         from stillhouse.recipe.load import load_recipe
@@ -172,7 +175,7 @@ def finetune(recipe: RecipePath, set_: Overrides = None, flow: AsFlow = None, as
             end_distributed()
         assert result is not None
         if is_first() and not launched_by_recipe():
-            results.print_json({"teacher": results.student_json(result)}) if as_json else results.print_student(result)
+            results.print_json(results.finetuned_json(result)) if as_json else results.print_finetuned(result)
 
 
 @app.command()

@@ -138,6 +138,19 @@ def student_json(result: StudentResult) -> dict[str, Any]:
     return result.card.model_dump(mode="json") | own | {"folder": result.folder, "trained": result.trained}
 
 
+def finetuned_json(result: StudentResult) -> dict[str, Any]:
+    """Return a fine-tuned teacher as JSON values, with the student that was trained in the same steps, if any."""
+    along = {"student": student_json(result.along)} if result.along else {}
+    return {"teacher": student_json(result)} | along
+
+
+def print_finetuned(result: StudentResult) -> None:
+    """Print a fine-tuned teacher, and the student that was trained in the same steps, if any."""
+    print_student(result)
+    if result.along:
+        print_student(result.along)
+
+
 def print_student(result: StudentResult) -> None:
     """Print a student in one line."""
     from stillhouse.cli.terminal import output

@@ -94,7 +94,7 @@ def check_finetune(recipe: Recipe) -> None:
         partial(_check_teacher, recipe),
         partial(check_prompts, recipe),
         partial(check_teacher_template, recipe),
-        partial(check_finetuning, recipe),
+        partial(_check_trainable if recipe.learns_along else check_finetuning, recipe),
     )
 
 

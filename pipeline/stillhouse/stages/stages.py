@@ -145,6 +145,8 @@ def dataset_of(recipe: Recipe, student: StudentSettings, progress: Progress = si
 def finetune_stage(recipe: Recipe, progress: Progress = silent, log: LogLine | None = None) -> StudentResult | None:
     """Fine-tune the teacher unless it is finished; None if the recipe does not fine-tune it. Imports torch only if needed.
 
+    With `teacher.finetune.along` the student is trained in the same steps, and is `along` in the result.
+
     `log` is called with the log of launched processes, as in `distill_stage`.
 
     Raises:
@@ -161,7 +163,7 @@ def finetune_stage(recipe: Recipe, progress: Progress = silent, log: LogLine | N
     if recipe.learns_along:
         student = distill_stage(recipe, student_of(recipe), gold, progress, log)
         made = place.finished_card() or _missing(place, tuning.student)
-        return StudentResult(made, str(place.path), trained=student.trained)
+        return StudentResult(made, str(place.path), trained=student.trained, along=student)
     card = place.finished_card()
     if card is not None:
         return StudentResult(place.with_current_key(card), str(place.path), trained=False)

@@ -114,6 +114,7 @@ class StudentResult:
     folder: str
     trained: bool
     label: str | None = None  # "16 layers", for a student of a sweep
+    along: StudentResult | None = None  # of a teacher: the student that was trained in the same steps
 
 
 @dataclass(frozen=True)
