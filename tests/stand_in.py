@@ -45,6 +45,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.stand_in_batches import Batches
+
 _WORD = re.compile(r"!([\w.:]+)(\*?)")
 PROMPT_TOKENS, COMPLETION_TOKENS = 20, 10  # of every answer, by its usage
 
@@ -89,6 +91,7 @@ class StandIn:
         capacity: int | None = None,
         text: str = "Blue, I think.",
         canned: Canned | None = None,
+        batches: Batches | None = None,
     ) -> None:
         self.latency = latency
         self.together = together  # requests that must have been there at once before any is answered
@@ -100,6 +103,8 @@ class StandIn:
         self.app.router.add_post("/v1/chat/completions", self._chat)
         self.app.router.add_post("/v1/completions", self._completions)
         self.app.router.add_get("/stats", self._stats)
+        self.batches = batches or Batches()
+        self.app.router.add_routes(self.batches.routes(self._line))
 
     async def _stats(self, request: web.Request) -> web.Response:
         stats = self.stats
@@ -137,6 +142,23 @@ class StandIn:
             return await self._follow(request, body, prompt)
         finally:
             stats.at_once -= 1
+
+    async def _line(self, url: str, body: dict[str, Any], prompt: str) -> tuple[int, dict[str, Any]] | None:
+        """Answer one line of a batch job, as its prompt says; words that break a connection leave it without a result."""
+        attempt = self.stats.seen[prompt]
+        self.stats.seen[prompt] += 1
+        words = _WORD.findall(prompt)
+        word = "ok"
+        if words and (words[-1][1] or attempt < len(words)):
+            word = words[min(attempt, len(words) - 1)][0]
+        refused = _refusal(word, "")
+        if refused is not None:
+            assert refused.text is not None
+            return refused.status, json.loads(refused.text)
+        if word in {"gone", "reset", "garbage", "truncated", "hang"}:
+            return None
+        self.stats.billed[prompt] += 1
+        return 200, self._answer(word, body, chat=url.endswith("/chat/completions"))
 
     async def _follow(self, request: web.Request, body: dict[str, Any], prompt: str) -> web.StreamResponse:
         if self.canned is not None and self.stats.billed_answers >= self.canned.after:
@@ -298,6 +320,7 @@ class RunningStandIn:
             capacity=self.server.capacity,
             text=self.server.text,
             canned=self.server.canned,
+            batches=self.server.batches,
         )
         fresh.stats = self.server.stats
         self.server = fresh

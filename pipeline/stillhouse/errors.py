@@ -9,6 +9,7 @@
      ├─ TeacherUnavailable        the teacher cannot be reached, or is not the one the recipe names
      │   └─ TeacherRefused        it rejects every request: a wrong key, no credit, an unknown setting
      ├─ BudgetSpent               the next request could exceed label.budget_usd; answers so far are kept
+     ├─ JobsPending               batch jobs are still at the provider; run again to collect them
      ├─ StorageFailed             the disk is full or cannot be written; data written before is safe
      ├─ PrefectUnavailable        no Prefect server is configured, it does not answer, or it rejects a request
      ├─ WorkerLost                a worker or its machine was lost repeatedly; answers so far are kept
@@ -154,6 +155,10 @@ class TeacherRefused(TeacherUnavailable):
 
 class BudgetSpent(StillhouseError):
     """The next request could cost more than what is left of `label.budget_usd`."""
+
+
+class JobsPending(StillhouseError):
+    """Batch jobs are still at the provider, and the caller did not want to wait."""
 
 
 class StorageFailed(StillhouseError):

@@ -39,7 +39,12 @@ from stillhouse.teachers.base import open_teacher
 
 
 async def label(
-    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, runner: Runner | None = None
+    recipe: Recipe,
+    progress: Progress = silent,
+    retry: Retry | None = None,
+    runner: Runner | None = None,
+    *,
+    detach: bool = False,
 ) -> LabelResult:
     """Label a recipe: hand parts to a runner, label every shard, then write the manifest.
 
@@ -48,9 +53,14 @@ async def label(
         progress: called with the activity, the items done and the total.
         retry: which of the teacher's rejections to retry.
         runner: labels parts elsewhere (`open_runner`); without it, this process sends every request.
+        detach: with batch jobs, submit and collect, but do not wait for those that are running.
+
+    Raises:
+        JobsPending: batch jobs are running, and `detach` is set.
     """
     async with open_job_when_free(recipe, progress, retry) as job:
         try:
+            await job.run_batches(wait=not detach)
             await job.run_parts(runner)
             await job.run(job.label_shard)
         finally:

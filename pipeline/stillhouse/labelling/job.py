@@ -16,7 +16,10 @@ import stillhouse
 from stillhouse.dataset.card import write_card
 from stillhouse.dataset.files import ShardFiles, count_files
 from stillhouse.dataset.manifest import Manifest, write_manifest
-from stillhouse.dataset.store import Dataset, dataset_folder, open_dataset, versions
+from stillhouse.dataset.store import Dataset, dataset_folder, journal_folder, open_dataset, versions
+from stillhouse.labelling.batches.checks import check_batches
+from stillhouse.labelling.batches.delivery import BatchDelivery
+from stillhouse.labelling.batches.jobs import has_open_jobs
 from stillhouse.labelling.budget import Budget
 from stillhouse.labelling.estimate import Estimate, ToSend, estimate_plan, still_to_send
 from stillhouse.labelling.filtering import FilteredShard, ShardFilter
@@ -72,6 +75,7 @@ class LabelJob:
         self._filtered: FilteredShard | None = None  # result of the shard being written, kept in case the write fails
         self._shard_written = asyncio.Condition()
         self._parts = Parts(recipe, plan, journal, self._budget)
+        self._batches: BatchDelivery | None = None
         self._finished = finished_version(self._base, plan, journal, retry)
         if self._finished is None:
             self._folder, self._parents = start_version(recipe, plan, journal, retry)
@@ -105,6 +109,21 @@ class LabelJob:
         if self._finished is None and (runner or self._parts.unfinished):
             unwritten = [number for number in range(self.shards) if not self._is_written(number)] if runner else []
             await self._parts.label(runner or self._local_runner, self._progress, unwritten)
+
+    async def run_batches(self, *, wait: bool = True) -> None:
+        """Label by the provider's batch jobs, if `label.delivery` says so, or if an earlier run has left some.
+
+        Raises:
+            JobsPending: jobs are running, and `wait` is False.
+        """
+        delivery, folder = self._recipe.label.delivery, journal_folder(self._recipe.dataset)
+        if self._finished is not None or (delivery == "online" and not has_open_jobs(folder)):
+            return
+        teacher = check_batches(self._recipe, self._teacher)
+        self._batches = BatchDelivery(
+            self._recipe.label, self._plan, self._journal, self._budget, teacher, self._progress, folder
+        )
+        await self._batches.run(wait=wait)
 
     async def run(self, label_one: Callable[[int], Awaitable[None]]) -> None:
         """Call `label_one` with every shard's number, several at a time; the first failure cancels the others.
@@ -160,7 +179,7 @@ class LabelJob:
         write_card(self._folder, manifest)
         write_manifest(self._folder, manifest)
         delete_journaled_answers(self._plan, self._journal)
-        sent = self._sender.sent + self._parts.answered
+        sent = self._sender.sent + self._parts.answered + (self._batches.answered if self._batches else 0)
         return LabelResult(Dataset(self._folder, manifest), sent, self._plan.requests - sent)
 
     async def close(self) -> None:

@@ -29,13 +29,14 @@ from stillhouse.errors import StillhouseError, TeacherUnavailable
 from stillhouse.labelling.budget import Budget, Reservation
 from stillhouse.labelling.journal import Change, Journal
 from stillhouse.labelling.metrics import Counts
+from stillhouse.labelling.outcome_records import record_of
 from stillhouse.labelling.rate_limiter import RateLimiter
 from stillhouse.labelling.refusal_tracker import RefusalTracker
 from stillhouse.labelling.send_order import order_requests
 from stillhouse.labelling.tokens import likely_tokens
 from stillhouse.progress import Progress, silent
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.records import Completion, Rejection, utc_now
+from stillhouse.records import Completion, Rejection
 from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Prepares, Refusal, Request, Teacher
 
 log = logging.getLogger(__name__)
@@ -290,37 +291,14 @@ class Sender:
                 self.counts.completion_tokens += completion.completion_tokens or 0
 
     def _record(self, request: Request, outcome: Outcome, attempts: _Attempts) -> Completion | Rejection:
-        answer = outcome if isinstance(outcome, Answer) else outcome.answer
-        completion = None
-        if answer is not None:
-            completion = Completion(
-                id=request.key,
-                prompt=request.prompt,
-                sample=request.sample,
-                text=answer.text,
-                finish_reason=answer.finish_reason,
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=answer.completion_tokens,
-                teacher=request.answer_settings.teacher.model,
-                created_at=utc_now(),
-                cost_usd=answer.cost_usd,
-                trace=answer.trace,
-                reasoning=answer.reasoning,
-                token_logprobs=answer.token_logprobs,
-            )
-        if completion is not None and isinstance(outcome, Answer):
-            return completion
-        assert isinstance(outcome, Refusal)
-        return Rejection(
-            id=request.key,
-            prompt=request.prompt,
-            sample=request.sample,
-            stage="teacher",
-            reason=outcome.reason,
-            detail=outcome.detail,
-            attempts=max(outcome.attempts, attempts.count),
-            completion=completion,
-            cost_usd=attempts.lost_usd or None,
+        return record_of(
+            request.key,
+            request.prompt,
+            request.sample,
+            outcome,
+            teacher=request.answer_settings.teacher.model,
+            attempts=attempts.count,
+            lost_usd=attempts.lost_usd,
         )
 
 

@@ -118,6 +118,21 @@ class RunnerSettings(Settings):
         return address
 
 
+class BatchSettings(Settings):
+    """How batch jobs are made and awaited (docs/batches.md); the provider's own limits are in `teacher.options.batch`."""
+
+    requests: int | None = Field(
+        default=None, ge=1, description="maximum requests of a job; None: as many as the provider allows"
+    )
+    at_once: int = Field(default=8, ge=1, description="maximum jobs that the provider has at the same time")
+    poll: float = Field(default=60.0, gt=0, description="seconds between two looks at the jobs")
+    deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="delivery auto: hours after which a job is cancelled and the rest sent online; None: when it ends",
+    )
+
+
 class LabelSettings(Settings):
     """How the teacher turns prompts into completions."""
 
@@ -137,6 +152,12 @@ class LabelSettings(Settings):
         default=None, description="response format, as in OpenAI's API, for instance a JSON schema; None: free text"
     )
     shard_size: int = Field(default=1000, ge=1, description="prompts per shard")
+    delivery: Literal["online", "batch", "auto"] = Field(
+        default="online",
+        description="online: one request at a time; batch: jobs of many, answered within a day at a lower price; auto: by "
+        "batch once, and what comes back unanswered online",
+    )
+    batch: BatchSettings = Field(default=BatchSettings(), description="how batch jobs are made and awaited")
     concurrency: int = Field(default=64, ge=1, description="maximum requests in flight")
     limits: LimitSettings = Field(default=LimitSettings(), description="rate limits of the teacher's server")
     runner: RunnerSettings = Field(default=RunnerSettings(), description="who labels: this process, or several workers")

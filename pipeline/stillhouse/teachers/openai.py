@@ -11,25 +11,28 @@ or `transformers` kinds for these.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import orjson
 from pydantic import Field, JsonValue, SecretStr
 
-from stillhouse.errors import RecipeError
+from stillhouse.errors import RecipeError, TeacherRefused
 from stillhouse.inputs.urls import check_base_url
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
 from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
-from stillhouse.teachers.prices import Price, find_price, why_no_price
+from stillhouse.teachers.batches import BatchLimits, BatchResult, RemoteBatch
+from stillhouse.teachers.prices import Price, SharedPrice, find_price, why_no_price
 from stillhouse.teachers.serving.environment import HEADER_VARIABLES, read_header, read_key
-from stillhouse.teachers.serving.error_bodies import read_error
+from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
 from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
+from stillhouse.teachers.serving.openai_batches import BatchOptions, OpenAiBatches
 
 _DEFAULT_URL = "https://api.openai.com/v1"
 _URL_VARIABLE = "OPENAI_BASE_URL"
@@ -64,6 +67,7 @@ class OpenAiOptions(Settings):
         default=None, description="fields that make the server continue the last assistant turn"
     )
     timeouts: Timeouts = Field(default=Timeouts(), description="timeouts of a request")
+    batch: BatchOptions = Field(default=BatchOptions(), description="batch jobs: the provider's limits and price")
 
 
 def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> OpenAiTeacher:
@@ -219,12 +223,75 @@ class OpenAiTeacher:
             if value is not None
         }
 
-    def read(self, reply: Reply) -> Outcome:
-        """Turn a complete response into an outcome; it was paid for, so it is not requested again unless it is an error."""
+    # ------------------------------------------------------------------------------------------------------ batch jobs
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        options = self._options.batch
+        return BatchLimits(options.requests, int(options.megabytes * 1e6))
+
+    @cached_property
+    def batch_price(self) -> Price | None:
+        return None if self.price is None else SharedPrice(self.price, self._options.batch.price_share)
+
+    @property
+    def account(self) -> str:
+        return self._batches.account
+
+    def batch_line(self, request: Request) -> bytes:
+        line = {"custom_id": request.key, "method": "POST", "url": self._batch_url, "body": self._body(request)}
+        return orjson.dumps(line)
+
+    async def submit_batch(self, job: str, file: Path) -> str:
+        return await self._batches.submit(job, file, self._batch_url, self._options.batch.window)
+
+    async def find_batch(self, job: str) -> str | None:
+        return await self._batches.find(job)
+
+    async def read_batch(self, remote_id: str) -> RemoteBatch:
+        return await self._batches.read(remote_id)
+
+    async def batch_results(self, remote_id: str, folder: Path) -> AsyncIterator[BatchResult]:
+        async for line in self._batches.lines(remote_id, folder):
+            yield self._batch_result(line)
+
+    async def cancel_batch(self, remote_id: str) -> None:
+        await self._batches.cancel(remote_id)
+
+    async def remove_batch_files(self, job: str, remote_id: str | None) -> None:
+        await self._batches.remove_files(job, remote_id)
+
+    @property
+    def _batch_url(self) -> str:
+        return "/v1/chat/completions" if self._options.api == "chat" else "/v1/completions"
+
+    @cached_property
+    def _batches(self) -> OpenAiBatches:
+        return OpenAiBatches(self._endpoint, self._api)
+
+    def _batch_result(self, line: Mapping[str, Any]) -> BatchResult:
+        """Parse a line of a job's results, as the response of a single request is parsed."""
+        custom_id, response = _text(line.get("custom_id")), _mapping(line.get("response"))
+        body, status = _mapping(response.get("body")), response.get("status_code")
+        try:
+            if status == 200 and body:
+                return BatchResult(custom_id, self.read(Reply(body, 0.0), self.batch_price))
+            error = read_error(line) or read_error(body) or ErrorBody("the line has neither a response nor an error")
+            return BatchResult(custom_id, self._api.classify(status if isinstance(status, int) else 500, error))
+        except AttemptFailed as failure:
+            return BatchResult(custom_id, None, failure.detail)
+        except TeacherRefused as refused:
+            return BatchResult(custom_id, None, str(refused), refuses_all=True)
+
+    def read(self, reply: Reply, price: Price | None = None) -> Outcome:
+        """Turn a complete response into an outcome; it was paid for, so it is not requested again unless it is an error.
+
+        `price` is what the answer costs; None: the online price.
+        """
         data = reply.data
         usage = _mapping(data.get("usage"))
         prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        cost = self._cost(prompt_tokens, completion_tokens, usage)
+        cost = self._cost(prompt_tokens, completion_tokens, usage, price or self.price)
         if error := read_error(data):
             return self._api.classify(200, error, cost_usd=cost)
         try:
@@ -252,12 +319,14 @@ class OpenAiTeacher:
             return Refusal("empty", f"the answer has no text (finish_reason {finish})", answer=answer)
         return answer
 
-    def _cost(self, prompt: int | None, completion: int | None, usage: Mapping[str, Any]) -> float | None:
-        if self.price is None or prompt is None or completion is None:
+    def _cost(
+        self, prompt: int | None, completion: int | None, usage: Mapping[str, Any], price: Price | None
+    ) -> float | None:
+        if price is None or prompt is None or completion is None:
             return None
         details = _mapping(usage.get("prompt_tokens_details"))
         cached, written = (_count(details, name) or 0 for name in ("cached_tokens", "cache_write_tokens"))
-        return self.price.cost(prompt, completion, cached, written)
+        return price.cost(prompt, completion, cached, written)
 
 
 def _mapping(given: Any) -> Mapping[str, Any]:

@@ -64,6 +64,22 @@ FREE = FlatPrice(0.0, 0.0)  # the price of a model in this process
 
 
 @dataclass(frozen=True)
+class SharedPrice:
+    """A share of another price, such as half of it for an answer of a batch job."""
+
+    whole: Price
+    share: float
+
+    def cost(
+        self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
+    ) -> float:
+        return self.share * self.whole.cost(prompt_tokens, completion_tokens, cached_tokens, written_tokens)
+
+    def max_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return self.share * self.whole.max_cost(prompt_tokens, completion_tokens)
+
+
+@dataclass(frozen=True)
 class ListedPrice:
     """A price from the library's snapshot, with its tiers, times of day, and rates for cached and cache-written tokens."""
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx2
+    import openai
 
 _MAX_QUOTED = 300  # most characters of a server's message in one of ours
 NO_KEY = "none"  # the key sent to a server that needs none
@@ -210,21 +211,25 @@ class OpenAiApi:
 
         return httpx2.Timeout(self._endpoint.timeouts.read, connect=self._endpoint.timeouts.connect)
 
-    @cached_property
-    def _headers(self) -> httpx2.Headers:
-        import httpx2
+    def open_client(self) -> openai.AsyncOpenAI:
+        """Return the package's own client, with the connections, key and headers of this one, and without retries."""
         import openai
 
-        key = self._endpoint.key.get_secret_value()
         organization, project = (read_header(name) or None for name in HEADER_VARIABLES)
-        client = openai.AsyncOpenAI(
-            api_key=key,
+        return openai.AsyncOpenAI(
+            api_key=self._endpoint.key.get_secret_value(),
             organization=organization,
             project=project,
             base_url=self._endpoint.base_url,
             max_retries=0,
             http_client=self._http,
         )
+
+    @cached_property
+    def _headers(self) -> httpx2.Headers:
+        import httpx2
+
+        client = self.open_client()
         given = {**client.default_headers, **client.auth_headers}
         sent = {name: value for name, value in given.items() if isinstance(value, str) and value}
         for name, value in sent.items():
