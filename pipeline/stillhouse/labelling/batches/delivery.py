@@ -99,15 +99,14 @@ class BatchDelivery:
         """
         await self._resume()
         while True:
+            await self._look()
             await self._submit_new()
             if not self._open:
                 return
             if not wait:
                 raise _pending(self._open)
-            await self._look()
-            if self._open:
-                self._report()
-                await asyncio.sleep(self._label.batch.poll)
+            self._report()
+            await asyncio.sleep(self._label.batch.poll)
 
     # --------------------------------------------------------------------------------------------- jobs of earlier runs
 
