@@ -126,6 +126,12 @@ class BatchSettings(Settings):
     )
     at_once: int = Field(default=8, ge=1, description="maximum jobs that the provider has at the same time")
     poll: float = Field(default=60.0, gt=0, description="seconds between two looks at the jobs")
+    unseen: float = Field(
+        default=60.0,
+        ge=0,
+        description="seconds after which a job that a killed run was submitting must be listed by the provider, or was not "
+        "made",
+    )
     deadline: float | None = Field(
         default=None,
         gt=0,

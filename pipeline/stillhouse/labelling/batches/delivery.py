@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 ACTIVITY = "Labelling by batch jobs"
 ATTEMPTS = 5  # jobs in which a request may fail before it is rejected
 _DOWNLOADS = 3  # of results with fewer lines than the provider counts
-UNSEEN_SECONDS = 60.0  # after which a submission that a killed process began must be listed by the provider
 
 _TOLERANCE_USD = 1e-9
 _BACKOFF = wait_exponential_jitter(multiplier=0.5, max=30.0, jitter=1.0)
@@ -112,7 +111,8 @@ class BatchDelivery:
 
     async def _resume(self) -> None:
         """Take over the open jobs of earlier runs, and return money that was lent to jobs that were never intended."""
-        jobs = [job for job in jobs_in(self._folder) if job.card.is_open]
+        every = jobs_in(self._folder)
+        jobs = [job for job in every if job.card.is_open]
         known = {job.lease for job in jobs}
         for lease, usd in self._journal.lent().items():
             if lease.startswith(f"{FOLDER}/") and lease not in known:
@@ -130,13 +130,16 @@ class BatchDelivery:
             adopted = job if job.card.state == "submitted" else await self._adopt(job)
             if adopted is not None:
                 self._open.append(adopted)
+        for job in every:
+            if not job.card.is_open and not job.card.is_removed and job.card.account == self._teacher.account:
+                await self._remove_files(job)
 
     async def _adopt(self, job: BatchJob) -> BatchJob | None:
         """Find a job at the provider that an earlier process may have submitted; None if there is none."""
         age = (datetime.now(UTC) - datetime.fromisoformat(job.card.created_at)).total_seconds()
         found = await self._patiently(lambda: self._teacher.find_batch(job.card.id))
-        if found is None and age < UNSEEN_SECONDS:
-            await asyncio.sleep(UNSEEN_SECONDS - age)
+        if found is None and age < self._label.batch.unseen:  # the killed process's request may still be on its way
+            await asyncio.sleep(self._label.batch.unseen - age)
             found = await self._patiently(lambda: self._teacher.find_batch(job.card.id))
         if found is not None:
             log.info("adopted batch job %s, which an earlier run submitted as %s", job.card.id, found)
@@ -148,8 +151,7 @@ class BatchDelivery:
         """Settle a job of which the provider answered and billed nothing."""
         self._repay(job.lease, job.card.worst_usd, 0.0)
         self._forget(job)
-        await self._remove_files(job)
-        job.settled(unanswered=job.card.requests, detail=detail)
+        await self._remove_files(job.settled(unanswered=job.card.requests, detail=detail))
 
     # ------------------------------------------------------------------------------------------------------- submission
 
@@ -316,7 +318,7 @@ class BatchDelivery:
                 f"{job.card.requests:,}",
                 f": {found.example}" if found.example else "",
             )
-        await self._remove_files(job)
+        await self._remove_files(settled)
         if found.refusal:
             raise TeacherRefused(f"{found.refusal.rstrip('.')} (batch job {job.card.id}; all answers are kept)")
 
@@ -371,6 +373,7 @@ class BatchDelivery:
         """Remove what was uploaded for a job; a provider deletes it by itself some day, so a failure is no error."""
         try:
             await self._teacher.remove_batch_files(job.card.id, job.card.remote_id)
+            job.updated(is_removed=True)
         except (AttemptFailed, TeacherUnavailable) as error:
             log.warning("the files of batch job %s were not removed at the provider: %s", job.card.id, error)
 

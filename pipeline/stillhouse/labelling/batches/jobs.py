@@ -62,6 +62,7 @@ class JobCard(BaseModel):
     remote_id: str | None = None
     remote_state: str = ""  # the provider's word when it was last asked
     settled_at: str | None = None
+    is_removed: bool = False  # whether its files at the provider are removed
     answered: int = 0
     rejected: int = 0
     unanswered: int = 0  # asked again
