@@ -19,6 +19,7 @@ from stillhouse.cli.as_flow import AsFlow, as_flow
 from stillhouse.cli.common import AsJson, Overrides, RecipePath, print_error, reporting_errors
 from stillhouse.cli.datasets import datasets_app
 from stillhouse.cli.flows import flows_app
+from stillhouse.cli.jobs import jobs_app
 from stillhouse.cli.teacher import teacher_app
 from stillhouse.processes.quiet import quiet_libraries
 from stillhouse.processes.ranks import end_distributed, is_first, launched_by_recipe, require_one_process
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(flows_app, name="flows")
+app.add_typer(jobs_app, name="jobs")
 
 Only = Annotated[str | None, typer.Option(metavar="MODE", hidden=True)]  # of the student to train; launch.py passes it
 
@@ -191,6 +193,9 @@ def label(
             "--retry-rejected", help="Send again the requests that the teacher's errors rejected; writes a new version."
         ),
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With batch jobs: submit and collect, but do not wait for running ones.")
+    ] = False,
     flow: AsFlow = None,
     as_json: AsJson = False,
 ) -> None:
@@ -200,7 +205,7 @@ def label(
         import asyncio
 
         from stillhouse.cli.terminal import progress_display
-        from stillhouse.errors import UsageError
+        from stillhouse.errors import JobsPending, UsageError
         from stillhouse.labelling.retrying import Retry
         from stillhouse.recipe.load import load_recipe
         from stillhouse.stages.checks import check_labels
@@ -214,13 +219,17 @@ def label(
 
         loaded = load_recipe(recipe, set_ or [])
         check_labels(loaded)
-        if as_flow(flow):
-            from stillhouse_flows.label import run_label_flow
+        try:
+            if as_flow(flow):
+                from stillhouse_flows.label import run_label_flow
 
-            result = run_label_flow(recipe, set_, retried)
-        else:
-            with progress_display() as progress:
-                result = asyncio.run(label_stage(loaded, progress, Retry.from_reasons(retried)))
+                result = run_label_flow(recipe, set_, retried)
+            else:
+                with progress_display() as progress:
+                    result = asyncio.run(label_stage(loaded, progress, Retry.from_reasons(retried), detach=detach))
+        except JobsPending as pending:
+            results.print_json({"pending": pending.as_dict()}) if as_json else results.print_pending(pending)
+            return
         results.print_json(results.label_json(result)) if as_json else results.print_labels(result)
         _exit_for_rejections(result, loaded.label.max_rejected)
 

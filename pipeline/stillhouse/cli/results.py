@@ -8,6 +8,7 @@ from stillhouse.formatting import count_in_words, megabytes_in_words
 
 if TYPE_CHECKING:
     from stillhouse.dataset.manifest import Manifest
+    from stillhouse.errors import JobsPending
     from stillhouse.evaluation.evaluate import EvaluationResult
     from stillhouse.evaluation.results import Report
     from stillhouse.evaluation.sweep.evaluate import SweepEvaluation
@@ -73,6 +74,13 @@ def print_run(result: RunResult) -> None:
     for student in result.students:
         print_student(student)
     print_report(result.evaluation)
+
+
+def print_pending(pending: JobsPending) -> None:
+    """Print that batch jobs are running."""
+    from stillhouse.cli.terminal import output
+
+    output.print(f"labels   {pending}", markup=False)
 
 
 def label_json(result: LabelResult) -> dict[str, Any]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _BATCH_ROWS = 256
-_JOURNALS = "data/journals"  # for datasets that are not on this machine
+JOURNALS = "data/journals"  # for datasets that are not on this machine
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def journal_folder(settings: DatasetSettings) -> Path:
         return folder
     named = folder.resolve() if isinstance(folder, Path) else folder
     digest = hashlib.sha256(str(named).encode()).hexdigest()[:12]
-    return Path(settings.journal or _JOURNALS) / f"{settings.name}-{digest}"
+    return Path(settings.journal or JOURNALS) / f"{settings.name}-{digest}"
 
 
 def versions(folder: Location) -> list[int]:

@@ -35,6 +35,7 @@ from stillhouse.recipe.recipe import Recipe
 from stillhouse.storage.location import Location, RemotePath
 from stillhouse.storage.temporary_database import temporary_database
 from stillhouse.teachers.base import Request, Teacher, open_teacher, why_no_price
+from stillhouse.teachers.batches import Batches
 
 _TEXT_BYTES = 2  # per token of text, compressed, as a rule of thumb
 _ROW_BYTES = 120  # per row: ids, names, counts, compressed
@@ -92,6 +93,10 @@ class Estimate:
     basis: str  # where the expected answer length comes from
     why_no_price: str = ""  # the reason, if the price is not known
     rounds: RoundsEstimate | None = None  # None: the recipe has no `on_policy`
+    batch_usd: float | None = (
+        None  # expected cost by batch jobs; None if the teacher has none, or its price is not known
+    )
+    worst_batch_usd: float | None = None
 
     def lines(self) -> list[list[str]]:
         """Return names and values to show: prompts, requests, tokens, cost, bytes and time."""
@@ -111,6 +116,7 @@ class Estimate:
             ["prompt tokens", f"about {self.expected_prompt_tokens:,}, at most {self.worst_prompt_tokens:,}"],
             ["completion tokens", tokens],
             ["cost", self._cost()],
+            *self._batch_cost(),
             ["spent before", f"{format_usd(self.spent_usd)}{budget}"],
             ["dataset", f"about {decimal(self.expected_bytes)} on disk"],
             ["time", time],
@@ -123,6 +129,12 @@ class Estimate:
             why = f": {self.why_no_price}" if self.why_no_price else ""
             return f"not known{why} (set teacher.price)"
         return f"about {format_usd(self.expected_usd)}, at most {format_usd(self.worst_usd)}"
+
+    def _batch_cost(self) -> list[list[str]]:
+        if self.batch_usd is None or self.worst_batch_usd is None:
+            return []
+        cost = f"about {format_usd(self.batch_usd)}, at most {format_usd(self.worst_batch_usd)}, within a day"
+        return [["by batch jobs", f"{cost} (label.delivery: batch)"]]
 
     def __str__(self) -> str:
         lines = self.lines()
@@ -168,6 +180,7 @@ def estimate_plan(
 ) -> Estimate:
     """Estimate a plan that has been read; `newest` is the newest version, `spent` the dollars spent so far."""
     label, price = recipe.label, teacher.price
+    batch = teacher.batch_price if isinstance(teacher, Batches) else None
     limit = label.sampling.max_tokens if label.mode == "generate" else 0
     mean = _mean_completion(newest)
     each = min(limit, mean) if mean else limit / 2
@@ -192,6 +205,8 @@ def estimate_plan(
         if newest and mean
         else "answers half as long as max_tokens",
         why_no_price=why_no_price(teacher),
+        batch_usd=_dollars(batch.cost if batch else None, count, expected_prompt, each),
+        worst_batch_usd=_dollars(batch.max_cost if batch else None, count, worst_prompt, limit),
     )
 
 

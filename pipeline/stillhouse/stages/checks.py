@@ -16,6 +16,7 @@ from pathlib import Path
 import stillhouse.student.losses
 from stillhouse.errors import RecipeError, TeacherUnavailable
 from stillhouse.evaluation.metrics.base import open_metrics
+from stillhouse.labelling.batches.checks import check_batches
 from stillhouse.labelling.budget import check_budget
 from stillhouse.labelling.filtering import filters_of
 from stillhouse.plugins import check_kind_exists
@@ -201,7 +202,10 @@ def _check_teacher(recipe: Recipe) -> None:
     if recipe.teacher.finetune is not None:  # it may not exist yet
         teacher_options(recipe)
         return
-    check_budget(recipe, open_teacher(recipe.teacher, recipe.label, recipe.seed))
+    teacher = open_teacher(recipe.teacher, recipe.label, recipe.seed)
+    check_budget(recipe, teacher)
+    if recipe.label.delivery != "online":
+        check_batches(recipe, teacher)
 
 
 def _check_students(recipe: Recipe, check: Callable[[Recipe], None]) -> None:

@@ -193,17 +193,22 @@ def plan_stage(recipe: Recipe) -> tuple[Estimate, bool]:
     return replace(estimate_labelling(recipe), rounds=estimate_rounds(recipe)), True
 
 
-async def label_stage(recipe: Recipe, progress: Progress = silent, retry: Retry | None = None) -> LabelResult:
+async def label_stage(
+    recipe: Recipe, progress: Progress = silent, retry: Retry | None = None, *, detach: bool = False
+) -> LabelResult:
     """Label the prompts that have no answer yet, in this process or in the workers of `label.runner`.
 
+    With `label.delivery: batch` and `detach`, batch jobs are submitted and collected, but not awaited.
+
     Raises:
+        JobsPending: batch jobs are running, and `detach` is set.
         RecipeError: the runner's settings are wrong, or a library that it needs is not installed.
         WorkerLost: the workers cannot be reached, or were lost repeatedly; answers are kept.
         TeacherUnavailable: the teacher cannot be reached; answers are kept.
         BudgetSpent: the next request could exceed the budget; answers are kept.
         StorageFailed: the disk is full or cannot be written; answers are kept.
     """
-    return await label(recipe, progress, retry, open_runner(recipe.label.runner))
+    return await label(recipe, progress, retry, open_runner(recipe.label.runner), detach=detach)
 
 
 def distill_stage(
