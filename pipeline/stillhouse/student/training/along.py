@@ -1,6 +1,6 @@
 """A teacher that learns along: one model of two, whose loss is the sum of the teacher's and the student's.
 
-    both = StudentAndTeacher(student, teacher, objective, teachers, chunk=512)
+    both = StudentAndTeacher(student, objective, teacher, chunk=512)
     both(**batch)        # scalar: the sum over the batch's completion tokens
 
 In each step the student learns from the teacher as it is then, and the teacher from the references. With a weight above 0

@@ -180,7 +180,7 @@ class OpenAiBatches:
             raise AttemptFailed(
                 "unreachable", f"{what}: {self._api.sanitize(str(cause) or type(cause).__name__)}", server_at_fault=True
             ) from None
-        except ValueError as error:  # what came is no JSON
+        except ValueError as error:  # what came is not JSON
             raise AttemptFailed("malformed", f"{what}: {self._api.sanitize(str(error))}") from None
 
 
