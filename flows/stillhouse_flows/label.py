@@ -10,14 +10,15 @@ from stillhouse_flows import search_working_folder_last
 search_working_folder_last()
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any, cast
 
-from prefect import Task, flow, get_run_logger, task
+from prefect import Task, flow, get_run_logger, runtime, task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import SyncClientContext
 from prefect.states import Completed
 
-from stillhouse.errors import BudgetSpent, TeacherRefused, UsageError
+from stillhouse.errors import BudgetSpent, JobsPending, TeacherRefused, UsageError
 from stillhouse.labelling.engine import open_job_when_free
 from stillhouse.labelling.job import LabelJob
 from stillhouse.labelling.result import LabelResult
@@ -27,6 +28,13 @@ from stillhouse.stages.checks import check_labels
 from stillhouse_flows.artifacts import publish_dataset, publish_plan, publishing_progress
 from stillhouse_flows.common import FLOW, TASK, Overrides, RecipePath, logged_progress, name_run, reported_errors
 from stillhouse_flows.work_pool import open_runner_in_flow
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The result of a run that has left batch jobs at the provider."""
+
+    error: JobsPending
 
 
 async def _retry_unless_refused(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -55,14 +63,19 @@ async def label_shard(job: LabelJob, number: int, name: str) -> None:
 
 @flow(name="label", flow_run_name="label {recipe}", **FLOW)
 async def label_flow(
-    recipe: RecipePath, overrides: Overrides = None, retry_rejected: list[str] | None = None
-) -> LabelResult:
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    retry_rejected: list[str] | None = None,
+    detach: bool | None = None,
+) -> LabelResult | Pending:
     """Label a recipe's prompts.
 
     Args:
         recipe: A recipe file, such as flows/recipes/quickstart.yaml.
         overrides: Settings of the recipe to change, as for --set, such as label.sampling.temperature=0.5
         retry_rejected: Retry requests that the teacher's errors rejected for these reasons; an empty list: for any.
+        detach: With batch jobs, end this run while they are at the provider, and let a later run collect them. By default
+            a deployment's runs do.
     """
     log = get_run_logger()
     async with reported_errors():
@@ -73,8 +86,12 @@ async def label_flow(
             try:
                 await publish_plan(job, loaded)
                 async with publishing_progress(job, loaded):
+                    await job.run_batches(wait=not leaves_batch_jobs(detach))
                     await job.run_parts(open_runner_in_flow(loaded.label.runner))
                     await job.run(lambda number: label_shard(job, number, job.describe(number)))
+            except JobsPending as pending:
+                log.info("%s", pending)
+                return cast(Pending, Completed(message=str(pending), data=Pending(pending)))
             finally:
                 await job.close()
             result = job.commit()
@@ -84,11 +101,24 @@ async def label_flow(
     return cast(LabelResult, Completed(message=str(result), data=result))  # message for the state, data for the caller
 
 
-def run_label_flow(recipe: str, overrides: Overrides = None, retry_rejected: list[str] | None = None) -> LabelResult:
+def leaves_batch_jobs(detach: bool | None) -> bool:
+    """Whether to end the run while batch jobs are at the provider, so that no worker waits for a day."""
+    return runtime.deployment.id is not None if detach is None else detach
+
+
+def run_label_flow(
+    recipe: str, overrides: Overrides = None, retry_rejected: list[str] | None = None, detach: bool | None = None
+) -> LabelResult:
     """Run the labelling flow from synchronous code.
+
+    Raises:
+        JobsPending: batch jobs are running, and the run does not wait for them.
 
     For an asynchronous flow, Prefect 3.8.8 reads the server's settings with a client that it never closes, unless a client
     is already open.
     """
     with SyncClientContext.get_or_create():
-        return asyncio.run(label_flow(recipe, overrides, retry_rejected))
+        result = asyncio.run(label_flow(recipe, overrides, retry_rejected, detach))
+    if isinstance(result, Pending):
+        raise result.error
+    return result

@@ -6,8 +6,12 @@ from stillhouse_flows import search_working_folder_last
 
 search_working_folder_last()
 
-from prefect import flow
+from typing import cast
 
+from prefect import flow
+from prefect.states import Completed
+
+from stillhouse.errors import JobsPending
 from stillhouse.evaluation.measures.held_out import require_held_out
 from stillhouse.recipe.load import load_recipe
 from stillhouse.stages.checks import check_run
@@ -17,7 +21,7 @@ from stillhouse_flows.common import FLOW, Overrides, RecipePath, logged_progress
 from stillhouse_flows.distill import distill_flow
 from stillhouse_flows.evaluate import evaluate_flow
 from stillhouse_flows.finetune import finetune_flow
-from stillhouse_flows.label import run_label_flow
+from stillhouse_flows.label import leaves_batch_jobs, run_label_flow
 from stillhouse_flows.work_pool import open_runner_in_flow
 
 
@@ -38,7 +42,10 @@ def run_flow(recipe: RecipePath, overrides: Overrides = None) -> RunResult:
     finetuned = finetune_flow(recipe, overrides) if loaded.teacher.finetune else None
     if loaded.needs_gold and finetuned is None:
         make_gold(loaded, logged_progress())
-    labelled = run_label_flow(recipe, overrides)
+    try:
+        labelled = run_label_flow(recipe, overrides, detach=leaves_batch_jobs(None))
+    except JobsPending as pending:  # a later run of the deployment collects them, and then distils
+        return cast(RunResult, Completed(message=str(pending)))
     name_run("run", loaded, labelled.dataset.manifest)
     versioned = with_version(loaded, labelled.dataset)  # even if another run adds a newer version meanwhile
     require_held_out(versioned, recipe_dataset(versioned))

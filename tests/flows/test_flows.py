@@ -9,11 +9,12 @@ import pytest
 
 from stillhouse.dataset.columns import completion_at
 from stillhouse.dataset.store import dataset_folder, open_dataset
-from stillhouse.errors import RecipeError, TeacherUnavailable
+from stillhouse.errors import JobsPending, RecipeError, TeacherUnavailable
 from stillhouse.labelling.engine import label
 from stillhouse.recipe.recipe import Recipe
 from tests.conftest import MakeRecipe
 from tests.flows import PREFECTS_WARNINGS
+from tests.labelling.batches.test_batches import provider, recipe_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -81,6 +82,22 @@ def test_the_label_flow_has_one_task_a_shard_and_the_same_rows(
     direct = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"root": str(tmp_path / "direct")})})
     asyncio.run(label(direct))
     assert rows_of(direct) == rows_of(recipe)
+
+
+def test_a_run_leaves_batch_jobs_and_a_later_one_collects_them(
+    api_recipe: MakeRecipe, recipe_file: Callable[[Recipe], Path]
+) -> None:
+    from stillhouse_flows.label import Pending, label_flow, leaves_batch_jobs, run_label_flow
+
+    with provider(polls=2) as server:
+        file = str(recipe_file(recipe_of(api_recipe, server)))
+        left = asyncio.run(label_flow(file, detach=True))
+        assert isinstance(left, Pending)
+        with pytest.raises(JobsPending, match="1 batch job with 12 requests is at the provider"):
+            run_label_flow(file, detach=True)
+        assert not leaves_batch_jobs(None)  # of a run that a person began
+        assert run_label_flow(file).sent == 12
+        assert (server.stats.requests, server.stats.billed_answers) == (0, 12)
 
 
 def test_the_run_flow_goes_the_whole_way_and_again_does_nothing(

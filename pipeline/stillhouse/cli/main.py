@@ -223,7 +223,7 @@ def label(
             if as_flow(flow):
                 from stillhouse_flows.label import run_label_flow
 
-                result = run_label_flow(recipe, set_, retried)
+                result = run_label_flow(recipe, set_, retried, detach)
             else:
                 with progress_display() as progress:
                     result = asyncio.run(label_stage(loaded, progress, Retry.from_reasons(retried), detach=detach))
