@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -39,6 +40,9 @@ from stillhouse.recipe.label import encoding_of
 from stillhouse.recipe.recipe import Recipe
 from stillhouse.records import FORMAT_VERSION, utc_now
 from stillhouse.teachers.base import Teacher
+from stillhouse.teachers.batches import Batches
+
+_LOG = logging.getLogger(__name__)
 
 _ACTIVITY = "Labelling"
 
@@ -118,6 +122,11 @@ class LabelJob:
         """
         delivery, folder = self._recipe.label.delivery, journal_folder(self._recipe.dataset)
         if self._finished is not None or (delivery == "online" and not has_open_jobs(folder)):
+            return
+        if delivery == "online" and not isinstance(self._teacher, Batches):
+            _LOG.warning(
+                "this dataset has batch jobs at another teacher's provider; label with that recipe to collect them"
+            )
             return
         teacher = check_batches(self._recipe, self._teacher)
         self._batches = BatchDelivery(

@@ -243,6 +243,20 @@ def test_prompts_may_change_while_a_job_runs(api_recipe: MakeRecipe) -> None:
         assert (whole.sent, server.stats.billed_answers) == (0, 13)
 
 
+def test_open_jobs_are_collected_before_anything_is_sent_online(api_recipe: MakeRecipe) -> None:
+    with provider(polls=2) as server:
+        with pytest.raises(JobsPending):
+            asyncio.run(label(recipe_of(api_recipe, server, PROMPTS[:8]), detach=True))
+        online = recipe_of(api_recipe, server, delivery="online")
+        asyncio.run(label(online))
+        assert (server.stats.requests, server.stats.billed_answers, len(server.server.batches.jobs)) == (4, 12, 1)
+        with pytest.raises(JobsPending):
+            asyncio.run(label(recipe_of(api_recipe, server, [*PROMPTS, "One more."]), detach=True))
+        raw = online.model_dump(mode="json", by_alias=True) | {"teacher": {"kind": "scripted", "model": "x"}}
+        asyncio.run(label(Recipe.model_validate(raw)))  # another teacher: it says so, and leaves the job as it is
+        assert [card.state for card in jobs_of(online)] == ["settled", "submitted"]
+
+
 @pytest.mark.parametrize(
     ("changes", "setting"),
     [

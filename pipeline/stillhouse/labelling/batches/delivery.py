@@ -156,6 +156,8 @@ class BatchDelivery:
     # ------------------------------------------------------------------------------------------------------- submission
 
     async def _submit_new(self) -> None:
+        if self._label.delivery == "online":  # only to collect what an earlier run has submitted
+            return
         while len(self._open) < self._label.batch.at_once:
             requests, worst_usd = self._take()
             if not requests:
