@@ -19,6 +19,7 @@
 # make bench-data    soft labels: bytes per token, accuracy, reading speed
 # make bench-train   training: what each objective learns, speed compared with TRL's GKD, memory of the loss
 # make bench-start bench-on-policy   where a student starts: layers and widths by importance
+# make bench-batch   batch jobs: 50 kills over 20 jobs, a job of 50,000 rows
 # make bench-flows   what Prefect and Ray add to labelling, two workers compared with one
 # make reproduce-sections  few references, many prompts: a student of a quarter of its teacher, three seeds
 # make reproduce-t5  a T5 into a smaller T5, three seeds; reproduce-t5-quick: one seed, printed
@@ -35,7 +36,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 export DO_NOT_TRACK = 1
 
-.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs pictures check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-on-policy bench-flows reproduce-t5 reproduce-t5-quick reproduce-sections vllm-cpu clean
+.PHONY: quickstart server deploy worker install install-dev test test-fast test-numeric test-vllm mutants docs pictures check lint types words format bench-label bench-vllm bench-data bench-train bench-start bench-on-policy bench-batch bench-flows reproduce-t5 reproduce-t5-quick reproduce-sections vllm-cpu clean
 
 quickstart: install
 	$(BIN)/stillhouse teacher fetch-demo
@@ -132,6 +133,9 @@ bench-label: install .venv-curator/.installed .venv-distilabel/.installed
 bench-vllm: install .venv-vllm/.installed
 	$(BIN)/stillhouse teacher fetch-demo
 	STILLHOUSE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m benchmarks.vllm $(PART)
+
+bench-batch: install-dev
+	$(BIN)/python -m benchmarks.batch $(PART)
 
 bench-data: install
 	$(BIN)/stillhouse teacher fetch-demo

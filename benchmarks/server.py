@@ -9,6 +9,7 @@ the answer of `/stats` would be too large for that. Nothing else differs.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from contextlib import suppress
 from aiohttp import web
 
 from tests.stand_in import StandIn
+from tests.stand_in_batches import Batches
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -47,11 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The stand-in, with a stop-watch.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--latency", type=float, default=0.05, help="seconds before an answer")
+    parser.add_argument("--batches", type=json.loads, default={}, help="arguments of tests.stand_in_batches.Batches")
     given = parser.parse_args()
+    server = StandIn(latency=given.latency, batches=Batches(**given.batches))
     with suppress(KeyboardInterrupt):
-        web.run_app(
-            timed(StandIn(latency=given.latency)), host="127.0.0.1", port=given.port, access_log=None, print=None
-        )
+        web.run_app(timed(server), host="127.0.0.1", port=given.port, access_log=None, print=None)
 
 
 if __name__ == "__main__":

@@ -132,12 +132,13 @@ class Server:
 
 
 @contextmanager
-def serving(latency: float, log: Path) -> Iterator[Server]:
-    """Run a stand-in server with counts at 0, on a free port of the loopback interface."""
+def serving(latency: float, log: Path, *, batches: Mapping[str, Any] | None = None) -> Iterator[Server]:
+    """Run a stand-in server with counts at 0, on a free port of the loopback interface; `batches` are its batch jobs'."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         server = Server(probe.getsockname()[1])
     command = [PYTHON, "-m", "benchmarks.server", "--port", server.port, "--latency", latency]
+    command += ["--batches", json.dumps(batches or {})]
     process = Running([str(part) for part in command], log)
     try:
         _wait_for(server, process)

@@ -99,7 +99,7 @@ class StandIn:
         self.capacity = capacity
         self.text = text
         self.stats = Stats()
-        self.app = web.Application(client_max_size=1 << 26)
+        self.app = web.Application(client_max_size=1 << 28)
         self.app.router.add_post("/v1/chat/completions", self._chat)
         self.app.router.add_post("/v1/completions", self._completions)
         self.app.router.add_get("/stats", self._stats)
@@ -116,6 +116,9 @@ class StandIn:
                 "prompts": len(stats.billed),
                 "repeated": repeated,
                 "most_at_once": stats.most_at_once,
+                "jobs": len(self.batches.jobs),
+                "jobs_submitted_twice": sum(count - 1 for count in self.batches.submitted.values()),
+                "files": len(self.batches.files),
             }
         )
 
