@@ -43,6 +43,7 @@ class Batches:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # as the API has them, the oldest first
     submitted: Counter[str] = field(default_factory=Counter)  # jobs by our id, refused ones left out
     uploads: int = 0
+    absent: bool = False  # a server without batch jobs
     refuse_creation: int = 0  # so many creations get 500 after the job was made
     _polled: Counter[str] = field(default_factory=Counter)
     _cut: set[str] = field(default_factory=set)  # files whose next download is cut off
@@ -63,6 +64,8 @@ class Batches:
     # ------------------------------------------------------------------------------------------------------------ files
 
     async def _upload(self, request: web.Request) -> web.Response:
+        if self.absent:
+            return _error(404, "Not Found")
         name, content = "", b""
         async for part in await request.multipart():
             if part.name == "file":

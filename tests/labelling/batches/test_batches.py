@@ -276,6 +276,26 @@ def test_what_has_no_batches_is_refused(api_recipe: MakeRecipe, changes: dict[st
         assert not (dataset_folder(Recipe.model_validate(raw).dataset) / "batches").exists()
 
 
+def test_a_server_without_batch_jobs_is_told_of(api_recipe: MakeRecipe) -> None:
+    with provider() as server:
+        server.server.batches.absent = True
+        with pytest.raises(
+            TeacherRefused, match=r"label\.delivery: http.* has no batch jobs.*404.*Set it to online"
+        ) as told:
+            asyncio.run(label(recipe_of(api_recipe, server)))
+        assert told.value.setting == "label.delivery"
+        asyncio.run(label(recipe_of(api_recipe, server, delivery="online")))  # nothing is left that must be waited for
+        assert server.stats.billed_answers == 12
+
+
+def test_a_full_queue_is_waited_for_and_jobs_keep_their_size(api_recipe: MakeRecipe) -> None:
+    with provider("completed", "queue", polls=2) as server:
+        recipe = recipe_of(api_recipe, server, batch={"requests": 6})
+        asyncio.run(label(recipe))
+        assert [card.requests for card in jobs_of(recipe)] == [6, 6, 6]
+        check(recipe, server, billed=12, jobs=3)
+
+
 def test_lines_that_nobody_asked_for_and_twice_are_told(
     api_recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -84,6 +84,7 @@ class BatchDelivery:
         self._again = True  # whether another pass over the plan may find requests without an outcome
         self._failures: Counter[str] = Counter()  # by key
         self._most = label.batch.requests or teacher.batch_limits.requests
+        self._is_full = False  # whether the provider refused a job because too many tokens are waiting
         self._completed: dict[str, int] = {}  # by job, as the provider says
         self.answered = 0  # requests that got an outcome here
 
@@ -156,8 +157,8 @@ class BatchDelivery:
     # ------------------------------------------------------------------------------------------------------- submission
 
     async def _submit_new(self) -> None:
-        if self._label.delivery == "online":  # only to collect what an earlier run has submitted
-            return
+        if self._label.delivery == "online" or (self._is_full and self._open):
+            return  # only to collect what an earlier run has submitted; or the provider takes no more for now
         while len(self._open) < self._label.batch.at_once:
             requests, worst_usd = self._take()
             if not requests:
@@ -258,14 +259,15 @@ class BatchDelivery:
 
     async def _look(self) -> None:
         """Ask for the state of every open job; collect those that have ended, cancel those past the deadline."""
-        for job in list(self._open):
+        looked_at = list(self._open)
+        for job in looked_at:
             remote_id = job.card.remote_id
             assert remote_id is not None
             remote = await self._patiently(partial(self._teacher.read_batch, remote_id))
             self._completed[job.card.id] = remote.completed + remote.failed
             if remote.has_ended:
                 self._open.remove(job)
-                await self._settle(job, remote)
+                await self._settle(job, remote, alone=len(looked_at) == 1)
             else:
                 if remote.state != job.card.remote_state:
                     self._open[self._open.index(job)] = job = job.updated(remote_state=remote.state)
@@ -279,10 +281,10 @@ class BatchDelivery:
         age = datetime.now(UTC) - datetime.fromisoformat(job.card.submitted_at)
         return age.total_seconds() > 3600 * hours
 
-    async def _settle(self, job: BatchJob, remote: RemoteBatch) -> None:
+    async def _settle(self, job: BatchJob, remote: RemoteBatch, *, alone: bool) -> None:
         """Store what a job has answered, return the rest of its money, and note what must be asked again."""
         if remote.refusal:
-            await self._settle_refused(job, remote)
+            await self._settle_refused(job, remote, alone=alone)
             return
         for _ in range(_DOWNLOADS):
             found = await self._patiently(lambda: self._collect(job, remote))
@@ -301,7 +303,7 @@ class BatchDelivery:
             self._failures[key] += 1
             if self._failures[key] >= ATTEMPTS:
                 await self._reject(job, key, Refusal("batch", f"{detail} (the last of {ATTEMPTS} jobs)", ATTEMPTS))
-        self._again = True
+        self._is_full = False
         self._repay(job.lease, job.card.worst_usd, found.cost_usd)
         self._forget(job)
         settled = job.settled(
@@ -312,6 +314,7 @@ class BatchDelivery:
             spent_usd=found.cost_usd,
         )
         if settled.card.unanswered:
+            self._again = True
             log.warning(
                 "batch job %s ended (%s) without an answer to %s of its %s requests%s",
                 job.card.id,
@@ -331,7 +334,7 @@ class BatchDelivery:
             job, remote, self._teacher, self._journal, worst_each=each, limit=self._label.refusals_in_a_row
         )
 
-    async def _settle_refused(self, job: BatchJob, remote: RemoteBatch) -> None:
+    async def _settle_refused(self, job: BatchJob, remote: RemoteBatch, *, alone: bool) -> None:
         """Settle a job that the provider refused as a whole: nothing was answered, and nothing is billed."""
         keys = job.keys()
         if remote.faulty_lines and len(remote.faulty_lines) < max(2, len(keys)):
@@ -339,12 +342,12 @@ class BatchDelivery:
                 if 1 <= fault.number <= len(keys):
                     await self._reject(job, keys[fault.number - 1], Refusal("bad-request", fault.detail, suspect=None))
         elif remote.over_queue_limit:
-            self._most = max(1, job.card.requests // 2)
-            log.warning("%s; it is submitted again in smaller jobs, once others have ended", remote.refusal)
+            self._is_full = True
+            if alone:  # nothing else of ours was waiting: the job by itself is too much
+                self._most = max(1, job.card.requests // 2)
+            log.warning("%s; batch job %s is submitted again later", remote.refusal, job.card.id)
         await self._give_up(job, remote.refusal)
         self._again = True
-        if remote.over_queue_limit and not self._open:
-            await asyncio.sleep(self._label.batch.poll)
         if not remote.faulty_lines and not remote.over_queue_limit:
             raise TeacherRefused(
                 f"the provider refused batch job {job.card.id}: {remote.refusal}",

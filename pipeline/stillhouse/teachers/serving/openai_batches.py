@@ -67,7 +67,7 @@ class OpenAiBatches:
 
     async def submit(self, job: str, file: Path, url: str, window: str) -> str:
         """Upload the input, create the job, and return its id."""
-        with self._errors("the upload of a batch job"):
+        with self._errors("the upload of a batch job", may_be_absent=True):
             with file.open("rb") as source:
                 uploaded = await self._client.files.create(file=(_file_name(job), source), purpose="batch")
             made = await self._client.batches.create(
@@ -158,8 +158,8 @@ class OpenAiBatches:
         return True
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """Raise the package's errors as ours."""
+    def _errors(self, what: str, *, may_be_absent: bool = False) -> Iterator[None]:
+        """Raise the package's errors as ours; `may_be_absent`: 404 means that the server has no batch jobs."""
         import aiohttp
         import httpx2
         import openai
@@ -167,6 +167,13 @@ class OpenAiBatches:
         try:
             yield
         except openai.APIStatusError as error:
+            if may_be_absent and error.status_code in (404, 405, 501):
+                raise TeacherRefused(
+                    f"{self._endpoint.base_url} has no batch jobs: {what} returned {error.status_code} "
+                    f"({self._api.sanitize(str(error.message))})",
+                    setting="label.delivery",
+                    fix="set it to online, or use a provider with /v1/files and /v1/batches",
+                ) from None
             body = error.body if isinstance(error.body, dict) else {}
             found = read_error({"error": body} if body and "error" not in body else body) or ErrorBody(
                 str(error.message)
