@@ -20,6 +20,7 @@ are answered as single requests are: the prompts' words (stand_in.py) apply to t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections import Counter
@@ -43,6 +44,7 @@ class Batches:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # as the API has them, the oldest first
     submitted: Counter[str] = field(default_factory=Counter)  # jobs by our id, refused ones left out
     uploads: int = 0
+    creation_seconds: float = 0.0  # that the creation of a job takes
     absent: bool = False  # a server without batch jobs
     refuse_creation: int = 0  # so many creations get 500 after the job was made
     _polled: Counter[str] = field(default_factory=Counter)
@@ -107,6 +109,7 @@ class Batches:
 
     async def _create(self, request: web.Request) -> web.Response:
         body = await request.json()
+        await asyncio.sleep(self.creation_seconds)
         if body["input_file_id"] not in self.files:
             return _error(400, "No such file")
         number = len(self.jobs) + 1

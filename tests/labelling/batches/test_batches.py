@@ -177,6 +177,25 @@ def test_people_leave_and_come_back(api_recipe: MakeRecipe) -> None:
         check(recipe, server, billed=12, jobs=3)
 
 
+def test_a_run_that_is_stopped_during_a_submission_still_notes_the_job(api_recipe: MakeRecipe) -> None:
+    async def stopped(recipe: Recipe, server: RunningStandIn) -> None:
+        running = asyncio.create_task(label(recipe))
+        while not server.server.batches.uploads:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    with provider() as server:
+        server.server.batches.creation_seconds = 0.3
+        recipe = recipe_of(api_recipe, server)
+        asyncio.run(stopped(recipe, server))
+        (card,) = jobs_of(recipe)
+        assert (card.state, card.remote_id) == ("submitted", "batch-1")
+        asyncio.run(label(recipe))
+        check(recipe, server, billed=12, jobs=1)
+
+
 def test_auto_asks_online_what_came_back_unanswered(api_recipe: MakeRecipe) -> None:
     with provider("expired:4") as server:
         recipe = recipe_of(api_recipe, server, delivery="auto")

@@ -33,6 +33,7 @@ from stillhouse.labelling.budget import Budget, budget_spent
 from stillhouse.labelling.journal import Change, Journal
 from stillhouse.labelling.outcome_records import record_of
 from stillhouse.labelling.plan import LabelPlan
+from stillhouse.labelling.sender import GRACE_SECONDS
 from stillhouse.labelling.tokens import most_prompt_tokens
 from stillhouse.progress import Progress
 from stillhouse.recipe.label import LabelSettings
@@ -174,8 +175,15 @@ class BatchDelivery:
         self._budget.add_spent(worst_usd)
         job = job.updated()  # from here on a later run looks for it
         self._asked |= {request.key for request in requests}
+        submission = asyncio.create_task(self._submit_once(job))
         try:
-            remote_id = await self._submit_once(job)
+            remote_id = await asyncio.shield(submission)
+        except asyncio.CancelledError:  # the run is stopped: the job's id is worth a few seconds
+            await asyncio.wait({submission}, timeout=GRACE_SECONDS)
+            if submission.done() and submission.exception() is None:
+                job.updated(state="submitted", remote_id=submission.result(), submitted_at=utc_now())
+            submission.cancel()
+            raise
         except TeacherUnavailable as error:
             if isinstance(error, TeacherRefused):  # it said no: there is no such job
                 await self._give_up(job, str(error))

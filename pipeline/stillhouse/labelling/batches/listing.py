@@ -27,6 +27,8 @@ class ListedJob:
     def state(self) -> str:
         """Its state, with the provider's word while it runs."""
         card = self.job.card
+        if not card.is_open and card.remote_id is None:
+            return "never submitted"
         return f"{card.state}, {card.remote_state}" if card.is_open and card.remote_state else card.state
 
     @property
