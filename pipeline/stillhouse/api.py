@@ -97,7 +97,11 @@ def plan(recipe: RecipeLike) -> Estimate:
 
 
 def label(
-    recipe: RecipeLike, *, retry_rejected: Sequence[str] | None = None, progress: Progress | None = None
+    recipe: RecipeLike,
+    *,
+    retry_rejected: Sequence[str] | None = None,
+    detach: bool = False,
+    progress: Progress | None = None,
 ) -> LabelResult:
     """Query the teacher for every prompt that has no answer yet, and return the finished dataset version.
 
@@ -105,10 +109,12 @@ def label(
         recipe: what is labelled, by which teacher, into which dataset.
         retry_rejected: reasons to retry: requests that a teacher error rejected for one of them are sent again. An empty
             list: any reason. None: no retry.
+        detach: with batch jobs (`label.delivery`), submit and collect, but do not wait for those that are running.
         progress: called with the activity, the items done and the total; None shows progress bars.
 
     Raises:
         RecipeError, PromptError: a setting or a prompt is wrong; nothing was sent.
+        JobsPending: batch jobs are running, and `detach` is set.
         TeacherUnavailable: the teacher does not answer, or rejects every request; answers so far are kept.
         BudgetSpent: the next request could exceed `label.budget_usd`; answers so far are kept.
         DatasetBusy: another run is writing this dataset.
@@ -119,19 +125,22 @@ def label(
         >>> print(label("my-task.yaml"))
         nothing to do: my-task/v001 already has answers to all 12 prompts
     """
-    return run_coroutine(label_async(recipe, retry_rejected=retry_rejected, progress=progress))
+    return run_coroutine(label_async(recipe, retry_rejected=retry_rejected, detach=detach, progress=progress))
 
 
 async def label_async(
-    recipe: RecipeLike, *, retry_rejected: Sequence[str] | None = None, progress: Progress | None = None
+    recipe: RecipeLike,
+    *,
+    retry_rejected: Sequence[str] | None = None,
+    detach: bool = False,
+    progress: Progress | None = None,
 ) -> LabelResult:
     """Do what `label` does, without blocking the event loop."""
     loaded = load_recipe(recipe)
     await asyncio.to_thread(check_labels, loaded)
     with _bars(progress) as shown:
-        return await label_stage(
-            loaded, shown, Retry.from_reasons(None if retry_rejected is None else [*retry_rejected])
-        )
+        retry = Retry.from_reasons(None if retry_rejected is None else [*retry_rejected])
+        return await label_stage(loaded, shown, retry, detach=detach)
 
 
 def distill(recipe: RecipeLike, *, only: str | None = None, progress: Progress | None = None) -> list[StudentResult]:
