@@ -45,6 +45,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.stand_in_anthropic import MessageBatches
 from tests.stand_in_batches import Batches
 
 _WORD = re.compile(r"!([\w.:]+)(\*?)")
@@ -92,6 +93,7 @@ class StandIn:
         text: str = "Blue, I think.",
         canned: Canned | None = None,
         batches: Batches | None = None,
+        messages: MessageBatches | None = None,
     ) -> None:
         self.latency = latency
         self.together = together  # requests that must have been there at once before any is answered
@@ -105,6 +107,8 @@ class StandIn:
         self.app.router.add_get("/stats", self._stats)
         self.batches = batches or Batches()
         self.app.router.add_routes(self.batches.routes(self._line))
+        self.messages = messages or MessageBatches()
+        self.app.router.add_routes(self.messages.routes(self._line))
 
     async def _stats(self, request: web.Request) -> web.Response:
         stats = self.stats
@@ -324,6 +328,7 @@ class RunningStandIn:
             text=self.server.text,
             canned=self.server.canned,
             batches=self.server.batches,
+            messages=self.server.messages,
         )
         fresh.stats = self.server.stats
         self.server = fresh

@@ -12,7 +12,7 @@ import stillhouse.teachers
 from stillhouse.plugins import built_in_kinds
 
 KINDS = [
-    (stillhouse.teachers, {"ensemble", "openai", "reference", "scripted", "transformers", "vllm"}),
+    (stillhouse.teachers, {"anthropic", "ensemble", "openai", "reference", "scripted", "transformers", "vllm"}),
     (stillhouse.exchange.formats, {"axolotl", "distillkit", "openai", "openai-log", "sharegpt", "trl"}),
     (stillhouse.evaluation.metrics, {"chrf", "edit-distance", "exact-match", "rouge", "token-f1"}),
     (

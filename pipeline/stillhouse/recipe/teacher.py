@@ -23,7 +23,7 @@ class TeacherSettings(Settings):
     """The model that labels. `options` are those of the kind, which checks them."""
 
     kind: str = Field(
-        description="transformers, ensemble, vllm, openai, scripted, reference, or a kind of another package"
+        description="transformers, ensemble, vllm, openai, anthropic, scripted, reference, or a kind of another package"
     )
     model: str = Field(default="", description="a folder, a hub id, or the API's name of the model")
     revision: str | None = Field(default=None, description="revision of a hub model; None: the newest")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -84,8 +85,8 @@ class Batches(Protocol):
     async def submit_batch(self, job: str, file: Path) -> str:
         """Upload the input file, create the job with our id `job`, and return the provider's id."""
 
-    async def find_batch(self, job: str) -> str | None:
-        """Return the provider's id of our job; None if the provider lists none."""
+    async def find_batch(self, job: str, *, requests: int, since: datetime) -> str | None:
+        """Return the provider's id of our job, of so many requests and not older than `since`; None if it lists none."""
 
     async def read_batch(self, remote_id: str) -> RemoteBatch:
         """Return the state of a job."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -245,7 +246,7 @@ class OpenAiTeacher:
     async def submit_batch(self, job: str, file: Path) -> str:
         return await self._batches.submit(job, file, self._batch_url, self._options.batch.window)
 
-    async def find_batch(self, job: str) -> str | None:
+    async def find_batch(self, job: str, *, requests: int, since: datetime) -> str | None:
         return await self._batches.find(job)
 
     async def read_batch(self, remote_id: str) -> RemoteBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from stillhouse.dataset.store import journal_folder
 from stillhouse.errors import TeacherUnavailable, UsageError
@@ -39,7 +40,8 @@ async def cancel_jobs(recipe: Recipe, ids: Sequence[str]) -> list[str]:
     cancelled = []
     try:
         for card in running.values():
-            remote_id = card.remote_id or await teacher.find_batch(card.id)
+            since = datetime.fromisoformat(card.created_at)
+            remote_id = card.remote_id or await teacher.find_batch(card.id, requests=card.requests, since=since)
             if (not ids or card.id in ids) and remote_id is not None:
                 await teacher.cancel_batch(remote_id)
                 cancelled.append(card.id)

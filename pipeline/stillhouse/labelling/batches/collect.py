@@ -99,7 +99,8 @@ async def collect(
         part = suspects[start : start + _AT_ONCE]
         await _store([_record(job, request, refusal) for request, refusal in part], journal)
     found.rejected += len(suspects)
-    found.cost_usd += worst_each * max(0, remote.completed - billed)  # answers that got lost were paid for
+    if seen or not unknown:  # else it is another's job
+        found.cost_usd += worst_each * max(0, remote.completed - billed)  # answers that got lost were paid for
     missing = [key for key in requests if key not in seen]
     found.failed |= dict.fromkeys(missing, "the results have no line for this request") if not _expires(remote) else {}
     if unknown or doubled:

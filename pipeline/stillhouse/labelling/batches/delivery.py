@@ -139,15 +139,19 @@ class BatchDelivery:
     async def _adopt(self, job: BatchJob) -> BatchJob | None:
         """Find a job at the provider that an earlier process may have submitted; None if there is none."""
         age = (datetime.now(UTC) - datetime.fromisoformat(job.card.created_at)).total_seconds()
-        found = await self._patiently(lambda: self._teacher.find_batch(job.card.id))
+        found = await self._patiently(partial(self._find, job))
         if found is None and age < self._label.batch.unseen:  # the killed process's request may still be on its way
             await asyncio.sleep(self._label.batch.unseen - age)
-            found = await self._patiently(lambda: self._teacher.find_batch(job.card.id))
+            found = await self._patiently(partial(self._find, job))
         if found is not None:
             log.info("adopted batch job %s, which an earlier run submitted as %s", job.card.id, found)
             return job.updated(state="submitted", remote_id=found, submitted_at=utc_now())
         await self._give_up(job, "it was never submitted")
         return None
+
+    async def _find(self, job: BatchJob) -> str | None:
+        since = datetime.fromisoformat(job.card.created_at)
+        return await self._teacher.find_batch(job.card.id, requests=job.card.requests, since=since)
 
     async def _give_up(self, job: BatchJob, detail: str) -> None:
         """Settle a job of which the provider answered and billed nothing."""
@@ -200,7 +204,7 @@ class BatchDelivery:
                 if time.monotonic() - began > self._label.patience:
                     raise self._unavailable(failure) from None
                 await asyncio.sleep(failure.wait or min(30.0, 0.5 * 2**attempt))
-                found = await self._patiently(lambda: self._teacher.find_batch(job.card.id))
+                found = await self._patiently(partial(self._find, job))
                 if found is not None:
                     return found
         raise AssertionError("unreachable")

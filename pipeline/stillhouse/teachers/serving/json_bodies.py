@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,6 +22,14 @@ def json_object(content: bytes) -> Mapping[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return data if isinstance(data, dict) else None
+
+
+def json_lines(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the JSON objects of a file with one in each line; other lines, such as one that was cut off, are left out."""
+    with file.open("rb") as lines:
+        for line in lines:
+            if (found := json_object(line)) is not None:
+                yield found
 
 
 def error_in(body: bytes) -> ErrorBody | None:

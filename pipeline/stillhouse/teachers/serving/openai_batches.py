@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from pydantic import Field
 
 from stillhouse.errors import TeacherRefused
@@ -26,6 +25,7 @@ from stillhouse.settings import Settings
 from stillhouse.teachers.base import AttemptFailed
 from stillhouse.teachers.batches import LineFault, RemoteBatch
 from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
+from stillhouse.teachers.serving.json_bodies import json_lines
 from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class OpenAiBatches:
             batch = await self._client.batches.retrieve(remote_id)
         return _remote(batch, self._api)
 
-    async def lines(self, remote_id: str, folder: Path) -> AsyncIterator[dict[str, Any]]:
+    async def lines(self, remote_id: str, folder: Path) -> AsyncIterator[Mapping[str, Any]]:
         """Download the outputs and the errors of a job into `folder`, and yield their lines."""
         with self._errors("a batch job"):
             batch = await self._client.batches.retrieve(remote_id)
@@ -103,7 +103,7 @@ class OpenAiBatches:
                 continue
             file = folder / f"{name}.jsonl"
             if await self._download(file_id, file):
-                for line in _lines(file):
+                for line in json_lines(file):
                     yield line
 
     async def cancel(self, remote_id: str) -> None:
@@ -213,15 +213,3 @@ def _remote(batch: Batch, api: OpenAiApi) -> RemoteBatch:
         faulty_lines=tuple(faults),
         over_queue_limit=full,
     )
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file's lines; a line that is none is left out, so that its request is asked again."""
-    with file.open("rb") as source:
-        for line in source:
-            try:
-                found = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            if isinstance(found, dict):
-                yield found
