@@ -86,7 +86,7 @@ class Batches(Protocol):
         """Upload the input file, create the job with our id `job`, and return the provider's id."""
 
     async def find_batch(self, job: str, *, requests: int, since: datetime) -> str | None:
-        """Return the provider's id of our job, of so many requests and not older than `since`; None if it lists none."""
+        """Return the provider's id of our job, not older than `since`; None if it lists none of this number of requests."""
 
     async def read_batch(self, remote_id: str) -> RemoteBatch:
         """Return the state of a job."""
