@@ -15,6 +15,7 @@ from tests.paths import ROOT
 
 FOLDERS, OURS = ("pipeline", "flows"), {"stillhouse", "stillhouse_flows"}
 ON_REQUEST = {
+    "anthropic",
     "polars",
     "ray",
     "torchao",

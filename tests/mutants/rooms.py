@@ -68,6 +68,7 @@ ROOMS = (
             "tests/labelling/test_parts.py",
             "tests/labelling/test_faults.py",
             "tests/labelling/test_durability.py",
+            "tests/labelling/batches/test_*.py",
             "tests/labelling/test_*.py",
         ),
         without=("pipeline/stillhouse/labelling/runners/ray.py", "tests/labelling/runners/test_ray.py"),

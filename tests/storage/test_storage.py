@@ -25,7 +25,7 @@ from stillhouse.dataset.manifest import FILE_NAME, read_manifest, write_manifest
 from stillhouse.dataset.store import all_datasets, dataset_folder, find_dataset, journal_folder, open_dataset
 from stillhouse.dataset.writer import Origin, new_version
 from stillhouse.errors import DatasetMissing, DatasetRefused, RecipeError, StorageFailed, UsageError
-from stillhouse.labelling import engine, job, sender
+from stillhouse.labelling import engine, job, outcome_records
 from stillhouse.labelling.engine import label
 from stillhouse.labelling.estimate import estimate_labelling
 from stillhouse.recipe.recipe import Recipe, recipe_from
@@ -50,7 +50,7 @@ def contents(folder: Path | RemotePath) -> dict[str, bytes]:
 @pytest.fixture
 def one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever writes the time writes this one."""
-    for module in (job, sender):
+    for module in (job, outcome_records):
         monkeypatch.setattr(module, "utc_now", lambda: "2026-01-01T00:00:00+00:00")
 
 
