@@ -20,15 +20,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay
 from tenacity.wait import wait_exponential_jitter
 
 from stillhouse.errors import JobsPending, RecipeError, TeacherRefused, TeacherUnavailable
 from stillhouse.labelling.batches.collect import Collected, collect
-from stillhouse.labelling.batches.jobs import FOLDER, BatchJob, jobs_in, write_job
+from stillhouse.labelling.batches.jobs import FOLDER, BatchJob, StoredRequest, jobs_in, write_job
 from stillhouse.labelling.budget import Budget, budget_spent
 from stillhouse.labelling.journal import Change, Journal
 from stillhouse.labelling.outcome_records import record_of
@@ -37,7 +38,7 @@ from stillhouse.labelling.sender import GRACE_SECONDS
 from stillhouse.labelling.tokens import most_prompt_tokens
 from stillhouse.progress import Progress
 from stillhouse.recipe.label import LabelSettings
-from stillhouse.records import utc_now
+from stillhouse.records import Completion, Rejection, utc_now
 from stillhouse.teachers.base import AttemptFailed, Refusal, Request, Teacher
 from stillhouse.teachers.batches import Batches, RemoteBatch
 
@@ -197,13 +198,13 @@ class BatchDelivery:
     async def _submit_once(self, job: BatchJob) -> str:
         """Submit a job; after each failed attempt look whether it is there all the same."""
         began = time.monotonic()
-        for attempt in range(1, 1000):
+        for attempt in count(1):
             try:
                 return await self._teacher.submit_batch(job.card.id, job.input)
             except AttemptFailed as failure:
                 if time.monotonic() - began > self._label.patience:
                     raise self._unavailable(failure) from None
-                await asyncio.sleep(failure.wait or min(30.0, 0.5 * 2**attempt))
+                await asyncio.sleep(failure.wait or min(30.0, 2.0 ** (attempt - 1)))
                 found = await self._patiently(partial(self._find, job))
                 if found is not None:
                     return found
@@ -372,7 +373,7 @@ class BatchDelivery:
         await self._journal.commit(Change(outcomes=[self._record(key, stored, refusal)]))
         self.answered += 1
 
-    def _record(self, key: str, request: Request | Any, refusal: Refusal) -> Any:
+    def _record(self, key: str, request: Request | StoredRequest, refusal: Refusal) -> Completion | Rejection:
         teacher = self._plan.answer_settings.teacher.model
         return record_of(key, request.prompt, request.sample, refusal, teacher=teacher)
 
