@@ -10,8 +10,6 @@ Install the package with `pip install 'stillhouse[anthropic]'`.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,13 +17,11 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import orjson
 from pydantic import Field, JsonValue, SecretStr
 
 from stillhouse.errors import RecipeError, TeacherRefused
-from stillhouse.inputs.urls import check_base_url
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import TeacherIdentity, content_hash, finish_reason_of
@@ -33,7 +29,7 @@ from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
 from stillhouse.teachers.batches import BatchLimits, BatchResult, RemoteBatch
 from stillhouse.teachers.prices import Price, SharedPrice, find_price, why_no_price
-from stillhouse.teachers.serving.environment import read_key
+from stillhouse.teachers.serving.account import account_of, find_base_url, find_key
 from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
 from stillhouse.teachers.serving.error_classes import classify_error
 from stillhouse.teachers.serving.json_bodies import json_lines
@@ -46,7 +42,6 @@ if TYPE_CHECKING:
 
 _DEFAULT_URL = "https://api.anthropic.com"
 _URL_VARIABLE = "ANTHROPIC_BASE_URL"
-_LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 _OURS = {  # not allowed in extra_body; with the fix
     "model": "use teacher.model",
     "messages": "use prompts",
@@ -107,8 +102,8 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
             value="anthropic",
             fix="run `pip install 'stillhouse[anthropic]'`",
         )
-    base_url = _base_url(options)
-    return AnthropicTeacher(settings, options, label, base_url, _key(options, base_url))
+    base_url = find_base_url(options.base_url, _URL_VARIABLE, _DEFAULT_URL)
+    return AnthropicTeacher(settings, options, label, base_url, find_key(options.api_key_env, base_url))
 
 
 class _Refused(Exception):
@@ -236,8 +231,7 @@ class AnthropicTeacher:
 
     @property
     def account(self) -> str:
-        digest = hashlib.sha256(f"stillhouse batch account\n{self._key.get_secret_value()}".encode()).hexdigest()
-        return f"{self._base_url} #{digest[:8]}"
+        return account_of(self._base_url, self._key)
 
     def batch_line(self, request: Request) -> bytes:
         return orjson.dumps({"custom_id": request.key, "params": self._body(request)})
@@ -413,21 +407,3 @@ def _check_response_format(label: LabelSettings) -> None:
             setting="label.response_format",
             fix="write it as {type: json_schema, json_schema: {name: ..., schema: {...}}}",
         )
-
-
-def _base_url(options: AnthropicOptions) -> str:
-    given = [("teacher.options.base_url", options.base_url), (_URL_VARIABLE, os.environ.get(_URL_VARIABLE))]
-    setting, url = next(((name, url) for name, url in given if url and url.strip()), ("", _DEFAULT_URL))
-    return check_base_url(url, setting)
-
-
-def _key(options: AnthropicOptions, base_url: str) -> SecretStr:
-    if key := read_key(options.api_key_env):
-        return key
-    if urlsplit(base_url).hostname in _LOCAL_HOSTS:
-        return SecretStr(NO_KEY)
-    raise RecipeError(
-        f"the environment variable is not set, and requests go to {base_url}",
-        setting=options.api_key_env,
-        fix=f"export {options.api_key_env}=..., or name another variable in teacher.options.api_key_env",
-    )

@@ -10,19 +10,16 @@ or `transformers` kinds for these.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import orjson
-from pydantic import Field, JsonValue, SecretStr
+from pydantic import Field, JsonValue
 
 from stillhouse.errors import RecipeError, TeacherRefused
-from stillhouse.inputs.urls import check_base_url
 from stillhouse.recipe.label import LabelSettings
 from stillhouse.recipe.teacher import TeacherSettings
 from stillhouse.records import TeacherIdentity, TokenLogprob, content_hash, finish_reason_of
@@ -30,14 +27,14 @@ from stillhouse.settings import Settings, parse_options
 from stillhouse.teachers.base import Answer, AttemptFailed, Outcome, Refusal, Request
 from stillhouse.teachers.batches import BatchLimits, BatchResult, RemoteBatch
 from stillhouse.teachers.prices import Price, SharedPrice, find_price, why_no_price
-from stillhouse.teachers.serving.environment import HEADER_VARIABLES, read_header, read_key
+from stillhouse.teachers.serving.account import find_base_url, find_key
+from stillhouse.teachers.serving.environment import HEADER_VARIABLES, read_header
 from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
-from stillhouse.teachers.serving.openai_api import NO_KEY, Endpoint, OpenAiApi, Reply, Timeouts
+from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi, Reply, Timeouts
 from stillhouse.teachers.serving.openai_batches import BatchOptions, OpenAiBatches
 
 _DEFAULT_URL = "https://api.openai.com/v1"
 _URL_VARIABLE = "OPENAI_BASE_URL"
-_LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 _FORBIDDEN_FIELDS = {  # not allowed in extra_body, since prices, budgets or answers would be wrong; with the fix
     "model": "use teacher.model",
     "messages": "use prompts",
@@ -106,8 +103,9 @@ def open_teacher(settings: TeacherSettings, label: LabelSettings, seed: int) -> 
     _check_encodable(settings, options, label)
     for name in HEADER_VARIABLES:
         read_header(name)
-    base_url = _base_url(options)
-    return OpenAiTeacher(settings, options, label, Endpoint(base_url, _key(options, base_url), options.timeouts))
+    base_url = find_base_url(options.base_url, _URL_VARIABLE, _DEFAULT_URL)
+    key = find_key(options.api_key_env, base_url)
+    return OpenAiTeacher(settings, options, label, Endpoint(base_url, key, options.timeouts))
 
 
 def _check_fields(setting: str, fields: Iterable[str], label: LabelSettings) -> None:
@@ -375,22 +373,3 @@ def _token_logprobs(given: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None
 
 def _token(token: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> TokenLogprob:
     return TokenLogprob(str(token), float(logprob), tuple((str(name), float(value)) for name, value in top))
-
-
-def _base_url(options: OpenAiOptions) -> str:
-    """Return the base URL from the recipe, else from the environment, else OpenAI's."""
-    given = [("teacher.options.base_url", options.base_url), (_URL_VARIABLE, os.environ.get("OPENAI_BASE_URL"))]
-    setting, url = next(((name, url) for name, url in given if url and url.strip()), ("", _DEFAULT_URL))
-    return check_base_url(url, setting)
-
-
-def _key(options: OpenAiOptions, base_url: str) -> SecretStr:
-    if key := read_key(options.api_key_env):
-        return key
-    if urlsplit(base_url).hostname in _LOCAL_HOSTS:
-        return SecretStr(NO_KEY)
-    raise RecipeError(
-        f"the environment variable is not set, and requests go to {base_url}",
-        setting=options.api_key_env,
-        fix=f"export {options.api_key_env}=..., or name another variable in teacher.options.api_key_env",
-    )

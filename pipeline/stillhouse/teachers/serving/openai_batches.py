@@ -10,7 +10,6 @@ or `TeacherRefused`, as for single requests (openai_api.py).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from stillhouse.errors import TeacherRefused
 from stillhouse.settings import Settings
 from stillhouse.teachers.base import AttemptFailed
 from stillhouse.teachers.batches import LineFault, RemoteBatch
+from stillhouse.teachers.serving.account import account_of
 from stillhouse.teachers.serving.error_bodies import ErrorBody, read_error
 from stillhouse.teachers.serving.json_bodies import json_lines
 from stillhouse.teachers.serving.openai_api import Endpoint, OpenAiApi
@@ -60,10 +60,7 @@ class OpenAiBatches:
 
     @property
     def account(self) -> str:
-        """The server, and the first digits of a hash of the key: enough to tell two accounts apart, and no secret."""
-        key = self._endpoint.key.get_secret_value()
-        digest = hashlib.sha256(f"stillhouse batch account\n{key}".encode()).hexdigest()
-        return f"{self._endpoint.base_url} #{digest[:8]}"
+        return account_of(self._endpoint.base_url, self._endpoint.key)
 
     async def submit(self, job: str, file: Path, url: str, window: str) -> str:
         """Upload the input, create the job, and return its id."""
